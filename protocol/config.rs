@@ -1,0 +1,310 @@
+//! `cluster.toml`: every limit and choice, with its default.
+//!
+//! Read once, never changed. The file at the root of the repository spells out every key; a test
+//! holds the two together.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use bincode::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// What is served.
+    pub model: Model,
+    /// What the coordinator does with nodes.
+    pub coordinator: Coordinator,
+    /// The API.
+    pub http: Http,
+    /// What one step may hold.
+    pub scheduler: Scheduler,
+    /// Connections between processes. The coordinator hands it to every node that joins.
+    pub transport: Transport,
+    /// What is logged.
+    pub log: Log,
+}
+
+/// What is served.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Model {
+    /// A Hugging Face directory or a GGUF file. Empty: given by --model.
+    pub path: PathBuf,
+    /// The model's name in the API. Empty: the name that the files carry.
+    pub name: String,
+    /// Tokens of one sequence, prompt and answer. 0: as many as the model was made for.
+    pub max_model_len: u32,
+}
+
+/// What the coordinator does with nodes.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Coordinator {
+    /// Where nodes join (UDP). Only loopback needs no token.
+    pub cluster_addr: SocketAddr,
+    /// Where the cluster's certificates and the start counter are kept. Empty: a folder of the
+    /// user's, named by the cluster port.
+    pub data_dir: PathBuf,
+    /// Node processes to run as children.
+    pub local_nodes: u32,
+    /// Stages of a pipeline. 0: as few as memory allows, over the nodes that are there.
+    pub stages: u32,
+    /// Milliseconds to wait for more nodes after one joined, before a pipeline is placed.
+    pub settle_ms: u64,
+    /// Milliseconds that a stage may take to load without any progress.
+    pub load_timeout_ms: u64,
+    /// Milliseconds that one step may take before its pipeline counts as lost.
+    pub step_timeout_ms: u64,
+    /// Milliseconds that running requests get to end when the coordinator is asked to stop.
+    pub drain_timeout_ms: u64,
+}
+
+/// The API.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// Where the API listens.
+    pub addr: SocketAddr,
+    /// Bytes of a request's body; one more is answered 413.
+    pub max_body_bytes: usize,
+    /// Requests that are answered at once; one more is answered 503.
+    pub max_concurrent_requests: usize,
+    /// Most probable tokens that a request may ask for with each token.
+    pub max_logprobs: u32,
+    /// Choices of one request (`n`).
+    pub max_choices: u32,
+    /// Stop strings of one request.
+    pub max_stop_strings: usize,
+    /// Characters of one stop string.
+    pub max_stop_chars: usize,
+    /// Entries of one request's `logit_bias`.
+    pub max_logit_bias: usize,
+    /// Tokens of an answer when the request names no limit. 0: as many as fit.
+    pub default_max_tokens: u32,
+    /// Steps that rendering a chat template may take.
+    pub max_template_fuel: u64,
+}
+
+/// What one step may hold.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Scheduler {
+    /// Requests that may wait; one more is answered 503.
+    pub max_queued_requests: usize,
+    /// Sequences that run at once.
+    pub max_num_seqs: u32,
+    /// Tokens computed in one step, prefill and decode together. Larger raises throughput and the
+    /// time between two tokens of a running request.
+    pub max_batched_tokens: u32,
+    /// Blocks of 16 tokens in the KV cache. 0: as many as fit, up to what `max_num_seqs`
+    /// sequences of full length could fill.
+    pub max_blocks: u32,
+}
+
+/// Connections between processes.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, Encode, Decode)]
+#[serde(default, deny_unknown_fields)]
+pub struct Transport {
+    /// Milliseconds between two signs of life on an idle connection.
+    pub keep_alive_ms: u64,
+    /// Milliseconds of silence after which the other side counts as dead.
+    pub idle_timeout_ms: u64,
+    /// Milliseconds that dialling and joining may take.
+    pub connect_timeout_ms: u64,
+    /// Bytes of one frame between stages.
+    pub max_frame_bytes: u32,
+    /// Frames that may wait between a connection and a stage.
+    pub max_buffered_frames: u32,
+    /// Bytes in flight on a control connection: small, so that nothing delays a heartbeat.
+    pub control_window_bytes: u32,
+    /// Bytes in flight on a data connection.
+    pub data_window_bytes: u32,
+    /// Connections that one process accepts at once.
+    pub max_connections: u32,
+    /// Days that a node's certificate is valid.
+    pub certificate_days: u32,
+}
+
+/// What is logged.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// Which events: `error`, `warn`, `info`, `debug`, `trace`, or a filter such as
+    /// `info,transport=debug`. RUST_LOG wins.
+    pub level: String,
+    /// `text` or `json`.
+    pub format: LogFormat,
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines: one object a line.
+    Json,
+}
+
+impl Default for Coordinator {
+    fn default() -> Self {
+        Self {
+            cluster_addr: SocketAddr::from(([127, 0, 0, 1], 7000)),
+            data_dir: PathBuf::new(),
+            local_nodes: 0,
+            stages: 0,
+            settle_ms: 500,
+            load_timeout_ms: 120_000,
+            step_timeout_ms: 60_000,
+            drain_timeout_ms: 10_000,
+        }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            addr: SocketAddr::from(([127, 0, 0, 1], 8000)),
+            max_body_bytes: 8 << 20,
+            max_concurrent_requests: 1024,
+            max_logprobs: 20,
+            max_choices: 16,
+            max_stop_strings: 16,
+            max_stop_chars: 1024,
+            max_logit_bias: 1024,
+            default_max_tokens: 0,
+            max_template_fuel: 10_000_000,
+        }
+    }
+}
+
+impl Default for Scheduler {
+    fn default() -> Self {
+        Self { max_queued_requests: 1024, max_num_seqs: 64, max_batched_tokens: 512, max_blocks: 0 }
+    }
+}
+
+impl Default for Transport {
+    fn default() -> Self {
+        Self {
+            keep_alive_ms: 250,
+            idle_timeout_ms: 1500,
+            connect_timeout_ms: 5000,
+            max_frame_bytes: 256 << 20,
+            max_buffered_frames: 16,
+            control_window_bytes: 256 << 10,
+            data_window_bytes: 32 << 20,
+            max_connections: 256,
+            certificate_days: 1,
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Text }
+    }
+}
+
+/// Why a configuration is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Not TOML, an unknown key, or a value of the wrong type.
+    #[error("{0}")]
+    Parse(String),
+    /// A value that can't work.
+    #[error("{key} = {value}: {expected}")]
+    Value {
+        /// Section and key.
+        key: &'static str,
+        /// What the file says.
+        value: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+}
+
+impl Config {
+    /// The configuration that `text` spells out, with defaults for what it leaves out.
+    ///
+    /// # Errors
+    /// When the text isn't TOML, names an unknown key, or holds a value that can't work.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let config: Self =
+            toml::from_str(text).map_err(|cause| ConfigError::Parse(cause.to_string()))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let (scheduler, http, transport) = (&self.scheduler, &self.http, &self.transport);
+        let at_least_one: [(&'static str, u64); 9] = [
+            ("scheduler.max_queued_requests", scheduler.max_queued_requests as u64),
+            ("scheduler.max_num_seqs", scheduler.max_num_seqs.into()),
+            ("scheduler.max_batched_tokens", scheduler.max_batched_tokens.into()),
+            ("http.max_body_bytes", http.max_body_bytes as u64),
+            ("http.max_concurrent_requests", http.max_concurrent_requests as u64),
+            ("http.max_choices", http.max_choices.into()),
+            ("transport.keep_alive_ms", transport.keep_alive_ms),
+            ("transport.max_buffered_frames", transport.max_buffered_frames.into()),
+            ("transport.max_connections", transport.max_connections.into()),
+        ];
+        for (key, value) in at_least_one {
+            if value == 0 {
+                let expected = "must be at least 1";
+                return Err(ConfigError::Value { key, value: "0".into(), expected });
+            }
+        }
+        if transport.idle_timeout_ms < 2 * transport.keep_alive_ms {
+            return Err(ConfigError::Value {
+                key: "transport.idle_timeout_ms",
+                value: transport.idle_timeout_ms.to_string(),
+                expected: "must be at least twice transport.keep_alive_ms",
+            });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER_TOML: &str = include_str!("../cluster.toml");
+
+    #[test]
+    fn cluster_toml_spells_out_every_default() {
+        let file: toml::Table = CLUSTER_TOML.parse().unwrap();
+        assert_eq!(file, toml::Table::try_from(Config::default()).unwrap());
+        assert_eq!(Config::parse(CLUSTER_TOML), Ok(Config::default()));
+    }
+
+    #[test]
+    fn every_key_of_cluster_toml_has_a_comment_above_it() {
+        let lines: Vec<_> = CLUSTER_TOML.lines().collect();
+        for pair in lines.windows(2) {
+            if pair[1].contains(" = ") && !pair[1].starts_with('#') {
+                assert!(pair[0].starts_with('#'), "no comment above: {}", pair[1]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_refused_by_name() {
+        let error = Config::parse("[scheduler]\nmax_num_seq = 3").unwrap_err();
+        assert!(error.to_string().contains("max_num_seq"), "{error}");
+    }
+
+    #[test]
+    fn a_value_that_cannot_work_is_refused() {
+        let error = Config::parse("[transport]\nidle_timeout_ms = 100").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "transport.idle_timeout_ms = 100: must be at least twice transport.keep_alive_ms"
+        );
+    }
+}

@@ -1,0 +1,439 @@
+//! Frames of the data plane: a fixed header, then typed sections.
+//!
+//! ```text
+//!  0  4  magic "AGLM"          24  8  epoch.counter
+//!  4  2  wire version          32  8  step
+//!  6  1  kind                  40 16  model
+//!  7  1  number of sections    56  4  reserved, 0
+//!  8  4  pipeline              60  4  bytes of all sections
+//! 12  4  stage
+//! 16  8  epoch.start           all integers little-endian
+//! ```
+//! A section is `u16 kind, u16 flags, u32 bytes`, then its bytes. Flag 1 is the critical bit: a
+//! reader that doesn't know a critical section refuses the frame by name, and skips any other.
+//! That is how old and new can meet: speculation (windows, drafts, discard ranges) and grammar
+//! masks are sections to come.
+
+use crate::{
+    Batch, Epoch, ModelId, PipelineId, SliceOutput, StageIndex, StepId, WIRE_VERSION,
+    codec::{self, CodecError},
+};
+use bincode::{Decode, Encode};
+
+const MAGIC: [u8; 4] = *b"AGLM";
+
+/// Bytes of the fixed header.
+pub const HEADER_BYTES: usize = 64;
+
+const CRITICAL: u16 = 1;
+
+/// One message of the data plane.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Frame {
+    /// Which model the frame is about.
+    pub model: ModelId,
+    /// Which pipeline.
+    pub pipeline: PipelineId,
+    /// The stage that it goes to, or that it comes from when it goes to the coordinator.
+    pub stage: StageIndex,
+    /// The generation of the pipeline's plan.
+    pub epoch: Epoch,
+    /// The step.
+    pub step: StepId,
+    /// What it says.
+    pub body: Body,
+}
+
+/// What a frame says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    /// To a stage: compute this. To stage 0 without a hidden state, to the others with one.
+    Step(Step),
+    /// From the last stage: what was sampled.
+    Sampled(Sampled),
+    /// From a stage: this step can't be computed.
+    Failed(Failed),
+}
+
+/// A batch on its way through the stages.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Step {
+    /// What to compute.
+    pub batch: Batch,
+    /// The previous stage's output, `[num_tokens, hidden_size]`; empty at stage 0.
+    pub hidden: Vec<f32>,
+    /// Of the stages so far.
+    pub timings: Vec<StageTiming>,
+}
+
+/// What the last stage sampled in one step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sampled {
+    /// One for each slice, in the batch's order.
+    pub outputs: Vec<SliceOutput>,
+    /// Of all stages.
+    pub timings: Vec<StageTiming>,
+}
+
+/// A step that a stage could not compute.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Failed {
+    /// One sentence for a person.
+    pub cause: String,
+    /// Whether the stage is of no more use (its device is lost).
+    pub fatal: bool,
+}
+
+/// Where a stage's part of a step went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct StageTiming {
+    /// Which stage.
+    pub stage: StageIndex,
+    /// From the frame's arrival until the device took it.
+    pub wait_us: u32,
+    /// On the device, readback included.
+    pub compute_us: u32,
+    /// Bytes of the frame that arrived.
+    pub received_bytes: u32,
+}
+
+/// Why bytes are not a frame.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Fewer bytes than the header or its lengths promise.
+    #[error("frame is truncated: {held} bytes, {promised} promised")]
+    Truncated {
+        /// Bytes that are there.
+        held: usize,
+        /// Bytes that were promised.
+        promised: usize,
+    },
+    /// More bytes than the limit.
+    #[error("frame of {bytes} bytes exceeds transport.max_frame_bytes = {max}")]
+    TooLong {
+        /// Bytes that were promised.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// Not ours.
+    #[error("frame doesn't begin with AGLM")]
+    BadMagic,
+    /// Of another version.
+    #[error("frame speaks wire version {theirs}, this process speaks {WIRE_VERSION}")]
+    UnknownVersion {
+        /// The sender's.
+        theirs: u16,
+    },
+    /// A kind that this version doesn't have.
+    #[error("frame kind {0} is unknown")]
+    UnknownKind(u8),
+    /// A section that must be understood and isn't.
+    #[error("critical section {0} is unknown: the sender is newer than this process")]
+    UnknownSection(u16),
+    /// A section that the kind needs is not there, or stands twice.
+    #[error("frame has {count} {name} sections, needs 1")]
+    WrongSections {
+        /// Which.
+        name: &'static str,
+        /// How many there are.
+        count: usize,
+    },
+    /// The lengths contradict each other.
+    #[error("frame's lengths contradict each other")]
+    WrongLengths,
+    /// A section's content is malformed.
+    #[error(transparent)]
+    Content(#[from] CodecError),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Section {
+    Batch = 1,
+    Hidden = 2,
+    Timings = 3,
+    Outputs = 4,
+    Failed = 5,
+}
+
+impl Frame {
+    /// The frame's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + self.size_hint());
+        bytes.resize(HEADER_BYTES, 0);
+        let mut num_sections = 0u8;
+        let mut section = |kind: Section, flags: u16, write: &mut dyn FnMut(&mut Vec<u8>)| {
+            bytes.extend((kind as u16).to_le_bytes());
+            bytes.extend(flags.to_le_bytes());
+            let at = bytes.len();
+            bytes.extend([0; 4]);
+            write(&mut bytes);
+            let length = u32::try_from(bytes.len() - at - 4).expect("sections are below 4 GiB");
+            bytes[at..at + 4].copy_from_slice(&length.to_le_bytes());
+            num_sections += 1;
+        };
+        let kind = match &self.body {
+            Body::Step(step) => {
+                section(Section::Batch, CRITICAL, &mut |b| b.extend(codec::encode(&step.batch)));
+                section(Section::Hidden, CRITICAL, &mut |b| {
+                    b.reserve(step.hidden.len() * 4);
+                    b.extend(step.hidden.iter().flat_map(|x| x.to_le_bytes()));
+                });
+                section(Section::Timings, 0, &mut |b| b.extend(codec::encode(&step.timings)));
+                1
+            }
+            Body::Sampled(sampled) => {
+                section(Section::Outputs, CRITICAL, &mut |b| {
+                    b.extend(codec::encode(&sampled.outputs));
+                });
+                section(Section::Timings, 0, &mut |b| b.extend(codec::encode(&sampled.timings)));
+                2
+            }
+            Body::Failed(failed) => {
+                section(Section::Failed, CRITICAL, &mut |b| b.extend(codec::encode(failed)));
+                3
+            }
+        };
+        let length = u32::try_from(bytes.len() - HEADER_BYTES).expect("frames are below 4 GiB");
+        bytes[0..4].copy_from_slice(&MAGIC);
+        bytes[4..6].copy_from_slice(&WIRE_VERSION.to_le_bytes());
+        bytes[6] = kind;
+        bytes[7] = num_sections;
+        bytes[8..12].copy_from_slice(&self.pipeline.0.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.stage.0.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.epoch.start.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.epoch.counter.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.step.0.to_le_bytes());
+        bytes[40..56].copy_from_slice(&self.model.0);
+        bytes[60..64].copy_from_slice(&length.to_le_bytes());
+        bytes
+    }
+
+    /// The bytes that follow a header, checked against `max` before anyone takes memory for them.
+    ///
+    /// # Errors
+    /// When the header isn't one of this version, or promises more than `max` bytes.
+    pub fn payload_bytes(header: &[u8; HEADER_BYTES], max: usize) -> Result<usize, FrameError> {
+        if header[0..4] != MAGIC {
+            return Err(FrameError::BadMagic);
+        }
+        let theirs = u16::from_le_bytes([header[4], header[5]]);
+        if theirs != WIRE_VERSION {
+            return Err(FrameError::UnknownVersion { theirs });
+        }
+        let bytes = u32::from_le_bytes([header[60], header[61], header[62], header[63]]) as usize;
+        if bytes > max {
+            return Err(FrameError::TooLong { bytes, max });
+        }
+        Ok(bytes)
+    }
+
+    /// The frame that is all of `bytes`.
+    ///
+    /// # Errors
+    /// When the bytes are anything else.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
+        let truncated = |promised| FrameError::Truncated { held: bytes.len(), promised };
+        let header = bytes.first_chunk::<HEADER_BYTES>().ok_or(truncated(HEADER_BYTES))?;
+        let payload = Self::payload_bytes(header, usize::MAX)?;
+        if bytes.len() - HEADER_BYTES < payload {
+            return Err(truncated(HEADER_BYTES + payload));
+        }
+        let sections = Sections::parse(&bytes[HEADER_BYTES..], header[7])?;
+        let body = match header[6] {
+            1 => Body::Step(Step {
+                batch: codec::decode(sections.one(Section::Batch, "batch")?)?,
+                hidden: floats(sections.one(Section::Hidden, "hidden")?)?,
+                timings: sections.optional(Section::Timings)?,
+            }),
+            2 => Body::Sampled(Sampled {
+                outputs: codec::decode(sections.one(Section::Outputs, "outputs")?)?,
+                timings: sections.optional(Section::Timings)?,
+            }),
+            3 => Body::Failed(codec::decode(sections.one(Section::Failed, "failed")?)?),
+            kind => return Err(FrameError::UnknownKind(kind)),
+        };
+        let u32_at =
+            |at: usize| u32::from_le_bytes(*header[at..].first_chunk().expect("inside the header"));
+        let u64_at =
+            |at: usize| u64::from_le_bytes(*header[at..].first_chunk().expect("inside the header"));
+        Ok(Self {
+            model: ModelId(*header[40..].first_chunk().expect("inside the header")),
+            pipeline: PipelineId(u32_at(8)),
+            stage: StageIndex(u32_at(12)),
+            epoch: Epoch { start: u64_at(16), counter: u64_at(24) },
+            step: StepId(u64_at(32)),
+            body,
+        })
+    }
+
+    fn size_hint(&self) -> usize {
+        match &self.body {
+            Body::Step(step) => step.hidden.len() * 4 + step.batch.slices.len() * 64 + 256,
+            Body::Sampled(sampled) => sampled.outputs.len() * 64 + 256,
+            Body::Failed(_) => 256,
+        }
+    }
+}
+
+/// The sections of a frame that this version knows.
+struct Sections<'a>(Vec<(u16, &'a [u8])>);
+
+impl<'a> Sections<'a> {
+    fn parse(mut bytes: &'a [u8], count: u8) -> Result<Self, FrameError> {
+        let mut known = Vec::with_capacity(usize::from(count));
+        for _ in 0..count {
+            let (head, rest) = bytes.split_first_chunk::<8>().ok_or(FrameError::WrongLengths)?;
+            let kind = u16::from_le_bytes([head[0], head[1]]);
+            let flags = u16::from_le_bytes([head[2], head[3]]);
+            let length = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
+            if length > rest.len() {
+                return Err(FrameError::WrongLengths);
+            }
+            let (content, rest) = rest.split_at(length);
+            bytes = rest;
+            if (Section::Batch as u16..=Section::Failed as u16).contains(&kind) {
+                known.push((kind, content));
+            } else if flags & CRITICAL != 0 {
+                return Err(FrameError::UnknownSection(kind));
+            }
+        }
+        if !bytes.is_empty() {
+            return Err(FrameError::WrongLengths);
+        }
+        Ok(Self(known))
+    }
+
+    fn all(&self, section: Section) -> impl Iterator<Item = &'a [u8]> {
+        self.0.iter().filter(move |(kind, _)| *kind == section as u16).map(|(_, bytes)| *bytes)
+    }
+
+    fn one(&self, section: Section, name: &'static str) -> Result<&'a [u8], FrameError> {
+        let count = self.all(section).count();
+        self.all(section)
+            .next()
+            .filter(|_| count == 1)
+            .ok_or(FrameError::WrongSections { name, count })
+    }
+
+    fn optional<T: Default + Decode<()>>(&self, section: Section) -> Result<T, FrameError> {
+        self.all(section).next().map_or_else(|| Ok(T::default()), |b| Ok(codec::decode(b)?))
+    }
+}
+
+fn floats(bytes: &[u8]) -> Result<Vec<f32>, FrameError> {
+    let (floats, rest) = bytes.as_chunks::<4>();
+    if !rest.is_empty() {
+        return Err(FrameError::WrongLengths);
+    }
+    Ok(floats.iter().map(|x| f32::from_le_bytes(*x)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Begin, BlockId, Input, Logprobs, SamplingParams, Slice, TokenId, TokenLogprob};
+    use proptest::prelude::*;
+
+    fn frame(body: Body) -> Frame {
+        Frame {
+            model: ModelId([7; 16]),
+            pipeline: PipelineId(3),
+            stage: StageIndex(1),
+            epoch: Epoch { start: 9, counter: 4 },
+            step: StepId(1 << 40),
+            body,
+        }
+    }
+
+    fn step() -> Step {
+        let slice = Slice {
+            sequence: crate::SequenceId(5),
+            start: 2,
+            input: Input::Tokens(vec![TokenId(1), TokenId(2)]),
+            first_block: 0,
+            blocks: vec![BlockId(8)],
+            begin: Some(Box::new(Begin {
+                sampling: SamplingParams::default(),
+                num_prompt_tokens: 4,
+                skipped: vec![TokenId(0), TokenId(9)],
+            })),
+            sample: true,
+            next: None,
+        };
+        Step {
+            batch: Batch { finished: vec![crate::SequenceId(4)], slices: vec![slice] },
+            hidden: vec![1.5, -0.0, f32::MIN_POSITIVE / 2.0, f32::MAX],
+            timings: vec![StageTiming { compute_us: 5, ..StageTiming::default() }],
+        }
+    }
+
+    fn sampled() -> Sampled {
+        let top = TokenLogprob { token: TokenId(3), logprob: -0.25 };
+        let logprobs = Logprobs { chosen: top, top: vec![top] };
+        let output = SliceOutput {
+            sequence: crate::SequenceId(5),
+            position: 4,
+            token: Some(TokenId(3)),
+            logprobs: Some(logprobs.clone()),
+            prompt_logprobs: vec![logprobs],
+        };
+        Sampled { outputs: vec![output], timings: vec![] }
+    }
+
+    #[test]
+    fn every_kind_comes_back_bit_for_bit() {
+        let failed = Failed { cause: "device lost".into(), fatal: true };
+        for body in [Body::Step(step()), Body::Sampled(sampled()), Body::Failed(failed)] {
+            let sent = frame(body);
+            assert_eq!(Frame::decode(&sent.encode()).unwrap(), sent);
+        }
+    }
+
+    #[test]
+    fn an_unknown_section_is_skipped_unless_it_is_critical() {
+        let sent = frame(Body::Sampled(sampled()));
+        for (flags, expected) in [(0u16, Ok(())), (1, Err(FrameError::UnknownSection(99)))] {
+            let mut bytes = sent.encode();
+            bytes.extend(99u16.to_le_bytes());
+            bytes.extend(flags.to_le_bytes());
+            bytes.extend(2u32.to_le_bytes());
+            bytes.extend([1, 2]);
+            bytes[7] += 1;
+            let length = (bytes.len() - HEADER_BYTES) as u32;
+            bytes[60..64].copy_from_slice(&length.to_le_bytes());
+            assert_eq!(Frame::decode(&bytes).map(|got| assert_eq!(got, sent)), expected);
+        }
+    }
+
+    #[test]
+    fn a_frame_of_another_version_is_refused_by_name() {
+        let mut bytes = frame(Body::Step(step())).encode();
+        bytes[4] = 2;
+        let error = Frame::decode(&bytes).unwrap_err();
+        assert_eq!(error.to_string(), "frame speaks wire version 2, this process speaks 1");
+    }
+
+    #[test]
+    fn a_length_beyond_the_limit_is_refused_before_it_is_read() {
+        let mut header = [0; HEADER_BYTES];
+        header.copy_from_slice(&frame(Body::Step(step())).encode()[..HEADER_BYTES]);
+        header[60..64].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(
+            Frame::payload_bytes(&header, 1000),
+            Err(FrameError::TooLong { bytes: u32::MAX as usize, max: 1000 })
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_frames_never_panic(at in 0usize..400, value in any::<u8>(), cut in 0usize..400) {
+            let mut bytes = frame(Body::Step(step())).encode();
+            let at = at % bytes.len();
+            bytes[at] = value;
+            let _ = Frame::decode(&bytes);
+            bytes.truncate(cut);
+            let _ = Frame::decode(&bytes);
+        }
+    }
+}

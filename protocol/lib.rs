@@ -1,0 +1,30 @@
+//! What two processes must agree on: ids, configuration, batches, frames, messages.
+//!
+//! Pure: nothing here opens a file or a socket, reads a clock or starts a task. Everything that
+//! arrives from another process is decoded here, with its lengths checked before memory is taken.
+
+pub mod batch;
+pub mod codec;
+pub mod config;
+pub mod frame;
+pub mod id;
+pub mod message;
+pub mod node;
+pub mod plan;
+
+pub use batch::{Batch, Begin, Input, Logprobs, SamplingParams, Slice, SliceOutput, TokenLogprob};
+pub use config::{Config, ConfigError};
+pub use frame::{Body, Failed, Frame, FrameError, Sampled, StageTiming, Step};
+pub use id::{
+    BlockId, Digest, Epoch, ModelId, NodeId, PipelineId, RequestId, SequenceId, StageIndex, StepId,
+    TokenId,
+};
+pub use node::{AdapterReport, NodeReport};
+pub use plan::{LayerRange, Peer, StageEcho, StageLimits, StagePlan};
+
+/// Version of everything that two processes say to each other. Processes of different versions
+/// refuse each other when they meet, by name.
+pub const WIRE_VERSION: u16 = 1;
+
+/// Tokens in one block of the KV cache, in every cache of every stage.
+pub const BLOCK_TOKENS: usize = 16;

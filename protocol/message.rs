@@ -1,0 +1,100 @@
+//! Actor messages that cross processes: small, rare, and never tensors.
+//!
+//! Flow uses casts; a question carries a reply port and is always asked with a timeout.
+
+use ractor::{BytesConvertable, RpcReplyPort};
+use ractor_cluster::RactorClusterMessage;
+
+use crate::codec::{self, CodecError};
+use crate::{Epoch, NodeId, NodeReport, PipelineId, StageEcho, StageIndex, StagePlan};
+use bincode::{Decode, Encode};
+
+/// The process group that the coordinator's remote face joins.
+pub const COORDINATOR_GROUP: &str = "autoglm.coordinator";
+
+/// The process group that every node's actor joins.
+pub const NODE_GROUP: &str = "autoglm.nodes";
+
+/// From the coordinator to a node.
+#[derive(Debug, RactorClusterMessage)]
+pub enum NodeMsg {
+    /// Load this stage, then cast [`CoordinatorMsg::Ready`] or [`CoordinatorMsg::Failed`].
+    Load(Wire<StagePlan>),
+    /// Drop every stage of this pipeline up to this epoch.
+    Unload(Wire<Unload>),
+    /// Who are you, and what have you got? Asked when the node's actor appears.
+    #[rpc]
+    Report(Wire<()>, RpcReplyPort<Wire<NodeReport>>),
+}
+
+/// From a node to the coordinator.
+#[derive(Debug, RactorClusterMessage)]
+pub enum CoordinatorMsg {
+    /// A stage is loaded and holds this.
+    Ready(Wire<StageEcho>),
+    /// A stage can't be loaded, or is lost.
+    Failed(Wire<StageFailed>),
+    /// How far loading has come.
+    Progress(Wire<Progress>),
+    /// The node is about to end on purpose.
+    Leaving(Wire<NodeId>),
+}
+
+/// Which stages to drop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Unload {
+    /// Of this pipeline.
+    pub pipeline: PipelineId,
+    /// Of this generation and older.
+    pub epoch: Epoch,
+}
+
+/// A stage that can't be loaded, or is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct StageFailed {
+    /// Who says so.
+    pub node: NodeId,
+    /// Which pipeline.
+    pub pipeline: PipelineId,
+    /// Which generation of its plan.
+    pub epoch: Epoch,
+    /// Which stage of it.
+    pub stage: StageIndex,
+    /// One sentence for a person.
+    pub cause: String,
+}
+
+/// How far a stage's loading has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Progress {
+    /// Which pipeline.
+    pub pipeline: PipelineId,
+    /// Which stage of it.
+    pub stage: StageIndex,
+    /// Bytes on the adapter so far.
+    pub loaded_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+}
+
+/// A value on its way through [`codec`]. What arrives malformed is an `Err` in the receiver's
+/// hands, never a panic.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wire<T>(pub Result<T, CodecError>);
+
+impl<T> From<T> for Wire<T> {
+    fn from(value: T) -> Self {
+        Self(Ok(value))
+    }
+}
+
+impl<T: Encode + Decode<()>> BytesConvertable for Wire<T> {
+    fn into_bytes(self) -> Vec<u8> {
+        // A value that never arrived has no bytes; none is ever sent on.
+        self.0.map_or_else(|_| Vec::new(), |value| codec::encode(&value))
+    }
+
+    fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self(codec::decode(&bytes))
+    }
+}

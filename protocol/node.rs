@@ -1,0 +1,34 @@
+//! What a node says of itself.
+
+use bincode::{Decode, Encode};
+use std::net::SocketAddr;
+
+use crate::{Digest, NodeId};
+
+/// What a node reports when it joins.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub struct NodeReport {
+    /// Who reports.
+    pub node: NodeId,
+    /// The machine's name, for people.
+    pub hostname: String,
+    /// The process on that machine.
+    pub pid: u32,
+    /// Where the node's neighbours reach it.
+    pub data_addr: SocketAddr,
+    /// The adapters that it may use; at least one.
+    pub adapters: Vec<AdapterReport>,
+}
+
+/// A GPU, or what stands in for one.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub struct AdapterReport {
+    /// As the driver calls it.
+    pub name: String,
+    /// Driver and its version.
+    pub driver: String,
+    /// Bytes that stages may take together.
+    pub memory_bytes: u64,
+    /// The device class (design I1): adapter, driver, kernels, and the bits of a self-test.
+    pub fingerprint: Digest,
+}

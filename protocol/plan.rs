@@ -1,0 +1,122 @@
+//! What a stage is told to hold, and what it answers.
+
+use std::net::SocketAddr;
+
+use bincode::{Decode, Encode};
+
+use crate::{Digest, Epoch, ModelId, NodeId, PipelineId, StageIndex};
+
+/// Consecutive layers: `first..end`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct LayerRange {
+    /// The first layer.
+    pub first: u32,
+    /// One past the last.
+    pub end: u32,
+}
+
+impl LayerRange {
+    /// How many.
+    pub fn len(self) -> usize {
+        self.end.saturating_sub(self.first) as usize
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl std::fmt::Display for LayerRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}..{}", self.first, self.end)
+    }
+}
+
+/// One stage of a pipeline, as the coordinator asks a node to load it.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub struct StagePlan {
+    /// Which pipeline.
+    pub pipeline: PipelineId,
+    /// Which generation of its plan.
+    pub epoch: Epoch,
+    /// Which stage of it.
+    pub stage: StageIndex,
+    /// How many stages it has: the first embeds, the last holds the head and samples.
+    pub num_stages: u32,
+    /// Its layers.
+    pub layers: LayerRange,
+    /// Which of the node's adapters.
+    pub adapter: u32,
+    /// Which model.
+    pub model: ModelId,
+    /// Where the model's files are, as the coordinator sees them.
+    pub model_path: String,
+    /// What the stage's weights must hash to, part by part: embedding, layers, head.
+    pub digests: Vec<Digest>,
+    /// The next stage's node; none for the last.
+    pub next: Option<Peer>,
+    /// The sizes to prepare for.
+    pub limits: StageLimits,
+}
+
+impl StagePlan {
+    /// Whether this stage looks up the embedding.
+    pub fn embeds(&self) -> bool {
+        self.stage.0 == 0
+    }
+
+    /// Whether this stage holds the head and samples.
+    pub fn samples(&self) -> bool {
+        self.stage.0 + 1 == self.num_stages
+    }
+}
+
+/// A node and where its data connections are accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Peer {
+    /// Who.
+    pub node: NodeId,
+    /// Where.
+    pub addr: SocketAddr,
+}
+
+/// The sizes that a stage prepares for; larger batches are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct StageLimits {
+    /// Tokens in one step.
+    pub max_batched_tokens: u32,
+    /// Sequences that the stage knows at once.
+    pub max_num_seqs: u32,
+    /// Tokens of one sequence, prompt and answer.
+    pub max_model_len: u32,
+    /// Blocks of KV cache that are wanted; the echo says how many there are.
+    pub max_blocks: u32,
+    /// Most probable tokens that may be returned with one.
+    pub max_logprobs: u32,
+}
+
+/// What a stage holds, said before anything is routed to it.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub struct StageEcho {
+    /// Who answers.
+    pub node: NodeId,
+    /// Which pipeline.
+    pub pipeline: PipelineId,
+    /// Which generation of its plan.
+    pub epoch: Epoch,
+    /// Which stage of it.
+    pub stage: StageIndex,
+    /// The model's hash.
+    pub model: ModelId,
+    /// The layers that are loaded.
+    pub layers: LayerRange,
+    /// Width of the hidden state at both boundaries, in f32s.
+    pub hidden_size: u32,
+    /// Blocks of KV cache.
+    pub num_blocks: u32,
+    /// Bytes on the adapter: weights, KV cache, activations.
+    pub memory_bytes: u64,
+    /// The device class of its layers.
+    pub fingerprint: Digest,
+}
