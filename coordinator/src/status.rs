@@ -1,0 +1,80 @@
+//! What the cluster is, at a glance: read by health checks without waiting for anyone.
+
+use std::net::SocketAddr;
+
+use protocol::{LayerRange, NodeId, PipelineId, StageIndex};
+
+/// Nodes and pipelines.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Status {
+    /// Why nothing serves, while nothing does: one sentence.
+    pub waiting_for: String,
+    /// Nodes that have joined.
+    pub nodes: Vec<NodeStatus>,
+    /// Pipelines, serving or loading.
+    pub pipelines: Vec<PipelineStatus>,
+    /// The device classes of the serving pipeline's layers, as one short hash.
+    pub system_fingerprint: String,
+}
+
+impl Status {
+    /// Whether a pipeline serves.
+    pub fn is_ready(&self) -> bool {
+        self.pipelines.iter().any(PipelineStatus::is_ready)
+    }
+}
+
+/// A node that has joined.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeStatus {
+    /// Who.
+    pub node: NodeId,
+    /// On which machine.
+    pub hostname: String,
+    /// Where its neighbours reach it.
+    pub data_addr: SocketAddr,
+    /// Its adapters' names.
+    pub adapters: Vec<String>,
+}
+
+/// A pipeline and its stages.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PipelineStatus {
+    /// Which.
+    pub pipeline: PipelineId,
+    /// In order.
+    pub stages: Vec<StageStatus>,
+}
+
+impl PipelineStatus {
+    /// Whether every stage serves.
+    pub fn is_ready(&self) -> bool {
+        self.stages.iter().all(|stage| stage.state == StageState::Serving)
+    }
+}
+
+/// A stage of a pipeline.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageStatus {
+    /// Its place.
+    pub stage: StageIndex,
+    /// Who holds it.
+    pub node: NodeId,
+    /// Its layers.
+    pub layers: LayerRange,
+    /// How far it is.
+    pub state: StageState,
+    /// Blocks of its KV cache; 0 until it serves.
+    pub num_blocks: u32,
+    /// Bytes on its adapter; while loading, what is there so far.
+    pub memory_bytes: u64,
+}
+
+/// How far a stage is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StageState {
+    /// Loading its weights.
+    Loading,
+    /// Loaded, echoed and routed to.
+    Serving,
+}
