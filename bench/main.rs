@@ -1,1 +1,184 @@
-fn main() {}
+//! `autoglm-bench`: asks OpenAI-compatible servers and measures how they answer.
+
+mod terminal;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bench::client::Server;
+use bench::load::{Load, Progress};
+use bench::request::{Endpoint, Parameters, Prompt};
+use bench::{prompts, report};
+use clap::{Parser, Subcommand, value_parser};
+use terminal::{dim, say, show};
+
+/// Measures OpenAI-compatible servers.
+#[derive(Parser)]
+#[command(name = "autoglm-bench", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Sends many prompts at once and prints how fast they were answered.
+    Load(LoadArguments),
+    /// Asks one question and prints the answer as it arrives.
+    Ask(AskArguments),
+}
+
+#[derive(clap::Args)]
+struct ServerArguments {
+    /// The server's address, with or without /v1.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
+    url: String,
+    /// The model's name [default: the first that the server lists].
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// `chat`, or `completions` for a model without a chat template.
+    #[arg(long, default_value = "chat")]
+    endpoint: Endpoint,
+    /// Sampling temperature [default: the server's].
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Seconds that one answer may take.
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = value_parser!(u64).range(1..))]
+    timeout: u64,
+}
+
+#[derive(clap::Args)]
+struct LoadArguments {
+    #[command(flatten)]
+    server: ServerArguments,
+    /// Requests to send.
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    requests: usize,
+    /// Requests in flight: when one ends, the next one starts.
+    #[arg(long, value_name = "C", value_parser = at_least_one)]
+    concurrency: usize,
+    /// Tokens of an answer, at most.
+    #[arg(long, value_name = "N", default_value = "64", value_parser = value_parser!(u32).range(1..))]
+    max_tokens: u32,
+    /// Asks the server to go on to --max-tokens whatever the model says.
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Prompts, one a line: text, or JSON with `prompt` or `messages` [default: a built-in list].
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// Where to write the result as JSON, under the names that vllm bench uses.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Decides the order of the prompts, and is sent with each request (plus its number).
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+}
+
+#[derive(clap::Args)]
+struct AskArguments {
+    #[command(flatten)]
+    server: ServerArguments,
+    /// Tokens of the answer, at most.
+    #[arg(long, value_name = "N", default_value = "256", value_parser = value_parser!(u32).range(1..))]
+    max_tokens: u32,
+    /// What to ask; with `--endpoint completions`, the text to go on from.
+    question: String,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_string()),
+        Ok(num) => Ok(num),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let ended = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("no async runtime")
+        .and_then(|runtime| match arguments.command {
+            Command::Load(arguments) => runtime.block_on(load(arguments)),
+            Command::Ask(arguments) => runtime.block_on(ask(arguments)),
+        });
+    match ended {
+        Ok(code) => code,
+        Err(cause) => {
+            eprintln!("autoglm-bench: {cause:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn load(arguments: LoadArguments) -> Result<ExitCode> {
+    let (server, mut parameters) = arguments.server.resolve(arguments.max_tokens).await?;
+    parameters.ignore_eos = arguments.ignore_eos;
+    let prompts = match &arguments.prompts {
+        Some(path) => prompts::read(path)?,
+        None => prompts::built_in(parameters.endpoint),
+    };
+    let load = Load {
+        parameters,
+        prompts,
+        num_requests: arguments.requests,
+        concurrency: arguments.concurrency,
+        seed: arguments.seed,
+    };
+    let progress = Arc::new(Progress::default());
+    let interrupted = async {
+        // Without the signal's handler ctrl-c just ends us.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    let measured = tokio::select! {
+        measured = load.run(&server, &progress, interrupted) => measured?,
+        never = show(progress.clone(), load.num_requests) => match never {},
+    };
+    say(&report::table(&measured));
+    if let Some(path) = &arguments.json {
+        let json = format!("{:#}\n", report::json(&load, &measured));
+        std::fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
+    }
+    let whole = measured.metrics.num_failed() == 0 && !measured.interrupted;
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn ask(arguments: AskArguments) -> Result<ExitCode> {
+    let (server, parameters) = arguments.server.resolve(arguments.max_tokens).await?;
+    let body = parameters.body(&Prompt::Text(arguments.question.clone()))?;
+    if parameters.endpoint == Endpoint::Completions {
+        say(&dim(&arguments.question));
+    }
+    let answered = server.ask(parameters.endpoint, &body, say).await;
+    say("\n");
+    let answer = answered?;
+    let mut facts = vec![format!("{} tokens", answer.num_tokens())];
+    if let Some(first) = answer.first_token() {
+        facts.push(format!("first token after {}", report::time(first.as_secs_f64() * 1e3)));
+    }
+    if let Some(time) = answer.time_per_token().filter(|time| !time.is_zero()) {
+        facts.push(format!("then {:.1} tokens/s", 1.0 / time.as_secs_f64()));
+    }
+    say(&format!("{}\n", dim(&facts.join(" · "))));
+    Ok(ExitCode::SUCCESS)
+}
+
+impl ServerArguments {
+    /// The server and what to ask it, the model's name asked for if it isn't given.
+    async fn resolve(self, max_tokens: u32) -> Result<(Server, Parameters)> {
+        let server = Server::new(&self.url, Duration::from_secs(self.timeout))?;
+        let model = match self.model {
+            Some(model) => model,
+            None => server.first_model().await?,
+        };
+        let Self { endpoint, temperature, .. } = self;
+        let parameters = Parameters { model, endpoint, max_tokens, temperature, ignore_eos: false };
+        Ok((server, parameters))
+    }
+}

@@ -1,1 +1,270 @@
-//! placeholder
+//! Model files: safetensors, GGUF, configurations and tensor names of each architecture.
+//!
+//! [`Checkpoint::open`] maps the files of a model, reads their headers and checks that every
+//! tensor that the architecture needs is there, in its right shape. From then on weights are
+//! asked for by what they do ([`Matrix`], [`Vector`]), never by a file's name for them, and come
+//! out in one form whatever the source: q, k and v stacked, gate above up, rotated pairs next to
+//! each other.
+//!
+//! Nothing in a file can panic the process or make it allocate without a bound: every length is
+//! checked before it is used. No GPU, no network.
+
+mod architecture;
+mod config;
+mod digest;
+mod dtype;
+mod error;
+mod gguf;
+mod gguf_model;
+#[cfg(test)]
+mod gguf_tests;
+#[cfg(test)]
+mod gguf_writer;
+mod huggingface;
+mod mapped;
+mod matrix;
+mod quants;
+mod safetensors;
+mod tensors;
+#[cfg(test)]
+mod tests;
+mod tokenizer;
+
+use std::path::{Path, PathBuf};
+
+pub use architecture::Architecture;
+pub use config::ModelConfig;
+pub use dtype::{DType, FloatType};
+pub use error::CheckpointError;
+pub use matrix::{Matrix, MatrixView, Vector};
+pub use tokenizer::{SpecialTokens, TokenizerSource};
+
+use architecture::Role;
+use digest::Sum;
+use mapped::Mapped;
+use tensors::{Tensors, Weights};
+
+/// A blake3 hash.
+pub type Digest = [u8; 32];
+
+/// What a stage can hold of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// From tokens to the first layer's input.
+    Embedding,
+    /// One layer, from 0.
+    Layer(usize),
+    /// The final norm and the head, which may be the embedding.
+    Head,
+}
+
+/// A model in its files.
+#[derive(Debug)]
+pub struct Checkpoint {
+    name: String,
+    config: ModelConfig,
+    weights: Weights,
+    source: Source,
+}
+
+/// Where everything but the weights comes from.
+#[derive(Debug)]
+enum Source {
+    Directory(PathBuf),
+    Gguf(gguf::Header),
+}
+
+impl Checkpoint {
+    /// Opens a Hugging Face directory, a .gguf file, or a directory with one .gguf file. Maps the
+    /// files and reads their headers, not their weights.
+    ///
+    /// # Errors
+    ///
+    /// If there is no model, if it is damaged, if it asks for something that is not computed
+    /// here, or if a tensor that the architecture needs is missing or has another shape.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        if !path.exists() {
+            return Err(CheckpointError::NotFound { path: path.to_owned() });
+        }
+        if !path.is_dir() {
+            return Self::open_gguf(path);
+        }
+        if path.join("config.json").exists() {
+            return Self::open_directory(path);
+        }
+        let mut ggufs = Vec::new();
+        let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+        for entry in path.read_dir().map_err(io)? {
+            let entry = entry.map_err(io)?.path();
+            if entry.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+                ggufs.push(entry);
+            }
+        }
+        match &ggufs[..] {
+            [one] => Self::open_gguf(one),
+            _ => Err(CheckpointError::NotAModel {
+                path: path.to_owned(),
+                reason: format!(
+                    "it holds no config.json and {} .gguf files, expected one of either",
+                    ggufs.len()
+                ),
+            }),
+        }
+    }
+
+    fn open_directory(dir: &Path) -> Result<Self, CheckpointError> {
+        let (config, layout) = huggingface::config(dir)?;
+        let weights = Weights::find(huggingface::tensors(dir)?, layout, &config)?;
+        let io = |source| CheckpointError::Io { path: dir.to_owned(), source };
+        // So that "." has a name too.
+        let full = dir.canonicalize().map_err(io)?;
+        let name = full.file_name().unwrap_or(full.as_os_str()).to_string_lossy().into_owned();
+        Ok(Self { name, config, weights, source: Source::Directory(dir.to_owned()) })
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, CheckpointError> {
+        let mapped = Mapped::open(path)?;
+        let mut header = gguf::read(&mapped)?;
+        let (config, layout) = gguf_model::config(&mapped, &header)?;
+        let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
+        let name = gguf_model::name(&header).unwrap_or(&stem).to_owned();
+        let by_name = std::mem::take(&mut header.tensors);
+        let tensors = Tensors { path: path.to_owned(), files: vec![mapped], by_name };
+        let weights = Weights::find(tensors, layout, &config)?;
+        Ok(Self { name, config, weights, source: Source::Gguf(header) })
+    }
+
+    /// The model's shape and constants.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The model's name: the directory's, or `general.name` of a GGUF file, or the file's.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Reads what describes the tokenizer.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, naming the file or key that should hold it, or if it is damaged.
+    pub fn tokenizer(&self) -> Result<TokenizerSource, CheckpointError> {
+        match &self.source {
+            Source::Directory(dir) => tokenizer::read(dir),
+            Source::Gguf(header) => gguf_model::tokenizer(&self.weights.files[0], header),
+        }
+    }
+
+    /// A weight matrix, not yet read.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::NoSuchLayer`].
+    pub fn matrix(&self, matrix: Matrix) -> Result<MatrixView<'_>, CheckpointError> {
+        let (role, layer) = matrix.role();
+        self.check_layer(layer)?;
+        let pieces = self.weights.pieces(self.tied(role), layer.unwrap_or(0));
+        Ok(MatrixView::new(&self.weights, pieces))
+    }
+
+    /// A vector of weights as f32.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::NoSuchLayer`], and [`CheckpointError::NoSuchVector`] for what the
+    /// configuration says the model has not.
+    pub fn vector(&self, vector: Vector) -> Result<Vec<f32>, CheckpointError> {
+        let (role, layer) = vector.role();
+        self.check_layer(layer)?;
+        if !role.is_in(&self.config) {
+            return Err(CheckpointError::NoSuchVector {
+                vector: format!("{vector:?}"),
+                architecture: self.config.architecture.to_string(),
+            });
+        }
+        Ok(matrix::vector(&self.weights, self.weights.pieces(role, layer.unwrap_or(0))))
+    }
+
+    /// Bytes of a part's weights as handed over: matrices in their
+    /// [`float_type`](MatrixView::float_type), vectors as f32.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::NoSuchLayer`].
+    pub fn bytes(&self, part: Part) -> Result<u64, CheckpointError> {
+        let bytes = self.roles(part)?.into_iter().map(|(role, layer)| {
+            let is_matrix = role.cols(&self.config).is_some();
+            let pieces = self.weights.pieces(role, layer);
+            matrix::handed_over_bytes(&self.weights, pieces, is_matrix)
+        });
+        Ok(bytes.sum())
+    }
+
+    /// A hash of a part: of role, type, shape and the first 4096 bytes of each of its tensors.
+    ///
+    /// A sample, so that comparing models doesn't read them: training changes nearly all weights
+    /// and so the first ones, but a file whose damage lies further back has the same digest.
+    /// The same weights in other shards have the same digest; quantised or stacked in another
+    /// way they have another one.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::NoSuchLayer`].
+    pub fn digest(&self, part: Part) -> Result<Digest, CheckpointError> {
+        let mut sum = Sum::new("autoglm part 1");
+        for (role, layer) in self.roles(part)? {
+            sum.role(&self.weights, role, layer);
+        }
+        Ok(sum.end())
+    }
+
+    /// A hash of everything that an answer depends on: configuration, tokenizer and template, and
+    /// the digests of all parts. A model without a tokenizer has one too.
+    ///
+    /// # Errors
+    ///
+    /// If the tokenizer is damaged.
+    pub fn model_digest(&self) -> Result<Digest, CheckpointError> {
+        let mut sum = Sum::new("autoglm model 1");
+        sum.config(&self.config);
+        match self.tokenizer() {
+            Ok(tokenizer) => sum.tokenizer(&tokenizer),
+            Err(CheckpointError::MissingTokenizer { .. }) => sum.bytes(b"none"),
+            Err(error) => return Err(error),
+        }
+        let layers = (0..self.config.num_layers).map(Part::Layer);
+        for part in [Part::Embedding].into_iter().chain(layers).chain([Part::Head]) {
+            sum.bytes(&self.digest(part)?);
+        }
+        Ok(sum.end())
+    }
+
+    /// The tensors of a part, each with its layer (0 outside of layers).
+    fn roles(&self, part: Part) -> Result<Vec<(Role, usize)>, CheckpointError> {
+        Ok(match part {
+            Part::Embedding => vec![(Role::Embedding, 0)],
+            Part::Head => vec![(Role::FinalNorm, 0), (self.tied(Role::LmHead), 0)],
+            Part::Layer(layer) => {
+                self.check_layer(Some(layer))?;
+                let roles = Role::LAYER.into_iter().filter(|role| role.is_in(&self.config));
+                roles.map(|role| (role, layer)).collect()
+            }
+        })
+    }
+
+    fn tied(&self, role: Role) -> Role {
+        let is_tied = role == Role::LmHead && self.config.tie_word_embeddings;
+        if is_tied { Role::Embedding } else { role }
+    }
+
+    fn check_layer(&self, layer: Option<usize>) -> Result<(), CheckpointError> {
+        let num_layers = self.config.num_layers;
+        match layer {
+            Some(layer) if layer >= num_layers => {
+                Err(CheckpointError::NoSuchLayer { layer, num_layers })
+            }
+            _ => Ok(()),
+        }
+    }
+}

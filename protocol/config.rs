@@ -157,7 +157,7 @@ impl Default for Coordinator {
             data_dir: PathBuf::new(),
             local_nodes: 0,
             stages: 0,
-            settle_ms: 500,
+            settle_ms: 2000,
             load_timeout_ms: 120_000,
             step_timeout_ms: 60_000,
             drain_timeout_ms: 10_000,

@@ -67,8 +67,8 @@ pub struct StageFailed {
 /// How far a stage's loading has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Progress {
-    /// Which pipeline.
-    pub pipeline: PipelineId,
+    /// Which generation of the pipeline's plan.
+    pub epoch: Epoch,
     /// Which stage of it.
     pub stage: StageIndex,
     /// Bytes on the adapter so far.

@@ -58,6 +58,8 @@ pub struct StagePlan {
     pub next: Option<Peer>,
     /// The sizes to prepare for.
     pub limits: StageLimits,
+    /// Bytes of the adapter that the stage may take.
+    pub memory_bytes: u64,
 }
 
 impl StagePlan {

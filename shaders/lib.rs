@@ -1,1 +1,46 @@
-//! placeholder
+//! The compute path: WGSL kernels, each a `.wgsl` file beside the `.rs` file that launches it and holds its plain
+//! reference.
+//!
+//! This crate is the only one that names wgpu, and its public face doesn't: it speaks of a [`gpu::Gpu`], its
+//! [`tensor::Tensor`]s and the [`kernel::Pass`] that one step records. It knows no model, no request and no network.
+//!
+//! **Invariant: row invariance.** The bits of a row of any result depend on that row's own inputs, the weights and the
+//! device, never on how many rows were computed with it, on their order, or on the variant of the kernel that was
+//! chosen for their number. Every kernel reduces in one order that is a function of the shape of a row alone, and every
+//! multiply-add is written `fma`.
+//!
+//! Kernels check nothing on the device: launchers assert that shapes fit, and lengths that come from outside are
+//! checked before they get here.
+
+// The device and what is on it.
+pub mod adapters;
+pub mod error;
+pub mod gpu;
+pub mod inputs;
+pub mod kernel;
+pub mod kv_cache;
+pub mod template;
+pub mod tensor;
+pub mod weights;
+
+// The kernels.
+pub mod attention;
+pub mod embed;
+pub mod gather_rows;
+pub mod matmul;
+pub mod rms_norm;
+pub mod rope_kv;
+pub mod swiglu;
+
+// Sampling.
+pub mod logprobs;
+pub mod penalize;
+pub mod rng;
+pub mod sample;
+pub mod sampler;
+
+// What a device computes.
+pub mod self_test;
+
+#[cfg(test)]
+mod testing;

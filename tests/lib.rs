@@ -1,1 +1,4 @@
-//! placeholder
+//! What the tests share: goldens, and clusters of real processes.
+
+pub mod cluster;
+pub mod golden;

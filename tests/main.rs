@@ -1,1 +1,9 @@
-#![allow(missing_docs)]
+//! One binary, one module per area.
+
+mod answers;
+mod api;
+mod bad_input;
+mod faults;
+mod openai_python;
+mod stages;
+mod tidy;

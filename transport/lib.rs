@@ -1,1 +1,21 @@
-//! placeholder
+//! QUIC between processes: one endpoint each, mutual TLS, joining, framed streams, and the byte
+//! stream on which ractor_cluster rides.
+//!
+//! The only crate that names quinn and rustls. It moves frames and knows nothing of what they mean.
+
+mod certs;
+mod control;
+mod endpoint;
+mod error;
+mod frames;
+mod join;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+pub use certs::{Authority, Identity};
+pub use control::{NodeServerHandle, start_node_server};
+pub use endpoint::{Connection, Endpoint, Incoming, PeerName, Purpose};
+pub use error::{JoinError, TransportError};
+pub use frames::{FrameReceiver, FrameSender, LinkHello, accept_frames, open_frames};
+pub use join::{JoinRequest, Joined, join};

@@ -1,6 +1,33 @@
 //! The coordinator: HTTP, tokenizer, scheduler, placement. It never sees a tensor.
 
-pub mod engine;
+// Requests and text.
+pub mod chat_template;
+pub mod openai;
 pub mod request;
-pub mod status;
 pub mod text;
+pub mod tokenizer;
+
+// The core: pure.
+pub mod block_manager;
+pub mod cluster;
+mod pipeline;
+pub mod placement;
+pub mod scheduler;
+pub mod sequence;
+pub mod status;
+
+// The shells.
+pub mod actor;
+pub mod engine;
+pub mod http;
+pub mod local_nodes;
+pub mod metrics;
+pub mod model;
+pub mod serve;
+pub mod stages;
+pub mod start_number;
+
+#[cfg(test)]
+mod cluster_tests;
+#[cfg(test)]
+mod testing;

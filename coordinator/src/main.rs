@@ -1,1 +1,127 @@
-fn main() {}
+//! `autoglm`: serves a model on the nodes that join.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use coordinator::serve::{self, Misconfigured};
+use protocol::config::Config;
+
+/// Serves GLM language models on the GPUs you own.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Coordinates a cluster and answers the OpenAI API.
+    Serve(ServeArguments),
+}
+
+#[derive(clap::Args)]
+struct ServeArguments {
+    /// A Hugging Face directory or a GGUF file.
+    #[arg(long, value_name = "PATH")]
+    model: Option<PathBuf>,
+    /// The model's name in the API [default: the name that the files carry].
+    #[arg(long, value_name = "NAME")]
+    model_name: Option<String>,
+    /// Node processes to run on this machine [default: none, wait for nodes to join].
+    #[arg(long, value_name = "N")]
+    local_nodes: Option<u32>,
+    /// Stages of the pipeline [default: 0, as many as there are adapters].
+    #[arg(long, value_name = "N")]
+    stages: Option<u32>,
+    /// Where the API listens [default: 127.0.0.1:8000].
+    #[arg(long, value_name = "ADDR:PORT")]
+    http: Option<SocketAddr>,
+    /// Where nodes join, UDP [default: 127.0.0.1:7000].
+    #[arg(long, value_name = "ADDR:PORT")]
+    cluster: Option<SocketAddr>,
+    /// Where certificates and the start counter are kept [default: under your home directory].
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// A file of the form of cluster.toml; flags win over it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ServeArguments {
+    fn config(self) -> Result<Config> {
+        let mut config = match &self.config {
+            None => Config::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("can't read --config {}", path.display()))?;
+                Config::parse(&text).with_context(|| path.display().to_string())?
+            }
+        };
+        fn set<T>(value: &mut T, flag: Option<T>) {
+            if let Some(flag) = flag {
+                *value = flag;
+            }
+        }
+        set(&mut config.model.path, self.model);
+        set(&mut config.model.name, self.model_name);
+        set(&mut config.coordinator.local_nodes, self.local_nodes);
+        set(&mut config.coordinator.stages, self.stages);
+        set(&mut config.coordinator.cluster_addr, self.cluster);
+        set(&mut config.coordinator.data_dir, self.data_dir);
+        set(&mut config.http.addr, self.http);
+        Ok(config)
+    }
+}
+
+fn main() -> ExitCode {
+    let Arguments { command: Command::Serve(arguments) } = Arguments::parse();
+    let ended = arguments.config().map_err(|cause| Misconfigured(cause).into()).and_then(run);
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            eprintln!("autoglm: {cause:#}");
+            ExitCode::from(if cause.is::<Misconfigured>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(config: Config) -> Result<()> {
+    protocol_log(&config);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(serve::serve(config, shutdown_signal()));
+    // A task that waits for a client must not hold up the end.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    ended
+}
+
+fn protocol_log(config: &Config) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(&config.log.level));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    match config.log.format {
+        protocol::config::LogFormat::Text => lines.init(),
+        protocol::config::LogFormat::Json => lines.json().init(),
+    }
+}
+
+/// Resolves at ctrl-c or SIGTERM.
+async fn shutdown_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminated => {}
+    }
+}

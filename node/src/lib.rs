@@ -1,1 +1,16 @@
-//! placeholder
+//! A node: joins a coordinator, loads the layers that it is given, computes their part of every
+//! step and passes activations on. It never sees HTTP or text.
+
+pub mod actor;
+pub mod device_thread;
+pub mod devices;
+pub mod error;
+pub mod head;
+pub mod identity;
+pub mod links;
+pub mod model;
+pub mod progress;
+pub mod rows;
+pub mod run;
+pub mod sequences;
+pub mod stage;

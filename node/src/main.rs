@@ -1,1 +1,83 @@
-fn main() {}
+//! `autoglm-node`: gives this machine's GPUs to a cluster.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use node::devices::parse_size;
+use node::run::{Options, run};
+
+/// Joins a cluster and computes the layers that it is given.
+#[derive(Parser)]
+#[command(name = "autoglm-node", version)]
+struct Arguments {
+    /// The coordinator's address, as in coordinator:7000.
+    #[arg(long, value_name = "HOST:PORT")]
+    join: String,
+    /// Where the node's identity is kept [default: under your home directory].
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// The adapter to use: part of its name, or its number [default: every GPU].
+    #[arg(long, value_name = "NAME|INDEX")]
+    adapter: Option<String>,
+    /// Memory that layers and KV cache may take on each adapter, as in 6GiB [default: what the
+    /// driver says; on a software driver half of what is available].
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_memory: Option<u64>,
+    /// End when the coordinator does.
+    #[arg(long, hide = true)]
+    exit_with_coordinator: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+    if !arguments.join.contains(':') {
+        eprintln!(
+            "autoglm-node: --join {} has no port: give HOST:PORT, as in {}:7000",
+            arguments.join, arguments.join
+        );
+        return ExitCode::from(2);
+    }
+    let options = Options {
+        coordinator: arguments.join,
+        data_dir: arguments.data_dir,
+        adapter: arguments.adapter,
+        max_memory: arguments.max_memory,
+        exit_with_coordinator: arguments.exit_with_coordinator,
+    };
+    match serve(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            eprintln!("autoglm-node: {cause:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(options: Options) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(run(options, shutdown_signal()));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    ended
+}
+
+/// Resolves at ctrl-c or SIGTERM.
+async fn shutdown_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminated => {}
+    }
+}

@@ -1,0 +1,253 @@
+//! Sends one request and times every token of its answer.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use reqwest::{Client, Response};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::failure::{Failure, FailureKind};
+use crate::request::Endpoint;
+use crate::sse;
+
+/// Bytes that are read of a list of models.
+const MAX_LIST_BYTES: usize = 4 << 20;
+/// Bytes that are read of an error's body.
+const MAX_ERROR_BYTES: usize = 64 << 10;
+/// Characters of it that are shown when it isn't an error object.
+const MAX_SHOWN_CHARS: usize = 200;
+
+/// A server, and how it is asked.
+#[derive(Clone, Debug)]
+pub struct Server {
+    client: Client,
+    /// Without a slash at its end, without `/v1`.
+    url: String,
+    timeout: Duration,
+}
+
+/// A whole answer and its times, each since the request was sent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answer {
+    /// When each piece of text arrived. Pieces that came in one packet share its time.
+    pub pieces: Vec<Duration>,
+    /// When the stream ended.
+    pub end: Duration,
+    /// Tokens of the prompt, if the server told.
+    pub num_prompt_tokens: Option<u64>,
+    /// Tokens of the answer, if the server told.
+    pub num_completion_tokens: Option<u64>,
+}
+
+impl Server {
+    /// A server at `url`, as in `http://127.0.0.1:8000`, with or without `/v1`. A request that
+    /// isn't answered whole within `timeout` has failed.
+    ///
+    /// # Errors
+    /// When the address can't be one of a server.
+    pub fn new(url: &str, timeout: Duration) -> Result<Self> {
+        let parsed = reqwest::Url::parse(url)
+            .with_context(|| format!("{url:?} is no address: give one as in http://host:8000"))?;
+        if parsed.scheme() != "http" {
+            bail!("{url}: only http:// addresses can be asked");
+        }
+        let url = url.trim_end_matches('/');
+        let url = url.strip_suffix("/v1").unwrap_or(url).trim_end_matches('/').to_string();
+        // A proxy would be measured with the server.
+        let client = Client::builder().no_proxy().build().context("no HTTP client")?;
+        Ok(Self { client, url, timeout })
+    }
+
+    /// Its address.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The name of the first model that the server lists.
+    ///
+    /// # Errors
+    /// When it can't be asked or lists none.
+    pub async fn first_model(&self) -> Result<String, Failure> {
+        let request = self.client.get(format!("{}/v1/models", self.url)).timeout(self.timeout);
+        let response = request.send().await.map_err(|error| self.lost(&error))?;
+        let response = refuse_status(response).await?;
+        let malformed = |what: &str| {
+            let message = format!("{}/v1/models {what}; name one with --model", self.url);
+            Failure::new(FailureKind::Malformed, message)
+        };
+        let body = beginning(response, MAX_LIST_BYTES).await;
+        let list: Value =
+            serde_json::from_slice(&body).map_err(|_| malformed("isn't a list of models"))?;
+        match list["data"][0]["id"].as_str() {
+            Some(model) => Ok(model.to_string()),
+            None => Err(malformed("lists no model")),
+        }
+    }
+
+    /// Streams the answer to `body`, telling `on_text` each piece as it arrives.
+    ///
+    /// # Errors
+    /// When the answer doesn't come, or not to its end.
+    pub async fn ask(
+        &self,
+        endpoint: Endpoint,
+        body: &Value,
+        on_text: impl FnMut(&str),
+    ) -> Result<Answer, Failure> {
+        let asked = self.ask_without_limit(endpoint, body, on_text);
+        match tokio::time::timeout(self.timeout, asked).await {
+            Ok(answered) => answered,
+            Err(_) => {
+                let message = format!("not answered within {} s", self.timeout.as_secs_f32());
+                Err(Failure::new(FailureKind::Timeout, message))
+            }
+        }
+    }
+
+    async fn ask_without_limit(
+        &self,
+        endpoint: Endpoint,
+        body: &Value,
+        mut on_text: impl FnMut(&str),
+    ) -> Result<Answer, Failure> {
+        let sent = Instant::now();
+        let request = self.client.post(format!("{}{}", self.url, endpoint.path())).json(body);
+        let response = request.send().await.map_err(|error| self.lost(&error))?;
+        let mut response = refuse_other_content(refuse_status(response).await?)?;
+
+        let (mut parser, mut events) = (sse::Parser::default(), Vec::new());
+        let mut answer = Answer::default();
+        while let Some(piece) = response.chunk().await.map_err(|error| self.lost(&error))? {
+            let arrived = sent.elapsed();
+            parser
+                .feed(&piece, &mut events)
+                .map_err(|error| Failure::new(FailureKind::Malformed, error.to_string()))?;
+            for event in events.drain(..) {
+                if event == "[DONE]" {
+                    answer.end = arrived;
+                    return Ok(answer);
+                }
+                for text in answer.take(&event)? {
+                    answer.pieces.push(arrived);
+                    on_text(&text);
+                }
+            }
+        }
+        if parser.unfinished() == Some("[DONE]") {
+            answer.end = sent.elapsed();
+            return Ok(answer);
+        }
+        Err(Failure::new(FailureKind::Truncated, "stream ended without [DONE]"))
+    }
+
+    fn lost(&self, error: &reqwest::Error) -> Failure {
+        Failure::of_transport(error, &self.url)
+    }
+}
+
+impl Answer {
+    /// Tokens of the answer: as the server counts them, else the pieces that it sent.
+    pub fn num_tokens(&self) -> u64 {
+        self.num_completion_tokens.unwrap_or(self.pieces.len() as u64)
+    }
+
+    /// Time to the first token; none when the answer has no text.
+    pub fn first_token(&self) -> Option<Duration> {
+        self.pieces.first().copied()
+    }
+
+    /// Time of each token after the first, on the average of this answer.
+    pub fn time_per_token(&self) -> Option<Duration> {
+        let (first, last) = (self.pieces.first()?, self.pieces.last()?);
+        let after_first = self.num_tokens().checked_sub(1).filter(|&num| num > 0)?;
+        Some((*last - *first).div_f64(after_first as f64))
+    }
+
+    /// Reads an event: counts are kept, the pieces of text are returned.
+    fn take(&mut self, event: &str) -> Result<Vec<String>, Failure> {
+        let event: Value = serde_json::from_str(event).map_err(|_| {
+            let message = format!("an event of the stream isn't JSON: {}", shown(event));
+            Failure::new(FailureKind::Malformed, message)
+        })?;
+        if let Some(message) = error_message(&event) {
+            return Err(Failure::new(FailureKind::ErrorEvent, message));
+        }
+        if let Some(usage) = event.get("usage").filter(|usage| usage.is_object()) {
+            let count = |name: &str| usage.get(name).and_then(Value::as_u64);
+            self.num_prompt_tokens = count("prompt_tokens").or(self.num_prompt_tokens);
+            self.num_completion_tokens = count("completion_tokens").or(self.num_completion_tokens);
+        }
+        let choices = event.get("choices").and_then(Value::as_array);
+        let texts = choices.into_iter().flatten().filter_map(|choice| {
+            let delta = choice.get("delta");
+            let text = choice
+                .get("text")
+                .or_else(|| delta?.get("content").filter(|text| !text.is_null()))
+                .or_else(|| delta?.get("reasoning_content"))?
+                .as_str()?;
+            (!text.is_empty()).then(|| text.to_string())
+        });
+        Ok(texts.collect())
+    }
+}
+
+/// Passes on a response of status 200; another's message is the failure's.
+async fn refuse_status(response: Response) -> Result<Response, Failure> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let body = beginning(response, MAX_ERROR_BYTES).await;
+    let text = String::from_utf8_lossy(&body);
+    let message = serde_json::from_str(&text).ok().as_ref().and_then(error_message);
+    let message = match message {
+        Some(message) => message,
+        None if text.trim().is_empty() => "no reason given".to_string(),
+        None => shown(&text),
+    };
+    Err(Failure::new(FailureKind::Status(status.as_u16()), format!("{status}: {message}")))
+}
+
+/// What arrives of a body, up to `max` bytes.
+async fn beginning(mut response: Response, max: usize) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Ok(Some(piece)) = response.chunk().await {
+        body.extend_from_slice(&piece[..piece.len().min(max - body.len())]);
+        if body.len() == max {
+            break;
+        }
+    }
+    body
+}
+
+fn refuse_other_content(response: Response) -> Result<Response, Failure> {
+    let content_type = response.headers().get("content-type").and_then(|name| name.to_str().ok());
+    match content_type {
+        Some(name) if !name.starts_with("text/event-stream") => {
+            let message = format!("answered {name} where text/event-stream was asked for");
+            Err(Failure::new(FailureKind::Malformed, message))
+        }
+        _ => Ok(response),
+    }
+}
+
+/// The message of OpenAI's error object, or of vLLM's older, flat one.
+fn error_message(body: &Value) -> Option<String> {
+    let error = match body.get("error") {
+        Some(Value::Null) | None if body["object"] == "error" => body,
+        Some(Value::Null) | None => return None,
+        Some(error) => error,
+    };
+    let message = error.as_str().or_else(|| error.get("message")?.as_str());
+    Some(message.map_or_else(|| shown(&error.to_string()), str::to_string))
+}
+
+/// The beginning of `text`, on one line.
+fn shown(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(MAX_SHOWN_CHARS) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}

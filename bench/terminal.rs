@@ -1,0 +1,51 @@
+//! What is shown while something runs.
+
+use std::convert::Infallible;
+use std::io::{IsTerminal, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bench::load::Progress;
+
+/// Shows how far a load is on one line of the terminal, for as long as it is polled. Without a
+/// terminal it shows nothing.
+pub(crate) async fn show(progress: Arc<Progress>, num_requests: usize) -> Infallible {
+    if !std::io::stderr().is_terminal() {
+        return std::future::pending().await;
+    }
+    let (start, _line) = (Instant::now(), Line);
+    loop {
+        let (ended, failed) = (progress.num_ended(), progress.num_failed());
+        let failed = if failed > 0 { format!(" · {failed} failed") } else { String::new() };
+        let rate = progress.num_pieces() as f64 / start.elapsed().as_secs_f64();
+        eprint!(
+            "\r\x1b[2K  {ended}/{num_requests} ended{failed} · {} running · {rate:.0} tokens/s",
+            progress.num_running(),
+        );
+        let _ = std::io::stderr().flush();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Prints `text` at once. Nobody listening any more is no reason to panic.
+pub(crate) fn say(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes());
+    let _ = stdout.flush();
+}
+
+/// `text` in a faint colour, where there are colours.
+pub(crate) fn dim(text: &str) -> String {
+    let coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    if coloured { format!("\x1b[2m{text}\x1b[0m") } else { text.to_string() }
+}
+
+/// The line that is cleared when nothing is shown any more.
+struct Line;
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        eprint!("\r\x1b[2K");
+        let _ = std::io::stderr().flush();
+    }
+}

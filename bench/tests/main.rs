@@ -1,0 +1,6 @@
+//! The client and the binary against a server that can misbehave.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod fake_server;
+mod loads;
+mod requests;

@@ -1,0 +1,100 @@
+//! One request: every way in which it can end.
+
+use std::time::Duration;
+
+use bench::client::{Answer, Server};
+use bench::failure::{Failure, FailureKind};
+use bench::request::{Endpoint, Parameters, Prompt};
+
+use crate::fake_server;
+
+fn parameters(endpoint: Endpoint) -> Parameters {
+    let model = "fake".to_string();
+    Parameters { model, endpoint, max_tokens: 8, temperature: Some(0.0), ignore_eos: false }
+}
+
+/// Asks a fake server; the text is what arrived, also of a failed answer.
+async fn ask(endpoint: Endpoint, prompt: &str) -> (Result<Answer, Failure>, String) {
+    let (url, _) = fake_server::start().await;
+    let server = Server::new(&url, Duration::from_secs(2)).unwrap();
+    let body = parameters(endpoint).body(&Prompt::Text(prompt.to_string())).unwrap();
+    let mut text = String::new();
+    let answered = server.ask(endpoint, &body, |piece| text.push_str(piece)).await;
+    (answered, text)
+}
+
+#[tokio::test]
+async fn a_whole_answer_is_timed_and_counted() {
+    for endpoint in [Endpoint::Chat, Endpoint::Completions] {
+        let (answer, text) = ask(endpoint, "hello").await;
+        let answer = answer.unwrap();
+        assert_eq!(text, "Paris é");
+        assert_eq!((answer.num_prompt_tokens, answer.num_tokens()), (Some(5), 4));
+        assert_eq!(answer.pieces.len(), 2, "the role is no text");
+        let first = answer.first_token().unwrap();
+        assert!(first >= fake_server::FIRST, "{first:?}");
+        assert!(answer.pieces[1] - first >= fake_server::BETWEEN / 2, "{answer:?}");
+        assert!(answer.end >= answer.pieces[1]);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_may_come_in_any_pieces() {
+    for (endpoint, prompt, num_tokens) in [
+        (Endpoint::Chat, "bytes", 4),
+        (Endpoint::Completions, "bytes", 4),
+        (Endpoint::Chat, "no usage", 2),
+        (Endpoint::Chat, "no blank line", 4),
+    ] {
+        let (answer, text) = ask(endpoint, prompt).await;
+        assert_eq!(text, "Paris é", "{prompt}");
+        assert_eq!(answer.unwrap().num_tokens(), num_tokens, "{prompt}");
+    }
+}
+
+#[tokio::test]
+async fn each_failure_has_its_kind_and_says_what_happened() {
+    use FailureKind::*;
+    for (prompt, kind, message, text) in [
+        ("busy", Status(503), "503 Service Unavailable: the queue is full", ""),
+        ("plain error", Status(502), "502 Bad Gateway: bad gateway", ""),
+        ("html", Malformed, "answered text/html where text/event-stream was asked for", ""),
+        ("truncated", Truncated, "stream ended without [DONE]", "Paris é"),
+        ("half", Truncated, "stream ended without [DONE]", "Pa"),
+        ("error event", ErrorEvent, "a stage was lost", "Pa"),
+        ("garbage", Malformed, "an event of the stream isn't JSON: {not json}", "Pa"),
+        ("silent", Timeout, "not answered within 2 s", ""),
+    ] {
+        let (answer, arrived) = ask(Endpoint::Chat, prompt).await;
+        assert_eq!(answer, Err(Failure { kind, message: message.to_string() }));
+        assert_eq!(arrived, text, "{prompt}");
+    }
+    let (answer, arrived) = ask(Endpoint::Chat, "reset").await;
+    let failure = answer.unwrap_err();
+    assert_eq!((failure.kind, arrived.as_str()), (Truncated, "Pa"));
+    assert!(failure.message.starts_with("the connection broke: "), "{failure}");
+}
+
+#[tokio::test]
+async fn a_port_where_nobody_listens_is_one_clear_sentence() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v1/", free.local_addr().unwrap());
+    drop(free);
+    let server = Server::new(&url, Duration::from_secs(2)).unwrap();
+    let failure = server.first_model().await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Unreachable);
+    let expected = format!("nothing answers at {}: connection refused", server.url());
+    assert_eq!(failure.message, expected);
+}
+
+#[test]
+fn an_address_that_cant_be_asked_is_refused() {
+    for (url, expected) in [
+        ("127.0.0.1:8000", "as in http://host:8000"),
+        ("localhost:8000", "only http://"),
+        ("https://example.com", "only http://"),
+    ] {
+        let error = Server::new(url, Duration::from_secs(1)).unwrap_err().to_string();
+        assert!(error.contains(expected), "{url}: {error}");
+    }
+}

@@ -1,0 +1,244 @@
+//! Which tensors a model consists of, and what each kind of file calls them.
+//!
+//! A [`Layout`] is a table from a tensor's role to its names. Another architecture or another
+//! source of files is another table.
+
+use std::fmt;
+
+use crate::config::ModelConfig;
+
+/// What can be computed. Displayed as Hugging Face's class name.
+///
+/// Both: pre-norm decoder layers, rotation of adjacent pairs of the first
+/// [`rotary_dim`](ModelConfig::rotary_dim) dimensions of a head, grouped-query attention, a
+/// SiLU-gated MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Architecture {
+    /// GLM-4-9B-chat, GLM-Edge; Llama and Qwen2 models that were brought into its form.
+    Glm,
+    /// GLM-4-0414, GLM-Z1: a norm also behind the attention and behind the MLP.
+    Glm4,
+}
+
+impl fmt::Display for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Glm => "GlmForCausalLM",
+            Self::Glm4 => "Glm4ForCausalLM",
+        })
+    }
+}
+
+/// What a tensor, or several that are stacked row upon row, does in the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Role {
+    Embedding,
+    FinalNorm,
+    LmHead,
+    InputNorm,
+    Qkv,
+    QkvBias,
+    Output,
+    PostSelfAttnNorm,
+    PostAttentionNorm,
+    GateUp,
+    Down,
+    PostMlpNorm,
+}
+
+impl Role {
+    /// The roles of one layer, in the order of computation.
+    pub(crate) const LAYER: [Self; 9] = [
+        Self::InputNorm,
+        Self::Qkv,
+        Self::QkvBias,
+        Self::Output,
+        Self::PostSelfAttnNorm,
+        Self::PostAttentionNorm,
+        Self::GateUp,
+        Self::Down,
+        Self::PostMlpNorm,
+    ];
+
+    /// Does a model with this configuration have it?
+    pub(crate) fn is_in(self, config: &ModelConfig) -> bool {
+        match self {
+            Self::QkvBias => config.attention_bias,
+            Self::PostSelfAttnNorm | Self::PostMlpNorm => config.sandwich_norms,
+            Self::LmHead => !config.tie_word_embeddings,
+            _ => true,
+        }
+    }
+
+    /// Rows of each tensor that this role is made of, when it is stored as `num_parts` tensors.
+    pub(crate) fn rows(self, config: &ModelConfig, num_parts: usize) -> Vec<usize> {
+        let all = match self {
+            Self::Embedding | Self::LmHead => vec![config.vocab_size],
+            Self::Qkv | Self::QkvBias => vec![config.q_rows(), config.kv_rows(), config.kv_rows()],
+            Self::GateUp => vec![config.intermediate_size; 2],
+            _ => vec![config.hidden_size],
+        };
+        if num_parts == 1 { vec![all.iter().sum()] } else { all }
+    }
+
+    /// Columns; `None` for a vector.
+    pub(crate) fn cols(self, config: &ModelConfig) -> Option<usize> {
+        match self {
+            Self::Embedding | Self::LmHead | Self::Qkv | Self::GateUp => Some(config.hidden_size),
+            Self::Output => Some(config.q_rows()),
+            Self::Down => Some(config.intermediate_size),
+            _ => None,
+        }
+    }
+
+    /// Part of what digests cover: must never change.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Embedding => "embedding",
+            Self::FinalNorm => "final_norm",
+            Self::LmHead => "lm_head",
+            Self::InputNorm => "input_norm",
+            Self::Qkv => "qkv",
+            Self::QkvBias => "qkv_bias",
+            Self::Output => "output",
+            Self::PostSelfAttnNorm => "post_self_attn_norm",
+            Self::PostAttentionNorm => "post_attention_norm",
+            Self::GateUp => "gate_up",
+            Self::Down => "down",
+            Self::PostMlpNorm => "post_mlp_norm",
+        }
+    }
+}
+
+/// How the rows of q and k are ordered within a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowOrder {
+    /// Rotated pairs are neighbours, as GLM computes them.
+    Adjacent,
+    /// Rotated pairs are half of the rotated dimensions apart: to be reordered while reading.
+    HalfSplit,
+}
+
+/// The names of a source's tensors.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    /// As the source names it: the class in config.json, or `general.architecture`.
+    pub(crate) source: &'static str,
+    pub(crate) architecture: Architecture,
+    pub(crate) row_order: RowOrder,
+    /// What the names of a layer's tensors start with; the layer's number follows.
+    pub(crate) layer_prefix: &'static str,
+    /// Ways to store each role. A way is a list of names, stacked row upon row; the first way
+    /// whose first name exists is taken. The names in a layer follow the prefix, number and dot.
+    pub(crate) tensors: &'static [(Role, &'static [&'static [&'static str]])],
+    /// Suffixes of tensors that older files carry and nobody needs.
+    pub(crate) ignored: &'static [&'static str],
+}
+
+impl Layout {
+    /// Ways to name the tensors of a role in full.
+    pub(crate) fn names(&self, role: Role, layer: Option<usize>) -> Vec<Vec<String>> {
+        let ways = self.tensors.iter().find(|(r, _)| *r == role).map_or(&[][..], |(_, ways)| ways);
+        let full = |name: &&str| match layer {
+            Some(layer) => format!("{}{layer}.{name}", self.layer_prefix),
+            None => (*name).to_owned(),
+        };
+        ways.iter().map(|way| way.iter().map(full).collect()).collect()
+    }
+
+    /// May a tensor that no role has claimed be ignored?
+    pub(crate) fn ignores(&self, name: &str, config: &ModelConfig) -> bool {
+        if self.ignored.iter().any(|suffix| name.ends_with(suffix)) {
+            return true;
+        }
+        // Layers past the last are those that guess several tokens ahead (MTP).
+        let layer = name.strip_prefix(self.layer_prefix).and_then(|rest| rest.split('.').next());
+        if layer.and_then(|n| n.parse().ok()).is_some_and(|n: usize| n >= config.num_layers) {
+            return true;
+        }
+        // A tied head may be stored all the same; like transformers, we take the embedding.
+        config.tie_word_embeddings
+            && self.names(Role::LmHead, None).iter().flatten().any(|head| head == name)
+    }
+}
+
+/// By the class in config.json.
+pub(crate) const HUGGING_FACE: &[Layout] = &[
+    Layout {
+        source: "GlmForCausalLM",
+        architecture: Architecture::Glm,
+        row_order: RowOrder::Adjacent,
+        layer_prefix: "model.layers.",
+        tensors: HUGGING_FACE_TENSORS,
+        ignored: &["rotary_emb.inv_freq"],
+    },
+    Layout {
+        source: "Glm4ForCausalLM",
+        architecture: Architecture::Glm4,
+        row_order: RowOrder::Adjacent,
+        layer_prefix: "model.layers.",
+        tensors: HUGGING_FACE_TENSORS,
+        ignored: &["rotary_emb.inv_freq"],
+    },
+];
+
+const HUGGING_FACE_TENSORS: &[(Role, &[&[&str]])] = &[
+    (Role::Embedding, &[&["model.embed_tokens.weight"]]),
+    (Role::FinalNorm, &[&["model.norm.weight"]]),
+    (Role::LmHead, &[&["lm_head.weight"]]),
+    (Role::InputNorm, &[&["input_layernorm.weight"]]),
+    (
+        Role::Qkv,
+        &[&["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"]],
+    ),
+    (
+        Role::QkvBias,
+        &[&["self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"]],
+    ),
+    (Role::Output, &[&["self_attn.o_proj.weight"]]),
+    (Role::PostSelfAttnNorm, &[&["post_self_attn_layernorm.weight"]]),
+    (Role::PostAttentionNorm, &[&["post_attention_layernorm.weight"]]),
+    (
+        Role::GateUp,
+        &[&["mlp.gate_up_proj.weight"], &["mlp.gate_proj.weight", "mlp.up_proj.weight"]],
+    ),
+    (Role::Down, &[&["mlp.down_proj.weight"]]),
+    (Role::PostMlpNorm, &[&["post_mlp_layernorm.weight"]]),
+];
+
+/// By `general.architecture`. llama.cpp's converter has brought q and k of `llama` files into
+/// adjacent order; `qwen2` files keep the order of Hugging Face; the two GLMs are adjacent by
+/// nature (`llama_model_rope_type` in llama.cpp: normal, neox, normal, normal).
+pub(crate) const GGUF: &[Layout] = &[
+    gguf("llama", Architecture::Glm, RowOrder::Adjacent),
+    gguf("qwen2", Architecture::Glm, RowOrder::HalfSplit),
+    gguf("chatglm", Architecture::Glm, RowOrder::Adjacent),
+    gguf("glm4", Architecture::Glm4, RowOrder::Adjacent),
+];
+
+const fn gguf(source: &'static str, architecture: Architecture, row_order: RowOrder) -> Layout {
+    Layout {
+        source,
+        architecture,
+        row_order,
+        layer_prefix: "blk.",
+        tensors: GGUF_TENSORS,
+        ignored: &[],
+    }
+}
+
+/// `ffn_gate` comes before the fused way, which is called `ffn_up` alone (gate rows first).
+const GGUF_TENSORS: &[(Role, &[&[&str]])] = &[
+    (Role::Embedding, &[&["token_embd.weight"]]),
+    (Role::FinalNorm, &[&["output_norm.weight"]]),
+    (Role::LmHead, &[&["output.weight"]]),
+    (Role::InputNorm, &[&["attn_norm.weight"]]),
+    (Role::Qkv, &[&["attn_q.weight", "attn_k.weight", "attn_v.weight"], &["attn_qkv.weight"]]),
+    (Role::QkvBias, &[&["attn_q.bias", "attn_k.bias", "attn_v.bias"], &["attn_qkv.bias"]]),
+    (Role::Output, &[&["attn_output.weight"]]),
+    (Role::PostSelfAttnNorm, &[&["post_attention_norm.weight"]]),
+    (Role::PostAttentionNorm, &[&["ffn_norm.weight"]]),
+    (Role::GateUp, &[&["ffn_gate.weight", "ffn_up.weight"], &["ffn_up.weight"]]),
+    (Role::Down, &[&["ffn_down.weight"]]),
+    (Role::PostMlpNorm, &[&["post_ffw_norm.weight"]]),
+];

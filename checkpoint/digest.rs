@@ -1,0 +1,165 @@
+//! What two processes compare to know that they hold the same model.
+
+use blake3::Hasher;
+
+use crate::Digest;
+use crate::architecture::Role;
+use crate::config::ModelConfig;
+use crate::matrix::dtype_number;
+use crate::tensors::Weights;
+use crate::tokenizer::{SpecialTokens, TokenizerSource};
+
+/// Bytes of each tensor that are looked at: one page.
+const SAMPLE_BYTES: usize = 4096;
+
+/// Everything that is hashed goes through here: a tag or a length before each thing, so that no
+/// two lists of things have the same bytes.
+pub(crate) struct Sum(Hasher);
+
+impl Sum {
+    pub(crate) fn new(what: &str) -> Self {
+        let mut sum = Self(Hasher::new());
+        sum.text(what);
+        sum
+    }
+
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.0.update(bytes);
+    }
+
+    fn text(&mut self, text: &str) {
+        self.bytes(text.as_bytes());
+    }
+
+    fn number(&mut self, number: u64) {
+        self.0.update(&number.to_le_bytes());
+    }
+
+    fn option<T>(&mut self, value: Option<T>, add: impl FnOnce(&mut Self, T)) {
+        self.number(value.is_some().into());
+        if let Some(value) = value {
+            add(self, value);
+        }
+    }
+
+    fn texts(&mut self, texts: &[String]) {
+        self.number(texts.len() as u64);
+        for text in texts {
+            self.text(text);
+        }
+    }
+
+    pub(crate) fn end(self) -> Digest {
+        *self.0.finalize().as_bytes()
+    }
+
+    /// A role's tensors: name, type, order, shape and a sample of each.
+    pub(crate) fn role(&mut self, weights: &Weights, role: Role, layer: usize) {
+        for piece in weights.pieces(role, layer) {
+            self.text(role.name());
+            self.number(dtype_number(piece.dtype).into());
+            self.number(piece.half_split.map_or(0, |order| order.rotary_dim as u64));
+            self.number(piece.rows as u64);
+            self.number(piece.cols as u64);
+            let bytes = weights.bytes(piece);
+            self.bytes(&bytes[..bytes.len().min(SAMPLE_BYTES)]);
+        }
+    }
+
+    pub(crate) fn config(&mut self, config: &ModelConfig) {
+        // Taken apart, so that a new field can't be forgotten here.
+        let ModelConfig {
+            architecture,
+            num_layers,
+            hidden_size,
+            intermediate_size,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            vocab_size,
+            max_position_embeddings,
+            rotary_dim,
+            rope_theta,
+            rms_norm_eps,
+            attention_bias,
+            sandwich_norms,
+            tie_word_embeddings,
+            eos_token_ids,
+            bos_token_id,
+            pad_token_id,
+        } = config;
+        self.text(&architecture.to_string());
+        for number in [
+            num_layers,
+            hidden_size,
+            intermediate_size,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            vocab_size,
+            max_position_embeddings,
+            rotary_dim,
+        ] {
+            self.number(*number as u64);
+        }
+        self.number(rope_theta.to_bits().into());
+        self.number(rms_norm_eps.to_bits().into());
+        for flag in [attention_bias, sandwich_norms, tie_word_embeddings] {
+            self.number((*flag).into());
+        }
+        self.number(eos_token_ids.len() as u64);
+        for id in eos_token_ids.iter() {
+            self.number((*id).into());
+        }
+        self.option(*bos_token_id, |sum, id| sum.number(id.into()));
+        self.option(*pad_token_id, |sum, id| sum.number(id.into()));
+    }
+
+    pub(crate) fn tokenizer(&mut self, source: &TokenizerSource) {
+        match source {
+            TokenizerSource::Json { tokenizer, special, chat_template } => {
+                self.text("json");
+                self.bytes(tokenizer);
+                let SpecialTokens { bos, eos, unk, pad, add_bos, add_eos } = special;
+                for text in [bos, eos, unk, pad, chat_template] {
+                    self.option(text.as_deref(), Self::text);
+                }
+                for flag in [add_bos, add_eos] {
+                    self.option(*flag, |sum, flag| sum.number(flag.into()));
+                }
+            }
+            TokenizerSource::Gguf {
+                model,
+                pre,
+                tokens,
+                token_types,
+                scores,
+                merges,
+                bos,
+                eos,
+                unk,
+                pad,
+                add_bos,
+                add_eos,
+                add_space_prefix,
+                chat_template,
+            } => {
+                self.text("gguf");
+                self.text(model);
+                self.text(pre);
+                self.texts(tokens);
+                self.bytes(bytemuck::cast_slice(token_types));
+                self.bytes(bytemuck::cast_slice(scores));
+                self.texts(merges);
+                for id in [bos, eos, unk, pad] {
+                    self.option(*id, |sum, id| sum.number(id.into()));
+                }
+                for flag in [add_bos, add_eos, add_space_prefix] {
+                    self.number((*flag).into());
+                }
+                self.option(chat_template.as_deref(), Self::text);
+            }
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Hugging Face directories: config.json, safetensors files and their index.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::architecture::{HUGGING_FACE, Layout};
+use crate::config::{
+    MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH, ModelConfig,
+    Refused,
+};
+use crate::error::CheckpointError;
+use crate::mapped::{Mapped, read_small};
+use crate::safetensors;
+use crate::tensors::Tensors;
+
+/// The largest published index has about 10 MB, configurations a few kB.
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+const MAX_FILES: usize = 1024;
+
+const CONFIG: &str = "config.json";
+const GENERATION_CONFIG: &str = "generation_config.json";
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Reads config.json and, where there is one, generation_config.json.
+pub(crate) fn config(dir: &Path) -> Result<(ModelConfig, &'static Layout), CheckpointError> {
+    let path = dir.join(CONFIG);
+    let fields = read_json(&path, MAX_CONFIG_BYTES)?;
+    let layout = layout(&path, &fields)?;
+    let refused = |path: &Path| {
+        let path = path.to_owned();
+        |Refused { key, problem }| CheckpointError::Config { path, key, problem }
+    };
+    let generation_path = dir.join(GENERATION_CONFIG);
+    let generation = if generation_path.exists() {
+        read_json(&generation_path, MAX_CONFIG_BYTES)?
+    } else {
+        Value::Null
+    };
+    let mut config = parse(&fields, layout).map_err(refused(&path))?;
+    // What was tuned for generation wins over what the model was trained with.
+    if let Some(ids) = tokens(&generation, "eos_token_id").map_err(refused(&generation_path))? {
+        config.eos_token_ids = ids;
+    }
+    Ok((config.check().map_err(refused(&path))?, layout))
+}
+
+fn layout(path: &Path, fields: &Value) -> Result<&'static Layout, CheckpointError> {
+    let name = fields["architectures"][0].as_str().unwrap_or("(config.json names none)");
+    HUGGING_FACE.iter().find(|layout| layout.source == name).ok_or_else(|| {
+        let supported: Vec<_> = HUGGING_FACE.iter().map(|layout| layout.source).collect();
+        CheckpointError::UnsupportedArchitecture {
+            path: path.to_owned(),
+            name: name.to_owned(),
+            supported: supported.join(", "),
+        }
+    })
+}
+
+/// Both styles: rope fields at the top level, or under `rope_parameters` (transformers 5).
+fn parse(fields: &Value, layout: &Layout) -> Result<ModelConfig, Refused> {
+    refuse_what_is_not_computed(fields)?;
+    let hidden_size = required(fields, "hidden_size", MAX_WIDTH)?;
+    let num_heads = required(fields, "num_attention_heads", MAX_HEADS)?;
+    let head_dim = match optional(fields, "head_dim", MAX_HEAD_DIM)? {
+        Some(head_dim) => head_dim,
+        None if hidden_size.is_multiple_of(num_heads)
+            && hidden_size / num_heads <= MAX_HEAD_DIM =>
+        {
+            hidden_size / num_heads
+        }
+        None => {
+            return Err(Refused::new(
+                "head_dim",
+                format!("is missing and {num_heads} heads do not divide {hidden_size}"),
+            ));
+        }
+    };
+    let theta = rope_number(fields, "rope_theta")?.unwrap_or(10_000.0);
+    // GLM's own default; a model that rotates whole heads says so.
+    let factor = rope_number(fields, "partial_rotary_factor")?.unwrap_or(0.5);
+    if !(factor > 0.0 && factor <= 1.0) {
+        return Err(Refused::new(
+            "partial_rotary_factor",
+            format!("is {factor}, it must be above 0 and at most 1"),
+        ));
+    }
+    let Some(eps) = number(&fields["rms_norm_eps"], "rms_norm_eps")? else {
+        return Err(Refused::new("rms_norm_eps", "is missing"));
+    };
+    Ok(ModelConfig {
+        architecture: layout.architecture,
+        num_layers: required(fields, "num_hidden_layers", MAX_LAYERS)?,
+        hidden_size,
+        intermediate_size: required(fields, "intermediate_size", MAX_WIDTH)?,
+        num_heads,
+        num_kv_heads: required(fields, "num_key_value_heads", MAX_HEADS)?,
+        head_dim,
+        vocab_size: required(fields, "vocab_size", MAX_VOCABULARY)?,
+        max_position_embeddings: required(fields, "max_position_embeddings", MAX_POSITIONS)?,
+        rotary_dim: (head_dim as f64 * factor) as usize,
+        rope_theta: theta as f32,
+        rms_norm_eps: eps as f32,
+        attention_bias: flag(fields, "attention_bias")?,
+        sandwich_norms: layout.architecture == crate::Architecture::Glm4,
+        tie_word_embeddings: flag(fields, "tie_word_embeddings")?,
+        eos_token_ids: tokens(fields, "eos_token_id")?.unwrap_or_default(),
+        bos_token_id: first_token(fields, "bos_token_id")?,
+        pad_token_id: first_token(fields, "pad_token_id")?,
+    })
+}
+
+fn refuse_what_is_not_computed(fields: &Value) -> Result<(), Refused> {
+    match &fields["hidden_act"] {
+        Value::Null => {}
+        // The same function by its other name.
+        Value::String(name) if name == "silu" || name == "swish" => {}
+        other => {
+            return Err(Refused::new("hidden_act", format!("is {other}, supported is \"silu\"")));
+        }
+    }
+    for key in ["rope_scaling", "rope_parameters"] {
+        let scaling = &fields[key];
+        for kind in [&scaling["rope_type"], &scaling["type"]] {
+            if !(kind.is_null() || kind == "default") {
+                return Err(Refused::new(
+                    key,
+                    format!("asks for {kind} scaling, supported is \"default\""),
+                ));
+            }
+        }
+        match scaling {
+            Value::Null => {}
+            // Nested objects are one rope for each kind of layer.
+            Value::Object(fields) if !fields.values().any(Value::is_object) => {}
+            _ => return Err(Refused::new(key, "must be one object of numbers and names")),
+        }
+    }
+    let quantization = &fields["quantization_config"];
+    if !quantization.is_null() {
+        let method = &quantization["quant_method"];
+        return Err(Refused::new(
+            "quantization_config",
+            format!("asks for {method}, supported are plain floats and GGUF files"),
+        ));
+    }
+    Ok(())
+}
+
+fn required(fields: &Value, key: &str, max: usize) -> Result<usize, Refused> {
+    optional(fields, key, max)?.ok_or_else(|| Refused::new(key, "is missing"))
+}
+
+fn optional(fields: &Value, key: &str, max: usize) -> Result<Option<usize>, Refused> {
+    let value = &fields[key];
+    if value.is_null() {
+        return Ok(None);
+    }
+    let count = value.as_u64().and_then(|n| usize::try_from(n).ok());
+    match count {
+        Some(count) if (1..=max).contains(&count) => Ok(Some(count)),
+        _ => Err(Refused::new(key, format!("is {value}, it must be a number from 1 to {max}"))),
+    }
+}
+
+fn number(value: &Value, key: &str) -> Result<Option<f64>, Refused> {
+    match value {
+        Value::Null => Ok(None),
+        Value::Number(number) => Ok(number.as_f64()),
+        other => Err(Refused::new(key, format!("is {other}, it must be a number"))),
+    }
+}
+
+fn rope_number(fields: &Value, key: &str) -> Result<Option<f64>, Refused> {
+    let nested = number(&fields["rope_parameters"][key], key)?;
+    Ok(nested.or(number(&fields[key], key)?))
+}
+
+fn flag(fields: &Value, key: &str) -> Result<bool, Refused> {
+    match &fields[key] {
+        Value::Null => Ok(false),
+        Value::Bool(flag) => Ok(*flag),
+        other => Err(Refused::new(key, format!("is {other}, it must be true or false"))),
+    }
+}
+
+/// One token or a list of them, each once; `None` if the field is absent.
+fn tokens(fields: &Value, key: &str) -> Result<Option<Vec<u32>>, Refused> {
+    let value = &fields[key];
+    let list = match value {
+        Value::Null => return Ok(None),
+        Value::Array(list) => list.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    let mut ids = Vec::new();
+    for id in list {
+        let Some(id) = id.as_u64().and_then(|id| u32::try_from(id).ok()) else {
+            return Err(Refused::new(key, format!("is {value}, it must name tokens by number")));
+        };
+        if ids.len() == 1024 {
+            return Err(Refused::new(key, "names more than 1024 tokens"));
+        }
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    Ok(Some(ids))
+}
+
+/// As [`tokens`]; older configurations write -1 where there is none.
+fn first_token(fields: &Value, key: &str) -> Result<Option<u32>, Refused> {
+    if fields[key].as_i64() == Some(-1) {
+        return Ok(None);
+    }
+    Ok(tokens(fields, key)?.and_then(|ids| ids.first().copied()))
+}
+
+/// Maps the weight files and reads their headers.
+pub(crate) fn tensors(dir: &Path) -> Result<Tensors, CheckpointError> {
+    let single = dir.join(SINGLE);
+    if single.exists() {
+        let mapped = Mapped::open(&single)?;
+        let by_name = safetensors::read(&mapped, 0)?;
+        return Ok(Tensors { path: single, files: vec![mapped], by_name });
+    }
+    let index_path = dir.join(INDEX);
+    if !index_path.exists() {
+        return Err(CheckpointError::NotAModel {
+            path: dir.to_owned(),
+            reason: format!("it holds {CONFIG} and neither {SINGLE} nor {INDEX}"),
+        });
+    }
+    let index = read_index(&index_path)?;
+    let names: BTreeSet<&str> = index.values().map(String::as_str).collect();
+    let mut files = Vec::new();
+    let mut headers = HashMap::new();
+    for (number, name) in names.into_iter().enumerate() {
+        let mapped = Mapped::open(&dir.join(name))?;
+        headers.insert(name, safetensors::read(&mapped, number)?);
+        files.push(mapped);
+    }
+    // The index decides which file counts, should two hold a tensor of one name.
+    let mut by_name = HashMap::new();
+    for (tensor, file) in &index {
+        let stored = headers.get_mut(file.as_str()).and_then(|header| header.remove(tensor));
+        let Some(stored) = stored else {
+            return Err(CheckpointError::Malformed {
+                path: index_path,
+                problem: format!("tensor {tensor} should be in {file}, which does not hold it"),
+            });
+        };
+        by_name.insert(tensor.clone(), stored);
+    }
+    Ok(Tensors { path: dir.to_owned(), files, by_name })
+}
+
+/// File by tensor.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let malformed = |problem| CheckpointError::Malformed { path: path.to_owned(), problem };
+    let bytes = read_small(path, MAX_INDEX_BYTES)?;
+    let Index { weight_map } = serde_json::from_slice(&bytes)
+        .map_err(|error| malformed(format!("this is no index of tensors: {error}")))?;
+    let files: BTreeSet<_> = weight_map.values().collect();
+    if files.len() > MAX_FILES {
+        return Err(malformed(format!("{} files are named, at most {MAX_FILES} fit", files.len())));
+    }
+    for file in files {
+        // An index must not make us read files elsewhere.
+        let plain = file.chars().all(|c| c.is_alphanumeric() || "-_. +=@".contains(c));
+        if !plain || file.starts_with('.') || !file.ends_with(".safetensors") {
+            return Err(malformed(format!(
+                "file {file:?} is named, expected names of .safetensors files in this directory"
+            )));
+        }
+    }
+    Ok(weight_map)
+}
+
+/// Reads a file that holds a JSON object.
+pub(crate) fn read_json(path: &Path, max_bytes: u64) -> Result<Value, CheckpointError> {
+    let bytes = read_small(path, max_bytes)?;
+    let malformed = |problem| CheckpointError::Malformed { path: path.to_owned(), problem };
+    let value: Value = serde_json::from_slice(&bytes)
+        .map_err(|error| malformed(format!("this is no JSON: {error}")))?;
+    if !value.is_object() {
+        return Err(malformed("this is no JSON object".to_owned()));
+    }
+    Ok(value)
+}

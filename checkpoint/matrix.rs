@@ -1,0 +1,293 @@
+//! Weights by what they do: one way to read them, whatever the files call them and however they
+//! store them.
+
+use std::ops::Range;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+use crate::architecture::Role;
+use crate::dtype::{DType, FloatType};
+use crate::error::CheckpointError;
+use crate::quants::decode_row;
+use crate::tensors::{Piece, Weights};
+
+/// A weight matrix. `[rows, cols]`: row r gives value r of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Matrix {
+    /// `[vocab_size, hidden_size]`
+    Embedding,
+    /// `[vocab_size, hidden_size]`; the embedding where the model ties them.
+    LmHead,
+    /// Of a layer: q, k and v one below the other, `[(num_heads + 2 num_kv_heads) head_dim,
+    /// hidden_size]`. Rotated pairs of q and k are neighbours, whatever the file does.
+    Qkv(usize),
+    /// Of a layer: from the heads back, `[hidden_size, num_heads head_dim]`.
+    Output(usize),
+    /// Of a layer: the gate, below it the up projection, `[2 intermediate_size, hidden_size]`.
+    GateUp(usize),
+    /// Of a layer: `[hidden_size, intermediate_size]`.
+    Down(usize),
+}
+
+impl Matrix {
+    pub(crate) fn role(self) -> (Role, Option<usize>) {
+        match self {
+            Self::Embedding => (Role::Embedding, None),
+            Self::LmHead => (Role::LmHead, None),
+            Self::Qkv(layer) => (Role::Qkv, Some(layer)),
+            Self::Output(layer) => (Role::Output, Some(layer)),
+            Self::GateUp(layer) => (Role::GateUp, Some(layer)),
+            Self::Down(layer) => (Role::Down, Some(layer)),
+        }
+    }
+}
+
+/// A vector of weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Vector {
+    /// Norm before the head, `[hidden_size]`.
+    FinalNorm,
+    /// Of a layer: norm before the attention, `[hidden_size]`.
+    InputNorm(usize),
+    /// Of a layer: norm before the MLP (its name is Hugging Face's), `[hidden_size]`.
+    PostAttentionNorm(usize),
+    /// Of a layer: norm of what the attention adds, `[hidden_size]`; with `sandwich_norms`.
+    PostSelfAttnNorm(usize),
+    /// Of a layer: norm of what the MLP adds, `[hidden_size]`; with `sandwich_norms`.
+    PostMlpNorm(usize),
+    /// Of a layer: `[(num_heads + 2 num_kv_heads) head_dim]`, in the order of
+    /// [`Matrix::Qkv`]'s rows; with `attention_bias`.
+    QkvBias(usize),
+}
+
+impl Vector {
+    pub(crate) fn role(self) -> (Role, Option<usize>) {
+        match self {
+            Self::FinalNorm => (Role::FinalNorm, None),
+            Self::InputNorm(layer) => (Role::InputNorm, Some(layer)),
+            Self::PostAttentionNorm(layer) => (Role::PostAttentionNorm, Some(layer)),
+            Self::PostSelfAttnNorm(layer) => (Role::PostSelfAttnNorm, Some(layer)),
+            Self::PostMlpNorm(layer) => (Role::PostMlpNorm, Some(layer)),
+            Self::QkvBias(layer) => (Role::QkvBias, Some(layer)),
+        }
+    }
+}
+
+/// A matrix in its files. Reading decodes the rows that are asked for and nothing else.
+#[derive(Clone, Debug)]
+pub struct MatrixView<'a> {
+    pieces: Vec<(&'a Piece, &'a [u8])>,
+    rows: usize,
+    cols: usize,
+    float_type: FloatType,
+}
+
+impl<'a> MatrixView<'a> {
+    /// `pieces`: at least one, all of the same width, stacked row upon row.
+    pub(crate) fn new(weights: &'a Weights, pieces: &'a [Piece]) -> Self {
+        let rows = pieces.iter().map(|piece| piece.rows).sum();
+        let pieces: Vec<_> = pieces.iter().map(|piece| (piece, weights.bytes(piece))).collect();
+        let float_type = pieces
+            .iter()
+            .map(|(piece, _)| piece.dtype.float_type())
+            .reduce(FloatType::widest)
+            .unwrap_or(FloatType::F32);
+        let cols = pieces.first().map_or(0, |(piece, _)| piece.cols);
+        Self { pieces, rows, cols, float_type }
+    }
+
+    /// Values of the output.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Values of the input.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// As what the values are handed over: as stored, f16 for quantised ones, and the widest of
+    /// them where the matrix is stored as several tensors of several types.
+    pub fn float_type(&self) -> FloatType {
+        self.float_type
+    }
+
+    /// Bytes of one row, as handed over.
+    pub fn row_bytes(&self) -> usize {
+        self.cols * self.float_type.bytes()
+    }
+
+    /// Bytes of the whole matrix, as handed over.
+    pub fn bytes(&self) -> u64 {
+        self.rows as u64 * self.row_bytes() as u64
+    }
+
+    /// Decodes rows, packed and little-endian, into `out`, whose size must be that of the rows.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Rows`] if the range or the size is wrong, and
+    /// [`CheckpointError::F16Range`] if a quantised value is none that f16 holds; `out` is then
+    /// partly written.
+    pub fn read_rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<(), CheckpointError> {
+        let size = rows.end.checked_sub(rows.start).and_then(|n| n.checked_mul(self.row_bytes()));
+        if rows.end > self.rows || size != Some(out.len()) {
+            return Err(CheckpointError::Rows {
+                start: rows.start,
+                end: rows.end,
+                len: out.len(),
+                rows: self.rows,
+                row_bytes: self.row_bytes(),
+            });
+        }
+        let mut scratch = Scratch::new(self.cols);
+        let mut out = out;
+        let mut first = 0;
+        for (piece, stored) in &self.pieces {
+            // This piece holds rows `first..first + piece.rows` of the matrix.
+            let start = rows.start.clamp(first, first + piece.rows) - first;
+            let end = rows.end.clamp(first, first + piece.rows) - first;
+            let (part, rest) = out.split_at_mut((end - start) * self.row_bytes());
+            self.read_piece(piece, stored, start..end, part, &mut scratch)?;
+            out = rest;
+            first += piece.rows;
+        }
+        Ok(())
+    }
+
+    /// Decodes one row as f32. For references and tests: exact, but not fast.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Rows`] if there is no such row or `out` is not [`cols`](Self::cols)
+    /// long.
+    pub fn row_f32(&self, row: usize, out: &mut [f32]) -> Result<(), CheckpointError> {
+        let mut first = 0;
+        for (piece, stored) in &self.pieces {
+            if row < first + piece.rows && out.len() == self.cols {
+                decode_row(piece.dtype, stored_row(piece, stored, row - first).1, out);
+                return Ok(());
+            }
+            first += piece.rows;
+        }
+        Err(CheckpointError::Rows {
+            start: row,
+            end: row.saturating_add(1),
+            len: size_of_val(out),
+            rows: self.rows,
+            row_bytes: self.cols * size_of::<f32>(),
+        })
+    }
+
+    fn read_piece(
+        &self,
+        piece: &Piece,
+        stored: &[u8],
+        rows: Range<usize>,
+        out: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<(), CheckpointError> {
+        let is_plain = piece.dtype.block_values() == 1;
+        let as_stored = is_plain && piece.dtype.float_type() == self.float_type;
+        if as_stored && piece.half_split.is_none() {
+            let row_bytes = self.row_bytes();
+            out.copy_from_slice(&stored[rows.start * row_bytes..rows.end * row_bytes]);
+            return Ok(());
+        }
+        for (row, out) in rows.zip(out.chunks_exact_mut(self.row_bytes())) {
+            let (number, stored) = stored_row(piece, stored, row);
+            if as_stored {
+                out.copy_from_slice(stored);
+                continue;
+            }
+            decode_row(piece.dtype, stored, &mut scratch.f32);
+            if self.float_type == FloatType::F32 {
+                for (out, value) in out.as_chunks_mut().0.iter_mut().zip(&scratch.f32) {
+                    *out = value.to_le_bytes();
+                }
+            } else {
+                // Only quantised blocks are ever converted to anything but f32.
+                scratch.write_f16(piece, number, out)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of a row in the order that the matrix has, and its number in the file.
+fn stored_row<'b>(piece: &Piece, stored: &'b [u8], row: usize) -> (usize, &'b [u8]) {
+    let row = piece.half_split.map_or(row, |half_split| half_split.stored_row(row));
+    let row_bytes = stored.len() / piece.rows;
+    (row, &stored[row * row_bytes..(row + 1) * row_bytes])
+}
+
+/// One row on its way from blocks to f16.
+struct Scratch {
+    f32: Vec<f32>,
+    f16: Vec<f16>,
+}
+
+impl Scratch {
+    fn new(cols: usize) -> Self {
+        Self { f32: vec![0.0; cols], f16: vec![f16::ZERO; cols] }
+    }
+
+    fn write_f16(
+        &mut self,
+        piece: &Piece,
+        row: usize,
+        out: &mut [u8],
+    ) -> Result<(), CheckpointError> {
+        self.f16.convert_from_f32_slice(&self.f32);
+        let mut all_finite = true;
+        for (out, value) in out.as_chunks_mut().0.iter_mut().zip(&self.f16) {
+            all_finite &= value.is_finite();
+            *out = value.to_le_bytes();
+        }
+        if all_finite {
+            return Ok(());
+        }
+        let first = self.f16.iter().position(|value| !value.is_finite()).unwrap_or(0);
+        Err(CheckpointError::F16Range { tensor: piece.name.clone(), row, value: self.f32[first] })
+    }
+}
+
+/// A vector, from however many tensors, as f32.
+pub(crate) fn vector(weights: &Weights, pieces: &[Piece]) -> Vec<f32> {
+    let mut out = Vec::new();
+    for piece in pieces {
+        let mut stored = vec![0.0; piece.rows];
+        decode_row(piece.dtype, weights.bytes(piece), &mut stored);
+        match piece.half_split {
+            None => out.extend(stored),
+            Some(order) => out.extend((0..piece.rows).map(|row| stored[order.stored_row(row)])),
+        }
+    }
+    out
+}
+
+/// Bytes of a role's tensors, as handed over: matrices as [`MatrixView`]s, vectors as f32.
+pub(crate) fn handed_over_bytes(weights: &Weights, pieces: &[Piece], is_matrix: bool) -> u64 {
+    if is_matrix {
+        MatrixView::new(weights, pieces).bytes()
+    } else {
+        let rows: usize = pieces.iter().map(|piece| piece.rows).sum();
+        (rows * size_of::<f32>()) as u64
+    }
+}
+
+/// What stands for a type in digests, and so must never change: its number in `enum ggml_type`.
+pub(crate) fn dtype_number(dtype: DType) -> u8 {
+    match dtype {
+        DType::F32 => 0,
+        DType::F16 => 1,
+        DType::Q4_0 => 2,
+        DType::Q4_1 => 3,
+        DType::Q5_0 => 6,
+        DType::Q8_0 => 8,
+        DType::Q4_K => 12,
+        DType::Q6_K => 14,
+        DType::BF16 => 30,
+    }
+}

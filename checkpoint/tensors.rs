@@ -1,0 +1,191 @@
+//! Where each tensor of a checkpoint lies, whatever kind of file holds it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use crate::architecture::{Layout, Role, RowOrder};
+use crate::config::ModelConfig;
+use crate::dtype::DType;
+use crate::error::CheckpointError;
+use crate::mapped::Mapped;
+
+/// A tensor as its file's header describes it, with bounds that have been checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    /// Index into the files.
+    pub(crate) file: usize,
+    /// `Err`: a type that can't be read, by the file's name for it.
+    pub(crate) dtype: Result<DType, String>,
+    /// Outermost dimension first.
+    pub(crate) shape: Vec<usize>,
+    /// Bytes from the start of the file.
+    pub(crate) start: usize,
+    pub(crate) len: usize,
+}
+
+/// Tensors by name, and the files that hold them.
+#[derive(Debug)]
+pub(crate) struct Tensors {
+    /// What errors name: the file, or the directory of several.
+    pub(crate) path: PathBuf,
+    pub(crate) files: Vec<Mapped>,
+    pub(crate) by_name: HashMap<String, Stored>,
+}
+
+/// One of the tensors that a role is made of: readable, and of the right shape.
+#[derive(Clone, Debug)]
+pub(crate) struct Piece {
+    pub(crate) name: String,
+    pub(crate) dtype: DType,
+    pub(crate) rows: usize,
+    /// 1 for a vector.
+    pub(crate) cols: usize,
+    /// `Some` when the rows of each head are to be reordered.
+    pub(crate) half_split: Option<HalfSplit>,
+    pub(crate) file: usize,
+    pub(crate) start: usize,
+    pub(crate) len: usize,
+}
+
+/// Heads whose rotated pairs lie half of the rotated dimensions apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HalfSplit {
+    /// Rows from here on (v, where it is stored under q and k) keep their order.
+    pub(crate) rows: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) rotary_dim: usize,
+}
+
+impl HalfSplit {
+    /// Which stored row is row `row` when pairs are neighbours: 2i was i, 2i + 1 was i + half.
+    pub(crate) fn stored_row(self, row: usize) -> usize {
+        if row >= self.rows {
+            return row;
+        }
+        let (head, dim) = (row / self.head_dim, row % self.head_dim);
+        let dim =
+            if dim < self.rotary_dim { dim / 2 + (dim % 2) * (self.rotary_dim / 2) } else { dim };
+        head * self.head_dim + dim
+    }
+}
+
+/// Every tensor that a model needs, by role and layer (0 outside of layers).
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub(crate) files: Vec<Mapped>,
+    pieces: HashMap<(Role, usize), Vec<Piece>>,
+}
+
+impl Weights {
+    /// Finds all tensors of the model and checks their shapes, so that a file that lies is
+    /// refused when it is opened and not in the middle of loading.
+    pub(crate) fn find(
+        mut tensors: Tensors,
+        layout: &Layout,
+        config: &ModelConfig,
+    ) -> Result<Self, CheckpointError> {
+        let global = [Role::Embedding, Role::FinalNorm, Role::LmHead].map(|role| (role, None));
+        let layers =
+            (0..config.num_layers).flat_map(|layer| Role::LAYER.map(|role| (role, Some(layer))));
+        let mut pieces = HashMap::new();
+        for (role, layer) in global.into_iter().chain(layers) {
+            if role.is_in(config) {
+                let found = claim(&mut tensors, layout, config, role, layer)?;
+                pieces.insert((role, layer.unwrap_or(0)), found);
+            }
+        }
+        // The first by name, so that the message is the same every time.
+        let unexpected = tensors.by_name.keys().filter(|name| !layout.ignores(name, config)).min();
+        if let Some(name) = unexpected {
+            return Err(CheckpointError::UnexpectedTensor {
+                path: tensors.path.clone(),
+                tensor: name.clone(),
+                architecture: config.architecture.to_string(),
+            });
+        }
+        Ok(Self { files: tensors.files, pieces })
+    }
+
+    /// The tensors of a role; empty if the model doesn't have it.
+    pub(crate) fn pieces(&self, role: Role, layer: usize) -> &[Piece] {
+        self.pieces.get(&(role, layer)).map_or(&[], Vec::as_slice)
+    }
+
+    /// A tensor's bytes, as stored.
+    pub(crate) fn bytes(&self, piece: &Piece) -> &[u8] {
+        &self.files[piece.file].bytes()[piece.start..piece.start + piece.len]
+    }
+}
+
+/// Takes the tensors of a role out of the list of those that are left.
+fn claim(
+    tensors: &mut Tensors,
+    layout: &Layout,
+    config: &ModelConfig,
+    role: Role,
+    layer: Option<usize>,
+) -> Result<Vec<Piece>, CheckpointError> {
+    let ways = layout.names(role, layer);
+    let way = ways
+        .iter()
+        .find(|way| way.first().is_some_and(|first| tensors.by_name.contains_key(first)))
+        .or(ways.first())
+        .map_or(&[][..], Vec::as_slice);
+    let rows = role.rows(config, way.len());
+    let mut pieces = Vec::with_capacity(way.len());
+    for (index, (name, &rows)) in way.iter().zip(&rows).enumerate() {
+        let stored =
+            tensors.by_name.remove(name).ok_or_else(|| CheckpointError::MissingTensor {
+                path: tensors.path.clone(),
+                tensor: name.clone(),
+                num_layers: config.num_layers,
+            })?;
+        let rotates = matches!(role, Role::Qkv | Role::QkvBias) && index < 2;
+        let half_split =
+            (rotates && layout.row_order == RowOrder::HalfSplit).then_some(HalfSplit {
+                rows: rows.min(config.q_rows() + config.kv_rows()),
+                head_dim: config.head_dim,
+                rotary_dim: config.rotary_dim,
+            });
+        let cols = role.cols(config);
+        let piece = Shape { rows, cols, half_split };
+        pieces.push(piece.of(name, stored, &tensors.path)?);
+    }
+    Ok(pieces)
+}
+
+/// What a tensor must be like.
+struct Shape {
+    rows: usize,
+    cols: Option<usize>,
+    half_split: Option<HalfSplit>,
+}
+
+impl Shape {
+    fn of(self, name: &str, stored: Stored, path: &Path) -> Result<Piece, CheckpointError> {
+        let expected: Vec<usize> = [self.rows].into_iter().chain(self.cols).collect();
+        if stored.shape != expected {
+            return Err(CheckpointError::WrongShape {
+                path: path.to_owned(),
+                tensor: name.to_owned(),
+                found: stored.shape,
+                expected,
+            });
+        }
+        let dtype = stored.dtype.map_err(|found| CheckpointError::WrongType {
+            path: path.to_owned(),
+            tensor: name.to_owned(),
+            found,
+        })?;
+        Ok(Piece {
+            name: name.to_owned(),
+            dtype,
+            rows: self.rows,
+            cols: self.cols.unwrap_or(1),
+            half_split: self.half_split,
+            file: stored.file,
+            start: stored.start,
+            len: stored.len,
+        })
+    }
+}

@@ -1,0 +1,300 @@
+//! The actors: shells that turn messages into inputs of the pure [`Cluster`] and carry out its
+//! actions. [`CoordinatorActor`] is the one writer of cluster state; [`GateActor`] is its remote
+//! face, since a message that crosses processes can't carry what local ones carry.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use protocol::message::{COORDINATOR_GROUP, CoordinatorMsg, NODE_GROUP, NodeMsg, Unload, Wire};
+use protocol::{Epoch, NodeId, NodeReport, PipelineId, RequestId};
+use ractor::{
+    Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent, call_t, pg,
+    pg::GroupChangeMessage,
+};
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, error, info, warn};
+
+use crate::cluster::{Action, Cluster, Input};
+use crate::engine::Submission;
+use crate::metrics::Metrics;
+use crate::request::Event;
+use crate::stages::Stages;
+use crate::status::Status;
+
+/// How often the cluster looks at the clock.
+const TICK: Duration = Duration::from_millis(250);
+
+/// What a node gets to answer a question.
+const REPORT_TIMEOUT_MS: u64 = 5000;
+
+/// Local messages of [`CoordinatorActor`].
+#[derive(Debug, ractor::RactorMessage)]
+pub enum Msg {
+    /// From the API: a request.
+    Submit(Submission),
+    /// From the shells: something happened.
+    Happened(Input),
+    /// From this actor's own task: a node's actor has said who it is.
+    Reported(ActorRef<NodeMsg>, NodeReport),
+    /// From `serve`: fail whatever is left, and stop.
+    ShutDown,
+}
+
+/// The one writer of cluster state.
+pub struct CoordinatorActor;
+
+/// What the coordinator's actor starts with.
+pub struct Arguments {
+    /// The state.
+    pub cluster: Cluster,
+    /// The links to stages.
+    pub stages: Arc<Stages>,
+    /// Where the state is shown.
+    pub status: watch::Sender<Arc<Status>>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// What the coordinator's actor changes.
+pub struct State {
+    arguments: Arguments,
+    clients: HashMap<RequestId, mpsc::Sender<Event>>,
+    nodes: HashMap<NodeId, ActorRef<NodeMsg>>,
+}
+
+impl Actor for CoordinatorActor {
+    type Msg = Msg;
+    type State = State;
+    type Arguments = Arguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Msg>,
+        arguments: Arguments,
+    ) -> Result<State, ActorProcessingErr> {
+        pg::monitor(NODE_GROUP.to_owned(), myself.get_cell());
+        myself.send_interval(TICK, || Msg::Happened(Input::Tick));
+        Ok(State { arguments, clients: HashMap::new(), nodes: HashMap::new() })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Msg>,
+        message: Msg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            Msg::Submit(submission) => state.submit(submission, &myself),
+            Msg::Happened(input) => {
+                if let Input::Lost { node, .. } = &input {
+                    state.nodes.remove(node);
+                }
+                state.handle(input, &myself);
+            }
+            Msg::Reported(actor, report) => {
+                info!(
+                    node = %report.node,
+                    hostname = report.hostname,
+                    pid = report.pid,
+                    adapter = report.adapters.first().map(|adapter| adapter.name.as_str()),
+                    "node joined"
+                );
+                state.nodes.insert(report.node, actor);
+                state.handle(Input::Joined(report), &myself);
+            }
+            Msg::ShutDown => {
+                let actions = state.arguments.cluster.shut_down();
+                state.perform(actions, &myself);
+                myself.stop(None);
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<Msg>,
+        event: SupervisionEvent,
+        _state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ProcessGroupChanged(GroupChangeMessage::Join(_, _, actors)) = event
+        {
+            for actor in actors {
+                tokio::spawn(ask_for_report(actor, myself.clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Asks a node's actor who it is. The connection that it came over has its own watcher, so a node
+/// that doesn't answer is only not used.
+async fn ask_for_report(actor: ActorCell, coordinator: ActorRef<Msg>) {
+    let actor: ActorRef<NodeMsg> = actor.into();
+    match call_t!(actor, NodeMsg::Report, REPORT_TIMEOUT_MS, Wire::from(())) {
+        Ok(Wire(Ok(report))) => {
+            // Fails only while the coordinator stops.
+            let _ = coordinator.cast(Msg::Reported(actor, report));
+        }
+        Ok(Wire(Err(cause))) => warn!(%cause, "a node's report is malformed"),
+        Err(cause) => warn!(%cause, "a node didn't say who it is"),
+    }
+}
+
+impl State {
+    fn submit(&mut self, submission: Submission, myself: &ActorRef<Msg>) {
+        let Submission { request, events, admitted } = submission;
+        match self.arguments.cluster.submit(&request, Instant::now()) {
+            Ok(actions) => {
+                let id = request.id;
+                self.clients.insert(id, events.clone());
+                if admitted.send(Ok(())).is_err() {
+                    debug!(request = %id, "the client left before its request was admitted");
+                }
+                let coordinator = myself.clone();
+                tokio::spawn(async move {
+                    events.closed().await;
+                    let _ = coordinator.cast(Msg::Happened(Input::Cancel(id)));
+                });
+                self.perform(actions, myself);
+            }
+            Err(refused) => {
+                let _ = admitted.send(Err(refused));
+            }
+        }
+    }
+
+    fn handle(&mut self, input: Input, myself: &ActorRef<Msg>) {
+        if let Input::Cancel(request) = &input {
+            self.clients.remove(request);
+        }
+        let actions = self.arguments.cluster.handle(input, Instant::now());
+        self.perform(actions, myself);
+    }
+
+    fn perform(&mut self, actions: Vec<Action>, myself: &ActorRef<Msg>) {
+        let changed = !actions.is_empty();
+        for action in actions {
+            match action {
+                Action::Load(node, plan) => {
+                    info!(%node, stage = %plan.stage, layers = %plan.layers, "stage placed");
+                    self.cast(node, NodeMsg::Load((*plan).into()));
+                }
+                Action::Unload(node, epoch) => {
+                    let unload = Unload { pipeline: PipelineId(0), epoch };
+                    self.cast(node, NodeMsg::Unload(unload.into()));
+                }
+                Action::Connect { node, epoch } => self.connect(node, epoch, myself),
+                Action::Send(frame) => {
+                    if let Err(cause) = self.arguments.stages.send(*frame) {
+                        let coordinator = myself.clone();
+                        let _ = coordinator.cast(Msg::Happened(Input::LinkLost {
+                            epoch: cause.epoch,
+                            cause: cause.to_string(),
+                        }));
+                    }
+                }
+                Action::Tell(request, event) => self.tell(request, event),
+                Action::Measured { duration, num_tokens, timings } => {
+                    self.arguments.metrics.step(duration, num_tokens, &timings);
+                }
+                Action::Admitted(wait) => self.arguments.metrics.admitted(wait),
+                Action::Publish => self.publish(),
+                Action::Stuck(cause) => error!(%cause, "the model can't be placed"),
+            }
+        }
+        if changed {
+            let load = self.arguments.cluster.load();
+            let metrics = &self.arguments.metrics;
+            metrics.queued(load.num_waiting);
+            metrics.running(load.num_running);
+            metrics.kv(load.num_used_blocks, load.num_blocks);
+        }
+    }
+
+    fn cast(&self, node: NodeId, message: NodeMsg) {
+        // A node that is gone is noticed by its connection; nothing waits for this message.
+        if let Some(actor) = self.nodes.get(&node)
+            && let Err(cause) = actor.cast(message)
+        {
+            warn!(%node, %cause, "a message to a node is lost");
+        }
+    }
+
+    fn connect(&self, node: NodeId, epoch: Epoch, myself: &ActorRef<Msg>) {
+        let coordinator = myself.clone();
+        self.arguments.stages.connect(node, epoch, move |cause| {
+            let _ = coordinator.cast(Msg::Happened(Input::LinkLost { epoch, cause }));
+        });
+    }
+
+    fn tell(&mut self, request: RequestId, event: Event) {
+        if let Some(client) = self.clients.get(&request) {
+            // The channel has room for every event of the request; closed means cancelled, and
+            // the watcher says so.
+            let _ = client.try_send(event);
+        }
+    }
+
+    fn publish(&mut self) {
+        let status = self.arguments.cluster.status();
+        let before = self.arguments.status.borrow().clone();
+        if status.is_ready() && !before.is_ready() {
+            info!(stages = status.pipelines[0].stages.len(), "the pipeline serves");
+        } else if before.is_ready() && !status.is_ready() {
+            warn!(cause = status.waiting_for, "the pipeline is lost");
+        }
+        for node in &before.nodes {
+            let up = status.nodes.iter().any(|known| known.node == node.node);
+            self.arguments.metrics.node_up(node.node, up);
+        }
+        for node in &status.nodes {
+            self.arguments.metrics.node_up(node.node, true);
+        }
+        self.arguments.status.send_replace(Arc::new(status));
+    }
+}
+
+/// The coordinator's remote face: nodes cast to it, it passes on.
+pub struct GateActor;
+
+impl Actor for GateActor {
+    type Msg = CoordinatorMsg;
+    type State = ActorRef<Msg>;
+    type Arguments = ActorRef<Msg>;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<CoordinatorMsg>,
+        coordinator: ActorRef<Msg>,
+    ) -> Result<ActorRef<Msg>, ActorProcessingErr> {
+        pg::join(COORDINATOR_GROUP.to_owned(), vec![myself.get_cell()]);
+        Ok(coordinator)
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<CoordinatorMsg>,
+        message: CoordinatorMsg,
+        coordinator: &mut ActorRef<Msg>,
+    ) -> Result<(), ActorProcessingErr> {
+        let input = match message {
+            CoordinatorMsg::Ready(Wire(echo)) => echo.map(Input::Ready),
+            CoordinatorMsg::Failed(Wire(failed)) => failed.map(Input::Failed),
+            CoordinatorMsg::Progress(Wire(progress)) => progress.map(Input::Progress),
+            CoordinatorMsg::Leaving(Wire(node)) => node.map(|node| Input::Lost {
+                node,
+                cause: "it was asked to end".into(),
+            }),
+        };
+        match input {
+            Ok(input) => {
+                let _ = coordinator.cast(Msg::Happened(input));
+            }
+            // A malformed message is the sender's fault; this actor goes on.
+            Err(cause) => warn!(%cause, "a node's message is malformed"),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,241 @@
+//! The cluster in virtual time: nodes that come and go, plans that are kept or refused.
+
+use std::time::{Duration, Instant};
+
+use protocol::config::Config;
+use protocol::message::StageFailed;
+use protocol::{
+    AdapterReport, Body, Digest, Failed, Frame, ModelId, NodeId, NodeReport, StageEcho, StageIndex,
+    StagePlan, StepId,
+};
+
+use crate::cluster::{Action, Cluster, Input, Model};
+use crate::placement::ModelCost;
+use crate::request::{Event, RequestError, SubmitError};
+use crate::testing::request;
+
+fn model() -> Model {
+    Model {
+        id: ModelId([7; 16]),
+        path: "/models/m".into(),
+        cost: ModelCost {
+            layers: vec![10; 4],
+            embedding: 10,
+            head: 10,
+            tied: false,
+            kv_per_layer: 1,
+            activations: 1,
+        },
+        digests: (0..6).map(|i| Digest([i; 32])).collect(),
+        hidden_size: 64,
+        max_model_len: 128,
+    }
+}
+
+struct Test {
+    cluster: Cluster,
+    now: Instant,
+    plans: Vec<(NodeId, StagePlan)>,
+    sent: Vec<Frame>,
+    told: Vec<(u64, Event)>,
+}
+
+impl Test {
+    fn new(change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config::default();
+        change(&mut config);
+        let now = Instant::now();
+        let cluster = Cluster::new(config, model(), 3, now);
+        Self { cluster, now, plans: Vec::new(), sent: Vec::new(), told: Vec::new() }
+    }
+
+    fn handle(&mut self, input: Input) {
+        let actions = self.cluster.handle(input, self.now);
+        self.take(actions);
+    }
+
+    fn take(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Load(node, plan) => self.plans.push((node, *plan)),
+                Action::Send(frame) => self.sent.push(*frame),
+                Action::Tell(request, event) => self.told.push((request.0, event)),
+                _ => {}
+            }
+        }
+    }
+
+    fn wait(&mut self, duration: Duration) {
+        self.now += duration;
+        self.handle(Input::Tick);
+    }
+
+    fn join(&mut self, node: u64, memory_bytes: u64) {
+        let adapter = AdapterReport {
+            name: "card".into(),
+            driver: "driver".into(),
+            memory_bytes,
+            fingerprint: Digest::default(),
+        };
+        self.handle(Input::Joined(NodeReport {
+            node: NodeId(node),
+            hostname: "host".into(),
+            pid: node as u32,
+            data_addr: ([127, 0, 0, 1], 9000 + node as u16).into(),
+            adapters: vec![adapter],
+        }));
+    }
+
+    /// Every planned stage echoes what it was asked for.
+    fn load(&mut self) {
+        for (node, plan) in std::mem::take(&mut self.plans) {
+            self.handle(Input::Ready(echo(node, &plan)));
+        }
+    }
+
+    fn submit(&mut self, id: u64) -> Result<(), SubmitError> {
+        let actions = self.cluster.submit(&request(id, 4, 2), self.now)?;
+        self.take(actions);
+        Ok(())
+    }
+
+    fn is_ready(&self) -> bool {
+        self.cluster.status().is_ready()
+    }
+}
+
+fn echo(node: NodeId, plan: &StagePlan) -> StageEcho {
+    StageEcho {
+        node,
+        pipeline: plan.pipeline,
+        epoch: plan.epoch,
+        stage: plan.stage,
+        model: plan.model,
+        layers: plan.layers,
+        hidden_size: 64,
+        num_blocks: 16,
+        memory_bytes: 1,
+        fingerprint: Digest::default(),
+    }
+}
+
+fn two_stages(config: &mut Config) {
+    config.coordinator.stages = 2;
+}
+
+#[test]
+fn a_pipeline_serves_once_every_stage_has_echoed_its_plan() {
+    let mut test = Test::new(two_stages);
+    test.join(1, 1000);
+    assert!(test.plans.is_empty(), "another node may come");
+    test.join(2, 1000);
+    let cut: Vec<_> = test.plans.iter().map(|(node, plan)| (node.0, plan.layers.len())).collect();
+    assert_eq!(cut, [(1, 2), (2, 2)]);
+    assert_eq!(test.plans[0].1.next.map(|peer| peer.node), Some(NodeId(2)));
+    assert_eq!(test.plans[0].1.digests.len(), 3, "embedding and two layers");
+    assert!(matches!(test.submit(1), Err(SubmitError::NoPipeline(_))));
+    let (node, plan) = test.plans[0].clone();
+    test.handle(Input::Ready(echo(node, &plan)));
+    assert!(!test.is_ready());
+    test.load();
+    assert!(test.is_ready());
+    test.submit(1).unwrap();
+    assert_eq!(test.sent.len(), 1);
+}
+
+#[test]
+fn stages_share_a_node_when_nobody_else_comes() {
+    let mut test = Test::new(two_stages);
+    test.join(1, 1000);
+    test.wait(Duration::from_secs(3));
+    let nodes: Vec<_> = test.plans.iter().map(|(node, _)| node.0).collect();
+    assert_eq!(nodes, [1, 1]);
+}
+
+#[test]
+fn an_echo_that_differs_from_the_plan_is_not_routed_to() {
+    let mut test = Test::new(two_stages);
+    test.join(1, 1000);
+    test.join(2, 1000);
+    let (node, plan) = test.plans[0].clone();
+    let other = StageEcho { model: ModelId([8; 16]), ..echo(node, &plan) };
+    test.handle(Input::Ready(other));
+    assert!(!test.is_ready());
+    assert!(test.cluster.status().waiting_for.contains("holds model"));
+}
+
+#[test]
+fn a_lost_node_fails_its_requests_at_once_and_is_replaced() {
+    let mut test = Test::new(two_stages);
+    test.join(1, 1000);
+    test.join(2, 1000);
+    let old = test.plans[0].1.epoch;
+    test.load();
+    test.submit(5).unwrap();
+    test.handle(Input::Exited { pid: 2, cause: "killed".into() });
+    assert!(!test.is_ready());
+    let [(5, Event::Failed(RequestError::PipelineLost(cause)))] = &test.told[..] else {
+        panic!("{:?}", test.told);
+    };
+    assert!(cause.contains("killed"));
+    assert!(test.submit(6).is_err());
+    test.join(3, 1000);
+    assert!(test.plans[0].1.epoch > old);
+    test.load();
+    assert!(test.is_ready());
+    test.submit(7).unwrap();
+}
+
+#[test]
+fn whatever_names_an_old_epoch_is_dropped() {
+    let mut test = Test::new(two_stages);
+    test.join(1, 1000);
+    test.join(2, 1000);
+    let (node, old) = test.plans[1].clone();
+    test.load();
+    test.handle(Input::Lost { node: NodeId(2), cause: "cut".into() });
+    test.join(4, 1000);
+    test.load();
+    let failed = Failed { cause: "late".into(), fatal: true };
+    test.handle(Input::Ready(echo(node, &old)));
+    test.handle(Input::Failed(StageFailed {
+        node,
+        pipeline: old.pipeline,
+        epoch: old.epoch,
+        stage: StageIndex(1),
+        cause: "late".into(),
+    }));
+    test.handle(Input::LinkLost { epoch: old.epoch, cause: "late".into() });
+    test.handle(Input::Frame(Frame {
+        model: old.model,
+        pipeline: old.pipeline,
+        stage: StageIndex(1),
+        epoch: old.epoch,
+        step: StepId(0),
+        body: Body::Failed(failed),
+    }));
+    assert!(test.is_ready());
+}
+
+#[test]
+fn a_step_or_a_load_that_hangs_is_given_up() {
+    let mut test = Test::new(two_stages);
+    test.join(1, 1000);
+    test.join(2, 1000);
+    test.wait(Duration::from_secs(121));
+    assert!(test.cluster.status().waiting_for.contains("load_timeout_ms"));
+    test.plans.clear();
+    test.wait(Duration::from_secs(3));
+    test.load();
+    test.submit(1).unwrap();
+    test.wait(Duration::from_secs(61));
+    assert!(matches!(test.told[..], [(1, Event::Failed(_))]));
+}
+
+#[test]
+fn what_cannot_be_placed_says_what_is_missing() {
+    let mut test = Test::new(|config| config.coordinator.local_nodes = 1);
+    test.join(1, 40);
+    let said = test.cluster.status().waiting_for;
+    assert!(said.contains("doesn't fit") && said.contains("missing"), "{said}");
+}

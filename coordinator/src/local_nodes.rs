@@ -1,0 +1,67 @@
+//! Node processes that the coordinator runs as its children.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, Result};
+use tokio::process::{Child, Command};
+use tracing::{info, warn};
+
+/// Starts `num_nodes` of them and calls `exited(pid, cause)` for each that ends.
+///
+/// # Errors
+/// When the binary isn't there or can't be started.
+pub fn start(
+    num_nodes: u32,
+    coordinator: SocketAddr,
+    data_dir: &Path,
+    exited: impl Fn(u32, String) + Clone + Send + 'static,
+) -> Result<Vec<u32>> {
+    let binary = beside_this_binary("autoglm-node")?;
+    (0..num_nodes)
+        .map(|index| {
+            let mut child = Command::new(&binary)
+                .arg("--join")
+                .arg(coordinator.to_string())
+                .arg("--data-dir")
+                .arg(data_dir.join(format!("node-{index}")))
+                // Ends with its coordinator, also with one that was killed.
+                .arg("--exit-with-coordinator")
+                .stdin(Stdio::null())
+                // A ctrl-c in the terminal is the coordinator's to handle: it asks its children.
+                .process_group(0)
+                .kill_on_drop(true)
+                .spawn()
+                .with_context(|| format!("can't start {}", binary.display()))?;
+            let pid = child.id().context("the child has no process id")?;
+            info!(pid, index, "local node started");
+            let exited = exited.clone();
+            tokio::spawn(async move {
+                let cause = end_of(&mut child).await;
+                exited(pid, cause);
+            });
+            Ok(pid)
+        })
+        .collect()
+}
+
+async fn end_of(child: &mut Child) -> String {
+    match child.wait().await {
+        Ok(status) => format!("its process ended ({status})"),
+        Err(cause) => {
+            warn!(%cause, "can't wait for a local node");
+            "its process can't be waited for".into()
+        }
+    }
+}
+
+fn beside_this_binary(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("can't tell where this program is")?;
+    // A test binary lives one folder deeper than the binaries.
+    let folders = own.ancestors().skip(1).take(2);
+    folders
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
+        .with_context(|| format!("{name} is not beside {}: build or install both", own.display()))
+}

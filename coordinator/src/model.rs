@@ -1,0 +1,62 @@
+//! What is served: read once from the model's files, for the cluster and for the API.
+
+use std::path::Path;
+
+use checkpoint::{Checkpoint, CheckpointError, Part};
+use protocol::{BLOCK_TOKENS, Digest, ModelId, config::Config};
+
+use crate::cluster;
+use crate::placement::ModelCost;
+
+/// Bytes of one element of the KV cache and of a hidden state: both are f32.
+const ELEMENT_BYTES: u64 = 4;
+
+/// The model, as the cluster needs to know it.
+///
+/// # Errors
+/// When the files are damaged.
+pub fn describe(
+    files: &Checkpoint,
+    path: &Path,
+    config: &Config,
+) -> Result<cluster::Model, CheckpointError> {
+    let model = files.config();
+    let layers = (0..model.num_layers).map(Part::Layer);
+    let parts = [Part::Embedding].into_iter().chain(layers.clone()).chain([Part::Head]);
+    let max_model_len = max_model_len(files, config);
+    let kv_row = (model.num_kv_heads * model.head_dim) as u64 * 2 * ELEMENT_BYTES;
+    let blocks = u64::from(max_model_len).div_ceil(BLOCK_TOKENS as u64);
+    // The widest rows of a stage, each kept once: hidden states, qkv, gate and up, logits.
+    let widest = model.hidden_size * 4
+        + (model.num_heads * 2 + model.num_kv_heads * 2) * model.head_dim
+        + model.intermediate_size * 3;
+    let activations = u64::from(config.scheduler.max_batched_tokens) * widest as u64 * ELEMENT_BYTES
+        + 2 * LOGIT_ROWS * model.vocab_size as u64 * ELEMENT_BYTES;
+    Ok(cluster::Model {
+        id: ModelId::of(Digest(files.model_digest()?)),
+        path: path.to_string_lossy().into_owned(),
+        cost: ModelCost {
+            layers: layers.map(|layer| files.bytes(layer)).collect::<Result<_, _>>()?,
+            embedding: files.bytes(Part::Embedding)?,
+            head: files.bytes(Part::Head)?,
+            tied: model.tie_word_embeddings,
+            kv_per_layer: blocks * BLOCK_TOKENS as u64 * kv_row,
+            activations,
+        },
+        digests: parts.map(|part| files.digest(part).map(Digest)).collect::<Result<_, _>>()?,
+        hidden_size: model.hidden_size as u32,
+        max_model_len,
+    })
+}
+
+/// Rows of logits that a stage computes at once.
+const LOGIT_ROWS: u64 = 32;
+
+/// Tokens of one sequence: what the model was made for, or less where configured.
+pub fn max_model_len(files: &Checkpoint, config: &Config) -> u32 {
+    let made_for = files.config().max_position_embeddings as u32;
+    match config.model.max_model_len {
+        0 => made_for,
+        configured => configured.min(made_for),
+    }
+}

@@ -1,0 +1,247 @@
+//! Which layers go where: the cut whose slowest stage is fastest, within every stage's memory.
+//!
+//! Pure. A stage's cost is the bytes of weights that one token reads: its layers, and for the last
+//! stage the LM head, which weighs as much as several layers. Looking up an embedding costs
+//! nothing, but its table takes memory. Until pipelines are replicated a node left out would idle,
+//! so every node that joined gets a stage.
+
+use protocol::LayerRange;
+
+/// What the parts of a model weigh, in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelCost {
+    /// Weights of each layer.
+    pub layers: Vec<u64>,
+    /// The embedding table, held by the first stage.
+    pub embedding: u64,
+    /// The final norm and LM head, held and read by the last stage.
+    pub head: u64,
+    /// Whether embedding and head are one table, held once where one stage needs both.
+    pub tied: bool,
+    /// KV cache of one layer for the shortest cache that can serve: one sequence of full length.
+    pub kv_per_layer: u64,
+    /// Hidden states and scratch of any stage.
+    pub activations: u64,
+}
+
+/// Where a stage may go, in the pipeline's order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Bytes that the stage may take.
+    pub memory: u64,
+}
+
+/// Why a model can't be placed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlacementError {
+    /// Every stage needs a layer.
+    #[error("{num_stages} stages can't share {num_layers} layers: use at most {num_layers} stages")]
+    TooManyStages {
+        /// Stages that were asked for.
+        num_stages: usize,
+        /// Layers that there are.
+        num_layers: usize,
+    },
+    /// Some stage doesn't fit whichever way the layers are cut.
+    #[error(
+        "the model doesn't fit: it needs {needed} of memory and {num_stages} stages offer {held}; \
+         {missing}with {most} per node it would fit on {num_nodes}"
+    )]
+    TooSmall {
+        /// Weights, shortest KV cache and scratch.
+        needed: Size,
+        /// Stages that were tried.
+        num_stages: usize,
+        /// What they have together.
+        held: Size,
+        /// How much is missing, where the sum says it.
+        missing: String,
+        /// The largest node's memory.
+        most: Size,
+        /// Nodes of that size that would hold it, or what else would help.
+        num_nodes: String,
+    },
+}
+
+/// Bytes, printed for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const MIB: f64 = 1024.0 * 1024.0;
+        let mib = self.0 as f64 / MIB;
+        if mib < 1.0 {
+            write!(f, "{:.0} KiB", mib * 1024.0)
+        } else if mib < 1024.0 {
+            write!(f, "{mib:.0} MiB")
+        } else {
+            write!(f, "{:.1} GiB", mib / 1024.0)
+        }
+    }
+}
+
+impl ModelCost {
+    fn compute(&self, layers: LayerRange, is_last: bool) -> u64 {
+        let layers: u64 = self.layers[layers.first as usize..layers.end as usize].iter().sum();
+        layers + if is_last { self.head } else { 0 }
+    }
+
+    fn memory(&self, layers: LayerRange, is_first: bool, is_last: bool) -> u64 {
+        let weights: u64 = self.layers[layers.first as usize..layers.end as usize].iter().sum();
+        let ends = match (is_first, is_last) {
+            (true, true) if self.tied => self.head.max(self.embedding),
+            (first, last) => {
+                (if first { self.embedding } else { 0 }) + (if last { self.head } else { 0 })
+            }
+        };
+        weights + ends + self.kv_per_layer * layers.len() as u64 + self.activations
+    }
+
+    /// Bytes of memory that the model needs on one stage.
+    pub fn total(&self) -> u64 {
+        self.memory(LayerRange { first: 0, end: self.layers.len() as u32 }, true, true)
+    }
+}
+
+/// Cuts the model's layers over `slots`, one stage each.
+///
+/// # Errors
+/// When there are more slots than layers, or no cut fits.
+pub fn place(model: &ModelCost, slots: &[Slot]) -> Result<Vec<LayerRange>, PlacementError> {
+    let (num_layers, num_stages) = (model.layers.len(), slots.len());
+    if num_stages > num_layers || num_stages == 0 {
+        return Err(PlacementError::TooManyStages { num_stages, num_layers });
+    }
+    // slowest[s][l]: cost of the slowest of the first s stages when they hold the first l layers;
+    // cut[s][l]: where the last of them begins.
+    let mut slowest = vec![vec![None::<u64>; num_layers + 1]; num_stages + 1];
+    let mut cut = vec![vec![0; num_layers + 1]; num_stages + 1];
+    slowest[0][0] = Some(0);
+    for stage in 0..num_stages {
+        let (is_first, is_last) = (stage == 0, stage + 1 == num_stages);
+        for end in stage + 1..=num_layers {
+            for first in stage..end {
+                let Some(before) = slowest[stage][first] else { continue };
+                let layers = LayerRange { first: first as u32, end: end as u32 };
+                if model.memory(layers, is_first, is_last) > slots[stage].memory {
+                    continue;
+                }
+                let cost = before.max(model.compute(layers, is_last));
+                if slowest[stage + 1][end].is_none_or(|best| cost < best) {
+                    slowest[stage + 1][end] = Some(cost);
+                    cut[stage + 1][end] = first;
+                }
+            }
+        }
+    }
+    if slowest[num_stages][num_layers].is_none() {
+        return Err(too_small(model, slots));
+    }
+    let mut stages = Vec::with_capacity(num_stages);
+    let mut end = num_layers;
+    for stage in (1..=num_stages).rev() {
+        let first = cut[stage][end];
+        stages.push(LayerRange { first: first as u32, end: end as u32 });
+        end = first;
+    }
+    stages.reverse();
+    Ok(stages)
+}
+
+fn too_small(model: &ModelCost, slots: &[Slot]) -> PlacementError {
+    let needed = model.total() + model.activations * (slots.len() as u64 - 1);
+    let held = slots.iter().map(|slot| slot.memory).sum();
+    let most = slots.iter().map(|slot| slot.memory).max().unwrap_or(0);
+    let fits = |n: &usize| place(model, &vec![Slot { memory: most }; *n]).is_ok();
+    let num_nodes = if slots.iter().all(|slot| slot.memory == most) {
+        (slots.len() + 1..=model.layers.len()).find(fits)
+    } else {
+        (1..=model.layers.len()).find(fits)
+    };
+    PlacementError::TooSmall {
+        needed: Size(needed),
+        num_stages: slots.len(),
+        held: Size(held),
+        missing: match needed.checked_sub(held) {
+            Some(0) | None => "one part is too large for its node; ".into(),
+            Some(missing) => format!("{} are missing; ", Size(missing)),
+        },
+        most: Size(most),
+        num_nodes: num_nodes
+            .map_or("no number of nodes: one layer is larger".into(), |n| format!("{n} nodes")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn model(num_layers: usize) -> ModelCost {
+        ModelCost {
+            layers: vec![10; num_layers],
+            embedding: 40,
+            head: 40,
+            tied: true,
+            kv_per_layer: 1,
+            activations: 5,
+        }
+    }
+
+    fn lengths(model: &ModelCost, memory: &[u64]) -> Result<Vec<usize>, PlacementError> {
+        let slots: Vec<_> = memory.iter().map(|&memory| Slot { memory }).collect();
+        place(model, &slots).map(|cut| cut.into_iter().map(LayerRange::len).collect())
+    }
+
+    #[test]
+    fn the_head_counts_as_layers() {
+        // 12 layers of 10 and a head of 40: 80 each.
+        assert_eq!(lengths(&model(12), &[1000, 1000]), Ok(vec![8, 4]));
+        assert_eq!(lengths(&model(12), &[1000]), Ok(vec![12]));
+    }
+
+    #[test]
+    fn memory_moves_the_cut() {
+        // The first node holds the table (40), 5 of scratch and 3 layers of 11.
+        assert_eq!(lengths(&model(12), &[80, 1000]), Ok(vec![3, 9]));
+    }
+
+    #[test]
+    fn what_is_missing_is_said_with_the_number_of_nodes_that_would_do() {
+        let error = lengths(&model(12), &[100]).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the model doesn't fit: it needs 0 KiB of memory and 1 stages offer 0 KiB; 0 KiB are \
+             missing; with 0 KiB per node it would fit on 3 nodes"
+        );
+        assert!(lengths(&model(12), &[5]).unwrap_err().to_string().contains("no number of nodes"));
+    }
+
+    #[test]
+    fn more_stages_than_layers_are_refused() {
+        let error = lengths(&model(2), &[1000; 3]).unwrap_err();
+        assert_eq!(error, PlacementError::TooManyStages { num_stages: 3, num_layers: 2 });
+    }
+
+    proptest! {
+        #[test]
+        fn every_layer_is_placed_once_within_memory(
+            num_layers in 1usize..40,
+            memory in proptest::collection::vec(50u64..400, 1..6),
+        ) {
+            let model = model(num_layers);
+            if let Ok(lengths) = lengths(&model, &memory) {
+                prop_assert_eq!(lengths.iter().sum::<usize>(), num_layers);
+                let mut first = 0;
+                for (i, (len, memory)) in lengths.iter().zip(&memory).enumerate() {
+                    let layers = LayerRange { first, end: first + *len as u32 };
+                    first = layers.end;
+                    prop_assert!(!layers.is_empty());
+                    let used = model.memory(layers, i == 0, i + 1 == lengths.len());
+                    prop_assert!(used <= *memory);
+                }
+            }
+        }
+    }
+}

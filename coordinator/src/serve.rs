@@ -1,0 +1,259 @@
+//! `autoglm serve`: everything of the coordinator, started in order and ended in order.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use protocol::config::Config;
+use protocol::{Frame, NodeId, TokenId};
+use ractor::{Actor, ActorRef};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+use transport::{Authority, Connection, Endpoint, Incoming, PeerName};
+
+use crate::actor::{Arguments, CoordinatorActor, GateActor, Msg};
+use crate::chat_template::ChatTemplate;
+use crate::cluster::{Cluster, Input};
+use crate::engine::{Engine, Submission};
+use crate::http::{self, ApiState, ServedModel};
+use crate::metrics::Metrics;
+use crate::stages::Stages;
+use crate::status::Status;
+use crate::tokenizer::Tokenizer;
+use crate::{local_nodes, model, start_number};
+
+/// A configuration that can't work: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:#}")]
+pub struct Misconfigured(pub anyhow::Error);
+
+/// Serves until `shutdown` resolves, then ends cleanly.
+///
+/// # Errors
+/// A [`Misconfigured`] when it can't start as configured; anything else when it can't go on.
+pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result<()> {
+    let listener = tokio::net::TcpListener::bind(config.http.addr)
+        .await
+        .with_context(|| {
+            format!("can't listen on {} for HTTP; choose another with --http", config.http.addr)
+        })
+        .map_err(Misconfigured)?;
+    let started = start(&config).await.map_err(Misconfigured)?;
+    let served = &started.api.model;
+    info!(
+        model = served.name,
+        max_model_len = served.max_model_len,
+        http = %listener.local_addr()?,
+        cluster = %started.endpoint.local_addr(),
+        "serving"
+    );
+
+    let api = started.api.clone();
+    let (stop_http, stopped) = tokio::sync::oneshot::channel::<()>();
+    let mut server = tokio::spawn(http::serve(listener, api, async {
+        let _ = stopped.await;
+    }));
+    tokio::select! {
+        () = shutdown => info!("shutting down"),
+        ended = &mut server => ended.context("the HTTP server panicked")??,
+    }
+
+    // No new connections; running answers get their time, the rest an error that says why.
+    let _ = stop_http.send(());
+    let drain = Duration::from_millis(config.coordinator.drain_timeout_ms);
+    if tokio::time::timeout(drain, &mut server).await.is_err() {
+        warn!(timeout_ms = drain.as_millis(), "some answers did not end in time");
+    }
+    started.stop().await;
+    info!("stopped");
+    Ok(())
+}
+
+/// What runs while the coordinator serves.
+struct Started {
+    api: Arc<ApiState>,
+    endpoint: Endpoint,
+    coordinator: ActorRef<Msg>,
+    children: Vec<u32>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+async fn start(config: &Config) -> Result<Started> {
+    let path = &config.model.path;
+    anyhow::ensure!(!path.as_os_str().is_empty(), "no model: give --model PATH");
+    let path = std::path::absolute(path)?;
+    let files = checkpoint::Checkpoint::open(&path)?;
+    let tokenizer_source = files.tokenizer()?;
+    let tokenizer = Arc::new(Tokenizer::from_source(&tokenizer_source)?);
+    let chat_template = ChatTemplate::from_source(&tokenizer_source, config.http.max_template_fuel)?;
+    let described = model::describe(&files, &path, config)?;
+
+    let data_dir = data_dir(config)?;
+    std::fs::create_dir_all(&data_dir)
+        .with_context(|| format!("can't create the data directory {}", data_dir.display()))?;
+    let start = start_number::next(&data_dir)?;
+    let cluster_addr = config.coordinator.cluster_addr;
+    anyhow::ensure!(
+        cluster_addr.ip().is_loopback(),
+        "nodes on other machines need a token to join, and this release can't check one: \
+         use --cluster 127.0.0.1:{} (tokens come with a later release)",
+        cluster_addr.port()
+    );
+    let authority = Arc::new(Authority::load_or_create(&data_dir)?);
+    let endpoint = Endpoint::bind(
+        cluster_addr,
+        Some(authority.coordinator_identity(config.transport.certificate_days)?),
+        &config.transport,
+    )?;
+
+    let metrics = Arc::new(Metrics::new());
+    let stages = Arc::new(Stages::new(&config.transport));
+    let (status, status_seen) = watch::channel(Arc::new(Status::default()));
+    let cluster = Cluster::new(config.clone(), described.clone(), start, Instant::now());
+    status.send_replace(Arc::new(cluster.status()));
+    let arguments =
+        Arguments { cluster, stages: Arc::clone(&stages), status, metrics: Arc::clone(&metrics) };
+    let (coordinator, _) = Actor::spawn(None, CoordinatorActor, arguments).await?;
+    Actor::spawn_linked(None, GateActor, coordinator.clone(), coordinator.get_cell()).await?;
+
+    let (submissions, queue) = mpsc::channel(config.scheduler.max_queued_requests);
+    tokio::spawn(submit(queue, coordinator.clone()));
+    let cookie = authority.cookie();
+    let node_server = transport::start_node_server("coordinator", &cookie).await?;
+    let accepting = tokio::spawn(accept(Nodes {
+        endpoint: endpoint.clone(),
+        authority,
+        node_server,
+        coordinator: coordinator.clone(),
+        stages,
+        transport: config.transport.clone(),
+    }));
+
+    let exited = {
+        let coordinator = coordinator.clone();
+        move |pid, cause: String| {
+            warn!(pid, cause, "local node ended");
+            happened(&coordinator, Input::Exited { pid, cause });
+        }
+    };
+    let children = local_nodes::start(
+        config.coordinator.local_nodes,
+        endpoint.local_addr(),
+        &data_dir,
+        exited,
+    )?;
+
+    let name = match config.model.name.as_str() {
+        "" => files.name().to_owned(),
+        name => name.to_owned(),
+    };
+    let files = files.config();
+    let api = Arc::new(ApiState {
+        engine: Engine::new(submissions, status_seen),
+        tokenizer,
+        chat_template,
+        model: ServedModel {
+            name,
+            id: described.id,
+            max_model_len: described.max_model_len,
+            vocab_size: files.vocab_size as u32,
+            eos: files.eos_token_ids.iter().copied().map(TokenId).collect(),
+            created: std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
+        },
+        config: config.http.clone(),
+        metrics,
+    });
+    Ok(Started { api, endpoint, coordinator, children, accepting })
+}
+
+impl Started {
+    async fn stop(self) {
+        let stopped = self.coordinator.get_cell();
+        let _ = self.coordinator.cast(Msg::ShutDown);
+        let _ = stopped.wait(Some(Duration::from_secs(1))).await;
+        self.accepting.abort();
+        for pid in &self.children {
+            local_nodes::terminate(*pid).await;
+        }
+        self.endpoint.close("the coordinator stopped").await;
+    }
+}
+
+/// Requests from the API become messages of the actor, so that only the actor's mailbox holds the
+/// two ends apart; how many may wait is decided when they are admitted.
+async fn submit(mut queue: mpsc::Receiver<Submission>, coordinator: ActorRef<Msg>) {
+    while let Some(submission) = queue.recv().await {
+        let _ = coordinator.cast(Msg::Submit(submission));
+    }
+}
+
+fn happened(coordinator: &ActorRef<Msg>, input: Input) {
+    // Fails only while the coordinator stops.
+    let _ = coordinator.cast(Msg::Happened(input));
+}
+
+/// What meets the nodes that dial.
+#[derive(Clone)]
+struct Nodes {
+    endpoint: Endpoint,
+    authority: Arc<Authority>,
+    node_server: transport::NodeServerHandle,
+    coordinator: ActorRef<Msg>,
+    stages: Arc<Stages>,
+    transport: protocol::config::Transport,
+}
+
+async fn accept(nodes: Nodes) {
+    while let Some(incoming) = nodes.endpoint.accept().await {
+        match incoming {
+            Incoming::Join(request) => {
+                let nodes = nodes.clone();
+                tokio::spawn(async move {
+                    match request.admit(&nodes.authority, &nodes.transport).await {
+                        Ok(node) => info!(%node, "node admitted"),
+                        Err(cause) => warn!(%cause, "a node may not join"),
+                    }
+                });
+            }
+            Incoming::Control(connection) => {
+                if let PeerName::Node(node) = connection.peer() {
+                    tokio::spawn(control(nodes.clone(), node, connection));
+                }
+            }
+            Incoming::Data(connection) => {
+                if let PeerName::Node(node) = connection.peer() {
+                    let (stages, coordinator) = (nodes.stages.clone(), nodes.coordinator.clone());
+                    let received =
+                        move |frame: Frame| happened(&coordinator, Input::Frame(frame));
+                    tokio::spawn(async move { stages.serve(node, connection, received).await });
+                }
+            }
+        }
+    }
+}
+
+/// A node's control connection: its end is the node's end.
+async fn control(nodes: Nodes, node: NodeId, connection: Connection) {
+    if let Err(cause) = nodes.node_server.accept(&connection).await {
+        warn!(%node, %cause, "a node's control stream can't be opened");
+    }
+    let cause = connection.closed().await;
+    happened(&nodes.coordinator, Input::Lost { node, cause });
+}
+
+fn data_dir(config: &Config) -> Result<PathBuf> {
+    let configured = &config.coordinator.data_dir;
+    if !configured.as_os_str().is_empty() {
+        return Ok(configured.clone());
+    }
+    let home = std::env::var_os("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share")))
+        .context("neither HOME nor XDG_DATA_HOME is set: give --data-dir")?;
+    let port = config.coordinator.cluster_addr.port();
+    Ok(home.join("autoglm").join(format!("coordinator-{port}")))
+}

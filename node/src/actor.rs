@@ -1,0 +1,368 @@
+//! The node's actors: shells. [`NodeActor`] loads and drops stages as the coordinator says and
+//! supervises them; [`StageActor`] moves frames between links and the device, and never computes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use protocol::message::{
+    COORDINATOR_GROUP, CoordinatorMsg, NODE_GROUP, NodeMsg, Progress, StageFailed, Unload, Wire,
+};
+use protocol::{
+    Body, Failed, Frame, NodeReport, Sampled, StageEcho, StagePlan, StageTiming, Step,
+};
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent, pg};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::device_thread::{Computed, DeviceThread, StageKey};
+use crate::error::StageError;
+use crate::links::{Arrived, Links, Outlet};
+use crate::progress::Bar;
+use crate::stage::{Held, StepOutput};
+
+/// Between two reports of how far loading has come.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Loads and drops stages, and supervises them.
+pub struct NodeActor;
+
+/// What a node has.
+pub struct Node {
+    /// What it says of itself.
+    pub report: NodeReport,
+    /// One for each adapter of the report.
+    pub devices: Vec<DeviceThread>,
+    /// Its connections.
+    pub links: Arc<Links>,
+}
+
+/// What the node's actor changes.
+pub struct NodeState {
+    node: Arc<Node>,
+    stages: HashMap<StageKey, (ActorRef<StageMsg>, Arc<StagePlan>)>,
+}
+
+impl Actor for NodeActor {
+    type Msg = NodeMsg;
+    type State = NodeState;
+    type Arguments = Arc<Node>;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<NodeMsg>,
+        node: Arc<Node>,
+    ) -> Result<NodeState, ActorProcessingErr> {
+        // Never by name: the death of a remote actor would unregister a local one of that name.
+        pg::join(NODE_GROUP.to_owned(), vec![myself.get_cell()]);
+        Ok(NodeState { node, stages: HashMap::new() })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<NodeMsg>,
+        message: NodeMsg,
+        state: &mut NodeState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            NodeMsg::Load(Wire(Ok(plan))) => {
+                let plan = Arc::new(plan);
+                let key = StageKey::of(&plan);
+                if state.stages.contains_key(&key) {
+                    return Ok(());
+                }
+                info!(stage = %plan.stage, layers = %plan.layers, model = %plan.model, "loading");
+                let arguments = (Arc::clone(&state.node), Arc::clone(&plan));
+                let (actor, _) =
+                    Actor::spawn_linked(None, StageActor, arguments, myself.get_cell()).await?;
+                state.stages.insert(key, (actor, plan));
+            }
+            NodeMsg::Unload(Wire(Ok(Unload { pipeline, epoch }))) => {
+                state.stages.retain(|key, (actor, _)| {
+                    let stays = key.pipeline != pipeline || key.epoch > epoch;
+                    if !stays {
+                        actor.stop(None);
+                    }
+                    stays
+                });
+            }
+            NodeMsg::Report(_, reply) => {
+                // Fails when the coordinator no longer waits.
+                let _ = reply.send(state.node.report.clone().into());
+            }
+            // A malformed message is the sender's fault; this actor goes on.
+            NodeMsg::Load(Wire(Err(cause))) => warn!(%cause, "a plan is malformed"),
+            NodeMsg::Unload(Wire(Err(cause))) => warn!(%cause, "an order to unload is malformed"),
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<NodeMsg>,
+        event: SupervisionEvent,
+        state: &mut NodeState,
+    ) -> Result<(), ActorProcessingErr> {
+        let (ended, cause): (ActorId, _) = match event {
+            SupervisionEvent::ActorFailed(actor, cause) => (actor.get_id(), cause.to_string()),
+            SupervisionEvent::ActorTerminated(actor, _, cause) => {
+                (actor.get_id(), cause.unwrap_or_default())
+            }
+            _ => return Ok(()),
+        };
+        let key = state.stages.iter().find(|(_, (actor, _))| actor.get_id() == ended);
+        if let Some(key) = key.map(|(key, _)| *key)
+            && let Some((_, plan)) = state.stages.remove(&key)
+        {
+            tell_coordinator(CoordinatorMsg::Failed(failed(&state.node, &plan, cause).into()))
+                .await;
+        }
+        Ok(())
+    }
+}
+
+/// Moves frames between a stage's links and its device.
+pub struct StageActor;
+
+/// Local messages of [`StageActor`], from its own tasks.
+#[derive(Debug, ractor::RactorMessage)]
+pub enum StageMsg {
+    /// The stage is loaded, or can't be.
+    Loaded(Result<Held, StageError>),
+    /// A link or the device is gone.
+    Broken(String),
+}
+
+/// What a stage's actor changes.
+pub struct StageState {
+    node: Arc<Node>,
+    plan: Arc<StagePlan>,
+    frames: Option<mpsc::Receiver<Arrived>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Actor for StageActor {
+    type Msg = StageMsg;
+    type State = StageState;
+    type Arguments = (Arc<Node>, Arc<StagePlan>);
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<StageMsg>,
+        (node, plan): Self::Arguments,
+    ) -> Result<StageState, ActorProcessingErr> {
+        let frames = node.links.open(StageKey::of(&plan));
+        let loading = load(Arc::clone(&node), Arc::clone(&plan));
+        let task = tokio::spawn(async move {
+            let loaded = loading.await;
+            let _ = myself.cast(StageMsg::Loaded(loaded));
+        });
+        Ok(StageState { node, plan, frames: Some(frames), task })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<StageMsg>,
+        message: StageMsg,
+        state: &mut StageState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            StageMsg::Loaded(Ok(held)) => {
+                let echo = echo(&state.node, &state.plan, &held);
+                info!(
+                    stage = %echo.stage,
+                    layers = %echo.layers,
+                    num_blocks = echo.num_blocks,
+                    memory_mib = echo.memory_bytes >> 20,
+                    "stage loaded"
+                );
+                let Some(frames) = state.frames.take() else { return Ok(()) };
+                let (node, plan) = (Arc::clone(&state.node), Arc::clone(&state.plan));
+                state.task = tokio::spawn(async move {
+                    let cause = Courier::new(node, plan).run(frames).await;
+                    let _ = myself.cast(StageMsg::Broken(cause));
+                });
+                tell_coordinator(CoordinatorMsg::Ready(echo.into())).await;
+            }
+            StageMsg::Loaded(Err(cause)) => myself.stop(Some(cause.to_string())),
+            StageMsg::Broken(cause) => myself.stop(Some(cause)),
+        }
+        Ok(())
+    }
+
+    async fn post_stop(
+        &self,
+        _myself: ActorRef<StageMsg>,
+        state: &mut StageState,
+    ) -> Result<(), ActorProcessingErr> {
+        state.task.abort();
+        let key = StageKey::of(&state.plan);
+        state.node.links.close(key);
+        if let Some(device) = state.node.devices.get(state.plan.adapter as usize) {
+            device.unload(key).await;
+        }
+        Ok(())
+    }
+}
+
+async fn load(node: Arc<Node>, plan: Arc<StagePlan>) -> Result<Held, StageError> {
+    let device = node
+        .devices
+        .get(plan.adapter as usize)
+        .ok_or_else(|| StageError::BadPlan(format!("there is no adapter {}", plan.adapter)))?;
+    let (pipeline, epoch, stage) = (plan.pipeline, plan.epoch, plan.stage);
+    let mut bar = Bar::new(&format!("stage {stage}, layers {}", plan.layers));
+    let mut last = None::<Instant>;
+    let runtime = tokio::runtime::Handle::current();
+    let progress = Box::new(move |loaded_bytes, total_bytes| {
+        bar.set(loaded_bytes, total_bytes);
+        let due = last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL);
+        if due || loaded_bytes == total_bytes {
+            last = Some(Instant::now());
+            let progress = Progress { pipeline, epoch, stage, loaded_bytes, total_bytes };
+            runtime.spawn(tell_coordinator(CoordinatorMsg::Progress(progress.into())));
+        }
+    });
+    device.load(StagePlan::clone(&plan), progress).await
+}
+
+fn echo(node: &Node, plan: &StagePlan, held: &Held) -> StageEcho {
+    StageEcho {
+        node: node.report.node,
+        pipeline: plan.pipeline,
+        epoch: plan.epoch,
+        stage: plan.stage,
+        model: plan.model,
+        layers: held.layers,
+        hidden_size: held.hidden_size,
+        num_blocks: held.num_blocks,
+        memory_bytes: held.memory_bytes,
+        fingerprint: held.fingerprint,
+    }
+}
+
+fn failed(node: &Node, plan: &StagePlan, cause: String) -> StageFailed {
+    StageFailed {
+        node: node.report.node,
+        pipeline: plan.pipeline,
+        epoch: plan.epoch,
+        stage: plan.stage,
+        cause,
+    }
+}
+
+/// Casts to the coordinator's remote face. It may take a moment to appear after the session is up.
+pub async fn tell_coordinator(message: CoordinatorMsg) {
+    for _ in 0..100 {
+        if let Some(gate) = pg::get_members(&COORDINATOR_GROUP.to_owned()).first() {
+            let gate: ActorRef<CoordinatorMsg> = gate.clone().into();
+            if let Err(cause) = gate.cast(message) {
+                warn!(%cause, "a message to the coordinator is lost");
+            }
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    warn!("the coordinator's actor doesn't appear: a message to it is lost");
+}
+
+/// Takes a stage's frames through its device, one after another, and sends what comes of them on.
+struct Courier {
+    node: Arc<Node>,
+    plan: Arc<StagePlan>,
+    key: StageKey,
+    // Opened with the first frame that needs them.
+    next: Option<Outlet>,
+    coordinator: Option<Outlet>,
+}
+
+impl Courier {
+    fn new(node: Arc<Node>, plan: Arc<StagePlan>) -> Self {
+        let key = StageKey::of(&plan);
+        Self { node, plan, key, next: None, coordinator: None }
+    }
+
+    /// Ends with the reason why no more frames can be taken.
+    async fn run(mut self, mut frames: mpsc::Receiver<Arrived>) -> String {
+        while let Some(arrived) = frames.recv().await {
+            // The link said which stage and epoch it is for; a frame that says otherwise is stale.
+            let Frame { pipeline, epoch, stage, .. } = arrived.frame;
+            if (StageKey { pipeline, epoch, stage }) != self.key {
+                continue;
+            }
+            if let Err(cause) = self.forward(arrived).await {
+                return cause;
+            }
+        }
+        "its inbox is closed".into()
+    }
+
+    async fn forward(&mut self, arrived: Arrived) -> Result<(), String> {
+        let Arrived { frame, num_bytes, at } = arrived;
+        let Body::Step(step) = frame.body else { return Ok(()) };
+        let (batch, mut timings) = (step.batch.clone(), step.timings.clone());
+        let queued = at.elapsed();
+        let device = &self.node.devices[self.plan.adapter as usize];
+        let (to, body) = match device.step(self.key, step).await {
+            Ok(Computed { output, wait, compute }) => {
+                timings.push(StageTiming {
+                    stage: self.key.stage,
+                    wait_us: (queued + wait).as_micros() as u32,
+                    compute_us: compute.as_micros() as u32,
+                    received_bytes: num_bytes as u32,
+                });
+                match output {
+                    StepOutput::Hidden(hidden) => {
+                        (self.next().await?, Body::Step(Step { batch, hidden, timings }))
+                    }
+                    StepOutput::Sampled(outputs) => (
+                        self.coordinator().await?,
+                        Body::Sampled(Sampled { outputs, timings }),
+                    ),
+                }
+            }
+            Err(cause) => {
+                warn!(stage = %self.key.stage, step = %frame.step, %cause, "step failed");
+                let failed = Failed { cause: cause.to_string(), fatal: cause.is_fatal() };
+                (self.coordinator().await?, Body::Failed(failed))
+            }
+        };
+        let stage = match &body {
+            Body::Step(_) => protocol::StageIndex(self.key.stage.0 + 1),
+            _ => self.key.stage,
+        };
+        to.send(Frame { stage, body, ..frame_head(&frame.model, frame.step, self.key) }).await
+    }
+
+    async fn next(&mut self) -> Result<&mut Outlet, String> {
+        if self.next.is_none() {
+            let peer = self.plan.next.ok_or("the plan names no next stage")?;
+            let to = StageKey { stage: protocol::StageIndex(self.key.stage.0 + 1), ..self.key };
+            let outlet = self.node.links.to_stage(peer, to).await;
+            self.next = Some(outlet.map_err(|cause| {
+                format!("the next stage on node {} can't be reached: {cause}", peer.node)
+            })?);
+        }
+        self.next.as_mut().ok_or_else(|| "there is no next stage".into())
+    }
+
+    async fn coordinator(&mut self) -> Result<&mut Outlet, String> {
+        if self.coordinator.is_none() {
+            let outlet = self.node.links.to_coordinator(self.key).await;
+            self.coordinator =
+                Some(outlet.map_err(|cause| format!("the coordinator is gone: {cause}"))?);
+        }
+        self.coordinator.as_mut().ok_or_else(|| "there is no coordinator".into())
+    }
+}
+
+fn frame_head(model: &protocol::ModelId, step: protocol::StepId, key: StageKey) -> Frame {
+    Frame {
+        model: *model,
+        pipeline: key.pipeline,
+        stage: key.stage,
+        epoch: key.epoch,
+        step,
+        body: Body::Failed(Failed { cause: String::new(), fatal: false }),
+    }
+}

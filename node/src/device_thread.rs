@@ -1,0 +1,227 @@
+//! One thread per adapter: it owns the adapter, loads stages onto it and computes their steps.
+//!
+//! Nothing on the async runtime waits for a GPU: jobs come through a bounded channel, results go
+//! back through one-shot channels.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use checkpoint::Checkpoint;
+use protocol::{AdapterReport, Digest, Epoch, PipelineId, StageIndex, StagePlan, Step};
+use shaders::gpu::Gpu;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, warn};
+
+use crate::error::StageError;
+use crate::model::Kernels;
+use crate::stage::{Held, Stage, StepOutput};
+
+/// Which stage of which plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StageKey {
+    /// Of which pipeline.
+    pub pipeline: PipelineId,
+    /// Of which generation of its plan.
+    pub epoch: Epoch,
+    /// Its place.
+    pub stage: StageIndex,
+}
+
+impl StageKey {
+    /// The key of the stage that a plan describes.
+    pub fn of(plan: &StagePlan) -> Self {
+        Self { pipeline: plan.pipeline, epoch: plan.epoch, stage: plan.stage }
+    }
+}
+
+/// What a computed step brought, and how long it took.
+#[derive(Debug)]
+pub struct Computed {
+    /// The result.
+    pub output: StepOutput,
+    /// From handing the step over until the device took it.
+    pub wait: Duration,
+    /// On the device, readback included.
+    pub compute: Duration,
+}
+
+/// A handle to an adapter's thread; clones share it. The thread ends with the last of them.
+#[derive(Clone, Debug)]
+pub struct DeviceThread {
+    jobs: mpsc::Sender<Job>,
+    /// What the adapter is.
+    pub report: AdapterReport,
+}
+
+/// Hears how many bytes of how many are on the adapter.
+pub type ReportProgress = Box<dyn FnMut(u64, u64) + Send>;
+
+enum Job {
+    Load {
+        plan: Box<StagePlan>,
+        progress: ReportProgress,
+        reply: oneshot::Sender<Result<Held, StageError>>,
+    },
+    Step {
+        key: StageKey,
+        step: Box<Step>,
+        since: Instant,
+        reply: oneshot::Sender<Result<Computed, StageError>>,
+    },
+    Unload(StageKey),
+}
+
+impl DeviceThread {
+    /// Opens the adapter on a thread of its own and proves its kernels.
+    ///
+    /// # Errors
+    /// When there is no such adapter, or its kernels don't compute what they should.
+    pub fn start(
+        adapter: Option<String>,
+        memory_bytes: impl FnOnce(&Gpu) -> anyhow::Result<u64> + Send + 'static,
+    ) -> anyhow::Result<Self> {
+        // As many jobs as a pipeline of some stages has steps under way; each stage keeps at most
+        // one in here.
+        let (jobs, queue) = mpsc::channel(16);
+        let (opened, opening) = std::sync::mpsc::channel();
+        std::thread::Builder::new().name("device".into()).spawn(move || {
+            let worker = Worker::open(adapter.as_deref(), memory_bytes);
+            let (worker, answer) = match worker {
+                Ok((worker, report)) => (Some(worker), Ok(report)),
+                Err(cause) => (None, Err(cause)),
+            };
+            if opened.send(answer).is_ok()
+                && let Some(worker) = worker
+            {
+                worker.run(queue);
+            }
+        })?;
+        let report = opening.recv()??;
+        Ok(Self { jobs, report })
+    }
+
+    /// Loads a stage.
+    ///
+    /// # Errors
+    /// When the model's files or the adapter don't allow it.
+    pub async fn load(
+        &self,
+        plan: StagePlan,
+        progress: ReportProgress,
+    ) -> Result<Held, StageError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Job::Load { plan: Box::new(plan), progress, reply }, answer).await
+    }
+
+    /// Computes a step of a loaded stage.
+    ///
+    /// # Errors
+    /// When the batch is wrong or the adapter fails.
+    pub async fn step(&self, key: StageKey, step: Step) -> Result<Computed, StageError> {
+        let (reply, answer) = oneshot::channel();
+        let job = Job::Step { key, step: Box::new(step), since: Instant::now(), reply };
+        self.ask(job, answer).await
+    }
+
+    /// Drops a stage, once the steps before it are computed.
+    pub async fn unload(&self, key: StageKey) {
+        // Fails only when the thread is gone, and its stages with it.
+        let _ = self.jobs.send(Job::Unload(key)).await;
+    }
+
+    async fn ask<T>(
+        &self,
+        job: Job,
+        answer: oneshot::Receiver<Result<T, StageError>>,
+    ) -> Result<T, StageError> {
+        let gone = || StageError::DeviceGone;
+        self.jobs.send(job).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+/// What lives on the thread.
+struct Worker {
+    gpu: Gpu,
+    kernels: Kernels,
+    fingerprint: Digest,
+    // The model's files stay mapped while a stage of them is loaded.
+    files: HashMap<PathBuf, Arc<Checkpoint>>,
+    stages: HashMap<StageKey, Stage>,
+}
+
+impl Worker {
+    fn open(
+        adapter: Option<&str>,
+        memory_bytes: impl FnOnce(&Gpu) -> anyhow::Result<u64>,
+    ) -> anyhow::Result<(Self, AdapterReport)> {
+        let gpu = Gpu::open(adapter)?;
+        let memory_bytes = memory_bytes(&gpu)?;
+        let kernels = Kernels::new(&gpu)?;
+        let fingerprint = Digest(shaders::self_test::fingerprint(&gpu)?);
+        let report = AdapterReport {
+            name: gpu.info().name.clone(),
+            driver: gpu.info().driver.clone(),
+            memory_bytes,
+            fingerprint,
+        };
+        let (files, stages) = (HashMap::new(), HashMap::new());
+        Ok((Self { gpu, kernels, fingerprint, files, stages }, report))
+    }
+
+    fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+        while let Some(job) = queue.blocking_recv() {
+            match job {
+                Job::Load { plan, mut progress, reply } => {
+                    let loaded = self.load(&plan, &mut progress);
+                    if let Err(cause) = &loaded {
+                        warn!(stage = %plan.stage, %cause, "stage not loaded");
+                    }
+                    if reply.send(loaded).is_err() {
+                        self.stages.remove(&StageKey::of(&plan));
+                    }
+                }
+                Job::Step { key, step, since, reply } => {
+                    let began = Instant::now();
+                    let output = match self.stages.get_mut(&key) {
+                        Some(stage) => stage.step(&self.gpu, &step),
+                        None => Err(StageError::BadPlan("the stage isn't loaded".into())),
+                    };
+                    let (wait, compute) = (began - since, began.elapsed());
+                    debug!(stage = %key.stage, compute_us = compute.as_micros(), "step");
+                    // Nobody listens when the stage was dropped meanwhile.
+                    let _ = reply.send(output.map(|output| Computed { output, wait, compute }));
+                }
+                Job::Unload(key) => {
+                    self.stages.remove(&key);
+                    if self.stages.is_empty() {
+                        self.files.clear();
+                    }
+                }
+            }
+        }
+    }
+
+    fn load(
+        &mut self,
+        plan: &StagePlan,
+        progress: &mut ReportProgress,
+    ) -> Result<Held, StageError> {
+        let path = PathBuf::from(&plan.model_path);
+        let files = match self.files.get(&path) {
+            Some(files) => Arc::clone(files),
+            None => {
+                let files = Arc::new(Checkpoint::open(&path)?);
+                self.files.insert(path, Arc::clone(&files));
+                files
+            }
+        };
+        let class = self.fingerprint;
+        let stage = Stage::load(&self.gpu, &self.kernels, &files, plan, class, progress)?;
+        let held = stage.held().clone();
+        self.stages.insert(StageKey::of(plan), stage);
+        Ok(held)
+    }
+}

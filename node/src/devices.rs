@@ -1,0 +1,88 @@
+//! Which adapters a node uses, and how much of their memory.
+
+use anyhow::{Context, Result, bail};
+use shaders::adapters::{AdapterKind, Adapters};
+use shaders::gpu::Gpu;
+
+use crate::device_thread::DeviceThread;
+
+/// Opens the adapters: the one that is named, else every GPU, else the software driver.
+///
+/// # Errors
+/// When there is none, or one of them doesn't compute what it should.
+pub fn open(adapter: Option<&str>, max_memory: Option<u64>) -> Result<Vec<DeviceThread>> {
+    let selectors = match adapter {
+        Some(adapter) => vec![Some(adapter.to_owned())],
+        None => every_gpu(),
+    };
+    let open = |selector| DeviceThread::start(selector, move |gpu| memory(gpu, max_memory));
+    selectors.into_iter().map(open).collect()
+}
+
+fn every_gpu() -> Vec<Option<String>> {
+    let adapters = Adapters::list();
+    let is_gpu = |kind| matches!(kind, AdapterKind::Discrete | AdapterKind::Integrated);
+    let Some(best) = adapters.first().filter(|best| is_gpu(best.kind)) else {
+        // Whatever there is; the error says what to install when there is nothing.
+        return vec![None];
+    };
+    // One driver may offer a GPU through several interfaces: one of them is enough.
+    let same = adapters.iter().filter(|a| a.kind == best.kind && a.backend == best.backend);
+    same.map(|adapter| Some(adapter.index.to_string())).collect()
+}
+
+/// Bytes that stages may take together.
+fn memory(gpu: &Gpu, max_memory: Option<u64>) -> Result<u64> {
+    let info = gpu.info();
+    match (max_memory, info.memory_bytes) {
+        (Some(max), Some(has)) => Ok(max.min(has)),
+        (Some(max), None) => Ok(max),
+        // Some is the driver's own.
+        (None, Some(has)) => Ok(has / 10 * 9),
+        (None, None) if info.is_cpu() => {
+            let mut system = sysinfo::System::new();
+            system.refresh_memory();
+            // The machine's memory is everyone's.
+            Ok(system.available_memory() / 2)
+        }
+        (None, None) => bail!("{} doesn't say how much memory it has: give --max-memory", info.name),
+    }
+}
+
+/// A size such as `6GiB`, `512MiB` or `1000000`.
+///
+/// # Errors
+/// When it isn't one.
+pub fn parse_size(text: &str) -> Result<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "kb" => 1000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        unit => bail!("unknown unit {unit}: use KiB, MiB or GiB, as in 6GiB"),
+    };
+    let number: f64 = digits.trim().parse().context("a size is a number and a unit, as in 6GiB")?;
+    if !number.is_finite() || number < 0.0 {
+        bail!("a size is positive");
+    }
+    Ok((number * unit as f64) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_size;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        assert_eq!(parse_size("6GiB").unwrap(), 6 << 30);
+        assert_eq!(parse_size("1.5g").unwrap(), 3 << 29);
+        assert_eq!(parse_size("100").unwrap(), 100);
+        assert!(parse_size("6 parsecs").is_err());
+        assert!(parse_size("-1GiB").is_err());
+        assert!(parse_size("GiB").is_err());
+    }
+}

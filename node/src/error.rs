@@ -1,0 +1,58 @@
+//! Why a stage can't do what it was asked.
+
+/// Why a stage can't be loaded, or can't compute a step.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// The model's files.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::CheckpointError),
+    /// The adapter.
+    #[error(transparent)]
+    Gpu(#[from] shaders::error::GpuError),
+    /// The files here aren't those that the coordinator opened.
+    #[error(
+        "{path} on this node holds another model than on the coordinator ({part} differs): give \
+         both the same files"
+    )]
+    OtherModel {
+        /// Where the files are.
+        path: String,
+        /// The first part that differs.
+        part: String,
+    },
+    /// The plan contradicts itself or the model.
+    #[error("the plan is wrong: {0}")]
+    BadPlan(String),
+    /// The stage takes more memory than it may.
+    #[error(
+        "the stage needs {needed} bytes without a KV cache and may take {allowed}; {missing} bytes \
+         are missing: raise --max-memory or add nodes"
+    )]
+    TooLarge {
+        /// Weights and scratch.
+        needed: u64,
+        /// The plan's limit.
+        allowed: u64,
+        /// The difference, with room for one sequence.
+        missing: u64,
+    },
+    /// A batch that the kernels can't take.
+    #[error(transparent)]
+    Inputs(#[from] shaders::inputs::BadInputs),
+    /// A batch that no scheduler of ours makes.
+    #[error("the batch is wrong: {0}")]
+    BadBatch(String),
+    /// The adapter's thread has ended.
+    #[error("the adapter's thread has ended")]
+    DeviceGone,
+    /// The result can't be sampled from.
+    #[error("layer output is not a number: the weights or the device are broken")]
+    NotFinite,
+}
+
+impl StageError {
+    /// Whether the stage is of no more use.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Self::Gpu(_) | Self::DeviceGone)
+    }
+}

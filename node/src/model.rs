@@ -1,0 +1,261 @@
+//! The model on the device: the kernels, and a decoder layer line by line.
+//!
+//! One layer serves every architecture that we compute: `GlmForCausalLM` adds a sublayer's output
+//! to the residual stream as it is, `Glm4ForCausalLM` normalises it first (sandwich norms).
+
+use checkpoint::{Checkpoint, Matrix, ModelConfig, Vector};
+use shaders::attention::{Attention, BoundAttention};
+use shaders::error::GpuError;
+use shaders::gpu::Gpu;
+use shaders::inputs::{Inputs, StepShape};
+use shaders::kernel::Pass;
+use shaders::kv_cache::{HeadShape, KvCache};
+use shaders::matmul::{BoundMatmul, Matmul, Output};
+use shaders::rms_norm::{BoundRmsNorm, RmsNorm};
+use shaders::rope_kv::{BoundRopeKv, RopeKv, Rotary};
+use shaders::swiglu::{BoundSwiglu, Swiglu};
+use shaders::tensor::Tensor;
+use shaders::weights::{FloatType, WeightMatrix};
+
+use crate::error::StageError;
+
+/// The kernels that serve layers of every shape, compiled.
+pub struct Kernels {
+    pub(crate) rms_norm: RmsNorm,
+    pub(crate) matmul: Matmul,
+    rope_kv: RopeKv,
+    swiglu: Swiglu,
+}
+
+impl Kernels {
+    /// Compiles them.
+    ///
+    /// # Errors
+    /// When the driver refuses one.
+    pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
+        Ok(Self {
+            rms_norm: RmsNorm::new(gpu)?,
+            matmul: Matmul::new(gpu),
+            rope_kv: RopeKv::new(gpu)?,
+            swiglu: Swiglu::new(gpu)?,
+        })
+    }
+}
+
+/// What a step computes with, overwritten layer by layer. Rows are tokens.
+pub struct Scratch {
+    /// The residual stream. [max_tokens, hidden_size]
+    pub hidden: Tensor,
+    /// [max_tokens, hidden_size]
+    normed: Tensor,
+    /// Queries, keys and values. [max_tokens, (num_heads + 2 num_kv_heads) head_dim]
+    qkv: Tensor,
+    /// Rotated queries. [max_tokens, num_heads head_dim]
+    queries: Tensor,
+    /// [max_tokens, num_heads head_dim]
+    attended: Tensor,
+    /// [max_tokens, 2 intermediate_size]
+    gate_up: Tensor,
+    /// [max_tokens, intermediate_size]
+    gated: Tensor,
+    /// A sublayer's output before its norm, where it has one. [max_tokens, hidden_size]
+    sublayer: Tensor,
+}
+
+impl Scratch {
+    /// Tensors for steps of at most `max_tokens` tokens.
+    ///
+    /// # Errors
+    /// When the adapter has no room.
+    pub fn new(gpu: &Gpu, model: &ModelConfig, max_tokens: usize) -> Result<Self, GpuError> {
+        let queries = model.num_heads * model.head_dim;
+        let qkv = queries + 2 * model.num_kv_heads * model.head_dim;
+        Ok(Self {
+            hidden: gpu.alloc_f32(max_tokens * model.hidden_size)?,
+            normed: gpu.alloc_vec4s(max_tokens * model.hidden_size)?,
+            qkv: gpu.alloc_f32(max_tokens * qkv)?,
+            queries: gpu.alloc_vec4s(max_tokens * queries)?,
+            attended: gpu.alloc_vec4s(max_tokens * queries)?,
+            gate_up: gpu.alloc_f32(max_tokens * 2 * model.intermediate_size)?,
+            gated: gpu.alloc_vec4s(max_tokens * model.intermediate_size)?,
+            sublayer: gpu.alloc_f32(max_tokens * model.hidden_size)?,
+        })
+    }
+
+    /// Bytes that [`new`](Self::new) takes.
+    pub fn num_bytes(model: &ModelConfig, max_tokens: usize) -> u64 {
+        let queries = model.num_heads * model.head_dim;
+        let row = 3 * model.hidden_size
+            + 3 * queries
+            + 2 * model.num_kv_heads * model.head_dim
+            + 3 * model.intermediate_size;
+        (max_tokens * row * 4) as u64
+    }
+}
+
+/// One decoder layer, loaded and bound.
+pub struct Layer {
+    input_norm: BoundRmsNorm,
+    qkv: BoundMatmul,
+    rope_kv: BoundRopeKv,
+    attention: BoundAttention,
+    output: BoundMatmul,
+    /// Sandwich norms only: adds the normalised attention to the residual stream.
+    post_self_attn_norm: Option<BoundRmsNorm>,
+    post_attention_norm: BoundRmsNorm,
+    gate_up: BoundMatmul,
+    swiglu: BoundSwiglu,
+    down: BoundMatmul,
+    /// Sandwich norms only: adds the normalised MLP to the residual stream.
+    post_mlp_norm: Option<BoundRmsNorm>,
+}
+
+/// What all layers of a stage share.
+pub struct Shared<'a> {
+    /// The adapter.
+    pub gpu: &'a Gpu,
+    /// The compiled kernels.
+    pub kernels: &'a Kernels,
+    /// The model's files.
+    pub files: &'a Checkpoint,
+    /// What a step is told.
+    pub inputs: &'a Inputs,
+    /// Attention, compiled for the model's heads.
+    pub attention: &'a Attention,
+    /// Cosines and sines of every position.
+    pub rotary: &'a Rotary,
+    /// What a step computes with.
+    pub scratch: &'a Scratch,
+}
+
+impl Layer {
+    /// Loads a layer's weights and binds its kernels. `loaded` hears of every matrix's bytes.
+    ///
+    /// # Errors
+    /// When the files don't hold the layer, or the adapter has no room.
+    pub fn load(
+        shared: &Shared<'_>,
+        layer: usize,
+        cache: &KvCache,
+        loaded: &mut dyn FnMut(u64),
+    ) -> Result<Self, StageError> {
+        let Shared { gpu, kernels, files, inputs, attention, rotary, scratch } = *shared;
+        let model = files.config();
+        let norm = |vector| -> Result<Tensor, StageError> {
+            Ok(gpu.upload(&files.vector(vector)?)?)
+        };
+        let mut matrix = |matrix| upload(gpu, files, matrix, loaded);
+        let eps = model.rms_norm_eps;
+        let (hidden, sublayer) = (&scratch.hidden, &scratch.sublayer);
+        // Where a norm follows a sublayer, its output waits in a tensor of its own.
+        let sublayer_out =
+            if model.sandwich_norms { (sublayer, Output::Store) } else { (hidden, Output::Add) };
+        let after = |vector| -> Result<Option<BoundRmsNorm>, StageError> {
+            if !model.sandwich_norms {
+                return Ok(None);
+            }
+            let weight = norm(vector)?;
+            Ok(Some(kernels.rms_norm.bind_residual(gpu, eps, sublayer, &weight, hidden)?))
+        };
+        let before = |vector| -> Result<BoundRmsNorm, StageError> {
+            Ok(kernels.rms_norm.bind(gpu, eps, hidden, &norm(vector)?, &scratch.normed)?)
+        };
+        let product = |x: &Tensor, weights: &WeightMatrix, bias: Option<&Tensor>, out| {
+            kernels.matmul.bind(gpu, x, weights, bias, out)
+        };
+
+        let bias = model.attention_bias.then(|| norm(Vector::QkvBias(layer))).transpose()?;
+        let qkv = matrix(Matrix::Qkv(layer))?;
+        let output = matrix(Matrix::Output(layer))?;
+        let gate_up = matrix(Matrix::GateUp(layer))?;
+        let down = matrix(Matrix::Down(layer))?;
+        Ok(Self {
+            input_norm: before(Vector::InputNorm(layer))?,
+            qkv: product(
+                &scratch.normed,
+                &qkv,
+                bias.as_ref(),
+                (&scratch.qkv, Output::Store),
+            )?,
+            rope_kv: kernels.rope_kv.bind(
+                gpu,
+                inputs,
+                rotary,
+                cache,
+                (&scratch.qkv, &scratch.queries),
+            )?,
+            attention: attention.bind(
+                gpu,
+                inputs,
+                cache,
+                // By the head's own width, also where heads together are wider than a hidden row.
+                (model.head_dim as f32).sqrt().recip(),
+                (&scratch.queries, &scratch.attended),
+            )?,
+            output: product(&scratch.attended, &output, None, sublayer_out)?,
+            post_self_attn_norm: after(Vector::PostSelfAttnNorm(layer))?,
+            post_attention_norm: before(Vector::PostAttentionNorm(layer))?,
+            gate_up: product(&scratch.normed, &gate_up, None, (&scratch.gate_up, Output::Store))?,
+            swiglu: kernels.swiglu.bind(
+                gpu,
+                model.intermediate_size,
+                &scratch.gate_up,
+                &scratch.gated,
+            )?,
+            down: product(&scratch.gated, &down, None, sublayer_out)?,
+            post_mlp_norm: after(Vector::PostMlpNorm(layer))?,
+        })
+    }
+
+    /// Records the layer's part of a step.
+    pub fn record(&self, pass: &mut Pass, step: StepShape) {
+        let num_tokens = step.num_tokens;
+        self.input_norm.record(pass, num_tokens);
+        self.qkv.record(pass, num_tokens);
+        self.rope_kv.record(pass, step);
+        self.attention.record(pass, step);
+        self.output.record(pass, num_tokens);
+        if let Some(norm) = &self.post_self_attn_norm {
+            norm.record(pass, num_tokens);
+        }
+        self.post_attention_norm.record(pass, num_tokens);
+        self.gate_up.record(pass, num_tokens);
+        self.swiglu.record(pass, num_tokens);
+        self.down.record(pass, num_tokens);
+        if let Some(norm) = &self.post_mlp_norm {
+            norm.record(pass, num_tokens);
+        }
+    }
+}
+
+/// Copies a matrix to the adapter, in the type in which the files hand it over.
+///
+/// # Errors
+/// When the files don't hold it, or the adapter has no room.
+pub fn upload(
+    gpu: &Gpu,
+    files: &Checkpoint,
+    matrix: Matrix,
+    loaded: &mut dyn FnMut(u64),
+) -> Result<WeightMatrix, StageError> {
+    let view = files.matrix(matrix)?;
+    let float = match view.float_type() {
+        checkpoint::FloatType::F32 => FloatType::F32,
+        checkpoint::FloatType::F16 => FloatType::F16,
+        checkpoint::FloatType::BF16 => FloatType::Bf16,
+    };
+    WeightMatrix::upload(gpu, (view.rows(), view.cols()), float, |rows, bytes| {
+        view.read_rows(rows, bytes)?;
+        loaded(bytes.len() as u64);
+        Ok::<_, StageError>(())
+    })
+}
+
+/// The shape of a model's heads, as kernels take it.
+pub fn head_shape(model: &ModelConfig) -> HeadShape {
+    HeadShape {
+        num_heads: model.num_heads,
+        num_kv_heads: model.num_kv_heads,
+        head_dim: model.head_dim,
+    }
+}

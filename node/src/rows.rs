@@ -1,0 +1,149 @@
+//! Which rows of a step's hidden state are turned into logits, and what is wanted of each.
+
+use std::collections::HashMap;
+
+use protocol::{Batch, Input, Logprobs, Slice, SliceOutput, TokenId, TokenLogprob};
+use shaders::sampler::{Adjustment, Row, RowParams, RowResult};
+
+use crate::sequences::{Sequence, Sequences};
+
+/// The rows of a batch, and whose they are.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// Indexes into the hidden state, ascending.
+    pub indexes: Vec<u32>,
+    /// What is wanted of each.
+    pub rows: Vec<Row>,
+    // Slice of each row, and the token it scores, where it doesn't sample.
+    owners: Vec<(usize, Option<TokenId>)>,
+}
+
+impl Rows {
+    /// The rows of `batch`, whose sequences are known.
+    pub fn of(batch: &Batch, sequences: &Sequences) -> Self {
+        let mut rows = Self::default();
+        let mut first_row = 0;
+        for (number, slice) in batch.slices.iter().enumerate() {
+            rows.add_slice(number, slice, sequences.of(slice), first_row);
+            first_row += slice.num_tokens();
+        }
+        rows
+    }
+
+    fn add_slice(&mut self, number: usize, slice: &Slice, sequence: &Sequence, first_row: usize) {
+        let sampling = &sequence.begin.sampling;
+        let num_tokens = slice.num_tokens();
+        if let (Some(num_logprobs), Input::Tokens(tokens)) =
+            (sampling.num_prompt_logprobs, &slice.input)
+        {
+            let num_prompt = sequence.begin.num_prompt_tokens as usize;
+            let following = tokens.iter().skip(1).copied().chain(slice.next);
+            for (i, token) in following.enumerate() {
+                if slice.start as usize + i + 1 < num_prompt {
+                    let params = RowParams::default();
+                    let row = Row {
+                        params,
+                        adjustments: Vec::new(),
+                        num_logprobs: Some(num_logprobs),
+                        score: Some(token.0),
+                    };
+                    self.push(first_row + i, row, (number, Some(token)));
+                }
+            }
+        }
+        if slice.sample {
+            let position = slice.start + num_tokens as u32;
+            let params = RowParams {
+                temperature: sampling.temperature,
+                top_k: sampling.top_k,
+                top_p: sampling.top_p,
+                min_p: sampling.min_p,
+                repetition_penalty: sampling.repetition_penalty,
+                frequency_penalty: sampling.frequency_penalty,
+                presence_penalty: sampling.presence_penalty,
+                seed: sampling.seed,
+                choice: sampling.choice,
+                position,
+            };
+            let row = Row {
+                params,
+                adjustments: adjustments(sequence),
+                num_logprobs: sampling.num_logprobs,
+                score: None,
+            };
+            self.push(first_row + num_tokens - 1, row, (number, None));
+        }
+    }
+
+    fn push(&mut self, index: usize, row: Row, owner: (usize, Option<TokenId>)) {
+        self.indexes.push(index as u32);
+        self.rows.push(row);
+        self.owners.push(owner);
+    }
+
+    /// One output for each slice of `batch`, from the results of all rows in order.
+    pub fn outputs(&self, batch: &Batch, results: Vec<RowResult>) -> Vec<SliceOutput> {
+        let mut outputs: Vec<_> = batch
+            .slices
+            .iter()
+            .map(|slice| SliceOutput {
+                sequence: slice.sequence,
+                position: slice.start + slice.num_tokens() as u32,
+                token: None,
+                logprobs: None,
+                prompt_logprobs: Vec::new(),
+            })
+            .collect();
+        for ((number, scored), result) in self.owners.iter().zip(results) {
+            let token = scored.unwrap_or(TokenId(result.token));
+            let logprobs = result.logprobs.map(|logprobs| Logprobs {
+                chosen: TokenLogprob { token, logprob: logprobs.chosen },
+                top: logprobs
+                    .top
+                    .into_iter()
+                    .map(|(token, logprob)| TokenLogprob { token: TokenId(token), logprob })
+                    .collect(),
+            });
+            let output = &mut outputs[*number];
+            if scored.is_some() {
+                output.prompt_logprobs.extend(logprobs);
+            } else {
+                output.token = Some(token);
+                output.logprobs = logprobs;
+            }
+        }
+        outputs
+    }
+}
+
+/// What penalties and bias change, one entry for each token: a function of the sequence's tokens.
+fn adjustments(sequence: &Sequence) -> Vec<Adjustment> {
+    let sampling = &sequence.begin.sampling;
+    let penalises = sampling.repetition_penalty != 1.0
+        || sampling.frequency_penalty != 0.0
+        || sampling.presence_penalty != 0.0;
+    let mut changed: HashMap<u32, Adjustment> = HashMap::new();
+    let entry = |changed: &mut HashMap<u32, Adjustment>, token: TokenId| {
+        let unchanged = Adjustment { token: token.0, ..Adjustment::default() };
+        *changed.entry(token.0).or_insert(unchanged)
+    };
+    if penalises {
+        for (position, &token) in sequence.tokens.iter().enumerate() {
+            let mut adjustment = entry(&mut changed, token);
+            if position < sequence.begin.num_prompt_tokens as usize {
+                adjustment.in_prompt = true;
+            } else {
+                adjustment.num_in_answer += 1;
+            }
+            changed.insert(token.0, adjustment);
+        }
+    }
+    for &(token, bias) in &sampling.logit_bias {
+        let mut adjustment = entry(&mut changed, token);
+        adjustment.bias += bias;
+        changed.insert(token.0, adjustment);
+    }
+    let mut adjustments: Vec<_> = changed.into_values().collect();
+    adjustments.sort_unstable_by_key(|adjustment| adjustment.token);
+    adjustments
+}

@@ -1,0 +1,331 @@
+//! A stage: consecutive layers with their part of the KV cache, and, at the ends of the model, the
+//! embedding and the head.
+
+use checkpoint::{Checkpoint, Matrix, ModelConfig, Part};
+use protocol::{Batch, BLOCK_TOKENS, Digest, Input, LayerRange, SliceOutput, StagePlan, Step};
+use shaders::attention::Attention;
+use shaders::embed::BoundEmbed;
+use shaders::gpu::Gpu;
+use shaders::inputs::{InputLimits, Inputs, StepInputs};
+use shaders::kernel::Pass;
+use shaders::kv_cache::KvCache;
+use shaders::rope_kv::{Rotary, RotaryPairs, inverse_frequencies};
+use shaders::weights::WeightMatrix;
+
+use crate::error::StageError;
+use crate::head::{Head, MAX_ROWS};
+use crate::model::{Kernels, Layer, Scratch, Shared, head_shape, upload};
+use crate::rows::Rows;
+use crate::sequences::Sequences;
+
+/// What a loaded stage holds.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// Its layers.
+    pub layers: LayerRange,
+    /// Width of the hidden state.
+    pub hidden_size: u32,
+    /// Blocks of its KV cache.
+    pub num_blocks: u32,
+    /// Bytes on the adapter.
+    pub memory_bytes: u64,
+    /// The device class.
+    pub fingerprint: Digest,
+}
+
+/// What a step brings.
+#[derive(Debug)]
+pub enum StepOutput {
+    /// The hidden state for the next stage, [num_tokens, hidden_size].
+    Hidden(Vec<f32>),
+    /// What the last stage sampled.
+    Sampled(Vec<SliceOutput>),
+}
+
+/// A loaded stage.
+pub struct Stage {
+    held: Held,
+    sequences: Sequences,
+    inputs: Inputs,
+    scratch: Scratch,
+    embed: Option<BoundEmbed>,
+    layers: Vec<Layer>,
+    head: Option<Head>,
+    // Kept between steps, so that they allocate nothing.
+    pass: Pass,
+    step: StepInputs,
+}
+
+impl Stage {
+    /// Loads what the plan asks for, after comparing the files with what the coordinator has.
+    /// `progress` hears how many bytes of how many are on the adapter.
+    ///
+    /// # Errors
+    /// When the files or the adapter don't allow it.
+    pub fn load(
+        gpu: &Gpu,
+        kernels: &Kernels,
+        files: &Checkpoint,
+        plan: &StagePlan,
+        fingerprint: Digest,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, StageError> {
+        let model = files.config();
+        let (first, end) = (plan.layers.first as usize, plan.layers.end as usize);
+        if first > end || end > model.num_layers {
+            return Err(StageError::BadPlan(format!(
+                "layers {} of {}",
+                plan.layers, model.num_layers
+            )));
+        }
+        check_digests(files, plan)?;
+
+        let shares_table = plan.embeds() && plan.samples() && model.tie_word_embeddings;
+        let mut total = 0;
+        for part in parts(plan) {
+            if part != Part::Head || !shares_table {
+                total += files.bytes(part)?;
+            }
+        }
+        let limits = &plan.limits;
+        let max_tokens = limits.max_batched_tokens as usize;
+        let mut scratch_bytes = Scratch::num_bytes(model, max_tokens);
+        if plan.samples() {
+            scratch_bytes += (MAX_ROWS * (2 * model.vocab_size + 2 * model.hidden_size) * 4) as u64;
+        }
+        let num_blocks = num_blocks(gpu, model, plan, total + scratch_bytes)?;
+
+        let mut done = 0;
+        let mut loaded = |bytes: u64| {
+            done += bytes;
+            progress(done.min(total), total);
+        };
+        loaded(0);
+        let max_model_len = limits.max_model_len as usize;
+        let blocks_per_sequence = max_model_len.div_ceil(BLOCK_TOKENS);
+        let inputs = Inputs::new(
+            gpu,
+            InputLimits {
+                max_tokens,
+                max_outputs: MAX_ROWS,
+                max_table_entries: blocks_per_sequence * limits.max_num_seqs as usize,
+                max_positions: max_model_len,
+                num_blocks: num_blocks as usize,
+                vocab_size: model.vocab_size,
+            },
+        )?;
+        let scratch = Scratch::new(gpu, model, max_tokens)?;
+        let heads = head_shape(model);
+        let attention = Attention::new(gpu, heads)?;
+        let inv_freq = inverse_frequencies(model.rope_theta.into(), model.rotary_dim);
+        let rotary = Rotary::new(gpu, RotaryPairs::Interleaved, &inv_freq, max_model_len)?;
+        let table = plan
+            .embeds()
+            .then(|| upload(gpu, files, Matrix::Embedding, &mut loaded))
+            .transpose()?;
+        let embed = table
+            .as_ref()
+            .map(|table| BoundEmbed::new(gpu, &inputs, table, &scratch.hidden))
+            .transpose()?;
+        let shared = Shared {
+            gpu,
+            kernels,
+            files,
+            inputs: &inputs,
+            attention: &attention,
+            rotary: &rotary,
+            scratch: &scratch,
+        };
+        let mut layers = Vec::with_capacity(end - first);
+        for layer in first..end {
+            let cache = KvCache::new(gpu, heads, num_blocks as usize)?;
+            layers.push(Layer::load(&shared, layer, &cache, &mut loaded)?);
+        }
+        let head = plan
+            .samples()
+            .then(|| {
+                let table: Option<&WeightMatrix> = table.as_ref();
+                let shared = (&inputs, &scratch);
+                let max = limits.max_logprobs;
+                Head::load(gpu, kernels, files, shared, max, table, &mut loaded)
+            })
+            .transpose()?;
+        progress(total, total);
+        let held = Held {
+            layers: plan.layers,
+            hidden_size: model.hidden_size as u32,
+            num_blocks,
+            memory_bytes: total + scratch_bytes + block_bytes(model, end - first) * u64::from(num_blocks),
+            fingerprint,
+        };
+        let sequences = Sequences::new(*limits, num_blocks, model.vocab_size as u32);
+        let (pass, step) = (Pass::new(), StepInputs::default());
+        let mut stage =
+            Self { held, sequences, inputs, scratch, embed, layers, head, pass, step };
+        stage.warm_up(gpu)?;
+        Ok(stage)
+    }
+
+    /// What it holds.
+    pub fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// Computes a step.
+    ///
+    /// # Errors
+    /// When the batch is wrong, and nothing of it is taken in; or when the device fails.
+    pub fn step(&mut self, gpu: &Gpu, step: &Step) -> Result<StepOutput, StageError> {
+        let Step { batch, hidden, .. } = step;
+        let num_values = match self.embed {
+            Some(_) => 0,
+            None => batch.num_tokens() * self.held.hidden_size as usize,
+        };
+        if hidden.len() != num_values {
+            let found = hidden.len();
+            return Err(StageError::BadBatch(format!("{found} values, {num_values} are due")));
+        }
+        if !hidden.iter().all(|value| value.is_finite()) {
+            return Err(StageError::NotFinite);
+        }
+        self.sequences.apply(batch)?;
+        fill(&mut self.step, batch, &self.sequences);
+        let shape = self.inputs.write(gpu, &self.step)?;
+        self.pass.clear();
+        match &self.embed {
+            Some(embed) => embed.record(&mut self.pass, shape),
+            None => gpu.write(&self.scratch.hidden, 0, hidden),
+        }
+        for layer in &self.layers {
+            layer.record(&mut self.pass, shape);
+        }
+        let Some(head) = &mut self.head else {
+            let num_values = shape.num_tokens * self.held.hidden_size as usize;
+            let submission = gpu.submit(&self.pass, &[(&self.scratch.hidden, 0..num_values)])?;
+            let hidden = bytemuck::pod_collect_to_vec(&gpu.wait(submission)?);
+            return Ok(StepOutput::Hidden(hidden));
+        };
+        let rows = Rows::of(batch, &self.sequences);
+        if rows.rows.is_empty() {
+            gpu.run(&self.pass)?;
+        }
+        let (inputs, step) = (&mut self.inputs, &mut self.step);
+        let outputs = head.finish(gpu, &mut self.pass, (inputs, step), (batch, &rows))?;
+        Ok(StepOutput::Sampled(outputs))
+    }
+
+    /// Runs every kernel once for each number of rows that has a variant: a driver compiles a
+    /// kernel at its first dispatch, which must not be a request's.
+    fn warm_up(&mut self, gpu: &Gpu) -> Result<(), StageError> {
+        let max_tokens = self.sequences.limits().max_batched_tokens as usize;
+        let max_tokens = max_tokens.min(self.sequences.limits().max_model_len as usize);
+        for num_tokens in [1, 4, 16] {
+            let num_tokens = num_tokens.min(max_tokens);
+            let num_values = match self.embed {
+                Some(_) => 0,
+                None => num_tokens * self.held.hidden_size as usize,
+            };
+            let batch = self.sequences.probe(num_tokens);
+            let hidden = vec![0.0; num_values];
+            self.step(gpu, &Step { batch, hidden, timings: Vec::new() })?;
+        }
+        self.sequences.clear();
+        Ok(())
+    }
+
+    /// The logits of the rows computed last, [rows, vocab_size]; for tests. None but on the last
+    /// stage.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn logits(&self, gpu: &Gpu) -> Result<Option<Vec<f32>>, StageError> {
+        Ok(self.head.as_ref().map(|head| head.logits(gpu)).transpose()?)
+    }
+}
+
+/// What a step is told of its tokens, from what the stage knows of their sequences.
+fn fill(step: &mut StepInputs, batch: &Batch, sequences: &Sequences) {
+    step.token_ids.clear();
+    step.positions.clear();
+    step.table_starts.clear();
+    step.output_rows.clear();
+    step.tables.clear();
+    for slice in &batch.slices {
+        let start = step.tables.len() as u32;
+        step.tables.extend(sequences.of(slice).blocks.iter().map(|block| block.0));
+        if let Input::Tokens(tokens) = &slice.input {
+            for (position, token) in (slice.start..).zip(tokens) {
+                step.token_ids.push(token.0);
+                step.positions.push(position);
+                step.table_starts.push(start);
+            }
+        }
+    }
+}
+
+/// Blocks of KV cache: as many as are wanted and fit.
+fn num_blocks(
+    gpu: &Gpu,
+    model: &ModelConfig,
+    plan: &StagePlan,
+    other_bytes: u64,
+) -> Result<u32, StageError> {
+    let allowed = plan.memory_bytes;
+    let per_block = block_bytes(model, plan.layers.len());
+    let one_sequence = u64::from(plan.limits.max_model_len).div_ceil(BLOCK_TOKENS as u64);
+    let needed = other_bytes + one_sequence * per_block;
+    let Some(left) = allowed.checked_sub(needed) else {
+        return Err(StageError::TooLarge { needed, allowed, missing: needed - allowed });
+    };
+    let left = left + one_sequence * per_block;
+    // A software driver's memory is the machine's: it takes what one sequence needs, and for more
+    // no more than this.
+    let left = if gpu.caps().is_cpu {
+        left.min(MAX_SOFTWARE_KV_BYTES.max(one_sequence * per_block))
+    } else {
+        left
+    };
+    let fitting = if per_block == 0 { u64::MAX } else { left / per_block };
+    let bindable = KvCache::max_blocks(gpu, head_shape(model)) as u64;
+    Ok(fitting.min(bindable).min(plan.limits.max_blocks.into()) as u32)
+}
+
+/// Most bytes of KV cache on a software driver, if one sequence needs no more.
+const MAX_SOFTWARE_KV_BYTES: u64 = 1 << 30;
+
+/// Bytes of one block in all layers of a stage.
+fn block_bytes(model: &ModelConfig, num_layers: usize) -> u64 {
+    num_layers as u64 * head_shape(model).block_bytes()
+}
+
+/// Compares the stage's own tensors with the coordinator's: nothing else of the files is touched.
+fn check_digests(files: &Checkpoint, plan: &StagePlan) -> Result<(), StageError> {
+    let parts = parts(plan);
+    if parts.len() != plan.digests.len() {
+        return Err(StageError::BadPlan(format!(
+            "{} digests for {} parts",
+            plan.digests.len(),
+            parts.len()
+        )));
+    }
+    for (part, digest) in parts.into_iter().zip(&plan.digests) {
+        if Digest(files.digest(part)?) != *digest {
+            let path = plan.model_path.clone();
+            return Err(StageError::OtherModel { path, part: format!("{part:?}") });
+        }
+    }
+    Ok(())
+}
+
+/// The parts of the model that a stage holds, in the order of its digests.
+fn parts(plan: &StagePlan) -> Vec<Part> {
+    let mut parts = Vec::new();
+    if plan.embeds() {
+        parts.push(Part::Embedding);
+    }
+    parts.extend((plan.layers.first..plan.layers.end).map(|layer| Part::Layer(layer as usize)));
+    if plan.samples() {
+        parts.push(Part::Head);
+    }
+    parts
+}

@@ -1,0 +1,202 @@
+//! The adapters (GPUs) of this machine.
+
+use std::fmt;
+
+use crate::error::GpuError;
+
+/// The adapters of this machine, in the order of their index.
+pub struct Adapters {
+    adapters: Vec<wgpu::Adapter>,
+}
+
+impl Adapters {
+    /// What the drivers of this machine offer. Empty if there is none.
+    pub fn list() -> Vec<AdapterInfo> {
+        Self::find(false).infos()
+    }
+
+    pub(crate) fn find(checked: bool) -> Self {
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+        descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+        // Flags that are on by default cap buffers at 4 GiB and validate every call of an indirect dispatch.
+        descriptor.flags = if checked {
+            wgpu::InstanceFlags::DEBUG | wgpu::InstanceFlags::VALIDATION
+        } else {
+            wgpu::InstanceFlags::empty()
+        };
+        let instance = wgpu::Instance::new(descriptor);
+        let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+        Self { adapters }
+    }
+
+    fn infos(&self) -> Vec<AdapterInfo> {
+        self.adapters
+            .iter()
+            .enumerate()
+            .map(|(index, adapter)| AdapterInfo::new(index, adapter))
+            .collect()
+    }
+
+    /// The adapter whose index is `selector` or whose name contains it, without regard to case; the fastest kind there
+    /// is if `selector` is `None`.
+    pub(crate) fn select(
+        &self,
+        selector: Option<&str>,
+    ) -> Result<(wgpu::Adapter, AdapterInfo), GpuError> {
+        let infos = self.infos();
+        let chosen = match selector {
+            None => infos.into_iter().min_by_key(|info| info.kind).ok_or(GpuError::NoAdapter)?,
+            Some(selector) => {
+                let available =
+                    infos.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                let index = selector.parse::<usize>().ok();
+                let matches = |info: &AdapterInfo| match index {
+                    Some(index) => info.index == index,
+                    None => info.name.to_lowercase().contains(&selector.to_lowercase()),
+                };
+                if infos.is_empty() {
+                    return Err(GpuError::NoAdapter);
+                }
+                infos.into_iter().find(matches).ok_or_else(|| GpuError::NoSuchAdapter {
+                    selector: selector.to_owned(),
+                    available,
+                })?
+            }
+        };
+        Ok((self.adapters[chosen.index].clone(), chosen))
+    }
+}
+
+/// What an adapter says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterInfo {
+    /// Place in the list, which selects it.
+    pub index: usize,
+    /// Name, as the driver gives it.
+    pub name: String,
+    /// Driver and its version.
+    pub driver: String,
+    /// The interface it is reached through: `vulkan`, `metal`, `dx12`.
+    pub backend: String,
+    /// What kind of device it is.
+    pub kind: AdapterKind,
+    /// Memory of its own in bytes, where the driver tells.
+    pub memory_bytes: Option<u64>,
+    /// The largest tensor that a kernel can read, in bytes.
+    pub max_binding_bytes: u64,
+}
+
+impl AdapterInfo {
+    fn new(index: usize, adapter: &wgpu::Adapter) -> Self {
+        let info = adapter.get_info();
+        let kind = AdapterKind::of(info.device_type);
+        Self {
+            index,
+            name: info.name,
+            driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+            backend: info.backend.to_string(),
+            kind,
+            // A software driver's memory is the machine's, and what it advertises is a constant.
+            memory_bytes: if kind == AdapterKind::Cpu { None } else { memory_bytes(adapter) },
+            max_binding_bytes: adapter.limits().max_storage_buffer_binding_size,
+        }
+    }
+
+    /// Whether kernels run on the processor, through a software driver.
+    pub fn is_cpu(&self) -> bool {
+        self.kind == AdapterKind::Cpu
+    }
+}
+
+impl fmt::Display for AdapterInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} ({}, {})", self.index, self.name, self.kind, self.backend)
+    }
+}
+
+/// Kinds of adapter, the fastest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AdapterKind {
+    /// A card with memory of its own.
+    Discrete,
+    /// A GPU that shares the memory of the processor.
+    Integrated,
+    /// A share of a GPU, in a virtual machine.
+    Virtual,
+    /// The driver doesn't say.
+    Other,
+    /// A software driver.
+    Cpu,
+}
+
+impl AdapterKind {
+    fn of(device_type: wgpu::DeviceType) -> Self {
+        match device_type {
+            wgpu::DeviceType::DiscreteGpu => Self::Discrete,
+            wgpu::DeviceType::IntegratedGpu => Self::Integrated,
+            wgpu::DeviceType::VirtualGpu => Self::Virtual,
+            wgpu::DeviceType::Other => Self::Other,
+            wgpu::DeviceType::Cpu => Self::Cpu,
+        }
+    }
+}
+
+impl fmt::Display for AdapterKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Discrete => "discrete",
+            Self::Integrated => "integrated",
+            Self::Virtual => "virtual",
+            Self::Other => "other",
+            Self::Cpu => "cpu",
+        })
+    }
+}
+
+/// Memory of the adapter's own, which only Vulkan tells us.
+fn memory_bytes(adapter: &wgpu::Adapter) -> Option<u64> {
+    #[cfg(not(target_vendor = "apple"))]
+    {
+        const DEVICE_LOCAL: u32 = 1;
+        // SAFETY: the handles are only read from, while `adapter` is borrowed and so alive.
+        #[allow(
+            unsafe_code,
+            reason = "the safe interface doesn't tell how much memory an adapter has"
+        )]
+        let properties = unsafe {
+            let vulkan = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+            let instance = vulkan.shared_instance().raw_instance();
+            instance.get_physical_device_memory_properties(vulkan.raw_physical_device())
+        };
+        let heaps = &properties.memory_heaps[..properties.memory_heap_count as usize];
+        Some(
+            heaps
+                .iter()
+                .filter(|heap| heap.flags.as_raw() & DEVICE_LOCAL != 0)
+                .map(|heap| heap.size)
+                .sum(),
+        )
+    }
+    #[cfg(target_vendor = "apple")]
+    {
+        let _ = adapter;
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_adapter_is_refused_with_what_there_is() {
+        let adapters = Adapters::find(false);
+        match adapters.select(Some("no such thing")) {
+            Err(GpuError::NoAdapter) => assert!(adapters.infos().is_empty()),
+            Err(GpuError::NoSuchAdapter { available, .. }) => {
+                assert!(available.contains(&adapters.infos()[0].name));
+            }
+            other => panic!("{:?}", other.map(|(_, info)| info)),
+        }
+    }
+}

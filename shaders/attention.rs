@@ -1,0 +1,177 @@
+//! Attention over the paged cache, for prefill and decode alike.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::error::GpuError;
+use crate::gpu::{Caps, Gpu};
+use crate::inputs::{BLOCK_TOKENS, Inputs, StepShape};
+use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
+use crate::kv_cache::{HeadShape, KvCache};
+use crate::template::expand_vec4s;
+use crate::tensor::Tensor;
+
+/// The parameters of `attention.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct Params {
+    num_tokens: u32,
+    tables_at: u32,
+    num_heads: u32,
+    num_kv_heads: u32,
+    scale: f32,
+}
+
+/// The kernel, compiled for one shape of heads.
+pub struct Attention {
+    shape: HeadShape,
+    variant: Variant,
+    kernel: Kernel,
+}
+
+/// The kernel bound to a layer's cache.
+pub struct BoundAttention {
+    bound: Bound,
+    params: Params,
+    queries: u32,
+    max_tokens: usize,
+}
+
+impl Attention {
+    /// Compiles the kernel for layers of this shape.
+    pub fn new(gpu: &Gpu, shape: HeadShape) -> Result<Self, GpuError> {
+        Self::with_variant(gpu, shape, Variant::choose(gpu.caps(), shape))
+    }
+
+    pub(crate) fn with_variant(
+        gpu: &Gpu,
+        shape: HeadShape,
+        variant: Variant,
+    ) -> Result<Self, GpuError> {
+        let kernel = Kernel::new(gpu, &variant.source(shape, gpu.caps().images))?;
+        Ok(Self { shape, variant, kernel })
+    }
+
+    /// Each token attends to all positions of its sequence up to its own, which [`crate::rope_kv`] has stored.
+    ///
+    /// * `q`, `out`: [num_tokens, num_heads, head_dim], vec4s
+    pub fn bind(
+        &self,
+        gpu: &Gpu,
+        inputs: &Inputs,
+        cache: &KvCache,
+        scale: f32,
+        (q, out): (&Tensor, &Tensor),
+    ) -> Result<BoundAttention, GpuError> {
+        assert_eq!(cache.shape, self.shape, "the kernel was compiled for the shape of the cache");
+        Ok(BoundAttention {
+            bound: self.kernel.bind(gpu, &[&inputs.tensor, q, &cache.keys, &cache.values, out])?,
+            params: Params {
+                num_tokens: 0,
+                tables_at: 0,
+                num_heads: self.shape.num_heads as u32,
+                num_kv_heads: self.shape.num_kv_heads as u32,
+                scale,
+            },
+            queries: self.variant.queries,
+            max_tokens: q.len().min(out.len()) / self.shape.q_size(),
+        })
+    }
+}
+
+impl BoundAttention {
+    /// Takes the tokens of a step.
+    pub fn record(&self, pass: &mut Pass, step: StepShape) {
+        assert!(step.num_tokens <= self.max_tokens, "a batch fits the tensors of its stage");
+        let params = Params {
+            num_tokens: step.num_tokens as u32,
+            tables_at: step.tables_at(),
+            ..self.params
+        };
+        pass.dispatch(
+            &self.bound,
+            &params,
+            [params.num_tokens, params.num_heads / self.queries, 1],
+        );
+    }
+}
+
+/// One way of laying the work out over lanes. All give the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Variant {
+    /// Lanes in a workgroup, all of one subgroup if that is used.
+    pub(crate) lanes: u32,
+    /// Query heads that a workgroup computes from one reading of keys and values.
+    pub(crate) queries: u32,
+    /// Whether lanes exchange values through the subgroup, or through workgroup memory.
+    pub(crate) subgroup: bool,
+}
+
+impl Variant {
+    pub(crate) fn choose(caps: Caps, shape: HeadShape) -> Self {
+        let min_subgroup = if caps.subgroups { caps.min_subgroup_size } else { 0 };
+        let lanes = if min_subgroup >= 32 || min_subgroup < 8 { 32 } else { 8 };
+        // The inner loops are written out: more queries would make a kernel that takes seconds to compile.
+        let shared = shape.num_heads / shape.num_kv_heads;
+        let max_queries = MAX_UNROLLED / (shape.head_vec4s() * (PARTITION / lanes) as usize);
+        let queries = (1..=max_queries.clamp(1, shared))
+            .rev()
+            .find(|queries| shared.is_multiple_of(*queries));
+        Self { lanes, queries: queries.unwrap_or(1) as u32, subgroup: min_subgroup >= lanes }
+    }
+
+    pub(crate) fn source(&self, shape: HeadShape, images: bool) -> KernelSource {
+        let Self { lanes, queries, subgroup } = *self;
+        let head_vec4s = shape.head_vec4s() as u32;
+        let slice = head_vec4s.min(lanes);
+        assert!(head_vec4s.is_multiple_of(slice), "lanes divide a head evenly");
+        let constants = [
+            ("LANES", lanes),
+            ("QUERIES", queries),
+            ("SUBGROUP", subgroup.into()),
+            ("BLOCK", BLOCK_TOKENS as u32),
+            ("PARTITION", PARTITION),
+            ("KEYS", PARTITION / lanes),
+            ("HEAD_VEC4S", head_vec4s),
+            ("SLICE", slice),
+            ("SLICES", head_vec4s / slice),
+            ("SHARED_Q", queries * head_vec4s),
+            ("SHARED_MAX", queries * lanes),
+            ("SHARED_P", queries * PARTITION),
+        ];
+        let wgsl = expand_vec4s(include_str!("attention.wgsl"), images, &constants);
+        let read = Access::read_vec4s(images);
+        let bindings = [Access::Read, read, read, read, Access::write_vec4s(images)];
+        let name =
+            format!("attention {head_vec4s} lanes{lanes} queries{queries} subgroup {subgroup}");
+        KernelSource::new::<Params>(name, wgsl, &bindings)
+    }
+}
+
+/// Positions that are taken together. Part of what defines the bits of every result.
+const PARTITION: u32 = 32;
+
+/// Most vec4s of keys that the text of a kernel multiplies with queries.
+const MAX_UNROLLED: usize = 256;
+
+/// What one query head of a token attends to.
+///
+/// * `q`: [head_dim]
+/// * `keys`, `values`: [num_positions, head_dim], up to the token's own
+pub fn reference(scale: f32, q: &[f32], keys: &[f32], values: &[f32]) -> Vec<f32> {
+    let dot = |key: &[f32]| q.iter().zip(key).map(|(q, k)| q * k).sum::<f32>() * scale;
+    let scores: Vec<f32> = keys.chunks_exact(q.len()).map(dot).collect();
+    let max = scores.iter().copied().fold(f32::MIN, f32::max);
+    let weights: Vec<f32> = scores.iter().map(|score| (score - max).exp()).collect();
+    let sum: f32 = weights.iter().sum();
+    let mut out = vec![0.0; q.len()];
+    for (weight, value) in weights.iter().zip(values.chunks_exact(q.len())) {
+        for (out, value) in out.iter_mut().zip(value) {
+            *out += weight / sum * value;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+#[path = "attention_tests.rs"]
+mod tests;

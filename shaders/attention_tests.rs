@@ -1,0 +1,218 @@
+//! Attention against its reference, and bit for bit against itself in other batches.
+
+use std::mem::offset_of;
+
+use super::*;
+use crate::inputs::StepInputs;
+use crate::rope_kv::{RopeKv, Rotary, RotaryPairs, inverse_frequencies};
+use crate::testing::{self, Random, assert_bits_eq, assert_close};
+
+const SMALL: HeadShape = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 };
+const SHAPES: [HeadShape; 5] = [
+    SMALL,
+    HeadShape { num_heads: 9, num_kv_heads: 3, head_dim: 64 },
+    HeadShape { num_heads: 2, num_kv_heads: 2, head_dim: 32 },
+    HeadShape { num_heads: 4, num_kv_heads: 1, head_dim: 128 },
+    HeadShape { num_heads: 1, num_kv_heads: 1, head_dim: 256 },
+];
+
+/// Ways of laying the work out, beside the one that is chosen.
+fn variants(shape: HeadShape) -> Vec<Variant> {
+    let shared = (shape.num_heads / shape.num_kv_heads) as u32;
+    let mut variants = vec![
+        Variant { lanes: 8, queries: 1, subgroup: false },
+        Variant { lanes: 8, queries: 1, subgroup: true },
+        Variant { lanes: 32, queries: shared, subgroup: false },
+    ];
+    if shape.head_dim <= 64 {
+        variants.push(Variant { lanes: 8, queries: shared, subgroup: true });
+    }
+    variants
+}
+
+#[test]
+fn params_are_the_shader_s() {
+    for shape in SHAPES {
+        for variant in variants(shape) {
+            for images in [false, true] {
+                let source = variant.source(shape, images);
+                testing::assert_kernel(&source);
+                testing::assert_params(
+                    &source,
+                    &[
+                        ("num_tokens", offset_of!(Params, num_tokens)),
+                        ("tables_at", offset_of!(Params, tables_at)),
+                        ("num_heads", offset_of!(Params, num_heads)),
+                        ("num_kv_heads", offset_of!(Params, num_kv_heads)),
+                        ("scale", offset_of!(Params, scale)),
+                    ],
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn reference_by_hand() {
+    // Scores ln 1 and ln 3: weights 1/4 and 3/4.
+    let out = reference(1.0, &[1.0, 0.0], &[0.0, 5.0, 3f32.ln(), 7.0], &[4.0, 0.0, 8.0, 4.0]);
+    assert_close(&out, &[7.0, 3.0], 1e-6);
+}
+
+/// A sequence and where its keys and values are.
+struct Sequence {
+    qkv: Vec<f32>, // [num_tokens, qkv_size]
+    table: Vec<u32>,
+}
+
+impl Sequence {
+    fn random(shape: HeadShape, num_tokens: usize, seed: u64) -> Self {
+        Self { qkv: Random::new(seed).normal(num_tokens * shape.qkv_size()), table: Vec::new() }
+    }
+}
+
+/// One layer: rotation, cache, attention.
+struct Layer<'a> {
+    gpu: &'a Gpu,
+    shape: HeadShape,
+    attention: Attention,
+    rope_kv: RopeKv,
+    rotary: Rotary,
+    cache: KvCache,
+}
+
+impl<'a> Layer<'a> {
+    fn new(gpu: &'a Gpu, shape: HeadShape, variant: Option<Variant>) -> Self {
+        let variant = variant.unwrap_or(Variant::choose(gpu.caps(), shape));
+        let inv_freq = inverse_frequencies(10_000.0, shape.head_dim / 2);
+        Self {
+            gpu,
+            shape,
+            attention: Attention::with_variant(gpu, shape, variant).unwrap(),
+            rope_kv: RopeKv::new(gpu).unwrap(),
+            rotary: Rotary::new(gpu, RotaryPairs::Interleaved, &inv_freq, 4096).unwrap(),
+            cache: KvCache::new(gpu, shape, 64).unwrap(),
+        }
+    }
+
+    /// Runs one step of `slices` (sequence, positions) and returns the rows of attention of each token.
+    fn step(&self, slices: &[(&Sequence, std::ops::Range<usize>)]) -> Vec<Vec<f32>> {
+        let mut step = StepInputs::default();
+        let mut qkv = Vec::new();
+        for (sequence, positions) in slices {
+            for position in positions.clone() {
+                step.token_ids.push(0);
+                step.positions.push(position as u32);
+                step.table_starts.push(step.tables.len() as u32);
+                qkv.extend_from_slice(
+                    &sequence.qkv[position * self.shape.qkv_size()..][..self.shape.qkv_size()],
+                );
+            }
+            step.tables.extend_from_slice(&sequence.table);
+        }
+        let num_tokens = step.token_ids.len();
+        let (inputs, step) = testing::inputs(self.gpu, &step);
+        let qkv = self.gpu.upload(&qkv).unwrap();
+        let q = self.gpu.alloc_vec4s(num_tokens * self.shape.q_size()).unwrap();
+        let out = self.gpu.alloc_vec4s(num_tokens * self.shape.q_size()).unwrap();
+        let mut pass = Pass::new();
+        let scale = 1.0 / (self.shape.head_dim as f32).sqrt();
+        self.rope_kv
+            .bind(self.gpu, &inputs, &self.rotary, &self.cache, (&qkv, &q))
+            .unwrap()
+            .record(&mut pass, step);
+        self.attention
+            .bind(self.gpu, &inputs, &self.cache, scale, (&q, &out))
+            .unwrap()
+            .record(&mut pass, step);
+        self.gpu.run(&pass).unwrap();
+        let out = self.gpu.read_f32(&out).unwrap();
+        out.chunks(self.shape.q_size()).map(<[f32]>::to_vec).collect()
+    }
+}
+
+fn expected(shape: HeadShape, sequence: &Sequence) -> Vec<Vec<f32>> {
+    let inv_freq = inverse_frequencies(10_000.0, shape.head_dim / 2);
+    let rotated: Vec<Vec<f32>> = sequence
+        .qkv
+        .chunks(shape.qkv_size())
+        .enumerate()
+        .map(|(position, row)| {
+            crate::rope_kv::reference(shape, RotaryPairs::Interleaved, &inv_freq, position, row)
+        })
+        .collect();
+    let head =
+        |row: &Vec<f32>, head: usize| row[head * shape.head_dim..][..shape.head_dim].to_vec();
+    (0..rotated.len())
+        .map(|position| {
+            (0..shape.num_heads)
+                .flat_map(|h| {
+                    let key_head = shape.num_heads + h / (shape.num_heads / shape.num_kv_heads);
+                    let value_head = key_head + shape.num_kv_heads;
+                    let keys: Vec<f32> =
+                        rotated[..=position].iter().flat_map(|row| head(row, key_head)).collect();
+                    let values: Vec<f32> =
+                        rotated[..=position].iter().flat_map(|row| head(row, value_head)).collect();
+                    reference(
+                        1.0 / (shape.head_dim as f32).sqrt(),
+                        &head(&rotated[position], h),
+                        &keys,
+                        &values,
+                    )
+                })
+                .collect()
+        })
+        .collect()
+}
+
+#[test]
+fn agrees_with_the_reference_in_every_variant() {
+    for gpu in testing::both_layouts() {
+        for shape in SHAPES {
+            // Compiling is what takes time here, most of all with buffers.
+            if !gpu.caps().images && gpu.caps().is_cpu && shape.head_dim > 64 {
+                continue;
+            }
+            let mut sequence = Sequence::random(shape, 70, 31);
+            sequence.table = vec![9, 3, 0, 8, 1];
+            let chosen = Layer::new(&gpu, shape, None).step(&[(&sequence, 0..70)]);
+            for (actual, expected) in chosen.iter().zip(&expected(shape, &sequence)) {
+                // 70 weighted values, exp good to a few units in the last place.
+                assert_close(actual, expected, 2e-5);
+            }
+            for variant in variants(shape) {
+                if variant.subgroup && gpu.caps().min_subgroup_size < variant.lanes {
+                    continue;
+                }
+                let other = Layer::new(&gpu, shape, Some(variant)).step(&[(&sequence, 0..70)]);
+                assert_bits_eq(&other.concat(), &chosen.concat());
+            }
+        }
+    }
+}
+
+#[test]
+fn chunks_batches_and_blocks_change_nothing() {
+    let Some(gpu) = testing::gpu() else { return };
+    let mut random = Random::new(33);
+    let layer = Layer::new(&gpu, SMALL, None);
+    let mut a = Sequence::random(SMALL, 100, 34);
+    let mut b = Sequence::random(SMALL, 40, 35);
+    a.table = (0..7).collect();
+    let whole = layer.step(&[(&a, 0..100)]);
+    for _ in 0..5 {
+        // Other blocks, in another order.
+        let blocks: Vec<u32> = random.permutation(64).iter().map(|&block| block as u32).collect();
+        (a.table, b.table) = (blocks[..7].to_vec(), blocks[7..10].to_vec());
+        let (mut done_a, mut done_b, mut rows) = (0, 0, Vec::new());
+        while done_a < 100 {
+            // Decode one by one as well as chunks, with another sequence before it or not.
+            let next_a = (done_a + [1, 1, 3, 17, 40][random.below(5)]).min(100);
+            let next_b = (done_b + random.below(6)).min(40);
+            let step = layer.step(&[(&b, done_b..next_b), (&a, done_a..next_a)]);
+            rows.extend_from_slice(&step[next_b - done_b..]);
+            (done_a, done_b) = (next_a, next_b);
+        }
+        assert_bits_eq(&rows.concat(), &whole.concat());
+    }
+}

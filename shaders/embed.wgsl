@@ -1,0 +1,39 @@
+// out[t, :] = table[token_ids[t], :]          one lane per token t and block of the row, for the rows of one shard
+
+struct Params {
+    first_row: u32,   // of the table, in this shard
+    num_rows: u32,    // in this shard
+    num_blocks: u32,  // of a row, padding included
+    row_vec4s: u32,   // hidden_size / 4
+}
+
+var<immediate> params: Params;
+@group(0) @binding(0) var<storage, read>       inputs: array<u32>;       // token_ids [num_tokens], ...
+//! if IMAGES
+@group(0) @binding(1) var table: texture_2d<u32>;                        // [tiles of TILE rows, num_blocks, TILE]
+//! else
+@group(0) @binding(1) var<storage, read>       table: array<vec4<u32>>;  // [tiles of TILE rows, num_blocks, TILE]
+//! end
+@group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;    // [num_tokens, hidden_size / 4]
+
+@compute @workgroup_size({WORKGROUP})
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let token = id.y;
+    let block = id.x;
+    // Wraps around for a row of an earlier shard, and is then too large.
+    let row = inputs[token] - params.first_row;
+    if (row >= params.num_rows || block >= params.num_blocks) {
+        return;
+    }
+    let index = ((row / {TILE}u) * params.num_blocks + block) * {TILE}u + row % {TILE}u;
+//! if IMAGES
+    let values = textureLoad(table, texel(index), 0);
+//! else
+    let values = table[index];
+//! end
+//! for p in 0..PARTS
+    if (block * {PARTS}u + {p}u < params.row_vec4s) {
+        out[token * params.row_vec4s + block * {PARTS}u + {p}u] = decode_{p}(values);
+    }
+//! end
+}

@@ -1,0 +1,269 @@
+//! Kernels, what they are bound to, and the pass that one step records.
+
+use bytemuck::Pod;
+
+use crate::error::GpuError;
+use crate::gpu::Gpu;
+use crate::tensor::{Storage, Tensor, Texel};
+
+/// How a kernel uses a tensor. The same tensor can't be read by one binding and written by another of one dispatch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// `var<storage, read>`
+    Read,
+    /// `var<storage, read_write>`
+    ReadWrite,
+    /// `texture_2d<f32>`
+    ReadImage,
+    /// `texture_2d<u32>`
+    ReadWordsImage,
+    /// `texture_storage_2d<rgba32float, write>`
+    WriteImage,
+}
+
+impl Access {
+    /// How a kernel reads values four at a time.
+    pub(crate) fn read_vec4s(images: bool) -> Self {
+        if images { Self::ReadImage } else { Self::Read }
+    }
+
+    /// How a kernel reads blocks of weights.
+    pub(crate) fn read_blocks(images: bool) -> Self {
+        if images { Self::ReadWordsImage } else { Self::Read }
+    }
+
+    /// How a kernel writes values four at a time.
+    pub(crate) fn write_vec4s(images: bool) -> Self {
+        if images { Self::WriteImage } else { Self::ReadWrite }
+    }
+
+    fn binding_type(self) -> wgpu::BindingType {
+        let buffer = |read_only| wgpu::BindingType::Buffer {
+            ty: wgpu::BufferBindingType::Storage { read_only },
+            has_dynamic_offset: false,
+            min_binding_size: None,
+        };
+        let view_dimension = wgpu::TextureViewDimension::D2;
+        let image = |sample_type| wgpu::BindingType::Texture {
+            sample_type,
+            view_dimension,
+            multisampled: false,
+        };
+        match self {
+            Self::Read => buffer(true),
+            Self::ReadWrite => buffer(false),
+            Self::ReadImage => image(wgpu::TextureSampleType::Float { filterable: false }),
+            Self::ReadWordsImage => image(wgpu::TextureSampleType::Uint),
+            Self::WriteImage => wgpu::BindingType::StorageTexture {
+                access: wgpu::StorageTextureAccess::WriteOnly,
+                format: Texel::F32.format(),
+                view_dimension,
+            },
+        }
+    }
+}
+
+/// The text of a kernel and what its launcher relies on.
+#[derive(Debug, Clone)]
+pub struct KernelSource {
+    /// The name in errors.
+    pub name: String,
+    /// WGSL with one entry point `main`, expanded.
+    pub wgsl: String,
+    /// Its bindings, in order, all of group 0.
+    pub bindings: Vec<Access>,
+    /// Size of its `var<immediate> params: Params`.
+    pub params_bytes: u32,
+}
+
+impl KernelSource {
+    /// A kernel whose parameters are a `P`.
+    pub fn new<P: Pod>(
+        name: impl Into<String>,
+        wgsl: impl Into<String>,
+        bindings: &[Access],
+    ) -> Self {
+        Self {
+            name: name.into(),
+            wgsl: wgsl.into(),
+            bindings: bindings.to_vec(),
+            params_bytes: u32::try_from(size_of::<P>()).expect("parameters are a few words"),
+        }
+    }
+}
+
+/// A compiled kernel.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+    num_bindings: usize,
+    params_bytes: u32,
+}
+
+impl Kernel {
+    /// Compiles `source`.
+    pub fn new(gpu: &Gpu, source: &KernelSource) -> Result<Self, GpuError> {
+        assert!(
+            source.params_bytes as usize <= MAX_PARAMS_BYTES,
+            "every driver has room for 128 bytes of parameters"
+        );
+        assert!(source.params_bytes.is_multiple_of(4), "parameters are whole words");
+        let label = Some(source.name.as_str());
+        let entries: Vec<_> = (0..)
+            .zip(&source.bindings)
+            .map(|(binding, access)| wgpu::BindGroupLayoutEntry {
+                binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: access.binding_type(),
+                count: None,
+            })
+            .collect();
+        let checks = if gpu.checked {
+            wgpu::ShaderRuntimeChecks::checked()
+        } else {
+            wgpu::ShaderRuntimeChecks::unchecked()
+        };
+        let module_descriptor = wgpu::ShaderModuleDescriptor {
+            label,
+            source: wgpu::ShaderSource::Wgsl(source.wgsl.as_str().into()),
+        };
+        gpu.guarded(0, || {
+            // SAFETY: kernels come from this repository only, and their launchers assert that every index they compute
+            // lies within the tensors that are bound.
+            #[allow(unsafe_code, reason = "checks cost more than the arithmetic they guard")]
+            let module =
+                unsafe { gpu.device.create_shader_module_trusted(module_descriptor, checks) };
+            let layout = gpu.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label,
+                entries: &entries,
+            });
+            let pipeline_layout =
+                gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                    label,
+                    bind_group_layouts: &[Some(&layout)],
+                    immediate_size: source.params_bytes,
+                });
+            let pipeline = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label,
+                layout: Some(&pipeline_layout),
+                module: &module,
+                entry_point: Some("main"),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    zero_initialize_workgroup_memory: false,
+                    ..Default::default()
+                },
+                cache: None,
+            });
+            Self {
+                pipeline,
+                layout,
+                num_bindings: entries.len(),
+                params_bytes: source.params_bytes,
+            }
+        })
+        .map_err(|error| match error {
+            GpuError::Failed(reason) => GpuError::Compile { kernel: source.name.clone(), reason },
+            other => other,
+        })
+    }
+
+    /// Ties the kernel to `tensors`, in the order of its bindings. Done once, when a model is loaded.
+    pub fn bind(&self, gpu: &Gpu, tensors: &[&Tensor]) -> Result<Bound, GpuError> {
+        assert_eq!(tensors.len(), self.num_bindings, "every binding gets a tensor");
+        let entries: Vec<_> = (0..)
+            .zip(tensors)
+            .map(|(binding, tensor)| wgpu::BindGroupEntry {
+                binding,
+                resource: match &tensor.storage {
+                    Storage::Buffer(buffer) => buffer.as_entire_binding(),
+                    Storage::Image { view, .. } => wgpu::BindingResource::TextureView(view),
+                },
+            })
+            .collect();
+        let bind_group = gpu.guarded(0, || {
+            gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: None,
+                layout: &self.layout,
+                entries: &entries,
+            })
+        })?;
+        Ok(Bound { pipeline: self.pipeline.clone(), bind_group, params_bytes: self.params_bytes })
+    }
+}
+
+/// A kernel and the tensors it works on, ready to be dispatched any number of times.
+#[derive(Debug, Clone)]
+pub struct Bound {
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+    params_bytes: u32,
+}
+
+/// The dispatches of one step, in order. Each sees what those before it wrote. Plain data until it is submitted; kept
+/// and cleared, it allocates nothing from step to step.
+#[derive(Debug, Default)]
+pub struct Pass {
+    dispatches: Vec<Dispatch>,
+}
+
+impl Pass {
+    /// An empty pass.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Forgets what was recorded.
+    pub fn clear(&mut self) {
+        self.dispatches.clear();
+    }
+
+    /// Number of dispatches recorded.
+    pub fn num_dispatches(&self) -> usize {
+        self.dispatches.len()
+    }
+
+    /// Runs `bound` with `params` on a grid of `workgroups` in x, y and z; on none if one of them is zero.
+    pub fn dispatch<P: Pod>(&mut self, bound: &Bound, params: &P, workgroups: [u32; 3]) {
+        let bytes = bytemuck::bytes_of(params);
+        assert_eq!(bytes.len(), bound.params_bytes as usize, "a kernel gets its own parameters");
+        assert!(
+            workgroups.iter().all(|&count| count <= MAX_WORKGROUPS),
+            "every driver allows 65535 workgroups"
+        );
+        if workgroups.contains(&0) {
+            return;
+        }
+        let mut params = [0; MAX_PARAMS_BYTES];
+        params[..bytes.len()].copy_from_slice(bytes);
+        self.dispatches.push(Dispatch { bound: bound.clone(), params, workgroups });
+    }
+
+    pub(crate) fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
+        if self.dispatches.is_empty() {
+            return;
+        }
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        for Dispatch { bound, params, workgroups: [x, y, z] } in &self.dispatches {
+            pass.set_pipeline(&bound.pipeline);
+            pass.set_bind_group(0, &bound.bind_group, &[]);
+            if bound.params_bytes > 0 {
+                pass.set_immediates(0, &params[..bound.params_bytes as usize]);
+            }
+            pass.dispatch_workgroups(*x, *y, *z);
+        }
+    }
+}
+
+/// Vulkan guarantees as much.
+const MAX_PARAMS_BYTES: usize = 128;
+
+/// Vulkan guarantees as much in each dimension.
+const MAX_WORKGROUPS: u32 = 65_535;
+
+#[derive(Debug)]
+struct Dispatch {
+    bound: Bound,
+    params: [u8; MAX_PARAMS_BYTES],
+    workgroups: [u32; 3],
+}

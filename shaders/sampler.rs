@@ -1,0 +1,419 @@
+//! Logits to tokens and logprobs, on the device: what a step reads back is ids and logprobs only.
+//!
+//! A token is a pure function of its row's raw logits, parameters, adjustments, seed, choice and
+//! position: there is no state, and no row sees another.
+//!
+//! The logits of a step may come in groups, each in the same tensor after the group before was
+//! sampled. One [`Sampler::write`] tells the device about all rows of a step; then the caller
+//! records, for each group, what computes its logits and [`Sampler::record`]; one submit reads
+//! [`Sampler::readback`].
+//!
+//! For each group: penalties and biases change logits in place; a token is sampled; the logits are
+//! put back; logprobs are taken, of raw logits. What no row of a group wants isn't dispatched.
+
+use std::ops::Range;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::error::GpuError;
+use crate::gpu::Gpu;
+use crate::kernel::Pass;
+use crate::logprobs::{BoundLogprobs, Logprobs};
+use crate::penalize::{self, Adjustment, AdjustmentWords, BoundPenalize, Penalize};
+use crate::sample::{BoundSample, Sample};
+use crate::template::expand;
+use crate::tensor::Tensor;
+
+/// One row of logits and what is wanted of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Row<'a> {
+    /// How to sample a token; `None`: none is sampled.
+    pub sampling: Option<Sampling>,
+    /// Where the row's logits are changed before it is sampled; ascending by token.
+    pub adjustments: &'a [Adjustment],
+    /// The token whose logprob is wanted instead of the sampled one's.
+    pub score: Option<u32>,
+    /// How many of the most probable tokens to return with the logprob of the sampled or scored
+    /// one; `None`: no logprobs, unless a token is scored.
+    pub num_logprobs: Option<u32>,
+}
+
+/// How a token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// 0 takes the most probable token. Others count as at least 1e-6 and at most 1e6.
+    pub temperature: f32,
+    /// Only the k most probable tokens stay; 0 keeps all.
+    pub top_k: u32,
+    /// Only the most probable tokens that together reach this share stay; 1 keeps all.
+    pub top_p: f32,
+    /// Only tokens at least this many times as probable as the best stay; 0 keeps all.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens that were seen; 1 is off.
+    pub repetition_penalty: f32,
+    /// Subtracted once for each time that a token stands in the answer.
+    pub frequency_penalty: f32,
+    /// Subtracted once when a token stands in the answer.
+    pub presence_penalty: f32,
+    /// The request's seed.
+    pub seed: u64,
+    /// Which of the request's choices this is.
+    pub choice: u32,
+    /// The position that the sampled token takes.
+    pub position: u32,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            seed: 0,
+            choice: 0,
+            position: 0,
+        }
+    }
+}
+
+/// What became of a row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowResult {
+    /// The sampled token.
+    pub token: Option<u32>,
+    /// The logprob of the scored token, else of the sampled one; -inf where its logit is NaN or
+    /// -inf.
+    pub logprob: Option<f32>,
+    /// The most probable tokens, best first, ties by id.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// What a sampler has room for.
+#[derive(Debug, Clone, Copy)]
+pub struct SamplerLimits {
+    /// Tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// Rows in a step, of all groups.
+    pub max_rows: usize,
+    /// The most probable tokens that a row may ask for.
+    pub max_logprobs: usize,
+}
+
+/// Why rows can't be sampled.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum SamplerError {
+    /// They ask for something impossible.
+    #[error("a step can't be sampled: {0}")]
+    BadRows(&'static str),
+    /// The device failed.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+}
+
+/// The kernels and tensors that sample from one tensor of logits.
+pub struct Sampler {
+    limits: SamplerLimits,
+    group_rows: usize,
+    penalize: Penalize,
+    logits: Tensor,
+    rows: Tensor,
+    results: Tensor,
+    max_adjustments: usize,
+    adjustments: Tensor,
+    bound_penalize: BoundPenalize,
+    bound_sample: BoundSample,
+    bound_logprobs: BoundLogprobs,
+}
+
+impl Sampler {
+    /// Compiles the kernels and takes memory for `limits`: 64 bytes a row, 8 bytes a logprob.
+    ///
+    /// * `logits`: [group_rows, vocab_size], of as many rows as are computed at a time
+    pub fn new(gpu: &Gpu, limits: SamplerLimits, logits: &Tensor) -> Result<Self, GpuError> {
+        assert!(limits.vocab_size > 0, "a vocabulary has tokens");
+        // Numbers of tokens are counted in f32.
+        assert!(limits.vocab_size < 1 << 24, "a vocabulary has less than 2^24 tokens");
+        let group_rows = logits.len() / limits.vocab_size;
+        assert!(group_rows > 0, "the logits of a row fit their tensor");
+        assert!(u32::try_from(logits.len()).is_ok(), "logits are indexed by 32 bits");
+        let penalize = Penalize::new(gpu)?;
+        let rows = gpu.alloc_u32(limits.max_rows * size_of::<RowParams>() / 4)?;
+        let max_top = limits.max_logprobs.min(limits.vocab_size);
+        let results = gpu.alloc_u32(limits.max_rows * result_words(max_top))?;
+        let (adjustments, raw) = alloc_adjustments(gpu, MIN_ADJUSTMENTS)?;
+        let tensors = [&rows, logits, &results];
+        Ok(Self {
+            limits,
+            group_rows,
+            max_adjustments: MIN_ADJUSTMENTS,
+            bound_penalize: penalize.bind(gpu, [&rows, &adjustments, &raw, logits])?,
+            bound_sample: Sample::new(gpu)?.bind(gpu, tensors)?,
+            bound_logprobs: Logprobs::new(gpu)?.bind(gpu, tensors)?,
+            penalize,
+            logits: logits.clone(),
+            adjustments,
+            rows,
+            results,
+        })
+    }
+
+    /// Rows that fit the tensor of logits: all groups of a step but its last have as many.
+    pub fn group_rows(&self) -> usize {
+        self.group_rows
+    }
+
+    /// Checks the rows of a step and copies them to the device, for the pass that is submitted
+    /// next. The room for adjustments doubles when there are more than ever before, 24 bytes each.
+    pub fn write(&mut self, gpu: &Gpu, rows: &[Row<'_>]) -> Result<SampleStep, SamplerError> {
+        self.limits.check(rows).map_err(SamplerError::BadRows)?;
+        let mut step = SampleStep { groups: Vec::new(), rows: Vec::new(), num_words: 0 };
+        let mut params = Vec::with_capacity(rows.len());
+        let mut adjustments = Vec::new();
+        for (first_row, group) in (0..).step_by(self.group_rows).zip(rows.chunks(self.group_rows)) {
+            let first_adjustment = adjustments.len() as u32;
+            for (index, row) in (first_row..).zip(group) {
+                let wants = Wants::of(row, self.limits.vocab_size);
+                params.push(RowParams::new(row, wants, step.num_words as u32));
+                step.num_words += result_words(wants.num_top);
+                step.rows.push(wants);
+                if row.sampling.is_some() {
+                    let words = row.adjustments.iter();
+                    adjustments.extend(words.map(|words| AdjustmentWords::new(index, words)));
+                }
+            }
+            step.groups.push(Group {
+                rows: first_row as usize..first_row as usize + group.len(),
+                adjustments: first_adjustment..adjustments.len() as u32,
+                samples: group.iter().any(|row| row.sampling.is_some()),
+                takes_logprobs: step.rows[first_row as usize..].iter().any(|row| row.logprobs),
+            });
+        }
+        self.reserve(gpu, adjustments.len())?;
+        gpu.write(&self.rows, 0, &params);
+        gpu.write(&self.adjustments, 0, &adjustments);
+        Ok(step)
+    }
+
+    /// Takes what is wanted of group `group` of `step`, the one that was written last, from the
+    /// logits as they are then. Leaves them as they were.
+    pub fn record(&self, pass: &mut Pass, step: &SampleStep, group: usize) {
+        let Group { rows, adjustments, samples, takes_logprobs } = &step.groups[group];
+        let vocab_size = self.limits.vocab_size as u32;
+        let params = penalize::Params::new(vocab_size, rows.start as u32, adjustments.clone());
+        if *samples {
+            self.bound_penalize.record_apply(pass, &params);
+            self.bound_sample.record(pass, vocab_size, rows.clone());
+            self.bound_penalize.record_restore(pass, &params);
+        }
+        if *takes_logprobs {
+            self.bound_logprobs.record(pass, vocab_size, rows.clone());
+        }
+    }
+
+    /// What to read back once all groups of `step` are recorded, for [`SampleStep::results`].
+    pub fn readback(&self, step: &SampleStep) -> (&Tensor, Range<usize>) {
+        (&self.results, 0..step.num_words)
+    }
+
+    /// Makes room for `num_adjustments`. Passes that were recorded keep the tensors they are bound
+    /// to.
+    fn reserve(&mut self, gpu: &Gpu, num_adjustments: usize) -> Result<(), GpuError> {
+        if num_adjustments <= self.max_adjustments {
+            return Ok(());
+        }
+        let max_adjustments = num_adjustments.next_power_of_two();
+        let (adjustments, raw) = alloc_adjustments(gpu, max_adjustments)?;
+        let tensors = [&self.rows, &adjustments, &raw, &self.logits];
+        self.bound_penalize = self.penalize.bind(gpu, tensors)?;
+        self.adjustments = adjustments;
+        self.max_adjustments = max_adjustments;
+        Ok(())
+    }
+}
+
+fn alloc_adjustments(gpu: &Gpu, len: usize) -> Result<(Tensor, Tensor), GpuError> {
+    Ok((gpu.alloc_u32(len * size_of::<AdjustmentWords>() / 4)?, gpu.alloc_f32(len)?))
+}
+
+/// The rows of one step, written to the device.
+#[derive(Debug)]
+pub struct SampleStep {
+    groups: Vec<Group>,
+    rows: Vec<Wants>,
+    num_words: usize,
+}
+
+#[derive(Debug)]
+struct Group {
+    rows: Range<usize>,
+    adjustments: Range<u32>,
+    samples: bool,
+    takes_logprobs: bool,
+}
+
+impl SampleStep {
+    /// The rows of each group.
+    pub fn groups(&self) -> impl ExactSizeIterator<Item = Range<usize>> {
+        self.groups.iter().map(|group| group.rows.clone())
+    }
+
+    /// Size of what is read back, in bytes.
+    pub fn num_bytes(&self) -> usize {
+        self.num_words * 4
+    }
+
+    /// What became of each row, from the bytes of [`Sampler::readback`].
+    pub fn results(&self, bytes: &[u8]) -> Vec<RowResult> {
+        assert_eq!(bytes.len(), self.num_bytes(), "results are those of the step");
+        let words: Vec<u32> = bytemuck::pod_collect_to_vec(bytes);
+        let mut rest = words.as_slice();
+        let mut result_of = |wants: &Wants| {
+            let (words, after) = rest.split_at(result_words(wants.num_top));
+            rest = after;
+            let (pairs, _) = words[2..].as_chunks();
+            RowResult {
+                token: wants.samples.then_some(words[0]),
+                logprob: wants.logprobs.then_some(f32::from_bits(words[1])),
+                top: pairs.iter().map(|&[token, bits]| (token, f32::from_bits(bits))).collect(),
+            }
+        };
+        self.rows.iter().map(&mut result_of).collect()
+    }
+}
+
+/// What a row's result is made of.
+#[derive(Debug, Clone, Copy)]
+struct Wants {
+    samples: bool,
+    logprobs: bool,
+    num_top: usize,
+}
+
+impl Wants {
+    fn of(row: &Row<'_>, vocab_size: usize) -> Self {
+        Self {
+            samples: row.sampling.is_some(),
+            logprobs: row.num_logprobs.is_some() || row.score.is_some(),
+            num_top: row.num_logprobs.map_or(0, |num| vocab_size.min(num as usize)),
+        }
+    }
+}
+
+/// Size of a row's result: token, logprob, then pairs of them.
+fn result_words(num_top: usize) -> usize {
+    2 + 2 * num_top
+}
+
+impl SamplerLimits {
+    /// Kernels check nothing, so here is the gate.
+    fn check(&self, rows: &[Row<'_>]) -> Result<(), &'static str> {
+        let ensure = |holds: bool, what| if holds { Ok(()) } else { Err(what) };
+        ensure(rows.len() <= self.max_rows, "too many rows")?;
+        let is_token = |token: u32| (token as usize) < self.vocab_size;
+        for row in rows {
+            ensure(row.score.is_none_or(is_token), "an unknown token is scored")?;
+            let max = self.max_logprobs;
+            ensure(row.num_logprobs.is_none_or(|num| num as usize <= max), "too many logprobs")?;
+            let has_token = row.sampling.is_some() || row.score.is_some();
+            ensure(row.num_logprobs.is_none() || has_token, "logprobs of no token")?;
+            let tokens = || row.adjustments.iter().map(|adjustment| adjustment.token);
+            ensure(tokens().all(is_token), "an unknown token is adjusted")?;
+            ensure(tokens().is_sorted_by(|a, b| a < b), "adjustments aren't ascending")?;
+            let has_nan = row.adjustments.iter().any(|adjustment| adjustment.bias.is_nan());
+            ensure(!has_nan, "a bias is no number")?;
+            if let Some(sampling) = &row.sampling {
+                sampling.check()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sampling {
+    fn check(&self) -> Result<(), &'static str> {
+        let ensure = |holds: bool, what| if holds { Ok(()) } else { Err(what) };
+        ensure(self.temperature.is_finite() && self.temperature >= 0.0, "a bad temperature")?;
+        ensure((0.0..=1.0).contains(&self.top_p), "a bad top_p")?;
+        ensure((0.0..=1.0).contains(&self.min_p), "a bad min_p")?;
+        let penalty = self.repetition_penalty;
+        ensure(penalty.is_finite() && penalty > 0.0, "a bad repetition penalty")?;
+        ensure(self.frequency_penalty.is_finite(), "a bad frequency penalty")?;
+        ensure(self.presence_penalty.is_finite(), "a bad presence penalty")
+    }
+}
+
+/// A row as the kernels read it: `RowParams` of `sampler.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct RowParams {
+    scale: f32,
+    top_k: u32,
+    top_p: f32,
+    min_exponent: f32,
+    repetition_penalty: f32,
+    frequency_penalty: f32,
+    presence_penalty: f32,
+    seed_lo: u32,
+    seed_hi: u32,
+    choice: u32,
+    position: u32,
+    samples: u32,
+    wants_logprobs: u32,
+    scored: u32,
+    num_top: u32,
+    result_at: u32,
+}
+
+impl RowParams {
+    fn new(row: &Row<'_>, wants: Wants, result_at: u32) -> Self {
+        Self {
+            samples: wants.samples.into(),
+            wants_logprobs: wants.logprobs.into(),
+            scored: row.score.unwrap_or(u32::MAX),
+            num_top: wants.num_top as u32,
+            result_at,
+            ..Self::of_sampling(&row.sampling.unwrap_or_default())
+        }
+    }
+
+    /// How a token is chosen, with nothing said of what is wanted.
+    pub(crate) fn of_sampling(sampling: &Sampling) -> Self {
+        let temperature = sampling.temperature;
+        Self {
+            // The kernel multiplies half differences by it, and none of them overflows so.
+            scale: if temperature == 0.0 { 0.0 } else { 2.0 / temperature.clamp(1e-6, 1e6) },
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_exponent: sampling.min_p.ln().max(f32::MIN),
+            repetition_penalty: sampling.repetition_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            presence_penalty: sampling.presence_penalty,
+            seed_lo: sampling.seed as u32,
+            seed_hi: (sampling.seed >> 32) as u32,
+            choice: sampling.choice,
+            position: sampling.position,
+            ..Self::zeroed()
+        }
+    }
+}
+
+/// Lanes of a workgroup, 16 times 16. The order of all sums follows from it.
+pub(crate) const LANES: u32 = 256;
+
+/// Adjustments that a new sampler has room for.
+const MIN_ADJUSTMENTS: usize = 1024;
+
+/// A kernel of the sampler with what they share.
+pub(crate) fn shared_source(source: &str, constants: &[(&str, u32)]) -> String {
+    let constants = [constants, &[("LANES", LANES), ("BINS", 16 * LANES)]].concat();
+    expand(&[source, include_str!("sampler.wgsl")].concat(), &constants)
+}
+
+#[cfg(test)]
+#[path = "sampler_testing.rs"]
+pub(crate) mod testing;

@@ -1,0 +1,251 @@
+//! The class of a device: equal classes compute equal bits.
+//!
+//! One small layer is computed through every kernel that a model of a given shape uses, once with all tokens in one
+//! batch and once in batches of other sizes, which other variants of the kernels compute. Its bits, the text of the
+//! kernels and the names of adapter and driver make the class. It also compiles those kernels, before a request waits.
+
+use std::ops::Range;
+
+use crate::attention::{Attention, BoundAttention};
+use crate::embed::BoundEmbed;
+use crate::error::GpuError;
+use crate::gather_rows::BoundGatherRows;
+use crate::gpu::{Caps, Gpu};
+use crate::inputs::{InputLimits, Inputs, StepInputs};
+use crate::kernel::{KernelSource, Pass};
+use crate::kv_cache::{HeadShape, KvCache};
+use crate::matmul::{BoundMatmul, Matmul, Output};
+use crate::rms_norm::{BoundRmsNorm, RmsNorm};
+use crate::rope_kv::{BoundRopeKv, RopeKv, Rotary, RotaryPairs, inverse_frequencies};
+use crate::swiglu::{BoundSwiglu, Swiglu};
+use crate::tensor::Tensor;
+use crate::weights::{FloatType, WeightMatrix};
+
+/// The class of this device for layers with weights of type `float` and heads of `shape`. An error if a row depends on
+/// its batch here, which no device should do.
+pub fn fingerprint(gpu: &Gpu, float: FloatType, shape: HeadShape) -> Result<[u8; 32], GpuError> {
+    let mut hasher = blake3::Hasher::new();
+    let info = gpu.info();
+    for text in [&info.name, &info.driver, &info.backend] {
+        hash(&mut hasher, text.as_bytes());
+    }
+    for source in sources(gpu.caps(), float, shape) {
+        hash(&mut hasher, source.wgsl.as_bytes());
+    }
+    let mut layer = Layer::new(gpu, float, shape)?;
+    let together = layer.run(gpu, 0..NUM_TOKENS)?;
+    let mut first = 0;
+    for num_tokens in [4, 1, 2, 1] {
+        let rows = layer.run(gpu, first..first + num_tokens)?;
+        let row_bytes = together.len() / NUM_TOKENS;
+        if rows != together[first * row_bytes..][..num_tokens * row_bytes] {
+            return Err(GpuError::Failed(format!(
+                "{} computes a row differently in another batch",
+                info.name
+            )));
+        }
+        first += num_tokens;
+    }
+    hash(&mut hasher, &together);
+    Ok(hasher.finalize().into())
+}
+
+/// The kernels of a layer, as this device runs them.
+fn sources(caps: Caps, float: FloatType, shape: HeadShape) -> Vec<KernelSource> {
+    let images = caps.images;
+    let mut sources = vec![
+        crate::embed::source(float, images),
+        crate::gather_rows::source(),
+        crate::rope_kv::source(images),
+        crate::swiglu::source(images),
+        crate::attention::Variant::choose(caps, shape).source(shape, images),
+    ];
+    sources.extend(crate::rms_norm::sources(images));
+    sources.extend(
+        crate::matmul::Variant::choose(caps).iter().map(|variant| variant.source(float, images)),
+    );
+    sources
+}
+
+/// With its length, so that texts can't run into each other.
+fn hash(hasher: &mut blake3::Hasher, bytes: &[u8]) {
+    hasher.update(&(bytes.len() as u64).to_le_bytes());
+    hasher.update(bytes);
+}
+
+/// As many as the largest variant of a product takes, and one more.
+const NUM_TOKENS: usize = 9;
+/// More than one chunk of a product, and not a multiple of what kernels take at a time.
+const HIDDEN_SIZE: usize = 324;
+const FFN_SIZE: usize = 100;
+const VOCAB_SIZE: usize = 70;
+const EPS: f32 = 1e-5;
+
+/// A model of one layer, from tokens to logits.
+struct Layer {
+    inputs: Inputs,
+    embed: BoundEmbed,
+    attention_norm: BoundRmsNorm,
+    qkv: BoundMatmul,
+    rope_kv: BoundRopeKv,
+    attention: BoundAttention,
+    attention_out: BoundMatmul,
+    ffn_norm: BoundRmsNorm,
+    gate_up: BoundMatmul,
+    swiglu: BoundSwiglu,
+    down: BoundMatmul,
+    post_norm: BoundRmsNorm,
+    gather: BoundGatherRows,
+    final_norm: BoundRmsNorm,
+    head: BoundMatmul,
+    logits: Tensor,
+}
+
+impl Layer {
+    fn new(gpu: &Gpu, float: FloatType, shape: HeadShape) -> Result<Self, GpuError> {
+        let limits = InputLimits {
+            max_tokens: NUM_TOKENS,
+            max_outputs: NUM_TOKENS,
+            max_table_entries: 1,
+            max_positions: NUM_TOKENS,
+            num_blocks: 1,
+            vocab_size: VOCAB_SIZE,
+        };
+        let inputs = Inputs::new(gpu, limits)?;
+        let mut numbers = Numbers(1);
+        let mut weights = |rows, cols| {
+            let bytes = float.encode(&numbers.take(rows * cols));
+            WeightMatrix::from_bytes(gpu, (rows, cols), float, &bytes)
+        };
+        let table = weights(VOCAB_SIZE, HIDDEN_SIZE)?;
+        let qkv_weights = weights(shape.qkv_size(), HIDDEN_SIZE)?;
+        let out_weights = weights(HIDDEN_SIZE, shape.q_size())?;
+        let gate_up_weights = weights(2 * FFN_SIZE, HIDDEN_SIZE)?;
+        let down_weights = weights(HIDDEN_SIZE, FFN_SIZE)?;
+        let norm_weight = gpu.upload_vec4s(&numbers.take(HIDDEN_SIZE))?;
+        let bias = gpu.upload(&numbers.take(shape.qkv_size()))?;
+
+        let hidden = gpu.alloc_f32(NUM_TOKENS * HIDDEN_SIZE)?;
+        let residual = gpu.alloc_f32(NUM_TOKENS * HIDDEN_SIZE)?;
+        let normed = gpu.alloc_vec4s(NUM_TOKENS * HIDDEN_SIZE)?;
+        let qkv = gpu.alloc_f32(NUM_TOKENS * shape.qkv_size())?;
+        let q = gpu.alloc_vec4s(NUM_TOKENS * shape.q_size())?;
+        let attended = gpu.alloc_vec4s(NUM_TOKENS * shape.q_size())?;
+        let gate_up = gpu.alloc_f32(NUM_TOKENS * 2 * FFN_SIZE)?;
+        let activated = gpu.alloc_vec4s(NUM_TOKENS * FFN_SIZE)?;
+        let logits = gpu.alloc_f32(NUM_TOKENS * VOCAB_SIZE)?;
+
+        let cache = KvCache::new(gpu, shape, 1)?;
+        // The largest part of a head that is rotated in whole vec4s of pairs.
+        let inv_freq = inverse_frequencies(10_000.0, shape.head_dim / 8 * 8);
+        let rotary = Rotary::new(gpu, RotaryPairs::HalfSplit, &inv_freq, NUM_TOKENS)?;
+        let scale = 1.0 / (shape.head_dim as f32).sqrt();
+        let (matmul, norm) = (Matmul::new(gpu), RmsNorm::new(gpu)?);
+        Ok(Self {
+            embed: BoundEmbed::new(gpu, &inputs, &table, &hidden)?,
+            attention_norm: norm.bind(gpu, EPS, &hidden, &norm_weight, &normed)?,
+            qkv: matmul.bind(gpu, &normed, &qkv_weights, Some(&bias), (&qkv, Output::Store))?,
+            rope_kv: RopeKv::new(gpu)?.bind(gpu, &inputs, &rotary, &cache, (&qkv, &q))?,
+            attention: Attention::new(gpu, shape)?.bind(
+                gpu,
+                &inputs,
+                &cache,
+                scale,
+                (&q, &attended),
+            )?,
+            attention_out: matmul.bind(
+                gpu,
+                &attended,
+                &out_weights,
+                None,
+                (&hidden, Output::Add),
+            )?,
+            ffn_norm: norm.bind(gpu, EPS, &hidden, &norm_weight, &normed)?,
+            gate_up: matmul.bind(
+                gpu,
+                &normed,
+                &gate_up_weights,
+                None,
+                (&gate_up, Output::Store),
+            )?,
+            swiglu: Swiglu::new(gpu)?.bind(gpu, FFN_SIZE, &gate_up, &activated)?,
+            down: matmul.bind(gpu, &activated, &down_weights, None, (&residual, Output::Store))?,
+            post_norm: norm.bind_residual(gpu, EPS, &residual, &norm_weight, &hidden)?,
+            gather: BoundGatherRows::new(gpu, HIDDEN_SIZE, &inputs, &hidden, &residual)?,
+            final_norm: norm.bind(gpu, EPS, &residual, &norm_weight, &normed)?,
+            head: matmul.bind(gpu, &normed, &table, None, (&logits, Output::Store))?,
+            inputs,
+            logits,
+        })
+    }
+
+    /// The bytes of the logits of the tokens at `positions`. Those before them have been run.
+    fn run(&mut self, gpu: &Gpu, positions: Range<usize>) -> Result<Vec<u8>, GpuError> {
+        let num_tokens = positions.len();
+        let step = StepInputs {
+            token_ids: positions.clone().map(|position| (position * 7) as u32).collect(),
+            positions: positions.map(|position| position as u32).collect(),
+            table_starts: vec![0; num_tokens],
+            output_rows: (0..num_tokens as u32).collect(),
+            tables: vec![0],
+        };
+        let step =
+            self.inputs.write(gpu, &step).map_err(|error| GpuError::Failed(error.to_string()))?;
+        let mut pass = Pass::new();
+        self.embed.record(&mut pass, step);
+        self.attention_norm.record(&mut pass, num_tokens);
+        self.qkv.record(&mut pass, num_tokens);
+        self.rope_kv.record(&mut pass, step);
+        self.attention.record(&mut pass, step);
+        self.attention_out.record(&mut pass, num_tokens);
+        self.ffn_norm.record(&mut pass, num_tokens);
+        self.gate_up.record(&mut pass, num_tokens);
+        self.swiglu.record(&mut pass, num_tokens);
+        self.down.record(&mut pass, num_tokens);
+        self.post_norm.record(&mut pass, num_tokens);
+        self.gather.record(&mut pass, step);
+        self.final_norm.record(&mut pass, num_tokens);
+        self.head.record(&mut pass, num_tokens);
+        let submission = gpu.submit(&pass, &[(&self.logits, 0..num_tokens * VOCAB_SIZE)])?;
+        gpu.wait(submission)
+    }
+}
+
+/// The same values on every machine, between -1 and 1.
+struct Numbers(u32);
+
+impl Numbers {
+    fn take(&mut self, len: usize) -> Vec<f32> {
+        let mut next = || {
+            self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (self.0 >> 8) as f32 / (1u32 << 23) as f32 - 1.0
+        };
+        (0..len).map(|_| next()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn a_class_is_stable_and_knows_its_format() {
+        let Some(gpu) = testing::gpu() else { return };
+        let shape = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 };
+        let class = fingerprint(&gpu, FloatType::F16, shape).unwrap();
+        assert_eq!(fingerprint(&gpu, FloatType::F16, shape).unwrap(), class);
+        assert_ne!(fingerprint(&gpu, FloatType::Bf16, shape).unwrap(), class);
+    }
+
+    #[test]
+    fn both_layouts_compute_the_same_bits() {
+        let shape = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 };
+        let results: Vec<_> = testing::both_layouts()
+            .map(|gpu| {
+                Layer::new(&gpu, FloatType::F32, shape).unwrap().run(&gpu, 0..NUM_TOKENS).unwrap()
+            })
+            .collect();
+        assert!(results.windows(2).all(|pair| pair[0] == pair[1]));
+    }
+}

@@ -1,0 +1,287 @@
+//! Arrays in the memory of the adapter.
+
+use std::ops::Range;
+
+use bytemuck::Pod;
+
+use crate::error::GpuError;
+use crate::gpu::Gpu;
+use crate::kernel::Pass;
+
+/// An array of four-byte elements (f32, u32 or packed numbers) on the adapter. It has no shape: kernels are told.
+///
+/// Kernels read and write most tensors element by element. Some are only ever taken four elements at a time: weights,
+/// inputs of products, the KV cache. A software driver loads from buffers lane by lane and from images a vector at a
+/// time, six times as fast, so there these are images ([`Gpu::alloc_vec4s`]); elsewhere they are buffers.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    pub(crate) storage: Storage,
+    len: usize,
+}
+
+/// Where the elements are.
+#[derive(Debug, Clone)]
+pub(crate) enum Storage {
+    Buffer(wgpu::Buffer),
+    /// Element `4 * (y * IMAGE_WIDTH + x) + c` is channel `c` of the texel at (x, y).
+    Image {
+        texture: wgpu::Texture,
+        view: wgpu::TextureView,
+    },
+}
+
+/// What the elements of an image are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Texel {
+    F32,
+    U32,
+}
+
+/// Texels in a row of an image. `image.wgsl` has it from here.
+pub(crate) const IMAGE_WIDTH: usize = 8192;
+
+/// Size of a texel, or of a vec4, in bytes.
+const VEC4_BYTES: usize = 16;
+
+impl Tensor {
+    /// Number of elements of four bytes.
+    #[allow(clippy::len_without_is_empty, reason = "a tensor has at least one element")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The buffer and the bytes of a range of elements. Images can't be read within a step.
+    pub(crate) fn bytes(&self, elements: &Range<usize>) -> (&wgpu::Buffer, Range<u64>) {
+        assert!(elements.start <= elements.end, "a range runs forward");
+        assert!(elements.end <= self.len, "a range lies within its tensor");
+        let Storage::Buffer(buffer) = &self.storage else { panic!("results are in buffers") };
+        (buffer, elements.start as u64 * 4..elements.end as u64 * 4)
+    }
+}
+
+impl Gpu {
+    /// A tensor of `len` f32 values, all zero.
+    pub fn alloc_f32(&self, len: usize) -> Result<Tensor, GpuError> {
+        self.alloc_buffer(len)
+    }
+
+    /// A tensor of `len` u32 values, all zero.
+    pub fn alloc_u32(&self, len: usize) -> Result<Tensor, GpuError> {
+        self.alloc_buffer(len)
+    }
+
+    /// A tensor of `len` f32 values, all zero, that kernels take four at a time.
+    pub fn alloc_vec4s(&self, len: usize) -> Result<Tensor, GpuError> {
+        if self.caps().images { self.alloc_image(len, Texel::F32) } else { self.alloc_buffer(len) }
+    }
+
+    /// A tensor of `len` words, all zero, that kernels take four at a time.
+    pub(crate) fn alloc_blocks(&self, len: usize) -> Result<Tensor, GpuError> {
+        if self.caps().images { self.alloc_image(len, Texel::U32) } else { self.alloc_buffer(len) }
+    }
+
+    /// A tensor with a copy of `data`, whose type has four bytes or a multiple of them.
+    pub fn upload<T: Pod>(&self, data: &[T]) -> Result<Tensor, GpuError> {
+        let tensor = self.alloc_buffer(size_of_val(data).div_ceil(4))?;
+        self.write(&tensor, 0, data);
+        Ok(tensor)
+    }
+
+    /// A tensor with a copy of `data` that kernels take four values at a time.
+    pub fn upload_vec4s(&self, data: &[f32]) -> Result<Tensor, GpuError> {
+        let tensor = self.alloc_vec4s(data.len())?;
+        self.write(&tensor, 0, data);
+        Ok(tensor)
+    }
+
+    /// Copies `data` into `tensor` from element `offset` on, before any pass that is submitted later.
+    pub fn write<T: Pod>(&self, tensor: &Tensor, offset: usize, data: &[T]) {
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        assert!(bytes.len().is_multiple_of(4), "elements have four bytes");
+        assert!(offset + bytes.len() / 4 <= tensor.len, "a write lies within its tensor");
+        if bytes.is_empty() {
+            return;
+        }
+        match &tensor.storage {
+            Storage::Buffer(buffer) => self.queue.write_buffer(buffer, offset as u64 * 4, bytes),
+            Storage::Image { texture, .. } => self.write_image(texture, offset, bytes),
+        }
+    }
+
+    /// Reads a whole tensor of f32 back. For tests and tools: steps read through [`Gpu::submit`].
+    pub fn read_f32(&self, tensor: &Tensor) -> Result<Vec<f32>, GpuError> {
+        self.read(tensor)
+    }
+
+    /// Reads a whole tensor of u32 back. For tests and tools, too.
+    pub fn read_u32(&self, tensor: &Tensor) -> Result<Vec<u32>, GpuError> {
+        self.read(tensor)
+    }
+
+    fn read<T: Pod>(&self, tensor: &Tensor) -> Result<Vec<T>, GpuError> {
+        let copied;
+        let source = match &tensor.storage {
+            Storage::Buffer(_) => tensor,
+            Storage::Image { texture, .. } => {
+                copied = self.copy_image(texture, tensor.len)?;
+                &copied
+            }
+        };
+        let submission = self.submit(&Pass::new(), &[(source, 0..tensor.len)])?;
+        Ok(bytemuck::pod_collect_to_vec(&self.wait(submission)?))
+    }
+
+    fn alloc_buffer(&self, len: usize) -> Result<Tensor, GpuError> {
+        // A binding is never empty, and kernels that read four values at a time need whole fours.
+        let num_bytes = (len.max(1) as u64).next_multiple_of(4) * 4;
+        self.check_size(num_bytes)?;
+        self.unlimited_buffer(len, num_bytes)
+    }
+
+    fn unlimited_buffer(&self, len: usize, num_bytes: u64) -> Result<Tensor, GpuError> {
+        let buffer = self.guarded(num_bytes, || {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: num_bytes,
+                usage: wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::COPY_DST
+                    | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            })
+        })?;
+        Ok(Tensor { storage: Storage::Buffer(buffer), len })
+    }
+
+    fn alloc_image(&self, len: usize, texel: Texel) -> Result<Tensor, GpuError> {
+        let num_texels = len.max(1).div_ceil(4);
+        self.check_size((num_texels * VEC4_BYTES) as u64)?;
+        let height = num_texels.div_ceil(IMAGE_WIDTH);
+        let (texture, view) = self.guarded((num_texels * VEC4_BYTES) as u64, || {
+            let texture = self.device.create_texture(&wgpu::TextureDescriptor {
+                label: None,
+                size: extent(IMAGE_WIDTH, height),
+                mip_level_count: 1,
+                sample_count: 1,
+                dimension: wgpu::TextureDimension::D2,
+                format: texel.format(),
+                usage: wgpu::TextureUsages::TEXTURE_BINDING
+                    | wgpu::TextureUsages::STORAGE_BINDING
+                    | wgpu::TextureUsages::COPY_DST
+                    | wgpu::TextureUsages::COPY_SRC,
+                view_formats: &[],
+            });
+            let view = texture.create_view(&wgpu::TextureViewDescriptor::default());
+            (texture, view)
+        })?;
+        Ok(Tensor { storage: Storage::Image { texture, view }, len })
+    }
+
+    fn check_size(&self, num_bytes: u64) -> Result<(), GpuError> {
+        let max_bytes = self.caps().max_binding_bytes;
+        if num_bytes > max_bytes {
+            Err(GpuError::TooLarge { num_bytes, max_bytes })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Writes whole texels, in the rectangles that their range is made of: the end of a row, rows, the start of a row.
+    fn write_image(&self, texture: &wgpu::Texture, offset: usize, mut bytes: &[u8]) {
+        assert!(
+            offset.is_multiple_of(4) && bytes.len().is_multiple_of(VEC4_BYTES),
+            "images are written by texels"
+        );
+        let mut texel = offset / 4;
+        while !bytes.is_empty() {
+            let (x, y) = (texel % IMAGE_WIDTH, texel / IMAGE_WIDTH);
+            let remaining = bytes.len() / VEC4_BYTES;
+            let (width, height) = if x == 0 && remaining >= IMAGE_WIDTH {
+                (IMAGE_WIDTH, remaining / IMAGE_WIDTH)
+            } else {
+                (remaining.min(IMAGE_WIDTH - x), 1)
+            };
+            let (rectangle, rest) = bytes.split_at(width * height * VEC4_BYTES);
+            let target = wgpu::TexelCopyTextureInfo {
+                texture,
+                mip_level: 0,
+                origin: wgpu::Origin3d { x: x as u32, y: y as u32, z: 0 },
+                aspect: wgpu::TextureAspect::All,
+            };
+            self.queue.write_texture(target, rectangle, layout(width), extent(width, height));
+            texel += width * height;
+            bytes = rest;
+        }
+    }
+
+    fn copy_image(&self, texture: &wgpu::Texture, len: usize) -> Result<Tensor, GpuError> {
+        let height = texture.height() as usize;
+        let copied = self.unlimited_buffer(len, (IMAGE_WIDTH * height * VEC4_BYTES) as u64)?;
+        let (buffer, _) = copied.bytes(&(0..len));
+        let mut encoder =
+            self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_texture_to_buffer(
+            texture.as_image_copy(),
+            wgpu::TexelCopyBufferInfo { buffer, layout: layout(IMAGE_WIDTH) },
+            extent(IMAGE_WIDTH, height),
+        );
+        self.queue.submit([encoder.finish()]);
+        Ok(copied)
+    }
+}
+
+impl Texel {
+    pub(crate) fn format(self) -> wgpu::TextureFormat {
+        match self {
+            Self::F32 => wgpu::TextureFormat::Rgba32Float,
+            Self::U32 => wgpu::TextureFormat::Rgba32Uint,
+        }
+    }
+}
+
+fn extent(width: usize, height: usize) -> wgpu::Extent3d {
+    wgpu::Extent3d { width: width as u32, height: height as u32, depth_or_array_layers: 1 }
+}
+
+fn layout(width: usize) -> wgpu::TexelCopyBufferLayout {
+    wgpu::TexelCopyBufferLayout {
+        offset: 0,
+        bytes_per_row: Some((width * VEC4_BYTES) as u32),
+        rows_per_image: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::error::GpuError;
+    use crate::testing;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let Some(gpu) = testing::gpu() else { return };
+        let tensor = gpu.upload(&[1.0f32, 2.0, 3.0]).unwrap();
+        gpu.write(&tensor, 1, &[5.0f32]);
+        assert_eq!(gpu.read_f32(&tensor).unwrap(), [1.0, 5.0, 3.0]);
+        assert_eq!(gpu.read_u32(&gpu.alloc_u32(5).unwrap()).unwrap(), [0; 5]);
+    }
+
+    #[test]
+    fn images_are_written_across_rows() {
+        for gpu in testing::both_layouts() {
+            let len = 3 * 4 * super::IMAGE_WIDTH;
+            let tensor = gpu.alloc_vec4s(len).unwrap();
+            let values: Vec<f32> = (0..len - 24).map(|value| value as f32).collect();
+            gpu.write(&tensor, 12, &values);
+            let read = gpu.read_f32(&tensor).unwrap();
+            assert_eq!(read[..12], [0.0; 12]);
+            assert_eq!(read[12..len - 12], values);
+            assert_eq!(read[len - 12..], [0.0; 12]);
+        }
+    }
+
+    #[test]
+    fn too_large_is_an_error() {
+        let Some(gpu) = testing::gpu() else { return };
+        let len = gpu.caps().max_binding_bytes as usize / 4 + 1;
+        assert!(matches!(gpu.alloc_f32(len), Err(GpuError::TooLarge { .. })));
+    }
+}

@@ -1,0 +1,205 @@
+//! What the tests of all kernels share.
+
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::gpu::{Gpu, GpuOptions};
+use crate::inputs::{InputLimits, Inputs, StepInputs, StepShape};
+use crate::kernel::{Access, KernelSource};
+use crate::weights::FloatType;
+
+/// The adapter of this test process, or `None` on a machine without one.
+pub(crate) fn gpu() -> Option<MutexGuard<'static, Gpu>> {
+    both_layouts().next()
+}
+
+/// The adapter as it is opened by default, then with vec4 tensors in the other kind of storage. Empty on a machine
+/// without an adapter.
+pub(crate) fn both_layouts() -> impl Iterator<Item = MutexGuard<'static, Gpu>> {
+    static GPUS: OnceLock<Vec<Mutex<Gpu>>> = OnceLock::new();
+    let gpus = GPUS.get_or_init(|| {
+        let open = |images| {
+            let options = GpuOptions { images, ..GpuOptions::default() };
+            Gpu::open_with(None, options)
+                .inspect_err(|error| eprintln!("skipped: no adapter ({error})"))
+        };
+        let Ok(default) = open(None) else { return Vec::new() };
+        let other = open(Some(!default.caps().images));
+        [Ok(default), other].into_iter().flatten().map(Mutex::new).collect()
+    });
+    gpus.iter().map(|gpu| gpu.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// An adapter that can bind no more than `max_binding_bytes`, so that small weights are split as large ones are.
+pub(crate) fn small_gpu(max_binding_bytes: u64) -> Option<Gpu> {
+    let options =
+        GpuOptions { max_binding_bytes: Some(max_binding_bytes), ..GpuOptions::default() };
+    Gpu::open_with(None, options)
+        .inspect_err(|error| eprintln!("skipped: no adapter ({error})"))
+        .ok()
+}
+
+/// A small generator of test data: xorshift64*.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(crate) fn next_u32(&mut self) -> u32 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
+    }
+
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        self.next_u32() as usize % bound
+    }
+
+    /// Values with mean 0 and variance 1.
+    pub(crate) fn normal(&mut self, len: usize) -> Vec<f32> {
+        (0..len)
+            .map(|_| {
+                let sum: f32 = (0..12).map(|_| self.next_u32() as f32 / u32::MAX as f32).sum();
+                sum - 6.0
+            })
+            .collect()
+    }
+
+    /// The numbers below `len` in some order.
+    pub(crate) fn permutation(&mut self, len: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..len).collect();
+        for last in (1..len).rev() {
+            order.swap(last, self.below(last + 1));
+        }
+        order
+    }
+}
+
+/// Asserts that each value is within `tolerance` of the expected one, relative to its size where that is above 1.
+#[track_caller]
+pub(crate) fn assert_close(actual: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(actual.len(), expected.len());
+    for (index, (a, e)) in actual.iter().zip(expected).enumerate() {
+        assert!((a - e).abs() <= tolerance * e.abs().max(1.0), "[{index}] is {a}, not {e}");
+    }
+}
+
+/// Asserts that every bit is the same.
+#[track_caller]
+pub(crate) fn assert_bits_eq(actual: &[f32], expected: &[f32]) {
+    assert_eq!(actual.len(), expected.len());
+    for (index, (a, e)) in actual.iter().zip(expected).enumerate() {
+        assert!(
+            a.to_bits() == e.to_bits(),
+            "[{index}] is {a} ({:#x}), not {e} ({:#x})",
+            a.to_bits(),
+            e.to_bits()
+        );
+    }
+}
+
+/// Asserts that naga accepts `source` and that its bindings are those that the launcher declares. Needs no adapter.
+#[track_caller]
+pub(crate) fn assert_kernel(source: &KernelSource) {
+    let (module, _) = parse(source);
+    let mut bindings: Vec<(u32, Access)> = Vec::new();
+    for (_, variable) in module.global_variables.iter() {
+        let Some(binding) = &variable.binding else { continue };
+        assert_eq!(binding.group, 0, "{}: all bindings are in group 0", source.name);
+        let access = match (variable.space, &module.types[variable.ty].inner) {
+            (naga::AddressSpace::Storage { access }, _)
+                if access.contains(naga::StorageAccess::STORE) =>
+            {
+                Access::ReadWrite
+            }
+            (naga::AddressSpace::Storage { .. }, _) => Access::Read,
+            (_, naga::TypeInner::Image { class: naga::ImageClass::Storage { .. }, .. }) => {
+                Access::WriteImage
+            }
+            (_, naga::TypeInner::Image { class: naga::ImageClass::Sampled { kind, .. }, .. }) => {
+                match kind {
+                    naga::ScalarKind::Uint => Access::ReadWordsImage,
+                    _ => Access::ReadImage,
+                }
+            }
+            other => panic!("{}: {other:?}", source.name),
+        };
+        bindings.push((binding.binding, access));
+    }
+    bindings.sort_by_key(|(index, _)| *index);
+    let expected: Vec<_> = (0..).zip(source.bindings.iter().copied()).collect();
+    assert_eq!(bindings, expected, "{}", source.name);
+    assert_eq!(module.entry_points.len(), 1, "{}: one entry point", source.name);
+    assert_eq!(module.entry_points[0].name, "main");
+}
+
+/// Asserts that the members of the kernel's `Params` are `fields` (name, offset), and its size that of the launcher's.
+#[track_caller]
+pub(crate) fn assert_params(source: &KernelSource, fields: &[(&str, usize)]) {
+    let (module, _) = parse(source);
+    let params = module
+        .types
+        .iter()
+        .find_map(|(_, ty)| match (&ty.name, &ty.inner) {
+            (Some(name), naga::TypeInner::Struct { members, span }) if name == "Params" => {
+                Some((members, *span))
+            }
+            _ => None,
+        })
+        .unwrap_or_else(|| panic!("{} has no Params", source.name));
+    let members: Vec<_> = params
+        .0
+        .iter()
+        .map(|member| (member.name.as_deref().unwrap_or(""), member.offset as usize))
+        .collect();
+    assert_eq!(members, fields, "{}", source.name);
+    assert_eq!(params.1, source.params_bytes, "{}", source.name);
+}
+
+fn parse(source: &KernelSource) -> (naga::Module, naga::valid::ModuleInfo) {
+    let module = naga::front::wgsl::parse_str(&source.wgsl)
+        .unwrap_or_else(|error| panic!("{}: {}", source.name, error.emit_to_string(&source.wgsl)));
+    let capabilities = naga::valid::Capabilities::IMMEDIATES
+        | naga::valid::Capabilities::SUBGROUP
+        | naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let info = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
+        .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+        .subgroup_operations(naga::valid::SubgroupOperationSet::all())
+        .validate(&module)
+        .unwrap_or_else(|error| panic!("{}: {}", source.name, error.emit_to_string(&source.wgsl)));
+    (module, info)
+}
+
+/// Every number format with vec4 tensors in buffers and in images.
+pub(crate) fn floats_and_layouts() -> impl Iterator<Item = (FloatType, bool)> {
+    FloatType::ALL.into_iter().flat_map(|float| [(float, false), (float, true)])
+}
+
+/// The inputs of a step, on the adapter.
+pub(crate) fn inputs(gpu: &Gpu, step: &StepInputs) -> (Inputs, StepShape) {
+    let limits = InputLimits {
+        max_tokens: 1024,
+        max_outputs: 1024,
+        max_table_entries: 4096,
+        max_positions: 4096,
+        num_blocks: 4096,
+        vocab_size: 1 << 20,
+    };
+    let mut inputs = Inputs::new(gpu, limits).unwrap();
+    let shape = inputs.write(gpu, step).unwrap();
+    (inputs, shape)
+}
+
+/// Inputs of which only the tokens matter.
+pub(crate) fn token_inputs(gpu: &Gpu, token_ids: &[u32]) -> (Inputs, StepShape) {
+    let step = StepInputs {
+        token_ids: token_ids.to_vec(),
+        positions: vec![0; token_ids.len()],
+        table_starts: vec![0; token_ids.len()],
+        output_rows: Vec::new(),
+        tables: vec![0],
+    };
+    inputs(gpu, &step)
+}

@@ -1,0 +1,176 @@
+//! What a cluster answers: the goldens' tokens and logprobs, whatever it is cut into and whoever
+//! else is asking.
+
+use serde_json::{Value, json};
+use tests::cluster::{Cluster, Options, logprob_rows, token_ids};
+use tests::golden::{self, Golden, log_softmax};
+
+const WHOLE_VOCABULARY: &str = "[http]\nmax_logprobs = 640\n";
+
+/// Logprobs agree with the golden ones to this much: f32 sums in another order.
+const TOLERANCE: f32 = 2e-4;
+
+/// Every fixture, cut into 1, 2 and 4 processes: the goldens' logprobs at every stored position,
+/// bit-equal between the cuts, and the goldens' 64 greedy tokens.
+async fn fixture_answers_as_its_golden(name: &str, dtype: &str) {
+    let folder = golden::fixture(name);
+    let golden = Golden::open(&folder);
+    let mut first_cut: Option<Vec<Vec<Vec<(u32, f32)>>>> = None;
+    for num_nodes in [1, 2, 4] {
+        let options = Options::new(folder.join(dtype)).nodes(num_nodes, num_nodes);
+        let cluster = Cluster::start(options.config(WHOLE_VOCABULARY)).await;
+        let mut logprobs = Vec::new();
+        for (i, prompt) in golden.prompts().iter().enumerate() {
+            let more = json!({"max_tokens": 0, "echo": true, "logprobs": 640});
+            let scored = cluster.complete(&cluster.request(&prompt.ids, more).await).await;
+            let more = json!({"max_tokens": 64, "ignore_eos": true, "logprobs": 640});
+            let answer = cluster.complete(&cluster.request(&prompt.ids, more).await).await;
+            assert_eq!(token_ids(&answer["choices"][0]), prompt.greedy, "{name} prompt {i}");
+            assert_eq!(golden::numbers(&answer["choices"][0]["prompt_token_ids"]), prompt.ids);
+
+            // Row p of the golden logits predicts position p + 1; that of the last one is the
+            // answer's first.
+            let mut rows = logprob_rows(&scored["choices"][0]);
+            assert_eq!(rows.len(), prompt.ids.len());
+            assert!(rows[0].is_empty(), "nothing predicts the first token");
+            rows.remove(0);
+            rows.push(logprob_rows(&answer["choices"][0])[0].clone());
+            let logits = golden.tensor(&format!("logits.{i}"));
+            for (row, &position) in prompt.positions.iter().enumerate() {
+                let expected = log_softmax(logits.row(row));
+                assert_eq!(rows[position].len(), expected.len());
+                for (token, logprob) in &rows[position] {
+                    let error = (logprob - expected[*token as usize]).abs();
+                    assert!(error < TOLERANCE, "{name} prompt {i} position {position}: {error}");
+                }
+            }
+            logprobs.push(rows.concat().into_iter().map(|x| vec![x]).collect());
+        }
+        let bits = first_cut.get_or_insert_with(|| logprobs.clone());
+        assert!(*bits == logprobs, "{name}: {num_nodes} processes differ from one");
+        cluster.stop();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn glm_answers_as_its_golden_in_1_2_and_4_processes() {
+    fixture_answers_as_its_golden("glm", "bf16").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn glm_edge_answers_as_its_golden_in_1_2_and_4_processes() {
+    fixture_answers_as_its_golden("glm-edge", "bf16").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn glm4_answers_as_its_golden_in_1_2_and_4_processes() {
+    fixture_answers_as_its_golden("glm4", "f32").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn glass_en_writes_its_golden_texts() {
+    let folder = golden::model("glass-en");
+    let golden = Golden::open(&folder);
+    let cluster = Cluster::start(Options::new(&folder).nodes(2, 2)).await;
+    for prompt in golden.json["prompts"].as_array().unwrap() {
+        let ids = golden::numbers(&prompt["ids"]);
+        let greedy = golden::numbers(&prompt["greedy"]);
+        let more = json!({"max_tokens": greedy.len(), "ignore_eos": true});
+        let answer = cluster.complete(&cluster.request(&ids, more).await).await;
+        assert_eq!(token_ids(&answer["choices"][0]), greedy);
+        if let Some(text) = prompt["greedy_text"].as_str() {
+            assert_eq!(answer["choices"][0]["text"].as_str(), Some(text));
+        }
+    }
+    cluster.stop();
+}
+
+/// The capital of France, and the other conversations of SmolLM2's golden, from the GGUF as it is
+/// shipped: its own tokenizer, its own template.
+#[tokio::test(flavor = "multi_thread")]
+async fn smollm2_writes_its_golden_texts() {
+    let Some(gguf) = golden::smollm2() else { return };
+    let golden = Golden::open(&golden::model("smollm2-135m-instruct"));
+    let cluster = Cluster::start(Options::new(gguf).nodes(2, 2)).await;
+    for prompt in golden.json["prompts"].as_array().unwrap() {
+        let ids = golden::numbers(&prompt["ids"]);
+        let greedy = golden::numbers(&prompt["greedy"]);
+        let more = json!({"max_tokens": greedy.len(), "ignore_eos": true});
+        let answer = cluster.complete(&cluster.request(&ids, more).await).await;
+        assert_eq!(token_ids(&answer["choices"][0]), greedy);
+    }
+    let request = json!({
+        "model": cluster.model().await, "temperature": 0,
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    });
+    let (status, answer) = cluster.post("/v1/chat/completions", &request).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer["choices"][0]["message"]["content"], "The capital of France is Paris.");
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    cluster.stop();
+}
+
+/// What "identical" compares: tokens, text, logprobs in all digits, finish reason, token counts.
+fn comparable(answer: &Value) -> Value {
+    let choice = &answer["choices"][0];
+    json!({
+        "index": choice["index"], "text": choice["text"], "token_ids": choice["token_ids"],
+        "logprobs": choice["logprobs"], "finish_reason": choice["finish_reason"],
+        "prompt_tokens": answer["usage"]["prompt_tokens"],
+        "completion_tokens": answer["usage"]["completion_tokens"],
+    })
+}
+
+/// One request alone, and among 15 others of other lengths: nothing of the answer changes, greedy
+/// and at temperature 1 with a seed, on one stage and on two.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_does_not_depend_on_who_else_is_asking() {
+    let folder = golden::fixture("glm4").join("f32");
+    let mut first: Option<Vec<Value>> = None;
+    for num_nodes in [1, 2] {
+        let options = Options::new(&folder).nodes(num_nodes, num_nodes);
+        // Small steps, so that prompts are cut into chunks differently in a crowd.
+        let config = "[scheduler]\nmax_batched_tokens = 48\n";
+        let cluster = Cluster::start(options.config(config)).await;
+        let prompt = golden::Golden::open(&golden::fixture("glm4")).prompts().remove(1).ids;
+        let mut answers = Vec::new();
+        for temperature in [0, 1] {
+            let more = json!({
+                "max_tokens": 40, "logprobs": 5, "temperature": temperature, "seed": 7,
+                "ignore_eos": true,
+            });
+            let request = cluster.request(&prompt, more).await;
+            let alone = comparable(&cluster.complete(&request).await);
+            let mut crowd = vec![request.clone()];
+            for i in 1..16u32 {
+                let ids: Vec<u32> = (0..i * 9).map(|j| (i * 37 + j * 11) % 590).collect();
+                let more = json!({
+                    "max_tokens": 10 + i * 3, "temperature": i % 2, "seed": i, "ignore_eos": true,
+                });
+                crowd.push(cluster.request(&ids, more).await);
+            }
+            crowd.rotate_right(5);
+            let answered = crowd.iter().map(|request| cluster.complete(request));
+            let answered = futures::future::join_all(answered).await;
+            assert_eq!(comparable(&answered[5]), alone, "temperature {temperature}");
+            answers.push(alone);
+        }
+        assert_ne!(answers[0]["token_ids"], answers[1]["token_ids"], "temperature 1 samples");
+        assert_eq!(*first.get_or_insert_with(|| answers.clone()), answers, "{num_nodes} nodes");
+        cluster.stop();
+    }
+}
+
+/// Several stages share a node when there are more stages than nodes.
+#[tokio::test(flavor = "multi_thread")]
+async fn four_stages_on_one_node_answer_like_one() {
+    let folder = golden::fixture("glm");
+    let prompt = Golden::open(&folder).prompts().remove(0);
+    let cluster = Cluster::start(Options::new(folder.join("bf16")).nodes(1, 4)).await;
+    let (_, stages) = cluster.get("/health/stages").await;
+    assert_eq!(stages["pipelines"][0]["stages"].as_array().unwrap().len(), 4);
+    let more = json!({"max_tokens": 64, "ignore_eos": true});
+    let answer = cluster.complete(&cluster.request(&prompt.ids, more).await).await;
+    assert_eq!(token_ids(&answer["choices"][0]), prompt.greedy);
+    cluster.stop();
+}

@@ -1,0 +1,232 @@
+//! Stages driven in one process through the real frame codec, at every cut: logits, hidden states
+//! and sampled tokens against the goldens, and bit for bit against each other.
+
+use std::path::Path;
+use std::sync::Mutex;
+
+use checkpoint::{Checkpoint, Part};
+use node::model::Kernels;
+use node::stage::{Stage, StepOutput};
+use protocol::{
+    BLOCK_TOKENS, Batch, Begin, BlockId, Body, Digest, Epoch, Frame, Input, LayerRange, ModelId,
+    PipelineId, SamplingParams, SequenceId, Slice, StageIndex, StageLimits, StagePlan, Step,
+    StepId, TokenId,
+};
+use shaders::gpu::Gpu;
+use tests::golden::{self, Golden};
+
+/// f32 sums in another order, over 4 layers.
+const HIDDEN_TOLERANCE: f32 = 1e-4;
+const LOGITS_TOLERANCE: f32 = 2e-4;
+
+struct Device {
+    gpu: Gpu,
+    kernels: Kernels,
+}
+
+/// One adapter for all tests of this file, used by one at a time.
+fn device() -> Option<std::sync::MutexGuard<'static, Option<Device>>> {
+    static DEVICE: Mutex<Option<Device>> = Mutex::new(None);
+    let mut device = DEVICE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if device.is_none() {
+        match Gpu::open(None) {
+            Ok(gpu) => {
+                let kernels = Kernels::new(&gpu).unwrap();
+                *device = Some(Device { gpu, kernels });
+            }
+            Err(cause) => {
+                eprintln!("skipped: stages (no adapter: {cause})");
+                return None;
+            }
+        }
+    }
+    Some(device)
+}
+
+/// A pipeline whose stages hold these layers; a first or last stage may hold none.
+struct Pipeline<'a> {
+    gpu: &'a Gpu,
+    stages: Vec<Stage>,
+    sequence: u64,
+}
+
+impl<'a> Pipeline<'a> {
+    fn load(device: &'a Device, model: &Path, cut: &[u32]) -> Self {
+        let files = Checkpoint::open(model).unwrap();
+        let num_stages = cut.len() as u32 - 1;
+        let stages = cut.windows(2).enumerate().map(|(stage, layers)| {
+            let layers = LayerRange { first: layers[0], end: layers[1] };
+            let mut parts: Vec<_> =
+                (layers.first..layers.end).map(|layer| Part::Layer(layer as usize)).collect();
+            if stage == 0 {
+                parts.insert(0, Part::Embedding);
+            }
+            if stage as u32 + 1 == num_stages {
+                parts.push(Part::Head);
+            }
+            let plan = StagePlan {
+                pipeline: PipelineId(0),
+                epoch: Epoch::default(),
+                stage: StageIndex(stage as u32),
+                num_stages,
+                layers,
+                adapter: 0,
+                model: ModelId::default(),
+                model_path: String::new(),
+                digests: parts.iter().map(|part| Digest(files.digest(*part).unwrap())).collect(),
+                next: None,
+                limits: StageLimits {
+                    max_batched_tokens: 160,
+                    max_num_seqs: 16,
+                    max_model_len: 256,
+                    max_blocks: 64,
+                    max_logprobs: 4,
+                },
+                memory_bytes: 1 << 30,
+            };
+            let class = Digest::default();
+            Stage::load(&device.gpu, &device.kernels, &files, &plan, class, &mut |_, _| {}).unwrap()
+        });
+        Self { gpu: &device.gpu, stages: stages.collect(), sequence: 0 }
+    }
+
+    /// Takes a batch through every stage, frame by frame. The hidden state after each stage but
+    /// the last, and what that one sampled.
+    fn step(&mut self, batch: Batch) -> (Vec<Vec<f32>>, Vec<protocol::SliceOutput>) {
+        let mut hidden_states = Vec::new();
+        let mut hidden = Vec::new();
+        for (number, stage) in self.stages.iter_mut().enumerate() {
+            let step = Step { batch: batch.clone(), hidden, timings: Vec::new() };
+            let frame = Frame {
+                model: ModelId::default(),
+                pipeline: PipelineId(0),
+                stage: StageIndex(number as u32),
+                epoch: Epoch::default(),
+                step: StepId(0),
+                body: Body::Step(step),
+            };
+            let Body::Step(step) = Frame::decode(&frame.encode()).unwrap().body else { panic!() };
+            match stage.step(self.gpu, &step).unwrap() {
+                StepOutput::Hidden(state) => {
+                    hidden_states.push(state.clone());
+                    hidden = state;
+                }
+                StepOutput::Sampled(outputs) => return (hidden_states, outputs),
+            }
+        }
+        panic!("the last stage samples");
+    }
+
+    /// Computes `tokens` from `start` on; the hidden states and the token sampled after them.
+    fn compute(&mut self, start: usize, tokens: &[u32], blocks: u32) -> (Vec<Vec<f32>>, u32) {
+        if start == 0 {
+            self.sequence += 1;
+        }
+        let begin = Begin {
+            sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+            num_prompt_tokens: tokens.len() as u32,
+            skipped: Vec::new(),
+        };
+        let slice = Slice {
+            sequence: SequenceId(self.sequence),
+            start: start as u32,
+            input: Input::Tokens(tokens.iter().copied().map(TokenId).collect()),
+            first_block: 0,
+            blocks: if start == 0 { (0..blocks).map(BlockId).collect() } else { Vec::new() },
+            begin: (start == 0).then(|| Box::new(begin)),
+            sample: true,
+            next: None,
+        };
+        let finished = if start == 0 { vec![SequenceId(self.sequence - 1)] } else { vec![] };
+        let (hidden, outputs) = self.step(Batch { finished, slices: vec![slice] });
+        (hidden, outputs[0].token.unwrap().0)
+    }
+
+    fn last_logits(&self, vocab_size: usize) -> Vec<f32> {
+        let logits = self.stages.last().unwrap().logits(self.gpu).unwrap().unwrap();
+        logits[..vocab_size].to_vec()
+    }
+}
+
+fn worst(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// Every way of cutting four layers into consecutive stages, and one that shows the residual
+/// stream after the embedding and after each layer.
+fn cuts() -> Vec<Vec<u32>> {
+    let mut cuts = vec![vec![0, 0, 1, 2, 3, 4, 4]];
+    for inner in 0..8u32 {
+        let mut cut = vec![0];
+        cut.extend((1..4).filter(|layer| inner & (1 << (layer - 1)) != 0));
+        cut.push(4);
+        cuts.push(cut);
+    }
+    cuts
+}
+
+fn fixture_computes_its_golden(name: &str, dtype: &str) {
+    let Some(device) = device() else { return };
+    let device = device.as_ref().unwrap();
+    let folder = golden::fixture(name);
+    let golden = Golden::open(&folder);
+    let mut bits: Option<Vec<Vec<f32>>> = None;
+    for cut in cuts() {
+        let mut pipeline = Pipeline::load(device, &folder.join(dtype), &cut);
+        let mut all_logits = Vec::new();
+        for (i, prompt) in golden.prompts().iter().enumerate() {
+            let logits = golden.tensor(&format!("logits.{i}"));
+            let num_blocks = (prompt.ids.len() + 64).div_ceil(BLOCK_TOKENS) as u32;
+            for (row, &position) in prompt.positions.iter().enumerate() {
+                // The prefix up to the position at once: its last row's logits are the golden's.
+                let prefix = &prompt.ids[..=position];
+                pipeline.compute(0, prefix, num_blocks);
+                let found = pipeline.last_logits(logits.width);
+                let error = worst(&found, logits.row(row));
+                assert!(error < LOGITS_TOLERANCE, "{name} {cut:?} prompt {i} at {position}: {error}");
+                all_logits.push(found);
+            }
+            let (hidden, mut token) = pipeline.compute(0, &prompt.ids, num_blocks);
+            if i == 1 && cut.len() == 7 {
+                for (layer, found) in hidden.iter().enumerate() {
+                    let expected = golden.tensor(&format!("hidden.1.{layer}"));
+                    let error = worst(found, &expected.values);
+                    assert!(error < HIDDEN_TOLERANCE, "{name} after layer {layer}: {error}");
+                }
+            }
+            let mut greedy = vec![token];
+            while greedy.len() < prompt.greedy.len() {
+                let start = prompt.ids.len() + greedy.len() - 1;
+                token = pipeline.compute(start, &[token], 0).1;
+                greedy.push(token);
+            }
+            assert_eq!(greedy, prompt.greedy, "{name} {cut:?} prompt {i}");
+            // Decoded one by one, and all at once: the same bits.
+            let decoded = pipeline.last_logits(logits.width);
+            let whole: Vec<_> = prompt.ids.iter().chain(&greedy[..63]).copied().collect();
+            let fits = whole.len() <= 160;
+            if fits {
+                pipeline.compute(0, &whole, num_blocks);
+                assert!(decoded == pipeline.last_logits(logits.width), "{name} {cut:?} prompt {i}");
+            }
+        }
+        assert!(*bits.get_or_insert_with(|| all_logits.clone()) == all_logits, "{name} {cut:?}");
+    }
+}
+
+#[test]
+fn glm_computes_its_golden_at_every_cut() {
+    fixture_computes_its_golden("glm", "bf16");
+}
+
+#[test]
+fn glm_edge_computes_its_golden_at_every_cut() {
+    fixture_computes_its_golden("glm-edge", "bf16");
+}
+
+#[test]
+fn glm4_computes_its_golden_at_every_cut() {
+    fixture_computes_its_golden("glm4", "f32");
+    fixture_computes_its_golden("glm4", "bf16");
+}

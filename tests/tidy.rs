@@ -1,0 +1,91 @@
+//! Our style, as a test.
+
+use std::path::{Path, PathBuf};
+
+fn sources(extension: &str) -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let crates = [
+        "protocol", "transport", "checkpoint", "shaders", "node", "coordinator", "bench", "tests",
+    ];
+    let mut found = Vec::new();
+    let mut folders: Vec<_> = crates.iter().map(|name| root.join(name)).collect();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|found| found == extension) {
+                let text = std::fs::read_to_string(&path).unwrap();
+                found.push((path.strip_prefix(root).unwrap().to_owned(), text));
+            }
+        }
+    }
+    assert!(!found.is_empty());
+    found
+}
+
+/// A file that wants to pass 500 lines has two ideas in it, its tests apart.
+#[test]
+fn files_are_short() {
+    for (path, text) in sources("rs").into_iter().chain(sources("wgsl")) {
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let num_lines = code.lines().count();
+        assert!(num_lines <= 500, "{} has {num_lines} lines", path.display());
+    }
+}
+
+#[test]
+fn lines_are_short() {
+    for (path, text) in sources("rs").into_iter().chain(sources("wgsl")) {
+        for (number, line) in text.lines().enumerate() {
+            let length = line.chars().count();
+            assert!(length <= 100, "{}:{}: {length} columns", path.display(), number + 1);
+        }
+    }
+}
+
+/// Who may name a library: the rest of the system can do without it.
+#[test]
+fn libraries_are_named_only_where_they_belong() {
+    let rules: [(&str, &[&str]); 5] = [
+        ("wgpu::", &["shaders/"]),
+        ("quinn::", &["transport/"]),
+        ("rustls::", &["transport/"]),
+        ("axum::", &["coordinator/src/http", "bench/"]),
+        ("bincode::encode_to_vec", &["protocol/codec.rs"]),
+    ];
+    for (path, text) in sources("rs") {
+        for (library, allowed) in rules {
+            let path = path.to_string_lossy();
+            let may = path.starts_with("tests/")
+                || allowed.iter().any(|prefix| path.starts_with(prefix));
+            assert!(may || !text.contains(library), "{path} names {library}");
+        }
+    }
+}
+
+#[test]
+fn every_kernel_has_its_launcher() {
+    for (path, _) in sources("wgsl") {
+        let name = path.file_stem().unwrap().to_string_lossy();
+        // What a matrix kernel decodes its blocks with; the launcher chooses among them.
+        if name.starts_with("decode_") {
+            continue;
+        }
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let launcher = root.join(&path).with_extension("rs");
+        assert!(launcher.is_file(), "{} has no {}", path.display(), launcher.display());
+    }
+}
+
+#[test]
+fn nothing_unfinished_is_left() {
+    for (path, text) in sources("rs") {
+        if path.ends_with("tests/tidy.rs") {
+            continue;
+        }
+        for word in ["todo!(", "unimplemented!(", "dbg!(", "#[ignore"] {
+            assert!(!text.contains(word), "{} has {word}", path.display());
+        }
+    }
+}
