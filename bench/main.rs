@@ -2,6 +2,7 @@
 
 mod terminal;
 
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use bench::client::Server;
 use bench::load::{Load, Progress};
 use bench::request::{Endpoint, Parameters, Prompt};
 use bench::{prompts, report};
-use clap::{Parser, Subcommand, value_parser};
+use clap::{Parser, Subcommand};
 use terminal::{dim, say, show};
 
 /// Measures OpenAI-compatible servers.
@@ -46,8 +47,8 @@ struct ServerArguments {
     #[arg(long, value_name = "T")]
     temperature: Option<f32>,
     /// Seconds that one answer may take.
-    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = value_parser!(u64).range(1..))]
-    timeout: u64,
+    #[arg(long, value_name = "SECONDS", default_value = "600")]
+    timeout: NonZeroU64,
 }
 
 #[derive(clap::Args)]
@@ -55,14 +56,14 @@ struct LoadArguments {
     #[command(flatten)]
     server: ServerArguments,
     /// Requests to send.
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    requests: usize,
+    #[arg(long, value_name = "N")]
+    requests: NonZeroUsize,
     /// Requests in flight: when one ends, the next one starts.
-    #[arg(long, value_name = "C", value_parser = at_least_one)]
-    concurrency: usize,
+    #[arg(long, value_name = "C")]
+    concurrency: NonZeroUsize,
     /// Tokens of an answer, at most.
-    #[arg(long, value_name = "N", default_value = "64", value_parser = value_parser!(u32).range(1..))]
-    max_tokens: u32,
+    #[arg(long, value_name = "N", default_value = "64")]
+    max_tokens: NonZeroU32,
     /// Asks the server to go on to --max-tokens whatever the model says.
     #[arg(long)]
     ignore_eos: bool,
@@ -82,18 +83,10 @@ struct AskArguments {
     #[command(flatten)]
     server: ServerArguments,
     /// Tokens of the answer, at most.
-    #[arg(long, value_name = "N", default_value = "256", value_parser = value_parser!(u32).range(1..))]
-    max_tokens: u32,
+    #[arg(long, value_name = "N", default_value = "256")]
+    max_tokens: NonZeroU32,
     /// What to ask; with `--endpoint completions`, the text to go on from.
     question: String,
-}
-
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("must be at least 1".to_string()),
-        Ok(num) => Ok(num),
-        Err(error) => Err(format!("{error}")),
-    }
 }
 
 fn main() -> ExitCode {
@@ -125,8 +118,8 @@ async fn load(arguments: LoadArguments) -> Result<ExitCode> {
     let load = Load {
         parameters,
         prompts,
-        num_requests: arguments.requests,
-        concurrency: arguments.concurrency,
+        num_requests: arguments.requests.get(),
+        concurrency: arguments.concurrency.get(),
         seed: arguments.seed,
     };
     let progress = Arc::new(Progress::default());
@@ -171,14 +164,19 @@ async fn ask(arguments: AskArguments) -> Result<ExitCode> {
 
 impl ServerArguments {
     /// The server and what to ask it, the model's name asked for if it isn't given.
-    async fn resolve(self, max_tokens: u32) -> Result<(Server, Parameters)> {
-        let server = Server::new(&self.url, Duration::from_secs(self.timeout))?;
+    async fn resolve(self, max_tokens: NonZeroU32) -> Result<(Server, Parameters)> {
+        let server = Server::new(&self.url, Duration::from_secs(self.timeout.get()))?;
         let model = match self.model {
             Some(model) => model,
             None => server.first_model().await?,
         };
-        let Self { endpoint, temperature, .. } = self;
-        let parameters = Parameters { model, endpoint, max_tokens, temperature, ignore_eos: false };
+        let parameters = Parameters {
+            model,
+            endpoint: self.endpoint,
+            max_tokens: max_tokens.get(),
+            temperature: self.temperature,
+            ignore_eos: false,
+        };
         Ok((server, parameters))
     }
 }

@@ -13,7 +13,7 @@ use crate::tensor::Tensor;
 /// The parameters of `attention.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct Params {
+struct Params {
     num_tokens: u32,
     tables_at: u32,
     num_heads: u32,
@@ -109,7 +109,7 @@ pub(crate) struct Variant {
 impl Variant {
     pub(crate) fn choose(caps: Caps, shape: HeadShape) -> Self {
         let min_subgroup = if caps.subgroups { caps.min_subgroup_size } else { 0 };
-        let lanes = if min_subgroup >= 32 || min_subgroup < 8 { 32 } else { 8 };
+        let lanes = if (8..32).contains(&min_subgroup) { 8 } else { 32 };
         // The inner loops are written out: more queries would make a kernel that takes seconds to compile.
         let shared = shape.num_heads / shape.num_kv_heads;
         let max_queries = MAX_UNROLLED / (shape.head_vec4s() * (PARTITION / lanes) as usize);

@@ -181,6 +181,10 @@ fn agrees_with_the_reference_in_every_variant() {
                 assert_close(actual, expected, 2e-5);
             }
             for variant in variants(shape) {
+                // Written out for large heads, a software driver takes half a minute to compile them.
+                if shape.head_dim > 64 && gpu.caps().is_cpu {
+                    continue;
+                }
                 if variant.subgroup && gpu.caps().min_subgroup_size < variant.lanes {
                     continue;
                 }

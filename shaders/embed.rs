@@ -13,7 +13,7 @@ use crate::weights::{FloatType, TILE, WeightMatrix};
 /// The parameters of `embed.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct Params {
+struct Params {
     first_row: u32,
     num_rows: u32,
     num_blocks: u32,

@@ -1,5 +1,7 @@
 //! The rows whose logits are wanted, so that the LM head computes no others.
 
+use std::ops::Range;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
@@ -12,7 +14,7 @@ use crate::tensor::Tensor;
 /// The parameters of `gather_rows.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct Params {
+struct Params {
     output_rows_at: u32,
     row_vec4s: u32,
 }
@@ -45,14 +47,18 @@ impl BoundGatherRows {
         })
     }
 
-    /// Gathers the output rows of a step.
-    pub fn record(&self, pass: &mut Pass, step: StepShape) {
-        assert!(step.num_outputs <= self.max_outputs, "a batch fits the tensors of its stage");
-        let params = Params { output_rows_at: step.output_rows_at(), row_vec4s: self.row_vec4s };
+    /// Gathers these of the output rows of a step: all of them, or a group at a time.
+    pub fn record(&self, pass: &mut Pass, step: StepShape, outputs: Range<usize>) {
+        assert!(outputs.end <= step.num_outputs, "a group lies within its step");
+        assert!(outputs.len() <= self.max_outputs, "a batch fits the tensors of its stage");
+        let params = Params {
+            output_rows_at: step.output_rows_at() + outputs.start as u32,
+            row_vec4s: self.row_vec4s,
+        };
         pass.dispatch(
             &self.bound,
             &params,
-            [self.row_vec4s.div_ceil(WORKGROUP), step.num_outputs as u32, 1],
+            [self.row_vec4s.div_ceil(WORKGROUP), outputs.len() as u32, 1],
         );
     }
 }
@@ -115,13 +121,16 @@ mod tests {
                 },
             );
             let (x_tensor, out) =
-                (gpu.upload(&x).unwrap(), gpu.alloc_f32(4 * hidden_size).unwrap());
+                (gpu.upload(&x).unwrap(), gpu.alloc_f32(3 * hidden_size).unwrap());
             let mut pass = Pass::new();
-            BoundGatherRows::new(&gpu, hidden_size, &inputs, &x_tensor, &out)
-                .unwrap()
-                .record(&mut pass, step);
+            BoundGatherRows::new(&gpu, hidden_size, &inputs, &x_tensor, &out).unwrap().record(
+                &mut pass,
+                step,
+                1..4,
+            );
             gpu.run(&pass).unwrap();
-            assert_bits_eq(&gpu.read_f32(&out).unwrap(), &reference(hidden_size, &output_rows, &x));
+            let expected = reference(hidden_size, &output_rows[1..], &x);
+            assert_bits_eq(&gpu.read_f32(&out).unwrap(), &expected);
         }
     }
 }

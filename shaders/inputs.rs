@@ -122,11 +122,6 @@ pub struct StepShape {
 }
 
 impl StepShape {
-    /// Where the section of positions starts.
-    pub(crate) fn positions_at(&self) -> u32 {
-        self.num_tokens as u32
-    }
-
     /// Where the section of output rows starts.
     pub(crate) fn output_rows_at(&self) -> u32 {
         3 * self.num_tokens as u32

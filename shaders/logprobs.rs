@@ -23,8 +23,8 @@ pub struct Logprobs(Kernel);
 
 impl Logprobs {
     /// Compiles it.
-    pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        Ok(Self(Kernel::new(gpu, &source())?))
+    pub(crate) fn new(gpu: &Gpu, lanes: u32) -> Result<Self, GpuError> {
+        Ok(Self(Kernel::new(gpu, &source(lanes))?))
     }
 
     /// Takes logprobs of the rows that want them; those of sampled tokens after they were sampled.
@@ -65,8 +65,8 @@ pub fn reference(logits: &[f32]) -> Vec<f64> {
     logits.iter().map(|&z| value(z) - best - sum.ln()).collect()
 }
 
-pub(crate) fn source() -> KernelSource {
-    let wgsl = shared_source(include_str!("logprobs.wgsl"), &[]);
+pub(crate) fn source(lanes: u32) -> KernelSource {
+    let wgsl = shared_source(include_str!("logprobs.wgsl"), lanes, &[]);
     KernelSource::new::<Params>("logprobs", wgsl, &[Access::Read, Access::Read, Access::ReadWrite])
 }
 
@@ -81,9 +81,9 @@ mod tests {
 
     #[test]
     fn params_are_the_shader_s() {
-        testing::assert_kernel(&source());
+        testing::assert_kernel(&source(256));
         testing::assert_params(
-            &source(),
+            &source(256),
             &[
                 ("vocab_size", offset_of!(Params, vocab_size)),
                 ("first_row", offset_of!(Params, first_row)),

@@ -14,7 +14,7 @@ use crate::weights::{FloatType, STEP, TILE, WeightMatrix};
 /// The parameters of `matmul.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct Params {
+struct Params {
     num_rows: u32,
     num_columns: u32,
     first_column: u32,

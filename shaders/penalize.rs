@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::error::GpuError;
 use crate::gpu::Gpu;
 use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
-use crate::sampler::{LANES, RowParams, Sampling, shared_source};
+use crate::sampler::{Sampling, shared_source};
 use crate::tensor::Tensor;
 
 /// The parameters of `penalize.wgsl`.
@@ -73,7 +73,7 @@ impl Penalize {
 
     /// Changes logits, then takes the change back.
     ///
-    /// * `rows`: [num_rows] of [`RowParams`]
+    /// * `rows`: [num_rows] of [`crate::sampler::RowParams`]
     /// * `adjustments`: [max_adjustments], each token of a row at most once
     /// * `raw`: [max_adjustments], where logits are kept meanwhile
     /// * `logits`: [group_rows, vocab_size]
@@ -127,9 +127,13 @@ pub fn reference(sampling: &Sampling, adjustment: &Adjustment, logit: f32) -> f3
     if in_answer { z - sampling.presence_penalty } else { z }
 }
 
+/// Adjustments per workgroup.
+const LANES: u32 = 64;
+
 pub(crate) fn sources() -> [KernelSource; 2] {
     [("penalize", false), ("penalize restore", true)].map(|(name, restore)| {
-        let wgsl = shared_source(include_str!("penalize.wgsl"), &[("RESTORE", restore.into())]);
+        let constants = [("RESTORE", restore.into())];
+        let wgsl = shared_source(include_str!("penalize.wgsl"), LANES, &constants);
         let bindings = [Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite];
         KernelSource::new::<Params>(name, wgsl, &bindings)
     })
@@ -140,6 +144,7 @@ mod tests {
     use std::mem::offset_of;
 
     use super::*;
+    use crate::sampler::RowParams;
     use crate::sampler::testing::{assert_struct, sampling};
     use crate::testing;
 

@@ -11,7 +11,7 @@ use crate::tensor::Tensor;
 /// The parameters of `rms_norm.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct Params {
+struct Params {
     num_vec4s: u32,
     eps: f32,
 }

@@ -13,7 +13,7 @@ use crate::tensor::Tensor;
 /// The parameters of `rope_kv.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct Params {
+struct Params {
     num_tokens: u32,
     tables_at: u32,
     num_heads: u32,

@@ -10,7 +10,7 @@ use crate::error::GpuError;
 use crate::gpu::Gpu;
 use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
 use crate::rng;
-use crate::sampler::{LANES, Sampling, shared_source};
+use crate::sampler::{Sampling, shared_source};
 use crate::tensor::Tensor;
 
 /// The parameters of `sample.wgsl`.
@@ -21,13 +21,14 @@ pub struct Params {
     first_row: u32,
 }
 
-/// The compiled kernel.
-pub struct Sample(Kernel);
+/// The compiled kernels: for rows that don't filter tokens, and for those that do.
+pub struct Sample([Kernel; 2]);
 
 impl Sample {
-    /// Compiles it.
-    pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        Ok(Self(Kernel::new(gpu, &source())?))
+    /// Compiles both.
+    pub(crate) fn new(gpu: &Gpu, lanes: u32) -> Result<Self, GpuError> {
+        let [plain, filtering] = sources(lanes);
+        Ok(Self([Kernel::new(gpu, &plain)?, Kernel::new(gpu, &filtering)?]))
     }
 
     /// Samples a token of each row, from logits that penalties and biases are in.
@@ -36,18 +37,37 @@ impl Sample {
     /// * `logits`: [group_rows, vocab_size]
     /// * `results`: the records of all rows, each where its parameters say
     pub(crate) fn bind(&self, gpu: &Gpu, tensors: [&Tensor; 3]) -> Result<BoundSample, GpuError> {
-        Ok(BoundSample(self.0.bind(gpu, &tensors)?))
+        let Self([plain, filtering]) = self;
+        Ok(BoundSample([plain.bind(gpu, &tensors)?, filtering.bind(gpu, &tensors)?]))
     }
 }
 
-/// The kernel bound to a sampler's tensors.
-pub struct BoundSample(Bound);
+/// The kernels bound to a sampler's tensors.
+pub struct BoundSample([Bound; 2]);
 
 impl BoundSample {
-    /// Samples from a group: the rows of a step whose logits start at row 0.
-    pub(crate) fn record(&self, pass: &mut Pass, vocab_size: u32, rows: Range<usize>) {
+    /// Samples the rows of one kind from a group: the rows of a step whose logits start at row 0.
+    pub(crate) fn record(&self, pass: &mut Pass, kind: Kind, vocab_size: u32, rows: Range<usize>) {
         let params = Params { vocab_size, first_row: rows.start as u32 };
-        pass.dispatch(&self.0, &params, [rows.len() as u32, 1, 1]);
+        let Self([plain, filtering]) = self;
+        let bound = if kind == Kind::Plain { plain } else { filtering };
+        pass.dispatch(bound, &params, [rows.len() as u32, 1, 1]);
+    }
+}
+
+/// What sampling a row takes. A kernel that can filter does more even where it needn't.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The most probable token, or one drawn from all.
+    Plain = 1,
+    /// With min_p, top_k or top_p.
+    Filtering = 2,
+}
+
+impl Kind {
+    pub(crate) fn of(sampling: &Sampling) -> Self {
+        let filters = sampling.top_k > 0 || sampling.top_p < 1.0 || sampling.min_p > 0.0;
+        if filters && sampling.temperature > 0.0 { Self::Filtering } else { Self::Plain }
     }
 }
 
@@ -90,10 +110,10 @@ pub fn survivors(sampling: &Sampling, logits: &[f32]) -> Vec<(u32, f64)> {
 }
 
 /// The token that the number `uniform` in [0, 1) stands for: probabilities are added in the order of
-/// the kernel, lane after lane.
-pub fn reference(survivors: &[(u32, f64)], uniform: f64) -> u32 {
+/// a kernel with so many lanes, lane after lane.
+pub fn reference(lanes: u32, survivors: &[(u32, f64)], uniform: f64) -> u32 {
     let mut in_order = survivors.to_vec();
-    in_order.sort_by_key(|(token, _)| (token % LANES, *token));
+    in_order.sort_by_key(|(token, _)| (token % lanes, *token));
     let mut sum = 0.0;
     let mut chosen = in_order[0].0;
     for (token, probability) in in_order {
@@ -108,47 +128,24 @@ pub fn reference(survivors: &[(u32, f64)], uniform: f64) -> u32 {
     chosen
 }
 
-pub(crate) fn source() -> KernelSource {
-    let wgsl = [&shared_source(include_str!("sample.wgsl"), &[]), rng::WGSL].concat();
-    KernelSource::new::<Params>("sample", wgsl, &[Access::Read, Access::Read, Access::ReadWrite])
+/// Tokens that a lane can list: as many as workgroup memory, 32 KiB everywhere, has room for.
+const LIST_SLOTS: u32 = 12;
+
+pub(crate) fn sources(lanes: u32) -> [KernelSource; 2] {
+    [("sample", Kind::Plain), ("sample filtering", Kind::Filtering)].map(|(name, kind)| {
+        let constants = [
+            ("SAMPLES", kind as u32),
+            ("FILTERS", (kind == Kind::Filtering).into()),
+            ("BINS", 16 * lanes),
+            ("LIST", LIST_SLOTS * lanes),
+            ("LIST_SLOTS", LIST_SLOTS),
+        ];
+        let source = shared_source(include_str!("sample.wgsl"), lanes, &constants);
+        let wgsl = [&source, rng::WGSL].concat();
+        KernelSource::new::<Params>(name, wgsl, &[Access::Read, Access::Read, Access::ReadWrite])
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use std::mem::offset_of;
-
-    use super::*;
-    use crate::testing;
-
-    #[test]
-    fn params_are_the_shader_s() {
-        testing::assert_kernel(&source());
-        testing::assert_params(
-            &source(),
-            &[
-                ("vocab_size", offset_of!(Params, vocab_size)),
-                ("first_row", offset_of!(Params, first_row)),
-            ],
-        );
-    }
-
-    #[test]
-    fn references_by_hand() {
-        let ln = f32::ln;
-        let logits = [ln(0.1), ln(0.4), f32::NAN, ln(0.4), ln(0.1)];
-        let of = |sampling| {
-            let survivors = survivors(&sampling, &logits);
-            survivors.iter().map(|(token, _)| *token).collect::<Vec<_>>()
-        };
-        let plain = Sampling::default();
-        assert_eq!(of(Sampling { temperature: 0.0, ..plain }), [1]);
-        assert_eq!(of(plain), [1, 3, 0, 4]);
-        assert_eq!(of(Sampling { top_k: 3, ..plain }), [1, 3, 0]);
-        assert_eq!(of(Sampling { top_p: 0.3, ..plain }), [1]);
-        assert_eq!(of(Sampling { top_p: 0.5, ..plain }), [1, 3]);
-        assert_eq!(of(Sampling { min_p: 0.5, ..plain }), [1, 3]);
-        let survivors = survivors(&plain, &logits);
-        let at = |uniform| reference(&survivors, uniform);
-        assert_eq!([at(0.0), at(0.09), at(0.11), at(0.6), at(0.95)], [0, 0, 1, 3, 4]);
-    }
-}
+#[path = "sample_tests.rs"]
+mod tests;

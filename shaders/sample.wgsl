@@ -2,6 +2,7 @@
 //     w[t] = exp((z[t] - max z) / temperature) for the tokens that min_p, top_k, top_p leave, else 0
 // With scale 0: the token with the largest z, of equals the lowest.    one workgroup per row
 //
+// Rows that filter and rows that don't have a kernel each; samples says which a row belongs to.
 // In the order of z, of equals by id, each filter keeps a beginning. So what is left is known by its
 // last token, and that is found without sorting: by the bits of its key, four at a time.
 
@@ -20,8 +21,11 @@ var<private> lane: u32;
 var<private> start: u32;      // of the row in logits
 var<private> best_key: u32;
 var<private> scale: f32;
+var<private> num_own: u32;      // tokens that a search must look at in this lane
+var<private> are_listed: bool;  // whether they are in its list
 
 var<workgroup> sh_bins: array<f32, {BINS}>;  // [16, LANES]: each lane adds to its own column
+var<workgroup> sh_ids: array<u32, {LIST}>;   // [LIST_SLOTS, LANES]: each lane's own list
 var<workgroup> sh_sums: array<f32, {LANES}>;
 var<workgroup> sh_totals: array<f32, 16>;
 var<workgroup> sh_answer: u32;
@@ -29,7 +33,7 @@ var<workgroup> sh_answer: u32;
 @compute @workgroup_size({LANES})
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let row = rows[params.first_row + workgroup.x];
-    if (row.samples == 0u) {
+    if (row.samples != {SAMPLES}u) {
         return;
     }
     lane = index;
@@ -52,15 +56,37 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
     best_key = best.x;
     var cut = Cut(1u, NONE);
+//! if FILTERS
     if (row.min_exponent > -1e38) {
         cut.key = lowest_key(row.min_exponent);
     }
-    if (row.top_k > 0u && row.top_k < params.vocab_size) {
-        cut = narrowed(cut, BY_COUNT, f32(row.top_k));
+    let has_top_k = row.top_k > 0u && row.top_k < params.vocab_size;
+    // One place in the text for all searches: drivers write out every call.
+    for (var filter = BY_COUNT; filter <= BY_WEIGHT; filter++) {
+        var measure = filter;
+        var goal = select(row.top_p, f32(row.top_k), filter == BY_COUNT);
+        var searches = select(row.top_p < 1.0, has_top_k, filter == BY_COUNT);
+        are_listed = false;
+        num_own = (params.vocab_size + {LANES}u - 1u - lane) / {LANES}u;
+        loop {
+            if (!agreed(searches)) {
+                break;
+            }
+            let found = search(cut, measure, goal);
+            searches = false;
+            if (measure == BY_ID) {
+                cut.last = ~found.value;
+            } else {
+                let each = select(1.0, weight(found.value), measure == BY_WEIGHT);
+                goal = max(ceil((found.goal - found.above) / each), 1.0);
+                // Where not all tokens with the last key stay, those with the lowest ids do.
+                searches = goal < floor(found.here / each + 0.5);
+                measure = BY_ID;
+                cut = Cut(found.value, select(NONE, cut.last, found.value == cut.key));
+            }
+        }
     }
-    if (row.top_p < 1.0) {
-        cut = narrowed(cut, BY_WEIGHT, row.top_p);
-    }
+//! end
     let key = vec2<u32>(row.seed_lo, row.seed_hi);
     let number = uniform_number(key, vec2<u32>(row.position, row.choice));
     draw(cut, number, row.result_at);
@@ -85,6 +111,7 @@ fn weight(key: u32) -> f32 {
     return exp(max(exponent(key), -200.0));
 }
 
+//! if FILTERS
 // The lowest key whose exponent is not below `min_exponent`.
 fn lowest_key(min_exponent: f32) -> u32 {
     var own = vec2<u32>(0u, NONE);
@@ -101,19 +128,6 @@ fn lowest_key(min_exponent: f32) -> u32 {
 const BY_COUNT = 0u;   // tokens, from the largest key
 const BY_WEIGHT = 1u;  // weights, from the largest key; the goal is a share of their sum
 const BY_ID = 2u;      // the tokens with the cut's own key, from the lowest id
-
-// Leaves of `cut` the most probable tokens that together reach `goal`, at least one.
-fn narrowed(cut: Cut, measure: u32, goal: f32) -> Cut {
-    let found = search(cut, measure, goal);
-    let each = select(1.0, weight(found.value), measure == BY_WEIGHT);
-    let num_wanted = max(ceil((found.goal - found.above) / each), 1.0);
-    let num_equal = floor(found.here / each + 0.5);
-    var narrow = Cut(found.value, select(NONE, cut.last, found.value == cut.key));
-    if (agreed(num_wanted < num_equal)) {
-        narrow.last = ~search(narrow, BY_ID, num_wanted).value;
-    }
-    return narrow;
-}
 
 struct Found {
     value: u32,  // a key, or the complement of an id
@@ -158,15 +172,22 @@ fn search(cut: Cut, measure: u32, goal: f32) -> Found {
     return found;
 }
 
-// Adds what each value counts to the bin of its four bits at `shift`.
+// Adds what each value counts to the bin of its four bits at `shift`. The tokens that it finds are
+// all that the next bits can concern, so a lane with few of them lists them and looks at no others
+// from then on. It adds up the same numbers in the same order either way.
 fn add_to_bins(cut: Cut, measure: u32, value_so_far: u32, known: u32, shift: u32) {
     for (var bin = 0u; bin < 16u; bin++) {
         sh_bins[bin * {LANES}u + lane] = 0.0;
     }
-    for (var i = lane; i < params.vocab_size; i += {LANES}u) {
-        let key = key_of(logits[start + i]);
-        let value = select(key, ~i, measure == BY_ID);
-        let counts = stays(cut, key, i) && (measure != BY_ID || key == cut.key);
+    var num_found = 0u;
+    for (var n = 0u; n < num_own; n++) {
+        var id = n * {LANES}u + lane;
+        if (are_listed) {
+            id = sh_ids[id];
+        }
+        let key = key_of(logits[start + id]);
+        let value = select(key, ~id, measure == BY_ID);
+        let counts = stays(cut, key, id) && (measure != BY_ID || key == cut.key);
         if (counts && (value & known) == value_so_far) {
             let bin = (value >> shift) & 15u;
             var amount = 1.0;
@@ -174,7 +195,16 @@ fn add_to_bins(cut: Cut, measure: u32, value_so_far: u32, known: u32, shift: u32
                 amount = weight(key);
             }
             sh_bins[bin * {LANES}u + lane] += amount;
+            if (num_found < {LIST_SLOTS}u) {
+                sh_ids[num_found * {LANES}u + lane] = id;
+            }
+            num_found++;
         }
+    }
+    // While all tokens are looked at, writing to the list disturbs nothing; later it only shrinks.
+    if (num_found <= {LIST_SLOTS}u) {
+        are_listed = true;
+        num_own = num_found;
     }
 }
 
@@ -189,13 +219,14 @@ fn total_bins() {
     workgroupBarrier();
     if (lane < 16u) {
         var total = 0.0;
-        for (var i = 0u; i < 16u; i++) {
-            total += sh_sums[lane * 16u + i];
+        for (var i = 0u; i < {LANES}u / 16u; i++) {
+            total += sh_sums[lane * ({LANES}u / 16u) + i];
         }
         sh_totals[lane] = total;
     }
     workgroupBarrier();
 }
+//! end
 
 // Writes the token at which the sum of weights exceeds a share of all. Weights are added lane after
 // lane, in each by id.

@@ -20,7 +20,7 @@ use crate::gpu::Gpu;
 use crate::kernel::Pass;
 use crate::logprobs::{BoundLogprobs, Logprobs};
 use crate::penalize::{self, Adjustment, AdjustmentWords, BoundPenalize, Penalize};
-use crate::sample::{BoundSample, Sample};
+use crate::sample::{BoundSample, Kind, Sample};
 use crate::template::expand;
 use crate::tensor::Tensor;
 
@@ -36,6 +36,12 @@ pub struct Row<'a> {
     /// How many of the most probable tokens to return with the logprob of the sampled or scored
     /// one; `None`: no logprobs, unless a token is scored.
     pub num_logprobs: Option<u32>,
+}
+
+impl Row<'_> {
+    fn kind(&self) -> Option<Kind> {
+        self.sampling.as_ref().map(Kind::of)
+    }
 }
 
 /// How a token is chosen.
@@ -135,6 +141,15 @@ impl Sampler {
     ///
     /// * `logits`: [group_rows, vocab_size], of as many rows as are computed at a time
     pub fn new(gpu: &Gpu, limits: SamplerLimits, logits: &Tensor) -> Result<Self, GpuError> {
+        Self::with_lanes(gpu, LANES, limits, logits)
+    }
+
+    pub(crate) fn with_lanes(
+        gpu: &Gpu,
+        lanes: u32,
+        limits: SamplerLimits,
+        logits: &Tensor,
+    ) -> Result<Self, GpuError> {
         assert!(limits.vocab_size > 0, "a vocabulary has tokens");
         // Numbers of tokens are counted in f32.
         assert!(limits.vocab_size < 1 << 24, "a vocabulary has less than 2^24 tokens");
@@ -152,8 +167,8 @@ impl Sampler {
             group_rows,
             max_adjustments: MIN_ADJUSTMENTS,
             bound_penalize: penalize.bind(gpu, [&rows, &adjustments, &raw, logits])?,
-            bound_sample: Sample::new(gpu)?.bind(gpu, tensors)?,
-            bound_logprobs: Logprobs::new(gpu)?.bind(gpu, tensors)?,
+            bound_sample: Sample::new(gpu, lanes)?.bind(gpu, tensors)?,
+            bound_logprobs: Logprobs::new(gpu, lanes)?.bind(gpu, tensors)?,
             penalize,
             logits: logits.clone(),
             adjustments,
@@ -189,7 +204,8 @@ impl Sampler {
             step.groups.push(Group {
                 rows: first_row as usize..first_row as usize + group.len(),
                 adjustments: first_adjustment..adjustments.len() as u32,
-                samples: group.iter().any(|row| row.sampling.is_some()),
+                samples: [Kind::Plain, Kind::Filtering]
+                    .map(|kind| group.iter().any(|row| row.kind() == Some(kind))),
                 takes_logprobs: step.rows[first_row as usize..].iter().any(|row| row.logprobs),
             });
         }
@@ -205,11 +221,14 @@ impl Sampler {
         let Group { rows, adjustments, samples, takes_logprobs } = &step.groups[group];
         let vocab_size = self.limits.vocab_size as u32;
         let params = penalize::Params::new(vocab_size, rows.start as u32, adjustments.clone());
-        if *samples {
-            self.bound_penalize.record_apply(pass, &params);
-            self.bound_sample.record(pass, vocab_size, rows.clone());
-            self.bound_penalize.record_restore(pass, &params);
+        // Without adjustments these two record nothing.
+        self.bound_penalize.record_apply(pass, &params);
+        for (kind, is_present) in [Kind::Plain, Kind::Filtering].into_iter().zip(*samples) {
+            if is_present {
+                self.bound_sample.record(pass, kind, vocab_size, rows.clone());
+            }
         }
+        self.bound_penalize.record_restore(pass, &params);
         if *takes_logprobs {
             self.bound_logprobs.record(pass, vocab_size, rows.clone());
         }
@@ -252,7 +271,8 @@ pub struct SampleStep {
 struct Group {
     rows: Range<usize>,
     adjustments: Range<u32>,
-    samples: bool,
+    /// Whether it has rows to sample without and with filters.
+    samples: [bool; 2],
     takes_logprobs: bool,
 }
 
@@ -372,7 +392,7 @@ pub struct RowParams {
 impl RowParams {
     fn new(row: &Row<'_>, wants: Wants, result_at: u32) -> Self {
         Self {
-            samples: wants.samples.into(),
+            samples: row.kind().map_or(0, |kind| kind as u32),
             wants_logprobs: wants.logprobs.into(),
             scored: row.score.unwrap_or(u32::MAX),
             num_top: wants.num_top as u32,
@@ -402,18 +422,23 @@ impl RowParams {
     }
 }
 
-/// Lanes of a workgroup, 16 times 16. The order of all sums follows from it.
+/// Lanes of a workgroup, a multiple of 16. The order of all sums follows from it, so it is one
+/// number for all devices.
 pub(crate) const LANES: u32 = 256;
 
 /// Adjustments that a new sampler has room for.
 const MIN_ADJUSTMENTS: usize = 1024;
 
 /// A kernel of the sampler with what they share.
-pub(crate) fn shared_source(source: &str, constants: &[(&str, u32)]) -> String {
-    let constants = [constants, &[("LANES", LANES), ("BINS", 16 * LANES)]].concat();
+pub(crate) fn shared_source(source: &str, lanes: u32, constants: &[(&str, u32)]) -> String {
+    let constants = [constants, &[("LANES", lanes)]].concat();
     expand(&[source, include_str!("sampler.wgsl")].concat(), &constants)
 }
 
 #[cfg(test)]
 #[path = "sampler_testing.rs"]
 pub(crate) mod testing;
+
+#[cfg(test)]
+#[path = "sampler_tests.rs"]
+mod tests;

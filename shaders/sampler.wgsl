@@ -13,7 +13,7 @@ struct RowParams {
     seed_hi: u32,
     choice: u32,
     position: u32,
-    samples: u32,              // whether a token is sampled
+    samples: u32,              // 0: no token is sampled, 1: without filters, 2: with filters
     wants_logprobs: u32,
     scored: u32,               // whose logprob is wanted; NONE: the sampled token's
     num_top: u32,              // at most vocab_size

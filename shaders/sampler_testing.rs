@@ -2,7 +2,7 @@
 
 use crate::gpu::Gpu;
 use crate::kernel::{KernelSource, Pass};
-use crate::sampler::{Row, RowResult, Sampler, SamplerLimits, Sampling};
+use crate::sampler::{LANES, Row, RowResult, Sampler, SamplerLimits, Sampling};
 use crate::testing::Random;
 
 /// Sizes of vocabularies around what the kernels' loops are made of.
@@ -15,9 +15,20 @@ pub(crate) fn run(
     logits: &[f32],
     rows: &[Row<'_>],
 ) -> Vec<RowResult> {
+    run_with_lanes(gpu, LANES, vocab_size, logits, rows)
+}
+
+/// The same by kernels with fewer lanes: a software driver makes 16 tokens wait for all of 256.
+pub(crate) fn run_with_lanes(
+    gpu: &Gpu,
+    lanes: u32,
+    vocab_size: usize,
+    logits: &[f32],
+    rows: &[Row<'_>],
+) -> Vec<RowResult> {
     let logits = gpu.upload(logits).unwrap();
     let limits = SamplerLimits { vocab_size, max_rows: rows.len(), max_logprobs: 640 };
-    let mut sampler = Sampler::new(gpu, limits, &logits).unwrap();
+    let mut sampler = Sampler::with_lanes(gpu, lanes, limits, &logits).unwrap();
     let step = sampler.write(gpu, rows).unwrap();
     let mut pass = Pass::new();
     for group in 0..step.groups().len() {

@@ -203,7 +203,7 @@ impl Layer {
         self.swiglu.record(&mut pass, num_tokens);
         self.down.record(&mut pass, num_tokens);
         self.post_norm.record(&mut pass, num_tokens);
-        self.gather.record(&mut pass, step);
+        self.gather.record(&mut pass, step, 0..step.num_outputs);
         self.final_norm.record(&mut pass, num_tokens);
         self.head.record(&mut pass, num_tokens);
         let submission = gpu.submit(&pass, &[(&self.logits, 0..num_tokens * VOCAB_SIZE)])?;

@@ -11,7 +11,7 @@ use crate::tensor::Tensor;
 /// The parameters of `swiglu.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct Params {
+struct Params {
     row_vec4s: u32,
 }
 

@@ -279,6 +279,16 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_tensor_can_be_made() {
+        for gpu in testing::both_layouts().filter(|gpu| gpu.caps().is_cpu) {
+            let len = gpu.caps().max_binding_bytes as usize / 4;
+            let tensor = gpu.alloc_vec4s(len).unwrap();
+            gpu.write(&tensor, len - 4, &[1.0f32, 2.0, 3.0, 4.0]);
+            assert_eq!(gpu.read_f32(&tensor).unwrap()[len - 5..], [0.0, 1.0, 2.0, 3.0, 4.0]);
+        }
+    }
+
+    #[test]
     fn too_large_is_an_error() {
         let Some(gpu) = testing::gpu() else { return };
         let len = gpu.caps().max_binding_bytes as usize / 4 + 1;

@@ -168,9 +168,9 @@ async fn nodes_that_cannot_serve_say_why() {
     assert!(same.log().contains("--data-dir"), "{}", same.log());
 
     let mut lost = Process::start(
-        Command::new(binary("autoglm-node")).args(["--join", "127.0.0.1:1", "--data-dir"]).arg(
-            dir.path().join("lost"),
-        ),
+        Command::new(binary("autoglm-node"))
+            .args(["--join", "127.0.0.1:1", "--data-dir"])
+            .arg(dir.path().join("lost")),
     );
     lost.wait_for("waiting for the coordinator", wait);
     lost.signal("TERM");

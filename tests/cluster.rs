@@ -12,7 +12,11 @@ use serde_json::{Value, json};
 pub fn binary(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let path = own.ancestors().nth(2).unwrap().join(name);
-    assert!(path.is_file(), "{} is not built: run `make test`, or cargo build first", path.display());
+    assert!(
+        path.is_file(),
+        "{} is not built: run `make test`, or cargo build first",
+        path.display()
+    );
     path
 }
 

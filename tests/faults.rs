@@ -61,7 +61,8 @@ async fn a_node_that_leaves_is_replaced_by_one_that_joins() {
     let options = Options::new(golden::model("glass-en")).nodes(0, 2);
     let cluster = Cluster::launch(&options);
     let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
-    let mut nodes: Vec<Process> = dirs[..2].iter().map(|dir| cluster.join(dir.path(), &[])).collect();
+    let mut nodes: Vec<Process> =
+        dirs[..2].iter().map(|dir| cluster.join(dir.path(), &[])).collect();
     cluster.ready(Duration::from_secs(60)).await;
 
     nodes[0].signal("TERM");

@@ -84,8 +84,7 @@ impl<'a> Pipeline<'a> {
                 },
                 memory_bytes: 1 << 30,
             };
-            let class = Digest::default();
-            Stage::load(&device.gpu, &device.kernels, &files, &plan, class, &mut |_, _| {}).unwrap()
+            Stage::load(&device.gpu, &device.kernels, &files, &plan, &mut |_, _| {}).unwrap()
         });
         Self { gpu: &device.gpu, stages: stages.collect(), sequence: 0 }
     }
@@ -184,7 +183,10 @@ fn fixture_computes_its_golden(name: &str, dtype: &str) {
                 pipeline.compute(0, prefix, num_blocks);
                 let found = pipeline.last_logits(logits.width);
                 let error = worst(&found, logits.row(row));
-                assert!(error < LOGITS_TOLERANCE, "{name} {cut:?} prompt {i} at {position}: {error}");
+                assert!(
+                    error < LOGITS_TOLERANCE,
+                    "{name} {cut:?} prompt {i} at {position}: {error}"
+                );
                 all_logits.push(found);
             }
             let (hidden, mut token) = pipeline.compute(0, &prompt.ids, num_blocks);

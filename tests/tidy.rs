@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 fn sources(extension: &str) -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let crates = [
-        "protocol", "transport", "checkpoint", "shaders", "node", "coordinator", "bench", "tests",
-    ];
+    let crates =
+        ["protocol", "transport", "checkpoint", "shaders", "node", "coordinator", "bench", "tests"];
     let mut found = Vec::new();
     let mut folders: Vec<_> = crates.iter().map(|name| root.join(name)).collect();
     while let Some(folder) = folders.pop() {
@@ -57,8 +56,8 @@ fn libraries_are_named_only_where_they_belong() {
     for (path, text) in sources("rs") {
         for (library, allowed) in rules {
             let path = path.to_string_lossy();
-            let may = path.starts_with("tests/")
-                || allowed.iter().any(|prefix| path.starts_with(prefix));
+            let may =
+                path.starts_with("tests/") || allowed.iter().any(|prefix| path.starts_with(prefix));
             assert!(may || !text.contains(library), "{path} names {library}");
         }
     }

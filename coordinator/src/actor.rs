@@ -29,7 +29,7 @@ const TICK: Duration = Duration::from_millis(250);
 const REPORT_TIMEOUT_MS: u64 = 5000;
 
 /// Local messages of [`CoordinatorActor`].
-#[derive(Debug, ractor::RactorMessage)]
+#[derive(Debug, ractor_cluster::RactorMessage)]
 pub enum Msg {
     /// From the API: a request.
     Submit(Submission),

@@ -9,7 +9,7 @@ use protocol::message::{
     COORDINATOR_GROUP, CoordinatorMsg, NODE_GROUP, NodeMsg, Progress, StageFailed, Unload, Wire,
 };
 use protocol::{
-    Body, Failed, Frame, NodeReport, Sampled, StageEcho, StagePlan, StageTiming, Step,
+    Body, Failed, Frame, NodeReport, Sampled, StageEcho, StageIndex, StagePlan, StageTiming, Step,
 };
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent, pg};
 use tokio::sync::mpsc;
@@ -125,7 +125,7 @@ impl Actor for NodeActor {
 pub struct StageActor;
 
 /// Local messages of [`StageActor`], from its own tasks.
-#[derive(Debug, ractor::RactorMessage)]
+#[derive(Debug, ractor_cluster::RactorMessage)]
 pub enum StageMsg {
     /// The stage is loaded, or can't be.
     Loaded(Result<Held, StageError>),
@@ -210,7 +210,7 @@ async fn load(node: Arc<Node>, plan: Arc<StagePlan>) -> Result<Held, StageError>
         .devices
         .get(plan.adapter as usize)
         .ok_or_else(|| StageError::BadPlan(format!("there is no adapter {}", plan.adapter)))?;
-    let (pipeline, epoch, stage) = (plan.pipeline, plan.epoch, plan.stage);
+    let (epoch, stage) = (plan.epoch, plan.stage);
     let mut bar = Bar::new(&format!("stage {stage}, layers {}", plan.layers));
     let mut last = None::<Instant>;
     let runtime = tokio::runtime::Handle::current();
@@ -219,7 +219,7 @@ async fn load(node: Arc<Node>, plan: Arc<StagePlan>) -> Result<Held, StageError>
         let due = last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL);
         if due || loaded_bytes == total_bytes {
             last = Some(Instant::now());
-            let progress = Progress { pipeline, epoch, stage, loaded_bytes, total_bytes };
+            let progress = Progress { epoch, stage, loaded_bytes, total_bytes };
             runtime.spawn(tell_coordinator(CoordinatorMsg::Progress(progress.into())));
         }
     });
@@ -299,45 +299,48 @@ impl Courier {
 
     async fn forward(&mut self, arrived: Arrived) -> Result<(), String> {
         let Arrived { frame, num_bytes, at } = arrived;
-        let Body::Step(step) = frame.body else { return Ok(()) };
+        let Frame { model, pipeline, stage, epoch, step: number, body } = frame;
+        let Body::Step(step) = body else { return Ok(()) };
         let (batch, mut timings) = (step.batch.clone(), step.timings.clone());
         let queued = at.elapsed();
         let device = &self.node.devices[self.plan.adapter as usize];
-        let (to, body) = match device.step(self.key, step).await {
+        let (stage, body) = match device.step(self.key, step).await {
             Ok(Computed { output, wait, compute }) => {
                 timings.push(StageTiming {
-                    stage: self.key.stage,
+                    stage,
                     wait_us: (queued + wait).as_micros() as u32,
                     compute_us: compute.as_micros() as u32,
                     received_bytes: num_bytes as u32,
                 });
                 match output {
                     StepOutput::Hidden(hidden) => {
-                        (self.next().await?, Body::Step(Step { batch, hidden, timings }))
+                        (self.next_stage(), Body::Step(Step { batch, hidden, timings }))
                     }
-                    StepOutput::Sampled(outputs) => (
-                        self.coordinator().await?,
-                        Body::Sampled(Sampled { outputs, timings }),
-                    ),
+                    StepOutput::Sampled(outputs) => {
+                        (stage, Body::Sampled(Sampled { outputs, timings }))
+                    }
                 }
             }
             Err(cause) => {
-                warn!(stage = %self.key.stage, step = %frame.step, %cause, "step failed");
-                let failed = Failed { cause: cause.to_string(), fatal: cause.is_fatal() };
-                (self.coordinator().await?, Body::Failed(failed))
+                warn!(%stage, step = %number, %cause, "step failed");
+                (stage, Body::Failed(Failed { cause: cause.to_string(), fatal: cause.is_fatal() }))
             }
         };
-        let stage = match &body {
-            Body::Step(_) => protocol::StageIndex(self.key.stage.0 + 1),
-            _ => self.key.stage,
+        let to = match &body {
+            Body::Step(_) => self.next().await?,
+            Body::Sampled(_) | Body::Failed(_) => self.coordinator().await?,
         };
-        to.send(Frame { stage, body, ..frame_head(&frame.model, frame.step, self.key) }).await
+        to.send(Frame { model, pipeline, stage, epoch, step: number, body }).await
+    }
+
+    fn next_stage(&self) -> StageIndex {
+        StageIndex(self.key.stage.0 + 1)
     }
 
     async fn next(&mut self) -> Result<&mut Outlet, String> {
         if self.next.is_none() {
             let peer = self.plan.next.ok_or("the plan names no next stage")?;
-            let to = StageKey { stage: protocol::StageIndex(self.key.stage.0 + 1), ..self.key };
+            let to = StageKey { stage: self.next_stage(), ..self.key };
             let outlet = self.node.links.to_stage(peer, to).await;
             self.next = Some(outlet.map_err(|cause| {
                 format!("the next stage on node {} can't be reached: {cause}", peer.node)
@@ -353,16 +356,5 @@ impl Courier {
                 Some(outlet.map_err(|cause| format!("the coordinator is gone: {cause}"))?);
         }
         self.coordinator.as_mut().ok_or_else(|| "there is no coordinator".into())
-    }
-}
-
-fn frame_head(model: &protocol::ModelId, step: protocol::StepId, key: StageKey) -> Frame {
-    Frame {
-        model: *model,
-        pipeline: key.pipeline,
-        stage: key.stage,
-        epoch: key.epoch,
-        step,
-        body: Body::Failed(Failed { cause: String::new(), fatal: false }),
     }
 }

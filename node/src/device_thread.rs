@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 use checkpoint::Checkpoint;
 use protocol::{AdapterReport, Digest, Epoch, PipelineId, StageIndex, StagePlan, Step};
 use shaders::gpu::Gpu;
+use shaders::kv_cache::HeadShape;
+use shaders::self_test;
+use shaders::weights::FloatType;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
@@ -146,7 +149,6 @@ impl DeviceThread {
 struct Worker {
     gpu: Gpu,
     kernels: Kernels,
-    fingerprint: Digest,
     // The model's files stay mapped while a stage of them is loaded.
     files: HashMap<PathBuf, Arc<Checkpoint>>,
     stages: HashMap<StageKey, Stage>,
@@ -160,7 +162,9 @@ impl Worker {
         let gpu = Gpu::open(adapter)?;
         let memory_bytes = memory_bytes(&gpu)?;
         let kernels = Kernels::new(&gpu)?;
-        let fingerprint = Digest(shaders::self_test::fingerprint(&gpu)?);
+        // Whatever is loaded later has a class of its own; this one proves the adapter.
+        let heads = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 64 };
+        let fingerprint = Digest(self_test::fingerprint(&gpu, FloatType::F16, heads)?);
         let report = AdapterReport {
             name: gpu.info().name.clone(),
             driver: gpu.info().driver.clone(),
@@ -168,7 +172,7 @@ impl Worker {
             fingerprint,
         };
         let (files, stages) = (HashMap::new(), HashMap::new());
-        Ok((Self { gpu, kernels, fingerprint, files, stages }, report))
+        Ok((Self { gpu, kernels, files, stages }, report))
     }
 
     fn run(mut self, mut queue: mpsc::Receiver<Job>) {
@@ -218,8 +222,7 @@ impl Worker {
                 files
             }
         };
-        let class = self.fingerprint;
-        let stage = Stage::load(&self.gpu, &self.kernels, &files, plan, class, progress)?;
+        let stage = Stage::load(&self.gpu, &self.kernels, &files, plan, progress)?;
         let held = stage.held().clone();
         self.stages.insert(StageKey::of(plan), stage);
         Ok(held)

@@ -40,12 +40,15 @@ fn memory(gpu: &Gpu, max_memory: Option<u64>) -> Result<u64> {
         // Some is the driver's own.
         (None, Some(has)) => Ok(has / 10 * 9),
         (None, None) if info.is_cpu() => {
-            let mut system = sysinfo::System::new();
+            let mut system =
+                sysinfo::System::new().context("can't tell how much memory there is")?;
             system.refresh_memory();
             // The machine's memory is everyone's.
             Ok(system.available_memory() / 2)
         }
-        (None, None) => bail!("{} doesn't say how much memory it has: give --max-memory", info.name),
+        (None, None) => {
+            bail!("{} doesn't say how much memory it has: give --max-memory", info.name)
+        }
     }
 }
 

@@ -39,6 +39,9 @@ pub enum StageError {
     /// A batch that the kernels can't take.
     #[error(transparent)]
     Inputs(#[from] shaders::inputs::BadInputs),
+    /// Rows that can't be sampled.
+    #[error(transparent)]
+    Sampler(#[from] shaders::sampler::SamplerError),
     /// A batch that no scheduler of ours makes.
     #[error("the batch is wrong: {0}")]
     BadBatch(String),
@@ -53,6 +56,9 @@ pub enum StageError {
 impl StageError {
     /// Whether the stage is of no more use.
     pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::Gpu(_) | Self::DeviceGone)
+        matches!(
+            self,
+            Self::Gpu(_) | Self::DeviceGone | Self::Sampler(shaders::sampler::SamplerError::Gpu(_))
+        )
     }
 }

@@ -1,15 +1,15 @@
 //! The end of the model: final norm, LM head, sampler, over the rows whose logits are wanted.
 
 use checkpoint::{Checkpoint, Matrix, Vector};
-use protocol::{Batch, SliceOutput};
+use protocol::{Batch, SliceOutput, StageLimits};
 use shaders::error::GpuError;
 use shaders::gather_rows::BoundGatherRows;
 use shaders::gpu::Gpu;
-use shaders::inputs::{Inputs, StepInputs};
+use shaders::inputs::{Inputs, StepShape};
 use shaders::kernel::Pass;
 use shaders::matmul::{BoundMatmul, Output};
 use shaders::rms_norm::BoundRmsNorm;
-use shaders::sampler::Sampler;
+use shaders::sampler::{Sampler, SamplerLimits};
 use shaders::tensor::Tensor;
 use shaders::weights::WeightMatrix;
 
@@ -40,7 +40,7 @@ impl Head {
         kernels: &Kernels,
         files: &Checkpoint,
         (inputs, scratch): (&Inputs, &Scratch),
-        max_logprobs: u32,
+        limits: &StageLimits,
         embedding: Option<&WeightMatrix>,
         loaded: &mut dyn FnMut(u64),
     ) -> Result<Self, StageError> {
@@ -56,19 +56,24 @@ impl Head {
         let rows = gpu.alloc_f32(MAX_ROWS * model.hidden_size)?;
         let normed = gpu.alloc_vec4s(MAX_ROWS * model.hidden_size)?;
         let logits = gpu.alloc_f32(MAX_ROWS * model.vocab_size)?;
-        let weight = gpu.upload(&files.vector(Vector::FinalNorm)?)?;
-        let max_logprobs = max_logprobs.min(model.vocab_size as u32) as usize;
+        let weight = gpu.upload_vec4s(&files.vector(Vector::FinalNorm)?)?;
+        let limits = SamplerLimits {
+            vocab_size: model.vocab_size,
+            // With the logprobs of a prompt every token has a row.
+            max_rows: limits.max_batched_tokens as usize,
+            max_logprobs: limits.max_logprobs as usize,
+        };
         Ok(Self {
             gather: BoundGatherRows::new(gpu, model.hidden_size, inputs, &scratch.hidden, &rows)?,
             norm: kernels.rms_norm.bind(gpu, model.rms_norm_eps, &rows, &weight, &normed)?,
             lm_head: kernels.matmul.bind(gpu, &normed, weights, None, (&logits, Output::Store))?,
-            sampler: Sampler::new(gpu, &logits, model.vocab_size, MAX_ROWS, max_logprobs)?,
+            sampler: Sampler::new(gpu, limits, &logits)?,
             logits,
         })
     }
 
-    /// Completes the pass of a step: the rows that are wanted, as many at a time as there is room
-    /// for, the first ones in the same submission as the layers.
+    /// Completes the pass of a step with the rows that are wanted, as many at a time as there is
+    /// room for, and runs it.
     ///
     /// # Errors
     /// When the device fails.
@@ -76,23 +81,19 @@ impl Head {
         &mut self,
         gpu: &Gpu,
         pass: &mut Pass,
-        (inputs, step): (&mut Inputs, &mut StepInputs),
+        step: StepShape,
         (batch, rows): (&Batch, &Rows),
     ) -> Result<Vec<SliceOutput>, StageError> {
-        let mut results = Vec::with_capacity(rows.rows.len());
-        let groups = rows.rows.chunks(MAX_ROWS).zip(rows.indexes.chunks(MAX_ROWS));
-        for (number, (rows, indexes)) in groups.enumerate() {
-            if number > 0 {
-                pass.clear();
-            }
-            step.output_rows.clear();
-            step.output_rows.extend_from_slice(indexes);
-            let shape = inputs.write(gpu, step)?;
-            self.gather.record(pass, shape);
-            self.norm.record(pass, indexes.len());
-            self.lm_head.record(pass, indexes.len());
-            results.extend(self.sampler.run(gpu, pass, rows)?);
+        let sampled = self.sampler.write(gpu, &rows.rows())?;
+        for (group, outputs) in sampled.groups().enumerate() {
+            let num_rows = outputs.len();
+            self.gather.record(pass, step, outputs);
+            self.norm.record(pass, num_rows);
+            self.lm_head.record(pass, num_rows);
+            self.sampler.record(pass, &sampled, group);
         }
+        let submission = gpu.submit(pass, &[self.sampler.readback(&sampled)])?;
+        let results = sampled.results(&gpu.wait(submission)?);
         Ok(rows.outputs(batch, results))
     }
 

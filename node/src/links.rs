@@ -145,11 +145,7 @@ impl Outlet {
     }
 }
 
-async fn pump(
-    key: StageKey,
-    mut frames: transport::FrameReceiver,
-    inbox: mpsc::Sender<Arrived>,
-) {
+async fn pump(key: StageKey, mut frames: transport::FrameReceiver, inbox: mpsc::Sender<Arrived>) {
     loop {
         match frames.recv().await {
             Ok(Some((frame, num_bytes))) => {

@@ -142,7 +142,7 @@ impl Layer {
         let Shared { gpu, kernels, files, inputs, attention, rotary, scratch } = *shared;
         let model = files.config();
         let norm = |vector| -> Result<Tensor, StageError> {
-            Ok(gpu.upload(&files.vector(vector)?)?)
+            Ok(gpu.upload_vec4s(&files.vector(vector)?)?)
         };
         let mut matrix = |matrix| upload(gpu, files, matrix, loaded);
         let eps = model.rms_norm_eps;
@@ -164,19 +164,17 @@ impl Layer {
             kernels.matmul.bind(gpu, x, weights, bias, out)
         };
 
-        let bias = model.attention_bias.then(|| norm(Vector::QkvBias(layer))).transpose()?;
+        let bias = match model.attention_bias {
+            true => Some(gpu.upload(&files.vector(Vector::QkvBias(layer))?)?),
+            false => None,
+        };
         let qkv = matrix(Matrix::Qkv(layer))?;
         let output = matrix(Matrix::Output(layer))?;
         let gate_up = matrix(Matrix::GateUp(layer))?;
         let down = matrix(Matrix::Down(layer))?;
         Ok(Self {
             input_norm: before(Vector::InputNorm(layer))?,
-            qkv: product(
-                &scratch.normed,
-                &qkv,
-                bias.as_ref(),
-                (&scratch.qkv, Output::Store),
-            )?,
+            qkv: product(&scratch.normed, &qkv, bias.as_ref(), (&scratch.qkv, Output::Store))?,
             rope_kv: kernels.rope_kv.bind(
                 gpu,
                 inputs,
@@ -239,12 +237,8 @@ pub fn upload(
     loaded: &mut dyn FnMut(u64),
 ) -> Result<WeightMatrix, StageError> {
     let view = files.matrix(matrix)?;
-    let float = match view.float_type() {
-        checkpoint::FloatType::F32 => FloatType::F32,
-        checkpoint::FloatType::F16 => FloatType::F16,
-        checkpoint::FloatType::BF16 => FloatType::Bf16,
-    };
-    WeightMatrix::upload(gpu, (view.rows(), view.cols()), float, |rows, bytes| {
+    let shape = (view.rows(), view.cols());
+    WeightMatrix::upload(gpu, shape, on_device(view.float_type()), |rows, bytes| {
         view.read_rows(rows, bytes)?;
         loaded(bytes.len() as u64);
         Ok::<_, StageError>(())
@@ -257,5 +251,21 @@ pub fn head_shape(model: &ModelConfig) -> HeadShape {
         num_heads: model.num_heads,
         num_kv_heads: model.num_kv_heads,
         head_dim: model.head_dim,
+    }
+}
+
+/// The type of a model's weights, as far as they have one: that of its first product.
+///
+/// # Errors
+/// When the files don't hold it.
+pub fn float_type(files: &Checkpoint) -> Result<FloatType, StageError> {
+    Ok(on_device(files.matrix(Matrix::Qkv(0))?.float_type()))
+}
+
+fn on_device(float: checkpoint::FloatType) -> FloatType {
+    match float {
+        checkpoint::FloatType::F32 => FloatType::F32,
+        checkpoint::FloatType::F16 => FloatType::F16,
+        checkpoint::FloatType::BF16 => FloatType::Bf16,
     }
 }

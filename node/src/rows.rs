@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use protocol::{Batch, Input, Logprobs, Slice, SliceOutput, TokenId, TokenLogprob};
-use shaders::sampler::{Adjustment, Row, RowParams, RowResult};
+use shaders::penalize::Adjustment;
+use shaders::sampler::{Row, RowResult, Sampling};
 
 use crate::sequences::{Sequence, Sequences};
 
@@ -12,10 +13,18 @@ use crate::sequences::{Sequence, Sequences};
 pub struct Rows {
     /// Indexes into the hidden state, ascending.
     pub indexes: Vec<u32>,
-    /// What is wanted of each.
-    pub rows: Vec<Row>,
-    // Slice of each row, and the token it scores, where it doesn't sample.
-    owners: Vec<(usize, Option<TokenId>)>,
+    wanted: Vec<Wanted>,
+}
+
+/// What is wanted of a row, and for which slice.
+#[derive(Debug)]
+struct Wanted {
+    slice: usize,
+    sampling: Option<Sampling>,
+    adjustments: Vec<Adjustment>,
+    /// The token whose logprob is wanted, where none is sampled.
+    score: Option<TokenId>,
+    num_logprobs: Option<u32>,
 }
 
 impl Rows {
@@ -40,45 +49,51 @@ impl Rows {
             let following = tokens.iter().skip(1).copied().chain(slice.next);
             for (i, token) in following.enumerate() {
                 if slice.start as usize + i + 1 < num_prompt {
-                    let params = RowParams::default();
-                    let row = Row {
-                        params,
+                    self.indexes.push((first_row + i) as u32);
+                    self.wanted.push(Wanted {
+                        slice: number,
+                        sampling: None,
                         adjustments: Vec::new(),
+                        score: Some(token),
                         num_logprobs: Some(num_logprobs),
-                        score: Some(token.0),
-                    };
-                    self.push(first_row + i, row, (number, Some(token)));
+                    });
                 }
             }
         }
         if slice.sample {
-            let position = slice.start + num_tokens as u32;
-            let params = RowParams {
-                temperature: sampling.temperature,
-                top_k: sampling.top_k,
-                top_p: sampling.top_p,
-                min_p: sampling.min_p,
-                repetition_penalty: sampling.repetition_penalty,
-                frequency_penalty: sampling.frequency_penalty,
-                presence_penalty: sampling.presence_penalty,
-                seed: sampling.seed,
-                choice: sampling.choice,
-                position,
-            };
-            let row = Row {
-                params,
+            self.indexes.push((first_row + num_tokens - 1) as u32);
+            self.wanted.push(Wanted {
+                slice: number,
+                sampling: Some(Sampling {
+                    temperature: sampling.temperature,
+                    top_k: sampling.top_k,
+                    top_p: sampling.top_p,
+                    min_p: sampling.min_p,
+                    repetition_penalty: sampling.repetition_penalty,
+                    frequency_penalty: sampling.frequency_penalty,
+                    presence_penalty: sampling.presence_penalty,
+                    seed: sampling.seed,
+                    choice: sampling.choice,
+                    position: slice.start + num_tokens as u32,
+                }),
                 adjustments: adjustments(sequence),
-                num_logprobs: sampling.num_logprobs,
                 score: None,
-            };
-            self.push(first_row + num_tokens - 1, row, (number, None));
+                num_logprobs: sampling.num_logprobs,
+            });
         }
     }
 
-    fn push(&mut self, index: usize, row: Row, owner: (usize, Option<TokenId>)) {
-        self.indexes.push(index as u32);
-        self.rows.push(row);
-        self.owners.push(owner);
+    /// What is wanted of each row, as the sampler takes it.
+    pub fn rows(&self) -> Vec<Row<'_>> {
+        self.wanted
+            .iter()
+            .map(|wanted| Row {
+                sampling: wanted.sampling,
+                adjustments: &wanted.adjustments,
+                score: wanted.score.map(|token| token.0),
+                num_logprobs: wanted.num_logprobs,
+            })
+            .collect()
     }
 
     /// One output for each slice of `batch`, from the results of all rows in order.
@@ -94,18 +109,15 @@ impl Rows {
                 prompt_logprobs: Vec::new(),
             })
             .collect();
-        for ((number, scored), result) in self.owners.iter().zip(results) {
-            let token = scored.unwrap_or(TokenId(result.token));
-            let logprobs = result.logprobs.map(|logprobs| Logprobs {
-                chosen: TokenLogprob { token, logprob: logprobs.chosen },
-                top: logprobs
-                    .top
-                    .into_iter()
-                    .map(|(token, logprob)| TokenLogprob { token: TokenId(token), logprob })
-                    .collect(),
+        for (wanted, result) in self.wanted.iter().zip(results) {
+            let output = &mut outputs[wanted.slice];
+            let Some(token) = wanted.score.or(result.token.map(TokenId)) else { continue };
+            let named = |(token, logprob)| TokenLogprob { token: TokenId(token), logprob };
+            let logprobs = wanted.num_logprobs.and(result.logprob).map(|logprob| Logprobs {
+                chosen: TokenLogprob { token, logprob },
+                top: result.top.into_iter().map(named).collect(),
             });
-            let output = &mut outputs[*number];
-            if scored.is_some() {
+            if wanted.score.is_some() {
                 output.prompt_logprobs.extend(logprobs);
             } else {
                 output.token = Some(token);

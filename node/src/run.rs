@@ -15,9 +15,9 @@ use transport::{Endpoint, Incoming, PeerName, Purpose};
 
 use crate::actor::{Node, NodeActor, tell_coordinator};
 use crate::device_thread::DeviceThread;
-use crate::links::Links;
-use crate::identity::Identity;
 use crate::devices;
+use crate::identity::Identity;
+use crate::links::Links;
 
 /// How a node is started.
 #[derive(Clone, Debug)]
@@ -52,7 +52,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     };
     let node = identity.node;
     let (adapter, max_memory) = (options.adapter.clone(), options.max_memory);
-    let opening = tokio::task::spawn_blocking(move || devices::open(adapter.as_deref(), max_memory));
+    let opening =
+        tokio::task::spawn_blocking(move || devices::open(adapter.as_deref(), max_memory));
     let devices = tokio::select! {
         () = &mut shutdown => return Ok(()),
         opened = opening => opened.context("opening the adapter panicked")??,
@@ -139,7 +140,7 @@ impl Session {
 
         let report = NodeReport {
             node,
-            hostname: sysinfo::System::host_name().unwrap_or_else(|| "unknown".into()),
+            hostname: sysinfo::System::host_name().unwrap_or_else(|_| "unknown".into()),
             pid: std::process::id(),
             data_addr: endpoint.local_addr(),
             adapters: devices.iter().map(|device| device.report.clone()).collect(),

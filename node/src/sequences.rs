@@ -106,7 +106,9 @@ impl Sequences {
     fn check_sizes(&self, batch: &Batch) -> Result<(), StageError> {
         let (num_tokens, max_tokens) = (batch.num_tokens(), self.limits.max_batched_tokens);
         if num_tokens == 0 || num_tokens > max_tokens as usize {
-            return Err(bad(format!("{num_tokens} tokens, 1 to {max_tokens} are computed at once")));
+            return Err(bad(format!(
+                "{num_tokens} tokens, 1 to {max_tokens} are computed at once"
+            )));
         }
         let max_seqs = self.limits.max_num_seqs as usize;
         let num_new =

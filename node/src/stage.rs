@@ -2,7 +2,7 @@
 //! embedding and the head.
 
 use checkpoint::{Checkpoint, Matrix, ModelConfig, Part};
-use protocol::{Batch, BLOCK_TOKENS, Digest, Input, LayerRange, SliceOutput, StagePlan, Step};
+use protocol::{BLOCK_TOKENS, Batch, Digest, Input, LayerRange, SliceOutput, StagePlan, Step};
 use shaders::attention::Attention;
 use shaders::embed::BoundEmbed;
 use shaders::gpu::Gpu;
@@ -10,11 +10,12 @@ use shaders::inputs::{InputLimits, Inputs, StepInputs};
 use shaders::kernel::Pass;
 use shaders::kv_cache::KvCache;
 use shaders::rope_kv::{Rotary, RotaryPairs, inverse_frequencies};
+use shaders::self_test::fingerprint;
 use shaders::weights::WeightMatrix;
 
 use crate::error::StageError;
 use crate::head::{Head, MAX_ROWS};
-use crate::model::{Kernels, Layer, Scratch, Shared, head_shape, upload};
+use crate::model::{Kernels, Layer, Scratch, Shared, float_type, head_shape, upload};
 use crate::rows::Rows;
 use crate::sequences::Sequences;
 
@@ -67,7 +68,6 @@ impl Stage {
         kernels: &Kernels,
         files: &Checkpoint,
         plan: &StagePlan,
-        fingerprint: Digest,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, StageError> {
         let model = files.config();
@@ -107,7 +107,8 @@ impl Stage {
             gpu,
             InputLimits {
                 max_tokens,
-                max_outputs: MAX_ROWS,
+                // With the logprobs of a prompt every token is an output.
+                max_outputs: max_tokens,
                 max_table_entries: blocks_per_sequence * limits.max_num_seqs as usize,
                 max_positions: max_model_len,
                 num_blocks: num_blocks as usize,
@@ -146,8 +147,7 @@ impl Stage {
             .then(|| {
                 let table: Option<&WeightMatrix> = table.as_ref();
                 let shared = (&inputs, &scratch);
-                let max = limits.max_logprobs;
-                Head::load(gpu, kernels, files, shared, max, table, &mut loaded)
+                Head::load(gpu, kernels, files, shared, limits, table, &mut loaded)
             })
             .transpose()?;
         progress(total, total);
@@ -155,13 +155,14 @@ impl Stage {
             layers: plan.layers,
             hidden_size: model.hidden_size as u32,
             num_blocks,
-            memory_bytes: total + scratch_bytes + block_bytes(model, end - first) * u64::from(num_blocks),
-            fingerprint,
+            memory_bytes: total
+                + scratch_bytes
+                + block_bytes(model, end - first) * u64::from(num_blocks),
+            fingerprint: Digest(fingerprint(gpu, float_type(files)?, heads)?),
         };
         let sequences = Sequences::new(*limits, num_blocks, model.vocab_size as u32);
         let (pass, step) = (Pass::new(), StepInputs::default());
-        let mut stage =
-            Self { held, sequences, inputs, scratch, embed, layers, head, pass, step };
+        let mut stage = Self { held, sequences, inputs, scratch, embed, layers, head, pass, step };
         stage.warm_up(gpu)?;
         Ok(stage)
     }
@@ -190,6 +191,8 @@ impl Stage {
         }
         self.sequences.apply(batch)?;
         fill(&mut self.step, batch, &self.sequences);
+        let rows = self.head.as_ref().map(|_| Rows::of(batch, &self.sequences)).unwrap_or_default();
+        self.step.output_rows.extend_from_slice(&rows.indexes);
         let shape = self.inputs.write(gpu, &self.step)?;
         self.pass.clear();
         match &self.embed {
@@ -205,12 +208,7 @@ impl Stage {
             let hidden = bytemuck::pod_collect_to_vec(&gpu.wait(submission)?);
             return Ok(StepOutput::Hidden(hidden));
         };
-        let rows = Rows::of(batch, &self.sequences);
-        if rows.rows.is_empty() {
-            gpu.run(&self.pass)?;
-        }
-        let (inputs, step) = (&mut self.inputs, &mut self.step);
-        let outputs = head.finish(gpu, &mut self.pass, (inputs, step), (batch, &rows))?;
+        let outputs = head.finish(gpu, &mut self.pass, shape, (batch, &rows))?;
         Ok(StepOutput::Sampled(outputs))
     }
 

@@ -1,0 +1,132 @@
+//! Errors as OpenAI's clients expect them.
+
+use serde_json::{Value, json};
+
+use crate::request::{RequestError, SubmitError};
+
+/// An error on its way to a client.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// The HTTP status.
+    pub status: u16,
+    /// OpenAI's `type`.
+    pub kind: &'static str,
+    /// OpenAI's `code`.
+    pub code: Option<&'static str>,
+    /// The field that is wrong.
+    pub param: Option<String>,
+    /// One sentence: what is wrong, and what would be right.
+    pub message: String,
+    /// Seconds after which trying again makes sense.
+    pub retry_after: Option<u32>,
+}
+
+impl ApiError {
+    /// The client's fault.
+    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            status: 400,
+            kind: "invalid_request_error",
+            code: None,
+            param: Some(param.into()),
+            message: message.into(),
+            retry_after: None,
+        }
+    }
+
+    /// A body that isn't what it should be.
+    pub fn malformed(message: impl Into<String>) -> Self {
+        Self { param: None, ..Self::invalid("", message) }
+    }
+
+    /// With a code.
+    pub fn code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    /// With another status.
+    pub fn status(self, status: u16) -> Self {
+        Self { status, ..self }
+    }
+
+    /// Our fault.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self { status: 500, kind: "server_error", param: None, ..Self::invalid("", message) }
+    }
+
+    /// Full, or not there yet: worth another try.
+    pub fn unavailable(message: impl Into<String>, code: &'static str) -> Self {
+        Self {
+            status: 503,
+            kind: "service_unavailable",
+            code: Some(code),
+            retry_after: Some(1),
+            ..Self::internal(message)
+        }
+    }
+
+    /// OpenAI's error object.
+    pub fn body(&self) -> Value {
+        json!({"error": {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }})
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        let message = error.to_string();
+        match error {
+            SubmitError::QueueFull { .. } => Self::unavailable(message, "queue_full"),
+            SubmitError::NoPipeline(_) => Self::unavailable(message, "no_pipeline"),
+            SubmitError::ShuttingDown => Self::unavailable(message, "shutting_down"),
+            SubmitError::TooLarge { .. } => {
+                Self::malformed(message).code("context_length_exceeded")
+            }
+        }
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        let message = error.to_string();
+        match error {
+            RequestError::PipelineLost(_) => Self::unavailable(message, "pipeline_lost"),
+            RequestError::ShuttingDown => Self::unavailable(message, "shutting_down"),
+            RequestError::StepFailed(_) => Self::internal(message).code("step_failed"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_has_its_status_and_code() {
+        let submit = |error: SubmitError| ApiError::from(error);
+        let request = |error: RequestError| ApiError::from(error);
+        let table = [
+            (submit(SubmitError::QueueFull { max: 1 }), 503, Some("queue_full"), true),
+            (submit(SubmitError::NoPipeline("x".into())), 503, Some("no_pipeline"), true),
+            (submit(SubmitError::ShuttingDown), 503, Some("shutting_down"), true),
+            (
+                submit(SubmitError::TooLarge { needed: 2, held: 1 }),
+                400,
+                Some("context_length_exceeded"),
+                false,
+            ),
+            (request(RequestError::PipelineLost("x".into())), 503, Some("pipeline_lost"), true),
+            (request(RequestError::StepFailed("x".into())), 500, Some("step_failed"), false),
+            (request(RequestError::ShuttingDown), 503, Some("shutting_down"), true),
+        ];
+        for (error, status, code, retry) in table {
+            assert_eq!((error.status, error.code, error.retry_after.is_some()), (status, code, retry));
+            assert!(error.body()["error"]["message"].is_string());
+        }
+    }
+}

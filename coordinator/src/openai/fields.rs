@@ -1,0 +1,177 @@
+//! The fields of a body, taken one by one: what is left over at the end is refused by name.
+
+use serde_json::{Map, Value};
+
+use super::ApiError;
+
+/// Fields of OpenAI's API that this server doesn't honour. Ignoring them would change what the
+/// client asked for.
+const UNSUPPORTED: [&str; 20] = [
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "functions",
+    "function_call",
+    "response_format",
+    "modalities",
+    "audio",
+    "prediction",
+    "store",
+    "metadata",
+    "service_tier",
+    "reasoning_effort",
+    "reasoning",
+    "verbosity",
+    "web_search_options",
+    "suffix",
+    "prompt_cache_key",
+    "safety_identifier",
+    "best_of",
+];
+
+/// What is left of a body.
+#[derive(Debug)]
+pub struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// The fields of a JSON object.
+    ///
+    /// # Errors
+    /// When the body is anything else.
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(fields)) => Ok(Self(fields)),
+            Ok(_) => Err(ApiError::malformed("the body must be a JSON object")),
+            Err(cause) => Err(ApiError::malformed(format!("the body is not JSON: {cause}"))),
+        }
+    }
+
+    /// A field's value; `null` is the same as none.
+    pub fn take(&mut self, name: &str) -> Option<Value> {
+        self.0.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// A field that must be there.
+    ///
+    /// # Errors
+    /// When it isn't.
+    pub fn required(&mut self, name: &str) -> Result<Value, ApiError> {
+        self.take(name).ok_or_else(|| ApiError::invalid(name, format!("{name} is missing")))
+    }
+
+    /// A string.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(wrong(name, "a string", &other)),
+        }
+    }
+
+    /// True or false.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn bool(&mut self, name: &str) -> Result<bool, ApiError> {
+        match self.take(name) {
+            None => Ok(false),
+            Some(Value::Bool(value)) => Ok(value),
+            Some(other) => Err(wrong(name, "true or false", &other)),
+        }
+    }
+
+    /// A whole number from 0 on.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn u32(&mut self, name: &str) -> Result<Option<u32>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
+        number.map(Some).ok_or_else(|| wrong(name, "a whole number from 0 on", &value))
+    }
+
+    /// A number between two others, both allowed.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn f32(&mut self, name: &str, min: f32, max: f32) -> Result<Option<f32>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let number = value.as_f64().map(|number| number as f32);
+        match number.filter(|number| (min..=max).contains(number)) {
+            Some(number) => Ok(Some(number)),
+            None => Err(wrong(name, &format!("a number from {min} to {max}"), &value)),
+        }
+    }
+
+    /// Takes what is accepted only at the value that changes nothing.
+    ///
+    /// # Errors
+    /// When it has another.
+    pub fn only(&mut self, name: &str, harmless: &[Value]) -> Result<(), ApiError> {
+        match self.take(name) {
+            None => Ok(()),
+            Some(value) if harmless.contains(&value) => Ok(()),
+            Some(_) => Err(unsupported(name)),
+        }
+    }
+
+    /// Nothing may be left.
+    ///
+    /// # Errors
+    /// When something is.
+    pub fn finish(self) -> Result<(), ApiError> {
+        match self.0.into_iter().find(|(_, value)| !value.is_null()) {
+            None => Ok(()),
+            Some((name, _)) if UNSUPPORTED.contains(&name.as_str()) => Err(unsupported(&name)),
+            Some((name, _)) => {
+                let message = format!("unknown field {name}; remove it");
+                Err(ApiError::invalid(name, message).code("unknown_parameter"))
+            }
+        }
+    }
+}
+
+/// A field has a value of another type than it should.
+pub(crate) fn wrong(name: &str, expected: &str, found: &Value) -> ApiError {
+    let mut found = found.to_string();
+    if found.len() > 40 {
+        found = format!("{}…", found.chars().take(40).collect::<String>());
+    }
+    ApiError::invalid(name, format!("{name} must be {expected}, not {found}"))
+}
+
+fn unsupported(name: &str) -> ApiError {
+    let message = format!("{name} is not supported by this server; remove it");
+    ApiError::invalid(name, message).code("unsupported_parameter")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(body: &str) -> Fields {
+        Fields::parse(body.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn what_is_left_over_is_refused_by_name() {
+        assert_eq!(fields("{\"a\": null}").finish(), Ok(()));
+        let error = fields("{\"tools\": []}").finish().unwrap_err();
+        assert_eq!((error.param.as_deref(), error.code), (Some("tools"), Some("unsupported_parameter")));
+        let error = fields("{\"wibble\": 1}").finish().unwrap_err();
+        assert_eq!(error.code, Some("unknown_parameter"));
+    }
+
+    #[test]
+    fn a_wrong_type_names_the_field_and_what_would_be_right() {
+        let error = fields("{\"top_p\": 3}").f32("top_p", 0.0, 1.0).unwrap_err();
+        assert_eq!(error.message, "top_p must be a number from 0 to 1, not 3");
+        assert!(fields("{\"n\": -1}").u32("n").is_err());
+        assert!(fields("{\"n\": 1.5}").u32("n").is_err());
+        assert!(Fields::parse(b"[1]").is_err());
+        assert!(Fields::parse(b"{\"a\":").unwrap_err().message.contains("line 1"));
+    }
+}

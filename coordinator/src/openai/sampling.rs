@@ -1,0 +1,248 @@
+//! What chat and completions have in common: how tokens are chosen and when an answer ends.
+
+use std::sync::Arc;
+
+use protocol::{RequestId, SamplingParams, TokenId};
+use serde_json::Value;
+
+use super::fields::wrong;
+use super::{ApiError, Context, Fields, Options, random_u64};
+use crate::request::Request;
+use crate::text::TextStream;
+
+/// The common part of a body, legal.
+pub(crate) struct Common {
+    pub(crate) options: Options,
+    pub(crate) sampling: SamplingParams,
+    max_tokens: Option<u32>,
+    num_choices: u32,
+    stop_strings: Arc<[String]>,
+    stop_tokens: Arc<[TokenId]>,
+}
+
+impl Common {
+    /// Takes the fields that both endpoints have.
+    pub(crate) fn take(fields: &mut Fields, context: Context<'_>) -> Result<Self, ApiError> {
+        let Context { model, config, .. } = context;
+        check_model(fields, context)?;
+        let max_tokens = match (fields.u32("max_tokens")?, fields.u32("max_completion_tokens")?) {
+            (Some(_), Some(_)) => {
+                let message = "give max_tokens or max_completion_tokens, not both";
+                return Err(ApiError::invalid("max_tokens", message));
+            }
+            (one, other) => one.or(other),
+        };
+        let num_choices = fields.u32("n")?.unwrap_or(1);
+        if num_choices == 0 || num_choices > config.max_choices {
+            let max = config.max_choices;
+            let message = format!("n must be from 1 to {max} (http.max_choices)");
+            return Err(ApiError::invalid("n", message));
+        }
+        fields.only("best_of", &[num_choices.into()])?;
+        fields.string("user")?;
+        let seed = match fields.take("seed") {
+            None => random_u64()?,
+            // Any integer that JSON can carry, negative ones too.
+            Some(value) => value
+                .as_u64()
+                .or_else(|| value.as_i64().map(|seed| seed as u64))
+                .ok_or_else(|| wrong("seed", "a whole number", &value))?,
+        };
+        let off = SamplingParams::default();
+        let sampling = SamplingParams {
+            temperature: fields.f32("temperature", 0.0, 100.0)?.unwrap_or(off.temperature),
+            // -1 is how some clients say "off".
+            top_k: match fields.take("top_k") {
+                None => 0,
+                Some(value) if value.as_i64() == Some(-1) => 0,
+                Some(value) => value
+                    .as_u64()
+                    .and_then(|k| u32::try_from(k).ok())
+                    .ok_or_else(|| wrong("top_k", "a whole number, 0 or -1 for off", &value))?,
+            },
+            top_p: fields.f32("top_p", 0.0, 1.0)?.unwrap_or(off.top_p),
+            min_p: fields.f32("min_p", 0.0, 1.0)?.unwrap_or(off.min_p),
+            repetition_penalty: fields
+                .f32("repetition_penalty", 0.01, 100.0)?
+                .unwrap_or(off.repetition_penalty),
+            frequency_penalty: fields.f32("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
+            presence_penalty: fields.f32("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
+            logit_bias: logit_bias(fields, context)?,
+            seed,
+            choice: 0,
+            num_logprobs: None,
+            num_prompt_logprobs: None,
+        };
+        let stream = fields.bool("stream")?;
+        let include_usage = include_usage(fields, stream)?;
+        let stop_tokens: Arc<[TokenId]> =
+            if fields.bool("ignore_eos")? { Arc::new([]) } else { model.eos.as_slice().into() };
+        let options = Options {
+            stream,
+            include_usage,
+            return_token_ids: fields.bool("return_token_ids")?,
+            tokens_as_ids: fields.bool("return_tokens_as_token_ids")?,
+            ..Options::default()
+        };
+        let stop_strings = stop(fields, context)?.into();
+        Ok(Self { options, sampling, max_tokens, num_choices, stop_strings, stop_tokens })
+    }
+
+    /// A request for a prompt. Without a limit in the body the answer may have `default` tokens,
+    /// or as many as fit.
+    pub(crate) fn request(
+        &self,
+        prompt: Vec<TokenId>,
+        default: Option<u32>,
+        context: Context<'_>,
+    ) -> Result<Request, ApiError> {
+        let max_model_len = context.model.max_model_len;
+        let num_prompt = prompt.len() as u64;
+        if prompt.is_empty() {
+            return Err(ApiError::invalid("prompt", "the prompt has no tokens; give at least one"));
+        }
+        if let Some(token) = prompt.iter().find(|token| token.0 >= context.model.vocab_size) {
+            let vocab_size = context.model.vocab_size;
+            let message = format!("token {token} is outside the vocabulary of {vocab_size}");
+            return Err(ApiError::invalid("prompt", message));
+        }
+        let room = u64::from(max_model_len).saturating_sub(num_prompt);
+        let max_tokens = match self.max_tokens {
+            Some(max_tokens) => u64::from(max_tokens),
+            None => default.map_or(room, |default| room.min(default.into())),
+        };
+        if max_tokens > room || (room == 0 && self.max_tokens != Some(0)) {
+            let message = format!(
+                "this model's context is {max_model_len} tokens, and {num_prompt} in the prompt \
+                 with {max_tokens} in the answer don't fit; shorten the prompt or lower max_tokens"
+            );
+            return Err(ApiError::invalid("max_tokens", message).code("context_length_exceeded"));
+        }
+        if max_tokens == 0 && !self.options.echo {
+            let message = "max_tokens must be at least 1, except with echo";
+            return Err(ApiError::invalid("max_tokens", message));
+        }
+        Ok(Request {
+            id: RequestId(random_u64()?),
+            model: context.model.id,
+            prompt: prompt.into(),
+            num_choices: self.num_choices,
+            sampling: self.sampling.clone(),
+            max_tokens: max_tokens as u32,
+            stop_tokens: Arc::clone(&self.stop_tokens),
+            text: TextStream::new(Arc::clone(context.tokenizer), Arc::clone(&self.stop_strings)),
+        })
+    }
+}
+
+/// The model must be the one that is served.
+pub(crate) fn check_model(fields: &mut Fields, context: Context<'_>) -> Result<(), ApiError> {
+    let served = &context.model.name;
+    match fields.string("model")? {
+        Some(name) if name == *served => Ok(()),
+        Some(name) => {
+            let message = format!("there is no model {name}; this server has {served}");
+            Err(ApiError::invalid("model", message).status(404).code("model_not_found"))
+        }
+        None => Err(ApiError::invalid("model", format!("model is missing; use {served}"))),
+    }
+}
+
+/// How many logprobs are wanted, within the limit.
+pub(crate) fn check_logprobs(
+    name: &str,
+    wanted: u32,
+    context: Context<'_>,
+) -> Result<u32, ApiError> {
+    let max = context.config.max_logprobs;
+    if wanted > max {
+        let message = format!("{name} must be at most {max} (http.max_logprobs), not {wanted}");
+        return Err(ApiError::invalid(name, message));
+    }
+    Ok(wanted)
+}
+
+fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
+    let options = match fields.take("stream_options") {
+        None => return Ok(false),
+        Some(Value::Object(options)) => options,
+        Some(other) => return Err(wrong("stream_options", "an object", &other)),
+    };
+    if !stream {
+        let message = "stream_options is only for stream: true";
+        return Err(ApiError::invalid("stream_options", message));
+    }
+    let mut include = false;
+    for (name, value) in options {
+        match (name.as_str(), value) {
+            ("include_usage", Value::Bool(value)) => include = value,
+            ("include_usage", other) => {
+                return Err(wrong("stream_options.include_usage", "true or false", &other));
+            }
+            // Padding against eavesdroppers on packet sizes; off is what we do.
+            ("include_obfuscation", Value::Bool(false)) => {}
+            (name, _) => {
+                let name = format!("stream_options.{name}");
+                let message = format!("{name} is not supported by this server; remove it");
+                return Err(ApiError::invalid(name, message).code("unsupported_parameter"));
+            }
+        }
+    }
+    Ok(include)
+}
+
+fn stop(fields: &mut Fields, context: Context<'_>) -> Result<Vec<String>, ApiError> {
+    let strings = match fields.take("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::String(text)) => vec![text],
+        Some(Value::Array(items)) => items
+            .into_iter()
+            .map(|item| match item {
+                Value::String(text) => Ok(text),
+                other => Err(wrong("stop", "a string or a list of strings", &other)),
+            })
+            .collect::<Result<_, _>>()?,
+        Some(other) => return Err(wrong("stop", "a string or a list of strings", &other)),
+    };
+    let (max, max_chars) = (context.config.max_stop_strings, context.config.max_stop_chars);
+    if strings.len() > max {
+        let message = format!("at most {max} stop strings (http.max_stop_strings)");
+        return Err(ApiError::invalid("stop", message));
+    }
+    if strings.iter().any(|text| text.is_empty() || text.chars().count() > max_chars) {
+        let message = format!("a stop string has 1 to {max_chars} characters (http.max_stop_chars)");
+        return Err(ApiError::invalid("stop", message));
+    }
+    Ok(strings)
+}
+
+fn logit_bias(
+    fields: &mut Fields,
+    context: Context<'_>,
+) -> Result<Vec<(TokenId, f32)>, ApiError> {
+    let map = match fields.take("logit_bias") {
+        None => return Ok(Vec::new()),
+        Some(Value::Object(map)) => map,
+        Some(other) => return Err(wrong("logit_bias", "an object of token ids", &other)),
+    };
+    let max = context.config.max_logit_bias;
+    if map.len() > max {
+        let message = format!("at most {max} biases (http.max_logit_bias)");
+        return Err(ApiError::invalid("logit_bias", message));
+    }
+    map.into_iter()
+        .map(|(token, bias)| {
+            let id = token.parse().ok().filter(|id| *id < context.model.vocab_size);
+            let id = id.ok_or_else(|| {
+                let vocab_size = context.model.vocab_size;
+                let message = format!("{token} is no token id below {vocab_size}");
+                ApiError::invalid("logit_bias", message)
+            })?;
+            let number = bias.as_f64().map(|bias| bias as f32);
+            match number.filter(|bias| (-100.0..=100.0).contains(bias)) {
+                Some(number) => Ok((TokenId(id), number)),
+                None => Err(wrong("logit_bias", "numbers from -100 to 100", &bias)),
+            }
+        })
+        .collect()
+}
