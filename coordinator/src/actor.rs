@@ -244,6 +244,7 @@ impl State {
             info!(stages = status.pipelines[0].stages.len(), "the pipeline serves");
         } else if before.is_ready() && !status.is_ready() {
             warn!(cause = status.waiting_for, "the pipeline is lost");
+            self.arguments.metrics.pipeline_lost();
         }
         for node in &before.nodes {
             let up = status.nodes.iter().any(|known| known.node == node.node);

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::process::{Child, Command};
@@ -45,6 +46,28 @@ pub fn start(
         })
         .collect()
 }
+
+/// Asks a child to end, and makes sure that it does.
+pub async fn terminate(pid: u32) {
+    // Without unsafe code there is no kill(2); the command is on every system that has signals.
+    let ask = |signal| Command::new("kill").args(["-s", signal, &pid.to_string()]).status();
+    let is_alive = || Path::new("/proc").join(pid.to_string()).exists();
+    if ask("TERM").await.is_err() {
+        return;
+    }
+    for _ in 0..TERMINATE_POLLS {
+        if !is_alive() {
+            return;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    let _ = ask("KILL").await;
+}
+
+const POLL: Duration = Duration::from_millis(20);
+
+/// How long a child may take to end: 5 s.
+const TERMINATE_POLLS: u32 = 250;
 
 async fn end_of(child: &mut Child) -> String {
     match child.wait().await {

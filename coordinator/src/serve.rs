@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use protocol::config::Config;
 use protocol::{Frame, NodeId, TokenId};
 use ractor::{Actor, ActorRef};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{info, warn};
 use transport::{Authority, Connection, Endpoint, Incoming, PeerName};
 
@@ -17,7 +17,8 @@ use crate::actor::{Arguments, CoordinatorActor, GateActor, Msg};
 use crate::chat_template::ChatTemplate;
 use crate::cluster::{Cluster, Input};
 use crate::engine::{Engine, Submission};
-use crate::http::{self, ApiState, ServedModel};
+use crate::http::{self, ApiState};
+use crate::openai::ServedModel;
 use crate::metrics::Metrics;
 use crate::stages::Stages;
 use crate::status::Status;
@@ -165,6 +166,7 @@ async fn start(config: &Config) -> Result<Started> {
                 .map_or(0, |since| since.as_secs()),
         },
         config: config.http.clone(),
+        permits: Arc::new(Semaphore::new(config.http.max_concurrent_requests)),
         metrics,
     });
     Ok(Started { api, endpoint, coordinator, children, accepting })

@@ -1,0 +1,63 @@
+//! Health: read from the newest status, never waiting for the data path.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::ApiState;
+use crate::status::StageState;
+
+pub(super) async fn live() -> Response {
+    Json(json!({"status": "live"})).into_response()
+}
+
+pub(super) async fn ready(State(state): State<Arc<ApiState>>) -> Response {
+    let status = state.engine.status();
+    if status.is_ready() {
+        return Json(json!({"status": "ready"})).into_response();
+    }
+    let body = json!({"status": "waiting", "reason": status.waiting_for});
+    (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+}
+
+pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
+    let status = state.engine.status();
+    let nodes = status.nodes.iter().map(|node| {
+        json!({
+            "node": node.node.to_string(),
+            "hostname": node.hostname,
+            "data_addr": node.data_addr.to_string(),
+            "adapters": node.adapters,
+        })
+    });
+    let pipelines = status.pipelines.iter().map(|pipeline| {
+        let stages = pipeline.stages.iter().map(|stage| {
+            json!({
+                "stage": stage.stage.0,
+                "node": stage.node.to_string(),
+                "layers": [stage.layers.first, stage.layers.end],
+                "state": match stage.state {
+                    StageState::Loading => "loading",
+                    StageState::Serving => "serving",
+                },
+                "num_blocks": stage.num_blocks,
+                "memory_bytes": stage.memory_bytes,
+            })
+        });
+        json!({
+            "pipeline": pipeline.pipeline.0,
+            "ready": pipeline.is_ready(),
+            "stages": stages.collect::<Vec<_>>(),
+        })
+    });
+    Json(json!({
+        "ready": status.is_ready(),
+        "waiting_for": status.waiting_for,
+        "nodes": nodes.collect::<Vec<_>>(),
+        "pipelines": pipelines.collect::<Vec<_>>(),
+    }))
+}

@@ -1,0 +1,134 @@
+//! The API over HTTP: routes, bodies' limits, errors, metrics. The only place that names axum.
+
+mod answer;
+mod error;
+mod health;
+mod models;
+mod tokens;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::{HeaderValue, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Router, body};
+use protocol::config::Http;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::chat_template::ChatTemplate;
+use crate::engine::Engine;
+use crate::metrics::Metrics;
+use crate::openai::{ApiError, Context};
+use crate::tokenizer::Tokenizer;
+
+pub use crate::openai::ServedModel;
+
+/// What every handler sees.
+#[derive(Debug)]
+pub struct ApiState {
+    /// Where requests go.
+    pub engine: Engine,
+    /// Text to tokens and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Messages to text, where the model has a template.
+    pub chat_template: Option<ChatTemplate>,
+    /// What is served.
+    pub model: ServedModel,
+    /// Limits.
+    pub config: Http,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// A permit for each request that may be answered at once.
+    pub permits: Arc<Semaphore>,
+}
+
+impl ApiState {
+    fn context(&self) -> Context<'_> {
+        Context {
+            model: &self.model,
+            tokenizer: &self.tokenizer,
+            chat_template: self.chat_template.as_ref(),
+            config: &self.config,
+        }
+    }
+}
+
+/// Every route.
+pub fn router(state: Arc<ApiState>) -> Router {
+    Router::new()
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{id}", get(models::retrieve))
+        .route("/v1/chat/completions", post(answer::chat))
+        .route("/v1/completions", post(answer::completion))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .route("/health/stages", get(health::stages))
+        .route("/metrics", get(metrics))
+        .fallback(error::not_found)
+        .method_not_allowed_fallback(error::method_not_allowed)
+        .layer(DefaultBodyLimit::max(state.config.max_body_bytes))
+        .layer(middleware::from_fn_with_state(Arc::clone(&state), measure))
+        .with_state(state)
+}
+
+/// Serves until `shutdown` resolves and the answers under way have ended.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    state: Arc<ApiState>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    axum::serve(listener, router(state)).with_graceful_shutdown(shutdown).await
+}
+
+async fn metrics(State(state): State<Arc<ApiState>>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], state.metrics.text()).into_response()
+}
+
+/// Measures every response, to the end of its body.
+async fn measure(State(state): State<Arc<ApiState>>, request: Request, next: Next) -> Response {
+    let start = Instant::now();
+    let method = request.method().as_str().to_owned();
+    let endpoint = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
+    let response = next.run(request).await;
+    let (mut parts, inner) = response.into_parts();
+    parts.headers.insert("server", HeaderValue::from_static("autoglm"));
+    let ended = Measured { state, method, endpoint, start };
+    let inner = body::Body::from_stream(futures::stream::unfold(
+        (inner.into_data_stream(), ended),
+        |(mut stream, ended)| async move {
+            use futures::StreamExt;
+            stream.next().await.map(|chunk| (chunk, (stream, ended)))
+        },
+    ));
+    Response::from_parts(parts, inner)
+}
+
+/// Dropped with the body that it measures, also when the client has gone.
+struct Measured {
+    state: Arc<ApiState>,
+    method: String,
+    endpoint: String,
+    start: Instant,
+}
+
+impl Drop for Measured {
+    fn drop(&mut self) {
+        self.state.metrics.http(&self.method, &self.endpoint, self.start.elapsed());
+    }
+}
+
+type ApiResult = Result<Response, ApiError>;

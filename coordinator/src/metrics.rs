@@ -1,0 +1,319 @@
+//! What is counted, for Prometheus. Labels take few values by construction: stages, nodes, routes
+//! and the served model.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use protocol::{NodeId, StageTiming};
+
+type Float = Gauge<f64, AtomicU64>;
+
+/// Every priority until there are several.
+const CLASS: &str = "standard";
+
+/// Resolves 10 to 200 ms, where answers are felt.
+const SECONDS: [f64; 18] = [
+    0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1.0, 3.0,
+    10.0, 60.0,
+];
+
+const TOKENS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RequestLabels {
+    model: String,
+    class: &'static str,
+    code: u32,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ClassLabels {
+    class: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StageLabels {
+    stage: u32,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct NodeLabels {
+    node: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct HttpLabels {
+    method: String,
+    endpoint: String,
+}
+
+/// Every series of the coordinator.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    queue_depth: Family<ClassLabels, Gauge>,
+    queue_wait: Histogram,
+    running: Gauge,
+    first_token: Histogram,
+    per_token: Histogram,
+    between_tokens: Histogram,
+    duration: Histogram,
+    prompt_tokens: Counter,
+    generation_tokens: Counter,
+    kv_usage: Float,
+    kv_blocks: Gauge,
+    step: Histogram,
+    batch_tokens: Histogram,
+    stage_compute: Family<StageLabels, Histogram>,
+    stage_wait: Family<StageLabels, Histogram>,
+    stage_bubble: Family<StageLabels, Float>,
+    activation_bytes: Family<StageLabels, Counter>,
+    node_up: Family<NodeLabels, Gauge>,
+    pipelines_lost: Counter,
+    shed: Family<ReasonLabels, Counter>,
+    http: Family<HttpLabels, Histogram>,
+}
+
+fn seconds() -> Histogram {
+    Histogram::new(SECONDS)
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Everything at zero.
+    pub fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::default(),
+            requests: Family::default(),
+            queue_depth: Family::default(),
+            queue_wait: seconds(),
+            running: Gauge::default(),
+            first_token: seconds(),
+            per_token: seconds(),
+            between_tokens: seconds(),
+            duration: seconds(),
+            prompt_tokens: Counter::default(),
+            generation_tokens: Counter::default(),
+            kv_usage: Float::default(),
+            kv_blocks: Gauge::default(),
+            step: seconds(),
+            batch_tokens: Histogram::new(TOKENS),
+            stage_compute: Family::new_with_constructor(seconds),
+            stage_wait: Family::new_with_constructor(seconds),
+            stage_bubble: Family::default(),
+            activation_bytes: Family::default(),
+            node_up: Family::default(),
+            pipelines_lost: Counter::default(),
+            shed: Family::default(),
+            http: Family::new_with_constructor(seconds),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&mut self) {
+        let mut http = std::mem::take(&mut self.registry);
+        http.register_with_unit(
+            "http_request_duration",
+            "From a request's arrival to the end of its answer",
+            Unit::Seconds,
+            self.http.clone(),
+        );
+        let ours = http.sub_registry_with_prefix("autoglm");
+        ours.register("requests", "Requests, by HTTP status", self.requests.clone());
+        ours.register("queue_depth", "Sequences that wait", self.queue_depth.clone());
+        ours.register("requests_running", "Sequences that run", self.running.clone());
+        let histograms = [
+            ("queue_wait", "From arrival to admission", &self.queue_wait),
+            ("time_to_first_token", "From arrival to the first token", &self.first_token),
+            ("time_per_output_token", "Decoding time by token of an answer", &self.per_token),
+            ("inter_token_latency", "Between two tokens of an answer", &self.between_tokens),
+            ("request_duration", "From arrival to the last token", &self.duration),
+            ("step", "One pass of one batch through the pipeline", &self.step),
+        ];
+        for (name, help, histogram) in histograms {
+            ours.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+        }
+        ours.register("batch_tokens", "Tokens computed in one step", self.batch_tokens.clone());
+        ours.register("prompt_tokens", "Tokens of prompts", self.prompt_tokens.clone());
+        ours.register("generation_tokens", "Tokens of answers", self.generation_tokens.clone());
+        ours.register("kv_usage_ratio", "Share of KV blocks that is held", self.kv_usage.clone());
+        ours.register("kv_blocks", "KV blocks of the pipeline", self.kv_blocks.clone());
+        let stages = [
+            ("stage_compute", "A stage's time on its device by step", &self.stage_compute),
+            ("stage_wait", "From a frame's arrival until the device took it", &self.stage_wait),
+        ];
+        for (name, help, family) in stages {
+            ours.register_with_unit(name, help, Unit::Seconds, family.clone());
+        }
+        let bubble = "Share of the last step in which the stage did not compute it";
+        ours.register("stage_bubble_ratio", bubble, self.stage_bubble.clone());
+        let bytes = "Activations that arrived at a stage over the network";
+        ours.register("activation_bytes", bytes, self.activation_bytes.clone());
+        ours.register("node_up", "Whether a node is joined", self.node_up.clone());
+        ours.register("pipelines_lost", "Pipelines that were lost", self.pipelines_lost.clone());
+        ours.register("shed", "Requests that were refused for load", self.shed.clone());
+        self.registry = http;
+    }
+
+    /// All of it, in OpenMetrics text.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string can't fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+
+    /// Sequences that wait.
+    pub fn queued(&self, num_waiting: usize) {
+        self.queue_depth.get_or_create(&ClassLabels { class: CLASS }).set(num_waiting as i64);
+    }
+
+    /// Sequences that run.
+    pub fn running(&self, num_running: usize) {
+        self.running.set(num_running as i64);
+    }
+
+    /// A sequence was admitted after this wait.
+    pub fn admitted(&self, wait: Duration) {
+        self.queue_wait.observe(wait.as_secs_f64());
+    }
+
+    /// Blocks of the KV cache.
+    pub fn kv(&self, num_used: usize, num_blocks: usize) {
+        self.kv_blocks.set(num_blocks as i64);
+        self.kv_usage.set(if num_blocks == 0 { 0.0 } else { num_used as f64 / num_blocks as f64 });
+    }
+
+    /// A step has returned.
+    pub fn step(&self, duration: Duration, num_tokens: usize, timings: &[StageTiming]) {
+        self.step.observe(duration.as_secs_f64());
+        self.batch_tokens.observe(num_tokens as f64);
+        for timing in timings {
+            let labels = StageLabels { stage: timing.stage.0 };
+            let compute = f64::from(timing.compute_us) / 1e6;
+            self.stage_compute.get_or_create(&labels).observe(compute);
+            let wait = f64::from(timing.wait_us) / 1e6;
+            self.stage_wait.get_or_create(&labels).observe(wait);
+            let share = compute / duration.as_secs_f64().max(1e-9);
+            self.stage_bubble.get_or_create(&labels).set((1.0 - share).max(0.0));
+            self.activation_bytes.get_or_create(&labels).inc_by(timing.received_bytes.into());
+        }
+    }
+
+    /// Whether a node is joined.
+    pub fn node_up(&self, node: NodeId, up: bool) {
+        let labels = NodeLabels { node: node.to_string() };
+        if up {
+            self.node_up.get_or_create(&labels).set(1);
+        } else {
+            // A node that never comes back must not stay in the list for ever.
+            self.node_up.remove(&labels);
+        }
+    }
+
+    /// The pipeline was lost.
+    pub fn pipeline_lost(&self) {
+        self.pipelines_lost.inc();
+    }
+
+    /// The first token of an answer, after this time.
+    pub fn first_token(&self, after: Duration) {
+        self.first_token.observe(after.as_secs_f64());
+    }
+
+    /// Another token of an answer, after this time.
+    pub fn next_token(&self, after: Duration) {
+        self.between_tokens.observe(after.as_secs_f64());
+    }
+
+    /// An answer has ended.
+    pub fn answered(&self, model: &str, tokens: Tokens, duration: Duration, decoding: Duration) {
+        self.ended(model, 200);
+        self.duration.observe(duration.as_secs_f64());
+        self.prompt_tokens.inc_by(tokens.num_prompt as u64);
+        self.generation_tokens.inc_by(tokens.num_generated as u64);
+        if tokens.num_generated > 1 {
+            let num_decoded = (tokens.num_generated - 1) as f64;
+            self.per_token.observe(decoding.as_secs_f64() / num_decoded);
+        }
+    }
+
+    /// A request has ended with this status.
+    pub fn ended(&self, model: &str, code: u16) {
+        let labels = RequestLabels { model: model.to_owned(), class: CLASS, code: code.into() };
+        self.requests.get_or_create(&labels).inc();
+    }
+
+    /// A request was refused for load.
+    pub fn shed(&self, reason: &'static str) {
+        self.shed.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// A response has ended. `endpoint` is a route's template, never a path.
+    pub fn http(&self, method: &str, endpoint: &str, duration: Duration) {
+        let labels = HttpLabels { method: method.to_owned(), endpoint: endpoint.to_owned() };
+        self.http.get_or_create(&labels).observe(duration.as_secs_f64());
+    }
+}
+
+/// Tokens of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Tokens {
+    /// Of its prompts.
+    pub num_prompt: usize,
+    /// Of its answers.
+    pub num_generated: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_holds_what_was_counted_and_ends_as_openmetrics_does() {
+        let metrics = Metrics::new();
+        let timing = StageTiming { compute_us: 1500, received_bytes: 64, ..StageTiming::default() };
+        metrics.step(Duration::from_millis(3), 7, &[timing]);
+        metrics.node_up(NodeId(1), true);
+        let tokens = Tokens { num_prompt: 3, num_generated: 2 };
+        metrics.answered("m", tokens, Duration::from_secs(1), Duration::from_millis(20));
+        let text = metrics.text();
+        for line in [
+            "autoglm_requests_total{model=\"m\",class=\"standard\",code=\"200\"} 1",
+            "autoglm_activation_bytes_total{stage=\"0\"} 64",
+            "autoglm_stage_compute_seconds_count{stage=\"0\"} 1",
+            "autoglm_stage_bubble_ratio{stage=\"0\"} 0.5",
+            "autoglm_node_up{node=\"0000000000000001\"} 1",
+            "autoglm_generation_tokens_total 2",
+        ] {
+            assert!(text.contains(line), "no {line} in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+        let mut names: Vec<_> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
+        let num_names = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), num_names, "every name once");
+        metrics.node_up(NodeId(1), false);
+        assert!(!metrics.text().contains("autoglm_node_up{"));
+    }
+}
