@@ -18,7 +18,8 @@ impl Adapters {
     pub(crate) fn find(checked: bool) -> Self {
         let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
         descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-        // Flags that are on by default cap buffers at 4 GiB and validate every call of an indirect dispatch.
+        // Flags that are on by default cap buffers at 4 GiB and validate every call of an indirect
+        // dispatch.
         descriptor.flags = if checked {
             wgpu::InstanceFlags::DEBUG | wgpu::InstanceFlags::VALIDATION
         } else {
@@ -37,8 +38,8 @@ impl Adapters {
             .collect()
     }
 
-    /// The adapter whose index is `selector` or whose name contains it, without regard to case; the fastest kind there
-    /// is if `selector` is `None`.
+    /// The adapter whose index is `selector` or whose name contains it, without regard to case; the
+    /// fastest kind there is if `selector` is `None`.
     pub(crate) fn select(
         &self,
         selector: Option<&str>,

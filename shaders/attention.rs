@@ -51,7 +51,8 @@ impl Attention {
         Ok(Self { shape, variant, kernel })
     }
 
-    /// Each token attends to all positions of its sequence up to its own, which [`crate::rope_kv`] has stored.
+    /// Each token attends to all positions of its sequence up to its own, which [`crate::rope_kv`]
+    /// has stored.
     ///
     /// * `q`, `out`: [num_tokens, num_heads, head_dim], vec4s
     pub fn bind(
@@ -110,7 +111,8 @@ impl Variant {
     pub(crate) fn choose(caps: Caps, shape: HeadShape) -> Self {
         let min_subgroup = if caps.subgroups { caps.min_subgroup_size } else { 0 };
         let lanes = if (8..32).contains(&min_subgroup) { 8 } else { 32 };
-        // The inner loops are written out: more queries would make a kernel that takes seconds to compile.
+        // The inner loops are written out: more queries would make a kernel that takes seconds to
+        // compile.
         let shared = shape.num_heads / shape.num_kv_heads;
         let max_queries = MAX_UNROLLED / (shape.head_vec4s() * (PARTITION / lanes) as usize);
         let queries = (1..=max_queries.clamp(1, shared))

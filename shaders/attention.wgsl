@@ -1,9 +1,9 @@
-// out[t, h, :] = sum over p <= positions[t] of softmax(scale * q[t, h, :] . keys[p, :]) * values[p, :]
-// One workgroup per token t and QUERIES heads h that share a kv head.
+// out[t, h, :] = sum over p <= positions[t] of softmax(scale * q[t, h, :] . keys[p, :]) * values[p,
+// :] One workgroup per token t and QUERIES heads h that share a kv head.
 //
-// Keys are taken in partitions of PARTITION positions, counted from 0. In a partition scores, weights and the weighted
-// sum of values are computed in ascending order; partitions are merged in ascending order. So the bits of a row depend
-// on its own position and sequence only.
+// Keys are taken in partitions of PARTITION positions, counted from 0. In a partition scores,
+// weights and the weighted sum of values are computed in ascending order; partitions are merged in
+// ascending order. So the bits of a row depend on its own position and sequence only.
 
 struct Params {
     num_tokens: u32,
@@ -14,17 +14,26 @@ struct Params {
 }
 
 var<immediate> params: Params;
-@group(0) @binding(0) var<storage, read>       inputs: array<u32>;        // ..., positions, table_starts, ..., tables
+// ..., positions, table_starts, ..., tables
+@group(0) @binding(0) var<storage, read>       inputs: array<u32>;
 //! if IMAGES
-@group(0) @binding(1) var q: texture_2d<f32>;                             // [num_tokens, num_heads, HEAD_VEC4S]
-@group(0) @binding(2) var keys: texture_2d<f32>;                          // [num_blocks, num_kv_heads, HEAD_VEC4S, BLOCK]
-@group(0) @binding(3) var values: texture_2d<f32>;                        // [num_blocks, num_kv_heads, BLOCK, HEAD_VEC4S]
-@group(0) @binding(4) var out: texture_storage_2d<rgba32float, write>;    // [num_tokens, num_heads, HEAD_VEC4S]
+// [num_tokens, num_heads, HEAD_VEC4S]
+@group(0) @binding(1) var q: texture_2d<f32>;
+// [num_blocks, num_kv_heads, HEAD_VEC4S, BLOCK]
+@group(0) @binding(2) var keys: texture_2d<f32>;
+// [num_blocks, num_kv_heads, BLOCK, HEAD_VEC4S]
+@group(0) @binding(3) var values: texture_2d<f32>;
+// [num_tokens, num_heads, HEAD_VEC4S]
+@group(0) @binding(4) var out: texture_storage_2d<rgba32float, write>;
 //! else
-@group(0) @binding(1) var<storage, read>       q: array<vec4<f32>>;       // [num_tokens, num_heads, HEAD_VEC4S]
-@group(0) @binding(2) var<storage, read>       keys: array<vec4<f32>>;    // [num_blocks, num_kv_heads, HEAD_VEC4S, BLOCK]
-@group(0) @binding(3) var<storage, read>       values: array<vec4<f32>>;  // [num_blocks, num_kv_heads, BLOCK, HEAD_VEC4S]
-@group(0) @binding(4) var<storage, read_write> out: array<vec4<f32>>;     // [num_tokens, num_heads, HEAD_VEC4S]
+// [num_tokens, num_heads, HEAD_VEC4S]
+@group(0) @binding(1) var<storage, read>       q: array<vec4<f32>>;
+// [num_blocks, num_kv_heads, HEAD_VEC4S, BLOCK]
+@group(0) @binding(2) var<storage, read>       keys: array<vec4<f32>>;
+// [num_blocks, num_kv_heads, BLOCK, HEAD_VEC4S]
+@group(0) @binding(3) var<storage, read>       values: array<vec4<f32>>;
+// [num_tokens, num_heads, HEAD_VEC4S]
+@group(0) @binding(4) var<storage, read_write> out: array<vec4<f32>>;
 //! end
 
 //! if SUBGROUP

@@ -95,7 +95,8 @@ impl<'a> Layer<'a> {
         }
     }
 
-    /// Runs one step of `slices` (sequence, positions) and returns the rows of attention of each token.
+    /// Runs one step of `slices` (sequence, positions) and returns the rows of attention of each
+    /// token.
     fn step(&self, slices: &[(&Sequence, std::ops::Range<usize>)]) -> Vec<Vec<f32>> {
         let mut step = StepInputs::default();
         let mut qkv = Vec::new();
@@ -181,7 +182,8 @@ fn agrees_with_the_reference_in_every_variant() {
                 assert_close(actual, expected, 2e-5);
             }
             for variant in variants(shape) {
-                // Written out for large heads, a software driver takes half a minute to compile them.
+                // Written out for large heads, a software driver takes half a minute to compile
+                // them.
                 if shape.head_dim > 64 && gpu.caps().is_cpu {
                     continue;
                 }

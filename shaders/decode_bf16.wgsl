@@ -1,5 +1,6 @@
 
-// The values of a block of bf16 weights, the lower half of a word first: the upper half of an f32 each.
+// The values of a block of bf16 weights, the lower half of a word first: the upper half of an f32
+// each.
 fn decode_0(block: vec4<u32>) -> vec4<f32> {
     return bitcast<vec4<f32>>(vec4<u32>(
         block.x << 16u, block.x & 0xffff0000u, block.y << 16u, block.y & 0xffff0000u));

@@ -1,4 +1,5 @@
-// out[t, :] = table[token_ids[t], :]          one lane per token t and block of the row, for the rows of one shard
+// out[t, :] = table[token_ids[t], :]          one lane per token t and block of the row, for the
+// rows of one shard
 
 struct Params {
     first_row: u32,   // of the table, in this shard
@@ -8,13 +9,17 @@ struct Params {
 }
 
 var<immediate> params: Params;
-@group(0) @binding(0) var<storage, read>       inputs: array<u32>;       // token_ids [num_tokens], ...
+// token_ids [num_tokens], ...
+@group(0) @binding(0) var<storage, read>       inputs: array<u32>;
 //! if IMAGES
-@group(0) @binding(1) var table: texture_2d<u32>;                        // [tiles of TILE rows, num_blocks, TILE]
+// [tiles of TILE rows, num_blocks, TILE]
+@group(0) @binding(1) var table: texture_2d<u32>;
 //! else
-@group(0) @binding(1) var<storage, read>       table: array<vec4<u32>>;  // [tiles of TILE rows, num_blocks, TILE]
+// [tiles of TILE rows, num_blocks, TILE]
+@group(0) @binding(1) var<storage, read>       table: array<vec4<u32>>;
 //! end
-@group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;    // [num_tokens, hidden_size / 4]
+// [num_tokens, hidden_size / 4]
+@group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;
 
 @compute @workgroup_size({WORKGROUP})
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {

@@ -58,7 +58,8 @@ pub enum GpuError {
         /// The largest that is possible.
         max_bytes: u64,
     },
-    /// The adapter is gone: unplugged, reset, or its driver crashed. Nothing on it can be used again.
+    /// The adapter is gone: unplugged, reset, or its driver crashed. Nothing on it can be used
+    /// again.
     #[error("the GPU was lost: {0}")]
     Lost(String),
     /// The driver reported an error, now or in work that was submitted before.

@@ -6,9 +6,12 @@ struct Params {
 }
 
 var<immediate> params: Params;
-@group(0) @binding(0) var<storage, read>       inputs: array<u32>;     // ..., output_rows [num_outputs], ...
-@group(0) @binding(1) var<storage, read>       x: array<vec4<f32>>;    // [num_tokens, hidden_size / 4]
-@group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;  // [num_outputs, hidden_size / 4]
+// ..., output_rows [num_outputs], ...
+@group(0) @binding(0) var<storage, read>       inputs: array<u32>;
+// [num_tokens, hidden_size / 4]
+@group(0) @binding(1) var<storage, read>       x: array<vec4<f32>>;
+// [num_outputs, hidden_size / 4]
+@group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;
 
 @compute @workgroup_size({WORKGROUP})
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {

@@ -13,11 +13,14 @@ use crate::tensor::Tensor;
 /// How an adapter is opened.
 #[derive(Debug, Clone)]
 pub struct GpuOptions {
-    /// Compile kernels with bounds checks and turn the driver's validation on: slow, for finding faults.
+    /// Compile kernels with bounds checks and turn the driver's validation on: slow, for finding
+    /// faults.
     pub checked: bool,
-    /// An upper limit for the size of a tensor, below what the adapter allows. Tests use it to split weights.
+    /// An upper limit for the size of a tensor, below what the adapter allows. Tests use it to
+    /// split weights.
     pub max_binding_bytes: Option<u64>,
-    /// Whether to keep tensors that kernels take four values at a time in images; the adapter decides by default.
+    /// Whether to keep tensors that kernels take four values at a time in images; the adapter
+    /// decides by default.
     pub images: Option<bool>,
     /// How long [`Gpu::wait`] waits before it gives the adapter up.
     pub max_wait: Duration,
@@ -70,7 +73,8 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Opens the adapter whose index is `selector` or whose name contains it; without one, the fastest kind there is.
+    /// Opens the adapter whose index is `selector` or whose name contains it; without one, the
+    /// fastest kind there is.
     pub fn open(selector: Option<&str>) -> Result<Self, GpuError> {
         Self::open_with(selector, GpuOptions::default())
     }
@@ -101,7 +105,8 @@ impl Gpu {
             reason: error.to_string(),
         })?;
 
-        // Both callbacks come on any thread and at any time: they leave the first fault for the next call to find.
+        // Both callbacks come on any thread and at any time: they leave the first fault for the
+        // next call to find.
         let fault = Arc::new(Mutex::new(None));
         let uncaptured = Arc::clone(&fault);
         device
@@ -150,7 +155,8 @@ impl Gpu {
         self.caps
     }
 
-    /// The first fault that was reported since the adapter was opened, if any: it can't be trusted from then on.
+    /// The first fault that was reported since the adapter was opened, if any: it can't be trusted
+    /// from then on.
     pub fn check(&self) -> Result<(), GpuError> {
         match &*self.fault.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(fault) => Err(fault.clone()),
@@ -158,8 +164,8 @@ impl Gpu {
         }
     }
 
-    /// Runs `pass`, then copies the `readback` ranges (in elements of four bytes) to where [`Gpu::wait`] returns them.
-    /// Returns as soon as the driver has the work.
+    /// Runs `pass`, then copies the `readback` ranges (in elements of four bytes) to where
+    /// [`Gpu::wait`] returns them. Returns as soon as the driver has the work.
     pub fn submit(
         &self,
         pass: &Pass,
@@ -190,7 +196,8 @@ impl Gpu {
         Ok(Submission { index, staging, num_bytes })
     }
 
-    /// Waits until `submission` is done and returns the bytes of its readback ranges, one after another.
+    /// Waits until `submission` is done and returns the bytes of its readback ranges, one after
+    /// another.
     pub fn wait(&self, submission: Submission) -> Result<Vec<u8>, GpuError> {
         let poll = wgpu::PollType::Wait {
             submission_index: Some(submission.index),
@@ -227,7 +234,8 @@ impl Gpu {
         self.run(&Pass::new())
     }
 
-    /// Calls `create`, which makes GPU objects, and turns what the driver reports meanwhile into an error.
+    /// Calls `create`, which makes GPU objects, and turns what the driver reports meanwhile into an
+    /// error.
     pub(crate) fn guarded<T>(
         &self,
         num_bytes: u64,

@@ -1,6 +1,8 @@
-//! What a step is told: tokens, positions, block tables. One tensor, written once per step, that all kernels read.
+//! What a step is told: tokens, positions, block tables. One tensor, written once per step, that
+//! all kernels read.
 //!
-//! This is the gate to the kernels, which check nothing: whatever passes [`Inputs::write`] is safe to run.
+//! This is the gate to the kernels, which check nothing: whatever passes [`Inputs::write`] is safe
+//! to run.
 
 use crate::error::GpuError;
 use crate::gpu::Gpu;

@@ -6,7 +6,8 @@ use crate::error::GpuError;
 use crate::gpu::Gpu;
 use crate::tensor::{Storage, Tensor, Texel};
 
-/// How a kernel uses a tensor. The same tensor can't be read by one binding and written by another of one dispatch.
+/// How a kernel uses a tensor. The same tensor can't be read by one binding and written by another
+/// of one dispatch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// `var<storage, read>`
@@ -129,8 +130,8 @@ impl Kernel {
             source: wgpu::ShaderSource::Wgsl(source.wgsl.as_str().into()),
         };
         gpu.guarded(0, || {
-            // SAFETY: kernels come from this repository only, and their launchers assert that every index they compute
-            // lies within the tensors that are bound.
+            // SAFETY: kernels come from this repository only, and their launchers assert that every
+            // index they compute lies within the tensors that are bound.
             #[allow(unsafe_code, reason = "checks cost more than the arithmetic they guard")]
             let module =
                 unsafe { gpu.device.create_shader_module_trusted(module_descriptor, checks) };
@@ -168,7 +169,8 @@ impl Kernel {
         })
     }
 
-    /// Ties the kernel to `tensors`, in the order of its bindings. Done once, when a model is loaded.
+    /// Ties the kernel to `tensors`, in the order of its bindings. Done once, when a model is
+    /// loaded.
     pub fn bind(&self, gpu: &Gpu, tensors: &[&Tensor]) -> Result<Bound, GpuError> {
         assert_eq!(tensors.len(), self.num_bindings, "every binding gets a tensor");
         let entries: Vec<_> = (0..)
@@ -200,8 +202,8 @@ pub struct Bound {
     params_bytes: u32,
 }
 
-/// The dispatches of one step, in order. Each sees what those before it wrote. Plain data until it is submitted; kept
-/// and cleared, it allocates nothing from step to step.
+/// The dispatches of one step, in order. Each sees what those before it wrote. Plain data until it
+/// is submitted; kept and cleared, it allocates nothing from step to step.
 #[derive(Debug, Default)]
 pub struct Pass {
     dispatches: Vec<Dispatch>,
@@ -223,7 +225,8 @@ impl Pass {
         self.dispatches.len()
     }
 
-    /// Runs `bound` with `params` on a grid of `workgroups` in x, y and z; on none if one of them is zero.
+    /// Runs `bound` with `params` on a grid of `workgroups` in x, y and z; on none if one of them
+    /// is zero.
     pub fn dispatch<P: Pod>(&mut self, bound: &Bound, params: &P, workgroups: [u32; 3]) {
         let bytes = bytemuck::bytes_of(params);
         assert_eq!(bytes.len(), bound.params_bytes as usize, "a kernel gets its own parameters");

@@ -43,8 +43,8 @@ impl HeadShape {
 
 /// Keys and values of one layer, in blocks of [`BLOCK_TOKENS`] tokens, f32.
 ///
-/// Keys lie with the tokens of a block side by side, since lanes score a token each; values with the dimensions side by
-/// side, since lanes sum a dimension each.
+/// Keys lie with the tokens of a block side by side, since lanes score a token each; values with
+/// the dimensions side by side, since lanes sum a dimension each.
 pub struct KvCache {
     pub(crate) shape: HeadShape,
     pub(crate) keys: Tensor, // [num_blocks, num_kv_heads, head_dim / 4, BLOCK_TOKENS, 4]

@@ -1,16 +1,17 @@
-//! The compute path: WGSL kernels, each a `.wgsl` file beside the `.rs` file that launches it and holds its plain
-//! reference.
+//! The compute path: WGSL kernels, each a `.wgsl` file beside the `.rs` file that launches it and
+//! holds its plain reference.
 //!
-//! This crate is the only one that names wgpu, and its public face doesn't: it speaks of a [`gpu::Gpu`], its
-//! [`tensor::Tensor`]s and the [`kernel::Pass`] that one step records. It knows no model, no request and no network.
+//! This crate is the only one that names wgpu, and its public face doesn't: it speaks of a
+//! [`gpu::Gpu`], its [`tensor::Tensor`]s and the [`kernel::Pass`] that one step records. It knows
+//! no model, no request and no network.
 //!
-//! **Invariant: row invariance.** The bits of a row of any result depend on that row's own inputs, the weights and the
-//! device, never on how many rows were computed with it, on their order, or on the variant of the kernel that was
-//! chosen for their number. Every kernel reduces in one order that is a function of the shape of a row alone, and every
-//! multiply-add is written `fma`.
+//! **Invariant: row invariance.** The bits of a row of any result depend on that row's own inputs,
+//! the weights and the device, never on how many rows were computed with it, on their order, or on
+//! the variant of the kernel that was chosen for their number. Every kernel reduces in one order
+//! that is a function of the shape of a row alone, and every multiply-add is written `fma`.
 //!
-//! Kernels check nothing on the device: launchers assert that shapes fit, and lengths that come from outside are
-//! checked before they get here.
+//! Kernels check nothing on the device: launchers assert that shapes fit, and lengths that come
+//! from outside are checked before they get here.
 
 // The device and what is on it.
 pub mod adapters;

@@ -1,5 +1,5 @@
-// ln p[t] = (z[t] - max z) - ln(sum over u of exp(z[u] - max z)), for the token that stands there and
-// for the num_top best, best first                          one workgroup per row
+// ln p[t] = (z[t] - max z) - ln(sum over u of exp(z[u] - max z)), for the token that stands there
+// and for the num_top best, best first                          one workgroup per row
 
 struct Params {
     vocab_size: u32,

@@ -1,4 +1,5 @@
-//! Products of activations with weight matrices: where the time of a model goes, and where row invariance is decided.
+//! Products of activations with weight matrices: where the time of a model goes, and where row
+//! invariance is decided.
 
 use std::cell::OnceCell;
 
@@ -156,8 +157,8 @@ impl Variant {
     pub(crate) fn choose(caps: Caps) -> Vec<Self> {
         let any = usize::MAX;
         if caps.is_cpu {
-            // A software driver loads lane by lane: what counts is the number of loads, so a broadcast pays, and one
-            // subgroup per workgroup keeps its reads together.
+            // A software driver loads lane by lane: what counts is the number of loads, so a
+            // broadcast pays, and one subgroup per workgroup keeps its reads together.
             let subgroup = caps.subgroups && caps.min_subgroup_size >= 8;
             let one = Self { max_rows: 1, tm: 1, tn: 8, lanes: 8, groups: 1, subgroup };
             vec![
@@ -167,7 +168,8 @@ impl Variant {
                 Self { max_rows: any, tm: 8, ..one },
             ]
         } else {
-            // With few rows there are too few columns for one lane each: chunks of k run side by side.
+            // With few rows there are too few columns for one lane each: chunks of k run side by
+            // side.
             let one = Self { max_rows: 1, tm: 1, tn: 1, lanes: 32, groups: 8, subgroup: false };
             vec![
                 one,
@@ -219,7 +221,8 @@ impl Variant {
     }
 }
 
-/// Values of k whose products are added in one chain. Part of what defines the bits of every result.
+/// Values of k whose products are added in one chain. Part of what defines the bits of every
+/// result.
 const CHUNK: u32 = 256;
 
 /// What the kernel computes, in its order of additions.
@@ -251,7 +254,8 @@ mod tests {
     use super::*;
     use crate::testing::{self, Random, assert_bits_eq, assert_close};
 
-    /// Every way of laying the work out, beside those that are chosen: with and without subgroups, with split chunks.
+    /// Every way of laying the work out, beside those that are chosen: with and without subgroups,
+    /// with split chunks.
     fn variants() -> Vec<Variant> {
         let any = usize::MAX;
         let plain = Variant { max_rows: any, tm: 1, tn: 8, lanes: 8, groups: 1, subgroup: false };
@@ -346,7 +350,8 @@ mod tests {
                     let case = Case::new(&gpu, float, shape, 11);
                     let expected =
                         reference(case.weights.cols, &case.x, &case.decoded, Some(&case.bias));
-                    // A device may round the product of a multiply-add; sums of up to 1000 products of size 1.
+                    // A device may round the product of a multiply-add; sums of up to 1000 products
+                    // of size 1.
                     let out = case.run(&gpu, &matmul, &case.x, None);
                     assert_close(&out, &expected, 1e-4);
                     let residual = Random::new(12).normal(out.len());

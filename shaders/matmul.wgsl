@@ -1,7 +1,9 @@
-// out[t, n] (+)= sum over k of x[t, k] * weights[n, k]  (+ bias[n])          one workgroup per TM rows t, LANES * TN columns n
+// out[t, n] (+)= sum over k of x[t, k] * weights[n, k]  (+ bias[n])          one workgroup per TM
+// rows t, LANES * TN columns n
 //
-// The order of additions is one for all variants, and a function of K alone: K is cut into chunks of CHUNK values; in a
-// chunk one chain of fma in ascending k, from zero; the sums of the chunks are added in ascending order.
+// The order of additions is one for all variants, and a function of K alone: K is cut into chunks
+// of CHUNK values; in a chunk one chain of fma in ascending k, from zero; the sums of the chunks
+// are added in ascending order.
 
 struct Params {
     num_rows: u32,      // of x
@@ -17,13 +19,16 @@ struct Params {
 var<immediate> params: Params;
 //! if IMAGES
 @group(0) @binding(0) var x: texture_2d<f32>;                              // [num_rows, K / 4]
-@group(0) @binding(1) var weights: texture_2d<u32>;                        // [tiles of TILE columns, num_blocks, TILE]
+// [tiles of TILE columns, num_blocks, TILE]
+@group(0) @binding(1) var weights: texture_2d<u32>;
 //! else
 @group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>;        // [num_rows, K / 4]
-@group(0) @binding(1) var<storage, read>       weights: array<vec4<u32>>;  // [tiles of TILE columns, num_blocks, TILE]
+// [tiles of TILE columns, num_blocks, TILE]
+@group(0) @binding(1) var<storage, read>       weights: array<vec4<u32>>;
 //! end
 @group(0) @binding(2) var<storage, read>       bias: array<f32>;           // [num_columns]
-@group(0) @binding(3) var<storage, read_write> out: array<f32>;            // [num_rows, num_columns]
+// [num_rows, num_columns]
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;
 
 //! if SPLIT
 var<workgroup> sh_sums: array<f32, {SPLIT_SUMS}>;  // [SPLIT, TM, TN, LANES]
@@ -91,7 +96,8 @@ fn main(
 //! end
         }
 //! if SPLIT
-        // The groups took a chunk each; every group adds their sums in the same order, the first one stores the total.
+        // The groups took a chunk each; every group adds their sums in the same order, the first
+        // one stores the total.
         workgroupBarrier();
 //! for m in 0..TM
 //! for j in 0..TN
@@ -128,7 +134,8 @@ fn main(
 //! end
 }
 
-// A vec4 of x; zero where the weights are padded, since whatever follows a row in memory may be infinite.
+// A vec4 of x; zero where the weights are padded, since whatever follows a row in memory may be
+// infinite.
 fn x_at(row: u32, index: u32) -> vec4<f32> {
     let i = row + min(index, params.row_vec4s - 1u);
 //! if IMAGES

@@ -128,7 +128,7 @@ pub fn reference(sampling: &Sampling, adjustment: &Adjustment, logit: f32) -> f3
 }
 
 /// Adjustments per workgroup.
-const LANES: u32 = 64;
+pub(crate) const LANES: u32 = 256;
 
 pub(crate) fn sources() -> [KernelSource; 2] {
     [("penalize", false), ("penalize restore", true)].map(|(name, restore)| {

@@ -52,7 +52,8 @@ impl RmsNorm {
         BoundRmsNorm::new(gpu, &self.store, eps, [x, weight, out])
     }
 
-    /// `residual[t, :] += norm(x[t, :]) * weight`, the norm after a sublayer. The residual stream is no tensor of vec4s.
+    /// `residual[t, :] += norm(x[t, :]) * weight`, the norm after a sublayer. The residual stream
+    /// is no tensor of vec4s.
     ///
     /// * `x`, `residual`: [num_tokens, hidden_size]
     /// * `weight`: [hidden_size], vec4s
@@ -101,8 +102,8 @@ pub fn reference(eps: f32, x: &[f32], weight: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-/// Square root of the number of lanes per token. The order of the sum follows from it, so it is one number for all devices
-/// and batches.
+/// Square root of the number of lanes per token. The order of the sum follows from it, so it is one
+/// number for all devices and batches.
 const LEVEL: u32 = 8;
 
 pub(crate) fn sources(images: bool) -> [KernelSource; 2] {

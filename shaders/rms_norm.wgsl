@@ -7,16 +7,19 @@ struct Params {
 }
 
 var<immediate> params: Params;
-@group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>;       // [num_tokens, hidden_size / 4]
+// [num_tokens, hidden_size / 4]
+@group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>;
 //! if IMAGES
 @group(0) @binding(1) var weight: texture_2d<f32>;                        // [hidden_size / 4]
 //! else
 @group(0) @binding(1) var<storage, read>       weight: array<vec4<f32>>;  // [hidden_size / 4]
 //! end
 //! if OUT_IMAGE
-@group(0) @binding(2) var out: texture_storage_2d<rgba32float, write>;    // [num_tokens, hidden_size / 4]
+// [num_tokens, hidden_size / 4]
+@group(0) @binding(2) var out: texture_storage_2d<rgba32float, write>;
 //! else
-@group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;     // [num_tokens, hidden_size / 4]
+// [num_tokens, hidden_size / 4]
+@group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;
 //! end
 
 var<workgroup> sh_sums: array<f32, {WORKGROUP}>;
@@ -36,7 +39,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
     sh_sums[lane] = sum;
     workgroupBarrier();
-    // Sums of LEVEL lanes, then the sum of those: a tree of two levels, since every level costs a barrier.
+    // Sums of LEVEL lanes, then the sum of those: a tree of two levels, since every level costs a
+    // barrier.
     if (lane < {LEVEL}u) {
         var level = 0.0;
         for (var i = lane * {LEVEL}u; i < (lane + 1u) * {LEVEL}u; i++) {

@@ -41,8 +41,8 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// `inv_freq[i]` is the angle of pair `i` at position 1. Angles are computed in f64: a device's sine is weak at the
-    /// angles of long sequences.
+    /// `inv_freq[i]` is the angle of pair `i` at position 1. Angles are computed in f64: a device's
+    /// sine is weak at the angles of long sequences.
     pub fn new(
         gpu: &Gpu,
         pairs: RotaryPairs,
@@ -66,7 +66,8 @@ impl Rotary {
     }
 }
 
-/// The angles at position 1 of a head that is rotated in its first `rotary_dim` dimensions: `theta^(-2i / rotary_dim)`.
+/// The angles at position 1 of a head that is rotated in its first `rotary_dim` dimensions:
+/// `theta^(-2i / rotary_dim)`.
 pub fn inverse_frequencies(theta: f64, rotary_dim: usize) -> Vec<f64> {
     (0..rotary_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / rotary_dim as f64)).collect()
 }

@@ -1,6 +1,8 @@
-// q[t, h, :] = rotate(qkv[t, h, :], positions[t]), and keys (rotated) and values go to the cache     one lane per vec4 of qkv
+// q[t, h, :] = rotate(qkv[t, h, :], positions[t]), and keys (rotated) and values go to the cache
+// one lane per vec4 of qkv
 //
-// Of each head the first rotary dimensions are rotated, in pairs of two neighbours, or of one from each half.
+// Of each head the first rotary dimensions are rotated, in pairs of two neighbours, or of one from
+// each half.
 
 struct Params {
     num_tokens: u32,
@@ -13,17 +15,26 @@ struct Params {
 }
 
 var<immediate> params: Params;
-@group(0) @binding(0) var<storage, read>       inputs: array<u32>;          // ..., positions, table_starts, ..., tables
-@group(0) @binding(1) var<storage, read>       qkv: array<vec4<f32>>;       // [num_tokens, num_heads + 2 num_kv_heads, head_dim / 4]
-@group(0) @binding(2) var<storage, read>       cos_sin: array<vec2<f32>>;   // [max_positions, rotary dimensions / 2]
+// ..., positions, table_starts, ..., tables
+@group(0) @binding(0) var<storage, read>       inputs: array<u32>;
+// [num_tokens, num_heads + 2 num_kv_heads, head_dim / 4]
+@group(0) @binding(1) var<storage, read>       qkv: array<vec4<f32>>;
+// [max_positions, rotary dimensions / 2]
+@group(0) @binding(2) var<storage, read>       cos_sin: array<vec2<f32>>;
 //! if IMAGES
-@group(0) @binding(3) var q: texture_storage_2d<rgba32float, write>;        // [num_tokens, num_heads, head_dim / 4]
-@group(0) @binding(4) var keys: texture_storage_2d<rgba32float, write>;     // [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
-@group(0) @binding(5) var values: texture_storage_2d<rgba32float, write>;   // [num_blocks, num_kv_heads, BLOCK, head_dim / 4]
+// [num_tokens, num_heads, head_dim / 4]
+@group(0) @binding(3) var q: texture_storage_2d<rgba32float, write>;
+// [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
+@group(0) @binding(4) var keys: texture_storage_2d<rgba32float, write>;
+// [num_blocks, num_kv_heads, BLOCK, head_dim / 4]
+@group(0) @binding(5) var values: texture_storage_2d<rgba32float, write>;
 //! else
-@group(0) @binding(3) var<storage, read_write> q: array<vec4<f32>>;         // [num_tokens, num_heads, head_dim / 4]
-@group(0) @binding(4) var<storage, read_write> keys: array<vec4<f32>>;      // [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
-@group(0) @binding(5) var<storage, read_write> values: array<vec4<f32>>;    // [num_blocks, num_kv_heads, BLOCK, head_dim / 4]
+// [num_tokens, num_heads, head_dim / 4]
+@group(0) @binding(3) var<storage, read_write> q: array<vec4<f32>>;
+// [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
+@group(0) @binding(4) var<storage, read_write> keys: array<vec4<f32>>;
+// [num_blocks, num_kv_heads, BLOCK, head_dim / 4]
+@group(0) @binding(5) var<storage, read_write> values: array<vec4<f32>>;
 //! end
 
 @compute @workgroup_size({WORKGROUP})

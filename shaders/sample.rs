@@ -109,8 +109,8 @@ pub fn survivors(sampling: &Sampling, logits: &[f32]) -> Vec<(u32, f64)> {
     weights.into_iter().map(|(token, weight)| (token, weight / total)).collect()
 }
 
-/// The token that the number `uniform` in [0, 1) stands for: probabilities are added in the order of
-/// a kernel with so many lanes, lane after lane.
+/// The token that the number `uniform` in [0, 1) stands for: probabilities are added in the order
+/// of a kernel with so many lanes, lane after lane.
 pub fn reference(lanes: u32, survivors: &[(u32, f64)], uniform: f64) -> u32 {
     let mut in_order = survivors.to_vec();
     in_order.sort_by_key(|(token, _)| (token % lanes, *token));

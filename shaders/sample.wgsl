@@ -1,9 +1,9 @@
-// token = the first one, in the order of lanes, where the sum of w up to it exceeds uniform * sum of w
+// token = the first one, lane after lane, where the sum of w up to it exceeds uniform * sum of w
 //     w[t] = exp((z[t] - max z) / temperature) for the tokens that min_p, top_k, top_p leave, else 0
 // With scale 0: the token with the largest z, of equals the lowest.    one workgroup per row
 //
-// Rows that filter and rows that don't have a kernel each; samples says which a row belongs to.
-// In the order of z, of equals by id, each filter keeps a beginning. So what is left is known by its
+// Rows that filter and rows that don't have a kernel each; samples says which a row belongs to. In
+// the order of z, of equals by id, each filter keeps a beginning. So what is left is known by its
 // last token, and that is found without sorting: by the bits of its key, four at a time.
 
 struct Params {
@@ -62,10 +62,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
     let has_top_k = row.top_k > 0u && row.top_k < params.vocab_size;
     // One place in the text for all searches: drivers write out every call.
-    for (var filter = BY_COUNT; filter <= BY_WEIGHT; filter++) {
-        var measure = filter;
-        var goal = select(row.top_p, f32(row.top_k), filter == BY_COUNT);
-        var searches = select(row.top_p < 1.0, has_top_k, filter == BY_COUNT);
+    for (var step = BY_COUNT; step <= BY_WEIGHT; step++) {
+        var measure = step;
+        var goal = select(row.top_p, f32(row.top_k), step == BY_COUNT);
+        var searches = select(row.top_p < 1.0, has_top_k, step == BY_COUNT);
         are_listed = false;
         num_own = (params.vocab_size + {LANES}u - 1u - lane) / {LANES}u;
         loop {

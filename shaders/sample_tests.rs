@@ -137,7 +137,7 @@ fn run_repeated(
         .iter()
         .map(|sampling| Row { sampling: Some(*sampling), adjustments, ..Row::default() })
         .collect();
-    let lanes = if logits.len() > 64 { LANES } else { 16 };
+    let lanes = if logits.len() > 64 { 64 } else { 16 };
     run_with_lanes(gpu, lanes, logits.len(), &logits.repeat(rows.len()), &rows)
 }
 

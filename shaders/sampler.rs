@@ -155,7 +155,8 @@ impl Sampler {
         assert!(limits.vocab_size < 1 << 24, "a vocabulary has less than 2^24 tokens");
         let group_rows = logits.len() / limits.vocab_size;
         assert!(group_rows > 0, "the logits of a row fit their tensor");
-        assert!(u32::try_from(logits.len()).is_ok(), "logits are indexed by 32 bits");
+        let max_group = 65_535 * penalize::LANES as usize;
+        assert!(logits.len() <= max_group, "all logits of a group can be adjusted at once");
         let penalize = Penalize::new(gpu)?;
         let rows = gpu.alloc_u32(limits.max_rows * size_of::<RowParams>() / 4)?;
         let max_top = limits.max_logprobs.min(limits.vocab_size);
@@ -183,7 +184,8 @@ impl Sampler {
     }
 
     /// Checks the rows of a step and copies them to the device, for the pass that is submitted
-    /// next. The room for adjustments doubles when there are more than ever before, 24 bytes each.
+    /// next. The room for adjustments, 24 bytes each, grows to the next power of two when a step has
+    /// more than any before; [`GpuError::TooLarge`] if that is more than a kernel can bind.
     pub fn write(&mut self, gpu: &Gpu, rows: &[Row<'_>]) -> Result<SampleStep, SamplerError> {
         self.limits.check(rows).map_err(SamplerError::BadRows)?;
         let mut step = SampleStep { groups: Vec::new(), rows: Vec::new(), num_words: 0 };

@@ -2,7 +2,6 @@
 //! range.
 
 use std::mem::offset_of;
-use std::time::Instant;
 
 use super::testing::{assert_struct, realistic, run, sampling};
 use super::*;
@@ -155,10 +154,11 @@ fn a_row_is_the_same_among_others_and_in_groups() {
 }
 
 /// Results, comparable bit by bit.
-fn bits(results: &[RowResult]) -> Vec<(Option<u32>, Option<u32>, Vec<(u32, u32)>)> {
+fn bits(results: &[RowResult]) -> Vec<[Vec<u32>; 3]> {
     let of = |result: &RowResult| {
-        let top = result.top.iter().map(|(token, logprob)| (*token, logprob.to_bits()));
-        (result.token, result.logprob.map(f32::to_bits), top.collect())
+        let top = result.top.iter().flat_map(|(token, logprob)| [*token, logprob.to_bits()]);
+        let logprob = result.logprob.map(f32::to_bits);
+        [Vec::from_iter(result.token), Vec::from_iter(logprob), top.collect()]
     };
     results.iter().map(of).collect()
 }
@@ -240,111 +240,27 @@ fn numbers_at_the_end_of_their_range() {
     ];
     let forbid = [Adjustment { token: 0, bias: -inf, ..Adjustment::default() }];
     for logits in logits {
-        for sampling in &filters {
-            for position in 0..8 {
-                let sampling = Sampling { position, ..*sampling };
-                let row = Row { sampling: Some(sampling), num_logprobs: Some(2), ..Row::default() };
-                let forbidden = Row { adjustments: &forbid, ..row };
-                let results = run(&gpu, logits.len(), &logits.repeat(2), &[row, forbidden]);
-                let possible =
-                    |token: u32| !logits[token as usize].is_nan() && logits[token as usize] > -inf;
-                let some = (0..logits.len() as u32).any(possible);
-                let token = results[0].token.unwrap();
-                assert_eq!(possible(token), some, "{logits:?} {sampling:?}: {token}");
-                assert!(some || token == 0);
-                assert_eq!(results[0].logprob.unwrap() > -inf, some);
-                assert!(results[0].top.iter().all(|(_, logprob)| *logprob <= 0.0));
-                let others = (1..logits.len() as u32).any(possible);
-                let token = results[1].token.unwrap();
-                assert!(if others { token > 0 && possible(token) } else { token == 0 });
-            }
+        let sampled =
+            |sampling| Row { sampling: Some(sampling), num_logprobs: Some(2), ..Row::default() };
+        // Each filter at eight positions, with and without token 0.
+        let rows: Vec<Row<'_>> = filters
+            .iter()
+            .flat_map(|filter| (0..8).map(|position| sampled(Sampling { position, ..*filter })))
+            .flat_map(|row| [row, Row { adjustments: &forbid, ..row }])
+            .collect();
+        let results = run(&gpu, logits.len(), &logits.repeat(rows.len()), &rows);
+        let possible = |token: u32| logits[token as usize] > -inf;
+        let some = (0..logits.len() as u32).any(possible);
+        let others = (1..logits.len() as u32).any(possible);
+        for (rows, results) in rows.chunks(2).zip(results.chunks(2)) {
+            let case = format!("{logits:?} {:?}: {results:?}", rows[0].sampling);
+            let (free, forbidden) = (&results[0], &results[1]);
+            let token = free.token.unwrap();
+            assert!(if some { possible(token) } else { token == 0 }, "{case}");
+            assert_eq!(free.logprob.unwrap() > -inf, some, "{case}");
+            assert!(free.top.iter().all(|(_, logprob)| *logprob <= 0.0), "{case}");
+            let token = forbidden.token.unwrap();
+            assert!(if others { token > 0 && possible(token) } else { token == 0 }, "{case}");
         }
-    }
-}
-
-#[test]
-fn timing() {
-    let Some(gpu) = common::gpu() else { return };
-    let lanes: u32 = std::env::var("TEST_LANES").unwrap().parse().unwrap();
-    let vocab_size = 49152;
-    let mut random = Random::new(9);
-    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
-    let full = Sampling { top_k: 50, top_p: 0.9, min_p: 0.01, ..Sampling::default() };
-    let adjustments = some_adjustments(&mut random, vocab_size, 1000);
-    let cases: [(&str, Row<'_>); 7] = [
-        ("greedy", Row { sampling: Some(greedy), ..Row::default() }),
-        ("temperature", Row { sampling: Some(Sampling::default()), ..Row::default() }),
-        (
-            "min_p",
-            Row { sampling: Some(Sampling { top_k: 0, top_p: 1.0, ..full }), ..Row::default() },
-        ),
-        (
-            "top_k",
-            Row { sampling: Some(Sampling { top_k: 50, ..Sampling::default() }), ..Row::default() },
-        ),
-        (
-            "top_p",
-            Row {
-                sampling: Some(Sampling { top_p: 0.9, ..Sampling::default() }),
-                ..Row::default()
-            },
-        ),
-        ("full", Row { sampling: Some(full), adjustments: &adjustments, ..Row::default() }),
-        ("score+20", Row { score: Some(1), num_logprobs: Some(20), ..Row::default() }),
-    ];
-    for num_rows in [1, 16] {
-        let logits = gpu.upload(&realistic(&mut random, num_rows * vocab_size)).unwrap();
-        let limits = SamplerLimits { vocab_size, max_rows: num_rows, max_logprobs: 20 };
-        let mut sampler = Sampler::with_lanes(&gpu, lanes, limits, &logits).unwrap();
-        for (name, row) in cases {
-            let mut best = f64::MAX;
-            for _ in 0..10 {
-                let start = Instant::now();
-                let step = sampler.write(&gpu, &vec![row; num_rows]).unwrap();
-                let mut pass = Pass::new();
-                sampler.record(&mut pass, &step, 0);
-                let submission = gpu.submit(&pass, &[sampler.readback(&step)]).unwrap();
-                step.results(&gpu.wait(submission).unwrap());
-                best = best.min(start.elapsed().as_secs_f64());
-            }
-            eprintln!("{num_rows} rows {name}: {:.3} ms", best * 1e3);
-        }
-    }
-}
-
-#[test]
-fn overhead() {
-    let Some(gpu) = common::gpu() else { return };
-    let lanes: u32 = std::env::var("TEST_LANES").unwrap().parse().unwrap();
-    let vocab_size = 16;
-    let mut random = Random::new(9);
-    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
-    let cases: [(&str, Row<'_>); 5] = [
-        ("nothing", Row { score: Some(0), ..Row::default() }),
-        ("greedy", Row { sampling: Some(greedy), ..Row::default() }),
-        ("temperature", Row { sampling: Some(Sampling::default()), ..Row::default() }),
-        ("min_p", Row { sampling: Some(Sampling { min_p: 0.1, ..Sampling::default() }), ..Row::default() }),
-        ("top_k", Row { sampling: Some(Sampling { top_k: 5, ..Sampling::default() }), ..Row::default() }),
-    ];
-    let num_rows = 1000;
-    let logits = gpu.upload(&realistic(&mut random, num_rows * vocab_size)).unwrap();
-    let limits = SamplerLimits { vocab_size, max_rows: num_rows, max_logprobs: 20 };
-    let mut sampler = Sampler::with_lanes(&gpu, lanes, limits, &logits).unwrap();
-    for (name, row) in cases {
-        let mut best = f64::MAX;
-        for _ in 0..5 {
-            let start = Instant::now();
-            let step = sampler.write(&gpu, &vec![row; num_rows]).unwrap();
-            let mut pass = Pass::new();
-            if name == "nothing" {
-                sampler.bound_sample.record(&mut pass, Kind::Filtering, vocab_size as u32, 0..num_rows);
-            } else {
-                sampler.record(&mut pass, &step, 0);
-            }
-            let submission = gpu.submit(&pass, &[sampler.readback(&step)]).unwrap();
-            step.results(&gpu.wait(submission).unwrap());
-            best = best.min(start.elapsed().as_secs_f64());
-        }
-        eprintln!("{name}: {:.3} us a row", best * 1e6 / num_rows as f64);
     }
 }

@@ -1,8 +1,9 @@
 //! The class of a device: equal classes compute equal bits.
 //!
-//! One small layer is computed through every kernel that a model of a given shape uses, once with all tokens in one
-//! batch and once in batches of other sizes, which other variants of the kernels compute. Its bits, the text of the
-//! kernels and the names of adapter and driver make the class. It also compiles those kernels, before a request waits.
+//! One small layer is computed through every kernel that a model of a given shape uses, once with
+//! all tokens in one batch and once in batches of other sizes, which other variants of the kernels
+//! compute. Its bits, the text of the kernels and the names of adapter and driver make the class.
+//! It also compiles those kernels, before a request waits.
 
 use std::ops::Range;
 
@@ -21,8 +22,8 @@ use crate::swiglu::{BoundSwiglu, Swiglu};
 use crate::tensor::Tensor;
 use crate::weights::{FloatType, WeightMatrix};
 
-/// The class of this device for layers with weights of type `float` and heads of `shape`. An error if a row depends on
-/// its batch here, which no device should do.
+/// The class of this device for layers with weights of type `float` and heads of `shape`. An error
+/// if a row depends on its batch here, which no device should do.
 pub fn fingerprint(gpu: &Gpu, float: FloatType, shape: HeadShape) -> Result<[u8; 32], GpuError> {
     let mut hasher = blake3::Hasher::new();
     let info = gpu.info();

@@ -1,15 +1,19 @@
-// out[t, i] = silu(gate_up[t, i]) * gate_up[t, width + i]          one lane per token t and vec4 of i
+// out[t, i] = silu(gate_up[t, i]) * gate_up[t, width + i]          one lane per token t and vec4 of
+// i
 
 struct Params {
     row_vec4s: u32,  // width / 4
 }
 
 var<immediate> params: Params;
-@group(0) @binding(0) var<storage, read>       gate_up: array<vec4<f32>>;  // [num_tokens, 2, width / 4]
+// [num_tokens, 2, width / 4]
+@group(0) @binding(0) var<storage, read>       gate_up: array<vec4<f32>>;
 //! if IMAGES
-@group(0) @binding(1) var out: texture_storage_2d<rgba32float, write>;     // [num_tokens, width / 4]
+// [num_tokens, width / 4]
+@group(0) @binding(1) var out: texture_storage_2d<rgba32float, write>;
 //! else
-@group(0) @binding(1) var<storage, read_write> out: array<vec4<f32>>;      // [num_tokens, width / 4]
+// [num_tokens, width / 4]
+@group(0) @binding(1) var<storage, read_write> out: array<vec4<f32>>;
 //! end
 
 @compute @workgroup_size({WORKGROUP})

@@ -1,21 +1,15 @@
 //! Writes out loops in WGSL before it is compiled.
 //!
-//! naga gives drivers no hint to unroll, and an array indexed by a loop counter lands in memory instead of registers,
-//! so the inner loops of the kernels are written out here. Directives are lines of comments, so a kernel stays WGSL to
-//! an editor:
+//! naga gives drivers no hint to unroll, and an array indexed by a loop counter lands in memory
+//! instead of registers, so the inner loops of the kernels are written out here. Directives are
+//! lines of comments, so a kernel stays WGSL to an editor:
 //!
-//! ```wgsl
-//! //! for j in 0..TN
-//! total_{j} += acc_{j};
-//! //! end
-//! //! if SPLIT
-//! workgroupBarrier();
-//! //! else
-//! //! end
+//! ```wgsl //! for j in 0..TN total_{j} += acc_{j}; //! end //! if SPLIT workgroupBarrier(); //!
+//! else //! end
 //! ```
 //!
-//! `{name}` stands for a loop variable or a constant that the launcher passes; bounds are numbers or such names; an
-//! `if` takes its first branch unless the name stands for 0. Directives nest.
+//! `{name}` stands for a loop variable or a constant that the launcher passes; bounds are numbers
+//! or such names; an `if` takes its first branch unless the name stands for 0. Directives nest.
 
 use crate::tensor::IMAGE_WIDTH;
 
@@ -31,8 +25,8 @@ pub fn expand(source: &str, constants: &[(&str, u32)]) -> String {
     expanded
 }
 
-/// Expands a kernel that takes values four at a time, from images or from buffers: `IMAGES` and the function `texel`
-/// are there for it.
+/// Expands a kernel that takes values four at a time, from images or from buffers: `IMAGES` and the
+/// function `texel` are there for it.
 pub(crate) fn expand_vec4s(source: &str, images: bool, constants: &[(&str, u32)]) -> String {
     let constants =
         [constants, &[("IMAGES", images.into()), ("IMAGE_WIDTH", IMAGE_WIDTH as u32)]].concat();
@@ -113,7 +107,8 @@ fn lookup(text: &str, names: &[(&str, u32)]) -> u32 {
     }
 }
 
-/// Writes `line` with every `{name}` replaced. Braces of WGSL itself never close around a lone name.
+/// Writes `line` with every `{name}` replaced. Braces of WGSL itself never close around a lone
+/// name.
 fn substitute(mut line: &str, names: &[(&str, u32)], expanded: &mut String) {
     let is_name = |text: &str| {
         !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')

@@ -8,11 +8,13 @@ use crate::error::GpuError;
 use crate::gpu::Gpu;
 use crate::kernel::Pass;
 
-/// An array of four-byte elements (f32, u32 or packed numbers) on the adapter. It has no shape: kernels are told.
+/// An array of four-byte elements (f32, u32 or packed numbers) on the adapter. It has no shape:
+/// kernels are told.
 ///
-/// Kernels read and write most tensors element by element. Some are only ever taken four elements at a time: weights,
-/// inputs of products, the KV cache. A software driver loads from buffers lane by lane and from images a vector at a
-/// time, six times as fast, so there these are images ([`Gpu::alloc_vec4s`]); elsewhere they are buffers.
+/// Kernels read and write most tensors element by element. Some are only ever taken four elements
+/// at a time: weights, inputs of products, the KV cache. A software driver loads from buffers lane
+/// by lane and from images a vector at a time, six times as fast, so there these are images
+/// ([`Gpu::alloc_vec4s`]); elsewhere they are buffers.
 #[derive(Debug, Clone)]
 pub struct Tensor {
     pub(crate) storage: Storage,
@@ -94,7 +96,8 @@ impl Gpu {
         Ok(tensor)
     }
 
-    /// Copies `data` into `tensor` from element `offset` on, before any pass that is submitted later.
+    /// Copies `data` into `tensor` from element `offset` on, before any pass that is submitted
+    /// later.
     pub fn write<T: Pod>(&self, tensor: &Tensor, offset: usize, data: &[T]) {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         assert!(bytes.len().is_multiple_of(4), "elements have four bytes");
@@ -185,7 +188,8 @@ impl Gpu {
         }
     }
 
-    /// Writes whole texels, in the rectangles that their range is made of: the end of a row, rows, the start of a row.
+    /// Writes whole texels, in the rectangles that their range is made of: the end of a row, rows,
+    /// the start of a row.
     fn write_image(&self, texture: &wgpu::Texture, offset: usize, mut bytes: &[u8]) {
         assert!(
             offset.is_multiple_of(4) && bytes.len().is_multiple_of(VEC4_BYTES),

@@ -12,8 +12,8 @@ pub(crate) fn gpu() -> Option<MutexGuard<'static, Gpu>> {
     both_layouts().next()
 }
 
-/// The adapter as it is opened by default, then with vec4 tensors in the other kind of storage. Empty on a machine
-/// without an adapter.
+/// The adapter as it is opened by default, then with vec4 tensors in the other kind of storage.
+/// Empty on a machine without an adapter.
 pub(crate) fn both_layouts() -> impl Iterator<Item = MutexGuard<'static, Gpu>> {
     static GPUS: OnceLock<Vec<Mutex<Gpu>>> = OnceLock::new();
     let gpus = GPUS.get_or_init(|| {
@@ -29,7 +29,8 @@ pub(crate) fn both_layouts() -> impl Iterator<Item = MutexGuard<'static, Gpu>> {
     gpus.iter().map(|gpu| gpu.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// An adapter that can bind no more than `max_binding_bytes`, so that small weights are split as large ones are.
+/// An adapter that can bind no more than `max_binding_bytes`, so that small weights are split as
+/// large ones are.
 pub(crate) fn small_gpu(max_binding_bytes: u64) -> Option<Gpu> {
     let options =
         GpuOptions { max_binding_bytes: Some(max_binding_bytes), ..GpuOptions::default() };
@@ -77,7 +78,8 @@ impl Random {
     }
 }
 
-/// Asserts that each value is within `tolerance` of the expected one, relative to its size where that is above 1.
+/// Asserts that each value is within `tolerance` of the expected one, relative to its size where
+/// that is above 1.
 #[track_caller]
 pub(crate) fn assert_close(actual: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(actual.len(), expected.len());
@@ -100,7 +102,8 @@ pub(crate) fn assert_bits_eq(actual: &[f32], expected: &[f32]) {
     }
 }
 
-/// Asserts that naga accepts `source` and that its bindings are those that the launcher declares. Needs no adapter.
+/// Asserts that naga accepts `source` and that its bindings are those that the launcher declares.
+/// Needs no adapter.
 #[track_caller]
 pub(crate) fn assert_kernel(source: &KernelSource) {
     let (module, _) = parse(source);
@@ -135,7 +138,8 @@ pub(crate) fn assert_kernel(source: &KernelSource) {
     assert_eq!(module.entry_points[0].name, "main");
 }
 
-/// Asserts that the members of the kernel's `Params` are `fields` (name, offset), and its size that of the launcher's.
+/// Asserts that the members of the kernel's `Params` are `fields` (name, offset), and its size that
+/// of the launcher's.
 #[track_caller]
 pub(crate) fn assert_params(source: &KernelSource, fields: &[(&str, usize)]) {
     let (module, _) = parse(source);

@@ -1,9 +1,10 @@
 //! Weight matrices on the adapter, in the one layout that every kernel reads.
 //!
-//! A block is 16 bytes of one row: 4 values of f32, 8 of f16 or bf16. Blocks are stored as
-//! `[rows / TILE][cols / block][TILE]`, so that lanes which compute neighbouring rows read neighbouring blocks. Rows are
-//! padded with zeros to a multiple of [`STEP`] values, and their number to a multiple of [`TILE`]. A matrix that is
-//! larger than a kernel can bind is split into shards of whole tiles.
+//! A block is 16 bytes of one row: 4 values of f32, 8 of f16 or bf16. Blocks are stored as `[rows /
+//! TILE][cols / block][TILE]`, so that lanes which compute neighbouring rows read neighbouring
+//! blocks. Rows are padded with zeros to a multiple of [`STEP`] values, and their number to a
+//! multiple of [`TILE`]. A matrix that is larger than a kernel can bind is split into shards of
+//! whole tiles.
 
 use std::ops::Range;
 
@@ -109,8 +110,9 @@ pub(crate) struct Shard {
 }
 
 impl WeightMatrix {
-    /// Copies a matrix to the adapter. `read_rows` is called with ascending ranges of rows and fills in their bytes,
-    /// row after row, each value little-endian; no more than a few MiB are held at a time.
+    /// Copies a matrix to the adapter. `read_rows` is called with ascending ranges of rows and
+    /// fills in their bytes, row after row, each value little-endian; no more than a few MiB are
+    /// held at a time.
     pub fn upload<E: From<GpuError>>(
         gpu: &Gpu,
         (rows, cols): (usize, usize),
@@ -181,8 +183,8 @@ impl WeightMatrix {
     }
 }
 
-/// Bytes that are packed before they are handed to the driver, which keeps a copy of them until they are on the
-/// adapter.
+/// Bytes that are packed before they are handed to the driver, which keeps a copy of them until
+/// they are on the adapter.
 const WRITE_BYTES: usize = 8 << 20;
 
 const BLOCK_BYTES: usize = 16;
@@ -206,7 +208,8 @@ mod tests {
 
     #[test]
     fn blocks_of_rows_are_interleaved() {
-        // 2 rows of 12 f16: blocks of 8 values, the second half empty; padded to 32 values, so 4 blocks.
+        // 2 rows of 12 f16: blocks of 8 values, the second half empty; padded to 32 values, so 4
+        // blocks.
         let values: Vec<f32> = (0..24).map(|value| value as f32).collect();
         let source = FloatType::F16.encode(&values);
         let mut packed = Vec::new();

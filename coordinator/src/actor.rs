@@ -284,10 +284,9 @@ impl Actor for GateActor {
             CoordinatorMsg::Ready(Wire(echo)) => echo.map(Input::Ready),
             CoordinatorMsg::Failed(Wire(failed)) => failed.map(Input::Failed),
             CoordinatorMsg::Progress(Wire(progress)) => progress.map(Input::Progress),
-            CoordinatorMsg::Leaving(Wire(node)) => node.map(|node| Input::Lost {
-                node,
-                cause: "it was asked to end".into(),
-            }),
+            CoordinatorMsg::Leaving(Wire(node)) => {
+                node.map(|node| Input::Lost { node, cause: "it was asked to end".into() })
+            }
         };
         match input {
             Ok(input) => {

@@ -208,9 +208,10 @@ impl Cluster {
             waiting_for: self.waiting_for(),
             nodes: nodes.collect(),
             pipelines: self.pipeline.iter().map(Pipeline::status).collect(),
-            system_fingerprint: self.pipeline.as_ref().map_or_else(String::new, |pipeline| {
-                pipeline.fingerprint(self.model.id)
-            }),
+            system_fingerprint: self
+                .pipeline
+                .as_ref()
+                .map_or_else(String::new, |pipeline| pipeline.fingerprint(self.model.id)),
         }
     }
 

@@ -30,8 +30,9 @@ pub fn describe(
     let widest = model.hidden_size * 4
         + (model.num_heads * 2 + model.num_kv_heads * 2) * model.head_dim
         + model.intermediate_size * 3;
-    let activations = u64::from(config.scheduler.max_batched_tokens) * widest as u64 * ELEMENT_BYTES
-        + 2 * LOGIT_ROWS * model.vocab_size as u64 * ELEMENT_BYTES;
+    let activations =
+        u64::from(config.scheduler.max_batched_tokens) * widest as u64 * ELEMENT_BYTES
+            + 2 * LOGIT_ROWS * model.vocab_size as u64 * ELEMENT_BYTES;
     Ok(cluster::Model {
         id: ModelId::of(Digest(files.model_digest()?)),
         path: path.to_string_lossy().into_owned(),

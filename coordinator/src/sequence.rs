@@ -123,10 +123,7 @@ impl Sequence {
         // An end token says that the answer ends; it isn't part of its text.
         if self.stop_tokens.contains(&token) {
             let rest = self.text.finish();
-            return Accepted {
-                text: String::new(),
-                finished: Some((FinishReason::Stop, rest)),
-            };
+            return Accepted { text: String::new(), finished: Some((FinishReason::Stop, rest)) };
         }
         let piece = self.text.push(token);
         let finished = if piece.stopped {

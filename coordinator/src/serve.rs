@@ -18,8 +18,8 @@ use crate::chat_template::ChatTemplate;
 use crate::cluster::{Cluster, Input};
 use crate::engine::{Engine, Submission};
 use crate::http::{self, ApiState};
-use crate::openai::ServedModel;
 use crate::metrics::Metrics;
+use crate::openai::ServedModel;
 use crate::stages::Stages;
 use crate::status::Status;
 use crate::tokenizer::Tokenizer;
@@ -88,7 +88,8 @@ async fn start(config: &Config) -> Result<Started> {
     let files = checkpoint::Checkpoint::open(&path)?;
     let tokenizer_source = files.tokenizer()?;
     let tokenizer = Arc::new(Tokenizer::from_source(&tokenizer_source)?);
-    let chat_template = ChatTemplate::from_source(&tokenizer_source, config.http.max_template_fuel)?;
+    let chat_template =
+        ChatTemplate::from_source(&tokenizer_source, config.http.max_template_fuel)?;
     let described = model::describe(&files, &path, config)?;
 
     let data_dir = data_dir(config)?;
@@ -229,8 +230,7 @@ async fn accept(nodes: Nodes) {
             Incoming::Data(connection) => {
                 if let PeerName::Node(node) = connection.peer() {
                     let (stages, coordinator) = (nodes.stages.clone(), nodes.coordinator.clone());
-                    let received =
-                        move |frame: Frame| happened(&coordinator, Input::Frame(frame));
+                    let received = move |frame: Frame| happened(&coordinator, Input::Frame(frame));
                     tokio::spawn(async move { stages.serve(node, connection, received).await });
                 }
             }

@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use checkpoint::Checkpoint;
-use protocol::{AdapterReport, Digest, Epoch, PipelineId, StageIndex, StagePlan, Step};
+use protocol::{AdapterReport, Epoch, PipelineId, StageIndex, StagePlan, Step};
 use shaders::gpu::Gpu;
 use shaders::kv_cache::HeadShape;
-use shaders::self_test;
 use shaders::weights::FloatType;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
@@ -164,7 +163,7 @@ impl Worker {
         let kernels = Kernels::new(&gpu)?;
         // Whatever is loaded later has a class of its own; this one proves the adapter.
         let heads = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 64 };
-        let fingerprint = Digest(self_test::fingerprint(&gpu, FloatType::F16, heads)?);
+        let fingerprint = kernels.class(&gpu, FloatType::F16, heads)?;
         let report = AdapterReport {
             name: gpu.info().name.clone(),
             driver: gpu.info().driver.clone(),

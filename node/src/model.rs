@@ -3,7 +3,10 @@
 //! One layer serves every architecture that we compute: `GlmForCausalLM` adds a sublayer's output
 //! to the residual stream as it is, `Glm4ForCausalLM` normalises it first (sandwich norms).
 
+use std::cell::RefCell;
+
 use checkpoint::{Checkpoint, Matrix, ModelConfig, Vector};
+use protocol::Digest;
 use shaders::attention::{Attention, BoundAttention};
 use shaders::error::GpuError;
 use shaders::gpu::Gpu;
@@ -13,6 +16,7 @@ use shaders::kv_cache::{HeadShape, KvCache};
 use shaders::matmul::{BoundMatmul, Matmul, Output};
 use shaders::rms_norm::{BoundRmsNorm, RmsNorm};
 use shaders::rope_kv::{BoundRopeKv, RopeKv, Rotary};
+use shaders::self_test;
 use shaders::swiglu::{BoundSwiglu, Swiglu};
 use shaders::tensor::Tensor;
 use shaders::weights::{FloatType, WeightMatrix};
@@ -25,6 +29,8 @@ pub struct Kernels {
     pub(crate) matmul: Matmul,
     rope_kv: RopeKv,
     swiglu: Swiglu,
+    // Computed once for each form of layer: the self-test takes a second.
+    classes: RefCell<Vec<(FloatType, HeadShape, Digest)>>,
 }
 
 impl Kernels {
@@ -38,7 +44,27 @@ impl Kernels {
             matmul: Matmul::new(gpu),
             rope_kv: RopeKv::new(gpu)?,
             swiglu: Swiglu::new(gpu)?,
+            classes: RefCell::default(),
         })
+    }
+
+    /// The device class of layers of this form, and the proof that the device computes them.
+    ///
+    /// # Errors
+    /// When a kernel doesn't compute what it should.
+    pub fn class(
+        &self,
+        gpu: &Gpu,
+        float: FloatType,
+        heads: HeadShape,
+    ) -> Result<Digest, StageError> {
+        let mut classes = self.classes.borrow_mut();
+        if let Some((.., class)) = classes.iter().find(|(f, h, _)| (*f, *h) == (float, heads)) {
+            return Ok(*class);
+        }
+        let class = Digest(self_test::fingerprint(gpu, float, heads)?);
+        classes.push((float, heads, class));
+        Ok(class)
     }
 }
 

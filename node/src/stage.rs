@@ -10,7 +10,6 @@ use shaders::inputs::{InputLimits, Inputs, StepInputs};
 use shaders::kernel::Pass;
 use shaders::kv_cache::KvCache;
 use shaders::rope_kv::{Rotary, RotaryPairs, inverse_frequencies};
-use shaders::self_test::fingerprint;
 use shaders::weights::WeightMatrix;
 
 use crate::error::StageError;
@@ -158,7 +157,7 @@ impl Stage {
             memory_bytes: total
                 + scratch_bytes
                 + block_bytes(model, end - first) * u64::from(num_blocks),
-            fingerprint: Digest(fingerprint(gpu, float_type(files)?, heads)?),
+            fingerprint: kernels.class(gpu, float_type(files)?, heads)?,
         };
         let sequences = Sequences::new(*limits, num_blocks, model.vocab_size as u32);
         let (pass, step) = (Pass::new(), StepInputs::default());

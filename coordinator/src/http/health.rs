@@ -20,7 +20,7 @@ pub(super) async fn ready(State(state): State<Arc<ApiState>>) -> Response {
     if status.is_ready() {
         return Json(json!({"status": "ready"})).into_response();
     }
-    let body = json!({"status": "waiting", "reason": status.waiting_for});
+    let body = json!({"status": "waiting", "waiting_for": status.waiting_for});
     (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
 }
 

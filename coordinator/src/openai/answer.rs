@@ -78,13 +78,17 @@ impl Answer {
     ) -> Self {
         let prefix = if style == Style::Chat { "chatcmpl" } else { "cmpl" };
         let num_choices = parsed.requests.first().map_or(1, |request| request.num_choices);
-        let prompt =
-            |request: &crate::request::Request| Prompt { ids: request.prompt.clone(), logprobs: None };
+        let prompt = |request: &crate::request::Request| Prompt {
+            ids: request.prompt.clone(),
+            logprobs: None,
+        };
         Self {
             style,
             id: format!("{prefix}-{id:016x}"),
             model,
-            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            created: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
             system_fingerprint,
             options: parsed.options.clone(),
             tokenizer,
@@ -236,8 +240,7 @@ impl Answer {
             body
         });
         let choices: Vec<_> = choices.collect();
-        let object =
-            if self.style == Style::Chat { "chat.completion" } else { "text_completion" };
+        let object = if self.style == Style::Chat { "chat.completion" } else { "text_completion" };
         let mut body = self.envelope(object, choices);
         body["usage"] = usage;
         body
@@ -254,7 +257,8 @@ impl Answer {
                 json!({"content": content.map(|of| naming.chat(of)).collect::<Vec<_>>()})
             }
             Style::Completion => {
-                let tokens: Vec<_> = tokens.iter().map(|(token, of)| (*token, of.as_ref())).collect();
+                let tokens: Vec<_> =
+                    tokens.iter().map(|(token, of)| (*token, of.as_ref())).collect();
                 naming.completion(&tokens, offset)
             }
         }

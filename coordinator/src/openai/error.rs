@@ -125,7 +125,10 @@ mod tests {
             (request(RequestError::ShuttingDown), 503, Some("shutting_down"), true),
         ];
         for (error, status, code, retry) in table {
-            assert_eq!((error.status, error.code, error.retry_after.is_some()), (status, code, retry));
+            assert_eq!(
+                (error.status, error.code, error.retry_after.is_some()),
+                (status, code, retry)
+            );
             assert!(error.body()["error"]["message"].is_string());
         }
     }

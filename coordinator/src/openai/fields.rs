@@ -160,7 +160,10 @@ mod tests {
     fn what_is_left_over_is_refused_by_name() {
         assert_eq!(fields("{\"a\": null}").finish(), Ok(()));
         let error = fields("{\"tools\": []}").finish().unwrap_err();
-        assert_eq!((error.param.as_deref(), error.code), (Some("tools"), Some("unsupported_parameter")));
+        assert_eq!(
+            (error.param.as_deref(), error.code),
+            (Some("tools"), Some("unsupported_parameter"))
+        );
         let error = fields("{\"wibble\": 1}").finish().unwrap_err();
         assert_eq!(error.code, Some("unknown_parameter"));
     }

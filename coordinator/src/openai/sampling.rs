@@ -210,16 +210,14 @@ fn stop(fields: &mut Fields, context: Context<'_>) -> Result<Vec<String>, ApiErr
         return Err(ApiError::invalid("stop", message));
     }
     if strings.iter().any(|text| text.is_empty() || text.chars().count() > max_chars) {
-        let message = format!("a stop string has 1 to {max_chars} characters (http.max_stop_chars)");
+        let message =
+            format!("a stop string has 1 to {max_chars} characters (http.max_stop_chars)");
         return Err(ApiError::invalid("stop", message));
     }
     Ok(strings)
 }
 
-fn logit_bias(
-    fields: &mut Fields,
-    context: Context<'_>,
-) -> Result<Vec<(TokenId, f32)>, ApiError> {
+fn logit_bias(fields: &mut Fields, context: Context<'_>) -> Result<Vec<(TokenId, f32)>, ApiError> {
     let map = match fields.take("logit_bias") {
         None => return Ok(Vec::new()),
         Some(Value::Object(map)) => map,
