@@ -51,7 +51,7 @@ impl BoundLogprobs {
 /// ln of the probability of each token, -inf where its logit is NaN or -inf. f64, since it is the
 /// measure of the kernel's accuracy.
 ///
-/// * `logits`: [vocab_size]
+/// * `logits`: `[vocab_size]`
 pub fn reference(logits: &[f32]) -> Vec<f64> {
     let value = |z: f32| match z {
         z if z.is_nan() => f64::NEG_INFINITY,

@@ -73,7 +73,7 @@ impl Kind {
 
 /// What is left of a row after min_p, top_k and top_p: tokens and their probabilities, best first.
 ///
-/// * `logits`: [vocab_size], with penalties and biases
+/// * `logits`: `[vocab_size]`, with penalties and biases
 pub fn survivors(sampling: &Sampling, logits: &[f32]) -> Vec<(u32, f64)> {
     let order = |logit: f32| if logit.is_nan() { f32::NEG_INFINITY } else { logit.min(f32::MAX) };
     let mut tokens: Vec<(u32, f32)> = (0..).zip(logits.iter().map(|&z| order(z))).collect();

@@ -1,5 +1,5 @@
 // token = the first one, lane after lane, where the sum of w up to it exceeds uniform * sum of w
-//     w[t] = exp((z[t] - max z) / temperature) for the tokens that min_p, top_k, top_p leave, else 0
+//     w[t] = exp((z[t] - max z) / temperature) for tokens that min_p, top_k, top_p leave, else 0
 // With scale 0: the token with the largest z, of equals the lowest.    one workgroup per row
 //
 // Rows that filter and rows that don't have a kernel each; samples says which a row belongs to. In

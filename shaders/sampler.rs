@@ -184,8 +184,8 @@ impl Sampler {
     }
 
     /// Checks the rows of a step and copies them to the device, for the pass that is submitted
-    /// next. The room for adjustments, 24 bytes each, grows to the next power of two when a step has
-    /// more than any before; [`GpuError::TooLarge`] if that is more than a kernel can bind.
+    /// next. The room for adjustments, 24 bytes each, grows to the next power of two when a step
+    /// has more than any before; [`GpuError::TooLarge`] if that is more than a kernel can bind.
     pub fn write(&mut self, gpu: &Gpu, rows: &[Row<'_>]) -> Result<SampleStep, SamplerError> {
         self.limits.check(rows).map_err(SamplerError::BadRows)?;
         let mut step = SampleStep { groups: Vec::new(), rows: Vec::new(), num_words: 0 };

@@ -3,25 +3,25 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use protocol::NodeId;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer};
 use time::{Duration, OffsetDateTime};
 
-use crate::endpoint::PeerName;
+use crate::connection::PeerName;
 use crate::error::TransportError;
 
 /// A clock may be off by this much.
 const SKEW: Duration = Duration::minutes(5);
 
 /// The authority outlives the nodes' certificates by far.
-const AUTHORITY_DAYS: i64 = 3650;
+const AUTHORITY_DAYS: u32 = 3650;
 
 /// Who a process is: a certificate of the cluster's authority and its key.
 #[derive(Clone)]
@@ -41,6 +41,20 @@ impl std::fmt::Debug for Identity {
 impl Identity {
     pub(crate) fn new(chain: Vec<u8>, key: Vec<u8>, authority: Vec<u8>) -> Self {
         Self { chain: vec![chain.into()], key, authority: authority.into() }
+    }
+
+    /// How long until two thirds of the certificate's life are over, when it is time for another.
+    pub fn renew_in(&self) -> std::time::Duration {
+        let validity = self.chain.first().and_then(|certificate| {
+            let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+            let validity = certificate.validity();
+            Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
+        });
+        // A certificate that can't be read should be replaced at once.
+        let (begin, end) = validity.unwrap_or_default();
+        let renewal = begin + (end - begin) / 3 * 2;
+        let left = renewal - OffsetDateTime::now_utc().unix_timestamp();
+        std::time::Duration::from_secs(u64::try_from(left).unwrap_or(0))
     }
 
     pub(crate) fn private_key(&self) -> PrivatePkcs8KeyDer<'static> {
@@ -68,15 +82,30 @@ impl Authority {
     /// When the directory can't be written, or holds something else.
     pub fn load_or_create(data_dir: &Path) -> Result<Self, TransportError> {
         let (key_path, certificate_path) = (data_dir.join("ca.key"), data_dir.join("ca.pem"));
-        if !key_path.exists() || !certificate_path.exists() {
-            let (key, pem) = create()?;
-            write_private(&key_path, &key.serialize_pem())?;
-            fs::write(&certificate_path, pem).map_err(|cause| file(&certificate_path, cause))?;
+        if !key_path.exists() {
+            if certificate_path.exists() {
+                return Err(TransportError::Certificates(format!(
+                    "{} is there, but not its key {}: put the key back, or remove the certificate \
+                     to begin a new cluster",
+                    certificate_path.display(),
+                    key_path.display()
+                )));
+            }
+            let key = KeyPair::generate().map_err(certificates)?;
+            write(&key_path, &key.serialize_pem())?;
         }
-        let pem = |path: &Path| fs::read_to_string(path).map_err(|cause| file(path, cause));
-        let key = KeyPair::from_pem(&pem(&key_path)?).map_err(certificates)?;
-        let pem = pem(&certificate_path)?;
-        let certificate = pem_to_der(&pem)?;
+        let read = |path: &Path| fs::read_to_string(path).map_err(|cause| unusable(path, cause));
+        let key =
+            KeyPair::from_pem(&read(&key_path)?).map_err(|cause| unusable(&key_path, cause))?;
+        // The key is written first, so a start that was cut short is taken up here.
+        if !certificate_path.exists() {
+            write(&certificate_path, &self_signed(&key)?)?;
+        }
+        let certificate = CertificateDer::from_pem_slice(read(&certificate_path)?.as_bytes())
+            .map_err(|cause| unusable(&certificate_path, cause))?;
+        if !certifies(&certificate, &key) {
+            return Err(unusable(&certificate_path, "it isn't the certificate of ca.key"));
+        }
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(certificates)?;
         // ractor_cluster asks for a shared secret of its own; inside mutual TLS it guards only the
         // loopback listener that can't be switched off.
@@ -136,17 +165,18 @@ pub(crate) fn request() -> Result<(Vec<u8>, Vec<u8>), TransportError> {
     Ok((key.serialize_der(), request.der().to_vec()))
 }
 
-fn create() -> Result<(KeyPair, String), TransportError> {
-    let key = KeyPair::generate().map_err(certificates)?;
+fn self_signed(key: &KeyPair) -> Result<String, TransportError> {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "AutoGLM cluster authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let now = OffsetDateTime::now_utc();
-    params.not_before = now - SKEW;
-    params.not_after = now + Duration::days(AUTHORITY_DAYS);
-    let certificate = params.self_signed(&key).map_err(certificates)?;
-    Ok((key, certificate.pem()))
+    lasts(&mut params, AUTHORITY_DAYS)?;
+    Ok(params.self_signed(key).map_err(certificates)?.pem())
+}
+
+fn certifies(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
+    x509_parser::parse_x509_certificate(certificate)
+        .is_ok_and(|(_, it)| it.public_key().raw == key.subject_public_key_info())
 }
 
 fn describe(
@@ -161,29 +191,117 @@ fn describe(
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    lasts(params, days)
+}
+
+fn lasts(params: &mut CertificateParams, days: u32) -> Result<(), TransportError> {
     let now = OffsetDateTime::now_utc();
+    let end = now.checked_add(Duration::days(days.into())).filter(|_| days > 0);
     params.not_before = now - SKEW;
-    params.not_after = now + Duration::days(days.into());
+    params.not_after = end.ok_or(TransportError::Setting {
+        key: "certificate_days",
+        value: days.into(),
+        expected: "must be at least 1, and end before the year 10000",
+    })?;
     Ok(())
 }
 
-fn pem_to_der(pem: &str) -> Result<CertificateDer<'static>, TransportError> {
-    use rustls::pki_types::pem::PemObject;
-    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|cause| certificates(cause.to_string()))
-}
-
-fn write_private(path: &Path, text: &str) -> Result<(), TransportError> {
-    let mut options = OpenOptions::new();
-    let file_result = options.write(true).create(true).truncate(true).mode(0o600).open(path);
-    file_result
-        .and_then(|mut file| file.write_all(text.as_bytes()))
-        .map_err(|cause| file(path, cause))
+/// Whole or not at all, and for nobody else's eyes.
+fn write(path: &Path, text: &str) -> Result<(), TransportError> {
+    let written = path.with_extension("new");
+    let write = || {
+        // Left over from a start that was cut short.
+        let _ = fs::remove_file(&written);
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(&written)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&written, path)
+    };
+    write().map_err(|cause| unusable(path, cause))
 }
 
 fn certificates(cause: impl ToString) -> TransportError {
     TransportError::Certificates(cause.to_string())
 }
 
-fn file(path: &Path, cause: std::io::Error) -> TransportError {
+fn unusable(path: &Path, cause: impl std::fmt::Display) -> TransportError {
     TransportError::Certificates(format!("{}: {cause}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_authority_survives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Authority::load_or_create(dir.path()).unwrap();
+        let second = Authority::load_or_create(dir.path()).unwrap();
+        assert_eq!(first.certificate(), second.certificate());
+        assert_ne!(first.cookie(), second.cookie());
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = fs::metadata(dir.path().join("ca.key")).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+    }
+
+    /// An authority is replaced by nobody but the operator: its nodes would be strangers.
+    #[test]
+    fn half_an_authority_is_completed_or_refused_by_name() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        Authority::load_or_create(other.path()).unwrap();
+        Authority::load_or_create(dir.path()).unwrap();
+        let (key, certificate) = (dir.path().join("ca.key"), dir.path().join("ca.pem"));
+        let key_text = fs::read(&key).unwrap();
+        fs::remove_file(&certificate).unwrap();
+        Authority::load_or_create(dir.path()).unwrap();
+        assert_eq!(fs::read(&key).unwrap(), key_text, "the key stays");
+        let refused = || Authority::load_or_create(dir.path()).unwrap_err().to_string();
+
+        fs::remove_file(&key).unwrap();
+        assert!(refused().contains("put the key back"), "{}", refused());
+        fs::copy(other.path().join("ca.key"), &key).unwrap();
+        assert!(refused().contains("isn't the certificate of ca.key"), "{}", refused());
+        fs::write(&key, "not a key").unwrap();
+        assert!(refused().contains("ca.key"), "{}", refused());
+    }
+
+    #[test]
+    fn a_certificate_lasts_as_long_as_configured() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::load_or_create(dir.path()).unwrap();
+        let renew_in = authority.coordinator_identity(3).unwrap().renew_in();
+        let two_days = std::time::Duration::from_secs(2 * 24 * 3600);
+        assert!(
+            renew_in <= two_days && renew_in.as_secs() + 600 > two_days.as_secs(),
+            "{renew_in:?}"
+        );
+        for days in [0, u32::MAX] {
+            let error = authority.coordinator_identity(days).unwrap_err().to_string();
+            assert!(error.starts_with("transport.certificate_days = "), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_is_none_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::load_or_create(dir.path()).unwrap();
+        let (_, request) = request().unwrap();
+        assert!(authority.issue(&request, NodeId(1), 1).is_ok());
+        for at in 0..request.len() {
+            let mut changed = request.clone();
+            changed[at] ^= 0x55;
+            // Somewhere it may be harmless (padding bits); nowhere may it panic.
+            let issued = authority.issue(&changed, NodeId(1), 1);
+            let is_key_or_signature = (60..100).contains(&at) || at + 20 > request.len();
+            assert!(issued.is_err() || !is_key_or_signature, "byte {at}");
+            assert!(authority.issue(&request[..at], NodeId(1), 1).is_err(), "{at} bytes");
+        }
+    }
 }

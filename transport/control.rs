@@ -8,7 +8,7 @@ use ractor_cluster::{
     BoxRead, BoxWrite, ClusterBidiStream, IncomingEncryptionMode, NodeServer, NodeServerMessage,
 };
 
-use crate::endpoint::Connection;
+use crate::connection::Connection;
 use crate::error::TransportError;
 
 /// What the opener writes first: a stream exists for the peer only once it has carried a byte.
@@ -33,7 +33,8 @@ pub async fn start_node_server(
 ) -> Result<NodeServerHandle, TransportError> {
     // ractor_cluster 0.16 can't do without a TCP listener of its own. It gets a port of the
     // system's choice on loopback, and the cookie, which only members know, guards it; nobody of
-    // ours ever dials it.
+    // ours ever dials it. Its challenge is weak without TLS around it (32 bits, no binding to the
+    // connection), which is why the cookie is 256 random bits: there is nothing to guess offline.
     let server = NodeServer::new(
         0,
         cookie.to_owned(),
@@ -59,19 +60,23 @@ impl NodeServerHandle {
     /// # Errors
     /// When the connection is gone.
     pub async fn connect(&self, connection: &Connection) -> Result<(), TransportError> {
-        let (mut send, receive) = connection.connection.open_bi().await.map_err(closed)?;
-        send.write_all(&[GREETING]).await.map_err(closed)?;
+        let (mut send, receive) = connection.connection.open_bi().await?;
+        send.write_all(&[GREETING]).await?;
         self.carry(ControlStream { send, receive, peer: connection.peer().to_string() }, false)
     }
 
     /// Carries actors over a connection that this process accepted.
     ///
     /// # Errors
-    /// When the connection is gone, or the peer breaks the protocol.
+    /// When the connection is gone, or the peer takes too long or breaks the protocol.
     pub async fn accept(&self, connection: &Connection) -> Result<(), TransportError> {
-        let (send, mut receive) = connection.connection.accept_bi().await.map_err(closed)?;
         let mut greeting = [0];
-        receive.read_exact(&mut greeting).await.map_err(closed)?;
+        let greeted = async {
+            let (send, mut receive) = connection.connection.accept_bi().await?;
+            receive.read_exact(&mut greeting).await?;
+            Ok::<_, TransportError>((send, receive))
+        };
+        let (send, receive) = connection.limits.greeting(greeted).await?;
         if greeting != [GREETING] {
             return Err(TransportError::Control("the stream begins with another byte".into()));
         }
@@ -109,6 +114,91 @@ impl ClusterBidiStream for ControlStream {
     }
 }
 
-fn closed(cause: impl ToString) -> TransportError {
-    TransportError::Closed(cause.to_string())
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use protocol::NodeReport;
+    use protocol::config::Transport;
+    use protocol::message::{NODE_GROUP, NodeMsg, Wire};
+    use ractor::{ActorProcessingErr, call_t, pg};
+
+    use super::*;
+    use crate::endpoint::Purpose;
+    use crate::tests::{NODE, Pair, loopback};
+
+    struct Reporter;
+
+    impl Actor for Reporter {
+        type Msg = NodeMsg;
+        type State = ();
+        type Arguments = ();
+
+        async fn pre_start(
+            &self,
+            myself: ActorRef<NodeMsg>,
+            (): (),
+        ) -> Result<(), ActorProcessingErr> {
+            pg::join(NODE_GROUP.to_owned(), vec![myself.get_cell()]);
+            Ok(())
+        }
+
+        async fn handle(
+            &self,
+            _myself: ActorRef<NodeMsg>,
+            message: NodeMsg,
+            _state: &mut (),
+        ) -> Result<(), ActorProcessingErr> {
+            if let NodeMsg::Report(_, reply) = message {
+                let report = NodeReport {
+                    node: NODE,
+                    hostname: "here".into(),
+                    pid: 1,
+                    data_addr: loopback(),
+                    adapters: Vec::new(),
+                };
+                let _ = reply.send(report.into());
+            }
+            Ok(())
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn actors_talk_over_a_control_connection() {
+        let pair = Pair::new(&Transport::default()).await;
+        let (dialled, accepted) = pair.connect(Purpose::Control).await;
+        Actor::spawn(None, Reporter, ()).await.unwrap();
+        let coordinator = start_node_server("coordinator", &pair.cookie).await.unwrap();
+        let node = start_node_server("node", &pair.cookie).await.unwrap();
+        let (connected, carried) =
+            tokio::join!(node.connect(&dialled), coordinator.accept(&accepted));
+        connected.unwrap();
+        carried.unwrap();
+        // Both servers are in this process, so the group holds the actor and its remote shadows.
+        let start = Instant::now();
+        let remote = loop {
+            let members = pg::get_members(&NODE_GROUP.to_owned());
+            if let Some(remote) = members.into_iter().find(|actor| !actor.get_id().is_local()) {
+                break remote;
+            }
+            assert!(start.elapsed() < Duration::from_secs(5), "no remote actor");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        let remote: ActorRef<NodeMsg> = remote.into();
+        let Wire(report) = call_t!(remote, NodeMsg::Report, 2000, Wire::from(())).unwrap();
+        assert_eq!(report.unwrap().node, NODE);
+        coordinator.stop().await;
+        node.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_control_stream_that_never_comes_is_not_waited_for() {
+        let config = Transport { connect_timeout_ms: 300, ..Transport::default() };
+        let pair = Pair::new(&config).await;
+        let (_dialled, accepted) = pair.connect(Purpose::Control).await;
+        let server = start_node_server("alone", &pair.cookie).await.unwrap();
+        let error = server.accept(&accepted).await.unwrap_err();
+        assert!(matches!(error, TransportError::Silent(300)), "{error}");
+        server.stop().await;
+    }
 }

@@ -2,34 +2,31 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use protocol::NodeId;
 use protocol::config::Transport;
-use quinn::crypto::rustls::HandshakeData;
-use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::VarInt;
+use quinn::crypto::rustls::{HandshakeData, QuicClientConfig};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, warn};
 
 use crate::certs::Identity;
+use crate::connection::{Connection, Limits, PeerName, reason};
 use crate::error::TransportError;
 use crate::join::JoinRequest;
-use crate::tls;
-
-/// quinn sends batches of ten segments, and UDP caps a batch at 64 KiB: larger packets stall.
-/// On links with smaller ones discovery stops where the path does.
-const MAX_PACKET_BYTES: u16 = 6500;
-
-/// Bursts of activations fit the socket's buffers.
-const SOCKET_BUFFER_BYTES: usize = 4 << 20;
-
-/// Links and questions under way at once on one connection.
-const MAX_STREAMS: u32 = 64;
+use crate::{settings, tls};
 
 /// How long a closing endpoint waits for its last packets to leave.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Accepted connections that may wait for [`Endpoint::accept`].
+const MAX_ACCEPTED: usize = 16;
+
+/// Bytes of a connection attempt that may wait for its handshake to begin, and of all of them.
+const ATTEMPT_BYTES: u64 = 64 << 10;
+const ATTEMPTS_BYTES: u64 = 4 << 20;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,57 +35,6 @@ pub enum Purpose {
     Control,
     /// Frames: large windows.
     Data,
-}
-
-/// Who a certificate is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PeerName {
-    /// The coordinator.
-    Coordinator,
-    /// A node.
-    Node(NodeId),
-}
-
-impl fmt::Display for PeerName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Coordinator => write!(f, "coordinator.autoglm"),
-            Self::Node(node) => write!(f, "{node}.node.autoglm"),
-        }
-    }
-}
-
-impl PeerName {
-    /// The name in a certificate that TLS has verified.
-    fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
-        let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
-        let names = certificate.subject_alternative_name().ok()??;
-        names.value.general_names.iter().find_map(|name| match name {
-            x509_parser::extensions::GeneralName::DNSName("coordinator.autoglm") => {
-                Some(Self::Coordinator)
-            }
-            x509_parser::extensions::GeneralName::DNSName(name) => {
-                let node = name.strip_suffix(".node.autoglm")?;
-                u64::from_str_radix(node, 16).ok().map(|node| Self::Node(NodeId(node)))
-            }
-            _ => None,
-        })
-    }
-}
-
-/// A process's place in the cluster's network; clones share it.
-#[derive(Clone)]
-pub struct Endpoint {
-    endpoint: quinn::Endpoint,
-    identity: Option<Identity>,
-    config: Arc<Transport>,
-    incoming: Arc<Mutex<mpsc::Receiver<Incoming>>>,
-}
-
-impl fmt::Debug for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Endpoint").field(&self.local_addr()).finish()
-    }
 }
 
 /// A connection that was accepted.
@@ -102,46 +48,46 @@ pub enum Incoming {
     Join(JoinRequest),
 }
 
+/// A process's place in the cluster's network; clones share it.
+#[derive(Clone)]
+pub struct Endpoint {
+    endpoint: quinn::Endpoint,
+    // Replaced when the certificate is renewed.
+    identity: Arc<RwLock<Option<Identity>>>,
+    config: Arc<Transport>,
+    incoming: Arc<Mutex<mpsc::Receiver<Incoming>>>,
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Endpoint").field(&self.local_addr()).finish()
+    }
+}
+
 impl Endpoint {
-    /// Listens on `addr`. Without an identity it can only dial to join.
+    /// Listens on `addr`. Without an identity it accepts nobody, and can only dial to join.
     ///
     /// # Errors
-    /// When the address is taken, or the identity is unusable.
+    /// When the address is taken, a setting can't work, or the identity is unusable.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     pub fn bind(
         addr: SocketAddr,
         identity: Option<Identity>,
         config: &Transport,
     ) -> Result<Self, TransportError> {
+        settings::check(config)?;
+        let server = identity.as_ref().map(|it| server_config(it, config)).transpose()?;
         let bind = |cause| TransportError::Bind { addr, cause };
-        let socket = socket(addr).map_err(bind)?;
-        let server = identity
-            .as_ref()
-            .map(|identity| -> Result<_, TransportError> {
-                let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls::server(identity)?));
-                server
-                    .transport_config(Arc::new(transport_config(
-                        config,
-                        config.control_window_bytes,
-                    )))
-                    .migration(false)
-                    .max_incoming(config.max_connections as usize)
-                    .incoming_buffer_size(64 << 10)
-                    .incoming_buffer_size_total(4 << 20);
-                Ok(server)
-            })
-            .transpose()?;
-        let mut endpoint_config = EndpointConfig::default();
-        endpoint_config
-            .max_udp_payload_size(MAX_PACKET_BYTES)
-            .map_err(|cause| TransportError::Certificates(cause.to_string()))?;
+        let socket = settings::socket(addr).map_err(bind)?;
         let runtime = Arc::new(quinn::TokioRuntime);
         let endpoint =
-            quinn::Endpoint::new(endpoint_config, server, socket, runtime).map_err(bind)?;
-        let (accepted, incoming) = mpsc::channel(16);
+            quinn::Endpoint::new(settings::endpoint(), server, socket, runtime).map_err(bind)?;
         let config = Arc::new(config.clone());
-        if identity.is_some() {
-            tokio::spawn(accept(endpoint.clone(), Arc::clone(&config), accepted));
-        }
+        let (accepted, incoming) = mpsc::channel(MAX_ACCEPTED);
+        tokio::spawn(accept(endpoint.clone(), Door::new(Arc::clone(&config), accepted)));
+        let identity = Arc::new(RwLock::new(identity));
         Ok(Self { endpoint, identity, config, incoming: Arc::new(Mutex::new(incoming)) })
     }
 
@@ -150,9 +96,20 @@ impl Endpoint {
         self.endpoint.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)))
     }
 
-    #[cfg(test)]
-    pub(crate) fn identity(&self) -> Option<Identity> {
-        self.identity.clone()
+    /// Who this process is, once it has a certificate.
+    pub fn identity(&self) -> Option<Identity> {
+        self.identity.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Shows another certificate from now on. Connections that stand are not touched.
+    ///
+    /// # Errors
+    /// When the identity is unusable; the old one stays.
+    pub fn replace_identity(&self, identity: Identity) -> Result<(), TransportError> {
+        let server = server_config(&identity, &self.config)?;
+        self.endpoint.set_server_config(Some(server));
+        *self.identity.write().unwrap_or_else(PoisonError::into_inner) = Some(identity);
+        Ok(())
     }
 
     /// The next connection; none once the endpoint is closed.
@@ -160,7 +117,9 @@ impl Endpoint {
         self.incoming.lock().await.recv().await
     }
 
-    /// Connects to a member of the cluster, who must prove to be `peer`.
+    /// Connects to a member of the cluster, who must prove to be `peer`. Whether that member takes
+    /// us in shows when the first stream is opened: the dialling side of TLS 1.3 is done before the
+    /// other has seen its certificate.
     ///
     /// # Errors
     /// When nobody answers in time, or somebody else does.
@@ -170,37 +129,39 @@ impl Endpoint {
         purpose: Purpose,
         peer: PeerName,
     ) -> Result<Connection, TransportError> {
-        let identity = self.identity.as_ref().ok_or_else(|| TransportError::Dial {
+        let identity = self.identity().ok_or_else(|| TransportError::Dial {
             addr,
             cause: "this process has no certificate yet".into(),
         })?;
-        let (alpn, window) = match purpose {
-            Purpose::Control => (tls::CONTROL, self.config.control_window_bytes),
-            Purpose::Data => (tls::DATA, self.config.data_window_bytes),
+        let alpn = match purpose {
+            Purpose::Control => tls::CONTROL,
+            Purpose::Data => tls::DATA,
         };
-        let crypto = tls::client(identity, alpn)?;
-        let connection = self.connect(addr, crypto, window, &peer.to_string()).await?;
-        Ok(Connection { connection, peer, max_frame_bytes: self.config.max_frame_bytes as usize })
+        let crypto = tls::client(&identity, alpn)?;
+        let connection = self.connect(addr, crypto, purpose, &peer.to_string()).await?;
+        Ok(Connection::new(connection, peer, Limits::new(&self.config), None))
     }
 
     pub(crate) async fn connect(
         &self,
         addr: SocketAddr,
-        crypto: quinn::crypto::rustls::QuicClientConfig,
-        window: u32,
+        crypto: QuicClientConfig,
+        purpose: Purpose,
         name: &str,
     ) -> Result<quinn::Connection, TransportError> {
         let dial = |cause: String| TransportError::Dial { addr, cause };
+        let timeout = Duration::from_millis(self.config.connect_timeout_ms);
+        let no_answer = || dial(format!("no answer within {} ms", timeout.as_millis()));
         let mut client = quinn::ClientConfig::new(Arc::new(crypto));
-        client.transport_config(Arc::new(transport_config(&self.config, window)));
+        client.transport_config(Arc::new(settings::dialling(&self.config, purpose)));
         let connecting = self
             .endpoint
             .connect_with(client, addr, name)
             .map_err(|cause| dial(cause.to_string()))?;
-        let timeout = Duration::from_millis(self.config.connect_timeout_ms);
         match tokio::time::timeout(timeout, connecting).await {
-            Ok(connected) => connected.map_err(|cause| dial(cause.to_string())),
-            Err(_) => Err(dial(format!("no answer within {} ms", timeout.as_millis()))),
+            Ok(Ok(connection)) => Ok(connection),
+            Err(_) | Ok(Err(quinn::ConnectionError::TimedOut)) => Err(no_answer()),
+            Ok(Err(cause)) => Err(dial(reason(&cause))),
         }
     }
 
@@ -211,141 +172,113 @@ impl Endpoint {
     }
 }
 
+fn server_config(
+    identity: &Identity,
+    config: &Transport,
+) -> Result<quinn::ServerConfig, TransportError> {
+    let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls::server(identity)?));
+    server
+        .transport_config(Arc::new(settings::accepting(config)))
+        // Machines of a cluster keep their addresses.
+        .migration(false)
+        .max_incoming(config.max_connections as usize)
+        .incoming_buffer_size(ATTEMPT_BYTES)
+        .incoming_buffer_size_total(ATTEMPTS_BYTES);
+    Ok(server)
+}
+
 /// Shakes hands with whoever dials, each in a task of its own: a peer that stalls holds up nobody.
-async fn accept(
-    endpoint: quinn::Endpoint,
-    config: Arc<Transport>,
-    accepted: mpsc::Sender<Incoming>,
-) {
-    let places = Arc::new(Semaphore::new(config.max_connections as usize));
-    while let Some(incoming) = endpoint.accept().await {
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            warn!(peer = %incoming.remote_address(), "transport.max_connections are open already");
+/// Ends with the endpoint, or when no handle to it is left.
+async fn accept(endpoint: quinn::Endpoint, door: Door) {
+    loop {
+        let incoming = tokio::select! {
+            incoming = endpoint.accept() => incoming,
+            () = door.accepted.closed() => None,
+        };
+        let Some(incoming) = incoming else { return };
+        let num_free = door.handshakes.available_permits();
+        let Ok(place) = Arc::clone(&door.handshakes).try_acquire_owned() else {
+            debug!(peer = %incoming.remote_address(), "too many handshakes at once");
             incoming.refuse();
             continue;
         };
-        let (config, accepted) = (Arc::clone(&config), accepted.clone());
-        tokio::spawn(async move {
-            let peer = incoming.remote_address();
-            let timeout = Duration::from_millis(config.connect_timeout_ms);
-            match tokio::time::timeout(timeout, incoming).await {
-                Ok(Ok(connection)) => {
-                    if let Some(incoming) = admit(&connection, &config) {
-                        // Fails when the endpoint is gone.
-                        let _ = accepted.send(incoming).await;
-                        connection.closed().await;
-                    }
+        // Under load whoever dials must first show that it receives what is sent to its address, so
+        // that forged ones take no places.
+        let is_crowded = num_free <= door.config.max_connections as usize / 2;
+        if is_crowded && !incoming.remote_address_validated() {
+            let _ = incoming.retry();
+            continue;
+        }
+        tokio::spawn(door.clone().shake_hands(incoming, place));
+    }
+}
+
+/// Who gets in, and how many at once.
+#[derive(Clone)]
+struct Door {
+    config: Arc<Transport>,
+    accepted: mpsc::Sender<Incoming>,
+    // Counted apart, up to transport.max_connections of each, so that whoever never becomes a
+    // member takes no member's place.
+    handshakes: Arc<Semaphore>,
+    joins: Arc<Semaphore>,
+    members: Arc<Semaphore>,
+}
+
+impl Door {
+    fn new(config: Arc<Transport>, accepted: mpsc::Sender<Incoming>) -> Self {
+        let places = || Arc::new(Semaphore::new(config.max_connections as usize));
+        Self { accepted, handshakes: places(), joins: places(), members: places(), config }
+    }
+
+    async fn shake_hands(self, incoming: quinn::Incoming, place: OwnedSemaphorePermit) {
+        let peer = incoming.remote_address();
+        let timeout = Duration::from_millis(self.config.connect_timeout_ms);
+        let shaken = tokio::time::timeout(timeout, incoming).await;
+        drop(place);
+        match shaken {
+            Ok(Ok(connection)) => match self.admit(&connection) {
+                // Fails when the endpoint is gone.
+                Ok(incoming) => drop(self.accepted.send(incoming).await),
+                Err(cause) => {
+                    warn!(%peer, cause, "connection refused");
+                    connection.close(VarInt::from_u32(1), cause.as_bytes());
                 }
-                Ok(Err(cause)) => debug!(%peer, %cause, "handshake failed"),
-                Err(_) => debug!(%peer, "handshake took too long"),
-            }
-            drop(place);
-        });
-    }
-}
-
-/// Decides by the protocol that was agreed on and the certificate that was shown.
-fn admit(connection: &quinn::Connection, config: &Transport) -> Option<Incoming> {
-    let handshake = connection.handshake_data()?.downcast::<HandshakeData>().ok()?;
-    let alpn = handshake.protocol?;
-    if alpn == tls::JOIN {
-        return Some(Incoming::Join(JoinRequest::new(connection.clone())));
-    }
-    let chain = connection
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
-    let peer = chain.and_then(|chain| PeerName::of(chain.first()?));
-    let Some(peer) = peer else {
-        warn!(peer = %connection.remote_address(), "a peer without our certificate is refused");
-        connection.close(VarInt::from_u32(1), b"this needs a certificate of the cluster");
-        return None;
-    };
-    let max_frame_bytes = config.max_frame_bytes as usize;
-    let connection = Connection { connection: connection.clone(), peer, max_frame_bytes };
-    Some(if alpn == tls::DATA {
-        connection.connection.set_receive_window(VarInt::from_u32(config.data_window_bytes));
-        Incoming::Data(connection)
-    } else {
-        Incoming::Control(connection)
-    })
-}
-
-/// A connection to a member of the cluster; clones share it.
-#[derive(Clone, Debug)]
-pub struct Connection {
-    pub(crate) connection: quinn::Connection,
-    peer: PeerName,
-    pub(crate) max_frame_bytes: usize,
-}
-
-impl Connection {
-    /// Who the other side is, by its certificate.
-    pub fn peer(&self) -> PeerName {
-        self.peer
-    }
-
-    /// Where the other side is.
-    pub fn remote_addr(&self) -> SocketAddr {
-        self.connection.remote_address()
-    }
-
-    /// The round trip as QUIC measures it.
-    pub fn rtt(&self) -> Duration {
-        self.connection.rtt()
-    }
-
-    /// Whether it still stands.
-    pub fn is_open(&self) -> bool {
-        self.connection.close_reason().is_none()
-    }
-
-    /// Whether both are handles to one connection.
-    pub fn is(&self, other: &Self) -> bool {
-        self.connection.stable_id() == other.connection.stable_id()
-    }
-
-    /// Why it ended, once it has: closed by either side, or silent for too long.
-    pub async fn closed(&self) -> String {
-        match self.connection.closed().await {
-            quinn::ConnectionError::ApplicationClosed(closed) => {
-                String::from_utf8_lossy(&closed.reason).into_owned()
-            }
-            quinn::ConnectionError::TimedOut => "nothing was heard of it for too long".into(),
-            cause => cause.to_string(),
+            },
+            Ok(Err(cause)) => debug!(%peer, %cause, "handshake failed"),
+            Err(_) => debug!(%peer, "handshake took too long"),
         }
     }
 
-    /// Ends it.
-    pub fn close(&self, reason: &str) {
-        self.connection.close(VarInt::from_u32(0), reason.as_bytes());
+    /// Decides by the protocol that was agreed on and the certificate that was shown.
+    fn admit(&self, connection: &quinn::Connection) -> Result<Incoming, &'static str> {
+        let take = |places: &Arc<Semaphore>| {
+            Arc::clone(places)
+                .try_acquire_owned()
+                .map_err(|_| "transport.max_connections are open already")
+        };
+        let handshake = connection.handshake_data().and_then(|data| data.downcast().ok());
+        let protocol = handshake.and_then(|data: Box<HandshakeData>| data.protocol);
+        let purpose = match protocol.as_deref() {
+            Some(tls::JOIN) => {
+                let place = take(&self.joins)?;
+                return Ok(Incoming::Join(JoinRequest::new(connection.clone(), place)));
+            }
+            Some(tls::CONTROL) => Purpose::Control,
+            Some(tls::DATA) => Purpose::Data,
+            _ => return Err("this protocol is unknown"),
+        };
+        let shown = connection.peer_identity().and_then(|shown| shown.downcast().ok());
+        let peer = shown
+            .and_then(|chain: Box<Vec<CertificateDer<'static>>>| PeerName::of(chain.first()?))
+            .ok_or("this needs a certificate of the cluster")?;
+        let place = take(&self.members)?;
+        settings::welcome(connection, purpose, &self.config);
+        let limits = Limits::new(&self.config);
+        let connection = Connection::new(connection.clone(), peer, limits, Some(place));
+        Ok(match purpose {
+            Purpose::Control => Incoming::Control(connection),
+            Purpose::Data => Incoming::Data(connection),
+        })
     }
-}
-
-fn socket(addr: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
-    let domain = socket2::Domain::for_address(addr);
-    let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
-    // As much as the system allows; less is slower, not wrong.
-    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
-    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
-    socket.bind(&addr.into())?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
-}
-
-fn transport_config(config: &Transport, window: u32) -> TransportConfig {
-    let mut discovery = MtuDiscoveryConfig::default();
-    discovery.upper_bound(MAX_PACKET_BYTES);
-    let idle = Duration::from_millis(config.idle_timeout_ms);
-    let mut transport = TransportConfig::default();
-    transport
-        .keep_alive_interval(Some(Duration::from_millis(config.keep_alive_ms)))
-        .max_idle_timeout(IdleTimeout::try_from(idle).ok())
-        .mtu_discovery_config(Some(discovery))
-        .stream_receive_window(VarInt::from_u32(config.data_window_bytes))
-        .receive_window(VarInt::from_u32(window))
-        .send_window(2 * u64::from(window))
-        .max_concurrent_bidi_streams(VarInt::from_u32(4))
-        .max_concurrent_uni_streams(VarInt::from_u32(MAX_STREAMS))
-        .datagram_receive_buffer_size(None);
-    transport
 }

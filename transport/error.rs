@@ -3,6 +3,9 @@
 use std::net::SocketAddr;
 
 use protocol::{FrameError, WIRE_VERSION, codec::CodecError};
+use quinn::{ConnectionError, ReadError, ReadExactError, WriteError};
+
+use crate::connection::reason;
 
 /// Why two processes don't reach or don't understand each other.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +18,16 @@ pub enum TransportError {
         /// What the system says.
         cause: std::io::Error,
     },
+    /// A setting that can't work, from the file or from the coordinator.
+    #[error("transport.{key} = {value}: {expected}")]
+    Setting {
+        /// Which.
+        key: &'static str,
+        /// What it says.
+        value: u64,
+        /// What would be right.
+        expected: &'static str,
+    },
     /// Nobody answers, or not whom we expect.
     #[error("can't reach {addr}: {cause}")]
     Dial {
@@ -26,6 +39,9 @@ pub enum TransportError {
     /// The connection or stream has ended.
     #[error("the connection is closed: {0}")]
     Closed(String),
+    /// The other side opened a stream and then said nothing for too long.
+    #[error("the other side opened a stream and said nothing for {0} ms")]
+    Silent(u64),
     /// The other side breaks the protocol.
     #[error(transparent)]
     Frame(#[from] FrameError),
@@ -76,5 +92,40 @@ impl JoinError {
     /// Whether trying again can't help.
     pub fn is_final(&self) -> bool {
         !matches!(self, Self::Transport(_))
+    }
+}
+
+impl From<ConnectionError> for TransportError {
+    fn from(cause: ConnectionError) -> Self {
+        Self::Closed(reason(&cause))
+    }
+}
+
+// quinn's own words for these leave out why the connection was lost.
+impl From<WriteError> for TransportError {
+    fn from(cause: WriteError) -> Self {
+        match cause {
+            WriteError::ConnectionLost(cause) => cause.into(),
+            WriteError::Stopped(_) => Self::Closed("the other side reads this no more".into()),
+            cause => Self::Closed(cause.to_string()),
+        }
+    }
+}
+
+impl From<ReadError> for TransportError {
+    fn from(cause: ReadError) -> Self {
+        match cause {
+            ReadError::ConnectionLost(cause) => cause.into(),
+            cause => Self::Closed(cause.to_string()),
+        }
+    }
+}
+
+impl From<ReadExactError> for TransportError {
+    fn from(cause: ReadExactError) -> Self {
+        match cause {
+            ReadExactError::ReadError(cause) => cause.into(),
+            ReadExactError::FinishedEarly(_) => Self::Closed("the stream ended early".into()),
+        }
     }
 }

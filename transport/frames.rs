@@ -4,13 +4,19 @@
 use bincode::{Decode, Encode};
 use bytes::Bytes;
 use protocol::frame::HEADER_BYTES;
-use protocol::{Epoch, Frame, PipelineId, StageIndex, codec};
+use protocol::{Epoch, Frame, FrameError, PipelineId, StageIndex, codec};
 
-use crate::endpoint::Connection;
+use crate::connection::Connection;
 use crate::error::TransportError;
 
 /// Longest greeting: a certificate request or a link's hello.
 const MAX_GREETING_BYTES: usize = 64 << 10;
+
+/// A link keeps this much memory from frame to frame; a larger frame gives the rest back.
+const MAX_KEPT_BYTES: usize = 4 << 20;
+
+/// Memory that the promise of a frame is worth. The rest is taken as its bytes arrive.
+const MAX_TRUSTED_BYTES: usize = 1 << 20;
 
 /// What a link is for, said once when it opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
@@ -26,43 +32,63 @@ pub struct LinkHello {
 /// Opens a link to the peer.
 ///
 /// # Errors
-/// When the connection is gone.
+/// When the connection is gone, or the peer refused it.
 pub async fn open_frames(
     connection: &Connection,
     hello: &LinkHello,
 ) -> Result<FrameSender, TransportError> {
-    let mut stream = connection.connection.open_uni().await.map_err(closed)?;
+    let mut stream = connection.connection.open_uni().await?;
     write_message(&mut stream, hello).await?;
-    Ok(FrameSender { stream })
+    let max_bytes = connection.limits.max_frame_bytes;
+    Ok(FrameSender { stream, max_bytes, unsent: Bytes::new() })
 }
 
-/// The next link that the peer opens.
+/// The next link that the peer opens. Not cancel-safe: the link whose greeting was being read is
+/// lost.
 ///
 /// # Errors
 /// When the connection is gone, or the peer breaks the protocol.
 pub async fn accept_frames(
     connection: &Connection,
 ) -> Result<(LinkHello, FrameReceiver), TransportError> {
-    let mut stream = connection.connection.accept_uni().await.map_err(closed)?;
-    let hello = read_message(&mut stream).await?;
-    let max_bytes = connection.max_frame_bytes;
+    let mut stream = connection.connection.accept_uni().await?;
+    let hello = connection.limits.greeting(read_message(&mut stream)).await?;
+    let max_bytes = connection.limits.max_frame_bytes;
     Ok((hello, FrameReceiver { stream, max_bytes, buffer: Vec::new() }))
 }
 
-/// The sending end of a link.
+/// The sending end of a link. The link ends when it is dropped.
 #[derive(Debug)]
 pub struct FrameSender {
     stream: quinn::SendStream,
+    max_bytes: usize,
+    // Of a frame whose sending was cancelled.
+    unsent: Bytes,
 }
 
 impl FrameSender {
-    /// Sends a frame; waits while the receiver is behind. Not cancel-safe: a frame that was begun
-    /// must be finished.
+    /// Sends a frame; waits while the receiver is behind. Cancelled, it has sent the frame or
+    /// part of it, and the next call begins with the rest: frames are never torn.
     ///
     /// # Errors
-    /// When the link is gone.
+    /// When the link is gone, or the frame is longer than any receiver would take.
     pub async fn send(&mut self, frame: &Frame) -> Result<(), TransportError> {
-        self.stream.write_chunk(Bytes::from(frame.encode())).await.map_err(closed)
+        let bytes = frame.encode();
+        let num_bytes = bytes.len() - HEADER_BYTES;
+        if num_bytes > self.max_bytes {
+            let max = self.max_bytes;
+            return Err(FrameError::TooLong { bytes: num_bytes, max }.into());
+        }
+        self.flush().await?;
+        self.unsent = bytes.into();
+        self.flush().await
+    }
+
+    async fn flush(&mut self) -> Result<(), TransportError> {
+        while !self.unsent.is_empty() {
+            self.stream.write_chunks(std::slice::from_mut(&mut self.unsent)).await?;
+        }
+        Ok(())
     }
 }
 
@@ -71,30 +97,46 @@ impl FrameSender {
 pub struct FrameReceiver {
     stream: quinn::RecvStream,
     max_bytes: usize,
-    // Kept from frame to frame.
+    // What has arrived of the next frame.
     buffer: Vec<u8>,
 }
 
 impl FrameReceiver {
-    /// The next frame and its size in bytes; none when the link ended between two frames. Not
-    /// cancel-safe.
+    /// The next frame and its size in bytes; none when the link ended between two frames.
+    /// Cancel-safe: what has arrived is kept for the next call.
     ///
     /// # Errors
-    /// When the link is gone, or the peer breaks the protocol.
+    /// When the link is gone, or the peer breaks the protocol: no later frame can be read.
     pub async fn recv(&mut self) -> Result<Option<(Frame, usize)>, TransportError> {
-        let mut header = [0; HEADER_BYTES];
-        match self.stream.read_exact(&mut header).await {
-            Ok(()) => {}
-            Err(quinn::ReadExactError::FinishedEarly(0)) => return Ok(None),
-            Err(cause) => return Err(closed(cause)),
+        if !self.fill(HEADER_BYTES).await? {
+            return Ok(None);
         }
+        let header = self.buffer.first_chunk().expect("filled up to the header's length");
         // Checked before memory is taken.
-        let payload = Frame::payload_bytes(&header, self.max_bytes)?;
-        self.buffer.resize(HEADER_BYTES + payload, 0);
-        self.buffer[..HEADER_BYTES].copy_from_slice(&header);
-        self.stream.read_exact(&mut self.buffer[HEADER_BYTES..]).await.map_err(closed)?;
+        let num_bytes = HEADER_BYTES + Frame::payload_bytes(header, self.max_bytes)?;
+        self.fill(num_bytes).await?;
         let frame = Frame::decode(&self.buffer)?;
-        Ok(Some((frame, self.buffer.len())))
+        self.buffer.clear();
+        self.buffer.shrink_to(MAX_KEPT_BYTES);
+        Ok(Some((frame, num_bytes)))
+    }
+
+    /// Reads until the buffer holds `num_bytes`; false when the link ended before the first.
+    async fn fill(&mut self, num_bytes: usize) -> Result<bool, TransportError> {
+        let missing = num_bytes.saturating_sub(self.buffer.len());
+        self.buffer.reserve(missing.min(MAX_TRUSTED_BYTES));
+        while self.buffer.len() < num_bytes {
+            let missing = num_bytes - self.buffer.len();
+            match self.stream.read_chunk(missing, true).await? {
+                Some(chunk) => self.buffer.extend_from_slice(&chunk.bytes),
+                None if self.buffer.is_empty() => return Ok(false),
+                None => {
+                    let held = self.buffer.len();
+                    return Err(FrameError::Truncated { held, promised: num_bytes }.into());
+                }
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -103,10 +145,12 @@ pub(crate) async fn write_message<T: Encode>(
     stream: &mut quinn::SendStream,
     message: &T,
 ) -> Result<(), TransportError> {
-    let bytes = codec::encode(message);
-    let length = u32::try_from(bytes.len()).map_err(|_| TransportError::TooLong(bytes.len()))?;
-    stream.write_all(&length.to_le_bytes()).await.map_err(closed)?;
-    stream.write_all(&bytes).await.map_err(closed)
+    let message = codec::encode(message);
+    let length =
+        u32::try_from(message.len()).map_err(|_| TransportError::TooLong(message.len()))?;
+    let mut bytes = length.to_le_bytes().to_vec();
+    bytes.extend(message);
+    Ok(stream.write_chunk(bytes.into()).await?)
 }
 
 /// Reads a message after its length.
@@ -114,16 +158,173 @@ pub(crate) async fn read_message<T: Decode<()>>(
     stream: &mut quinn::RecvStream,
 ) -> Result<T, TransportError> {
     let mut length = [0; 4];
-    stream.read_exact(&mut length).await.map_err(closed)?;
+    stream.read_exact(&mut length).await?;
     let length = u32::from_le_bytes(length) as usize;
     if length > MAX_GREETING_BYTES {
         return Err(TransportError::TooLong(length));
     }
     let mut bytes = vec![0; length];
-    stream.read_exact(&mut bytes).await.map_err(closed)?;
+    stream.read_exact(&mut bytes).await?;
     Ok(codec::decode(&bytes)?)
 }
 
-fn closed(cause: impl ToString) -> TransportError {
-    TransportError::Closed(cause.to_string())
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use protocol::config::Transport;
+    use protocol::{Body, ModelId, Step, StepId};
+
+    use super::*;
+    use crate::endpoint::Purpose;
+    use crate::tests::Pair;
+
+    fn hello() -> LinkHello {
+        let epoch = Epoch { start: 1, counter: 2 };
+        LinkHello { pipeline: PipelineId(0), epoch, stage: StageIndex(1) }
+    }
+
+    fn frame(step: u64, num_values: usize) -> Frame {
+        let hidden = (0..num_values).map(|i| i as f32).collect();
+        Frame {
+            model: ModelId([1; 16]),
+            pipeline: PipelineId(0),
+            stage: StageIndex(1),
+            epoch: Epoch { start: 1, counter: 2 },
+            step: StepId(step),
+            body: Body::Step(Step { hidden, ..Step::default() }),
+        }
+    }
+
+    #[tokio::test]
+    async fn frames_arrive_whole_and_in_order() {
+        let pair = Pair::new(&Transport::default()).await;
+        // Either side of a connection may open links.
+        let (dialled, accepted) = pair.connect(Purpose::Data).await;
+        for (from, to) in [(&dialled, &accepted), (&accepted, &dialled)] {
+            let sizes = [0, 1, 1000, 100_000, 2 << 20, 7];
+            let send = async {
+                let mut link = open_frames(from, &hello()).await.unwrap();
+                for (step, num_values) in sizes.into_iter().enumerate() {
+                    link.send(&frame(step as u64, num_values)).await.unwrap();
+                }
+            };
+            let receive = async {
+                let (said, mut link) = accept_frames(to).await.unwrap();
+                assert_eq!(said, hello());
+                for (step, num_values) in sizes.into_iter().enumerate() {
+                    let (received, num_bytes) = link.recv().await.unwrap().unwrap();
+                    assert_eq!(received, frame(step as u64, num_values));
+                    assert_eq!(num_bytes, received.encode().len());
+                    assert!(link.buffer.capacity() <= MAX_KEPT_BYTES);
+                }
+                assert!(link.recv().await.unwrap().is_none(), "the link ended between two frames");
+            };
+            tokio::join!(send, receive);
+        }
+    }
+
+    /// Goal: a slow receiver holds up the sender, and cancelling either side tears no frame.
+    /// Method: small windows, and both sides give up again and again.
+    #[tokio::test]
+    async fn back_pressure_and_cancelled_calls_tear_nothing() {
+        const NUM_FRAMES: u64 = 20;
+        let config = Transport { data_window_bytes: 16 << 10, ..Transport::default() };
+        let pair = Pair::new(&config).await;
+        let (dialled, accepted) = pair.connect(Purpose::Data).await;
+        let mut sending = open_frames(&dialled, &hello()).await.unwrap();
+        let (_, mut receiving) = accept_frames(&accepted).await.unwrap();
+        let mut num_sent = 0;
+        let patience = Duration::from_millis(50);
+        // A frame is begun by the call that times out, and finished by the next.
+        let mut is_held_up = false;
+        while num_sent < NUM_FRAMES && !is_held_up {
+            let sent = frame(num_sent, 10_000);
+            is_held_up = tokio::time::timeout(patience, sending.send(&sent)).await.is_err();
+            num_sent += 1;
+        }
+        assert!(num_sent < 5, "{num_sent} frames of 40 kB fit into windows of 16 kB");
+        let send = async {
+            for step in num_sent..NUM_FRAMES {
+                sending.send(&frame(step, 10_000)).await.unwrap();
+            }
+            sending.flush().await.unwrap();
+            sending
+        };
+        let receive = async {
+            for step in 0..NUM_FRAMES {
+                let received = loop {
+                    let patience = Duration::from_micros(100);
+                    if let Ok(received) = tokio::time::timeout(patience, receiving.recv()).await {
+                        break received.unwrap().unwrap().0;
+                    }
+                };
+                assert_eq!(received, frame(step, 10_000));
+            }
+        };
+        tokio::join!(send, receive);
+    }
+
+    #[tokio::test]
+    async fn a_frame_beyond_the_limit_is_refused_by_name() {
+        let config = Transport { max_frame_bytes: 1000, ..Transport::default() };
+        let pair = Pair::new(&config).await;
+        let (dialled, accepted) = pair.connect(Purpose::Data).await;
+        let mut sending = open_frames(&dialled, &hello()).await.unwrap();
+        let (_, mut receiving) = accept_frames(&accepted).await.unwrap();
+        let error = sending.send(&frame(0, 4000)).await.unwrap_err();
+        assert!(matches!(error, TransportError::Frame(FrameError::TooLong { max: 1000, .. })));
+        // Nothing of it has left: the link is as good as before.
+        sending.send(&frame(1, 10)).await.unwrap();
+        assert_eq!(receiving.recv().await.unwrap().unwrap().0, frame(1, 10));
+        sending.unsent = frame(2, 4000).encode().into();
+        sending.flush().await.unwrap();
+        let error = receiving.recv().await.unwrap_err();
+        assert!(matches!(error, TransportError::Frame(FrameError::TooLong { max: 1000, .. })));
+        assert!(receiving.buffer.capacity() < 1000, "no memory was taken");
+    }
+
+    #[tokio::test]
+    async fn garbage_on_a_link_is_refused() {
+        let config = Transport { connect_timeout_ms: 500, ..Transport::default() };
+        let pair = Pair::new(&config).await;
+        let (dialled, accepted) = pair.connect(Purpose::Data).await;
+        let mut stream = dialled.connection.open_uni().await.unwrap();
+        stream.write_all(&u32::MAX.to_le_bytes()).await.unwrap();
+        assert!(matches!(accept_frames(&accepted).await, Err(TransportError::TooLong(_))));
+
+        let mut silent = dialled.connection.open_uni().await.unwrap();
+        silent.write_all(&[0]).await.unwrap();
+        assert!(matches!(accept_frames(&accepted).await, Err(TransportError::Silent(500))));
+
+        let mut stream = dialled.connection.open_uni().await.unwrap();
+        write_message(&mut stream, &hello()).await.unwrap();
+        stream.write_all(&[b'x'; 64]).await.unwrap();
+        let (_, mut link) = accept_frames(&accepted).await.unwrap();
+        assert!(matches!(link.recv().await, Err(TransportError::Frame(FrameError::BadMagic))));
+
+        // Half a frame, and the end.
+        let mut sending = open_frames(&dialled, &hello()).await.unwrap();
+        let (_, mut link) = accept_frames(&accepted).await.unwrap();
+        let bytes = frame(0, 100).encode();
+        sending.unsent = bytes[..bytes.len() - 1].to_vec().into();
+        sending.flush().await.unwrap();
+        drop(sending);
+        let error = link.recv().await.unwrap_err();
+        assert!(matches!(error, TransportError::Frame(FrameError::Truncated { .. })), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_link_says_why_it_ended() {
+        let pair = Pair::new(&Transport::default()).await;
+        let (dialled, accepted) = pair.connect(Purpose::Data).await;
+        let mut sending = open_frames(&dialled, &hello()).await.unwrap();
+        let (_, mut receiving) = accept_frames(&accepted).await.unwrap();
+        accepted.close("the plan has\nchanged");
+        assert_eq!(dialled.closed().await, "the plan has changed");
+        let error = sending.send(&frame(0, 1)).await.unwrap_err();
+        assert_eq!(error.to_string(), "the connection is closed: the plan has changed");
+        let error = receiving.recv().await.unwrap_err();
+        assert_eq!(error.to_string(), "the connection is closed: closed by this side");
+    }
 }

@@ -4,18 +4,21 @@
 //! The only crate that names quinn and rustls. It moves frames and knows nothing of what they mean.
 
 mod certs;
+mod connection;
 mod control;
 mod endpoint;
 mod error;
 mod frames;
 mod join;
+mod settings;
 #[cfg(test)]
 mod tests;
 mod tls;
 
 pub use certs::{Authority, Identity};
+pub use connection::{Connection, PeerName};
 pub use control::{NodeServerHandle, start_node_server};
-pub use endpoint::{Connection, Endpoint, Incoming, PeerName, Purpose};
+pub use endpoint::{Endpoint, Incoming, Purpose};
 pub use error::{JoinError, TransportError};
 pub use frames::{FrameReceiver, FrameSender, LinkHello, accept_frames, open_frames};
 pub use join::{JoinRequest, Joined, join};

@@ -4,10 +4,14 @@ use std::sync::Arc;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WantsClientCert};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, ServerConfig,
+    SignatureScheme,
+};
 
 use crate::certs::Identity;
 use crate::error::TransportError;
@@ -33,36 +37,52 @@ pub(crate) fn server(identity: &Identity) -> Result<QuicServerConfig, TransportE
         .with_single_cert(identity.chain.clone(), identity.private_key().into())
         .map_err(failed)?;
     config.alpn_protocols = vec![CONTROL.to_vec(), DATA.to_vec(), JOIN.to_vec()];
+    // A session that is taken up again would outlive the certificate that it began with.
+    config.send_tls13_tickets = 0;
     QuicServerConfig::try_from(config).map_err(failed)
 }
 
 /// For the side that dials a member of the cluster: both prove who they are.
-pub(crate) fn client(identity: &Identity, alpn: &[u8]) -> Result<QuicClientConfig, TransportError> {
-    let mut config = ClientConfig::builder_with_provider(provider())
+pub(crate) fn client(
+    identity: &Identity,
+    alpn: &'static [u8],
+) -> Result<QuicClientConfig, TransportError> {
+    let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(failed)?
         .with_root_certificates(roots(identity)?)
         .with_client_auth_cert(identity.chain.clone(), identity.private_key().into())
         .map_err(failed)?;
-    config.alpn_protocols = vec![alpn.to_vec()];
-    QuicClientConfig::try_from(config).map_err(failed)
+    offering(config, &[alpn])
 }
 
 /// For a node that isn't a member yet, on loopback only: whoever listens there is taken for the
 /// coordinator. Everything after joining is verified against the authority that it names.
 pub(crate) fn stranger() -> Result<QuicClientConfig, TransportError> {
-    anonymous(JOIN)
+    offering(unverified()?.with_no_client_auth(), &[JOIN])
 }
 
-/// Without a certificate: good for joining only.
-pub(crate) fn anonymous(alpn: &[u8]) -> Result<QuicClientConfig, TransportError> {
-    let mut config = ClientConfig::builder_with_provider(provider())
+/// An attacker's client: it trusts anybody, and shows and asks for what it likes.
+#[cfg(test)]
+pub(crate) fn attacker(identity: Option<&Identity>, alpns: &[&[u8]]) -> QuicClientConfig {
+    let config = unverified().unwrap();
+    let config = match identity {
+        Some(it) => config.with_client_auth_cert(it.chain.clone(), it.private_key().into()),
+        None => Ok(config.with_no_client_auth()),
+    };
+    offering(config.unwrap(), alpns).unwrap()
+}
+
+fn unverified() -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TransportError> {
+    let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(failed)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Loopback))
-        .with_no_client_auth();
-    config.alpn_protocols = vec![alpn.to_vec()];
+        .map_err(failed)?;
+    Ok(config.dangerous().with_custom_certificate_verifier(Arc::new(Unverified)))
+}
+
+fn offering(mut config: ClientConfig, alpns: &[&[u8]]) -> Result<QuicClientConfig, TransportError> {
+    config.alpn_protocols = alpns.iter().map(|alpn| alpn.to_vec()).collect();
+    config.resumption = Resumption::disabled();
     QuicClientConfig::try_from(config).map_err(failed)
 }
 
@@ -83,9 +103,9 @@ fn failed(cause: impl ToString) -> TransportError {
 
 /// Takes any certificate, but checks that the peer holds its key.
 #[derive(Debug)]
-struct Loopback;
+struct Unverified;
 
-impl ServerCertVerifier for Loopback {
+impl ServerCertVerifier for Unverified {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,

@@ -57,7 +57,7 @@ impl ChatTemplate {
                 .map_err(|cause| Error::new(ErrorKind::InvalidOperation, cause.to_string()))
         });
         environment
-            .add_template_owned(NAME, template.to_owned())
+            .add_template_owned(NAME, without_generation(template))
             .map_err(|cause| TemplateError::Malformed(cause.to_string()))?;
         Ok(Some(Self { environment, special: special_tokens(source) }))
     }
@@ -81,6 +81,8 @@ impl ChatTemplate {
         };
         let template = self.environment.get_template(NAME).map_err(refused)?;
         let mut variables = self.special.clone();
+        // Hugging Face defines these always, and templates ask whether they are none.
+        variables.extend(["tools", "documents"].map(|name| (name.to_owned(), Value::Null)));
         variables.extend(extra.clone());
         variables.insert("messages".into(), messages.clone());
         variables.insert("add_generation_prompt".into(), add_generation_prompt.into());
@@ -110,58 +112,140 @@ fn special_tokens(source: &TokenizerSource) -> Map<String, Value> {
     said.collect()
 }
 
-/// As Python's `json.dumps(value, ensure_ascii=False, indent=indent)`, which Hugging Face uses;
-/// Jinja's own escapes for HTML.
+/// Hugging Face marks with `{% generation %}` what an assistant says, for training only. Here the
+/// tags become ones that change nothing, with their signs for white space.
+fn without_generation(template: &str) -> String {
+    let mut out = String::with_capacity(template.len());
+    for (number, part) in template.split("{%").enumerate() {
+        if number == 0 {
+            out.push_str(part);
+            continue;
+        }
+        out.push_str("{%");
+        let tag = part.trim_start_matches(['-', '+']).trim_start();
+        let name = tag.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
+        let instead = match name {
+            "generation" => "if true",
+            "endgeneration" => "endif",
+            name => name,
+        };
+        out.push_str(&part[..part.len() - tag.len()]);
+        out.push_str(instead);
+        out.push_str(&tag[name.len()..]);
+    }
+    out
+}
+
+/// How Python's `json.dumps` is asked to write.
+struct Style {
+    indent: Option<usize>,
+    between_items: String,
+    after_key: String,
+    is_ascii: bool,
+    is_sorted: bool,
+}
+
+/// As Hugging Face does it, `json.dumps(value, ensure_ascii=False, ...)`; Jinja's own escapes for
+/// HTML.
 fn tojson(value: JinjaValue, kwargs: Kwargs) -> Result<JinjaValue, Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
-    // How they are said in Python; ours is the only one that templates use.
-    let _: Option<JinjaValue> = kwargs.get("ensure_ascii")?;
-    let _: Option<JinjaValue> = kwargs.get("separators")?;
-    let _: Option<JinjaValue> = kwargs.get("sort_keys")?;
+    let usual = if indent.is_some() { [",", ": "] } else { [", ", ": "] };
+    let [between_items, after_key] = match kwargs.get::<Option<Vec<String>>>("separators")? {
+        None => usual.map(str::to_owned),
+        Some(both) => both.try_into().map_err(|_| {
+            Error::new(ErrorKind::InvalidOperation, "tojson: separators must be two texts")
+        })?,
+    };
+    let style = Style {
+        indent,
+        between_items,
+        after_key,
+        is_ascii: kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        is_sorted: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+    };
     kwargs.assert_all_used()?;
     let json = serde_json::to_value(&value)
         .map_err(|cause| Error::new(ErrorKind::BadSerialization, cause.to_string()))?;
     let mut text = String::new();
-    dump(&json, indent, 0, &mut text);
-    Ok(JinjaValue::from_safe_string(text))
+    dump(&json, &style, 0, &mut text);
+    Ok(JinjaValue::from(text))
 }
 
-fn dump(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) {
+fn dump(value: &Value, style: &Style, depth: usize, out: &mut String) {
     let newline = |out: &mut String, depth: usize| {
-        if let Some(width) = indent {
+        if let Some(width) = style.indent {
             out.push('\n');
             out.push_str(&" ".repeat(width * depth));
         }
     };
-    let separator = if indent.is_some() { "," } else { ", " };
     match value {
         Value::Array(items) if !items.is_empty() => {
             out.push('[');
             for (number, item) in items.iter().enumerate() {
                 if number > 0 {
-                    out.push_str(separator);
+                    out.push_str(&style.between_items);
                 }
                 newline(out, depth + 1);
-                dump(item, indent, depth + 1, out);
+                dump(item, style, depth + 1, out);
             }
             newline(out, depth);
             out.push(']');
         }
         Value::Object(fields) if !fields.is_empty() => {
+            let mut fields: Vec<_> = fields.iter().collect();
+            if style.is_sorted {
+                fields.sort_by_key(|(name, _)| *name);
+            }
             out.push('{');
-            for (number, (name, item)) in fields.iter().enumerate() {
+            for (number, (name, item)) in fields.into_iter().enumerate() {
                 if number > 0 {
-                    out.push_str(separator);
+                    out.push_str(&style.between_items);
                 }
                 newline(out, depth + 1);
-                out.push_str(&Value::from(name.as_str()).to_string());
-                out.push_str(": ");
-                dump(item, indent, depth + 1, out);
+                dump_text(name, style, out);
+                out.push_str(&style.after_key);
+                dump(item, style, depth + 1, out);
             }
             newline(out, depth);
             out.push('}');
         }
+        Value::String(text) => dump_text(text, style, out),
+        Value::Number(number) => match number.as_f64().filter(|_| number.is_f64()) {
+            Some(float) => out.push_str(&python_float(float)),
+            None => out.push_str(&number.to_string()),
+        },
         other => out.push_str(&other.to_string()),
+    }
+}
+
+fn dump_text(text: &str, style: &Style, out: &mut String) {
+    let quoted = Value::from(text).to_string();
+    if !style.is_ascii {
+        return out.push_str(&quoted);
+    }
+    for c in quoted.chars() {
+        if c.is_ascii() {
+            out.push(c);
+        } else {
+            let mut units = [0; 2];
+            out.extend(c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")));
+        }
+    }
+}
+
+/// Python's `repr`: as short as ours, but it turns to an exponent elsewhere and writes two digits
+/// of it.
+fn python_float(float: f64) -> String {
+    if float == 0.0 || (1e-4..1e16).contains(&float.abs()) {
+        return format!("{float:?}");
+    }
+    let text = format!("{float:e}");
+    match text.split_once('e') {
+        Some((digits, exponent)) => {
+            let sign = if exponent.starts_with('-') { '-' } else { '+' };
+            format!("{digits}e{sign}{:0>2}", exponent.trim_start_matches('-'))
+        }
+        None => text,
     }
 }
 
@@ -227,6 +311,51 @@ mod tests {
             render("{{ messages[0]['a'] | tojson(indent=2) }}"),
             "[\n  1,\n  2.5,\n  \"ü<'\"\n]"
         );
+    }
+
+    #[test]
+    fn json_is_written_as_the_template_asks() {
+        let messages = json!([{"b": [1e16, 1.5e-7, 0.0001, 3.0, -0.0], "a": "é😀\n"}]);
+        let render = |text| template(text).render(&messages, true, &Map::new()).unwrap();
+        assert_eq!(
+            render("{{ messages[0] | tojson(separators=(',', ':'), sort_keys=True) }}"),
+            r#"{"a":"é😀\n","b":[1e+16,1.5e-07,0.0001,3.0,-0.0]}"#
+        );
+        assert_eq!(
+            render("{{ messages[0].a | tojson(ensure_ascii=True) }}"),
+            r#""\u00e9\ud83d\ude00\n""#
+        );
+    }
+
+    #[test]
+    fn what_hugging_face_adds_to_jinja_is_there() {
+        let render = |text| template(text).render(&json!([]), true, &Map::new()).unwrap();
+        assert_eq!(render("{{ tools is none }} {{ documents is none }}"), "True True");
+        assert_eq!(render("a {%- generation -%} b {%- endgeneration %} c"), "ab c");
+        assert_eq!(render("{% set generation = 1 %}{{ generation }}"), "1");
+    }
+
+    #[test]
+    fn smollm2_is_rendered_and_tokenized_as_hugging_face_does() {
+        let Some(file) = std::env::var_os("AUTOGLM_SMOLLM2") else {
+            return println!("skipped: AUTOGLM_SMOLLM2 names no GGUF file");
+        };
+        let source = Checkpoint::open(Path::new(&file)).unwrap().tokenizer().unwrap();
+        let template = ChatTemplate::from_source(&source, FUEL).unwrap().unwrap();
+        let tokenizer = Tokenizer::from_source(&source).unwrap();
+        let ids = |json: &Value| -> Vec<_> {
+            let ids = json.as_array().unwrap().iter();
+            ids.map(|id| protocol::TokenId(id.as_u64().unwrap() as u32)).collect()
+        };
+        for case in golden("models/smollm2-135m-instruct/golden.json").as_array().unwrap() {
+            let rendered = match case["prompt"].as_str() {
+                Some(text) => text.to_owned(),
+                None => template.render(&case["prompt"], true, &Map::new()).unwrap(),
+            };
+            assert_eq!(rendered, case["rendered"].as_str().unwrap());
+            assert_eq!(tokenizer.encode(&rendered, false).unwrap(), ids(&case["ids"]));
+            assert_eq!(tokenizer.decode(&ids(&case["greedy"]), false), case["text"]);
+        }
     }
 
     #[test]

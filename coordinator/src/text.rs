@@ -12,7 +12,7 @@ pub struct TextStream {
     tokenizer: Arc<Tokenizer>,
     stop: Arc<[String]>,
     // Tokens are decoded in the company of those before them, since a decoder may treat the first
-    // one differently: `..read` were shown, `read..` may still be part of a character.
+    // one differently: `..read` were shown, `read..` end inside a character.
     window: Vec<TokenId>,
     read: usize,
     // Bytes of the text of `read..` that were taken already.
@@ -33,6 +33,9 @@ pub struct Piece {
 
 const INCOMPLETE: char = '\u{fffd}';
 
+/// A model that never finishes a character is shown as it is after so many tokens.
+const MAX_UNFINISHED: usize = 16;
+
 impl TextStream {
     /// No token yet; the answer ends at the first of these strings.
     pub fn new(tokenizer: Arc<Tokenizer>, stop: Arc<[String]>) -> Self {
@@ -52,18 +55,24 @@ impl TextStream {
         if self.stopped {
             return Piece { text: String::new(), stopped: true };
         }
+        // It changes nothing about the text, and would only make the window longer.
+        if self.tokenizer.is_hidden(token) {
+            return Piece::default();
+        }
         self.window.push(token);
         let text = self.decode_new();
-        // At most one character is under way, and it is the last.
-        let whole = text.strip_suffix(INCOMPLETE).unwrap_or(&text);
-        let new = whole.get(self.taken..).unwrap_or_default().to_owned();
+        let new = self.window.len() - self.read;
+        let is_whole = !self.ends_inside_character() || new >= MAX_UNFINISHED;
+        // How many signs stand for an unfinished character depends on the decoder.
+        let whole = if is_whole { &text } else { text.trim_end_matches(INCOMPLETE) };
+        let shown = whole.get(self.taken..).unwrap_or_default().to_owned();
         self.taken = self.taken.max(whole.len());
-        if whole.len() == text.len() && !text.is_empty() {
+        if is_whole {
             self.window.drain(..self.read);
             self.read = self.window.len();
             self.taken = 0;
         }
-        self.show(&new)
+        self.show(&shown)
     }
 
     /// What was held back, once the answer ends for another reason.
@@ -71,22 +80,37 @@ impl TextStream {
         if self.stopped {
             return String::new();
         }
-        self.stopped = true;
         let text = self.decode_new();
         let rest = text.get(self.taken..).unwrap_or_default();
-        std::mem::take(&mut self.held) + rest
+        let shown = self.show(rest).text;
+        self.stopped = true;
+        shown + &std::mem::take(&mut self.held)
+    }
+
+    /// Whether the tokens that were not read yet lack bytes of their last character.
+    fn ends_inside_character(&self) -> bool {
+        let unread = self.window[self.read..].iter();
+        let bytes: Vec<u8> = unread.flat_map(|token| self.tokenizer.token_bytes(*token)).collect();
+        let is_beginning =
+            |tail: &[u8]| std::str::from_utf8(tail).is_err_and(|error| error.error_len().is_none());
+        bytes.utf8_chunks().last().is_some_and(|chunk| is_beginning(chunk.invalid()))
     }
 
     /// The text of the tokens that were not read yet.
     fn decode_new(&self) -> String {
         let before = self.tokenizer.decode(&self.window[..self.read], true);
         let all = self.tokenizer.decode(&self.window, true);
-        all.get(before.len()..).unwrap_or_default().to_owned()
+        match all.strip_prefix(&before) {
+            Some(new) => new.to_owned(),
+            // A broken byte makes some decoders think again about those before it.
+            None => self.tokenizer.decode(&self.window[self.read..], true),
+        }
     }
 
     fn show(&mut self, new: &str) -> Piece {
         self.held.push_str(new);
-        let found = self.stop.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
+        let stops = self.stop.iter().filter(|stop| !stop.is_empty());
+        let found = stops.filter_map(|stop| self.held.find(stop.as_str())).min();
         if let Some(at) = found {
             self.stopped = true;
             let mut text = std::mem::take(&mut self.held);
@@ -146,7 +170,8 @@ mod tests {
     #[test]
     fn a_character_is_never_split() {
         let tokens = GLM.encode("naïve 😀 中文", false).unwrap();
-        assert!(tokens.len() > 12, "characters of several tokens");
+        let splits = |token: &TokenId| String::from_utf8(GLM.token_bytes(*token)).is_err();
+        assert!(tokens.iter().any(splits), "characters of several tokens");
         let (pieces, _) = stream(&tokens, &[]);
         assert!(pieces.iter().all(|piece| !piece.contains(INCOMPLETE)), "{pieces:?}");
         assert_eq!(pieces.concat(), "naïve 😀 中文");
@@ -161,6 +186,56 @@ mod tests {
         let (pieces, stopped) = stream(&tokens, &["threes"]);
         assert!(!stopped);
         assert_eq!(pieces.concat(), "one two three", "what was held back is shown at the end");
+    }
+
+    fn sentencepiece() -> Arc<Tokenizer> {
+        let tokens = ["<unk>", "<s>", "▁", "a", "<0xC3>", "<0xA9>", "<0xE2>", "<0x82>", "<0xAC>"];
+        Arc::new(
+            Tokenizer::from_source(&checkpoint::TokenizerSource::Gguf {
+                model: "llama".into(),
+                pre: "default".into(),
+                tokens: tokens.map(String::from).to_vec(),
+                token_types: vec![2, 3, 1, 1, 6, 6, 6, 6, 6],
+                scores: vec![0.0; 9],
+                merges: Vec::new(),
+                bos: Some(1),
+                eos: None,
+                unk: Some(0),
+                pad: None,
+                add_bos: true,
+                add_eos: false,
+                add_space_prefix: true,
+                chat_template: None,
+            })
+            .unwrap(),
+        )
+    }
+
+    #[test]
+    fn characters_of_lone_bytes_come_whole_and_broken_ones_lose_nothing_else() {
+        let tokenizer = sentencepiece();
+        let shown = |ids: &[u32]| {
+            let mut text = TextStream::new(Arc::clone(&tokenizer), Arc::new([]));
+            let mut pieces: Vec<_> = ids.iter().map(|id| text.push(TokenId(*id)).text).collect();
+            pieces.push(text.finish());
+            pieces
+        };
+        assert_eq!(shown(&[1, 2, 3, 6, 7, 8, 3]), ["", "", "a", "", "", "€", "a", ""]);
+        let broken = shown(&[3, 4, 5, 7, 3, 3]).concat();
+        assert!(broken.starts_with("aé\u{fffd}") && broken.ends_with("aa"), "{broken}");
+    }
+
+    #[test]
+    fn a_long_run_of_broken_bytes_stays_cheap() {
+        let byte = (0..256).map(TokenId).find(|t| GLM.token_bytes(*t) == [0x80]).unwrap();
+        let special = GLM.encode("<|user|>", false).unwrap()[0];
+        let mut text = TextStream::new(Arc::clone(&GLM), Arc::new([]));
+        let mut shown = String::new();
+        for token in [byte, special].repeat(1000) {
+            shown += &text.push(token).text;
+            assert!(text.window.len() < 64, "a token costs the same however many were before");
+        }
+        assert_eq!(shown + &text.finish(), "\u{fffd}".repeat(1000));
     }
 
     proptest! {

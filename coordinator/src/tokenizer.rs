@@ -4,15 +4,16 @@ mod gguf;
 
 use std::collections::HashMap;
 
-use checkpoint::TokenizerSource;
+use checkpoint::{SpecialTokens, TokenizerSource};
 use protocol::TokenId;
 use serde_json::Value;
 
 /// A model's tokenizer.
 pub struct Tokenizer {
     tokenizer: tokenizers::Tokenizer,
-    // A token that every text begins with, where the tokenizer doesn't add it by itself.
+    // Tokens around every text that the library's post-processor doesn't add by itself.
     bos: Option<u32>,
+    eos: Option<u32>,
     // GPT-2's alphabet for bytes, where tokens are written in it.
     bytes: Option<HashMap<char, u8>>,
 }
@@ -51,26 +52,29 @@ impl Tokenizer {
     /// # Errors
     /// When it is malformed, or of a kind that this release doesn't know.
     pub fn from_source(source: &TokenizerSource) -> Result<Self, TokenizerError> {
-        let (json, bos) = match source {
-            TokenizerSource::Json { tokenizer, .. } => {
-                let json = serde_json::from_slice(tokenizer)
-                    .map_err(|cause| TokenizerError::Unusable(cause.to_string()))?;
-                (json, None)
-            }
-            TokenizerSource::Gguf { add_bos, bos, .. } => {
-                (gguf::to_json(source)?, bos.filter(|_| *add_bos))
+        let unusable = |cause: tokenizers::Error| TokenizerError::Unusable(cause.to_string());
+        let from_gguf;
+        let json = match source {
+            // Not looked into: a large vocabulary isn't parsed twice.
+            TokenizerSource::Json { tokenizer, .. } => tokenizer,
+            TokenizerSource::Gguf { .. } => {
+                from_gguf = gguf::to_json(source)?.to_string().into_bytes();
+                &from_gguf
             }
         };
-        let is_byte_level = mentions(&json["decoder"], "ByteLevel");
-        let bytes = serde_json::to_vec(&json).unwrap_or_default();
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|cause| TokenizerError::Unusable(cause.to_string()))?;
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(unusable)?;
         // Whole texts in, whole texts out: limits are checked elsewhere.
         tokenizer.with_padding(None);
-        tokenizer
-            .with_truncation(None)
-            .map_err(|cause| TokenizerError::Unusable(cause.to_string()))?;
-        Ok(Self { tokenizer, bos, bytes: is_byte_level.then(byte_alphabet) })
+        tokenizer.with_truncation(None).map_err(unusable)?;
+        let (bos, eos) = match source {
+            TokenizerSource::Json { special, .. } => around(&mut tokenizer, special)?,
+            TokenizerSource::Gguf { bos, eos, add_bos, add_eos, .. } => {
+                (bos.filter(|_| *add_bos), eos.filter(|_| *add_eos))
+            }
+        };
+        let decoder = serde_json::to_value(tokenizer.get_decoder()).unwrap_or_default();
+        let bytes = mentions(&decoder, "ByteLevel").then(byte_alphabet);
+        Ok(Self { tokenizer, bos, eos, bytes })
     }
 
     /// The tokens of a text, with those that the tokenizer puts around every text if wanted.
@@ -83,7 +87,9 @@ impl Tokenizer {
             .encode_fast(text, add_special)
             .map_err(|cause| TokenizerError::Encode(cause.to_string()))?;
         let bos = self.bos.filter(|_| add_special);
-        Ok(bos.into_iter().chain(encoding.get_ids().iter().copied()).map(TokenId).collect())
+        let eos = self.eos.filter(|_| add_special);
+        let ids = bos.into_iter().chain(encoding.get_ids().iter().copied()).chain(eos);
+        Ok(ids.map(TokenId).collect())
     }
 
     /// The text of tokens. Ids that the tokenizer has no entry for are nothing.
@@ -100,11 +106,10 @@ impl Tokenizer {
     /// The bytes of one token.
     pub fn token_bytes(&self, token: TokenId) -> Vec<u8> {
         let Some(text) = self.tokenizer.id_to_token(token.0) else { return Vec::new() };
-        let byte_of = |alphabet: &HashMap<char, u8>| {
-            text.chars().map(|c| alphabet.get(&c).copied()).collect::<Option<Vec<u8>>>()
-        };
-        if let Some(bytes) = self.bytes.as_ref().and_then(byte_of) {
-            return bytes;
+        if let Some(alphabet) = &self.bytes {
+            let bytes = text.chars().map(|c| alphabet.get(&c).copied()).collect::<Option<_>>();
+            // An added token may be outside of the alphabet: it is plain text.
+            return bytes.unwrap_or_else(|| text.into_bytes());
         }
         // SentencePiece writes a lone byte so.
         let lone = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
@@ -115,10 +120,44 @@ impl Tokenizer {
         text.replace('\u{2581}', " ").into_bytes()
     }
 
+    /// Whether decoding passes over a token as if it weren't there: a special one, or an id that
+    /// the tokenizer has no entry for.
+    pub(crate) fn is_hidden(&self, token: TokenId) -> bool {
+        let text = self.tokenizer.id_to_token(token.0);
+        text.is_none_or(|text| self.tokenizer.get_added_vocabulary().is_special_token(&text))
+    }
+
     /// Tokens that the tokenizer has entries for.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
     }
+}
+
+/// What tokenizer_config.json says about the tokens around a text goes before what the
+/// post-processor does, as in transformers. A post-processor that adds other tokens stays.
+fn around(
+    tokenizer: &mut tokenizers::Tokenizer,
+    special: &SpecialTokens,
+) -> Result<(Option<u32>, Option<u32>), TokenizerError> {
+    if special.add_bos.is_none() && special.add_eos.is_none() {
+        return Ok((None, None));
+    }
+    let id = |text: &Option<String>| tokenizer.token_to_id(text.as_deref()?);
+    let (bos, eos) = (id(&special.bos), id(&special.eos));
+    let nothing = tokenizer
+        .encode_fast("", true)
+        .map_err(|cause| TokenizerError::Unusable(cause.to_string()))?;
+    let added = nothing.get_ids();
+    if added.iter().any(|id| ![bos, eos].contains(&Some(*id))) {
+        return Ok((None, None));
+    }
+    let has_bos = bos.is_some() && added.first().copied() == bos;
+    let has_eos = eos.is_some() && added[usize::from(has_bos)..].last().copied() == eos;
+    tokenizer.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+    Ok((
+        bos.filter(|_| special.add_bos.unwrap_or(has_bos)),
+        eos.filter(|_| special.add_eos.unwrap_or(has_eos)),
+    ))
 }
 
 fn mentions(decoder: &Value, kind: &str) -> bool {
@@ -164,9 +203,10 @@ mod tests {
                 assert_eq!(tokenizer.encode(text, false).unwrap(), ids(&case["ids"]), "{text:?}");
                 let special = ids(&case["ids_with_special"]);
                 assert_eq!(tokenizer.encode(text, true).unwrap(), special, "{text:?}");
-                let decoded = tokenizer.decode(&special, false);
+                let plain = ids(&case["ids"]);
+                let decoded = tokenizer.decode(&plain, false);
                 assert_eq!(decoded, case["decoded"].as_str().unwrap());
-                let shown = tokenizer.decode(&special, true);
+                let shown = tokenizer.decode(&plain, true);
                 assert_eq!(shown, case["decoded_skip_special"].as_str().unwrap());
             }
         }
@@ -179,6 +219,52 @@ mod tests {
         let bytes: Vec<u8> = tokens.iter().flat_map(|t| tokenizer.token_bytes(*t)).collect();
         assert_eq!(String::from_utf8(bytes).unwrap(), "naïve 😀");
         assert_eq!(tokenizer.token_text(TokenId(639)), "", "the model is padded beyond it");
+    }
+
+    #[test]
+    fn what_the_configuration_says_about_bos_and_eos_is_done() {
+        let json = |post: Value| {
+            serde_json::json!({
+                "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
+                "post_processor": post,
+                "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true},
+                "model": {"type": "BPE", "merges": [],
+                          "vocab": {"<s>": 0, "</s>": 1, "a": 2, "x｜▁": 3}},
+            })
+        };
+        let template = |first: &str| {
+            let part = serde_json::json!([
+                {"SpecialToken": {"id": first, "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ]);
+            let id = if first == "<s>" { 0 } else { 2 };
+            json(serde_json::json!({
+                "type": "TemplateProcessing", "single": part, "pair": part,
+                "special_tokens": {first: {"id": first, "ids": [id], "tokens": [first]}},
+            }))
+        };
+        let encode = |json: &Value, add_bos, add_eos| {
+            let special = SpecialTokens {
+                bos: Some("<s>".into()),
+                eos: Some("</s>".into()),
+                add_bos,
+                add_eos,
+                ..Default::default()
+            };
+            let tokenizer = serde_json::to_vec(json).unwrap();
+            let source = TokenizerSource::Json { tokenizer, special, chat_template: None };
+            let tokenizer = Tokenizer::from_source(&source).unwrap();
+            assert_eq!(tokenizer.token_text(TokenId(3)), "x｜▁", "plain text, not SentencePiece");
+            assert_eq!(tokenizer.encode("a", false).unwrap(), [TokenId(2)]);
+            tokenizer.encode("a", true).unwrap().iter().map(|t| t.0).collect::<Vec<_>>()
+        };
+        let (bare, with_bos, other) = (json(Value::Null), template("<s>"), template("a"));
+        assert_eq!(encode(&bare, None, None), [2]);
+        assert_eq!(encode(&bare, Some(true), Some(true)), [0, 2, 1]);
+        assert_eq!(encode(&with_bos, None, Some(true)), [0, 2, 1]);
+        assert_eq!(encode(&with_bos, Some(true), None), [0, 2], "not twice");
+        assert_eq!(encode(&with_bos, Some(false), None), [2]);
+        assert_eq!(encode(&other, Some(true), None), [2, 2], "a prefix of its own stays");
     }
 
     #[test]

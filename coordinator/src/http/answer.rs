@@ -5,18 +5,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::{Request, State};
 use axum::http::HeaderValue;
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream, SelectAll};
+use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::{ApiResult, ApiState, error};
-use crate::metrics::Tokens;
+use super::{ApiResult, ApiState, body};
+use crate::metrics::{Metrics, Tokens};
 use crate::openai::{Answer, ApiError, Context, Parsed, Style, parse_chat, parse_completion};
 use crate::request::Event;
 
@@ -26,88 +25,63 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Chunks that wait for a slow client; then its own stream waits, and nobody else's.
 const MAX_BUFFERED_CHUNKS: usize = 64;
 
-pub(super) async fn chat(
-    State(state): State<Arc<ApiState>>,
-    body: Result<Bytes, BytesRejection>,
-) -> ApiResult {
-    respond(state, body, Style::Chat, parse_chat).await
+/// A client that reads nothing for this long, with all of those waiting, counts as gone.
+const SEND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// nginx's code for a client that left before its answer; nobody is told it.
+const CLIENT_LEFT: u16 = 499;
+
+pub(super) async fn chat(State(state): State<Arc<ApiState>>, request: Request) -> ApiResult {
+    respond(state, request, Style::Chat, parse_chat).await
 }
 
-pub(super) async fn completion(
-    State(state): State<Arc<ApiState>>,
-    body: Result<Bytes, BytesRejection>,
-) -> ApiResult {
-    respond(state, body, Style::Completion, parse_completion).await
+pub(super) async fn completion(State(state): State<Arc<ApiState>>, request: Request) -> ApiResult {
+    respond(state, request, Style::Completion, parse_completion).await
 }
 
-async fn respond(
-    state: Arc<ApiState>,
-    body: Result<Bytes, BytesRejection>,
-    style: Style,
-    parse: fn(&[u8], Context<'_>) -> Result<Parsed, ApiError>,
-) -> ApiResult {
-    let metrics = Arc::clone(&state.metrics);
-    let model = state.model.name.clone();
-    let responded = try_respond(state, body, style, parse).await;
-    if let Err(error) = &responded {
-        metrics.ended(&model, error.status);
-        if let (503, Some(code)) = (error.status, error.code) {
-            metrics.shed(code);
-        }
-    }
-    responded
-}
+type Parse = fn(&[u8], Context<'_>) -> Result<Parsed, ApiError>;
 
-async fn try_respond(
-    state: Arc<ApiState>,
-    body: Result<Bytes, BytesRejection>,
-    style: Style,
-    parse: fn(&[u8], Context<'_>) -> Result<Parsed, ApiError>,
-) -> ApiResult {
-    let body = body.map_err(|cause| error::unreadable(&cause, state.config.max_body_bytes))?;
-    let permit = Arc::clone(&state.permits).try_acquire_owned().map_err(|_| {
-        let max = state.config.max_concurrent_requests;
-        let message = format!("{max} requests are being answered (http.max_concurrent_requests)");
-        ApiError::unavailable(message, "too_many_requests")
-    })?;
-    let parsed = parse(&body, state.context())?;
+async fn respond(state: Arc<ApiState>, request: Request, style: Style, parse: Parse) -> ApiResult {
     let start = Instant::now();
-    let number = parsed.requests.first().map_or(0, |request| request.id.0);
-    let mut answer = Answer::new(
-        style,
-        number,
-        state.model.name.clone(),
-        state.engine.status().system_fingerprint.clone(),
-        &parsed,
-        Arc::clone(&state.tokenizer),
-    );
-    let stream = parsed.options.stream;
-    let mut events = submit(&state, parsed).await?;
-    let id = HeaderValue::from_str(answer.id());
-    let mut clock = Clock::new(start);
-    let mut response = if stream {
-        let (chunks, sent) = mpsc::channel(MAX_BUFFERED_CHUNKS);
-        tokio::spawn(produce(state, answer, events, clock, chunks, permit));
-        let sent = stream::unfold(sent, |mut sent| async {
-            sent.recv().await.map(|chunk| (Ok::<_, Infallible>(chunk), sent))
-        });
-        let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-        Sse::new(sent).keep_alive(keep_alive).into_response()
-    } else {
-        while let Some((request, event)) = events.next().await {
-            clock.observe(&state, &event);
-            if let Event::Failed(cause) = event {
-                return Err(cause.into());
+    let mut ending = Ending::new(&state);
+    let admitted = async {
+        let permit = body::admit(&state)?;
+        let parsed = body::parsed(&state, request, parse).await?;
+        let stream = parsed.options.stream;
+        let answer = describe(&state, style, &parsed);
+        let events = submit(&state, parsed).await?;
+        Ok::<_, ApiError>((stream, answer, events, permit))
+    };
+    let (stream, answer, events, permit) = match admitted.await {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            ending.code = error.status;
+            if let (503, Some(code)) = (error.status, error.code) {
+                state.metrics.shed(code);
             }
-            answer.take(request, event);
+            return Err(error);
         }
-        clock.ended(&state, &answer);
-        Json(answer.finish()).into_response()
+    };
+    let id = HeaderValue::from_str(answer.id());
+    let clock = Clock::new(start, answer.num_choices());
+    let mut answering = Answering { state, answer, events, clock, ending, _permit: permit };
+    let mut response = if stream {
+        answering.stream()
+    } else {
+        while answering.advance().await?.is_some() {}
+        Json(answering.answer.finish()).into_response()
     };
     if let Ok(id) = id {
         response.headers_mut().insert("x-request-id", id);
     }
-    Ok::<Response, ApiError>(response)
+    Ok(response)
+}
+
+fn describe(state: &ApiState, style: Style, parsed: &Parsed) -> Answer {
+    let number = parsed.requests.first().map_or(0, |request| request.id.0);
+    let fingerprint = state.engine.status().system_fingerprint.clone();
+    let model = state.model.name.clone();
+    Answer::new(style, number, model, fingerprint, parsed, Arc::clone(&state.tokenizer))
 }
 
 /// The events of all requests of a body, each with the number of its request.
@@ -127,87 +101,151 @@ async fn submit(state: &ApiState, parsed: Parsed) -> Result<Events, ApiError> {
     Ok(all)
 }
 
-/// Turns events into chunks until the answer ends or the client goes away.
-async fn produce(
+/// An admitted request on its way to its client.
+struct Answering {
     state: Arc<ApiState>,
-    mut answer: Answer,
-    mut events: Events,
-    mut clock: Clock,
-    chunks: mpsc::Sender<SseEvent>,
+    answer: Answer,
+    events: Events,
+    clock: Clock,
+    ending: Ending,
     _permit: OwnedSemaphorePermit,
-) {
-    let send = async |chunk: serde_json::Value| {
-        chunks.send(SseEvent::default().data(chunk.to_string())).await.is_ok()
-    };
-    for chunk in answer.opening() {
-        if !send(chunk).await {
-            return;
-        }
-    }
-    loop {
-        let next = tokio::select! {
-            next = events.next() => next,
-            // Nobody listens any more: dropping the events cancels the request.
-            () = chunks.closed() => return,
-        };
-        let Some((request, event)) = next else { break };
-        clock.observe(&state, &event);
-        if let Event::Failed(cause) = event {
-            let error = ApiError::from(cause);
-            state.metrics.ended(&state.model.name, error.status);
-            send(error.body()).await;
-            return;
-        }
-        if let Some(chunk) = answer.take(request, event)
-            && !send(chunk).await
-        {
-            return;
-        }
-    }
-    clock.ended(&state, &answer);
-    if let Some(chunk) = answer.closing() {
-        send(chunk).await;
-    }
-    // Fails when the client has gone, and then nothing is left to say.
-    let _ = chunks.send(SseEvent::default().data("[DONE]")).await;
 }
 
-/// When things happened to an answer.
+impl Answering {
+    /// Takes in the next event: the chunk that it makes of a stream, if it makes one. `None` once
+    /// every choice has ended. May be dropped at any await.
+    async fn advance(&mut self) -> Result<Option<Option<Value>>, ApiError> {
+        if self.answer.is_complete() {
+            self.end();
+            return Ok(None);
+        }
+        let failed = match self.events.next().await {
+            Some((_, Event::Failed(cause))) => ApiError::from(cause),
+            Some((request, event)) => {
+                if let Event::Token { choice, .. } = event {
+                    let choice = self.answer.index(request, choice);
+                    self.clock.token(choice, Instant::now(), &self.state.metrics);
+                }
+                return Ok(Some(self.answer.take(request, event)));
+            }
+            // Whoever computes has gone without a word.
+            None => ApiError::internal("the answer ended unexpectedly; send the request again")
+                .code("answer_lost"),
+        };
+        self.ending.code = failed.status;
+        Err(failed)
+    }
+
+    fn end(&mut self) {
+        self.ending.code = 200;
+        let tokens = Tokens {
+            num_prompt: self.answer.num_prompt_tokens(),
+            num_generated: self.answer.num_generated_tokens(),
+        };
+        self.state.metrics.answered(tokens, self.clock.start.elapsed());
+        self.clock.ended(&self.state.metrics);
+    }
+
+    fn stream(self) -> Response {
+        let (chunks, sent) = mpsc::channel(MAX_BUFFERED_CHUNKS);
+        tokio::spawn(self.produce(chunks));
+        let sent = stream::unfold(sent, |mut sent| async {
+            sent.recv().await.map(|chunk| (Ok::<_, Infallible>(chunk), sent))
+        });
+        Sse::new(sent).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+    }
+
+    /// Sends chunks until the answer ends or the client goes away.
+    async fn produce(mut self, chunks: mpsc::Sender<SseEvent>) {
+        let send = async |chunk: String| {
+            let event = SseEvent::default().data(chunk);
+            chunks.send_timeout(event, SEND_TIMEOUT).await.is_ok()
+        };
+        for chunk in self.answer.opening() {
+            if !send(chunk.to_string()).await {
+                return;
+            }
+        }
+        loop {
+            let advanced = tokio::select! {
+                advanced = self.advance() => advanced,
+                // Nobody listens any more: dropping the events cancels the request.
+                () = chunks.closed() => return,
+            };
+            match advanced {
+                Ok(Some(Some(chunk))) if !send(chunk.to_string()).await => return,
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(error) => {
+                    send(error.body().to_string()).await;
+                    return;
+                }
+            }
+        }
+        if let Some(chunk) = self.answer.closing() {
+            send(chunk.to_string()).await;
+        }
+        send("[DONE]".into()).await;
+    }
+}
+
+/// Counts a request once, whichever way it ends.
+struct Ending {
+    metrics: Arc<Metrics>,
+    model: String,
+    code: u16,
+}
+
+impl Ending {
+    fn new(state: &ApiState) -> Self {
+        // Dropped without another code, the client has left.
+        let (metrics, model) = (Arc::clone(&state.metrics), state.model.name.clone());
+        Self { metrics, model, code: CLIENT_LEFT }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.metrics.ended(&self.model, self.code);
+    }
+}
+
+/// When the tokens of an answer came.
 struct Clock {
     start: Instant,
-    first: Option<Instant>,
-    last: Option<Instant>,
+    choices: Vec<Option<Decoding>>,
+}
+
+/// Of one choice: its first and its last token, and how many.
+#[derive(Clone, Copy)]
+struct Decoding {
+    first: Instant,
+    last: Instant,
+    num_tokens: usize,
 }
 
 impl Clock {
-    fn new(start: Instant) -> Self {
-        Self { start, first: None, last: None }
+    fn new(start: Instant, num_choices: usize) -> Self {
+        Self { start, choices: vec![None; num_choices] }
     }
 
-    fn observe(&mut self, state: &ApiState, event: &Event) {
-        if !matches!(event, Event::Token { .. }) {
-            return;
+    fn token(&mut self, choice: usize, now: Instant, metrics: &Metrics) {
+        if self.choices.iter().all(Option::is_none) {
+            metrics.first_token(now - self.start);
         }
-        let now = Instant::now();
-        match self.last {
-            None => {
-                self.first = Some(now);
-                state.metrics.first_token(now - self.start);
+        match &mut self.choices[choice] {
+            Some(decoding) => {
+                metrics.next_token(now - decoding.last);
+                decoding.last = now;
+                decoding.num_tokens += 1;
             }
-            Some(last) => state.metrics.next_token(now - last),
+            none => *none = Some(Decoding { first: now, last: now, num_tokens: 1 }),
         }
-        self.last = Some(now);
     }
 
-    fn ended(&self, state: &ApiState, answer: &Answer) {
-        let tokens = Tokens {
-            num_prompt: answer.num_prompt_tokens(),
-            num_generated: answer.num_generated_tokens(),
-        };
-        let decoding = match (self.first, self.last) {
-            (Some(first), Some(last)) => last - first,
-            _ => Duration::ZERO,
-        };
-        state.metrics.answered(&state.model.name, tokens, self.start.elapsed(), decoding);
+    fn ended(&self, metrics: &Metrics) {
+        for decoding in self.choices.iter().flatten() {
+            metrics.decoded(decoding.last - decoding.first, decoding.num_tokens);
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! Errors as responses.
 
 use axum::Json;
-use axum::extract::rejection::BytesRejection;
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
@@ -16,15 +15,6 @@ impl IntoResponse for ApiError {
         }
         response
     }
-}
-
-/// A body that could not be read.
-pub(super) fn unreadable(rejection: &BytesRejection, max_bytes: usize) -> ApiError {
-    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let message = format!("the body has more than {max_bytes} bytes (http.max_body_bytes)");
-        return ApiError::malformed(message).status(413).code("body_too_large");
-    }
-    ApiError::malformed("the body can't be read")
 }
 
 pub(super) async fn not_found(uri: Uri) -> ApiError {

@@ -57,6 +57,7 @@ pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
     Json(json!({
         "ready": status.is_ready(),
         "waiting_for": status.waiting_for,
+        "system_fingerprint": status.system_fingerprint,
         "nodes": nodes.collect::<Vec<_>>(),
         "pipelines": pipelines.collect::<Vec<_>>(),
     }))

@@ -1,24 +1,31 @@
 //! The API over HTTP: routes, bodies' limits, errors, metrics. The only place that names axum.
 
 mod answer;
+mod body;
 mod error;
 mod health;
 mod models;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::Router;
+use axum::body::{Body, HttpBody};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Router, body};
+use axum::serve::ListenerExt;
+use futures::StreamExt;
 use protocol::config::Http;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tracing::debug;
 
 use crate::chat_template::ChatTemplate;
 use crate::engine::Engine;
@@ -62,7 +69,7 @@ impl ApiState {
 pub fn router(state: Arc<ApiState>) -> Router {
     Router::new()
         .route("/v1/models", get(models::list))
-        .route("/v1/models/{id}", get(models::retrieve))
+        .route("/v1/models/{*id}", get(models::retrieve))
         .route("/v1/chat/completions", post(answer::chat))
         .route("/v1/completions", post(answer::completion))
         .route("/tokenize", post(tokens::tokenize))
@@ -87,6 +94,12 @@ pub async fn serve(
     state: Arc<ApiState>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
+    // A token is a small packet that must not wait for the one before it to be acknowledged.
+    let listener = listener.tap_io(|stream| {
+        if let Err(cause) = stream.set_nodelay(true) {
+            debug!(%cause, "a connection keeps its delay");
+        }
+    });
     axum::serve(listener, router(state)).with_graceful_shutdown(shutdown).await
 }
 
@@ -98,36 +111,51 @@ async fn metrics(State(state): State<Arc<ApiState>>) -> Response {
 /// Measures every response, to the end of its body.
 async fn measure(State(state): State<Arc<ApiState>>, request: Request, next: Next) -> Response {
     let start = Instant::now();
-    let method = request.method().as_str().to_owned();
+    let method = name_of(request.method());
     let endpoint = request
         .extensions()
         .get::<MatchedPath>()
         .map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
-    let response = next.run(request).await;
-    let (mut parts, inner) = response.into_parts();
-    parts.headers.insert("server", HeaderValue::from_static("autoglm"));
-    let ended = Measured { state, method, endpoint, start };
-    let inner = body::Body::from_stream(futures::stream::unfold(
-        (inner.into_data_stream(), ended),
-        |(mut stream, ended)| async move {
-            use futures::StreamExt;
-            stream.next().await.map(|chunk| (chunk, (stream, ended)))
-        },
-    ));
-    Response::from_parts(parts, inner)
+    let measured = Measured { state, method, endpoint, start };
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(header::SERVER, HeaderValue::from_static("autoglm"));
+    if response.body().size_hint().exact().is_some() {
+        // All of it is there; wrapped, it would lose its length.
+        return response;
+    }
+    let (parts, inner) = response.into_parts();
+    let body = (inner.into_data_stream(), measured);
+    let inner = futures::stream::unfold(body, |(mut stream, measured)| async move {
+        stream.next().await.map(|chunk| (chunk, (stream, measured)))
+    });
+    Response::from_parts(parts, Body::from_stream(inner))
+}
+
+/// A method as a label: clients can't invent others.
+fn name_of(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::PATCH => "PATCH",
+        _ => "other",
+    }
 }
 
 /// Dropped with the body that it measures, also when the client has gone.
 struct Measured {
     state: Arc<ApiState>,
-    method: String,
+    method: &'static str,
     endpoint: String,
     start: Instant,
 }
 
 impl Drop for Measured {
     fn drop(&mut self) {
-        self.state.metrics.http(&self.method, &self.endpoint, self.start.elapsed());
+        self.state.metrics.http(self.method, &self.endpoint, self.start.elapsed());
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
@@ -16,13 +17,14 @@ pub(super) async fn list(State(state): State<Arc<ApiState>>) -> Json<Value> {
 
 pub(super) async fn retrieve(
     State(state): State<Arc<ApiState>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> ApiResult {
+    let Path(id) =
+        id.map_err(|_| ApiError::malformed("the model's name in the path is no text"))?;
     if id == state.model.name {
         return Ok(Json(describe(&state)).into_response());
     }
-    let message = format!("there is no model {id}; this server has {}", state.model.name);
-    Err(ApiError::invalid("model", message).status(404).code("model_not_found"))
+    Err(ApiError::no_model(&id, &state.model.name))
 }
 
 fn describe(state: &ApiState) -> Value {

@@ -3,37 +3,17 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::{Request, State};
 use axum::response::IntoResponse;
 use protocol::TokenId;
 use serde_json::{Value, json};
 
-use super::{ApiResult, ApiState, error};
-use crate::openai::{ApiError, Fields, prompt_of_messages};
+use super::{ApiResult, ApiState, body};
+use crate::openai::{ApiError, Context, Fields, check_model, prompt_of_messages};
 
-pub(super) async fn tokenize(
-    State(state): State<Arc<ApiState>>,
-    body: Result<Bytes, BytesRejection>,
-) -> ApiResult {
-    let mut fields = fields(&state, body)?;
-    let add_special = match fields.take("add_special_tokens") {
-        None => true,
-        Some(Value::Bool(add)) => add,
-        Some(_) => {
-            let message = "add_special_tokens must be true or false";
-            return Err(ApiError::invalid("add_special_tokens", message));
-        }
-    };
-    let tokens = match fields.string("prompt")? {
-        Some(prompt) => state
-            .tokenizer
-            .encode(&prompt, add_special)
-            .map_err(|cause| ApiError::invalid("prompt", cause.to_string()))?,
-        None => prompt_of_messages(&mut fields, state.context())?,
-    };
-    fields.finish()?;
+pub(super) async fn tokenize(State(state): State<Arc<ApiState>>, request: Request) -> ApiResult {
+    let _permit = body::admit(&state)?;
+    let tokens = body::parsed(&state, request, tokens_of).await?;
     let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
     let body = json!({
         "count": ids.len(),
@@ -43,33 +23,60 @@ pub(super) async fn tokenize(
     Ok(Json(body).into_response())
 }
 
-pub(super) async fn detokenize(
-    State(state): State<Arc<ApiState>>,
-    body: Result<Bytes, BytesRejection>,
-) -> ApiResult {
-    let mut fields = fields(&state, body)?;
+pub(super) async fn detokenize(State(state): State<Arc<ApiState>>, request: Request) -> ApiResult {
+    let _permit = body::admit(&state)?;
+    let text = body::parsed(&state, request, text_of).await?;
+    Ok(Json(json!({"prompt": text})).into_response())
+}
+
+/// The tokens of a text, with those that go around every text unless told otherwise, or of
+/// messages, whose template writes them itself.
+fn tokens_of(body: &[u8], context: Context<'_>) -> Result<Vec<TokenId>, ApiError> {
+    let mut fields = fields(body, context)?;
+    let add_special = match fields.take("add_special_tokens") {
+        None => None,
+        Some(Value::Bool(add)) => Some(add),
+        Some(_) => {
+            let message = "add_special_tokens must be true or false";
+            return Err(ApiError::invalid("add_special_tokens", message));
+        }
+    };
+    let tokens = match fields.string("prompt")? {
+        Some(prompt) => context
+            .tokenizer
+            .encode(&prompt, add_special.unwrap_or(true))
+            .map_err(|cause| ApiError::invalid("prompt", cause.to_string()))?,
+        None if add_special == Some(true) => {
+            let message = "add_special_tokens must be false for messages: their template adds them";
+            return Err(ApiError::invalid("add_special_tokens", message));
+        }
+        None if fields.has("messages") => prompt_of_messages(&mut fields, context)?,
+        None => return Err(ApiError::invalid("prompt", "give prompt or messages")),
+    };
+    fields.finish()?;
+    Ok(tokens)
+}
+
+fn text_of(body: &[u8], context: Context<'_>) -> Result<String, ApiError> {
+    let mut fields = fields(body, context)?;
     let tokens = fields.required("tokens")?;
     fields.finish()?;
+    let vocab_size = context.model.vocab_size;
     let id = |token: &Value| token.as_u64().and_then(|id| u32::try_from(id).ok()).map(TokenId);
     let tokens: Option<Vec<_>> = tokens.as_array().and_then(|ids| ids.iter().map(id).collect());
     let tokens = tokens
-        .filter(|tokens| tokens.iter().all(|token| token.0 < state.model.vocab_size))
+        .filter(|tokens| tokens.iter().all(|token| token.0 < vocab_size))
         .ok_or_else(|| {
-            let vocab_size = state.model.vocab_size;
             ApiError::invalid("tokens", format!("tokens must be a list of ids below {vocab_size}"))
         })?;
-    Ok(Json(json!({"prompt": state.tokenizer.decode(&tokens, false)})).into_response())
+    Ok(context.tokenizer.decode(&tokens, false))
 }
 
-fn fields(state: &ApiState, body: Result<Bytes, BytesRejection>) -> Result<Fields, ApiError> {
-    let body = body.map_err(|cause| error::unreadable(&cause, state.config.max_body_bytes))?;
-    let mut fields = Fields::parse(&body)?;
-    // Optional here, as in vLLM.
-    match fields.string("model")? {
-        Some(name) if name != state.model.name => {
-            let message = format!("there is no model {name}; this server has {}", state.model.name);
-            Err(ApiError::invalid("model", message).status(404).code("model_not_found"))
-        }
-        _ => Ok(fields),
+/// The model may be left out here, as in vLLM.
+fn fields(body: &[u8], context: Context<'_>) -> Result<Fields, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    if fields.has("model") {
+        check_model(&mut fields, context)?;
     }
+    Ok(fields)
 }

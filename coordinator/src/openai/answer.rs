@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use protocol::{Logprobs, TokenId};
 use serde_json::{Map, Value, json};
 
-use super::logprobs::Naming;
+use super::logprobs::{Naming, Shown};
 use super::{Options, Parsed};
 use crate::request::{Event, FinishReason};
 use crate::tokenizer::Tokenizer;
@@ -44,8 +44,10 @@ struct Prompt {
 #[derive(Debug, Default)]
 struct Choice {
     begun: bool,
+    ended: bool,
     num_tokens: usize,
-    num_chars: usize,
+    // Where the next token begins in its text, in characters.
+    offset: usize,
     // What a whole answer gathers; a stream has sent it already.
     gathered: Piece,
 }
@@ -115,6 +117,21 @@ impl Answer {
         self.choices.iter().map(|choice| choice.num_tokens).sum()
     }
 
+    /// Whether every choice has ended: no event is to come.
+    pub fn is_complete(&self) -> bool {
+        self.choices.iter().all(|choice| choice.ended)
+    }
+
+    /// Choices of all requests together.
+    pub fn num_choices(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// The number among all choices of a choice of request number `request`.
+    pub fn index(&self, request: usize, choice: u32) -> usize {
+        request * self.num_choices as usize + choice as usize
+    }
+
     /// What a stream says before the first token: who speaks, in a chat.
     pub fn opening(&self) -> Vec<Value> {
         if self.style == Style::Completion {
@@ -122,13 +139,18 @@ impl Answer {
         }
         let delta = json!({"role": "assistant", "content": ""});
         let choices = 0..self.choices.len();
-        choices
+        let mut chunks: Vec<_> = choices
             .map(|index| {
-                let mut choice = json!({"index": index, "delta": delta, "finish_reason": null});
-                self.add_prompt_ids(index, &mut choice);
+                let choice = json!({
+                    "index": index, "delta": delta, "logprobs": null, "finish_reason": null,
+                });
                 self.chunk(vec![choice])
             })
-            .collect()
+            .collect();
+        if let Some(first) = chunks.first_mut() {
+            self.add_prompt_ids(0, first);
+        }
+        chunks
     }
 
     /// Takes in an event of request number `request`; the chunk that it makes of a stream.
@@ -151,37 +173,37 @@ impl Answer {
             // Whoever reads the events turns a failure into an error.
             Event::Failed(_) => return None,
         };
-        let index = request * self.num_choices as usize + choice as usize;
-        self.choices[index].num_tokens += piece.tokens.len();
-        let piece = self.with_echo(index, request, piece);
+        let index = self.index(request, choice);
+        let choice = &mut self.choices[index];
+        choice.num_tokens += piece.tokens.len();
+        choice.ended |= piece.finish_reason.is_some();
         if self.options.stream {
-            return self.stream_piece(index, piece);
+            let begun = std::mem::replace(&mut choice.begun, true);
+            let piece = if begun { piece } else { self.with_echo(index, piece) };
+            return self.stream_piece(index, piece, begun);
         }
-        let gathered = &mut self.choices[index].gathered;
-        gathered.text.push_str(&piece.text);
-        gathered.tokens.extend(piece.tokens);
-        gathered.num_echoed += piece.num_echoed;
-        gathered.finish_reason = piece.finish_reason.or(gathered.finish_reason);
+        choice.gathered.text.push_str(&piece.text);
+        choice.gathered.tokens.extend(piece.tokens);
+        choice.gathered.finish_reason = piece.finish_reason.or(choice.gathered.finish_reason);
         None
     }
 
     /// The first piece of a choice begins with the prompt, where that is wanted.
-    fn with_echo(&mut self, index: usize, request: usize, piece: Piece) -> Piece {
-        if !self.options.echo || self.choices[index].begun {
+    fn with_echo(&self, index: usize, piece: Piece) -> Piece {
+        if !self.options.echo {
             return piece;
         }
-        self.choices[index].begun = !self.options.stream;
-        let prompt = &self.prompts[request];
+        let prompt = &self.prompts[index / self.num_choices as usize];
         let text = self.tokenizer.decode(&prompt.ids, false) + &piece.text;
         let scored = prompt.logprobs.iter().flatten().cloned().map(Some);
-        let logprobs = std::iter::once(None).chain(scored);
+        let logprobs = std::iter::once(None).chain(scored).chain(std::iter::repeat(None));
         let tokens = prompt.ids.iter().copied().zip(logprobs).chain(piece.tokens).collect();
         Piece { text, tokens, num_echoed: prompt.ids.len(), ..piece }
     }
 
-    fn stream_piece(&mut self, index: usize, piece: Piece) -> Option<Value> {
+    fn stream_piece(&mut self, index: usize, piece: Piece, begun: bool) -> Option<Value> {
         let carries_tokens = self.options.return_token_ids || self.options.logprobs;
-        let says_nothing = piece.text.is_empty() && !(carries_tokens && !piece.tokens.is_empty());
+        let says_nothing = piece.text.is_empty() && (piece.tokens.is_empty() || !carries_tokens);
         if says_nothing && piece.finish_reason.is_none() {
             return None;
         }
@@ -192,17 +214,16 @@ impl Answer {
         if self.style == Style::Chat && piece.text.is_empty() && piece.tokens.is_empty() {
             choice["delta"] = json!({});
         }
-        let offset = self.choices[index].num_chars;
-        choice["logprobs"] = self.logprobs(&piece.tokens, offset);
+        let mut offset = self.choices[index].offset;
+        choice["logprobs"] = self.logprobs(&piece, &mut offset);
+        self.choices[index].offset = offset;
         choice["finish_reason"] = piece.finish_reason.into();
         if self.options.return_token_ids {
             choice["token_ids"] = piece.generated_ids();
-            if self.style == Style::Completion && !self.choices[index].begun {
+            if self.style == Style::Completion && !begun {
                 self.add_prompt_ids(index, &mut choice);
             }
         }
-        self.choices[index].begun = true;
-        self.choices[index].num_chars += piece.text.chars().count();
         Some(self.chunk(vec![choice]))
     }
 
@@ -217,25 +238,24 @@ impl Answer {
 
     /// The whole answer.
     pub fn finish(mut self) -> Value {
+        let usage = self.usage();
         let choices = std::mem::take(&mut self.choices);
-        let usage = {
-            let generated: usize = choices.iter().map(|choice| choice.num_tokens).sum();
-            self.count(generated)
-        };
         let choices = choices.into_iter().enumerate().map(|(index, choice)| {
-            let choice = choice.gathered;
+            let piece = self.with_echo(index, choice.gathered);
             let mut body = match self.style {
                 Style::Chat => json!({
                     "index": index,
-                    "message": {"role": "assistant", "content": choice.text, "refusal": null},
+                    "message": {"role": "assistant", "content": piece.text, "refusal": null},
                 }),
-                Style::Completion => json!({"index": index, "text": choice.text}),
+                Style::Completion => json!({"index": index, "text": piece.text}),
             };
-            body["logprobs"] = self.logprobs(&choice.tokens, 0);
-            body["finish_reason"] = choice.finish_reason.into();
+            body["logprobs"] = self.logprobs(&piece, &mut 0);
+            body["finish_reason"] = piece.finish_reason.into();
             if self.options.return_token_ids {
-                body["token_ids"] = choice.generated_ids();
-                self.add_prompt_ids(index, &mut body);
+                body["token_ids"] = piece.generated_ids();
+                if self.style == Style::Completion {
+                    self.add_prompt_ids(index, &mut body);
+                }
             }
             body
         });
@@ -243,40 +263,45 @@ impl Answer {
         let object = if self.style == Style::Chat { "chat.completion" } else { "text_completion" };
         let mut body = self.envelope(object, choices);
         body["usage"] = usage;
+        if self.style == Style::Chat {
+            self.add_prompt_ids(0, &mut body);
+        }
         body
     }
 
-    fn logprobs(&self, tokens: &[(TokenId, Option<Logprobs>)], offset: usize) -> Value {
-        if !self.options.logprobs || tokens.is_empty() {
+    fn logprobs(&self, piece: &Piece, offset: &mut usize) -> Value {
+        if !self.options.logprobs || piece.tokens.is_empty() {
             return Value::Null;
         }
         let naming = Naming { tokenizer: &self.tokenizer, as_ids: self.options.tokens_as_ids };
         match self.style {
             Style::Chat => {
-                let content = tokens.iter().filter_map(|(_, of)| of.as_ref());
-                json!({"content": content.map(|of| naming.chat(of)).collect::<Vec<_>>()})
+                let content = piece.tokens.iter().filter_map(|(_, of)| of.as_ref());
+                let content: Vec<_> = content.map(|of| naming.chat(of)).collect();
+                json!({"content": content, "refusal": null})
             }
             Style::Completion => {
-                let tokens: Vec<_> =
-                    tokens.iter().map(|(token, of)| (*token, of.as_ref())).collect();
-                naming.completion(&tokens, offset)
+                let tokens = piece.tokens.iter().enumerate().map(|(number, (token, of))| Shown {
+                    token: *token,
+                    logprobs: of.as_ref(),
+                    echoed: number < piece.num_echoed,
+                });
+                naming.completion(&tokens.collect::<Vec<_>>(), offset)
             }
         }
     }
 
-    fn add_prompt_ids(&self, index: usize, choice: &mut Value) {
+    /// As vLLM: a chat has one prompt, so its ids stand beside the choices; a completion's choices
+    /// each have their own.
+    fn add_prompt_ids(&self, index: usize, body: &mut Value) {
         if self.options.return_token_ids {
             let ids = &self.prompts[index / self.num_choices as usize].ids;
-            choice["prompt_token_ids"] = ids.iter().map(|token| token.0).collect();
+            body["prompt_token_ids"] = ids.iter().map(|token| token.0).collect();
         }
     }
 
     fn usage(&self) -> Value {
-        self.count(self.num_generated_tokens())
-    }
-
-    fn count(&self, num_generated: usize) -> Value {
-        let num_prompt = self.num_prompt_tokens();
+        let (num_prompt, num_generated) = (self.num_prompt_tokens(), self.num_generated_tokens());
         json!({
             "prompt_tokens": num_prompt,
             "completion_tokens": num_generated,
@@ -287,7 +312,12 @@ impl Answer {
     fn chunk(&self, choices: Vec<Value>) -> Value {
         let object =
             if self.style == Style::Chat { "chat.completion.chunk" } else { "text_completion" };
-        self.envelope(object, choices)
+        let mut chunk = self.envelope(object, choices);
+        if self.options.include_usage {
+            // The last chunk has the numbers; OpenAI's others have the field.
+            chunk["usage"] = Value::Null;
+        }
+        chunk
     }
 
     fn envelope(&self, object: &str, choices: Vec<Value>) -> Value {
@@ -299,5 +329,204 @@ impl Answer {
         body.insert("system_fingerprint".into(), self.system_fingerprint.as_str().into());
         body.insert("choices".into(), choices.into());
         Value::Object(body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::openai::testing::Served;
+    use crate::openai::{parse_chat, parse_completion};
+    use protocol::TokenLogprob;
+
+    fn answer(style: Style, more: Value) -> (Answer, Served) {
+        let served = Served::chat();
+        let mut body = match style {
+            Style::Chat => json!({"messages": [{"role": "user", "content": "Hi"}]}),
+            Style::Completion => json!({"prompt": [39, 72]}),
+        };
+        body["model"] = "m".into();
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let parse = if style == Style::Chat { parse_chat } else { parse_completion };
+        let parsed = parse(body.to_string().as_bytes(), served.context()).unwrap();
+        let fingerprint = "fp".to_owned();
+        let tokenizer = Arc::clone(&served.tokenizer);
+        (Answer::new(style, 10, "m".into(), fingerprint, &parsed, tokenizer), served)
+    }
+
+    fn token(choice: u32, token: u32, text: &str) -> Event {
+        Event::Token { choice, token: TokenId(token), logprobs: None, text: text.into() }
+    }
+
+    fn scored(token: u32, logprob: f32) -> Logprobs {
+        let chosen = TokenLogprob { token: TokenId(token), logprob };
+        Logprobs { chosen, top: vec![TokenLogprob { token: TokenId(3), logprob: -0.25 }, chosen] }
+    }
+
+    fn finished(choice: u32, text: &str) -> Event {
+        Event::Finished { choice, reason: FinishReason::Stop, text: text.into() }
+    }
+
+    #[test]
+    fn a_whole_chat_is_openais_object() {
+        let (mut answer, _) = answer(Style::Chat, json!({"return_token_ids": true}));
+        let num_prompt = answer.num_prompt_tokens();
+        assert_eq!(answer.take(0, token(0, 39, "H")), None);
+        assert_eq!(answer.take(0, token(0, 72, "")), None);
+        assert!(!answer.is_complete());
+        answer.take(0, finished(0, "i"));
+        assert!(answer.is_complete());
+        let created = answer.created;
+        let prompt: Vec<u32> = answer.prompts[0].ids.iter().map(|token| token.0).collect();
+        let expected = json!({
+            "id": "chatcmpl-000000000000000a", "object": "chat.completion", "created": created,
+            "model": "m", "system_fingerprint": "fp",
+            "choices": [{
+                "index": 0,
+                "message": {"role": "assistant", "content": "Hi", "refusal": null},
+                "logprobs": null, "finish_reason": "stop", "token_ids": [39, 72],
+            }],
+            "usage": {
+                "prompt_tokens": num_prompt, "completion_tokens": 2,
+                "total_tokens": num_prompt + 2,
+            },
+            "prompt_token_ids": prompt,
+        });
+        assert_eq!(answer.finish(), expected);
+    }
+
+    #[test]
+    fn a_streamed_chat_says_who_speaks_then_what_then_why_it_ends() {
+        let more = json!({"stream": true, "stream_options": {"include_usage": true}, "n": 2});
+        let (mut answer, _) = answer(Style::Chat, more);
+        let opening = answer.opening();
+        assert_eq!(opening.len(), 2);
+        assert_eq!(opening[1]["choices"][0]["index"], 1);
+        let delta = json!({"role": "assistant", "content": ""});
+        assert_eq!(opening[0]["choices"][0]["delta"], delta);
+        assert_eq!(opening[0]["object"], "chat.completion.chunk");
+        assert_eq!(opening[0]["usage"], Value::Null);
+        let chunk = answer.take(0, token(1, 39, "H")).unwrap();
+        let expected = json!([{
+            "index": 1, "delta": {"content": "H"}, "logprobs": null, "finish_reason": null,
+        }]);
+        assert_eq!(chunk["choices"], expected);
+        assert_eq!(answer.take(0, token(0, 39, "")), None, "half a character is not a chunk");
+        let chunk = answer.take(0, finished(1, "")).unwrap();
+        let expected =
+            json!([{"index": 1, "delta": {}, "logprobs": null, "finish_reason": "stop"}]);
+        assert_eq!(chunk["choices"], expected);
+        assert!(!answer.is_complete(), "the other choice runs");
+        answer.take(0, finished(0, "")).unwrap();
+        assert!(answer.is_complete());
+        let closing = answer.closing().unwrap();
+        assert_eq!(closing["choices"], json!([]));
+        assert_eq!(closing["usage"]["completion_tokens"], 2);
+    }
+
+    #[test]
+    fn choices_of_several_prompts_are_numbered_one_after_another() {
+        let (mut answer, _) = answer(Style::Completion, json!({"prompt": [[39], [72]], "n": 2}));
+        assert_eq!(answer.num_prompt_tokens(), 2, "each prompt once");
+        answer.take(1, token(0, 39, "third"));
+        for (request, choice) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            answer.take(request, finished(choice, ""));
+        }
+        assert_eq!(answer.finish()["choices"][2]["text"], "third");
+    }
+
+    #[test]
+    fn an_echoed_prompt_comes_first_also_when_nothing_follows() {
+        let echo = json!({"echo": true, "return_token_ids": true});
+        let (mut whole, _) = answer(Style::Completion, echo.clone());
+        whole.take(0, token(0, 75, "l"));
+        whole.take(0, finished(0, ""));
+        let whole = whole.finish();
+        assert_eq!(whole["choices"][0]["text"], "Hil");
+        assert_eq!(whole["choices"][0]["token_ids"], json!([75]));
+        assert_eq!(whole["choices"][0]["prompt_token_ids"], json!([39, 72]));
+
+        let (mut streamed, _) = answer(Style::Completion, json!({"echo": true, "stream": true}));
+        let chunk = streamed.take(0, finished(0, "")).unwrap();
+        assert_eq!(chunk["choices"][0]["text"], "Hi");
+        assert_eq!(chunk["choices"][0]["finish_reason"], "stop");
+    }
+
+    #[test]
+    fn logprobs_of_prompt_and_answer_stand_in_one_list() {
+        let more = json!({"echo": true, "logprobs": 2});
+        let events = [
+            Event::Prompt(vec![scored(72, -1.5)]),
+            Event::Token {
+                choice: 0,
+                token: TokenId(75),
+                logprobs: Some(scored(75, f32::NEG_INFINITY)),
+                text: "l".into(),
+            },
+            finished(0, ""),
+        ];
+        let (mut whole, served) = answer(Style::Completion, more.clone());
+        for event in events.clone() {
+            whole.take(0, event);
+        }
+        let whole = whole.finish()["choices"][0]["logprobs"].clone();
+        let name = |id| served.tokenizer.token_text(TokenId(id));
+        let mut second = json!({"i": -1.5});
+        second[name(3)] = json!(-0.25);
+        let mut third = json!({"l": -9999.0});
+        third[name(3)] = json!(-0.25);
+        let expected = json!({
+            "tokens": ["H", "i", "l"],
+            "token_logprobs": [null, -1.5, -9999.0],
+            "top_logprobs": [null, second, third],
+            "text_offset": [0, 1, 2],
+        });
+        assert_eq!(whole, expected);
+
+        // In pieces it is the same.
+        let mut more = more;
+        more["stream"] = true.into();
+        more["return_tokens_as_token_ids"] = true.into();
+        let (mut streamed, _) = answer(Style::Completion, more);
+        let chunks: Vec<_> = events.into_iter().filter_map(|e| streamed.take(0, e)).collect();
+        let offsets = &chunks[0]["choices"][0]["logprobs"]["text_offset"];
+        assert_eq!(*offsets, json!([0, 1, 2]));
+        let tops = &chunks[0]["choices"][0]["logprobs"]["top_logprobs"];
+        assert_eq!(tops[1], json!({"token_id:3": -0.25, "token_id:72": -1.5}));
+    }
+
+    #[test]
+    fn a_chats_logprobs_have_the_tokens_bytes() {
+        let (mut answer, served) = answer(Style::Chat, json!({"logprobs": true}));
+        let half = served.tokenizer.encode("é", false).unwrap()[0];
+        let logprobs =
+            Some(Logprobs { chosen: TokenLogprob { token: half, logprob: -0.5 }, top: Vec::new() });
+        answer.take(0, Event::Token { choice: 0, token: half, logprobs, text: String::new() });
+        answer.take(0, finished(0, ""));
+        let content = answer.finish()["choices"][0]["logprobs"]["content"].clone();
+        let expected = json!([{
+            "token": served.tokenizer.token_text(half), "logprob": -0.5,
+            "bytes": served.tokenizer.token_bytes(half), "top_logprobs": [],
+        }]);
+        assert_eq!(content, expected);
+    }
+
+    #[test]
+    fn an_offset_counts_characters_of_the_text_whatever_spells_them() {
+        let (mut answer, served) = answer(Style::Completion, json!({"logprobs": 0}));
+        let mut tokens = served.tokenizer.encode("aé", false).unwrap();
+        tokens.push(served.model.eos[0]);
+        tokens.extend(served.tokenizer.encode("b", false).unwrap());
+        for token in &tokens {
+            let logprobs = Some(scored(token.0, -1.0));
+            answer.take(0, Event::Token { choice: 0, token: *token, logprobs, text: "".into() });
+        }
+        answer.take(0, finished(0, "aéb"));
+        let offsets = answer.finish()["choices"][0]["logprobs"]["text_offset"].clone();
+        let offsets: Vec<u64> =
+            offsets.as_array().unwrap().iter().flat_map(Value::as_u64).collect();
+        assert_eq!((offsets[0], offsets[1]), (0, 1));
+        // The end token shows nothing, so what follows it begins where it does.
+        assert_eq!(offsets[offsets.len() - 2..], [2, 2]);
     }
 }

@@ -31,6 +31,7 @@ pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
     }
     let prompt = prompt_of_messages(&mut fields, context)?;
     fields.finish()?;
+    common.prompt_field = "messages";
     let default = Some(context.config.default_max_tokens).filter(|&tokens| tokens > 0);
     let request = common.request(prompt, default, context)?;
     Ok(Parsed { requests: vec![request], options: common.options })
@@ -76,30 +77,78 @@ fn messages(messages: Value) -> Result<Value, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "messages is empty; give at least one"));
     }
-    let messages = messages.into_iter().enumerate().map(|(number, message)| {
-        let name = format!("messages[{number}]");
-        let Value::Object(mut message) = message else {
-            return Err(wrong(&name, "an object", &message));
-        };
-        if !message.get("role").is_some_and(Value::is_string) {
-            let message = format!("{name}.role is missing; use system, user or assistant");
-            return Err(ApiError::invalid(name, message));
-        }
-        if let Some(content) = message.get_mut("content") {
-            let text = text_of(content.take(), &format!("{name}.content"))?;
-            *content = text;
-        } else {
-            return Err(ApiError::invalid(&name, format!("{name}.content is missing")));
-        }
-        Ok(Value::Object(message))
-    });
-    messages.collect::<Result<Vec<_>, _>>().map(Value::Array)
+    let messages = messages.into_iter().enumerate();
+    messages.map(|(number, text)| message(text, &format!("messages[{number}]"))).collect()
 }
 
-/// Content is text, or parts that are text.
-fn text_of(content: Value, name: &str) -> Result<Value, ApiError> {
+/// What a message may have. Whether it shows is up to the model's template.
+const MESSAGE_FIELDS: [&str; 6] =
+    ["role", "content", "name", "reasoning_content", "tool_calls", "tool_call_id"];
+
+fn message(message: Value, name: &str) -> Result<Value, ApiError> {
+    let Value::Object(mut message) = message else {
+        return Err(wrong(name, "an object", &message));
+    };
+    // Clients send back what they got: answers of ours have `refusal: null`.
+    message.retain(|field, value| field == "content" || !value.is_null());
+    if let Some(field) = message.keys().find(|field| !MESSAGE_FIELDS.contains(&field.as_str())) {
+        let text = format!("{name}.{field} is not supported by this server; remove it");
+        return Err(
+            ApiError::invalid(format!("{name}.{field}"), text).code("unsupported_parameter")
+        );
+    }
+    for field in ["role", "name", "reasoning_content", "tool_call_id"] {
+        match message.get(field) {
+            None | Some(Value::String(_)) => {}
+            Some(other) => return Err(wrong(&format!("{name}.{field}"), "a string", other)),
+        }
+    }
+    if !message.contains_key("role") {
+        let text = format!("{name}.role is missing; use system, user or assistant");
+        return Err(ApiError::invalid(format!("{name}.role"), text));
+    }
+    let has_calls = message.contains_key("tool_calls");
+    if let Some(calls) = message.get_mut("tool_calls") {
+        parse_arguments(calls, &format!("{name}.tool_calls"))?;
+    }
+    let content = message.get_mut("content").map(Value::take).unwrap_or_default();
+    let content = match text_of(content, &format!("{name}.content"))? {
+        Some(text) => Value::String(text),
+        // An answer that only calls tools.
+        None if has_calls => Value::Null,
+        None => {
+            let text = format!("{name}.content is missing");
+            return Err(ApiError::invalid(format!("{name}.content"), text));
+        }
+    };
+    message.insert("content".into(), content);
+    Ok(Value::Object(message))
+}
+
+/// Arguments travel as JSON in a string; templates want to walk through them.
+fn parse_arguments(calls: &mut Value, name: &str) -> Result<(), ApiError> {
+    let Value::Array(calls) = calls else {
+        return Err(wrong(name, "a list of tool calls", calls));
+    };
+    for call in calls {
+        let expected = "a list of calls, each with function.name and function.arguments in JSON";
+        let function = call.get_mut("function").filter(|function| function["name"].is_string());
+        let Some(function) = function else { return Err(wrong(name, expected, call)) };
+        if let Value::String(text) = &function["arguments"] {
+            match serde_json::from_str(text) {
+                Ok(arguments) => function["arguments"] = arguments,
+                Err(_) => return Err(wrong(name, expected, function)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Content is text, or parts that are text; `None` is no content.
+fn text_of(content: Value, name: &str) -> Result<Option<String>, ApiError> {
     let parts = match content {
-        Value::String(_) | Value::Null => return Ok(content),
+        Value::Null => return Ok(None),
+        Value::String(text) => return Ok(Some(text)),
         Value::Array(parts) => parts,
         other => return Err(wrong(name, "a string or a list of parts", &other)),
     };
@@ -115,5 +164,142 @@ fn text_of(content: Value, name: &str) -> Result<Value, ApiError> {
             (None, _) => return Err(wrong(name, "parts with a type", &part)),
         }
     }
-    Ok(Value::String(text))
+    Ok(Some(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::openai::testing::{Served, table};
+
+    fn rendered(served: &Served, messages: Value) -> String {
+        let body = json!({"model": "m", "messages": messages});
+        let parsed = parse(body.to_string().as_bytes(), served.context()).unwrap();
+        served.tokenizer.decode(&parsed.requests[0].prompt, false)
+    }
+
+    #[test]
+    fn messages_become_the_prompt_that_the_template_writes() {
+        let served = Served::chat();
+        let text = "[gMASK]<sop><|system|>\nBe brief.<|user|>\nHi there<|assistant|>";
+        let parts = json!([{"type": "text", "text": "Hi "}, {"type": "text", "text": "there"}]);
+        let messages = json!([
+            {"role": "system", "content": "Be brief.", "refusal": null},
+            {"role": "user", "content": parts},
+        ]);
+        assert_eq!(rendered(&served, messages), text);
+    }
+
+    #[test]
+    fn the_arguments_of_a_call_are_what_their_json_says() {
+        let call = |arguments: Value| {
+            let function = json!({"name": "add", "arguments": arguments});
+            json!([
+                {"role": "user", "content": "1+2"},
+                {"role": "assistant", "content": null, "tool_calls": [{"function": function}]},
+                {"role": "tool", "content": "3", "tool_call_id": "x"},
+            ])
+        };
+        let served = Served::chat();
+        let as_text = rendered(&served, call(json!("{\"a\":1}")));
+        assert_eq!(as_text, rendered(&served, call(json!({"a": 1}))));
+        assert!(as_text.contains("{\"a\": 1}"), "{as_text}");
+    }
+
+    #[test]
+    fn what_is_not_honoured_is_refused_by_name() {
+        let unsupported = Some("unsupported_parameter");
+        let user = |content: Value| json!({"messages": [{"role": "user", "content": content}]});
+        let message = |message: Value| json!({"messages": [message]});
+        let calls = |calls: Value| message(json!({"role": "assistant", "tool_calls": calls}));
+        let cases = [
+            (json!({"tools": [{}]}), "tools", unsupported),
+            (json!({"tool_choice": "auto"}), "tool_choice", unsupported),
+            (json!({"functions": []}), "functions", unsupported),
+            (json!({"response_format": {"type": "json_object"}}), "response_format", unsupported),
+            (json!({"modalities": ["text", "audio"]}), "modalities", unsupported),
+            (json!({"audio": {}}), "audio", unsupported),
+            (json!({"prediction": {}}), "prediction", unsupported),
+            (json!({"metadata": {"a": "b"}}), "metadata", unsupported),
+            (json!({"store": true}), "store", unsupported),
+            (json!({"reasoning_effort": "low"}), "reasoning_effort", unsupported),
+            (json!({"echo": true}), "echo", Some("unknown_parameter")),
+            (json!({"wibble": 1}), "wibble", Some("unknown_parameter")),
+            (json!({"top_logprobs": 1}), "top_logprobs", None),
+            (json!({"logprobs": 3}), "logprobs", None),
+            (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs", None),
+            (json!({"max_tokens": 0}), "max_tokens", None),
+            (json!({"max_tokens": 1, "max_completion_tokens": 1}), "max_tokens", None),
+            (json!({"chat_template_kwargs": 1}), "chat_template_kwargs", None),
+            (json!({"messages": []}), "messages", None),
+            (json!({"messages": null}), "messages", None),
+            (json!({"messages": "Hi"}), "messages", None),
+            (json!({"messages": ["Hi"]}), "messages[0]", None),
+            (message(json!({"content": "Hi"})), "messages[0].role", None),
+            (message(json!({"role": 1, "content": "Hi"})), "messages[0].role", None),
+            (message(json!({"role": "user"})), "messages[0].content", None),
+            (
+                message(json!({"role": "user", "content": "", "audio": {}})),
+                "messages[0].audio",
+                unsupported,
+            ),
+            (user(Value::Null), "messages[0].content", None),
+            (user(json!(5)), "messages[0].content", None),
+            (user(json!([{"type": "image_url"}])), "messages[0].content", unsupported),
+            (user(json!([{"text": "x"}])), "messages[0].content", None),
+            (user(json!(["x"])), "messages[0].content", None),
+            (calls(json!("f")), "messages[0].tool_calls", None),
+            (calls(json!(["f"])), "messages[0].tool_calls", None),
+            (calls(json!([{"function": "f"}])), "messages[0].tool_calls", None),
+            (
+                calls(json!([{"function": {"name": "f", "arguments": "{"}}])),
+                "messages[0].tool_calls",
+                None,
+            ),
+        ];
+        let body = json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}]});
+        table(&Served::chat(), parse, &body, &cases);
+    }
+
+    #[test]
+    fn the_harmless_values_of_what_is_not_honoured_are_accepted() {
+        let body = json!({
+            "model": "m", "messages": [{"role": "user", "content": "Hi"}],
+            "response_format": {"type": "text"}, "modalities": ["text"], "store": false,
+            "user": "someone", "n": 2, "best_of": 2, "tools": null, "top_k": -1,
+        });
+        let served = Served::chat();
+        let parsed = parse(body.to_string().as_bytes(), served.context()).unwrap();
+        assert_eq!(parsed.requests[0].num_choices, 2);
+    }
+
+    #[test]
+    fn without_a_template_the_error_says_what_to_use() {
+        let served = Served { chat_template: None, ..Served::chat() };
+        let body = json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}]});
+        let error = parse(body.to_string().as_bytes(), served.context()).unwrap_err();
+        assert_eq!((error.status, error.code), (400, Some("no_chat_template")));
+        assert!(error.message.contains("/v1/completions"), "{error}");
+    }
+
+    #[test]
+    fn messages_that_fill_the_context_are_refused_with_the_numbers() {
+        let served = Served::chat();
+        let message = json!({"role": "user", "content": "x".repeat(400)});
+        let body = json!({"model": "m", "messages": [message]});
+        let error = parse(body.to_string().as_bytes(), served.context()).unwrap_err();
+        let named = (error.param.as_deref(), error.code);
+        assert_eq!(named, (Some("messages"), Some("context_length_exceeded")));
+        assert!(error.message.contains("256"), "{error}");
+    }
+
+    #[test]
+    fn without_a_limit_an_answer_may_be_as_long_as_fits() {
+        let served = Served::chat();
+        let body = json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}]});
+        let parsed = parse(body.to_string().as_bytes(), served.context()).unwrap();
+        let request = &parsed.requests[0];
+        let num_tokens = request.prompt.len() as u32 + request.max_tokens;
+        assert_eq!(num_tokens, served.model.max_model_len);
+    }
 }

@@ -78,3 +78,198 @@ fn token_ids(items: &[Value]) -> Result<Vec<TokenId>, ApiError> {
 fn expected(found: &Value) -> ApiError {
     wrong("prompt", "a string, a list of strings, token ids, or lists of token ids", found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::openai::testing::{Served, table};
+    use serde_json::json;
+
+    fn parsed(body: &Value) -> Result<Parsed, ApiError> {
+        parse(body.to_string().as_bytes(), Served::chat().context())
+    }
+
+    #[test]
+    fn a_prompt_is_text_or_tokens_one_or_many() {
+        let prompts = |prompt: Value| -> Vec<Vec<u32>> {
+            let parsed = parsed(&json!({"model": "m", "prompt": prompt})).unwrap();
+            let ids = |request: &crate::request::Request| {
+                request.prompt.iter().map(|token| token.0).collect()
+            };
+            parsed.requests.iter().map(ids).collect()
+        };
+        assert_eq!(prompts(json!([5, 6])), [[5, 6]]);
+        assert_eq!(prompts(json!([[5, 6], [7]])), [vec![5, 6], vec![7]]);
+        let one = prompts(json!("Hi"));
+        assert_eq!(prompts(json!(["Hi", "Hi"])), [one[0].clone(), one[0].clone()]);
+    }
+
+    #[test]
+    fn what_is_absent_has_openais_default() {
+        let parsed = parsed(&json!({"model": "m", "prompt": [5]})).unwrap();
+        let request = &parsed.requests[0];
+        assert_eq!((request.max_tokens, request.num_choices), (DEFAULT_MAX_TOKENS, 1));
+        assert_eq!(*request.stop_tokens, [TokenId(595)]);
+        let sampling =
+            protocol::SamplingParams { seed: request.sampling.seed, ..Default::default() };
+        assert_eq!(request.sampling, sampling);
+        assert!(!parsed.options.stream && !parsed.options.logprobs && !parsed.options.echo);
+    }
+
+    #[test]
+    fn a_missing_seed_is_drawn_once_for_all_choices() {
+        let body = json!({"model": "m", "prompt": [[5], [6]], "n": 2});
+        let seeds = |parsed: &Parsed| -> Vec<u64> {
+            parsed.requests.iter().map(|request| request.sampling.seed).collect()
+        };
+        let first = seeds(&parsed(&body).unwrap());
+        assert_eq!(first[0], first[1]);
+        assert_ne!(first, seeds(&parsed(&body).unwrap()));
+        let body = json!({"model": "m", "prompt": [5], "seed": -1});
+        assert_eq!(seeds(&parsed(&body).unwrap()), [u64::MAX]);
+    }
+
+    #[test]
+    fn every_parameter_reaches_the_request() {
+        let parsed = parsed(&json!({
+            "model": "m", "prompt": [5], "max_tokens": 3, "temperature": 0, "top_p": 0.5,
+            "top_k": 7, "min_p": 0.25, "seed": 9, "stop": ["a", "b"], "n": 3, "logprobs": 4,
+            "logit_bias": {"12": -100, "13": 0.5}, "frequency_penalty": -2, "presence_penalty": 2,
+            "repetition_penalty": 1.5, "ignore_eos": true, "echo": true, "stream": true,
+            "stream_options": {"include_usage": true}, "return_token_ids": true,
+            "return_tokens_as_token_ids": true, "user": "someone",
+        }))
+        .unwrap();
+        let request = &parsed.requests[0];
+        assert_eq!((request.max_tokens, request.num_choices), (3, 3));
+        assert!(request.stop_tokens.is_empty());
+        let expected = protocol::SamplingParams {
+            temperature: 0.0,
+            top_k: 7,
+            top_p: 0.5,
+            min_p: 0.25,
+            repetition_penalty: 1.5,
+            frequency_penalty: -2.0,
+            presence_penalty: 2.0,
+            logit_bias: vec![(TokenId(12), -100.0), (TokenId(13), 0.5)],
+            seed: 9,
+            choice: 0,
+            num_logprobs: Some(4),
+            num_prompt_logprobs: Some(4),
+        };
+        assert_eq!(request.sampling, expected);
+        let options = &parsed.options;
+        assert!(options.stream && options.include_usage && options.echo && options.logprobs);
+        assert!(options.return_token_ids && options.tokens_as_ids);
+    }
+
+    #[test]
+    fn a_prompt_alone_is_scored_with_echo() {
+        let body = json!({"model": "m", "prompt": [5, 6], "max_tokens": 0, "echo": true});
+        assert_eq!(parsed(&body).unwrap().requests[0].max_tokens, 0);
+        let full: Vec<u32> = vec![5; 256];
+        let body = json!({"model": "m", "prompt": full, "max_tokens": 0, "echo": true});
+        assert!(parsed(&body).is_ok(), "a prompt may fill the context");
+    }
+
+    #[test]
+    fn what_does_not_fit_the_context_is_refused_with_the_numbers() {
+        let body = json!({"model": "m", "prompt": vec![5; 200], "max_tokens": 57});
+        let error = parsed(&body).unwrap_err();
+        assert_eq!((error.status, error.code), (400, Some("context_length_exceeded")));
+        for number in ["256", "200", "57"] {
+            assert!(error.message.contains(number), "{error}");
+        }
+        for body in [
+            json!({"model": "m", "prompt": vec![5; 256]}),
+            json!({"model": "m", "prompt": vec![5; 257], "max_tokens": 0, "echo": true}),
+        ] {
+            let error = parsed(&body).unwrap_err();
+            let named = (error.param.as_deref(), error.code);
+            assert_eq!(named, (Some("prompt"), Some("context_length_exceeded")));
+        }
+        let body = json!({"model": "m", "prompt": vec![5; 250]});
+        assert_eq!(parsed(&body).unwrap().requests[0].max_tokens, 6, "as many as fit");
+    }
+
+    #[test]
+    fn another_model_is_not_found() {
+        let error = parsed(&json!({"model": "gpt-9", "prompt": [5]})).unwrap_err();
+        assert_eq!((error.status, error.code), (404, Some("model_not_found")));
+        assert!(error.message.contains("gpt-9") && error.message.contains("has m"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        let unsupported = Some("unsupported_parameter");
+        let many: serde_json::Map<_, _> =
+            (0..1025).map(|id| ((id % 640).to_string() + &" ".repeat(id), json!(1))).collect();
+        let cases = [
+            (json!({"model": null}), "model", None),
+            (json!({"model": 1}), "model", None),
+            (json!({"prompt": null}), "prompt", None),
+            (json!({"prompt": []}), "prompt", None),
+            (json!({"prompt": [[]]}), "prompt", None),
+            (json!({"prompt": 5}), "prompt", None),
+            (json!({"prompt": [5, "x"]}), "prompt", None),
+            (json!({"prompt": ["x", 5]}), "prompt", None),
+            (json!({"prompt": [-1]}), "prompt", None),
+            (json!({"prompt": [1.5]}), "prompt", None),
+            (json!({"prompt": [640]}), "prompt", None),
+            (json!({"prompt": [5_000_000_000_u64]}), "prompt", None),
+            (json!({"prompt": vec!["x"; 257]}), "prompt", None),
+            (json!({"max_tokens": -1}), "max_tokens", None),
+            (json!({"max_tokens": 1.5}), "max_tokens", None),
+            (json!({"max_tokens": "3"}), "max_tokens", None),
+            (json!({"max_tokens": 0}), "max_tokens", None),
+            (json!({"temperature": -0.1}), "temperature", None),
+            (json!({"temperature": 1e300}), "temperature", None),
+            (json!({"temperature": "hot"}), "temperature", None),
+            (json!({"top_p": 1.1}), "top_p", None),
+            (json!({"top_k": -2}), "top_k", None),
+            (json!({"min_p": 2}), "min_p", None),
+            (json!({"seed": 1.5}), "seed", None),
+            (json!({"seed": "x"}), "seed", None),
+            (json!({"stop": 5}), "stop", None),
+            (json!({"stop": [5]}), "stop", None),
+            (json!({"stop": ""}), "stop", None),
+            (json!({"stop": vec!["x"; 17]}), "stop", None),
+            (json!({"stop": "x".repeat(1025)}), "stop", None),
+            (json!({"n": 0}), "n", None),
+            (json!({"n": 17}), "n", None),
+            (json!({"best_of": 2}), "best_of", unsupported),
+            (json!({"logprobs": true}), "logprobs", None),
+            (json!({"logprobs": 21}), "logprobs", None),
+            (json!({"logit_bias": [1]}), "logit_bias", None),
+            (json!({"logit_bias": {"640": 1}}), "logit_bias", None),
+            (json!({"logit_bias": {"05": 1}}), "logit_bias", None),
+            (json!({"logit_bias": {"x": 1}}), "logit_bias", None),
+            (json!({"logit_bias": {"5": 101}}), "logit_bias", None),
+            (json!({"logit_bias": {"5": "1"}}), "logit_bias", None),
+            (json!({"logit_bias": many}), "logit_bias", None),
+            (json!({"frequency_penalty": 2.1}), "frequency_penalty", None),
+            (json!({"presence_penalty": -2.1}), "presence_penalty", None),
+            (json!({"repetition_penalty": 0}), "repetition_penalty", None),
+            (json!({"stream": "yes"}), "stream", None),
+            (json!({"stream_options": {}}), "stream_options", None),
+            (
+                json!({"stream": true, "stream_options": {"include_usage": 1}}),
+                "stream_options.include_usage",
+                None,
+            ),
+            (
+                json!({"stream": true, "stream_options": {"wibble": 1}}),
+                "stream_options.wibble",
+                unsupported,
+            ),
+            (json!({"ignore_eos": 1}), "ignore_eos", None),
+            (json!({"echo": 1}), "echo", None),
+            (json!({"user": 1}), "user", None),
+            (json!({"suffix": "x"}), "suffix", unsupported),
+            (json!({"metadata": {}}), "metadata", unsupported),
+            (json!({"messages": []}), "messages", Some("unknown_parameter")),
+            (json!({"wibble": 1}), "wibble", Some("unknown_parameter")),
+        ];
+        table(&Served::chat(), parse, &json!({"model": "m", "prompt": [5]}), &cases);
+    }
+}

@@ -40,6 +40,12 @@ impl ApiError {
         Self { param: None, ..Self::invalid("", message) }
     }
 
+    /// There is no such model.
+    pub fn no_model(name: &str, served: &str) -> Self {
+        let message = format!("there is no model {name}; this server has {served}");
+        Self::invalid("model", message).status(404).code("model_not_found")
+    }
+
     /// With a code.
     pub fn code(self, code: &'static str) -> Self {
         Self { code: Some(code), ..self }

@@ -35,22 +35,17 @@ impl Naming<'_> {
         content
     }
 
-    /// A completion choice's `logprobs`: four lists, an entry for each token. `None` is a token
-    /// that nothing predicts: the prompt's first.
-    pub(crate) fn completion(
-        &self,
-        tokens: &[(TokenId, Option<&Logprobs>)],
-        mut offset: usize,
-    ) -> Value {
+    /// A completion choice's `logprobs`: four lists, an entry for each token. `offset` is where in
+    /// the choice's text the first of them begins, in characters, and becomes where the next will.
+    pub(crate) fn completion(&self, tokens: &[Shown<'_>], offset: &mut usize) -> Value {
         let mut lists: [Vec<Value>; 4] = Default::default();
         let [names, logprobs, tops, offsets] = &mut lists;
-        for (token, of) in tokens {
-            let name = self.name(*token);
-            offsets.push(offset.into());
-            offset += self.tokenizer.token_text(*token).chars().count();
-            names.push(name.into());
-            logprobs.push(of.map_or(Value::Null, |of| printable(of.chosen.logprob)));
-            tops.push(of.map_or(Value::Null, |of| {
+        for token in tokens {
+            offsets.push((*offset).into());
+            *offset += self.num_chars(token);
+            names.push(self.name(token.token).into());
+            logprobs.push(token.logprobs.map_or(Value::Null, |of| printable(of.chosen.logprob)));
+            tops.push(token.logprobs.map_or(Value::Null, |of| {
                 let mut top = Map::new();
                 // The best of those that share a text.
                 for entry in &of.top {
@@ -68,23 +63,59 @@ impl Naming<'_> {
             "text_offset": offsets,
         })
     }
+
+    /// Characters that begin in a token: one that several tokens spell counts with the first.
+    fn num_chars(&self, token: &Shown<'_>) -> usize {
+        if !token.echoed && self.tokenizer.decode(&[token.token], true).is_empty() {
+            // A special token isn't part of an answer's text.
+            return 0;
+        }
+        let bytes = self.tokenizer.token_bytes(token.token);
+        bytes.iter().filter(|byte| *byte & 0b1100_0000 != 0b1000_0000).count()
+    }
 }
 
-/// An f32 is an f64 exactly, and that prints with digits that restore it.
+/// A token of a choice.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shown<'a> {
+    pub(crate) token: TokenId,
+    /// `None`: nothing predicts it, being the prompt's first, or nobody asked.
+    pub(crate) logprobs: Option<&'a Logprobs>,
+    /// Whether it is of the prompt, whose special tokens are shown.
+    pub(crate) echoed: bool,
+}
+
+/// The fewest digits that restore the f32. JSON's numbers are f64s here, so it is the f64 that
+/// those digits mean, whose own shortest form they are.
 fn printable(logprob: f32) -> Value {
-    json!(logprob.max(IMPOSSIBLE))
+    let logprob = logprob.max(IMPOSSIBLE);
+    json!(logprob.to_string().parse().unwrap_or(f64::from(logprob)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
-    fn what_is_printed_restores_the_f32() {
-        for logprob in [-0.1f32, -1e-7, -12.345_678, -f32::MIN_POSITIVE, 0.0] {
-            let printed = printable(logprob).to_string();
-            assert_eq!(printed.parse::<f32>().unwrap().to_bits(), logprob.to_bits());
-        }
+    fn what_json_cannot_carry_is_impossible() {
         assert_eq!(printable(f32::NEG_INFINITY).to_string(), "-9999.0");
+        assert_eq!(printable(f32::NAN).to_string(), "-9999.0");
+        assert_eq!(printable(-0.1).to_string(), "-0.1");
+        assert_eq!(printable(0.0).to_string(), "0.0");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+        #[test]
+        fn what_is_printed_restores_the_f32(bits in 0..=(-IMPOSSIBLE).to_bits()) {
+            let logprob = -f32::from_bits(bits);
+            let printed = printable(logprob).to_string();
+            prop_assert_eq!(printed.parse::<f32>().unwrap().to_bits(), logprob.to_bits());
+            // Also for a client that reads f64s and narrows them.
+            let narrowed = printed.parse::<f64>().unwrap() as f32;
+            prop_assert_eq!(narrowed.to_bits(), logprob.to_bits());
+            prop_assert!(printed.len() <= 16, "{}", printed);
+        }
     }
 }

@@ -7,6 +7,8 @@ mod error;
 mod fields;
 mod logprobs;
 mod sampling;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use answer::{Answer, Style};
 pub use chat::parse as parse_chat;
@@ -14,6 +16,7 @@ pub use chat::prompt_of_messages;
 pub use completions::parse as parse_completion;
 pub use error::ApiError;
 pub use fields::Fields;
+pub use sampling::check_model;
 
 use std::sync::Arc;
 
@@ -86,4 +89,93 @@ pub struct Options {
 /// When the system has no random numbers.
 pub(crate) fn random_u64() -> Result<u64, ApiError> {
     getrandom::u64().map_err(|cause| ApiError::internal(format!("no random numbers: {cause}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Map, Value, json};
+    use std::sync::LazyLock;
+
+    static SERVED: LazyLock<testing::Served> = LazyLock::new(testing::Served::chat);
+
+    const FIELDS: &str = "model messages prompt max_tokens max_completion_tokens temperature top_p \
+        top_k min_p seed stop n best_of logprobs top_logprobs logit_bias frequency_penalty \
+        presence_penalty repetition_penalty stream stream_options ignore_eos echo user \
+        return_token_ids return_tokens_as_token_ids chat_template_kwargs add_generation_prompt \
+        response_format modalities store tools suffix";
+
+    const INNER: &str = "role content name type text tool_calls function arguments include_usage \
+        reasoning_content tool_call_id enable_thinking tools 5 05 640";
+
+    fn name(of: &'static str) -> impl Strategy<Value = String> {
+        proptest::sample::select(of.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        let texts = ["", "m", "user", "assistant", "text", "{\"a\": 1}", "<|user|>", "\u{fffd}\0"];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            (-3i64..700).prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            proptest::sample::select(texts.to_vec()).prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 24, 4, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::vec((name(INNER), inner), 0..4)
+                    .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// I8: nothing from the network can panic; what is accepted is legal.
+    fn check(body: &[u8]) {
+        for parse in [parse_chat, parse_completion] {
+            let Ok(parsed) = parse(body, SERVED.context()) else { continue };
+            for request in parsed.requests {
+                let num_tokens = request.prompt.len() as u32 + request.max_tokens;
+                assert!((1..=256).contains(&num_tokens) && !request.prompt.is_empty());
+                assert!(request.prompt.iter().all(|token| token.0 < 640));
+                let sampling = request.sampling;
+                assert!(sampling.temperature >= 0.0 && sampling.temperature.is_finite());
+                assert!((0.0..=1.0).contains(&sampling.top_p));
+                assert!((0.0..=1.0).contains(&sampling.min_p));
+                assert!(sampling.repetition_penalty > 0.0);
+                assert!(sampling.logit_bias.iter().all(|(_, bias)| bias.is_finite()));
+                assert!((1..=16).contains(&request.num_choices));
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2048))]
+        #[test]
+        fn no_body_panics_and_what_is_accepted_is_legal(
+            more in proptest::collection::vec((name(FIELDS), value()), 0..4),
+        ) {
+            for body in [
+                json!({"model": "m", "prompt": [5]}),
+                json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}]}),
+            ] {
+                let mut body = body;
+                body.as_object_mut().unwrap().extend(more.clone().into_iter().collect::<Map<_, _>>());
+                check(body.to_string().as_bytes());
+            }
+        }
+
+        #[test]
+        fn no_message_panics(messages in proptest::collection::vec(value(), 0..3)) {
+            check(json!({"model": "m", "messages": messages}).to_string().as_bytes());
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+            check(&bytes);
+        }
+    }
 }

@@ -14,6 +14,8 @@ use crate::text::TextStream;
 pub(crate) struct Common {
     pub(crate) options: Options,
     pub(crate) sampling: SamplingParams,
+    /// The field that the prompt comes from.
+    pub(crate) prompt_field: &'static str,
     max_tokens: Option<u32>,
     num_choices: u32,
     stop_strings: Arc<[String]>,
@@ -85,7 +87,16 @@ impl Common {
             ..Options::default()
         };
         let stop_strings = stop(fields, context)?.into();
-        Ok(Self { options, sampling, max_tokens, num_choices, stop_strings, stop_tokens })
+        let prompt_field = "prompt";
+        Ok(Self {
+            options,
+            sampling,
+            prompt_field,
+            max_tokens,
+            num_choices,
+            stop_strings,
+            stop_tokens,
+        })
     }
 
     /// A request for a prompt. Without a limit in the body the answer may have `default` tokens,
@@ -98,20 +109,31 @@ impl Common {
     ) -> Result<Request, ApiError> {
         let max_model_len = context.model.max_model_len;
         let num_prompt = prompt.len() as u64;
+        let field = self.prompt_field;
         if prompt.is_empty() {
-            return Err(ApiError::invalid("prompt", "the prompt has no tokens; give at least one"));
+            let message = format!("{field}: the prompt has no tokens; give at least one");
+            return Err(ApiError::invalid(field, message));
         }
         if let Some(token) = prompt.iter().find(|token| token.0 >= context.model.vocab_size) {
             let vocab_size = context.model.vocab_size;
-            let message = format!("token {token} is outside the vocabulary of {vocab_size}");
-            return Err(ApiError::invalid("prompt", message));
+            let message =
+                format!("{field}: token {token} is outside the vocabulary of {vocab_size}");
+            return Err(ApiError::invalid(field, message));
         }
         let room = u64::from(max_model_len).saturating_sub(num_prompt);
+        let is_scored_only = self.max_tokens == Some(0) && num_prompt <= u64::from(max_model_len);
+        if room == 0 && !is_scored_only {
+            let message = format!(
+                "{field}: this model's context is {max_model_len} tokens and the prompt has \
+                 {num_prompt}; shorten it"
+            );
+            return Err(ApiError::invalid(field, message).code("context_length_exceeded"));
+        }
         let max_tokens = match self.max_tokens {
             Some(max_tokens) => u64::from(max_tokens),
             None => default.map_or(room, |default| room.min(default.into())),
         };
-        if max_tokens > room || (room == 0 && self.max_tokens != Some(0)) {
+        if max_tokens > room {
             let message = format!(
                 "this model's context is {max_model_len} tokens, and {num_prompt} in the prompt \
                  with {max_tokens} in the answer don't fit; shorten the prompt or lower max_tokens"
@@ -135,15 +157,15 @@ impl Common {
     }
 }
 
-/// The model must be the one that is served.
-pub(crate) fn check_model(fields: &mut Fields, context: Context<'_>) -> Result<(), ApiError> {
+/// Takes the model's name; it must be the one that is served.
+///
+/// # Errors
+/// When it is missing, or another.
+pub fn check_model(fields: &mut Fields, context: Context<'_>) -> Result<(), ApiError> {
     let served = &context.model.name;
     match fields.string("model")? {
         Some(name) if name == *served => Ok(()),
-        Some(name) => {
-            let message = format!("there is no model {name}; this server has {served}");
-            Err(ApiError::invalid("model", message).status(404).code("model_not_found"))
-        }
+        Some(name) => Err(ApiError::no_model(&name, served)),
         None => Err(ApiError::invalid("model", format!("model is missing; use {served}"))),
     }
 }
@@ -206,7 +228,7 @@ fn stop(fields: &mut Fields, context: Context<'_>) -> Result<Vec<String>, ApiErr
     };
     let (max, max_chars) = (context.config.max_stop_strings, context.config.max_stop_chars);
     if strings.len() > max {
-        let message = format!("at most {max} stop strings (http.max_stop_strings)");
+        let message = format!("stop has at most {max} strings (http.max_stop_strings)");
         return Err(ApiError::invalid("stop", message));
     }
     if strings.iter().any(|text| text.is_empty() || text.chars().count() > max_chars) {
@@ -225,15 +247,18 @@ fn logit_bias(fields: &mut Fields, context: Context<'_>) -> Result<Vec<(TokenId,
     };
     let max = context.config.max_logit_bias;
     if map.len() > max {
-        let message = format!("at most {max} biases (http.max_logit_bias)");
+        let message = format!("logit_bias has at most {max} entries (http.max_logit_bias)");
         return Err(ApiError::invalid("logit_bias", message));
     }
     map.into_iter()
         .map(|(token, bias)| {
-            let id = token.parse().ok().filter(|id| *id < context.model.vocab_size);
+            // One way to write an id, so that no token is named twice.
+            let is_written_so = |id: &u32| id.to_string() == token;
+            let id = token.parse().ok().filter(is_written_so);
+            let id = id.filter(|id| *id < context.model.vocab_size);
             let id = id.ok_or_else(|| {
                 let vocab_size = context.model.vocab_size;
-                let message = format!("{token} is no token id below {vocab_size}");
+                let message = format!("logit_bias: {token} is no token id below {vocab_size}");
                 ApiError::invalid("logit_bias", message)
             })?;
             let number = bias.as_f64().map(|bias| bias as f32);

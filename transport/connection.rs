@@ -1,0 +1,179 @@
+//! A connection to a member of the cluster, and who that member is.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::NodeId;
+use protocol::config::Transport;
+use quinn::{ConnectionError, VarInt};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::OwnedSemaphorePermit;
+use x509_parser::extensions::GeneralName;
+
+use crate::error::TransportError;
+
+/// Who a certificate is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PeerName {
+    /// The coordinator.
+    Coordinator,
+    /// A node.
+    Node(NodeId),
+}
+
+impl fmt::Display for PeerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Coordinator => write!(f, "coordinator.autoglm"),
+            Self::Node(node) => write!(f, "{node}.node.autoglm"),
+        }
+    }
+}
+
+impl PeerName {
+    /// The name in a certificate that TLS has verified.
+    pub(crate) fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+        let names = certificate.subject_alternative_name().ok()??;
+        // Our authority writes exactly one.
+        match names.value.general_names.as_slice() {
+            [GeneralName::DNSName(name)] => Self::parse(name),
+            _ => None,
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        if name == "coordinator.autoglm" {
+            return Some(Self::Coordinator);
+        }
+        let node = u64::from_str_radix(name.strip_suffix(".node.autoglm")?, 16).ok()?;
+        let peer = Self::Node(NodeId(node));
+        // One node, one spelling.
+        (peer.to_string() == name).then_some(peer)
+    }
+}
+
+/// A connection to a member of the cluster; clones share it. It closes when the last clone and the
+/// last of its streams are gone.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    pub(crate) connection: quinn::Connection,
+    peer: PeerName,
+    pub(crate) limits: Limits,
+    // Among transport.max_connections; a dialled connection takes none.
+    _place: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+/// What the streams of a connection must know of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) max_frame_bytes: usize,
+    connect_timeout_ms: u64,
+}
+
+impl Limits {
+    pub(crate) fn new(config: &Transport) -> Self {
+        let max_frame_bytes = config.max_frame_bytes as usize;
+        Self { max_frame_bytes, connect_timeout_ms: config.connect_timeout_ms }
+    }
+
+    /// What the other side says first when it opens a stream, unless it takes too long.
+    pub(crate) async fn greeting<T>(
+        self,
+        greeting: impl Future<Output = Result<T, TransportError>>,
+    ) -> Result<T, TransportError> {
+        let timeout = Duration::from_millis(self.connect_timeout_ms);
+        tokio::time::timeout(timeout, greeting)
+            .await
+            .unwrap_or(Err(TransportError::Silent(self.connect_timeout_ms)))
+    }
+}
+
+impl Connection {
+    pub(crate) fn new(
+        connection: quinn::Connection,
+        peer: PeerName,
+        limits: Limits,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        Self { connection, peer, limits, _place: place.map(Arc::new) }
+    }
+
+    /// Who the other side is, by its certificate.
+    pub fn peer(&self) -> PeerName {
+        self.peer
+    }
+
+    /// Where the other side is.
+    pub fn remote_addr(&self) -> SocketAddr {
+        self.connection.remote_address()
+    }
+
+    /// The round trip as QUIC measures it.
+    pub fn rtt(&self) -> Duration {
+        self.connection.rtt()
+    }
+
+    /// Whether it still stands.
+    pub fn is_open(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+
+    /// Whether both are handles to one connection.
+    pub fn is(&self, other: &Self) -> bool {
+        self.connection.stable_id() == other.connection.stable_id()
+    }
+
+    /// Why it ended, once it has: closed by either side, or silent for too long.
+    pub async fn closed(&self) -> String {
+        reason(&self.connection.closed().await)
+    }
+
+    /// Ends it.
+    pub fn close(&self, reason: &str) {
+        self.connection.close(VarInt::from_u32(0), reason.as_bytes());
+    }
+}
+
+/// Why a connection ended, in words.
+pub(crate) fn reason(cause: &ConnectionError) -> String {
+    match cause {
+        ConnectionError::ApplicationClosed(closed) if closed.reason.is_empty() => {
+            "the other side dropped it".into()
+        }
+        // It came over the network and will stand in a log: one line of text, whatever it holds.
+        ConnectionError::ApplicationClosed(closed) => String::from_utf8_lossy(&closed.reason)
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect(),
+        ConnectionError::TimedOut => "nothing was heard of it for too long".into(),
+        ConnectionError::LocallyClosed => "closed by this side".into(),
+        cause => cause.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_has_one_spelling() {
+        for peer in [PeerName::Coordinator, PeerName::Node(NodeId(0)), PeerName::Node(NodeId(!7))] {
+            assert_eq!(PeerName::parse(&peer.to_string()), Some(peer));
+        }
+        for wrong in [
+            "",
+            "coordinator",
+            ".node.autoglm",
+            "7.node.autoglm",
+            "+000000000000007.node.autoglm",
+            "00000000000000AB.node.autoglm",
+            "00000000000000ab.node.autoglm.example",
+            "x.00000000000000ab.node.autoglm",
+        ] {
+            assert_eq!(PeerName::parse(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! What QUIC and the socket are told: the one place where measured numbers stand.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use protocol::config::Transport;
+use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+
+use crate::endpoint::Purpose;
+use crate::error::TransportError;
+
+/// quinn sends batches of ten segments, and UDP caps a batch at 64 KiB: larger packets stall.
+/// On links with smaller ones discovery stops where the path does.
+const MAX_PACKET_BYTES: u16 = 6500;
+
+/// Bursts of activations fit the socket's buffers.
+const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+
+/// Links from one peer at once. The next one waits.
+const MAX_LINKS: u32 = 64;
+
+/// What somebody who hasn't shown a certificate may make us hold: a greeting passes in pieces.
+const STRANGER_WINDOW_BYTES: u32 = 16 << 10;
+
+/// A window below a packet or two makes no progress.
+const MIN_WINDOW_BYTES: u32 = 16 << 10;
+
+/// Round trips inside a cluster are far shorter than quinn's first guess, so a lost first packet is
+/// sent again after 300 ms rather than a second.
+const FIRST_RTT: Duration = Duration::from_millis(100);
+
+/// Settings reach a node from the network: one that can't work is refused, before a zero becomes a
+/// busy loop or a connection that never dies.
+pub(crate) fn check(config: &Transport) -> Result<(), TransportError> {
+    let at_least_one = [
+        ("keep_alive_ms", config.keep_alive_ms),
+        ("connect_timeout_ms", config.connect_timeout_ms),
+        ("max_frame_bytes", config.max_frame_bytes.into()),
+        ("max_connections", config.max_connections.into()),
+    ];
+    for (key, value) in at_least_one {
+        if value == 0 {
+            let expected = "must be at least 1";
+            return Err(TransportError::Setting { key, value, expected });
+        }
+    }
+    let windows = [
+        ("control_window_bytes", config.control_window_bytes),
+        ("data_window_bytes", config.data_window_bytes),
+    ];
+    for (key, value) in windows {
+        if value < MIN_WINDOW_BYTES {
+            let expected = "must be at least 16384";
+            return Err(TransportError::Setting { key, value: value.into(), expected });
+        }
+    }
+    let waits = [
+        ("idle_timeout_ms", config.idle_timeout_ms),
+        ("connect_timeout_ms", config.connect_timeout_ms),
+    ];
+    for (key, value) in waits {
+        if u32::try_from(value).is_err() {
+            let expected = "must be below 2^32, which is 49 days";
+            return Err(TransportError::Setting { key, value, expected });
+        }
+    }
+    if config.idle_timeout_ms / 2 < config.keep_alive_ms {
+        let (key, value) = ("idle_timeout_ms", config.idle_timeout_ms);
+        let expected = "must be at least twice transport.keep_alive_ms";
+        return Err(TransportError::Setting { key, value, expected });
+    }
+    Ok(())
+}
+
+pub(crate) fn socket(addr: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+    let domain = socket2::Domain::for_address(addr);
+    let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
+    // As much as the system allows; less is slower, not wrong.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    socket.bind(&addr.into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+pub(crate) fn endpoint() -> EndpointConfig {
+    let mut endpoint = EndpointConfig::default();
+    endpoint.max_udp_payload_size(MAX_PACKET_BYTES).expect("every packet size from 1200 is legal");
+    endpoint
+}
+
+/// For the side that accepts. Whoever dials is a stranger until [`welcome`]. It gives no signs of
+/// life of its own, since it answers each of the other side's: half the idle load, and its count
+/// of silence begins with the last packet that it heard.
+pub(crate) fn accepting(config: &Transport) -> TransportConfig {
+    let mut transport = common(config, STRANGER_WINDOW_BYTES);
+    transport
+        .max_idle_timeout(idle(config.idle_timeout_ms))
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0));
+    transport
+}
+
+/// A stranger has turned out to be a member: what its kind of connection needs.
+pub(crate) fn welcome(connection: &quinn::Connection, purpose: Purpose, config: &Transport) {
+    let window = window(purpose, config);
+    connection.set_receive_window(VarInt::from_u32(window));
+    connection.set_send_window(2 * u64::from(window));
+    connection.set_max_concurrent_uni_streams(VarInt::from_u32(max_links(purpose)));
+}
+
+/// For the side that dials.
+pub(crate) fn dialling(config: &Transport, purpose: Purpose) -> TransportConfig {
+    let mut transport = common(config, window(purpose, config));
+    transport
+        .keep_alive_interval(Some(keep_alive(purpose, config)))
+        // The shorter of the two sides' counts once they have met, so the acceptor's decides when
+        // silence is death; until then it is the time that dialling may take.
+        .max_idle_timeout(idle(config.idle_timeout_ms.max(config.connect_timeout_ms)))
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(max_links(purpose)));
+    transport
+}
+
+fn common(config: &Transport, window: u32) -> TransportConfig {
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(MAX_PACKET_BYTES);
+    let mut transport = TransportConfig::default();
+    transport
+        .mtu_discovery_config(Some(discovery))
+        .initial_rtt(FIRST_RTT)
+        // One link may fill the connection's window; that one is the limit.
+        .stream_receive_window(VarInt::from_u32(config.data_window_bytes))
+        .receive_window(VarInt::from_u32(window))
+        .send_window(2 * u64::from(window))
+        .datagram_receive_buffer_size(None);
+    transport
+}
+
+fn window(purpose: Purpose, config: &Transport) -> u32 {
+    match purpose {
+        Purpose::Control => config.control_window_bytes,
+        Purpose::Data => config.data_window_bytes,
+    }
+}
+
+fn keep_alive(purpose: Purpose, config: &Transport) -> Duration {
+    Duration::from_millis(match purpose {
+        Purpose::Control => config.keep_alive_ms,
+        // Often enough to live. It is the control connection that tells of a death, and a frame in
+        // flight counts the silence from when it was sent.
+        Purpose::Data => config.idle_timeout_ms / 2,
+    })
+}
+
+fn max_links(purpose: Purpose) -> u32 {
+    match purpose {
+        Purpose::Control => 0,
+        Purpose::Data => MAX_LINKS,
+    }
+}
+
+fn idle(milliseconds: u64) -> Option<IdleTimeout> {
+    let milliseconds = u32::try_from(milliseconds).unwrap_or(u32::MAX);
+    Some(IdleTimeout::from(VarInt::from_u32(milliseconds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_cannot_work_are_refused_by_name() {
+        let good = Transport::default();
+        check(&good).unwrap();
+        let bad = [
+            ("keep_alive_ms", Transport { keep_alive_ms: 0, ..good.clone() }),
+            ("idle_timeout_ms", Transport { idle_timeout_ms: 0, ..good.clone() }),
+            ("idle_timeout_ms", Transport { idle_timeout_ms: u64::MAX, ..good.clone() }),
+            ("connect_timeout_ms", Transport { connect_timeout_ms: 1 << 32, ..good.clone() }),
+            ("data_window_bytes", Transport { data_window_bytes: 0, ..good.clone() }),
+            ("max_connections", Transport { max_connections: 0, ..good }),
+        ];
+        for (key, config) in bad {
+            let error = check(&config).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("transport.{key} = ")), "{error}");
+        }
+    }
+}
