@@ -59,8 +59,22 @@ pub struct Arguments {
 /// What the coordinator's actor changes.
 pub struct State {
     arguments: Arguments,
-    clients: HashMap<RequestId, mpsc::Sender<Event>>,
+    clients: HashMap<RequestId, Client>,
     nodes: HashMap<NodeId, ActorRef<NodeMsg>>,
+}
+
+/// A client that waits for events. Its channel closes when this is dropped.
+struct Client {
+    events: mpsc::Sender<Event>,
+    num_choices_left: u32,
+    // Notices that the client has gone; holds the channel open, so it ends with this.
+    watcher: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.watcher.abort();
+    }
 }
 
 impl Actor for CoordinatorActor {
@@ -148,15 +162,16 @@ impl State {
         match self.arguments.cluster.submit(&request, Instant::now()) {
             Ok(actions) => {
                 let id = request.id;
-                self.clients.insert(id, events.clone());
                 if admitted.send(Ok(())).is_err() {
                     debug!(request = %id, "the client left before its request was admitted");
                 }
-                let coordinator = myself.clone();
-                tokio::spawn(async move {
-                    events.closed().await;
+                let (coordinator, watched) = (myself.clone(), events.clone());
+                let watcher = tokio::spawn(async move {
+                    watched.closed().await;
                     let _ = coordinator.cast(Msg::Happened(Input::Cancel(id)));
                 });
+                let num_choices_left = request.num_choices;
+                self.clients.insert(id, Client { events, num_choices_left, watcher });
                 self.perform(actions, myself);
             }
             Err(refused) => {
@@ -230,10 +245,17 @@ impl State {
     }
 
     fn tell(&mut self, request: RequestId, event: Event) {
-        if let Some(client) = self.clients.get(&request) {
-            // The channel has room for every event of the request; closed means cancelled, and
-            // the watcher says so.
-            let _ = client.try_send(event);
+        let Some(client) = self.clients.get_mut(&request) else { return };
+        match &event {
+            Event::Failed(_) => client.num_choices_left = 0,
+            Event::Finished { .. } => client.num_choices_left -= 1,
+            Event::Prompt(_) | Event::Token { .. } => {}
+        }
+        // The channel has room for every event of the request; closed means cancelled, and the
+        // watcher says so.
+        let _ = client.events.try_send(event);
+        if client.num_choices_left == 0 {
+            self.clients.remove(&request);
         }
     }
 
