@@ -132,7 +132,7 @@ async fn an_answer_does_not_depend_on_who_else_is_asking() {
         // Small steps, so that prompts are cut into chunks differently in a crowd.
         let config = "[scheduler]\nmax_batched_tokens = 48\n";
         let cluster = Cluster::start(options.config(config)).await;
-        let prompt = golden::Golden::open(&golden::fixture("glm4")).prompts().remove(1).ids;
+        let prompt = Golden::open(&golden::fixture("glm4")).prompts().remove(1).ids;
         let mut answers = Vec::new();
         for temperature in [0, 1] {
             let more = json!({

@@ -282,7 +282,7 @@ fn num_blocks(
     } else {
         left
     };
-    let fitting = if per_block == 0 { u64::MAX } else { left / per_block };
+    let fitting = left.checked_div(per_block).unwrap_or(u64::MAX);
     let bindable = KvCache::max_blocks(gpu, head_shape(model)) as u64;
     Ok(fitting.min(bindable).min(plan.limits.max_blocks.into()) as u32)
 }
