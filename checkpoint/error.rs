@@ -134,7 +134,8 @@ pub enum CheckpointError {
     },
     /// Rows were asked for that the matrix doesn't have, or into a buffer of another size.
     #[error(
-        "rows {start}..{end} into {len} bytes were asked for, the matrix has {rows} rows of {row_bytes} bytes"
+        "rows {start}..{end} into {len} bytes were asked for, the matrix has {rows} rows of \
+         {row_bytes} bytes"
     )]
     Rows {
         /// First row asked for.

@@ -124,8 +124,10 @@ impl Variant {
     pub(crate) fn source(&self, shape: HeadShape, images: bool) -> KernelSource {
         let Self { lanes, queries, subgroup } = *self;
         let head_vec4s = shape.head_vec4s() as u32;
-        let slice = head_vec4s.min(lanes);
-        assert!(head_vec4s.is_multiple_of(slice), "lanes divide a head evenly");
+        let slice = (1..=head_vec4s.min(lanes))
+            .rev()
+            .find(|slice| head_vec4s.is_multiple_of(*slice))
+            .unwrap_or(1);
         let constants = [
             ("LANES", lanes),
             ("QUERIES", queries),
@@ -157,7 +159,7 @@ const MAX_UNROLLED: usize = 256;
 
 /// What one query head of a token attends to.
 ///
-/// * `q`: [head_dim]
+/// * `q`: `[head_dim]`
 /// * `keys`, `values`: [num_positions, head_dim], up to the token's own
 pub fn reference(scale: f32, q: &[f32], keys: &[f32], values: &[f32]) -> Vec<f32> {
     let dot = |key: &[f32]| q.iter().zip(key).map(|(q, k)| q * k).sum::<f32>() * scale;

@@ -55,7 +55,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     // Lane l holds dimensions 4l .. 4l + 4 of each slice of a head.
 //! for r in 0..QUERIES
 //! for i in 0..SLICES
-    let q_{r}_{i} = q_at((token * params.num_heads + first_head + {r}u) * {HEAD_VEC4S}u + {i}u * {SLICE}u + lane % {SLICE}u);
+    let q_{r}_{i} = q_at((token * params.num_heads + first_head + {r}u) * {HEAD_VEC4S}u
+        + {i}u * {SLICE}u + lane % {SLICE}u);
     var total_{r}_{i} = vec4<f32>(0.0);
 //! if SUBGROUP
 //! else
@@ -197,7 +198,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     if (lane < {SLICE}u) {
 //! for r in 0..QUERIES
 //! for i in 0..SLICES
-        store((token * params.num_heads + first_head + {r}u) * {HEAD_VEC4S}u + {i}u * {SLICE}u + lane, total_{r}_{i} / sum_{r});
+        store((token * params.num_heads + first_head + {r}u) * {HEAD_VEC4S}u
+            + {i}u * {SLICE}u + lane, total_{r}_{i} / sum_{r});
 //! end
 //! end
     }

@@ -11,7 +11,7 @@ const SMALL: HeadShape = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16
 const SHAPES: [HeadShape; 5] = [
     SMALL,
     HeadShape { num_heads: 9, num_kv_heads: 3, head_dim: 64 },
-    HeadShape { num_heads: 2, num_kv_heads: 2, head_dim: 32 },
+    HeadShape { num_heads: 2, num_kv_heads: 2, head_dim: 80 },
     HeadShape { num_heads: 4, num_kv_heads: 1, head_dim: 128 },
     HeadShape { num_heads: 1, num_kv_heads: 1, head_dim: 256 },
 ];

@@ -14,13 +14,13 @@ pub const BLOCK_TOKENS: usize = 16;
 /// The tokens of one step, of all its sequences, one after another.
 #[derive(Debug, Clone, Default)]
 pub struct StepInputs {
-    /// [num_tokens]; any values on a stage without an embedding.
+    /// `[num_tokens]`; any values on a stage without an embedding.
     pub token_ids: Vec<u32>,
-    /// Place of each token in its sequence, counted from 0. [num_tokens]
+    /// Place of each token in its sequence, counted from 0. `[num_tokens]`
     pub positions: Vec<u32>,
-    /// Where in `tables` the block table of each token's sequence starts. [num_tokens]
+    /// Where in `tables` the block table of each token's sequence starts. `[num_tokens]`
     pub table_starts: Vec<u32>,
-    /// The tokens whose logits are wanted. [num_outputs]
+    /// The tokens whose logits are wanted. `[num_outputs]`
     pub output_rows: Vec<u32>,
     /// The block tables of all sequences: block `i` of a table holds positions `16 i .. 16 i + 16`.
     pub tables: Vec<u32>,

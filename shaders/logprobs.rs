@@ -29,7 +29,7 @@ impl Logprobs {
 
     /// Takes logprobs of the rows that want them; those of sampled tokens after they were sampled.
     ///
-    /// * `rows`: [num_rows] of [`crate::sampler::RowParams`]
+    /// * `rows`: `[num_rows]` of [`crate::sampler::RowParams`]
     /// * `logits`: [group_rows, vocab_size]
     /// * `results`: the records of all rows, each where its parameters say
     pub(crate) fn bind(&self, gpu: &Gpu, tensors: [&Tensor; 3]) -> Result<BoundLogprobs, GpuError> {

@@ -229,7 +229,7 @@ const CHUNK: u32 = 256;
 ///
 /// * `x`: [num_rows, cols]
 /// * `weights`: [rows, cols]
-/// * `bias`: [rows]
+/// * `bias`: `[rows]`
 pub fn reference(cols: usize, x: &[f32], weights: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let mut out = Vec::new();
     for row in x.chunks_exact(cols) {

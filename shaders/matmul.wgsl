@@ -105,7 +105,8 @@ fn main(
 //! end
 //! end
         workgroupBarrier();
-        let num_groups = min({GROUPS}u, (params.num_blocks - chunk + {CHUNK_BLOCKS}u - 1u) / {CHUNK_BLOCKS}u);
+        let num_groups = min({GROUPS}u,
+            (params.num_blocks - chunk + {CHUNK_BLOCKS}u - 1u) / {CHUNK_BLOCKS}u);
         for (var other = 0u; other < num_groups; other++) {
 //! for m in 0..TM
 //! for j in 0..TN

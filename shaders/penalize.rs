@@ -73,9 +73,9 @@ impl Penalize {
 
     /// Changes logits, then takes the change back.
     ///
-    /// * `rows`: [num_rows] of [`crate::sampler::RowParams`]
-    /// * `adjustments`: [max_adjustments], each token of a row at most once
-    /// * `raw`: [max_adjustments], where logits are kept meanwhile
+    /// * `rows`: `[num_rows]` of [`crate::sampler::RowParams`]
+    /// * `adjustments`: `[max_adjustments]`, each token of a row at most once
+    /// * `raw`: `[max_adjustments]`, where logits are kept meanwhile
     /// * `logits`: [group_rows, vocab_size]
     pub(crate) fn bind(&self, gpu: &Gpu, tensors: [&Tensor; 4]) -> Result<BoundPenalize, GpuError> {
         Ok(BoundPenalize {

@@ -39,7 +39,7 @@ impl RmsNorm {
     /// `out[t, :] = norm(x[t, :]) * weight`
     ///
     /// * `x`: [num_tokens, hidden_size]
-    /// * `weight`: [hidden_size], vec4s
+    /// * `weight`: `[hidden_size]`, vec4s
     /// * `out`: [num_tokens, hidden_size], vec4s
     pub fn bind(
         &self,
@@ -56,7 +56,7 @@ impl RmsNorm {
     /// is no tensor of vec4s.
     ///
     /// * `x`, `residual`: [num_tokens, hidden_size]
-    /// * `weight`: [hidden_size], vec4s
+    /// * `weight`: `[hidden_size]`, vec4s
     pub fn bind_residual(
         &self,
         gpu: &Gpu,
@@ -91,7 +91,7 @@ impl BoundRmsNorm {
 /// What the kernel computes without a residual, one token after another.
 ///
 /// * `x`: [num_tokens, hidden_size]
-/// * `weight`: [hidden_size]
+/// * `weight`: `[hidden_size]`
 pub fn reference(eps: f32, x: &[f32], weight: &[f32]) -> Vec<f32> {
     x.chunks_exact(weight.len())
         .flat_map(|row| {

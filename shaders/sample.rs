@@ -33,7 +33,7 @@ impl Sample {
 
     /// Samples a token of each row, from logits that penalties and biases are in.
     ///
-    /// * `rows`: [num_rows] of [`crate::sampler::RowParams`]
+    /// * `rows`: `[num_rows]` of [`crate::sampler::RowParams`]
     /// * `logits`: [group_rows, vocab_size]
     /// * `results`: the records of all rows, each where its parameters say
     pub(crate) fn bind(&self, gpu: &Gpu, tensors: [&Tensor; 3]) -> Result<BoundSample, GpuError> {

@@ -51,7 +51,7 @@ pub fn fingerprint(gpu: &Gpu, float: FloatType, shape: HeadShape) -> Result<[u8;
     Ok(hasher.finalize().into())
 }
 
-/// The kernels of a layer, as this device runs them.
+/// The kernels of a layer and of sampling, as this device runs them.
 fn sources(caps: Caps, float: FloatType, shape: HeadShape) -> Vec<KernelSource> {
     let images = caps.images;
     let mut sources = vec![
@@ -65,6 +65,9 @@ fn sources(caps: Caps, float: FloatType, shape: HeadShape) -> Vec<KernelSource> 
     sources.extend(
         crate::matmul::Variant::choose(caps).iter().map(|variant| variant.source(float, images)),
     );
+    sources.push(crate::logprobs::source(crate::sampler::LANES));
+    sources.extend(crate::penalize::sources());
+    sources.extend(crate::sample::sources(crate::sampler::LANES));
     sources
 }
 

@@ -4,8 +4,14 @@
 //! instead of registers, so the inner loops of the kernels are written out here. Directives are
 //! lines of comments, so a kernel stays WGSL to an editor:
 //!
-//! ```wgsl //! for j in 0..TN total_{j} += acc_{j}; //! end //! if SPLIT workgroupBarrier(); //!
-//! else //! end
+//! ```wgsl
+//! //! for j in 0..TN
+//! total_{j} += acc_{j};
+//! //! end
+//! //! if SPLIT
+//! workgroupBarrier();
+//! //! else
+//! //! end
 //! ```
 //!
 //! `{name}` stands for a loop variable or a constant that the launcher passes; bounds are numbers
@@ -142,7 +148,8 @@ mod tests {
 
     #[test]
     fn loops_nest_and_may_be_empty() {
-        let source = "//! for i in 0..N\n//! for j in i..2\na{i}{j};\n//! end\n//! end\n//! for i in 2..N\nb;\n//! end";
+        let source = "//! for i in 0..N\n//! for j in i..2\na{i}{j};\n//! end\n//! end\n\
+                      //! for i in 2..N\nb;\n//! end";
         assert_eq!(expand(source, &[("N", 2)]), "a00;\na01;\na11;\n");
     }
 

@@ -36,7 +36,7 @@ async fn the_api_around_completions() {
         "autoglm_time_to_first_token_seconds_bucket",
         "autoglm_generation_tokens_total",
         "autoglm_kv_usage_ratio",
-        "autoglm_stage_compute_seconds_bucket{stage=\"1\"",
+        "autoglm_stage_compute_seconds_count{stage=\"1\"}",
         "autoglm_activation_bytes_total{",
         "autoglm_node_up{",
         "http_request_duration_seconds_bucket{",

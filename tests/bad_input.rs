@@ -64,7 +64,7 @@ fn a_model_that_cannot_be_served_is_refused_with_a_reason() {
 
     let folder = copy("shapes");
     edit(&folder, "\"intermediate_size\": 384", "\"intermediate_size\": 400");
-    refused(&folder, "400");
+    refused(&folder, "the configuration asks for [800, 128]");
 
     let folder = copy("absent");
     std::fs::remove_file(folder.join("tokenizer.json")).unwrap();

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use protocol::config::Config;
 use protocol::message::{Progress, StageFailed};
 use protocol::{
-    Body, Digest, Epoch, Frame, ModelId, NodeId, NodeReport, Peer, PipelineId, RequestId,
-    StageEcho, StageIndex, StageLimits, StagePlan, StageTiming,
+    Body, Digest, Epoch, Frame, ModelId, NodeId, NodeReport, RequestId, StageEcho, StagePlan,
+    StageTiming,
 };
 
-use crate::pipeline::{Pipeline, Stage};
-use crate::placement::{self, ModelCost, Slot};
+use crate::pipeline::Pipeline;
+use crate::placement::ModelCost;
 use crate::request::{Event, Request, RequestError, SubmitError};
 use crate::scheduler::Scheduler;
 use crate::status::{NodeStatus, Status};
@@ -347,24 +347,16 @@ impl Cluster {
     }
 
     fn place(&mut self, now: Instant) {
-        // Stages go to the adapters in the order in which their nodes joined, neighbours to the same
-        // one where there are more stages than adapters.
-        let places: Vec<_> = self.nodes.iter().flat_map(places).collect();
-        let num_stages = match self.config.coordinator.stages as usize {
-            0 => places.len().min(self.model.cost.layers.len()),
-            stages => stages,
-        };
-        let num_places = places.len().min(num_stages);
-        let place_of = |stage: usize| stage * num_places / num_stages;
-        let slots: Vec<_> = (0..num_stages)
-            .map(|stage| {
-                let shared_by =
-                    (0..num_stages).filter(|&other| place_of(other) == place_of(stage)).count();
-                Slot { memory: places[place_of(stage)].memory / shared_by as u64 }
-            })
-            .collect();
-        let cut = match placement::place(&self.model.cost, &slots) {
-            Ok(cut) => cut,
+        let epoch = Epoch { start: self.start, counter: self.num_plans + 1 };
+        match Pipeline::plan(&self.config, &self.model, &self.nodes, epoch, now) {
+            Ok(pipeline) => {
+                self.num_plans += 1;
+                for stage in &pipeline.stages {
+                    self.actions.push(Action::Load(stage.node, Box::new(stage.plan.clone())));
+                }
+                self.pipeline = Some(pipeline);
+                self.actions.push(Action::Publish);
+            }
             Err(error) => {
                 let cause = error.to_string();
                 if self.trouble != cause {
@@ -372,66 +364,7 @@ impl Cluster {
                     self.actions.push(Action::Stuck(cause));
                     self.actions.push(Action::Publish);
                 }
-                return;
             }
-        };
-        self.num_plans += 1;
-        let id = PipelineId(0);
-        let epoch = Epoch { start: self.start, counter: self.num_plans };
-        let stages: Vec<_> = cut
-            .iter()
-            .enumerate()
-            .map(|(stage, &layers)| {
-                let place = places[place_of(stage)];
-                let next = (stage + 1 < num_stages).then(|| places[place_of(stage + 1)].peer);
-                let num_layers = self.model.cost.layers.len();
-                let (first, end) = (layers.first as usize + 1, layers.end as usize + 1);
-                // Embedding, layers, head: the stage compares those that it holds.
-                let mut digests = self.model.digests[first..end].to_vec();
-                if stage == 0 {
-                    digests.insert(0, self.model.digests[0]);
-                }
-                if stage + 1 == num_stages {
-                    digests.push(self.model.digests[num_layers + 1]);
-                }
-                let plan = StagePlan {
-                    pipeline: id,
-                    epoch,
-                    stage: StageIndex(stage as u32),
-                    num_stages: num_stages as u32,
-                    layers,
-                    adapter: place.adapter,
-                    model: self.model.id,
-                    model_path: self.model.path.clone(),
-                    digests,
-                    next,
-                    limits: self.limits(),
-                    memory_bytes: slots[stage].memory,
-                };
-                Stage { plan, node: place.peer.node, loaded_bytes: 0, echo: None }
-            })
-            .collect();
-        self.actions.extend(
-            stages.iter().map(|stage| Action::Load(stage.node, Box::new(stage.plan.clone()))),
-        );
-        self.pipeline = Some(Pipeline { id, epoch, stages, last_progress: now });
-        self.actions.push(Action::Publish);
-    }
-
-    fn limits(&self) -> StageLimits {
-        let scheduler = &self.config.scheduler;
-        let max_model_len = self.model.max_model_len;
-        let fillable =
-            max_model_len.div_ceil(protocol::BLOCK_TOKENS as u32) * scheduler.max_num_seqs;
-        StageLimits {
-            max_batched_tokens: scheduler.max_batched_tokens,
-            max_num_seqs: scheduler.max_num_seqs,
-            max_model_len,
-            max_blocks: match scheduler.max_blocks {
-                0 => fillable,
-                max_blocks => max_blocks,
-            },
-            max_logprobs: self.config.http.max_logprobs,
         }
     }
 
@@ -528,21 +461,4 @@ impl Cluster {
             actions.push(Action::Send(Box::new(pipeline.step(self.model.id, step, batch))));
         }
     }
-}
-
-/// An adapter that a stage may go to.
-#[derive(Clone, Copy)]
-struct Place {
-    peer: Peer,
-    adapter: u32,
-    memory: u64,
-}
-
-fn places(report: &NodeReport) -> impl Iterator<Item = Place> + '_ {
-    let peer = Peer { node: report.node, addr: report.data_addr };
-    report.adapters.iter().enumerate().map(move |(adapter, said)| Place {
-        peer,
-        adapter: adapter as u32,
-        memory: said.memory_bytes,
-    })
 }

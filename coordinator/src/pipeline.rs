@@ -2,11 +2,14 @@
 
 use std::time::Instant;
 
+use protocol::config::Config;
 use protocol::{
-    Batch, Body, Epoch, Frame, ModelId, NodeId, PipelineId, StageEcho, StageIndex, StagePlan, Step,
-    StepId,
+    Batch, Body, Epoch, Frame, ModelId, NodeId, NodeReport, Peer, PipelineId, StageEcho,
+    StageIndex, StageLimits, StagePlan, Step, StepId,
 };
 
+use crate::cluster::Model;
+use crate::placement::{self, PlacementError, Slot};
 use crate::scheduler::Capacity;
 use crate::status::{PipelineStatus, StageState, StageStatus};
 
@@ -27,6 +30,65 @@ pub(crate) struct Stage {
 }
 
 impl Pipeline {
+    /// Cuts the model over `nodes`: stages go to the adapters in the order in which their nodes
+    /// joined, neighbours to the same one where there are more stages than adapters.
+    ///
+    /// # Errors
+    /// When the model fits on them in no way.
+    pub(crate) fn plan(
+        config: &Config,
+        model: &Model,
+        nodes: &[NodeReport],
+        epoch: Epoch,
+        now: Instant,
+    ) -> Result<Self, PlacementError> {
+        let places: Vec<_> = nodes.iter().flat_map(places).collect();
+        let num_layers = model.cost.layers.len();
+        let num_stages = match config.coordinator.stages as usize {
+            0 => places.len().min(num_layers),
+            stages => stages,
+        };
+        let num_places = places.len().min(num_stages);
+        let place_of = |stage: usize| stage * num_places / num_stages;
+        let slots: Vec<_> = (0..num_stages)
+            .map(|stage| {
+                let shared_by =
+                    (0..num_stages).filter(|&other| place_of(other) == place_of(stage)).count();
+                Slot { memory: places[place_of(stage)].memory / shared_by as u64 }
+            })
+            .collect();
+        let cut = placement::place(&model.cost, &slots)?;
+        let id = PipelineId(0);
+        let stages = cut.iter().enumerate().map(|(stage, &layers)| {
+            let place = places[place_of(stage)];
+            // Embedding, layers, head: the stage compares those that it holds.
+            let (first, end) = (layers.first as usize + 1, layers.end as usize + 1);
+            let mut digests = model.digests[first..end].to_vec();
+            if stage == 0 {
+                digests.insert(0, model.digests[0]);
+            }
+            if stage + 1 == num_stages {
+                digests.push(model.digests[num_layers + 1]);
+            }
+            let plan = StagePlan {
+                pipeline: id,
+                epoch,
+                stage: StageIndex(stage as u32),
+                num_stages: num_stages as u32,
+                layers,
+                adapter: place.adapter,
+                model: model.id,
+                model_path: model.path.clone(),
+                digests,
+                next: (stage + 1 < num_stages).then(|| places[place_of(stage + 1)].peer),
+                limits: limits(config, model),
+                memory_bytes: slots[stage].memory,
+            };
+            Stage { plan, node: place.peer.node, loaded_bytes: 0, echo: None }
+        });
+        Ok(Self { id, epoch, stages: stages.collect(), last_progress: now })
+    }
+
     pub(crate) fn is_ready(&self) -> bool {
         self.stages.iter().all(|stage| stage.echo.is_some())
     }
@@ -83,4 +145,37 @@ impl Pipeline {
         });
         PipelineStatus { pipeline: self.id, stages: stages.collect() }
     }
+}
+
+fn limits(config: &Config, model: &Model) -> StageLimits {
+    let scheduler = &config.scheduler;
+    let max_model_len = model.max_model_len;
+    let fillable = max_model_len.div_ceil(protocol::BLOCK_TOKENS as u32) * scheduler.max_num_seqs;
+    StageLimits {
+        max_batched_tokens: scheduler.max_batched_tokens,
+        max_num_seqs: scheduler.max_num_seqs,
+        max_model_len,
+        max_blocks: match scheduler.max_blocks {
+            0 => fillable,
+            max_blocks => max_blocks,
+        },
+        max_logprobs: config.http.max_logprobs,
+    }
+}
+
+/// An adapter that a stage may go to.
+#[derive(Clone, Copy)]
+struct Place {
+    peer: Peer,
+    adapter: u32,
+    memory: u64,
+}
+
+fn places(report: &NodeReport) -> impl Iterator<Item = Place> + '_ {
+    let peer = Peer { node: report.node, addr: report.data_addr };
+    report.adapters.iter().enumerate().map(move |(adapter, said)| Place {
+        peer,
+        adapter: adapter as u32,
+        memory: said.memory_bytes,
+    })
 }

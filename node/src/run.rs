@@ -118,7 +118,8 @@ impl Session {
                 Err((true, cause)) => return Err(cause),
                 Err((false, cause)) => {
                     if num_tries % RETRIES_PER_WARNING == 0 {
-                        warn!(coordinator = options.coordinator, %cause, "waiting for the coordinator");
+                        let coordinator = &options.coordinator;
+                        warn!(coordinator, %cause, "waiting for the coordinator");
                     }
                     num_tries += 1;
                     tokio::time::sleep(RETRY).await;

@@ -163,7 +163,8 @@ mod tests {
                 json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}]}),
             ] {
                 let mut body = body;
-                body.as_object_mut().unwrap().extend(more.clone().into_iter().collect::<Map<_, _>>());
+                let more: Map<_, _> = more.clone().into_iter().collect();
+                body.as_object_mut().unwrap().extend(more);
                 check(body.to_string().as_bytes());
             }
         }
