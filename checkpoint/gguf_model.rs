@@ -34,14 +34,6 @@ pub(crate) fn config(
     }
 }
 
-/// `general.name`, if it says anything.
-pub(crate) fn name(header: &Header) -> Option<&str> {
-    match header.keys.get("general.name") {
-        Some(Value::String(name)) if !name.trim().is_empty() => Some(name.trim()),
-        _ => None,
-    }
-}
-
 /// The tokenizer under `tokenizer.ggml.*`.
 pub(crate) fn tokenizer(
     mapped: &Mapped,

@@ -126,8 +126,7 @@ impl Checkpoint {
         let mapped = Mapped::open(path)?;
         let mut header = gguf::read(&mapped)?;
         let (config, layout) = gguf_model::config(&mapped, &header)?;
-        let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
-        let name = gguf_model::name(&header).unwrap_or(&stem).to_owned();
+        let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         let by_name = std::mem::take(&mut header.tensors);
         let tensors = Tensors { path: path.to_owned(), files: vec![mapped], by_name };
         let weights = Weights::find(tensors, layout, &config)?;
@@ -139,7 +138,7 @@ impl Checkpoint {
         &self.config
     }
 
-    /// The model's name: the directory's, or `general.name` of a GGUF file, or the file's.
+    /// The model's name: the directory's, or the file's without `.gguf`.
     pub fn name(&self) -> &str {
         &self.name
     }

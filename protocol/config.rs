@@ -108,7 +108,7 @@ pub struct Scheduler {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, Encode, Decode)]
 #[serde(default, deny_unknown_fields)]
 pub struct Transport {
-    /// Milliseconds between two signs of life on an idle connection.
+    /// Milliseconds between two signs of life on an idle control connection.
     pub keep_alive_ms: u64,
     /// Milliseconds of silence after which the other side counts as dead.
     pub idle_timeout_ms: u64,
@@ -206,7 +206,7 @@ impl Default for Transport {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: "info".into(), format: LogFormat::Text }
+        Self { level: "info,ractor_cluster=error".into(), format: LogFormat::Text }
     }
 }
 

@@ -133,6 +133,19 @@ impl Authority {
         Ok(Identity::new(certificate.der().to_vec(), key.serialize_der(), authority))
     }
 
+    /// An identity whose certificate has expired.
+    #[cfg(test)]
+    pub(crate) fn old_coordinator_identity(&self) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        describe(&mut params, &PeerName::Coordinator, 1).unwrap();
+        params.not_before -= Duration::days(2);
+        params.not_after -= Duration::days(2);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let authority = self.certificate.to_vec();
+        Identity::new(certificate.der().to_vec(), key.serialize_der(), authority)
+    }
+
     /// A node's certificate for the key of its request. Whatever else the request asks for is
     /// ignored: the authority decides what a node may be called.
     ///

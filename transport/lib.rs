@@ -10,6 +10,7 @@ mod endpoint;
 mod error;
 mod frames;
 mod join;
+mod renewal;
 mod settings;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::{Duration, Instant};
 
 use protocol::NodeId;
@@ -140,6 +141,27 @@ async fn a_member_is_not_another_member() {
 }
 
 #[tokio::test]
+async fn a_certificate_is_renewed_when_most_of_its_life_is_over() {
+    let (endpoint, authority, _dir) = coordinator(&Transport::default());
+    let num_tries = AtomicU32::new(0);
+    let renew = async || match num_tries.fetch_add(1, Relaxed) {
+        0 => Err("the authority is away"),
+        _ => Ok(authority.coordinator_identity(1).unwrap()),
+    };
+    let keep = || {
+        let kept = endpoint.clone().keep_renewed(&renew);
+        tokio::time::timeout(Duration::from_millis(500), kept)
+    };
+    keep().await.unwrap_err();
+    assert_eq!(num_tries.load(Relaxed), 0, "it has hours left");
+
+    endpoint.replace_identity(authority.old_coordinator_identity()).unwrap();
+    keep().await.unwrap_err();
+    assert_eq!(num_tries.load(Relaxed), 2, "a failure is tried again, a success is not");
+    assert!(!endpoint.identity().unwrap().renew_in().is_zero());
+}
+
+#[tokio::test]
 async fn an_address_that_is_taken_is_named() {
     let (taken, _authority, _dir) = coordinator(&Transport::default());
     let addr = taken.local_addr();
@@ -204,7 +226,7 @@ async fn handshakes_that_stall_hold_up_nobody() {
     let mut stalled = Vec::new();
     for _ in 0..2 {
         let wire = Wire::new(pair.coordinator.local_addr()).await;
-        wire.answers.store(false, Ordering::Relaxed);
+        wire.answers.store(false, Relaxed);
         let (attacker, addr) = (attacker.clone(), wire.addr);
         let crypto = tls::attacker(None, &[tls::JOIN]);
         let dial = async move {
@@ -292,7 +314,7 @@ impl Wire {
                         let _ = far.send_to(&there[..n], to).await;
                     }
                     Ok((n, _)) = far.recv_from(&mut back) => {
-                        if let Some(dialler) = dialler.filter(|_| passes.load(Ordering::Relaxed)) {
+                        if let Some(dialler) = dialler.filter(|_| passes.load(Relaxed)) {
                             let _ = near.send_to(&back[..n], dialler).await;
                         }
                     }

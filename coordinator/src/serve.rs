@@ -79,6 +79,7 @@ struct Started {
     coordinator: ActorRef<Msg>,
     children: Vec<u32>,
     accepting: tokio::task::JoinHandle<()>,
+    renewal: tokio::task::JoinHandle<()>,
 }
 
 async fn start(config: &Config) -> Result<Started> {
@@ -124,6 +125,10 @@ async fn start(config: &Config) -> Result<Started> {
     tokio::spawn(submit(queue, coordinator.clone()));
     let cookie = authority.cookie();
     let node_server = transport::start_node_server("coordinator", &cookie).await?;
+    let renewal = tokio::spawn(endpoint.clone().keep_renewed({
+        let (authority, days) = (Arc::clone(&authority), config.transport.certificate_days);
+        move || std::future::ready(authority.coordinator_identity(days))
+    }));
     let accepting = tokio::spawn(accept(Nodes {
         endpoint: endpoint.clone(),
         authority,
@@ -170,7 +175,7 @@ async fn start(config: &Config) -> Result<Started> {
         permits: Arc::new(Semaphore::new(config.http.max_concurrent_requests)),
         metrics,
     });
-    Ok(Started { api, endpoint, coordinator, children, accepting })
+    Ok(Started { api, endpoint, coordinator, children, accepting, renewal })
 }
 
 impl Started {
@@ -179,6 +184,7 @@ impl Started {
         let _ = self.coordinator.cast(Msg::ShutDown);
         let _ = stopped.wait(Some(Duration::from_secs(1))).await;
         self.accepting.abort();
+        self.renewal.abort();
         for pid in &self.children {
             local_nodes::terminate(*pid).await;
         }

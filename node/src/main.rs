@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use node::devices::parse_size;
 use node::run::{Options, run};
+use protocol::config::Log;
 
 /// Joins a cluster and computes the layers that it is given.
 #[derive(Parser)]
@@ -32,7 +33,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(Log::default().level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -98,6 +98,7 @@ struct Session {
     endpoint: Endpoint,
     control: transport::Connection,
     node_server: transport::NodeServerHandle,
+    renewal: tokio::task::JoinHandle<()>,
     actor: ractor::ActorRef<protocol::message::NodeMsg>,
 }
 
@@ -152,8 +153,17 @@ impl Session {
         let name = format!("node-{node}-{}", std::process::id());
         let node_server = transport::start_node_server(&name, &joined.cookie).await?;
         node_server.connect(&control).await?;
+        let renewal =
+            tokio::spawn(
+                endpoint.clone().keep_renewed(move || {
+                    let config = config.clone();
+                    async move {
+                        transport::join(coordinator, node, &config).await.map(|it| it.identity)
+                    }
+                }),
+            );
         info!(%node, %coordinator, "joined");
-        Ok(Self { node, endpoint, control, node_server, actor })
+        Ok(Self { node, endpoint, control, node_server, renewal, actor })
     }
 
     /// Why the coordinator is gone, once it is.
@@ -171,6 +181,7 @@ impl Session {
     }
 
     async fn end(self) {
+        self.renewal.abort();
         self.actor.stop_and_wait(None, Some(Duration::from_secs(2))).await.ok();
         self.node_server.stop().await;
         self.endpoint.close("the node stopped").await;

@@ -23,6 +23,14 @@ const QWEN2: &str = concat!(
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
+/// What llama.cpp does with a file that doesn't say how its model was trained.
+const DEFAULT: &[&str] = &[
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+];
+
 const KNOWN: &str =
     "default, gpt-2, smollm, starcoder, qwen2, llama-bpe, llama3, glm4, chatglm-bpe";
 
@@ -48,7 +56,8 @@ pub(super) fn to_json(source: &TokenizerSource) -> Result<Value, TokenizerError>
                 "pre_tokenizer": pre_tokenizer,
                 "post_processor": null,
                 "decoder": byte_level(true),
-                "model": {"type": "BPE", "vocab": vocab, "merges": merges, "byte_fallback": false},
+                "model": {"type": "BPE", "vocab": vocab, "merges": merges, "byte_fallback": false,
+                          "ignore_merges": matches!(pre.as_str(), "llama-bpe" | "llama3")},
             }))
         }
         "llama" => {
@@ -91,22 +100,28 @@ fn added_tokens(tokens: &[String], types: &[i32]) -> Vec<Value> {
 
 /// How text is cut before the merges, by llama.cpp's names.
 fn pre_tokenizer(pre: &str) -> Result<(Value, Value), TokenizerError> {
-    let split = |regex: &str| {
-        json!({"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false},
-            byte_level(false),
-        ]})
+    let split = |regexes: &[&str]| {
+        let mut all: Vec<_> = regexes
+            .iter()
+            .map(|regex| {
+                json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated",
+                       "invert": false})
+            })
+            .collect();
+        all.push(byte_level(false));
+        json!({"type": "Sequence", "pretokenizers": all})
     };
     let nfc = json!({"type": "NFC"});
     match pre {
-        "default" | "gpt-2" | "" => Ok((Value::Null, byte_level(true))),
+        "gpt-2" => Ok((Value::Null, byte_level(true))),
+        "default" | "" => Ok((Value::Null, split(DEFAULT))),
         "smollm" | "starcoder" => {
             let digits = json!({"type": "Digits", "individual_digits": true});
             let all = json!({"type": "Sequence", "pretokenizers": [digits, byte_level(true)]});
             Ok((Value::Null, all))
         }
-        "qwen2" => Ok((nfc, split(QWEN2))),
-        "llama-bpe" | "llama3" | "glm4" | "chatglm-bpe" => Ok((Value::Null, split(CL100K))),
+        "qwen2" => Ok((nfc, split(&[QWEN2]))),
+        "llama-bpe" | "llama3" | "glm4" | "chatglm-bpe" => Ok((Value::Null, split(&[CL100K]))),
         other => {
             let (pre, known) = (other.to_owned(), KNOWN.to_owned());
             Err(TokenizerError::UnknownPre { pre, known })
@@ -179,6 +194,22 @@ mod tests {
         assert_eq!(ids, [1, 7, 8, 9, 10].map(TokenId));
         assert_eq!(tokenizer.decode(&ids, true), "hi€");
         assert_eq!(tokenizer.token_bytes(TokenId(8)), [0xe2]);
+    }
+
+    #[test]
+    fn a_file_that_names_no_pre_tokenizer_is_split_at_punctuation_and_three_digits() {
+        let tokens = ["a", "1", "2", "3", "4", "!", "12", "123", "a!"];
+        let mut source = source("gpt2", "");
+        if let TokenizerSource::Gguf { tokens: t, token_types: y, merges: m, scores: s, .. } =
+            &mut source
+        {
+            *t = tokens.map(String::from).to_vec();
+            *y = vec![1; tokens.len()];
+            *m = ["1 2", "12 3", "a !"].map(String::from).to_vec();
+            s.clear();
+        }
+        let tokenizer = Tokenizer::from_source(&source).unwrap();
+        assert_eq!(tokenizer.encode("a!1234", false).unwrap(), [0, 5, 7, 4].map(TokenId));
     }
 
     #[test]

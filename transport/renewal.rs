@@ -1,0 +1,35 @@
+//! Another certificate before the one at hand expires.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use tracing::warn;
+
+use crate::certs::Identity;
+use crate::endpoint::Endpoint;
+
+/// Between two tries, and between two certificates however short their lives are.
+const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 60_000 });
+
+impl Endpoint {
+    /// Replaces the identity by what `renew` gives whenever two thirds of its life are over.
+    /// Connections that stand are not touched. Never ends: whoever closes the endpoint aborts it.
+    pub async fn keep_renewed<E, F>(self, renew: impl Fn() -> F)
+    where
+        E: Display,
+        F: Future<Output = Result<Identity, E>>,
+    {
+        loop {
+            let Some(identity) = self.identity() else { return };
+            tokio::time::sleep(identity.renew_in()).await;
+            let renewed = match renew().await {
+                Ok(identity) => self.replace_identity(identity).map_err(|cause| cause.to_string()),
+                Err(cause) => Err(cause.to_string()),
+            };
+            if let Err(cause) = renewed {
+                warn!(cause, "the certificate can't be renewed");
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
