@@ -112,14 +112,14 @@ wait_until_ready() {
     answer=$(get /health/ready 2>/dev/null || true)
     case $answer in
     'HTTP/1.'?' 200'*) break ;;
-    '') reason='the server to listen' ;;
+    '') reason='waiting for the server to listen' ;;
     *)
       reason=$(sed -n 's/.*"\(waiting_for\|message\)" *: *"\([^"]*\)".*/\2/p' <<<"$answer" | head -n 1)
-      reason=${reason:-a pipeline that serves}
+      reason=${reason:-waiting for a pipeline that serves}
       ;;
     esac
     if [ "$reason" != "$shown" ]; then
-      note "waiting for $reason"
+      note "$reason"
       shown=$reason
     fi
     if ! kill -0 "$server" 2>/dev/null; then
@@ -127,7 +127,7 @@ wait_until_ready() {
       fail_with_log "The server has ended."
     fi
     [ $((SECONDS - start)) -lt $READY_SECONDS ] ||
-      fail_with_log "Not ready after $READY_SECONDS s; the last it waited for: $shown."
+      fail_with_log "Not ready after $READY_SECONDS s; $shown."
     sleep 0.2
   done
   note "ready after $((SECONDS - start)) s"

@@ -23,7 +23,7 @@ use crate::stages::Stages;
 use crate::status::Status;
 
 /// How often the cluster looks at the clock.
-const TICK: Duration = Duration::from_millis(250);
+const TICK: Duration = Duration::from_millis(500);
 
 /// What a node gets to answer a question.
 const REPORT_TIMEOUT_MS: u64 = 5000;
@@ -120,7 +120,6 @@ impl Actor for CoordinatorActor {
             Msg::ShutDown => {
                 let actions = state.arguments.cluster.shut_down();
                 state.perform(actions, &myself);
-                myself.stop(None);
             }
         }
         Ok(())

@@ -123,6 +123,7 @@ pub struct Cluster {
     pipeline: Option<Pipeline>,
     // Why there is no pipeline, when waiting alone doesn't explain it.
     trouble: String,
+    is_stopping: bool,
     scheduler: Scheduler,
     actions: Vec<Action>,
 }
@@ -140,6 +141,7 @@ impl Cluster {
             last_change: now,
             pipeline: None,
             trouble: String::new(),
+            is_stopping: false,
             scheduler,
             actions: Vec::new(),
         }
@@ -185,8 +187,10 @@ impl Cluster {
         std::mem::take(&mut self.actions)
     }
 
-    /// Fails whatever runs or waits: the coordinator stops.
+    /// Fails whatever runs or waits, and places nothing any more: the coordinator stops.
     pub fn shut_down(&mut self) -> Vec<Action> {
+        self.is_stopping = true;
+        self.pipeline = None;
         self.tell_all(&RequestError::ShuttingDown);
         std::mem::take(&mut self.actions)
     }
@@ -224,6 +228,7 @@ impl Cluster {
         let num_nodes = self.nodes.len();
         let joined = format!("{num_nodes} joined");
         let waiting = match (&self.pipeline, self.num_expected()) {
+            _ if self.is_stopping => "the coordinator is shutting down".to_owned(),
             (Some(pipeline), _) if pipeline.is_ready() => String::new(),
             (Some(pipeline), _) => {
                 let ready = pipeline.stages.iter().filter(|stage| stage.echo.is_some()).count();
@@ -333,7 +338,7 @@ impl Cluster {
     /// names no number of local nodes, fewer than expected will do when nobody else came for a
     /// while: several stages can share a node.
     fn place_if_settled(&mut self, now: Instant) {
-        if self.pipeline.is_some() || self.nodes.is_empty() {
+        if self.pipeline.is_some() || self.nodes.is_empty() || self.is_stopping {
             return;
         }
         let expected = self.num_expected();

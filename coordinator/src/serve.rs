@@ -141,7 +141,7 @@ async fn start(config: &Config) -> Result<Started> {
     let exited = {
         let coordinator = coordinator.clone();
         move |pid, cause: String| {
-            warn!(pid, cause, "local node ended");
+            info!(pid, cause, "local node ended");
             happened(&coordinator, Input::Exited { pid, cause });
         }
     };
@@ -180,14 +180,13 @@ async fn start(config: &Config) -> Result<Started> {
 
 impl Started {
     async fn stop(self) {
-        let stopped = self.coordinator.get_cell();
         let _ = self.coordinator.cast(Msg::ShutDown);
-        let _ = stopped.wait(Some(Duration::from_secs(1))).await;
+        // The actor is still there for the nodes to say goodbye to.
+        let children = self.children.iter().map(|pid| local_nodes::terminate(*pid));
+        futures::future::join_all(children).await;
+        let _ = self.coordinator.stop_and_wait(None, Some(Duration::from_secs(1))).await;
         self.accepting.abort();
         self.renewal.abort();
-        for pid in &self.children {
-            local_nodes::terminate(*pid).await;
-        }
         self.endpoint.close("the coordinator stopped").await;
     }
 }

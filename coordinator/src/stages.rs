@@ -7,7 +7,7 @@ use dashmap::DashMap;
 use protocol::{Epoch, Frame, NodeId, PipelineId, StageIndex};
 use tokio::sync::{Notify, mpsc};
 use tracing::{debug, warn};
-use transport::{Connection, LinkHello};
+use transport::{Connection, LinkHello, TransportError};
 
 /// Data connections of nodes, and the link to the first stage.
 #[derive(Debug)]
@@ -70,6 +70,10 @@ impl Stages {
                     match frames.recv().await {
                         Ok(Some((frame, _))) => received(frame),
                         Ok(None) => break,
+                        Err(cause @ TransportError::Closed(_)) => {
+                            debug!(%cause, "a link has ended");
+                            break;
+                        }
                         Err(cause) => {
                             warn!(%node, %cause, "a stage's frames can't be read");
                             break;
@@ -102,7 +106,7 @@ impl Stages {
                 while let Some(frame) = queued.recv().await {
                     sender.send(&frame).await?;
                 }
-                Ok::<_, transport::TransportError>(())
+                Ok::<_, TransportError>(())
             };
             if let Err(cause) = sent.await {
                 lost(format!("the link to node {node} broke: {cause}"));

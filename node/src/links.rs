@@ -155,6 +155,10 @@ async fn pump(key: StageKey, mut frames: transport::FrameReceiver, inbox: mpsc::
                 }
             }
             Ok(None) => return,
+            Err(cause @ TransportError::Closed(_)) => {
+                debug!(%cause, "a link has ended");
+                return;
+            }
             Err(cause) => {
                 warn!(stage = %key.stage, %cause, "frames can't be read");
                 return;
