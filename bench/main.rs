@@ -12,8 +12,10 @@ use anyhow::{Context, Result};
 use bench::client::Server;
 use bench::load::{Load, Progress};
 use bench::request::{Endpoint, Parameters, Prompt};
-use bench::{prompts, report};
+use bench::{kernels, prompts, report};
 use clap::{Parser, Subcommand};
+use shaders::gpu::Gpu;
+use shaders::weights::Format;
 use terminal::{dim, say, show};
 
 /// Measures OpenAI-compatible servers.
@@ -30,6 +32,8 @@ enum Command {
     Load(LoadArguments),
     /// Asks one question and prints the answer as it arrives.
     Ask(AskArguments),
+    /// Times the kernels on this machine's adapter, beside what the adapter could do.
+    Kernels(KernelsArguments),
 }
 
 #[derive(clap::Args)]
@@ -89,6 +93,47 @@ struct AskArguments {
     question: String,
 }
 
+#[derive(clap::Args)]
+struct KernelsArguments {
+    /// Which adapter: its number, or a part of its name [default: the fastest kind there is].
+    #[arg(long, value_name = "NAME|INDEX")]
+    adapter: Option<String>,
+    /// Formats of weights.
+    #[arg(long, value_delimiter = ',', value_parser = format, default_value = "f16,bf16,int8,int4")]
+    formats: Vec<Format>,
+    /// Shapes of weights: values of a row, rows.
+    #[arg(long, value_name = "KxN", value_delimiter = ',', value_parser = shape,
+          default_value = "2048x2048,4096x4096")]
+    shapes: Vec<(usize, usize)>,
+    /// Rows multiplied at once.
+    #[arg(long, value_name = "ROWS", value_delimiter = ',', default_value = "1,4,16,64,512")]
+    rows: Vec<NonZeroUsize>,
+    /// Rounds, of which medians are taken.
+    #[arg(long, value_name = "N", default_value = "5")]
+    rounds: NonZeroUsize,
+    /// Where to write the result as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn format(text: &str) -> Result<Format, String> {
+    let name = |format: &Format| format!("{format:?}").to_lowercase();
+    let known = Format::ALL.iter().map(name).collect::<Vec<_>>().join(", ");
+    Format::ALL
+        .into_iter()
+        .find(|format| name(format) == text)
+        .ok_or_else(|| format!("choose among {known}"))
+}
+
+fn shape(text: &str) -> Result<(usize, usize), String> {
+    let number = |text: &str| text.parse().ok().filter(|number| (1..=1 << 20).contains(number));
+    let (k, n) = text.split_once('x').ok_or("give KxN, as in 4096x4096")?;
+    match (number(k), number(n)) {
+        (Some(k), Some(n)) if k % 4 == 0 => Ok((k, n)),
+        _ => Err("K must be a multiple of 4, both from 1 to 1048576".to_owned()),
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let ended = tokio::runtime::Builder::new_multi_thread()
@@ -98,6 +143,7 @@ fn main() -> ExitCode {
         .and_then(|runtime| match arguments.command {
             Command::Load(arguments) => runtime.block_on(load(arguments)),
             Command::Ask(arguments) => runtime.block_on(ask(arguments)),
+            Command::Kernels(arguments) => time_kernels(&arguments),
         });
     match ended {
         Ok(code) => code,
@@ -159,6 +205,27 @@ async fn ask(arguments: AskArguments) -> Result<ExitCode> {
         facts.push(format!("then {:.1} tokens/s", 1.0 / time.as_secs_f64()));
     }
     say(&format!("{}\n", dim(&facts.join(" · "))));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn time_kernels(arguments: &KernelsArguments) -> Result<ExitCode> {
+    let gpu = Gpu::open(arguments.adapter.as_deref())?;
+    let options = kernels::Options {
+        formats: arguments.formats.clone(),
+        shapes: arguments.shapes.clone(),
+        batches: arguments.rows.iter().map(|rows| rows.get()).collect(),
+        num_rounds: arguments.rounds.get(),
+    };
+    let (limits, measured) = kernels::measure(&gpu, &options, |done, all| {
+        eprintln!("{}", dim(&format!("round {done} of {all}")));
+    })?;
+    let info = gpu.info();
+    let adapter = format!("{}, {}, {}", info.name, info.driver, info.backend);
+    say(&kernels::table(&adapter, &limits, &measured));
+    if let Some(path) = &arguments.json {
+        let json = format!("{:#}\n", kernels::report(&adapter, &limits, &measured));
+        std::fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

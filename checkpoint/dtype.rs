@@ -52,15 +52,23 @@ impl DType {
         }
     }
 
-    /// As what values stored like this are handed over. Quantised blocks become f16: their
-    /// scales are f16 themselves and the numbers beside them have at most 8 bits, so that the
-    /// rounding (2⁻¹¹ of a value) is far below the quantisation's own error.
-    pub fn float_type(self) -> FloatType {
+    /// As what values stored like this are handed over. The grouped formats keep their bits;
+    /// other quantised blocks become f16: their scales are f16 themselves and the numbers beside
+    /// them have at most 8 bits, so that the rounding (2⁻¹¹ of a value) is far below the
+    /// quantisation's own error.
+    pub fn format(self) -> Format {
         match self {
-            Self::F32 => FloatType::F32,
-            Self::BF16 => FloatType::BF16,
-            _ => FloatType::F16,
+            Self::F32 => Format::F32,
+            Self::BF16 => Format::BF16,
+            Self::Q8_0 => Format::Int8,
+            Self::Q4_0 | Self::Q4_1 => Format::Int4,
+            Self::F16 | Self::Q5_0 | Self::Q4_K | Self::Q6_K => Format::F16,
         }
+    }
+
+    /// Whether a row in its file is a row as it is handed over.
+    pub(crate) fn is_handed_over_as_stored(self) -> bool {
+        matches!(self, Self::F32 | Self::F16 | Self::BF16 | Self::Q8_0 | Self::Q4_1)
     }
 }
 
@@ -70,33 +78,79 @@ impl fmt::Display for DType {
     }
 }
 
-/// As what a matrix is handed over, little-endian.
+/// Values that share a scale in a grouped format.
+pub(crate) const GROUP: usize = 32;
+
+/// As what a matrix is handed over, little-endian. A row of a grouped format is ggml's blocks; its
+/// last group is filled with zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FloatType {
+pub enum Format {
     /// 32-bit floats.
     F32,
     /// IEEE 754 16-bit floats.
     F16,
     /// The upper half of 32-bit floats.
     BF16,
+    /// Groups of 32, each `d: f16, q: [i8; 32]` (`block_q8_0`): values `d q`.
+    Int8,
+    /// Groups of 32, each `d: f16, m: f16, q: [u8; 16]` (`block_q4_1`): values `d q + m`.
+    Int4,
 }
 
-impl FloatType {
-    /// Bytes of one value.
-    pub fn bytes(self) -> usize {
+impl Format {
+    /// Bytes of a row of `cols` values.
+    pub fn row_bytes(self, cols: usize) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
+            Self::F32 => 4 * cols,
+            Self::F16 | Self::BF16 => 2 * cols,
+            Self::Int8 => cols.div_ceil(GROUP) * DType::Q8_0.block_bytes(),
+            Self::Int4 => cols.div_ceil(GROUP) * DType::Q4_1.block_bytes(),
         }
     }
 
-    /// The narrowest type that holds the values of both.
+    /// Bytes of a row on an adapter, where what belongs to a group beside its numbers has a word.
+    pub(crate) fn device_row_bytes(self, cols: usize) -> usize {
+        match self {
+            Self::Int8 => cols.div_ceil(GROUP) * (GROUP + 4),
+            _ => self.row_bytes(cols),
+        }
+    }
+
+    /// The narrowest floats that hold the values of both, unless both are the same.
     pub(crate) fn widest(self, other: Self) -> Self {
-        if self == other { self } else { Self::F32 }
+        let float = |it: Self| if matches!(it, Self::Int8 | Self::Int4) { Self::F16 } else { it };
+        match (self, other) {
+            _ if self == other => self,
+            _ if float(self) == float(other) => float(self),
+            _ => Self::F32,
+        }
     }
 }
 
-impl fmt::Display for FloatType {
+/// What weights are rounded to while they are loaded, unless the file has them smaller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Quantize {
+    /// They stay as they are.
+    #[default]
+    None,
+    /// 8 bits.
+    Int8,
+    /// 4 bits in layers; embedding and head, which lose most by it, 8.
+    Int4,
+}
+
+impl Quantize {
+    /// The format of a matrix that its file has in `stored`.
+    pub(crate) fn format(self, stored: Format, is_layer: bool) -> Format {
+        match (self, stored) {
+            (Self::None, _) | (_, Format::Int4) => stored,
+            (Self::Int4, _) if is_layer => Format::Int4,
+            (Self::Int8 | Self::Int4, _) => Format::Int8,
+        }
+    }
+}
+
+impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
     }

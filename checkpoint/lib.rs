@@ -15,6 +15,8 @@ mod digest;
 mod dtype;
 mod error;
 mod gguf;
+#[cfg(test)]
+mod gguf_format_tests;
 mod gguf_model;
 #[cfg(test)]
 mod gguf_tests;
@@ -23,6 +25,7 @@ mod gguf_writer;
 mod huggingface;
 mod mapped;
 mod matrix;
+mod quantize;
 mod quants;
 mod safetensors;
 mod tensors;
@@ -34,7 +37,7 @@ use std::path::{Path, PathBuf};
 
 pub use architecture::Architecture;
 pub use config::ModelConfig;
-pub use dtype::{DType, FloatType};
+pub use dtype::{DType, Format, Quantize};
 pub use error::CheckpointError;
 pub use matrix::{Matrix, MatrixView, Vector};
 pub use tokenizer::{SpecialTokens, TokenizerSource};
@@ -65,6 +68,7 @@ pub struct Checkpoint {
     config: ModelConfig,
     weights: Weights,
     source: Source,
+    quantize: Quantize,
 }
 
 /// Where everything but the weights comes from.
@@ -119,7 +123,13 @@ impl Checkpoint {
         // So that "." has a name too.
         let full = dir.canonicalize().map_err(io)?;
         let name = full.file_name().unwrap_or(full.as_os_str()).to_string_lossy().into_owned();
-        Ok(Self { name, config, weights, source: Source::Directory(dir.to_owned()) })
+        Ok(Self {
+            name,
+            config,
+            weights,
+            source: Source::Directory(dir.to_owned()),
+            quantize: Quantize::None,
+        })
     }
 
     fn open_gguf(path: &Path) -> Result<Self, CheckpointError> {
@@ -130,7 +140,14 @@ impl Checkpoint {
         let by_name = std::mem::take(&mut header.tensors);
         let tensors = Tensors { path: path.to_owned(), files: vec![mapped], by_name };
         let weights = Weights::find(tensors, layout, &config)?;
-        Ok(Self { name, config, weights, source: Source::Gguf(header) })
+        Ok(Self { name, config, weights, source: Source::Gguf(header), quantize: Quantize::None })
+    }
+
+    /// The same model with its matrices rounded while they are read.
+    #[must_use]
+    pub fn quantized(mut self, quantize: Quantize) -> Self {
+        self.quantize = quantize;
+        self
     }
 
     /// The model's shape and constants.
@@ -164,7 +181,7 @@ impl Checkpoint {
         let (role, layer) = matrix.role();
         self.check_layer(layer)?;
         let pieces = self.weights.pieces(self.tied(role), layer.unwrap_or(0));
-        Ok(MatrixView::new(&self.weights, pieces))
+        Ok(MatrixView::new(&self.weights, pieces, self.quantize, layer.is_some()))
     }
 
     /// A vector of weights as f32.
@@ -185,17 +202,22 @@ impl Checkpoint {
         Ok(matrix::vector(&self.weights, self.weights.pieces(role, layer.unwrap_or(0))))
     }
 
-    /// Bytes of a part's weights as handed over: matrices in their
-    /// [`float_type`](MatrixView::float_type), vectors as f32.
+    /// Bytes of a part's weights on an adapter: matrices in their
+    /// [`format`](MatrixView::format), vectors as f32.
     ///
     /// # Errors
     ///
     /// [`CheckpointError::NoSuchLayer`].
     pub fn bytes(&self, part: Part) -> Result<u64, CheckpointError> {
+        let is_layer = matches!(part, Part::Layer(_));
         let bytes = self.roles(part)?.into_iter().map(|(role, layer)| {
-            let is_matrix = role.cols(&self.config).is_some();
             let pieces = self.weights.pieces(role, layer);
-            matrix::handed_over_bytes(&self.weights, pieces, is_matrix)
+            if role.cols(&self.config).is_some() {
+                MatrixView::new(&self.weights, pieces, self.quantize, is_layer).device_bytes()
+            } else {
+                let rows: usize = pieces.iter().map(|piece| piece.rows).sum();
+                (rows * size_of::<f32>()) as u64
+            }
         });
         Ok(bytes.sum())
     }
@@ -227,6 +249,11 @@ impl Checkpoint {
     pub fn model_digest(&self) -> Result<Digest, CheckpointError> {
         let mut sum = Sum::new("autoglm model 1");
         sum.config(&self.config);
+        match self.quantize {
+            Quantize::None => {}
+            Quantize::Int8 => sum.bytes(b"int8"),
+            Quantize::Int4 => sum.bytes(b"int4"),
+        }
         match self.tokenizer() {
             Ok(tokenizer) => sum.tokenizer(&tokenizer),
             Err(CheckpointError::MissingTokenizer { .. }) => sum.bytes(b"none"),

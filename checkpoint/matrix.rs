@@ -7,8 +7,9 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::architecture::Role;
-use crate::dtype::{DType, FloatType};
+use crate::dtype::{DType, Format, GROUP, Quantize};
 use crate::error::CheckpointError;
+use crate::quantize::{int4_group, int8_group};
 use crate::quants::decode_row;
 use crate::tensors::{Piece, Weights};
 
@@ -80,21 +81,27 @@ pub struct MatrixView<'a> {
     pieces: Vec<(&'a Piece, &'a [u8])>,
     rows: usize,
     cols: usize,
-    float_type: FloatType,
+    format: Format,
 }
 
 impl<'a> MatrixView<'a> {
     /// `pieces`: at least one, all of the same width, stacked row upon row.
-    pub(crate) fn new(weights: &'a Weights, pieces: &'a [Piece]) -> Self {
+    pub(crate) fn new(
+        weights: &'a Weights,
+        pieces: &'a [Piece],
+        quantize: Quantize,
+        is_layer: bool,
+    ) -> Self {
         let rows = pieces.iter().map(|piece| piece.rows).sum();
         let pieces: Vec<_> = pieces.iter().map(|piece| (piece, weights.bytes(piece))).collect();
-        let float_type = pieces
+        let format = pieces
             .iter()
-            .map(|(piece, _)| piece.dtype.float_type())
-            .reduce(FloatType::widest)
-            .unwrap_or(FloatType::F32);
+            .map(|(piece, _)| piece.dtype.format())
+            .reduce(Format::widest)
+            .unwrap_or(Format::F32);
+        let format = quantize.format(format, is_layer);
         let cols = pieces.first().map_or(0, |(piece, _)| piece.cols);
-        Self { pieces, rows, cols, float_type }
+        Self { pieces, rows, cols, format }
     }
 
     /// Values of the output.
@@ -107,20 +114,21 @@ impl<'a> MatrixView<'a> {
         self.cols
     }
 
-    /// As what the values are handed over: as stored, f16 for quantised ones, and the widest of
-    /// them where the matrix is stored as several tensors of several types.
-    pub fn float_type(&self) -> FloatType {
-        self.float_type
+    /// As what the values are handed over: as stored or as quantised, f16 for blocks that we have
+    /// no format for, and the widest of them where the matrix is stored as several tensors of
+    /// several types.
+    pub fn format(&self) -> Format {
+        self.format
     }
 
     /// Bytes of one row, as handed over.
     pub fn row_bytes(&self) -> usize {
-        self.cols * self.float_type.bytes()
+        self.format.row_bytes(self.cols)
     }
 
-    /// Bytes of the whole matrix, as handed over.
-    pub fn bytes(&self) -> u64 {
-        self.rows as u64 * self.row_bytes() as u64
+    /// Bytes of the whole matrix on an adapter.
+    pub fn device_bytes(&self) -> u64 {
+        self.rows as u64 * self.format.device_row_bytes(self.cols) as u64
     }
 
     /// Decodes rows, packed and little-endian, into `out`, whose size must be that of the rows.
@@ -188,8 +196,8 @@ impl<'a> MatrixView<'a> {
         out: &mut [u8],
         scratch: &mut Scratch,
     ) -> Result<(), CheckpointError> {
-        let is_plain = piece.dtype.block_values() == 1;
-        let as_stored = is_plain && piece.dtype.float_type() == self.float_type;
+        let dtype = piece.dtype;
+        let as_stored = dtype.is_handed_over_as_stored() && dtype.format() == self.format;
         if as_stored && piece.half_split.is_none() {
             let row_bytes = self.row_bytes();
             out.copy_from_slice(&stored[rows.start * row_bytes..rows.end * row_bytes]);
@@ -201,18 +209,53 @@ impl<'a> MatrixView<'a> {
                 out.copy_from_slice(stored);
                 continue;
             }
-            decode_row(piece.dtype, stored, &mut scratch.f32);
-            if self.float_type == FloatType::F32 {
-                for (out, value) in out.as_chunks_mut().0.iter_mut().zip(&scratch.f32) {
-                    *out = value.to_le_bytes();
+            let range = |value| CheckpointError::F16Range {
+                tensor: piece.name.clone(),
+                row: number,
+                value,
+            };
+            if dtype == DType::Q4_0 && self.format == Format::Int4 {
+                q4_0_as_int4(stored, out).map_err(range)?;
+                continue;
+            }
+            decode_row(dtype, stored, &mut scratch.f32);
+            match self.format {
+                Format::F32 => {
+                    for (out, value) in out.as_chunks_mut().0.iter_mut().zip(&scratch.f32) {
+                        *out = value.to_le_bytes();
+                    }
                 }
-            } else {
-                // Only quantised blocks are ever converted to anything but f32.
-                scratch.write_f16(piece, number, out)?;
+                // Nothing is ever stored as bf16 and as something that bf16 holds.
+                Format::F16 | Format::BF16 => scratch.write_f16(out).map_err(range)?,
+                Format::Int8 | Format::Int4 => {
+                    let int8 = self.format == Format::Int8;
+                    let group = if int8 { int8_group } else { int4_group };
+                    let group_bytes = out.len() / self.cols.div_ceil(GROUP);
+                    let groups = scratch.f32.chunks(GROUP);
+                    for (values, out) in groups.zip(out.chunks_exact_mut(group_bytes)) {
+                        group(values, out).map_err(range)?;
+                    }
+                }
             }
         }
         Ok(())
     }
+}
+
+/// `d (q - 8)` as `d q - 8 d`: the same numbers, as 8 d has the digits of d.
+fn q4_0_as_int4(stored: &[u8], out: &mut [u8]) -> Result<(), f32> {
+    let blocks = stored.chunks_exact(DType::Q4_0.block_bytes());
+    for (block, out) in blocks.zip(out.chunks_exact_mut(DType::Q4_1.block_bytes())) {
+        let offset = -8.0 * f16::from_le_bytes([block[0], block[1]]).to_f32();
+        let rounded = f16::from_f32(offset);
+        if !rounded.is_finite() {
+            return Err(offset);
+        }
+        out[..2].copy_from_slice(&block[..2]);
+        out[2..4].copy_from_slice(&rounded.to_le_bytes());
+        out[4..].copy_from_slice(&block[2..]);
+    }
+    Ok(())
 }
 
 /// The bytes of a row in the order that the matrix has, and its number in the file.
@@ -233,23 +276,16 @@ impl Scratch {
         Self { f32: vec![0.0; cols], f16: vec![f16::ZERO; cols] }
     }
 
-    fn write_f16(
-        &mut self,
-        piece: &Piece,
-        row: usize,
-        out: &mut [u8],
-    ) -> Result<(), CheckpointError> {
+    /// The first value that f16 can't hold is an error.
+    fn write_f16(&mut self, out: &mut [u8]) -> Result<(), f32> {
         self.f16.convert_from_f32_slice(&self.f32);
-        let mut all_finite = true;
         for (out, value) in out.as_chunks_mut().0.iter_mut().zip(&self.f16) {
-            all_finite &= value.is_finite();
             *out = value.to_le_bytes();
         }
-        if all_finite {
-            return Ok(());
+        match self.f16.iter().position(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(first) => Err(self.f32[first]),
         }
-        let first = self.f16.iter().position(|value| !value.is_finite()).unwrap_or(0);
-        Err(CheckpointError::F16Range { tensor: piece.name.clone(), row, value: self.f32[first] })
     }
 }
 
@@ -265,16 +301,6 @@ pub(crate) fn vector(weights: &Weights, pieces: &[Piece]) -> Vec<f32> {
         }
     }
     out
-}
-
-/// Bytes of a role's tensors, as handed over: matrices as [`MatrixView`]s, vectors as f32.
-pub(crate) fn handed_over_bytes(weights: &Weights, pieces: &[Piece], is_matrix: bool) -> u64 {
-    if is_matrix {
-        MatrixView::new(weights, pieces).bytes()
-    } else {
-        let rows: usize = pieces.iter().map(|piece| piece.rows).sum();
-        (rows * size_of::<f32>()) as u64
-    }
 }
 
 /// What stands for a type in digests, and so must never change: its number in `enum ggml_type`.

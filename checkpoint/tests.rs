@@ -98,7 +98,7 @@ fn fixtures_say_what_they_are() {
         (glass.config().bos_token_id, &glass.config().eos_token_ids[..]),
         (Some(2), &[3][..])
     );
-    assert_eq!(glass.matrix(Matrix::Down(0)).unwrap().float_type(), FloatType::F16);
+    assert_eq!(glass.matrix(Matrix::Down(0)).unwrap().format(), Format::F16);
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn shards_of_f32_hold_the_numbers_of_bf16() {
     let (one, sharded) = (open("fixtures/glm4/bf16"), open("fixtures/glm4/f32"));
     assert_eq!(all_values(&one), all_values(&sharded));
     let views = [&one, &sharded].map(|model| model.matrix(Matrix::Qkv(3)).unwrap());
-    assert_eq!(views.clone().map(|view| view.float_type()), [FloatType::BF16, FloatType::F32]);
+    assert_eq!(views.clone().map(|view| view.format()), [Format::BF16, Format::F32]);
     let mut bytes = vec![0; views[0].row_bytes() * 10];
     views[0].read_rows(120..130, &mut bytes).unwrap();
     let mut row = vec![0.0; 64];

@@ -37,6 +37,24 @@ pub struct Model {
     pub name: String,
     /// Tokens of one sequence, prompt and answer. 0: as many as the model was made for.
     pub max_model_len: u32,
+    /// What weights are rounded to while they are loaded, unless the files have them smaller:
+    /// `none`, `int8`, or `int4` (embedding and head then have 8 bits).
+    pub quantize: Quantize,
+}
+
+/// What weights are rounded to while they are loaded.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, Encode, Decode,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantize {
+    /// They stay as the files have them.
+    #[default]
+    None,
+    /// 8 bits.
+    Int8,
+    /// 4 bits.
+    Int4,
 }
 
 /// What the coordinator does with nodes.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use bincode::{Decode, Encode};
 
+use crate::config::Quantize;
 use crate::{Digest, Epoch, ModelId, NodeId, PipelineId, StageIndex};
 
 /// Consecutive layers: `first..end`.
@@ -54,6 +55,8 @@ pub struct StagePlan {
     pub model_path: String,
     /// What the stage's weights must hash to, part by part: embedding, layers, head.
     pub digests: Vec<Digest>,
+    /// What its matrices are rounded to.
+    pub quantize: Quantize,
     /// The next stage's node; none for the last.
     pub next: Option<Peer>,
     /// The sizes to prepare for.

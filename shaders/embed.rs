@@ -8,7 +8,7 @@ use crate::inputs::{Inputs, StepShape};
 use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
 use crate::template::expand_vec4s;
 use crate::tensor::Tensor;
-use crate::weights::{FloatType, TILE, WeightMatrix};
+use crate::weights::{Format, WeightMatrix};
 
 /// The parameters of `embed.wgsl`.
 #[repr(C)]
@@ -37,7 +37,7 @@ impl BoundEmbed {
         table: &WeightMatrix,
         out: &Tensor,
     ) -> Result<Self, GpuError> {
-        let kernel = Kernel::new(gpu, &source(table.float, gpu.caps().images))?;
+        let kernel = Kernel::new(gpu, &source(table.format, gpu.caps().images))?;
         let mut shards = Vec::new();
         for shard in &table.shards {
             let params = Params {
@@ -46,7 +46,9 @@ impl BoundEmbed {
                 num_blocks: table.num_blocks() as u32,
                 row_vec4s: (table.cols / 4) as u32,
             };
-            shards.push((kernel.bind(gpu, &[&inputs.tensor, &shard.blocks, out])?, params));
+            let tensors = [Some(&inputs.tensor), Some(&shard.blocks), Some(out)];
+            let tensors = tensors.into_iter().chain([shard.scales.as_ref()]).flatten();
+            shards.push((kernel.bind(gpu, &tensors.collect::<Vec<_>>())?, params));
         }
         Ok(Self { shards, max_tokens: out.len() / table.cols })
     }
@@ -76,15 +78,16 @@ pub fn reference(hidden_size: usize, token_ids: &[u32], table: &[f32]) -> Vec<f3
 
 const WORKGROUP: u32 = 64;
 
-pub(crate) fn source(float: FloatType, images: bool) -> KernelSource {
-    let constants =
-        [("WORKGROUP", WORKGROUP), ("TILE", TILE as u32), ("PARTS", float.block() as u32 / 4)];
-    let template = [include_str!("embed.wgsl"), float.decoder()].concat();
-    let bindings = [Access::Read, Access::read_blocks(images), Access::ReadWrite];
+pub(crate) fn source(format: Format, images: bool) -> KernelSource {
+    let constants = [&[("WORKGROUP", WORKGROUP)][..], &format.constants()].concat();
+    let template = [include_str!("embed.wgsl"), format.decoder()].concat();
+    let blocks = Access::read_blocks(images);
+    let bindings = [Access::Read, blocks, Access::ReadWrite, blocks];
+    let bindings = if format.is_grouped() { &bindings[..] } else { &bindings[..3] };
     KernelSource::new::<Params>(
-        format!("embed {float:?}"),
+        format!("embed {format:?}"),
         expand_vec4s(&template, images, &constants),
-        &bindings,
+        bindings,
     )
 }
 
@@ -93,12 +96,12 @@ mod tests {
     use std::mem::offset_of;
 
     use super::*;
-    use crate::testing::{self, Random, assert_bits_eq};
+    use crate::testing::{self, Random, assert_bits_eq, assert_close};
 
     #[test]
     fn params_are_the_shader_s() {
-        for (float, images) in testing::floats_and_layouts() {
-            let source = source(float, images);
+        for (format, images) in testing::formats_and_layouts() {
+            let source = source(format, images);
             testing::assert_kernel(&source);
             testing::assert_params(
                 &source,
@@ -119,20 +122,27 @@ mod tests {
 
     fn check(gpu: &Gpu) {
         let mut random = Random::new(5);
-        for float in FloatType::ALL {
+        for format in Format::ALL {
             for (vocab_size, hidden_size) in [(1, 4), (65, 36), (300, 100)] {
-                let bytes = float.encode(&random.normal(vocab_size * hidden_size));
-                let table = WeightMatrix::from_bytes(gpu, (vocab_size, hidden_size), float, &bytes)
-                    .unwrap();
+                let bytes = format.encode(hidden_size, &random.normal(vocab_size * hidden_size));
+                let table =
+                    WeightMatrix::from_bytes(gpu, (vocab_size, hidden_size), format, &bytes)
+                        .unwrap();
                 let token_ids: Vec<u32> = (0..9).map(|_| random.below(vocab_size) as u32).collect();
                 let (inputs, step) = testing::token_inputs(gpu, &token_ids);
                 let out = gpu.alloc_f32(token_ids.len() * hidden_size).unwrap();
                 let mut pass = Pass::new();
                 BoundEmbed::new(gpu, &inputs, &table, &out).unwrap().record(&mut pass, step);
                 gpu.run(&pass).unwrap();
-                // A copy: no rounding.
-                let expected = reference(hidden_size, &token_ids, &float.decode(&bytes));
-                assert_bits_eq(&gpu.read_f32(&out).unwrap(), &expected);
+                let table = format.decode(hidden_size, &bytes);
+                let expected = reference(hidden_size, &token_ids, &table);
+                let out = gpu.read_f32(&out).unwrap();
+                if format == Format::Int4 {
+                    // A device may round the product before it adds the offset.
+                    assert_close(&out, &expected, 1e-6);
+                } else {
+                    assert_bits_eq(&out, &expected);
+                }
             }
         }
     }

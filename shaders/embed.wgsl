@@ -21,6 +21,15 @@ var<immediate> params: Params;
 // [num_tokens, hidden_size / 4]
 @group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;
 
+//! if GROUPED
+// [tiles of TILE rows, num_quads, TILE], a word for each of four groups: scale, offset
+//! if IMAGES
+@group(0) @binding(3) var scales: texture_2d<u32>;
+//! else
+@group(0) @binding(3) var<storage, read>       scales: array<vec4<u32>>;
+//! end
+//! end
+
 @compute @workgroup_size({WORKGROUP})
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let token = id.y;
@@ -36,9 +45,25 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 //! else
     let values = table[index];
 //! end
+//! if GROUPED
+    let num_quads = (params.num_blocks + {QUAD_BLOCKS}u - 1u) / {QUAD_BLOCKS}u;
+    let quad =
+        ((row / {TILE}u) * num_quads + block / {QUAD_BLOCKS}u) * {TILE}u + row % {TILE}u;
+    let group = block / {STEP_BLOCKS}u % 4u;
+//! if IMAGES
+    let scale = unpack2x16float(textureLoad(scales, texel(quad), 0)[group]);
+//! else
+    let scale = unpack2x16float(scales[quad][group]);
+//! end
+//! end
 //! for p in 0..PARTS
     if (block * {PARTS}u + {p}u < params.row_vec4s) {
-        out[token * params.row_vec4s + block * {PARTS}u + {p}u] = decode_{p}(values);
+        out[token * params.row_vec4s + block * {PARTS}u + {p}u] =
+//! if GROUPED
+            decode_{p}(values) * scale.x + scale.y;
+//! else
+            decode_{p}(values);
+//! end
     }
 //! end
 }

@@ -40,7 +40,9 @@ pub mod rng;
 pub mod sample;
 pub mod sampler;
 
-// What a device computes.
+// What a device computes, and how fast it could.
+pub mod copy;
+pub mod fma;
 pub mod self_test;
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::gpu::{Caps, Gpu};
 use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
 use crate::template::expand_vec4s;
 use crate::tensor::Tensor;
-use crate::weights::{FloatType, STEP, TILE, WeightMatrix};
+use crate::weights::{Format, TILE, WeightMatrix};
 
 /// The parameters of `matmul.wgsl`.
 #[repr(C)]
@@ -38,7 +38,7 @@ pub enum Output {
 /// The compiled kernels, one set for each number format, compiled when first bound.
 pub struct Matmul {
     variants: Vec<Variant>,
-    kernels: [OnceCell<Vec<Kernel>>; FloatType::ALL.len()],
+    kernels: [OnceCell<Vec<Kernel>>; Format::ALL.len()],
 }
 
 impl Matmul {
@@ -67,7 +67,7 @@ impl Matmul {
         if let Some(bias) = bias {
             assert_eq!(bias.len(), weights.rows, "one bias per column of the product");
         }
-        let kernels = self.compiled(gpu, weights.float)?;
+        let kernels = self.compiled(gpu, weights.format)?;
         // A binding can't be empty, though without a bias it isn't read.
         let no_bias = gpu.alloc_f32(1)?;
         let mut variants = Vec::new();
@@ -85,7 +85,9 @@ impl Matmul {
                     adds: (output == Output::Add).into(),
                 };
                 let bias = bias.unwrap_or(&no_bias);
-                shards.push((kernel.bind(gpu, &[x, &shard.blocks, bias, out])?, params));
+                let tensors = [Some(x), Some(&shard.blocks), Some(bias), Some(out)];
+                let tensors = tensors.into_iter().chain([shard.scales.as_ref()]).flatten();
+                shards.push((kernel.bind(gpu, &tensors.collect::<Vec<_>>())?, params));
             }
             variants.push((*variant, shards));
         }
@@ -95,11 +97,11 @@ impl Matmul {
         })
     }
 
-    fn compiled(&self, gpu: &Gpu, float: FloatType) -> Result<&[Kernel], GpuError> {
-        let cell = &self.kernels[float as usize];
+    fn compiled(&self, gpu: &Gpu, format: Format) -> Result<&[Kernel], GpuError> {
+        let cell = &self.kernels[format as usize];
         if cell.get().is_none() {
             let compile =
-                |variant: &Variant| Kernel::new(gpu, &variant.source(float, gpu.caps().images));
+                |variant: &Variant| Kernel::new(gpu, &variant.source(format, gpu.caps().images));
             let kernels = self.variants.iter().map(compile).collect::<Result<_, _>>()?;
             // Only this thread fills the cell, and it was empty.
             let _ = cell.set(kernels);
@@ -184,40 +186,32 @@ impl Variant {
         TILE as u32 / (self.lanes * self.tn)
     }
 
-    pub(crate) fn source(&self, float: FloatType, images: bool) -> KernelSource {
+    pub(crate) fn source(&self, format: Format, images: bool) -> KernelSource {
         let Self { tm, tn, lanes, groups, subgroup, .. } = *self;
         assert!((TILE as u32).is_multiple_of(lanes * tn), "strips fill a tile");
-        let block = float.block() as u32;
-        let template = [include_str!("matmul.wgsl"), float.decoder()].concat();
-        let wgsl = expand_vec4s(
-            &template,
-            images,
-            &[
-                ("TM", tm),
-                ("TN", tn),
-                ("LANES", lanes),
-                ("GROUPS", groups),
-                ("WORKGROUP", lanes * groups),
-                ("SPLIT", (groups > 1).into()),
-                ("SPLIT_SUMS", groups * tm * tn * lanes),
-                ("SUBGROUP", subgroup.into()),
-                ("STRIPS", self.strips()),
-                ("TILE", TILE as u32),
-                ("CHUNK_BLOCKS", CHUNK / block),
-                ("STEP_BLOCKS", STEP as u32 / block),
-                ("PARTS", block / 4),
-            ],
-        );
-        let name = format!(
-            "matmul {float:?} tm{tm} tn{tn} lanes{lanes} groups{groups} subgroup {subgroup}"
-        );
-        let bindings = [
-            Access::read_vec4s(images),
-            Access::read_blocks(images),
-            Access::Read,
-            Access::ReadWrite,
+        let block = format.block() as u32;
+        let template = [include_str!("matmul.wgsl"), format.decoder()].concat();
+        let own = [
+            ("TM", tm),
+            ("TN", tn),
+            ("LANES", lanes),
+            ("GROUPS", groups),
+            ("WORKGROUP", lanes * groups),
+            ("SPLIT", (groups > 1).into()),
+            ("SPLIT_SUMS", groups * tm * tn * lanes),
+            ("SUBGROUP", subgroup.into()),
+            ("STRIPS", self.strips()),
+            ("CHUNK_BLOCKS", CHUNK / block),
         ];
-        KernelSource::new::<Params>(name, wgsl, &bindings)
+        let wgsl = expand_vec4s(&template, images, &[&own[..], &format.constants()].concat());
+        let name = format!(
+            "matmul {format:?} tm{tm} tn{tn} lanes{lanes} groups{groups} subgroup {subgroup}"
+        );
+        let blocks = Access::read_blocks(images);
+        let bindings =
+            [Access::read_vec4s(images), blocks, Access::Read, Access::ReadWrite, blocks];
+        let bindings = if format.is_grouped() { &bindings[..] } else { &bindings[..4] };
+        KernelSource::new::<Params>(name, wgsl, bindings)
     }
 }
 
@@ -273,9 +267,9 @@ mod tests {
 
     #[test]
     fn params_are_the_shader_s() {
-        for (float, images) in testing::floats_and_layouts() {
+        for (format, images) in testing::formats_and_layouts() {
             for variant in variants() {
-                let source = variant.source(float, images);
+                let source = variant.source(format, images);
                 testing::assert_kernel(&source);
                 testing::assert_params(
                     &source,
@@ -310,15 +304,15 @@ mod tests {
     impl Case {
         fn new(
             gpu: &Gpu,
-            float: FloatType,
+            format: Format,
             (num_rows, rows, cols): (usize, usize, usize),
             seed: u64,
         ) -> Self {
             let mut random = Random::new(seed);
-            let bytes = float.encode(&random.normal(rows * cols));
+            let bytes = format.encode(cols, &random.normal(rows * cols));
             Self {
-                weights: WeightMatrix::from_bytes(gpu, (rows, cols), float, &bytes).unwrap(),
-                decoded: float.decode(&bytes),
+                weights: WeightMatrix::from_bytes(gpu, (rows, cols), format, &bytes).unwrap(),
+                decoded: format.decode(cols, &bytes),
                 bias: random.normal(rows),
                 x: random.normal(num_rows * cols),
                 num_rows,
@@ -344,10 +338,10 @@ mod tests {
     fn agrees_with_the_reference() {
         for gpu in testing::both_layouts() {
             let matmul = Matmul::new(&gpu);
-            for float in FloatType::ALL {
+            for format in Format::ALL {
                 for shape in [(1, 1, 4), (3, 65, 36), (9, 64, 256), (2, 100, 260), (17, 130, 1000)]
                 {
-                    let case = Case::new(&gpu, float, shape, 11);
+                    let case = Case::new(&gpu, format, shape, 11);
                     let expected =
                         reference(case.weights.cols, &case.x, &case.decoded, Some(&case.bias));
                     // A device may round the product of a multiply-add; sums of up to 1000 products
@@ -366,8 +360,8 @@ mod tests {
     #[test]
     fn all_variants_give_the_same_bits() {
         for gpu in testing::both_layouts() {
-            for float in FloatType::ALL {
-                let case = Case::new(&gpu, float, (9, 130, 900), 13);
+            for format in Format::ALL {
+                let case = Case::new(&gpu, format, (9, 130, 900), 13);
                 let expected = case.run(&gpu, &Matmul::new(&gpu), &case.x, None);
                 for variant in variants() {
                     if variant.subgroup && gpu.caps().min_subgroup_size < 8 {
@@ -387,8 +381,8 @@ mod tests {
         let Some(gpu) = testing::gpu() else { return };
         let matmul = Matmul::new(&gpu);
         let mut random = Random::new(14);
-        for float in FloatType::ALL {
-            let case = Case::new(&gpu, float, (64, 70, 580), 15);
+        for format in Format::ALL {
+            let case = Case::new(&gpu, format, (64, 70, 580), 15);
             let cols = case.weights.cols;
             let alone: Vec<Vec<f32>> =
                 case.x.chunks(cols).map(|row| case.run(&gpu, &matmul, row, None)).collect();
@@ -406,7 +400,7 @@ mod tests {
     fn a_neighbour_s_infinity_stays_its_own() {
         let Some(gpu) = testing::gpu() else { return };
         // 36 columns: the kernel steps over the end of a row.
-        let case = Case::new(&gpu, FloatType::F16, (3, 70, 36), 16);
+        let case = Case::new(&gpu, Format::F16, (3, 70, 36), 16);
         let mut x = case.x.clone();
         let matmul = Matmul::new(&gpu);
         let before = case.run(&gpu, &matmul, &x, None);
@@ -421,10 +415,10 @@ mod tests {
         let (Some(whole), Some(split)) = (testing::gpu(), testing::small_gpu(1 << 17)) else {
             return;
         };
-        for float in FloatType::ALL {
-            let shape = (5, 300, 512);
-            let case = Case::new(&whole, float, shape, 17);
-            let pieces = Case::new(&split, float, shape, 17);
+        for format in Format::ALL {
+            let shape = (5, 600, 512);
+            let case = Case::new(&whole, format, shape, 17);
+            let pieces = Case::new(&split, format, shape, 17);
             assert!(pieces.weights.shards.len() > 1);
             let expected = case.run(&whole, &Matmul::new(&whole), &case.x, None);
             assert_bits_eq(&pieces.run(&split, &Matmul::new(&split), &pieces.x, None), &expected);

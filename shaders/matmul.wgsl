@@ -3,7 +3,8 @@
 //
 // The order of additions is one for all variants, and a function of K alone: K is cut into chunks
 // of CHUNK values; in a chunk one chain of fma in ascending k, from zero; the sums of the chunks
-// are added in ascending order.
+// are added in ascending order. Where the weights of a group of 32 share a scale, the chain runs in
+// the group, and the chunk's chain takes in scale * sum, then offset * (sum of the group's x).
 
 struct Params {
     num_rows: u32,      // of x
@@ -30,6 +31,15 @@ var<immediate> params: Params;
 // [num_rows, num_columns]
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 
+//! if GROUPED
+// [tiles of TILE columns, num_quads, TILE], a word for each of four groups: scale, offset
+//! if IMAGES
+@group(0) @binding(4) var scales: texture_2d<u32>;
+//! else
+@group(0) @binding(4) var<storage, read>       scales: array<vec4<u32>>;
+//! end
+//! end
+
 //! if SPLIT
 var<workgroup> sh_sums: array<f32, {SPLIT_SUMS}>;  // [SPLIT, TM, TN, LANES]
 //! end
@@ -48,6 +58,10 @@ fn main(
     let column = (workgroup.x % {STRIPS}u) * ({LANES}u * {TN}u) + lane;
     let tile_start = tile * params.num_blocks * {TILE}u + column;
     let first_row = workgroup.y * {TM}u;
+//! if GROUPED
+    let num_quads = (params.num_blocks + {QUAD_BLOCKS}u - 1u) / {QUAD_BLOCKS}u;
+    let scales_start = tile * num_quads * {TILE}u + column;
+//! end
 //! for m in 0..TM
     // Rows past the last one are computed like it and not stored.
     let row_{m} = min(first_row + {m}u, params.num_rows - 1u) * params.row_vec4s;
@@ -59,12 +73,35 @@ fn main(
     for (var chunk = 0u; chunk < params.num_blocks; chunk += {CHUNK_BLOCKS}u * {GROUPS}u) {
         let start = chunk + group * {CHUNK_BLOCKS}u;
         let end = min(start + {CHUNK_BLOCKS}u, params.num_blocks);
+//! if GROUPED
 //! for m in 0..TM
 //! for j in 0..TN
         var sum_{m}_{j} = 0.0;
 //! end
 //! end
+        for (var quad = start; quad < end; quad += {QUAD_BLOCKS}u) {
+//! for j in 0..TN
+        var scales_{j} =
+            scales_at(scales_start + (quad / {QUAD_BLOCKS}u) * {TILE}u + {j}u * {LANES}u);
+//! end
+        let quad_end = min(quad + {QUAD_BLOCKS}u, end);
+        for (var block = quad; block < quad_end; block += {STEP_BLOCKS}u) {
+//! for m in 0..TM
+//! for j in 0..TN
+            var acc_{m}_{j} = 0.0;
+//! end
+//! if OFFSET
+            var x_sum_{m} = 0.0;
+//! end
+//! end
+//! else
+//! for m in 0..TM
+//! for j in 0..TN
+        var acc_{m}_{j} = 0.0;
+//! end
+//! end
         for (var block = start; block < end; block += {STEP_BLOCKS}u) {
+//! end
 //! if SUBGROUP
 //! for m in 0..TM
             // Eight lanes load one vec4 each: the 32 values of this step.
@@ -82,19 +119,43 @@ fn main(
 //! else
             let x_{m}_{b}_{p} = x_at(row_{m}, (block + {b}u) * {PARTS}u + {p}u);
 //! end
+//! if OFFSET
+            x_sum_{m} += (x_{m}_{b}_{p}.x + x_{m}_{b}_{p}.y) + (x_{m}_{b}_{p}.z + x_{m}_{b}_{p}.w);
+//! end
 //! end
 //! for j in 0..TN
             let w_{b}_{j}_{p} = decode_{p}(w_{b}_{j});
 //! for m in 0..TM
-            sum_{m}_{j} = fma(w_{b}_{j}_{p}.x, x_{m}_{b}_{p}.x, sum_{m}_{j});
-            sum_{m}_{j} = fma(w_{b}_{j}_{p}.y, x_{m}_{b}_{p}.y, sum_{m}_{j});
-            sum_{m}_{j} = fma(w_{b}_{j}_{p}.z, x_{m}_{b}_{p}.z, sum_{m}_{j});
-            sum_{m}_{j} = fma(w_{b}_{j}_{p}.w, x_{m}_{b}_{p}.w, sum_{m}_{j});
+            acc_{m}_{j} = fma(w_{b}_{j}_{p}.x, x_{m}_{b}_{p}.x, acc_{m}_{j});
+            acc_{m}_{j} = fma(w_{b}_{j}_{p}.y, x_{m}_{b}_{p}.y, acc_{m}_{j});
+            acc_{m}_{j} = fma(w_{b}_{j}_{p}.z, x_{m}_{b}_{p}.z, acc_{m}_{j});
+            acc_{m}_{j} = fma(w_{b}_{j}_{p}.w, x_{m}_{b}_{p}.w, acc_{m}_{j});
 //! end
+//! end
+//! end
+//! end
+//! if GROUPED
+//! for j in 0..TN
+            let scale_{j} = unpack2x16float(scales_{j}.x);
+            // The next group's is the first again.
+            scales_{j} = scales_{j}.yzwx;
+//! for m in 0..TM
+            sum_{m}_{j} = fma(scale_{j}.x, acc_{m}_{j}, sum_{m}_{j});
+//! if OFFSET
+            sum_{m}_{j} = fma(scale_{j}.y, x_sum_{m}, sum_{m}_{j});
 //! end
 //! end
 //! end
         }
+        }
+//! else
+        }
+//! for m in 0..TM
+//! for j in 0..TN
+        let sum_{m}_{j} = acc_{m}_{j};
+//! end
+//! end
+//! end
 //! if SPLIT
         // The groups took a chunk each; every group adds their sums in the same order, the first
         // one stores the total.
@@ -154,6 +215,16 @@ fn weights_at(index: u32) -> vec4<u32> {
     return weights[index];
 //! end
 }
+
+//! if GROUPED
+fn scales_at(index: u32) -> vec4<u32> {
+//! if IMAGES
+    return textureLoad(scales, texel(index), 0);
+//! else
+    return scales[index];
+//! end
+}
+//! end
 
 fn store(row: u32, computed: u32, total: f32) {
     if (computed >= params.num_computed) {

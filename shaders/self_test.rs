@@ -20,20 +20,20 @@ use crate::rms_norm::{BoundRmsNorm, RmsNorm};
 use crate::rope_kv::{BoundRopeKv, RopeKv, Rotary, RotaryPairs, inverse_frequencies};
 use crate::swiglu::{BoundSwiglu, Swiglu};
 use crate::tensor::Tensor;
-use crate::weights::{FloatType, WeightMatrix};
+use crate::weights::{Format, WeightMatrix};
 
-/// The class of this device for layers with weights of type `float` and heads of `shape`. An error
+/// The class of this device for layers with weights of type `format` and heads of `shape`. An error
 /// if a row depends on its batch here, which no device should do.
-pub fn fingerprint(gpu: &Gpu, float: FloatType, shape: HeadShape) -> Result<[u8; 32], GpuError> {
+pub fn fingerprint(gpu: &Gpu, format: Format, shape: HeadShape) -> Result<[u8; 32], GpuError> {
     let mut hasher = blake3::Hasher::new();
     let info = gpu.info();
     for text in [&info.name, &info.driver, &info.backend] {
         hash(&mut hasher, text.as_bytes());
     }
-    for source in sources(gpu.caps(), float, shape) {
+    for source in sources(gpu.caps(), format, shape) {
         hash(&mut hasher, source.wgsl.as_bytes());
     }
-    let mut layer = Layer::new(gpu, float, shape)?;
+    let mut layer = Layer::new(gpu, format, shape)?;
     let together = layer.run(gpu, 0..NUM_TOKENS)?;
     let mut first = 0;
     for num_tokens in [4, 1, 2, 1] {
@@ -52,10 +52,10 @@ pub fn fingerprint(gpu: &Gpu, float: FloatType, shape: HeadShape) -> Result<[u8;
 }
 
 /// The kernels of a layer and of sampling, as this device runs them.
-fn sources(caps: Caps, float: FloatType, shape: HeadShape) -> Vec<KernelSource> {
+fn sources(caps: Caps, format: Format, shape: HeadShape) -> Vec<KernelSource> {
     let images = caps.images;
     let mut sources = vec![
-        crate::embed::source(float, images),
+        crate::embed::source(format, images),
         crate::gather_rows::source(),
         crate::rope_kv::source(images),
         crate::swiglu::source(images),
@@ -63,7 +63,7 @@ fn sources(caps: Caps, float: FloatType, shape: HeadShape) -> Vec<KernelSource> 
     ];
     sources.extend(crate::rms_norm::sources(images));
     sources.extend(
-        crate::matmul::Variant::choose(caps).iter().map(|variant| variant.source(float, images)),
+        crate::matmul::Variant::choose(caps).iter().map(|variant| variant.source(format, images)),
     );
     sources.push(crate::logprobs::source(crate::sampler::LANES));
     sources.extend(crate::penalize::sources());
@@ -106,7 +106,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(gpu: &Gpu, float: FloatType, shape: HeadShape) -> Result<Self, GpuError> {
+    fn new(gpu: &Gpu, format: Format, shape: HeadShape) -> Result<Self, GpuError> {
         let limits = InputLimits {
             max_tokens: NUM_TOKENS,
             max_outputs: NUM_TOKENS,
@@ -118,8 +118,8 @@ impl Layer {
         let inputs = Inputs::new(gpu, limits)?;
         let mut numbers = Numbers(1);
         let mut weights = |rows, cols| {
-            let bytes = float.encode(&numbers.take(rows * cols));
-            WeightMatrix::from_bytes(gpu, (rows, cols), float, &bytes)
+            let bytes = format.encode(cols, &numbers.take(rows * cols));
+            WeightMatrix::from_bytes(gpu, (rows, cols), format, &bytes)
         };
         let table = weights(VOCAB_SIZE, HIDDEN_SIZE)?;
         let qkv_weights = weights(shape.qkv_size(), HIDDEN_SIZE)?;
@@ -237,9 +237,9 @@ mod tests {
     fn a_class_is_stable_and_knows_its_format() {
         let Some(gpu) = testing::gpu() else { return };
         let shape = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 };
-        let class = fingerprint(&gpu, FloatType::F16, shape).unwrap();
-        assert_eq!(fingerprint(&gpu, FloatType::F16, shape).unwrap(), class);
-        assert_ne!(fingerprint(&gpu, FloatType::Bf16, shape).unwrap(), class);
+        let class = fingerprint(&gpu, Format::F16, shape).unwrap();
+        assert_eq!(fingerprint(&gpu, Format::F16, shape).unwrap(), class);
+        assert_ne!(fingerprint(&gpu, Format::Bf16, shape).unwrap(), class);
     }
 
     #[test]
@@ -247,7 +247,7 @@ mod tests {
         let shape = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 };
         let results: Vec<_> = testing::both_layouts()
             .map(|gpu| {
-                Layer::new(&gpu, FloatType::F32, shape).unwrap().run(&gpu, 0..NUM_TOKENS).unwrap()
+                Layer::new(&gpu, Format::F32, shape).unwrap().run(&gpu, 0..NUM_TOKENS).unwrap()
             })
             .collect();
         assert!(results.windows(2).all(|pair| pair[0] == pair[1]));

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::gpu::{Gpu, GpuOptions};
 use crate::inputs::{InputLimits, Inputs, StepInputs, StepShape};
 use crate::kernel::{Access, KernelSource};
-use crate::weights::FloatType;
+use crate::weights::Format;
 
 /// The adapter of this test process, or `None` on a machine without one.
 pub(crate) fn gpu() -> Option<MutexGuard<'static, Gpu>> {
@@ -177,8 +177,8 @@ fn parse(source: &KernelSource) -> (naga::Module, naga::valid::ModuleInfo) {
 }
 
 /// Every number format with vec4 tensors in buffers and in images.
-pub(crate) fn floats_and_layouts() -> impl Iterator<Item = (FloatType, bool)> {
-    FloatType::ALL.into_iter().flat_map(|float| [(float, false), (float, true)])
+pub(crate) fn formats_and_layouts() -> impl Iterator<Item = (Format, bool)> {
+    Format::ALL.into_iter().flat_map(|format| [(format, false), (format, true)])
 }
 
 /// The inputs of a step, on the adapter.

@@ -74,6 +74,7 @@ impl<'a> Pipeline<'a> {
                 model: ModelId::default(),
                 model_path: String::new(),
                 digests: parts.iter().map(|part| Digest(files.digest(*part).unwrap())).collect(),
+                quantize: protocol::config::Quantize::None,
                 next: None,
                 limits: StageLimits {
                     max_batched_tokens: 160,

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use coordinator::serve::{self, Misconfigured};
-use protocol::config::Config;
+use protocol::config::{Config, Quantize};
 
 /// Serves GLM language models on the GPUs you own.
 #[derive(Parser)]
@@ -31,6 +31,9 @@ struct ServeArguments {
     /// The model's name in the API [default: the name that the files carry].
     #[arg(long, value_name = "NAME")]
     model_name: Option<String>,
+    /// Round weights while they are loaded [default: none].
+    #[arg(long, value_name = "none|int8|int4", value_parser = quantize)]
+    quantize: Option<Quantize>,
     /// Node processes to run on this machine [default: none, wait for nodes to join].
     #[arg(long, value_name = "N")]
     local_nodes: Option<u32>,
@@ -68,12 +71,22 @@ impl ServeArguments {
         }
         set(&mut config.model.path, self.model);
         set(&mut config.model.name, self.model_name);
+        set(&mut config.model.quantize, self.quantize);
         set(&mut config.coordinator.local_nodes, self.local_nodes);
         set(&mut config.coordinator.stages, self.stages);
         set(&mut config.coordinator.cluster_addr, self.cluster);
         set(&mut config.coordinator.data_dir, self.data_dir);
         set(&mut config.http.addr, self.http);
         Ok(config)
+    }
+}
+
+fn quantize(text: &str) -> Result<Quantize, String> {
+    match text {
+        "none" => Ok(Quantize::None),
+        "int8" => Ok(Quantize::Int8),
+        "int4" => Ok(Quantize::Int4),
+        _ => Err("choose none, int8 or int4".to_owned()),
     }
 }
 

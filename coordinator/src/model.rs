@@ -50,6 +50,15 @@ pub fn describe(
     })
 }
 
+/// The configuration's word in the checkpoint's.
+pub fn quantize(quantize: protocol::config::Quantize) -> checkpoint::Quantize {
+    match quantize {
+        protocol::config::Quantize::None => checkpoint::Quantize::None,
+        protocol::config::Quantize::Int8 => checkpoint::Quantize::Int8,
+        protocol::config::Quantize::Int4 => checkpoint::Quantize::Int4,
+    }
+}
+
 /// Rows of logits that a stage computes at once.
 const LOGIT_ROWS: u64 = 32;
 

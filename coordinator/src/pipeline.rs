@@ -80,6 +80,7 @@ impl Pipeline {
                 model: model.id,
                 model_path: model.path.clone(),
                 digests,
+                quantize: config.model.quantize,
                 next: (stage + 1 < num_stages).then(|| places[place_of(stage + 1)].peer),
                 limits: limits(config, model),
                 memory_bytes: slots[stage].memory,

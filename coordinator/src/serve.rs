@@ -86,7 +86,8 @@ async fn start(config: &Config) -> Result<Started> {
     let path = &config.model.path;
     anyhow::ensure!(!path.as_os_str().is_empty(), "no model: give --model PATH");
     let path = std::path::absolute(path)?;
-    let files = checkpoint::Checkpoint::open(&path)?;
+    let files =
+        checkpoint::Checkpoint::open(&path)?.quantized(model::quantize(config.model.quantize));
     let tokenizer_source = files.tokenizer()?;
     let tokenizer = Arc::new(Tokenizer::from_source(&tokenizer_source)?);
     let chat_template =

@@ -5,14 +5,15 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use checkpoint::Checkpoint;
-use protocol::{AdapterReport, Epoch, PipelineId, StageIndex, StagePlan, Step};
+use checkpoint::{Checkpoint, Quantize};
+use protocol::{AdapterReport, Epoch, PipelineId, StageIndex, StagePlan, Step, config};
 use shaders::gpu::Gpu;
 use shaders::kv_cache::HeadShape;
-use shaders::weights::FloatType;
+use shaders::weights::Format;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
@@ -49,10 +50,12 @@ pub struct Computed {
     pub compute: Duration,
 }
 
-/// A handle to an adapter's thread; clones share it. The thread ends with the last of them.
+/// A handle to an adapter's thread; clones share it. The thread ends with the last of them, or when
+/// it is [stopped](Self::stop).
 #[derive(Clone, Debug)]
 pub struct DeviceThread {
     jobs: mpsc::Sender<Job>,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
     /// What the adapter is.
     pub report: AdapterReport,
 }
@@ -73,6 +76,7 @@ enum Job {
         reply: oneshot::Sender<Result<Computed, StageError>>,
     },
     Unload(StageKey),
+    Stop,
 }
 
 impl DeviceThread {
@@ -88,7 +92,7 @@ impl DeviceThread {
         // one in here.
         let (jobs, queue) = mpsc::channel(16);
         let (opened, opening) = std::sync::mpsc::channel();
-        std::thread::Builder::new().name("device".into()).spawn(move || {
+        let thread = std::thread::Builder::new().name("device".into()).spawn(move || {
             let worker = Worker::open(adapter.as_deref(), memory_bytes);
             let (worker, answer) = match worker {
                 Ok((worker, report)) => (Some(worker), Ok(report)),
@@ -101,7 +105,7 @@ impl DeviceThread {
             }
         })?;
         let report = opening.recv()??;
-        Ok(Self { jobs, report })
+        Ok(Self { jobs, thread: Arc::new(Mutex::new(Some(thread))), report })
     }
 
     /// Loads a stage.
@@ -133,6 +137,16 @@ impl DeviceThread {
         let _ = self.jobs.send(Job::Unload(key)).await;
     }
 
+    /// Ends the thread once what was asked of it before is done. A process must not exit before:
+    /// a driver that is still at work crashes while the process takes it apart.
+    pub async fn stop(&self) {
+        let _ = self.jobs.send(Job::Stop).await;
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
+
     async fn ask<T>(
         &self,
         job: Job,
@@ -149,7 +163,7 @@ struct Worker {
     gpu: Gpu,
     kernels: Kernels,
     // The model's files stay mapped while a stage of them is loaded.
-    files: HashMap<PathBuf, Arc<Checkpoint>>,
+    files: HashMap<(PathBuf, Quantize), Arc<Checkpoint>>,
     stages: HashMap<StageKey, Stage>,
 }
 
@@ -163,7 +177,7 @@ impl Worker {
         let kernels = Kernels::new(&gpu)?;
         // Whatever is loaded later has a class of its own; this one proves the adapter.
         let heads = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 64 };
-        let fingerprint = kernels.class(&gpu, FloatType::F16, heads)?;
+        let fingerprint = kernels.class(&gpu, Format::F16, heads)?;
         let report = AdapterReport {
             name: gpu.info().name.clone(),
             driver: gpu.info().driver.clone(),
@@ -203,6 +217,7 @@ impl Worker {
                         self.files.clear();
                     }
                 }
+                Job::Stop => return,
             }
         }
     }
@@ -212,12 +227,17 @@ impl Worker {
         plan: &StagePlan,
         progress: &mut ReportProgress,
     ) -> Result<Held, StageError> {
-        let path = PathBuf::from(&plan.model_path);
-        let files = match self.files.get(&path) {
+        let quantize = match plan.quantize {
+            config::Quantize::None => Quantize::None,
+            config::Quantize::Int8 => Quantize::Int8,
+            config::Quantize::Int4 => Quantize::Int4,
+        };
+        let model = (PathBuf::from(&plan.model_path), quantize);
+        let files = match self.files.get(&model) {
             Some(files) => Arc::clone(files),
             None => {
-                let files = Arc::new(Checkpoint::open(&path)?);
-                self.files.insert(path, Arc::clone(&files));
+                let files = Arc::new(Checkpoint::open(&model.0)?.quantized(quantize));
+                self.files.insert(model, Arc::clone(&files));
                 files
             }
         };

@@ -19,7 +19,7 @@ use shaders::rope_kv::{BoundRopeKv, RopeKv, Rotary};
 use shaders::self_test;
 use shaders::swiglu::{BoundSwiglu, Swiglu};
 use shaders::tensor::Tensor;
-use shaders::weights::{FloatType, WeightMatrix};
+use shaders::weights::{Format, WeightMatrix};
 
 use crate::error::StageError;
 
@@ -30,7 +30,7 @@ pub struct Kernels {
     rope_kv: RopeKv,
     swiglu: Swiglu,
     // Computed once for each form of layer: the self-test takes a second.
-    classes: RefCell<Vec<(FloatType, HeadShape, Digest)>>,
+    classes: RefCell<Vec<(Format, HeadShape, Digest)>>,
 }
 
 impl Kernels {
@@ -52,18 +52,13 @@ impl Kernels {
     ///
     /// # Errors
     /// When a kernel doesn't compute what it should.
-    pub fn class(
-        &self,
-        gpu: &Gpu,
-        float: FloatType,
-        heads: HeadShape,
-    ) -> Result<Digest, StageError> {
+    pub fn class(&self, gpu: &Gpu, format: Format, heads: HeadShape) -> Result<Digest, StageError> {
         let mut classes = self.classes.borrow_mut();
-        if let Some((.., class)) = classes.iter().find(|(f, h, _)| (*f, *h) == (float, heads)) {
+        if let Some((.., class)) = classes.iter().find(|(f, h, _)| (*f, *h) == (format, heads)) {
             return Ok(*class);
         }
-        let class = Digest(self_test::fingerprint(gpu, float, heads)?);
-        classes.push((float, heads, class));
+        let class = Digest(self_test::fingerprint(gpu, format, heads)?);
+        classes.push((format, heads, class));
         Ok(class)
     }
 }
@@ -264,7 +259,7 @@ pub fn upload(
 ) -> Result<WeightMatrix, StageError> {
     let view = files.matrix(matrix)?;
     let shape = (view.rows(), view.cols());
-    WeightMatrix::upload(gpu, shape, on_device(view.float_type()), |rows, bytes| {
+    WeightMatrix::upload(gpu, shape, on_device(view.format()), |rows, bytes| {
         view.read_rows(rows, bytes)?;
         loaded(bytes.len() as u64);
         Ok::<_, StageError>(())
@@ -280,18 +275,20 @@ pub fn head_shape(model: &ModelConfig) -> HeadShape {
     }
 }
 
-/// The type of a model's weights, as far as they have one: that of its first product.
+/// The format of a model's weights, as far as they have one: that of its first product.
 ///
 /// # Errors
 /// When the files don't hold it.
-pub fn float_type(files: &Checkpoint) -> Result<FloatType, StageError> {
-    Ok(on_device(files.matrix(Matrix::Qkv(0))?.float_type()))
+pub fn format(files: &Checkpoint) -> Result<Format, StageError> {
+    Ok(on_device(files.matrix(Matrix::Qkv(0))?.format()))
 }
 
-fn on_device(float: checkpoint::FloatType) -> FloatType {
-    match float {
-        checkpoint::FloatType::F32 => FloatType::F32,
-        checkpoint::FloatType::F16 => FloatType::F16,
-        checkpoint::FloatType::BF16 => FloatType::Bf16,
+fn on_device(format: checkpoint::Format) -> Format {
+    match format {
+        checkpoint::Format::F32 => Format::F32,
+        checkpoint::Format::F16 => Format::F16,
+        checkpoint::Format::BF16 => Format::Bf16,
+        checkpoint::Format::Int8 => Format::Int8,
+        checkpoint::Format::Int4 => Format::Int4,
     }
 }

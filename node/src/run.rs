@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,11 +55,27 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let (adapter, max_memory) = (options.adapter.clone(), options.max_memory);
     let opening =
         tokio::task::spawn_blocking(move || devices::open(adapter.as_deref(), max_memory));
-    let devices = tokio::select! {
-        () = &mut shutdown => return Ok(()),
-        opened = opening => opened.context("opening the adapter panicked")??,
+    tokio::pin!(opening);
+    let (opened, is_over) = tokio::select! {
+        opened = &mut opening => (opened, false),
+        () = &mut shutdown => (opening.await, true),
     };
+    let devices = opened.context("opening the adapter panicked")??;
+    let ended = if is_over { Ok(()) } else { serve(&options, node, &devices, shutdown).await };
     for device in &devices {
+        device.stop().await;
+    }
+    ended
+}
+
+/// Joins, serves and joins again, until `shutdown` resolves.
+async fn serve(
+    options: &Options,
+    node: NodeId,
+    devices: &[DeviceThread],
+    mut shutdown: Pin<&mut impl Future<Output = ()>>,
+) -> Result<()> {
+    for device in devices {
         let report = &device.report;
         info!(
             adapter = report.name,
@@ -71,7 +88,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     loop {
         let ended = tokio::select! {
             () = &mut shutdown => return Ok(()),
-            session = Session::open(&options, node, &devices) => {
+            session = Session::open(options, node, devices) => {
                 let session = session?;
                 tokio::select! {
                     () = &mut shutdown => {

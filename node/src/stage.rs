@@ -14,7 +14,7 @@ use shaders::weights::WeightMatrix;
 
 use crate::error::StageError;
 use crate::head::{Head, MAX_ROWS};
-use crate::model::{Kernels, Layer, Scratch, Shared, float_type, head_shape, upload};
+use crate::model::{Kernels, Layer, Scratch, Shared, format, head_shape, upload};
 use crate::rows::Rows;
 use crate::sequences::Sequences;
 
@@ -157,7 +157,7 @@ impl Stage {
             memory_bytes: total
                 + scratch_bytes
                 + block_bytes(model, end - first) * u64::from(num_blocks),
-            fingerprint: kernels.class(gpu, float_type(files)?, heads)?,
+            fingerprint: kernels.class(gpu, format(files)?, heads)?,
         };
         let sequences = Sequences::new(*limits, num_blocks, model.vocab_size as u32);
         let (pass, step) = (Pass::new(), StepInputs::default());

@@ -1,0 +1,174 @@
+//! Weights to 8 and 4 bits, in groups that share a scale.
+
+use half::f16;
+
+use crate::dtype::GROUP;
+
+/// A group as `d: f16, q: [i8; 32]`; missing values are zero. The error is the first value that
+/// the format can't hold.
+pub(crate) fn int8_group(values: &[f32], out: &mut [u8]) -> Result<(), f32> {
+    let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    let scale = to_f16(largest / 127.0, values)?;
+    let d = scale.to_f32();
+    out.fill(0);
+    out[..2].copy_from_slice(&scale.to_le_bytes());
+    if d > 0.0 {
+        for (out, value) in out[2..].iter_mut().zip(values) {
+            *out = (value / d).round().clamp(-127.0, 127.0) as i8 as u8;
+        }
+    }
+    Ok(())
+}
+
+/// A group as `d: f16, m: f16, q: [u8; 16]`; missing values are zero. Of several ways to lay 16
+/// levels over the group the one with the smallest squared error is taken. The error is the first
+/// value that the format can't hold.
+pub(crate) fn int4_group(values: &[f32], out: &mut [u8]) -> Result<(), f32> {
+    let mut group = [0.0; GROUP];
+    group[..values.len()].copy_from_slice(values);
+    let min = group.iter().copied().fold(f32::MAX, f32::min);
+    let max = group.iter().copied().fold(f32::MIN, f32::max);
+    let mut best = Levels { d: to_f16((max - min) / 15.0, values)?, m: to_f16(min, values)? };
+    let mut best_error = best.error(&group);
+    // A narrower range serves the many values in its middle better than the few at its ends.
+    for shrink in [1.0, 0.95, 0.9, 0.85, 0.8, 0.75] {
+        let width = (max - min) * shrink;
+        let mut levels = Levels {
+            d: f16::from_f32(width / 15.0),
+            m: f16::from_f32(((max + min) - width) / 2.0),
+        };
+        for _ in 0..2 {
+            let error = levels.error(&group);
+            if error < best_error {
+                (best, best_error) = (levels, error);
+            }
+            levels = levels.refit(&group);
+        }
+    }
+    out[..2].copy_from_slice(&best.d.to_le_bytes());
+    out[2..4].copy_from_slice(&best.m.to_le_bytes());
+    let place = best.place();
+    for (i, out) in out[4..].iter_mut().enumerate() {
+        *out = place(group[i]) as u8 | (place(group[i + GROUP / 2]) as u8) << 4;
+    }
+    Ok(())
+}
+
+fn to_f16(number: f32, values: &[f32]) -> Result<f16, f32> {
+    let rounded = f16::from_f32(number);
+    let first_infinite = values.iter().copied().find(|value| !value.is_finite());
+    match first_infinite {
+        Some(value) => Err(value),
+        None if !rounded.is_finite() => Err(number),
+        None => Ok(rounded),
+    }
+}
+
+/// Sixteen levels, `d q + m`.
+#[derive(Clone, Copy)]
+struct Levels {
+    d: f16,
+    m: f16,
+}
+
+impl Levels {
+    /// The nearest level's number.
+    fn place(self) -> impl Fn(f32) -> f32 {
+        let (d, m) = (self.d.to_f32(), self.m.to_f32());
+        let inverse = if d > 0.0 { d.recip() } else { 0.0 };
+        move |value| ((value - m) * inverse).round_ties_even().clamp(0.0, 15.0)
+    }
+
+    fn error(self, group: &[f32; GROUP]) -> f32 {
+        let (d, m, place) = (self.d.to_f32(), self.m.to_f32(), self.place());
+        group.iter().map(|&value| (d * place(value) + m - value).powi(2)).sum()
+    }
+
+    /// The levels that fit best while every value keeps its number: least squares.
+    fn refit(self, group: &[f32; GROUP]) -> Self {
+        let place = self.place();
+        let (mut q_sum, mut qq_sum, mut x_sum, mut qx_sum) = (0.0, 0.0, 0.0, 0.0);
+        for &x in group {
+            let q = place(x);
+            q_sum += q;
+            qq_sum += q * q;
+            x_sum += x;
+            qx_sum += q * x;
+        }
+        let n = GROUP as f32;
+        let spread = n * qq_sum - q_sum * q_sum;
+        if spread <= 0.0 {
+            return self;
+        }
+        let d = (n * qx_sum - q_sum * x_sum) / spread;
+        let m = (x_sum - d * q_sum) / n;
+        let fitted = Self { d: f16::from_f32(d), m: f16::from_f32(m) };
+        if fitted.d.is_finite() && fitted.m.is_finite() && d > 0.0 { fitted } else { self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::quants::decode_row;
+
+    fn random(seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1u32 << 24) as f32
+        };
+        // Nearly normal: weights are.
+        (0..GROUP).map(|_| (0..6).map(|_| next()).sum::<f32>() - 3.0).collect()
+    }
+
+    fn error(dtype: DType, values: &[f32]) -> f32 {
+        let mut out = vec![0; dtype.block_bytes()];
+        let quantize = if dtype == DType::Q8_0 { int8_group } else { int4_group };
+        quantize(values, &mut out).unwrap();
+        let mut decoded = vec![0.0; GROUP];
+        decode_row(dtype, &out, &mut decoded);
+        let square = |(a, b): (&f32, &f32)| (a - b) * (a - b);
+        let sum: f32 = decoded.iter().zip(values).map(square).sum();
+        (sum / values.iter().map(|value| value * value).sum::<f32>()).sqrt()
+    }
+
+    #[test]
+    fn errors_are_small_and_the_search_pays() {
+        let (mut int8, mut int4, mut plain) = (0.0, 0.0, 0.0);
+        for seed in 0..200 {
+            let values = random(seed);
+            int8 += error(DType::Q8_0, &values) / 200.0;
+            int4 += error(DType::Q4_1, &values) / 200.0;
+            // Levels from the smallest value to the largest.
+            let min = values.iter().copied().fold(f32::MAX, f32::min);
+            let max = values.iter().copied().fold(f32::MIN, f32::max);
+            let levels = Levels { d: f16::from_f32((max - min) / 15.0), m: f16::from_f32(min) };
+            let group: [f32; GROUP] = values.as_slice().try_into().unwrap();
+            let norm = values.iter().map(|value| value * value).sum::<f32>();
+            plain += (levels.error(&group) / norm).sqrt() / 200.0;
+        }
+        assert!(int8 < 0.006, "{int8}");
+        assert!(int4 < 0.08 && int4 < plain * 0.96, "{int4}, without the search {plain}");
+    }
+
+    #[test]
+    fn groups_at_the_edge() {
+        for values in [vec![0.0; 32], vec![-2.5; 32], vec![1.0; 4], vec![1e-7; 32]] {
+            let mut out = [0; 34];
+            int8_group(&values, &mut out).unwrap();
+            int4_group(&values, &mut out[..20]).unwrap();
+        }
+        for bad in [f32::NAN, f32::INFINITY, 1e9] {
+            let mut out = [0; 34];
+            assert!(int8_group(&[1.0, bad], &mut out).is_err(), "{bad}");
+            assert!(int4_group(&[1.0, bad], &mut out[..20]).is_err(), "{bad}");
+        }
+        let mut decoded = vec![0.0; 32];
+        let mut out = [0; 20];
+        int4_group(&[-2.5; 32], &mut out).unwrap();
+        decode_row(DType::Q4_1, &out, &mut decoded);
+        assert_eq!(decoded, [-2.5; 32]);
+    }
+}
