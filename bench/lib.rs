@@ -3,15 +3,20 @@
 //! the node: what it says about ours, it can say about any.
 //!
 //! [`load`] decides when requests start, [`client`] sends one and times its answer, [`sse`]
-//! reads the stream, [`metrics`] adds the times up, [`report`] writes them down. [`kernels`] knows
-//! no server: it times the kernels on this machine's adapter.
+//! reads the stream, [`metrics`] adds the times up, [`report`] writes them down.
+//!
+//! [`kernels`] and [`model`] know no server: they time the kernels, and a whole model
+//! ([`engine`], perhaps a [`random_model`]), on this machine's adapter.
 
 pub mod client;
+pub mod engine;
 pub mod failure;
 pub mod kernels;
 pub mod load;
 pub mod metrics;
+pub mod model;
 pub mod prompts;
+pub mod random_model;
 pub mod report;
 pub mod request;
 pub mod sse;

@@ -1,5 +1,7 @@
-//! `autoglm-bench`: asks OpenAI-compatible servers and measures how they answer.
+//! `autoglm-bench`: asks OpenAI-compatible servers and measures how they answer; times models and
+//! kernels on this machine's adapter.
 
+mod model_command;
 mod terminal;
 
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
@@ -14,11 +16,12 @@ use bench::load::{Load, Progress};
 use bench::request::{Endpoint, Parameters, Prompt};
 use bench::{kernels, prompts, report};
 use clap::{Parser, Subcommand};
+use model_command::{ModelArguments, RandomModelArguments, time_model, write_random_model};
 use shaders::gpu::Gpu;
 use shaders::weights::Format;
 use terminal::{dim, say, show};
 
-/// Measures OpenAI-compatible servers.
+/// Measures OpenAI-compatible servers, models and kernels.
 #[derive(Parser)]
 #[command(name = "autoglm-bench", version)]
 struct Arguments {
@@ -34,6 +37,10 @@ enum Command {
     Ask(AskArguments),
     /// Times the kernels on this machine's adapter, beside what the adapter could do.
     Kernels(KernelsArguments),
+    /// Times a whole model on this machine's adapter: prompts, answers, batches.
+    Model(ModelArguments),
+    /// Writes a GGUF file of a published shape with random weights.
+    RandomModel(RandomModelArguments),
 }
 
 #[derive(clap::Args)]
@@ -144,6 +151,8 @@ fn main() -> ExitCode {
             Command::Load(arguments) => runtime.block_on(load(arguments)),
             Command::Ask(arguments) => runtime.block_on(ask(arguments)),
             Command::Kernels(arguments) => time_kernels(&arguments),
+            Command::Model(arguments) => time_model(&arguments),
+            Command::RandomModel(arguments) => write_random_model(&arguments),
         });
     match ended {
         Ok(code) => code,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::adapters::{AdapterInfo, Adapters};
 use crate::error::GpuError;
 use crate::kernel::Pass;
+use crate::profile::Timed;
 use crate::tensor::Tensor;
 
 /// How an adapter is opened.
@@ -24,6 +25,8 @@ pub struct GpuOptions {
     pub images: Option<bool>,
     /// How long [`Gpu::wait`] waits before it gives the adapter up.
     pub max_wait: Duration,
+    /// Whether every dispatch is timed, for [`Gpu::take_profile`]: slow.
+    pub profile: bool,
 }
 
 impl Default for GpuOptions {
@@ -34,6 +37,7 @@ impl Default for GpuOptions {
             max_binding_bytes: None,
             images: None,
             max_wait: Duration::from_secs(120),
+            profile: false,
         }
     }
 }
@@ -70,6 +74,8 @@ pub struct Gpu {
     fault: Arc<Mutex<Option<GpuError>>>,
     /// Buffers that results were read through, kept for the next steps.
     readback_buffers: RefCell<Vec<wgpu::Buffer>>,
+    /// Where dispatches are timed: those of the last pass.
+    profile: Option<RefCell<Vec<Timed>>>,
 }
 
 impl Gpu {
@@ -142,6 +148,7 @@ impl Gpu {
             max_wait: options.max_wait,
             fault,
             readback_buffers: RefCell::new(Vec::new()),
+            profile: options.profile.then(RefCell::default),
         })
     }
 
@@ -177,7 +184,10 @@ impl Gpu {
             (num_bytes > 0).then(|| self.readback_buffer(num_bytes as u64)).transpose()?;
         let mut encoder =
             self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        pass.encode(&mut encoder);
+        match &self.profile {
+            None => pass.encode(&mut encoder),
+            Some(profile) => *profile.borrow_mut() = self.profile(pass)?,
+        }
         if let Some(staging) = &staging {
             let mut offset = 0;
             for (tensor, range) in readback {
@@ -199,16 +209,7 @@ impl Gpu {
     /// Waits until `submission` is done and returns the bytes of its readback ranges, one after
     /// another.
     pub fn wait(&self, submission: Submission) -> Result<Vec<u8>, GpuError> {
-        let poll = wgpu::PollType::Wait {
-            submission_index: Some(submission.index),
-            timeout: Some(self.max_wait),
-        };
-        let polled = self.device.poll(poll);
-        self.check()?;
-        polled.map_err(|error| match error {
-            wgpu::PollError::Timeout => GpuError::TimedOut { seconds: self.max_wait.as_secs() },
-            other => GpuError::Failed(other.to_string()),
-        })?;
+        self.wait_for(submission.index)?;
         let Some(staging) = submission.staging else { return Ok(Vec::new()) };
         let bytes = {
             let view = staging
@@ -220,6 +221,23 @@ impl Gpu {
         staging.unmap();
         self.readback_buffers.borrow_mut().push(staging);
         Ok(bytes)
+    }
+
+    pub(crate) fn wait_for(&self, index: wgpu::SubmissionIndex) -> Result<(), GpuError> {
+        let polled = self.device.poll(wgpu::PollType::Wait {
+            submission_index: Some(index),
+            timeout: Some(self.max_wait),
+        });
+        self.check()?;
+        polled.map(drop).map_err(|error| match error {
+            wgpu::PollError::Timeout => GpuError::TimedOut { seconds: self.max_wait.as_secs() },
+            other => GpuError::Failed(other.to_string()),
+        })
+    }
+
+    /// The dispatches of the last pass, if the adapter was opened to be profiled.
+    pub fn take_profile(&self) -> Vec<Timed> {
+        self.profile.as_ref().map(RefCell::take).unwrap_or_default()
     }
 
     /// Runs `pass` to its end.

@@ -1,5 +1,7 @@
 //! Kernels, what they are bound to, and the pass that one step records.
 
+use std::sync::Arc;
+
 use bytemuck::Pod;
 
 use crate::error::GpuError;
@@ -96,6 +98,7 @@ impl KernelSource {
 /// A compiled kernel.
 #[derive(Debug, Clone)]
 pub struct Kernel {
+    name: Arc<str>,
     pipeline: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
     num_bindings: usize,
@@ -157,6 +160,7 @@ impl Kernel {
                 cache: None,
             });
             Self {
+                name: source.name.as_str().into(),
                 pipeline,
                 layout,
                 num_bindings: entries.len(),
@@ -167,6 +171,11 @@ impl Kernel {
             GpuError::Failed(reason) => GpuError::Compile { kernel: source.name.clone(), reason },
             other => other,
         })
+    }
+
+    /// Its name in errors and profiles.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Ties the kernel to `tensors`, in the order of its bindings. Done once, when a model is
@@ -190,16 +199,30 @@ impl Kernel {
                 entries: &entries,
             })
         })?;
-        Ok(Bound { pipeline: self.pipeline.clone(), bind_group, params_bytes: self.params_bytes })
+        Ok(Bound {
+            name: Arc::clone(&self.name),
+            pipeline: self.pipeline.clone(),
+            bind_group,
+            params_bytes: self.params_bytes,
+        })
     }
 }
 
 /// A kernel and the tensors it works on, ready to be dispatched any number of times.
 #[derive(Debug, Clone)]
 pub struct Bound {
+    name: Arc<str>,
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     params_bytes: u32,
+}
+
+impl Bound {
+    /// The same, under a name of its own in profiles.
+    #[must_use]
+    pub fn named(self, name: &str) -> Self {
+        Self { name: name.into(), ..self }
+    }
 }
 
 /// The dispatches of one step, in order. Each sees what those before it wrote. Plain data until it
@@ -247,14 +270,11 @@ impl Pass {
             return;
         }
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        for Dispatch { bound, params, workgroups: [x, y, z] } in &self.dispatches {
-            pass.set_pipeline(&bound.pipeline);
-            pass.set_bind_group(0, &bound.bind_group, &[]);
-            if bound.params_bytes > 0 {
-                pass.set_immediates(0, &params[..bound.params_bytes as usize]);
-            }
-            pass.dispatch_workgroups(*x, *y, *z);
-        }
+        self.dispatches.iter().for_each(|dispatch| dispatch.encode(&mut pass));
+    }
+
+    pub(crate) fn dispatches(&self) -> &[Dispatch] {
+        &self.dispatches
     }
 }
 
@@ -265,8 +285,25 @@ const MAX_PARAMS_BYTES: usize = 128;
 const MAX_WORKGROUPS: u32 = 65_535;
 
 #[derive(Debug)]
-struct Dispatch {
+pub(crate) struct Dispatch {
     bound: Bound,
     params: [u8; MAX_PARAMS_BYTES],
     workgroups: [u32; 3],
+}
+
+impl Dispatch {
+    /// The kernel's name.
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.bound.name
+    }
+
+    pub(crate) fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
+        let Self { bound, params, workgroups: [x, y, z] } = self;
+        pass.set_pipeline(&bound.pipeline);
+        pass.set_bind_group(0, &bound.bind_group, &[]);
+        if bound.params_bytes > 0 {
+            pass.set_immediates(0, &params[..bound.params_bytes as usize]);
+        }
+        pass.dispatch_workgroups(*x, *y, *z);
+    }
 }

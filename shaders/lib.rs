@@ -20,6 +20,7 @@ pub mod gpu;
 pub mod inputs;
 pub mod kernel;
 pub mod kv_cache;
+pub mod profile;
 pub mod template;
 pub mod tensor;
 pub mod weights;

@@ -87,7 +87,10 @@ impl Matmul {
                 let bias = bias.unwrap_or(&no_bias);
                 let tensors = [Some(x), Some(&shard.blocks), Some(bias), Some(out)];
                 let tensors = tensors.into_iter().chain([shard.scales.as_ref()]).flatten();
-                shards.push((kernel.bind(gpu, &tensors.collect::<Vec<_>>())?, params));
+                let bound = kernel.bind(gpu, &tensors.collect::<Vec<_>>())?;
+                let (k, n) = (weights.cols, weights.rows);
+                let name = format!("{} k{k} n{n}", kernel.name());
+                shards.push((bound.named(&name), params));
             }
             variants.push((*variant, shards));
         }

@@ -1,0 +1,216 @@
+//! A whole model on one adapter, stepped by hand: the engine without its cluster.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use checkpoint::{Checkpoint, Part};
+use node::model::Kernels;
+use node::stage::{Stage, StepOutput};
+use protocol::{
+    BLOCK_TOKENS, Batch, Begin, BlockId, Digest, Epoch, Input, LayerRange, ModelId, PipelineId,
+    SamplingParams, SequenceId, Slice, StageIndex, StageLimits, StagePlan, Step, TokenId, config,
+};
+use shaders::gpu::{Gpu, GpuOptions};
+
+/// How a model is loaded.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Which adapter: its number, or a part of its name.
+    pub adapter: Option<String>,
+    /// What float weights are rounded to.
+    pub quantize: config::Quantize,
+    /// Tokens of one step.
+    pub max_batched_tokens: usize,
+    /// Sequences that run at once.
+    pub max_num_seqs: usize,
+    /// Tokens of one sequence.
+    pub max_model_len: usize,
+    /// Whether every dispatch is timed: slow.
+    pub profile: bool,
+}
+
+/// A sequence that runs: its blocks are its own, but for those of the context that it shares.
+#[derive(Debug)]
+pub struct Sequence {
+    id: SequenceId,
+    /// Tokens computed.
+    len: usize,
+    blocks: Vec<BlockId>,
+    is_new: bool,
+    shared_tokens: usize,
+}
+
+impl Sequence {
+    /// Tokens computed so far.
+    pub fn num_tokens(&self) -> usize {
+        self.len
+    }
+}
+
+/// A model on an adapter.
+pub struct Engine {
+    gpu: Gpu,
+    stage: Stage,
+    files: Checkpoint,
+    next_id: u64,
+    free: Vec<BlockId>,
+    finished: Vec<SequenceId>,
+}
+
+impl Engine {
+    /// Loads all layers.
+    ///
+    /// # Errors
+    /// When the files or the adapter don't allow it.
+    pub fn load(path: &Path, options: &Options) -> Result<Self> {
+        let quantize = match options.quantize {
+            config::Quantize::None => checkpoint::Quantize::None,
+            config::Quantize::Int8 => checkpoint::Quantize::Int8,
+            config::Quantize::Int4 => checkpoint::Quantize::Int4,
+        };
+        let files = Checkpoint::open(path)?.quantized(quantize);
+        let gpu_options = GpuOptions { profile: options.profile, ..GpuOptions::default() };
+        let gpu = Gpu::open_with(options.adapter.as_deref(), gpu_options)?;
+        let kernels = Kernels::new(&gpu)?;
+        let num_layers = files.config().num_layers;
+        let parts = [Part::Embedding]
+            .into_iter()
+            .chain((0..num_layers).map(Part::Layer))
+            .chain([Part::Head]);
+        let digests = parts.map(|part| Ok(Digest(files.digest(part)?))).collect::<Result<_>>()?;
+        // One context for all, and what each sequence adds to it.
+        let max_blocks = options.max_model_len.div_ceil(BLOCK_TOKENS)
+            + options.max_num_seqs * (OWN_TOKENS.div_ceil(BLOCK_TOKENS) + 1);
+        let plan = StagePlan {
+            pipeline: PipelineId(0),
+            epoch: Epoch::default(),
+            stage: StageIndex(0),
+            num_stages: 1,
+            layers: LayerRange { first: 0, end: u32::try_from(num_layers)? },
+            adapter: 0,
+            model: ModelId::default(),
+            model_path: String::new(),
+            digests,
+            quantize: options.quantize,
+            next: None,
+            limits: StageLimits {
+                max_batched_tokens: u32::try_from(options.max_batched_tokens)?,
+                max_num_seqs: u32::try_from(options.max_num_seqs)?,
+                max_model_len: u32::try_from(options.max_model_len)?,
+                max_blocks: u32::try_from(max_blocks)?,
+                max_logprobs: 0,
+            },
+            memory_bytes: u64::MAX / 2,
+        };
+        let stage = Stage::load(&gpu, &kernels, &files, &plan, &mut |_, _| {})?;
+        let num_blocks = stage.held().num_blocks;
+        let free = (0..num_blocks).rev().map(BlockId).collect();
+        Ok(Self { gpu, stage, files, next_id: 0, free, finished: Vec::new() })
+    }
+
+    /// The model's files.
+    pub fn files(&self) -> &Checkpoint {
+        &self.files
+    }
+
+    /// The adapter.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Bytes on the adapter.
+    pub fn memory_bytes(&self) -> u64 {
+        self.stage.held().memory_bytes
+    }
+
+    /// A sequence that begins with all of `context`, if given: it shares its blocks. `context`
+    /// must be whole blocks, and outlive it.
+    pub fn begin(&mut self, context: Option<&Sequence>) -> Sequence {
+        self.next_id += 1;
+        let (blocks, shared) = context.map_or((Vec::new(), 0), |context| {
+            assert_eq!(context.len % BLOCK_TOKENS, 0, "whole blocks are shared");
+            (context.blocks[..context.len / BLOCK_TOKENS].to_vec(), context.len)
+        });
+        let id = SequenceId(self.next_id);
+        Sequence { id, len: shared, blocks, is_new: true, shared_tokens: shared }
+    }
+
+    /// Ends a sequence: its blocks are free again.
+    pub fn end(&mut self, sequence: Sequence) {
+        let shared = sequence.shared_tokens / BLOCK_TOKENS;
+        self.free.extend(&sequence.blocks[shared..]);
+        if !sequence.is_new {
+            self.finished.push(sequence.id);
+        }
+    }
+
+    /// Computes the same number of further tokens of each sequence in one step, and samples a
+    /// token after each.
+    ///
+    /// # Errors
+    /// When blocks run out, or the device fails.
+    pub fn step(&mut self, sequences: &mut [Sequence], num_tokens: usize) -> Result<Vec<TokenId>> {
+        let vocab_size = self.files.config().vocab_size;
+        let mut slices = Vec::with_capacity(sequences.len());
+        for sequence in sequences.iter_mut() {
+            let held = if sequence.is_new { 0 } else { sequence.blocks.len() };
+            while sequence.blocks.len() * BLOCK_TOKENS < sequence.len + num_tokens {
+                let block = self.free.pop().context("the KV cache is too small for this")?;
+                sequence.blocks.push(block);
+            }
+            let begin = sequence.is_new.then(|| {
+                let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+                let num_prompt_tokens = (sequence.len + num_tokens) as u32;
+                let skipped = (0..sequence.len).map(|at| token(at, vocab_size)).collect();
+                Box::new(Begin { sampling, num_prompt_tokens, skipped })
+            });
+            let tokens = (sequence.len..sequence.len + num_tokens)
+                .map(|at| token(at + 31 * sequence.id.0 as usize, vocab_size));
+            slices.push(Slice {
+                sequence: sequence.id,
+                start: sequence.len as u32,
+                input: Input::Tokens(tokens.collect()),
+                first_block: held as u32,
+                blocks: sequence.blocks[held..].to_vec(),
+                begin,
+                sample: true,
+                next: None,
+            });
+            sequence.len += num_tokens;
+            sequence.is_new = false;
+        }
+        let batch = Batch { finished: std::mem::take(&mut self.finished), slices };
+        let step = Step { batch, hidden: Vec::new(), timings: Vec::new() };
+        let StepOutput::Sampled(outputs) = self.stage.step(&self.gpu, &step)? else {
+            bail!("a stage with a head samples");
+        };
+        Ok(outputs.into_iter().filter_map(|output| output.token).collect())
+    }
+
+    /// The logits of the last step's rows, `[rows, vocab_size]`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn logits(&self) -> Result<Vec<f32>> {
+        self.stage.logits(&self.gpu)?.context("a whole model has a head")
+    }
+}
+
+/// Most tokens that a sequence adds to the context that it shares.
+pub const OWN_TOKENS: usize = 512;
+
+/// Any tokens; always the same ones.
+fn token(at: usize, vocab_size: usize) -> TokenId {
+    TokenId(((at as u64 + 1).wrapping_mul(2_654_435_761) % vocab_size as u64) as u32)
+}
+
+/// Processor time of this process so far; `None` where the system doesn't say.
+pub fn processor_time() -> Option<Duration> {
+    // Fields 14 and 15 of proc(5)'s `stat`, in hundredths of a second; the name before them may
+    // hold anything but ends with the last parenthesis.
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let ticks: u64 = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
+    Some(Duration::from_millis(ticks * 10))
+}

@@ -1,0 +1,220 @@
+//! `autoglm-bench model` and `random-model`.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bench::engine::{Engine, Options};
+use bench::model::{About, Test, measure, report, table};
+use bench::random_model::{SHAPES, Shape, Storage};
+use protocol::config::Quantize;
+use serde_json::json;
+use shaders::profile::Timed;
+
+use crate::terminal::{dim, say};
+
+#[derive(clap::Args)]
+pub(crate) struct ModelArguments {
+    /// A model directory, a GGUF file, or a shape, computed with random weights.
+    #[arg(value_name = "PATH|SHAPE")]
+    model: String,
+    /// Which adapter: its number, or a part of its name [default: the fastest kind there is].
+    #[arg(long, value_name = "NAME|INDEX")]
+    adapter: Option<String>,
+    /// How the random weights of a shape are stored.
+    #[arg(long, value_name = "FORMAT", default_value = "bf16")]
+    storage: Storage,
+    /// What float weights are rounded to while they are loaded: none, int8 or int4.
+    #[arg(long, value_name = "FORMAT", default_value = "none", value_parser = quantize)]
+    quantize: Quantize,
+    /// Tokens of a prompt.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "512")]
+    prompt: Vec<NonZeroUsize>,
+    /// Tokens of an answer.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "128")]
+    tokens: Vec<NonZeroUsize>,
+    /// Sequences that decode at once, 32 tokens each.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,4,8,16,32")]
+    batches: Vec<NonZeroUsize>,
+    /// Tokens before those that a batch decodes.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "0,4096")]
+    contexts: Vec<usize>,
+    /// Tokens of one step.
+    #[arg(long, value_name = "N", default_value = "512")]
+    max_batched_tokens: NonZeroUsize,
+    /// Rounds, of which medians are taken.
+    #[arg(long, value_name = "N", default_value = "5")]
+    rounds: NonZeroUsize,
+    /// Instead of all this: times every kernel of one prompt's step and one token's step, and
+    /// writes them to FILE for a trace viewer (chrome://tracing, ui.perfetto.dev).
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
+    /// Where to write the result as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct RandomModelArguments {
+    /// Its shape.
+    #[arg(value_parser = shape)]
+    shape: Shape,
+    /// The GGUF file to write.
+    file: PathBuf,
+    /// How weights are stored.
+    #[arg(long, value_name = "FORMAT", default_value = "bf16")]
+    storage: Storage,
+}
+
+fn shape(name: &str) -> Result<Shape, String> {
+    Shape::named(name).ok_or_else(|| format!("choose among {}", names()))
+}
+
+fn names() -> String {
+    SHAPES.map(|shape| shape.name).join(", ")
+}
+
+fn quantize(name: &str) -> Result<Quantize, String> {
+    match name {
+        "none" => Ok(Quantize::None),
+        "int8" => Ok(Quantize::Int8),
+        "int4" => Ok(Quantize::Int4),
+        _ => Err("choose among none, int8, int4".to_owned()),
+    }
+}
+
+pub(crate) fn write_random_model(arguments: &RandomModelArguments) -> Result<ExitCode> {
+    let RandomModelArguments { shape, file, storage } = arguments;
+    write(shape, *storage, file)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(shape: &Shape, storage: Storage, path: &Path) -> Result<()> {
+    let mut shown = 0;
+    shape
+        .write(storage, path, |done, total| {
+            if done - shown > total / 5 {
+                shown = done;
+                eprintln!("{}", dim(&format!("{} of {} MB", done >> 20, total >> 20)));
+            }
+        })
+        .with_context(|| format!("can't write {}", path.display()))
+}
+
+pub(crate) fn time_model(arguments: &ModelArguments) -> Result<ExitCode> {
+    let path = PathBuf::from(&arguments.model);
+    // Gone when this ends.
+    let scratch;
+    let path = if path.exists() {
+        path
+    } else if let Some(shape) = Shape::named(&arguments.model) {
+        scratch = tempfile::tempdir().context("no place for random weights")?;
+        let file = scratch.path().join(format!("{}.gguf", shape.name));
+        write(&shape, arguments.storage, &file)?;
+        file
+    } else {
+        bail!("{} is neither a file nor one of the shapes {}", arguments.model, names());
+    };
+    let tests = arguments.tests();
+    let sizes = tests.iter().map(|test| match *test {
+        Test::Prompt { num_tokens } => num_tokens,
+        Test::Decode { context, num_tokens, .. } => context + num_tokens,
+    });
+    let max_num_seqs = arguments.batches.iter().map(|batch| batch.get()).max().unwrap_or(1);
+    let options = Options {
+        adapter: arguments.adapter.clone(),
+        quantize: arguments.quantize,
+        max_batched_tokens: arguments.max_batched_tokens.get().max(max_num_seqs),
+        // And the contexts.
+        max_num_seqs: max_num_seqs + arguments.contexts.len(),
+        max_model_len: sizes.max().unwrap_or(1),
+        profile: arguments.profile.is_some(),
+    };
+    let mut engine = Engine::load(&path, &options)?;
+    let about = about(arguments, &engine)?;
+    if let Some(file) = &arguments.profile {
+        return profile(&mut engine, &about, arguments.prompt[0].get(), file);
+    }
+    let sizes = (arguments.rounds.get(), options.max_batched_tokens);
+    let measured = measure(&mut engine, &tests, sizes, |now| eprintln!("{}", dim(now)))?;
+    say(&table(&about, &measured));
+    if let Some(path) = &arguments.json {
+        let json = format!("{:#}\n", report(&about, &measured));
+        std::fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn about(arguments: &ModelArguments, engine: &Engine) -> Result<About> {
+    let info = engine.gpu().info();
+    Ok(About {
+        model: arguments.model.clone(),
+        format: format!("{:?}", node::model::format(engine.files())?).to_lowercase(),
+        memory_bytes: engine.memory_bytes(),
+        adapter: format!("{}, {}, {}", info.name, info.driver, info.backend),
+    })
+}
+
+impl ModelArguments {
+    fn tests(&self) -> Vec<Test> {
+        let prompts = self.prompt.iter().map(|n| Test::Prompt { num_tokens: n.get() });
+        let decode = |batch, context, num_tokens| Test::Decode { batch, context, num_tokens };
+        let answers = self.tokens.iter().map(|n| decode(1, 0, n.get()));
+        let batches = self.contexts.iter().flat_map(|&context| {
+            self.batches.iter().map(move |batch| decode(batch.get(), context, 32))
+        });
+        prompts.chain(answers).chain(batches).collect()
+    }
+}
+
+fn profile(engine: &mut Engine, about: &About, num_tokens: usize, file: &Path) -> Result<ExitCode> {
+    let mut sequence = [engine.begin(None)];
+    let mut events = Vec::new();
+    let mut begin = Duration::ZERO;
+    // Once to compile, once to count.
+    engine.step(&mut sequence, num_tokens)?;
+    let mut sequence = [engine.begin(None)];
+    for (name, num_tokens) in [("prompt", num_tokens), ("token", 1)] {
+        engine.step(&mut sequence, num_tokens)?;
+        let timed = engine.gpu().take_profile();
+        say(&format!("{}, {}: {name}, {num_tokens} tokens\n", about.model, about.adapter));
+        say(&profile_table(&timed));
+        let end = timed.last().map_or(Duration::ZERO, |last| last.start + last.duration);
+        events.extend(timed.iter().map(|one| {
+            json!({
+                "name": &*one.kernel, "cat": name, "ph": "X", "pid": 1, "tid": 1,
+                "ts": (begin + one.start).as_secs_f64() * 1e6,
+                "dur": one.duration.as_secs_f64() * 1e6,
+            })
+        }));
+        begin += end + Duration::from_millis(1);
+    }
+    std::fs::write(file, format!("{}\n", json!({ "traceEvents": events })))
+        .with_context(|| format!("can't write {}", file.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn profile_table(timed: &[Timed]) -> String {
+    let mut kernels = BTreeMap::<&str, (usize, Duration)>::new();
+    for one in timed {
+        let (count, time) = kernels.entry(&one.kernel).or_default();
+        *count += 1;
+        *time += one.duration;
+    }
+    let all: Duration = timed.iter().map(|one| one.duration).sum();
+    let mut kernels: Vec<_> = kernels.into_iter().collect();
+    kernels.sort_by_key(|(_, (_, time))| std::cmp::Reverse(*time));
+    let mut text = format!("{:>9} {:>6} {:>6} {:>9}  kernel\n", "ms", "%", "count", "µs each");
+    for (kernel, (count, time)) in kernels {
+        text += &format!(
+            "{:>9.2} {:>6.1} {count:>6} {:>9.1}  {kernel}\n",
+            time.as_secs_f64() * 1e3,
+            100.0 * time.as_secs_f64() / all.as_secs_f64(),
+            time.as_secs_f64() * 1e6 / count as f64,
+        );
+    }
+    text + &format!("{:>9.2}  in {} dispatches\n\n", all.as_secs_f64() * 1e3, timed.len())
+}
