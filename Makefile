@@ -1,4 +1,4 @@
-.PHONY: demo test
+.PHONY: demo test bench-peers
 
 # A cluster on this machine that answers a question: one command. KEEP=1: it stays up.
 demo:
@@ -7,3 +7,7 @@ demo:
 # Everything that can be tested here; what can't is listed as skipped.
 test:
 	@bash .ci/test
+
+# llama.cpp's processor backend beside ours, on the same weights; builds it first (minutes).
+bench-peers:
+	@bash bench/peers/run.sh

@@ -1,6 +1,6 @@
 //! Measures OpenAI-compatible servers: sends requests, times every token of the answers, and
-//! reports what it saw. It knows a server by its API only and must never name the coordinator or
-//! the node: what it says about ours, it can say about any.
+//! reports what it saw. It knows a server by its API only and must never name the coordinator:
+//! what it says about ours, it can say about any.
 //!
 //! [`load`] decides when requests start, [`client`] sends one and times its answer, [`sse`]
 //! reads the stream, [`metrics`] adds the times up, [`report`] writes them down.

@@ -351,3 +351,45 @@ const STRING: u32 = 8;
 fn string(text: &str) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
 }
+
+#[cfg(test)]
+mod tests {
+    use checkpoint::{Checkpoint, Format, Matrix};
+
+    use super::*;
+
+    #[test]
+    fn every_storage_is_a_model_that_opens() {
+        let shape = Shape { layers: 2, vocabulary: 256, ..SHAPES[0] };
+        let folder = tempfile::tempdir().unwrap();
+        for (storage, format) in [
+            (Storage::F32, Format::F32),
+            (Storage::F16, Format::F16),
+            (Storage::Bf16, Format::BF16),
+            (Storage::Q8_0, Format::Int8),
+            (Storage::Q4_0, Format::Int4),
+            (Storage::Q4_1, Format::Int4),
+        ] {
+            for bias in [false, true] {
+                let path = folder.path().join("model.gguf");
+                Shape { bias, tied: !bias, ..shape }.write(storage, &path, |_, _| {}).unwrap();
+                let model = Checkpoint::open(&path).unwrap();
+                let config = model.config();
+                assert_eq!((config.num_layers, config.vocab_size), (2, 256));
+                assert_eq!((config.attention_bias, config.tie_word_embeddings), (bias, !bias));
+                assert_eq!(model.matrix(Matrix::Qkv(1)).unwrap().format(), format);
+            }
+        }
+    }
+
+    #[test]
+    fn weights_spread_evenly_about_zero() {
+        let mut random = Random(1);
+        let weights: Vec<f32> = (0..100_000).map(|_| random.weight()).collect();
+        let mean = weights.iter().sum::<f32>() / weights.len() as f32;
+        let square = weights.iter().map(|weight| weight * weight).sum::<f32>();
+        let deviation = (square / weights.len() as f32).sqrt();
+        assert!(mean.abs() < 3e-4, "{mean}");
+        assert!((deviation / DEVIATION - 1.0).abs() < 0.01, "{deviation}");
+    }
+}

@@ -1,7 +1,7 @@
 """llama.cpp's processor backend beside autoglm-bench model: same machine, weights and work.
 
-  python bench/peers/llama_cpp.py run MODEL.gguf ...     one round of llama.cpp, as JSON
-  python bench/peers/llama_cpp.py compare ...            interleaved rounds of both, with ratios
+  python bench/peers/compare.py run MODEL.gguf ...     one round of llama.cpp, as JSON
+  python bench/peers/compare.py compare ...            interleaved rounds of both, with ratios
 
 llama.cpp comes as the PyPI package llama-cpp-python; `make bench-peers` installs it.
 """
