@@ -7,9 +7,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use bench::engine::{Engine, Options};
+use bench::engine::{Engine, OWN_TOKENS, Options};
 use bench::model::{About, Test, measure, report, table};
 use bench::random_model::{SHAPES, Shape, Storage};
+use checkpoint::Checkpoint;
+use protocol::BLOCK_TOKENS;
 use protocol::config::Quantize;
 use serde_json::json;
 use shaders::profile::Timed;
@@ -119,6 +121,12 @@ pub(crate) fn time_model(arguments: &ModelArguments) -> Result<ExitCode> {
         bail!("{} is neither a file nor one of the shapes {}", arguments.model, names());
     };
     let tests = arguments.tests();
+    if let Some(n) = arguments.tokens.iter().find(|n| n.get() > OWN_TOKENS) {
+        bail!("--tokens {n}: an answer has at most {OWN_TOKENS} here");
+    }
+    if let Some(n) = arguments.contexts.iter().find(|n| !n.is_multiple_of(BLOCK_TOKENS)) {
+        bail!("--contexts {n}: must be a multiple of {BLOCK_TOKENS}, whole blocks of KV cache");
+    }
     let sizes = tests.iter().map(|test| match *test {
         Test::Prompt { num_tokens } => num_tokens,
         Test::Decode { context, num_tokens, .. } => context + num_tokens,
@@ -133,6 +141,10 @@ pub(crate) fn time_model(arguments: &ModelArguments) -> Result<ExitCode> {
         max_model_len: sizes.max().unwrap_or(1),
         profile: arguments.profile.is_some(),
     };
+    let longest = Checkpoint::open(&path)?.config().max_position_embeddings;
+    if options.max_model_len > longest {
+        bail!("{} tokens in one sequence: the model takes {longest}", options.max_model_len);
+    }
     let mut engine = Engine::load(&path, &options)?;
     let about = about(arguments, &engine)?;
     if let Some(file) = &arguments.profile {
