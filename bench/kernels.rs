@@ -12,7 +12,7 @@ use shaders::fma::BoundFma;
 use shaders::gpu::Gpu;
 use shaders::kernel::Pass;
 use shaders::matmul::{BoundMatmul, Matmul, Output};
-use shaders::weights::{Format, WeightMatrix};
+use shaders::weights::{Format, RowOrder, WeightMatrix};
 
 /// What is measured.
 #[derive(Debug, Clone)]
@@ -131,7 +131,7 @@ pub fn measure(
                 let x = gpu.upload_vec4s(&numbers(batch * cols))?;
                 let out = gpu.alloc_f32(batch * rows)?;
                 let bound: BoundMatmul =
-                    matmul.bind(gpu, &x, &weights, None, (&out, Output::Store))?;
+                    matmul.bind(gpu, (&x).into(), &weights, Output::Store(&out))?;
                 tasks.push(Task::new(gpu, move |pass| bound.record(pass, batch))?);
                 measured.push(Measured {
                     format,
@@ -168,7 +168,7 @@ const FMA_ROUNDS: u32 = 64;
 fn weights(gpu: &Gpu, shape: (usize, usize), format: Format) -> Result<WeightMatrix, GpuError> {
     let (_, cols) = shape;
     let tile = format.encode(cols, &numbers(64 * cols));
-    WeightMatrix::upload(gpu, shape, format, |_, bytes| {
+    WeightMatrix::upload(gpu, shape, (format, RowOrder::Plain), |_, bytes| {
         bytes.copy_from_slice(&tile[..bytes.len()]);
         Ok(())
     })

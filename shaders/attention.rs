@@ -51,7 +51,7 @@ impl Attention {
         Ok(Self { shape, variant, kernel })
     }
 
-    /// Each token attends to all positions of its sequence up to its own, which [`crate::rope_kv`]
+    /// Each token attends to all positions of its sequence up to its own, which [`crate::matmul`]
     /// has stored.
     ///
     /// * `q`, `out`: [num_tokens, num_heads, head_dim], vec4s

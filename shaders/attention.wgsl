@@ -18,11 +18,11 @@ var<immediate> params: Params;
 @group(0) @binding(0) var<storage, read>       inputs: array<u32>;
 //! if IMAGES
 // [num_tokens, num_heads, HEAD_VEC4S]
-@group(0) @binding(1) var q: texture_2d<f32>;
+@group(0) @binding(1) var q: texture_storage_2d<rgba32float, read>;
 // [num_blocks, num_kv_heads, HEAD_VEC4S, BLOCK]
-@group(0) @binding(2) var keys: texture_2d<f32>;
+@group(0) @binding(2) var keys: texture_storage_2d<rgba32float, read>;
 // [num_blocks, num_kv_heads, BLOCK, HEAD_VEC4S]
-@group(0) @binding(3) var values: texture_2d<f32>;
+@group(0) @binding(3) var values: texture_storage_2d<rgba32float, read>;
 // [num_tokens, num_heads, HEAD_VEC4S]
 @group(0) @binding(4) var out: texture_storage_2d<rgba32float, write>;
 //! else
@@ -207,15 +207,15 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 
 //! if IMAGES
 fn q_at(index: u32) -> vec4<f32> {
-    return textureLoad(q, texel(index), 0);
+    return textureLoad(q, texel(index));
 }
 
 fn key_at(index: u32) -> vec4<f32> {
-    return textureLoad(keys, texel(index), 0);
+    return textureLoad(keys, texel(index));
 }
 
 fn value_at(index: u32) -> vec4<f32> {
-    return textureLoad(values, texel(index), 0);
+    return textureLoad(values, texel(index));
 }
 
 fn store(index: u32, value: vec4<f32>) {

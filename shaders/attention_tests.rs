@@ -4,8 +4,10 @@ use std::mem::offset_of;
 
 use super::*;
 use crate::inputs::StepInputs;
-use crate::rope_kv::{RopeKv, Rotary, RotaryPairs, inverse_frequencies};
+use crate::matmul::{Matmul, Output, Qkv};
+use crate::rotary::{Rotary, inverse_frequencies};
 use crate::testing::{self, Random, assert_bits_eq, assert_close};
+use crate::weights::{Format, RowOrder, WeightMatrix};
 
 const SMALL: HeadShape = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 };
 const SHAPES: [HeadShape; 5] = [
@@ -76,9 +78,17 @@ struct Layer<'a> {
     gpu: &'a Gpu,
     shape: HeadShape,
     attention: Attention,
-    rope_kv: RopeKv,
+    matmul: Matmul,
+    identity: WeightMatrix,
     rotary: Rotary,
     cache: KvCache,
+}
+
+/// Weights whose product is what they are multiplied with.
+fn identity(gpu: &Gpu, size: usize) -> WeightMatrix {
+    let row = |row| (0..size).map(move |col| f32::from(u8::from(row == col)));
+    let bytes = Format::F32.encode(size, &(0..size).flat_map(row).collect::<Vec<_>>());
+    WeightMatrix::from_bytes(gpu, (size, size), (Format::F32, RowOrder::Plain), &bytes).unwrap()
 }
 
 impl<'a> Layer<'a> {
@@ -89,8 +99,9 @@ impl<'a> Layer<'a> {
             gpu,
             shape,
             attention: Attention::with_variant(gpu, shape, variant).unwrap(),
-            rope_kv: RopeKv::new(gpu).unwrap(),
-            rotary: Rotary::new(gpu, RotaryPairs::Interleaved, &inv_freq, 4096).unwrap(),
+            matmul: Matmul::new(gpu),
+            identity: identity(gpu, shape.qkv_size()),
+            rotary: Rotary::new(gpu, &inv_freq, 4096).unwrap(),
             cache: KvCache::new(gpu, shape, 64).unwrap(),
         }
     }
@@ -113,15 +124,22 @@ impl<'a> Layer<'a> {
         }
         let num_tokens = step.token_ids.len();
         let (inputs, step) = testing::inputs(self.gpu, &step);
-        let qkv = self.gpu.upload(&qkv).unwrap();
+        let qkv = self.gpu.upload_vec4s(&qkv).unwrap();
         let q = self.gpu.alloc_vec4s(num_tokens * self.shape.q_size()).unwrap();
         let out = self.gpu.alloc_vec4s(num_tokens * self.shape.q_size()).unwrap();
         let mut pass = Pass::new();
         let scale = 1.0 / (self.shape.head_dim as f32).sqrt();
-        self.rope_kv
-            .bind(self.gpu, &inputs, &self.rotary, &self.cache, (&qkv, &q))
+        let to = Qkv {
+            bias: None,
+            inputs: &inputs,
+            rotary: &self.rotary,
+            cache: &self.cache,
+            queries: &q,
+        };
+        self.matmul
+            .bind(self.gpu, (&qkv).into(), &self.identity, Output::Qkv(to))
             .unwrap()
-            .record(&mut pass, step);
+            .record_step(&mut pass, step);
         self.attention
             .bind(self.gpu, &inputs, &self.cache, scale, (&q, &out))
             .unwrap()
@@ -138,9 +156,7 @@ fn expected(shape: HeadShape, sequence: &Sequence) -> Vec<Vec<f32>> {
         .qkv
         .chunks(shape.qkv_size())
         .enumerate()
-        .map(|(position, row)| {
-            crate::rope_kv::reference(shape, RotaryPairs::Interleaved, &inv_freq, position, row)
-        })
+        .map(|(position, row)| crate::rotary::reference(shape, &inv_freq, position, row))
         .collect();
     let head =
         |row: &Vec<f32>, head: usize| row[head * shape.head_dim..][..shape.head_dim].to_vec();

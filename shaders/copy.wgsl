@@ -6,7 +6,7 @@ struct Params {
 
 var<immediate> params: Params;
 //! if IMAGES
-@group(0) @binding(0) var x: texture_2d<f32>;
+@group(0) @binding(0) var x: texture_storage_2d<rgba32float, read>;
 @group(0) @binding(1) var out: texture_storage_2d<rgba32float, write>;
 //! else
 @group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>;
@@ -29,7 +29,7 @@ fn copy(index: u32) {
         return;
     }
 //! if IMAGES
-    textureStore(out, texel(index), textureLoad(x, texel(index), 0));
+    textureStore(out, texel(index), textureLoad(x, texel(index)));
 //! else
     out[index] = x[index];
 //! end

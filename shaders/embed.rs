@@ -8,7 +8,7 @@ use crate::inputs::{Inputs, StepShape};
 use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
 use crate::template::expand_vec4s;
 use crate::tensor::Tensor;
-use crate::weights::{Format, WeightMatrix};
+use crate::weights::{Format, RowOrder, WeightMatrix};
 
 /// The parameters of `embed.wgsl`.
 #[repr(C)]
@@ -30,13 +30,14 @@ impl BoundEmbed {
     /// `out[t, :] = table[token_ids[t], :]`
     ///
     /// * `table`: [vocab_size, hidden_size]
-    /// * `out`: [num_tokens, hidden_size]
+    /// * `out`: [num_tokens, hidden_size], vec4s
     pub fn new(
         gpu: &Gpu,
         inputs: &Inputs,
         table: &WeightMatrix,
         out: &Tensor,
     ) -> Result<Self, GpuError> {
+        assert!(table.order == RowOrder::Plain, "tokens are found by their row");
         let kernel = Kernel::new(gpu, &source(table.format, gpu.caps().images))?;
         let mut shards = Vec::new();
         for shard in &table.shards {
@@ -79,10 +80,10 @@ pub fn reference(hidden_size: usize, token_ids: &[u32], table: &[f32]) -> Vec<f3
 const WORKGROUP: u32 = 64;
 
 pub(crate) fn source(format: Format, images: bool) -> KernelSource {
-    let constants = [&[("WORKGROUP", WORKGROUP)][..], &format.constants()].concat();
+    let constants = [&[("WORKGROUP", WORKGROUP), ("SCALED", 0)][..], &format.constants()].concat();
     let template = [include_str!("embed.wgsl"), format.decoder()].concat();
     let blocks = Access::read_blocks(images);
-    let bindings = [Access::Read, blocks, Access::ReadWrite, blocks];
+    let bindings = [Access::Read, blocks, Access::write_vec4s(images), blocks];
     let bindings = if format.is_grouped() { &bindings[..] } else { &bindings[..3] };
     KernelSource::new::<Params>(
         format!("embed {format:?}"),
@@ -125,12 +126,11 @@ mod tests {
         for format in Format::ALL {
             for (vocab_size, hidden_size) in [(1, 4), (65, 36), (300, 100)] {
                 let bytes = format.encode(hidden_size, &random.normal(vocab_size * hidden_size));
-                let table =
-                    WeightMatrix::from_bytes(gpu, (vocab_size, hidden_size), format, &bytes)
-                        .unwrap();
+                let (shape, plain) = ((vocab_size, hidden_size), (format, RowOrder::Plain));
+                let table = WeightMatrix::from_bytes(gpu, shape, plain, &bytes).unwrap();
                 let token_ids: Vec<u32> = (0..9).map(|_| random.below(vocab_size) as u32).collect();
                 let (inputs, step) = testing::token_inputs(gpu, &token_ids);
-                let out = gpu.alloc_f32(token_ids.len() * hidden_size).unwrap();
+                let out = gpu.alloc_vec4s(token_ids.len() * hidden_size).unwrap();
                 let mut pass = Pass::new();
                 BoundEmbed::new(gpu, &inputs, &table, &out).unwrap().record(&mut pass, step);
                 gpu.run(&pass).unwrap();

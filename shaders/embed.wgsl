@@ -13,18 +13,23 @@ var<immediate> params: Params;
 @group(0) @binding(0) var<storage, read>       inputs: array<u32>;
 //! if IMAGES
 // [tiles of TILE rows, num_blocks, TILE]
-@group(0) @binding(1) var table: texture_2d<u32>;
+@group(0) @binding(1) var table: texture_storage_2d<rgba32uint, read>;
 //! else
 // [tiles of TILE rows, num_blocks, TILE]
 @group(0) @binding(1) var<storage, read>       table: array<vec4<u32>>;
 //! end
+//! if IMAGES
+// [num_tokens, hidden_size / 4]
+@group(0) @binding(2) var out: texture_storage_2d<rgba32float, write>;
+//! else
 // [num_tokens, hidden_size / 4]
 @group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;
+//! end
 
 //! if GROUPED
 // [tiles of TILE rows, num_quads, TILE], a word for each of four groups: scale, offset
 //! if IMAGES
-@group(0) @binding(3) var scales: texture_2d<u32>;
+@group(0) @binding(3) var scales: texture_storage_2d<rgba32uint, read>;
 //! else
 @group(0) @binding(3) var<storage, read>       scales: array<vec4<u32>>;
 //! end
@@ -41,7 +46,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     }
     let index = ((row / {TILE}u) * params.num_blocks + block) * {TILE}u + row % {TILE}u;
 //! if IMAGES
-    let values = textureLoad(table, texel(index), 0);
+    let values = textureLoad(table, texel(index));
 //! else
     let values = table[index];
 //! end
@@ -51,18 +56,23 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         ((row / {TILE}u) * num_quads + block / {QUAD_BLOCKS}u) * {TILE}u + row % {TILE}u;
     let group = block / {STEP_BLOCKS}u % 4u;
 //! if IMAGES
-    let scale = unpack2x16float(textureLoad(scales, texel(quad), 0)[group]);
+    let scale = scale_of(textureLoad(scales, texel(quad))[group]);
 //! else
-    let scale = unpack2x16float(scales[quad][group]);
+    let scale = scale_of(scales[quad][group]);
 //! end
 //! end
 //! for p in 0..PARTS
     if (block * {PARTS}u + {p}u < params.row_vec4s) {
-        out[token * params.row_vec4s + block * {PARTS}u + {p}u] =
 //! if GROUPED
-            decode_{p}(values) * scale.x + scale.y;
+        let value_{p} = decode_{p}(values) * scale.x + scale.y;
 //! else
-            decode_{p}(values);
+        let value_{p} = decode_{p}(values);
+//! end
+        let at_{p} = token * params.row_vec4s + block * {PARTS}u + {p}u;
+//! if IMAGES
+        textureStore(out, texel(at_{p}), value_{p});
+//! else
+        out[at_{p}] = value_{p};
 //! end
     }
 //! end

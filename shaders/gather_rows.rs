@@ -8,7 +8,7 @@ use crate::error::GpuError;
 use crate::gpu::Gpu;
 use crate::inputs::{Inputs, StepShape};
 use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
-use crate::template::expand;
+use crate::template::expand_vec4s;
 use crate::tensor::Tensor;
 
 /// The parameters of `gather_rows.wgsl`.
@@ -29,8 +29,8 @@ pub struct BoundGatherRows {
 impl BoundGatherRows {
     /// `out[i, :] = x[output_rows[i], :]`
     ///
-    /// * `x`: [num_tokens, hidden_size]
-    /// * `out`: [num_outputs, hidden_size]
+    /// * `x`: [num_tokens, hidden_size], vec4s
+    /// * `out`: [num_outputs, hidden_size], vec4s
     pub fn new(
         gpu: &Gpu,
         hidden_size: usize,
@@ -39,7 +39,7 @@ impl BoundGatherRows {
         out: &Tensor,
     ) -> Result<Self, GpuError> {
         assert!(hidden_size.is_multiple_of(4), "the kernel copies four values at a time");
-        let kernel = Kernel::new(gpu, &source())?;
+        let kernel = Kernel::new(gpu, &source(gpu.caps().images))?;
         Ok(Self {
             bound: kernel.bind(gpu, &[&inputs.tensor, x, out])?,
             row_vec4s: (hidden_size / 4) as u32,
@@ -75,13 +75,11 @@ pub fn reference(hidden_size: usize, output_rows: &[u32], x: &[f32]) -> Vec<f32>
 
 const WORKGROUP: u32 = 64;
 
-pub(crate) fn source() -> KernelSource {
-    let wgsl = expand(include_str!("gather_rows.wgsl"), &[("WORKGROUP", WORKGROUP)]);
-    KernelSource::new::<Params>(
-        "gather_rows",
-        wgsl,
-        &[Access::Read, Access::Read, Access::ReadWrite],
-    )
+pub(crate) fn source(images: bool) -> KernelSource {
+    let constants = [("WORKGROUP", WORKGROUP)];
+    let wgsl = expand_vec4s(include_str!("gather_rows.wgsl"), images, &constants);
+    let bindings = [Access::Read, Access::read_vec4s(images), Access::write_vec4s(images)];
+    KernelSource::new::<Params>("gather_rows", wgsl, &bindings)
 }
 
 #[cfg(test)]
@@ -94,14 +92,16 @@ mod tests {
 
     #[test]
     fn params_are_the_shader_s() {
-        testing::assert_kernel(&source());
-        testing::assert_params(
-            &source(),
-            &[
-                ("output_rows_at", offset_of!(Params, output_rows_at)),
-                ("row_vec4s", offset_of!(Params, row_vec4s)),
-            ],
-        );
+        for images in [false, true] {
+            testing::assert_kernel(&source(images));
+            testing::assert_params(
+                &source(images),
+                &[
+                    ("output_rows_at", offset_of!(Params, output_rows_at)),
+                    ("row_vec4s", offset_of!(Params, row_vec4s)),
+                ],
+            );
+        }
     }
 
     #[test]
@@ -121,7 +121,7 @@ mod tests {
                 },
             );
             let (x_tensor, out) =
-                (gpu.upload(&x).unwrap(), gpu.alloc_f32(3 * hidden_size).unwrap());
+                (gpu.upload_vec4s(&x).unwrap(), gpu.alloc_vec4s(3 * hidden_size).unwrap());
             let mut pass = Pass::new();
             BoundGatherRows::new(&gpu, hidden_size, &inputs, &x_tensor, &out).unwrap().record(
                 &mut pass,

@@ -191,10 +191,8 @@ impl Gpu {
         if let Some(staging) = &staging {
             let mut offset = 0;
             for (tensor, range) in readback {
-                let (buffer, source) = tensor.bytes(range);
-                let length = source.end - source.start;
-                encoder.copy_buffer_to_buffer(buffer, source.start, staging, offset, length);
-                offset += length;
+                tensor.copy_out(&mut encoder, range, staging, offset);
+                offset += range.len() as u64 * 4;
             }
         }
         let index = self.queue.submit([encoder.finish()]);

@@ -16,9 +16,9 @@ pub enum Access {
     Read,
     /// `var<storage, read_write>`
     ReadWrite,
-    /// `texture_2d<f32>`
+    /// `texture_storage_2d<rgba32float, read>`
     ReadImage,
-    /// `texture_2d<u32>`
+    /// `texture_storage_2d<rgba32uint, read>`
     ReadWordsImage,
     /// `texture_storage_2d<rgba32float, write>`
     WriteImage,
@@ -46,22 +46,19 @@ impl Access {
             has_dynamic_offset: false,
             min_binding_size: None,
         };
-        let view_dimension = wgpu::TextureViewDimension::D2;
-        let image = |sample_type| wgpu::BindingType::Texture {
-            sample_type,
-            view_dimension,
-            multisampled: false,
+        // Storage images where a sampled one would do: a software driver's sampler considers levels
+        // of detail, lane by lane.
+        let image = |access, texel: Texel| wgpu::BindingType::StorageTexture {
+            access,
+            format: texel.format(),
+            view_dimension: wgpu::TextureViewDimension::D2,
         };
         match self {
             Self::Read => buffer(true),
             Self::ReadWrite => buffer(false),
-            Self::ReadImage => image(wgpu::TextureSampleType::Float { filterable: false }),
-            Self::ReadWordsImage => image(wgpu::TextureSampleType::Uint),
-            Self::WriteImage => wgpu::BindingType::StorageTexture {
-                access: wgpu::StorageTextureAccess::WriteOnly,
-                format: Texel::F32.format(),
-                view_dimension,
-            },
+            Self::ReadImage => image(wgpu::StorageTextureAccess::ReadOnly, Texel::F32),
+            Self::ReadWordsImage => image(wgpu::StorageTextureAccess::ReadOnly, Texel::U32),
+            Self::WriteImage => image(wgpu::StorageTextureAccess::WriteOnly, Texel::F32),
         }
     }
 }

@@ -31,8 +31,7 @@ pub mod embed;
 pub mod gather_rows;
 pub mod matmul;
 pub mod rms_norm;
-pub mod rope_kv;
-pub mod swiglu;
+pub mod rotary;
 
 // Sampling.
 pub mod logprobs;

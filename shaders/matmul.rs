@@ -1,20 +1,29 @@
-//! Products of activations with weight matrices: where the time of a model goes, and where row
-//! invariance is decided.
+//! Products of activations with weight matrices, with what stands before and after them: where the
+//! time of a model goes, and where row invariance is decided.
+//!
+//! A layer is four products and attention. What comes between them is done on the way in and out of
+//! a product, since every dispatch costs: the norm of its activations, the bias, rotary positions
+//! and KV cache, the gate of the feed-forward layer, the residual stream.
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
 use crate::gpu::{Caps, Gpu};
+use crate::inputs::{BLOCK_TOKENS, Inputs, StepShape};
 use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
+use crate::kv_cache::KvCache;
+use crate::rotary::Rotary;
 use crate::template::expand_vec4s;
 use crate::tensor::Tensor;
-use crate::weights::{Format, TILE, WeightMatrix};
+use crate::weights::{Format, RowOrder, TILE, WeightMatrix};
 
 /// The parameters of `matmul.wgsl`.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 struct Params {
     num_rows: u32,
     num_columns: u32,
@@ -22,94 +31,215 @@ struct Params {
     num_computed: u32,
     row_vec4s: u32,
     num_blocks: u32,
+    eps: f32,
+    tables_at: u32,
+    num_heads: u32,
+    num_kv_heads: u32,
+    head_vec4s: u32,
+    rotary_vec4s: u32,
     has_bias: u32,
-    adds: u32,
+}
+
+/// What is multiplied.
+#[derive(Clone, Copy)]
+pub struct Operand<'a> {
+    /// [num_rows, weights.cols], vec4s
+    pub x: &'a Tensor,
+    /// The norm that it goes through first.
+    pub norm: Option<Norm<'a>>,
+}
+
+impl<'a> From<&'a Tensor> for Operand<'a> {
+    fn from(x: &'a Tensor) -> Self {
+        Self { x, norm: None }
+    }
+}
+
+/// RMS normalisation of each row: `x / sqrt(mean(x^2) + eps) * weight`.
+#[derive(Clone, Copy)]
+pub struct Norm<'a> {
+    /// `[weights.cols]`, vec4s
+    pub weight: &'a Tensor,
+    /// Added to the mean of squares.
+    pub eps: f32,
 }
 
 /// What becomes of a product.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Output {
-    /// `out = product`
-    Store,
-    /// `out += product`: the residual stream.
-    Add,
+#[derive(Clone, Copy)]
+pub enum Output<'a> {
+    /// `out = product`. [num_rows, weights.rows]
+    Store(&'a Tensor),
+    /// `out = residual + product`: the residual stream, from one tensor to another.
+    /// [num_rows, weights.rows], vec4s
+    Residual {
+        /// The stream so far.
+        residual: &'a Tensor,
+        /// Where it goes.
+        out: &'a Tensor,
+    },
+    /// `out = silu(gate) * up`, of weights in [`RowOrder::Paired`]. [num_rows, weights.rows / 2],
+    /// vec4s
+    Swiglu(&'a Tensor),
+    /// Queries, keys and values: the first two rotated, the last two to the cache. Attention of the
+    /// same layer and step follows.
+    Qkv(Qkv<'a>),
 }
 
-/// The compiled kernels, one set for each number format, compiled when first bound.
+/// Where queries, keys and values go.
+#[derive(Clone, Copy)]
+pub struct Qkv<'a> {
+    /// Added to the product. `[weights.rows]`, vec4s
+    pub bias: Option<&'a Tensor>,
+    /// Positions and block tables.
+    pub inputs: &'a Inputs,
+    /// Angles.
+    pub rotary: &'a Rotary,
+    /// The layer's cache.
+    pub cache: &'a KvCache,
+    /// [num_rows, num_heads, head_dim], vec4s
+    pub queries: &'a Tensor,
+}
+
+impl Output<'_> {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Store(_) => Kind::Store,
+            Self::Residual { .. } => Kind::Residual,
+            Self::Swiglu(_) => Kind::Swiglu,
+            Self::Qkv(_) => Kind::Qkv,
+        }
+    }
+}
+
+/// What becomes of a product, without the tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Store,
+    Residual,
+    Swiglu,
+    Qkv,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 4] = [Self::Store, Self::Residual, Self::Swiglu, Self::Qkv];
+
+    /// Columns that become a vec4 of results.
+    fn unit(self) -> u32 {
+        if self == Self::Swiglu { 8 } else { 4 }
+    }
+}
+
+/// What a kernel is compiled for, beside its variant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Form {
+    pub(crate) format: Format,
+    pub(crate) norm: bool,
+    pub(crate) kind: Kind,
+}
+
+/// The compiled kernels, compiled when first bound.
 pub struct Matmul {
-    variants: Vec<Variant>,
-    kernels: [OnceCell<Vec<Kernel>>; Format::ALL.len()],
+    class: Class,
+    kernels: RefCell<HashMap<Form, Arc<[Kernel]>>>,
 }
 
 impl Matmul {
     /// Chooses the variants for this adapter.
     pub fn new(gpu: &Gpu) -> Self {
-        Self::with_variants(Variant::choose(gpu.caps()))
+        Self::with_class(Class::choose(gpu.caps()))
     }
 
-    pub(crate) fn with_variants(variants: Vec<Variant>) -> Self {
-        Self { variants, kernels: Default::default() }
+    pub(crate) fn with_class(class: Class) -> Self {
+        Self { class, kernels: RefCell::default() }
     }
 
-    /// `out[t, n] = sum over k of x[t, k] * weights[n, k] + bias[n]`, or `out[t, n] +=` that.
-    ///
-    /// * `x`: [num_rows, weights.cols], vec4s
-    /// * `bias`: [weights.rows]
-    /// * `out`: [num_rows, weights.rows]
+    /// `product[t, n] = sum over k of x[t, k] * weights[n, k]`, and what becomes of it.
     pub fn bind(
         &self,
         gpu: &Gpu,
-        x: &Tensor,
+        operand: Operand<'_>,
         weights: &WeightMatrix,
-        bias: Option<&Tensor>,
-        (out, output): (&Tensor, Output),
+        output: Output<'_>,
     ) -> Result<BoundMatmul, GpuError> {
-        if let Some(bias) = bias {
-            assert_eq!(bias.len(), weights.rows, "one bias per column of the product");
-        }
-        let kernels = self.compiled(gpu, weights.format)?;
+        let kind = output.kind();
+        assert_eq!(
+            weights.order == RowOrder::Paired,
+            kind == Kind::Swiglu,
+            "gate and up are paired for their kernel"
+        );
+        let Operand { x, norm } = operand;
+        let form = Form { format: weights.format, norm: norm.is_some(), kind };
+        let kernels = self.compiled(gpu, form)?;
+        let mut common = Params {
+            num_columns: weights.rows as u32,
+            row_vec4s: (weights.cols / 4) as u32,
+            num_blocks: weights.num_blocks() as u32,
+            eps: norm.map_or(0.0, |norm| norm.eps),
+            ..Params::default()
+        };
+        assert!(norm.is_none_or(|norm| norm.weight.len() == weights.cols), "a weight per value");
         // A binding can't be empty, though without a bias it isn't read.
-        let no_bias = gpu.alloc_f32(1)?;
+        let no_bias = gpu.alloc_vec4s(4)?;
+        let (tensors, max_rows) = match output {
+            Output::Store(out) => (vec![out], out.len() / weights.rows),
+            Output::Residual { residual, out } => {
+                (vec![out, residual], out.len().min(residual.len()) / weights.rows)
+            }
+            Output::Swiglu(out) => (vec![out], 2 * out.len() / weights.rows),
+            Output::Qkv(Qkv { bias, inputs, rotary, cache, queries }) => {
+                let shape = cache.shape;
+                assert_eq!(shape.qkv_size(), weights.rows, "queries, keys and values of all heads");
+                assert!(bias.is_none_or(|bias| bias.len() == weights.rows), "a bias per column");
+                assert!(rotary.rotary_dim <= shape.head_dim, "no more is rotated than there is");
+                assert!(
+                    inputs.limits().max_positions <= rotary.max_positions,
+                    "every position has its angles"
+                );
+                common.num_heads = shape.num_heads as u32;
+                common.num_kv_heads = shape.num_kv_heads as u32;
+                common.head_vec4s = shape.head_vec4s() as u32;
+                common.rotary_vec4s = (rotary.rotary_dim / 4) as u32;
+                common.has_bias = bias.is_some().into();
+                let bias = bias.unwrap_or(&no_bias);
+                let (keys, values) = (&cache.keys, &cache.values);
+                (
+                    vec![queries, &inputs.tensor, bias, &rotary.cos_sin, keys, values],
+                    (queries.len() / shape.q_size()).min(inputs.limits().max_tokens),
+                )
+            }
+        };
+        let whole = kind == Kind::Store || weights.rows.is_multiple_of(kind.unit() as usize);
+        assert!(whole, "results are whole vec4s");
         let mut variants = Vec::new();
-        for (variant, kernel) in self.variants.iter().zip(kernels) {
+        for (variant, kernel) in self.class.variants.iter().zip(&*kernels) {
             let mut shards = Vec::new();
             for shard in &weights.shards {
                 let params = Params {
-                    num_rows: 0,
-                    num_columns: weights.rows as u32,
                     first_column: shard.rows.start as u32,
                     num_computed: shard.rows.len() as u32,
-                    row_vec4s: (weights.cols / 4) as u32,
-                    num_blocks: weights.num_blocks() as u32,
-                    has_bias: bias.is_some().into(),
-                    adds: (output == Output::Add).into(),
+                    ..common
                 };
-                let bias = bias.unwrap_or(&no_bias);
-                let tensors = [Some(x), Some(&shard.blocks), Some(bias), Some(out)];
-                let tensors = tensors.into_iter().chain([shard.scales.as_ref()]).flatten();
-                let bound = kernel.bind(gpu, &tensors.collect::<Vec<_>>())?;
+                let before = [Some(x), Some(&shard.blocks), shard.scales.as_ref()];
+                let before = before.into_iter().chain([norm.map(|norm| norm.weight)]).flatten();
+                let all: Vec<_> = before.chain(tensors.iter().copied()).collect();
                 let (k, n) = (weights.cols, weights.rows);
                 let name = format!("{} k{k} n{n}", kernel.name());
-                shards.push((bound.named(&name), params));
+                shards.push((kernel.bind(gpu, &all)?.named(&name), params));
             }
             variants.push((*variant, shards));
         }
-        Ok(BoundMatmul {
-            variants,
-            max_rows: (x.len() / weights.cols).min(out.len() / weights.rows),
-        })
+        Ok(BoundMatmul { variants, max_rows: max_rows.min(x.len() / weights.cols) })
     }
 
-    fn compiled(&self, gpu: &Gpu, format: Format) -> Result<&[Kernel], GpuError> {
-        let cell = &self.kernels[format as usize];
-        if cell.get().is_none() {
-            let compile =
-                |variant: &Variant| Kernel::new(gpu, &variant.source(format, gpu.caps().images));
-            let kernels = self.variants.iter().map(compile).collect::<Result<_, _>>()?;
-            // Only this thread fills the cell, and it was empty.
-            let _ = cell.set(kernels);
+    fn compiled(&self, gpu: &Gpu, form: Form) -> Result<Arc<[Kernel]>, GpuError> {
+        if let Some(kernels) = self.kernels.borrow().get(&form) {
+            return Ok(Arc::clone(kernels));
         }
-        Ok(cell.get().map_or(&[], Vec::as_slice))
+        let sources = self.class.sources(form, gpu.caps().images);
+        let kernels: Arc<[Kernel]> =
+            sources.iter().map(|source| Kernel::new(gpu, source)).collect::<Result<_, _>>()?;
+        self.kernels.borrow_mut().insert(form, Arc::clone(&kernels));
+        Ok(kernels)
     }
 }
 
@@ -121,8 +251,14 @@ pub struct BoundMatmul {
 }
 
 impl BoundMatmul {
-    /// Multiplies the first `num_rows` rows.
+    /// Multiplies the first `num_rows` rows. Not for [`Output::Qkv`].
     pub fn record(&self, pass: &mut Pass, num_rows: usize) {
+        self.record_step(pass, StepShape { num_tokens: num_rows, num_outputs: 0 });
+    }
+
+    /// Multiplies the rows of the tokens of a step.
+    pub fn record_step(&self, pass: &mut Pass, step: StepShape) {
+        let num_rows = step.num_tokens;
         assert!(num_rows <= self.max_rows, "a batch fits the tensors of its stage");
         let Some((variant, shards)) = self
             .variants
@@ -133,11 +269,22 @@ impl BoundMatmul {
             return;
         };
         for (bound, params) in shards {
-            let params = Params { num_rows: num_rows as u32, ..*params };
+            let tables_at = step.tables_at();
+            let params = Params { num_rows: num_rows as u32, tables_at, ..*params };
             let strips = params.num_computed.div_ceil(TILE as u32) * variant.strips();
             pass.dispatch(bound, &params, [strips, params.num_rows.div_ceil(variant.tm), 1]);
         }
     }
+}
+
+/// What defines the bits of products on a device, and how they are laid out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Class {
+    /// By ascending number of rows.
+    pub(crate) variants: Vec<Variant>,
+    /// Lanes that the squares of a norm are summed over; a multiple of eight. Part of what defines
+    /// the bits of a result.
+    pub(crate) norm_lanes: u32,
 }
 
 /// One way of laying the work out over lanes. All give the same bits.
@@ -157,43 +304,65 @@ pub(crate) struct Variant {
     pub(crate) subgroup: bool,
 }
 
-impl Variant {
-    /// The variants for an adapter, by ascending number of rows.
-    pub(crate) fn choose(caps: Caps) -> Vec<Self> {
+impl Class {
+    /// The class of an adapter.
+    pub(crate) fn choose(caps: Caps) -> Self {
         let any = usize::MAX;
         if caps.is_cpu {
             // A software driver loads lane by lane: what counts is the number of loads, so a
             // broadcast pays, and one subgroup per workgroup keeps its reads together.
             let subgroup = caps.subgroups && caps.min_subgroup_size >= 8;
-            let one = Self { max_rows: 1, tm: 1, tn: 8, lanes: 8, groups: 1, subgroup };
-            vec![
+            let one = Variant { max_rows: 1, tm: 1, tn: 8, lanes: 8, groups: 1, subgroup };
+            let variants = vec![
                 one,
-                Self { max_rows: 2, tm: 2, ..one },
-                Self { max_rows: 4, tm: 4, ..one },
-                Self { max_rows: any, tm: 8, ..one },
-            ]
+                Variant { max_rows: 2, tm: 2, ..one },
+                Variant { max_rows: 4, tm: 4, ..one },
+                Variant { max_rows: any, tm: 8, ..one },
+            ];
+            Self { variants, norm_lanes: 8 }
         } else {
             // With few rows there are too few columns for one lane each: chunks of k run side by
             // side.
-            let one = Self { max_rows: 1, tm: 1, tn: 1, lanes: 32, groups: 8, subgroup: false };
-            vec![
+            let one = Variant { max_rows: 1, tm: 1, tn: 1, lanes: 32, groups: 8, subgroup: false };
+            let variants = vec![
                 one,
-                Self { max_rows: 4, tm: 4, ..one },
-                Self { max_rows: any, tm: 8, tn: 1, lanes: 64, groups: 1, subgroup: false },
-            ]
+                Variant { max_rows: 4, tm: 4, ..one },
+                Variant { max_rows: any, tm: 8, tn: 1, lanes: 64, groups: 1, subgroup: false },
+            ];
+            Self { variants, norm_lanes: 64 }
         }
+    }
+
+    /// The kernels of a form, one for each variant.
+    pub(crate) fn sources(&self, form: Form, images: bool) -> Vec<KernelSource> {
+        let source = |variant: &Variant| variant.source(form, self.norm_lanes, images);
+        self.variants.iter().map(source).collect()
+    }
+}
+
+impl Variant {
+    /// Columns of a workgroup.
+    fn strip(&self) -> u32 {
+        self.lanes * self.tn
     }
 
     /// Strips of columns that a tile is cut into, one workgroup each.
     fn strips(&self) -> u32 {
-        TILE as u32 / (self.lanes * self.tn)
+        TILE as u32 / self.strip()
     }
 
-    pub(crate) fn source(&self, format: Format, images: bool) -> KernelSource {
+    pub(crate) fn source(&self, form: Form, norm_lanes: u32, images: bool) -> KernelSource {
         let Self { tm, tn, lanes, groups, subgroup, .. } = *self;
-        assert!((TILE as u32).is_multiple_of(lanes * tn), "strips fill a tile");
+        let Form { format, norm, kind } = form;
+        assert!((TILE as u32).is_multiple_of(self.strip()), "strips fill a tile");
+        assert!(norm_lanes.is_multiple_of(8), "squares are summed by eights");
+        assert!(!subgroup || norm_lanes == 8, "eight lanes sum the squares");
+        assert!(norm_lanes <= lanes * groups, "a workgroup sums the squares");
         let block = format.block() as u32;
-        let template = [include_str!("matmul.wgsl"), format.decoder()].concat();
+        // Results leave as vec4s: a lane has all four values of one, or gets them from its
+        // neighbours.
+        let wide = tn.is_multiple_of(kind.unit());
+        let (lane_stride, j_stride) = if wide { (tn, 1) } else { (1, lanes) };
         let own = [
             ("TM", tm),
             ("TN", tn),
@@ -203,18 +372,55 @@ impl Variant {
             ("SPLIT", (groups > 1).into()),
             ("SPLIT_SUMS", groups * tm * tn * lanes),
             ("SUBGROUP", subgroup.into()),
+            ("STRIP", self.strip()),
             ("STRIPS", self.strips()),
             ("CHUNK_BLOCKS", CHUNK / block),
+            // Lanes that share values of x can afford to scale them.
+            ("SCALED", (subgroup && format.is_grouped()).into()),
+            ("NORM", norm.into()),
+            ("NORM_LANES", norm_lanes),
+            ("NORM_EIGHTHS", norm_lanes / 8),
+            ("SQUARES", tm * norm_lanes),
+            ("WIDE", wide.into()),
+            ("UNIT", kind.unit()),
+            ("LANE_STRIDE", lane_stride),
+            ("J_STRIDE", j_stride),
+            ("SHARED_OUT", tm * self.strip()),
+            ("BLOCK", BLOCK_TOKENS as u32),
+            ("STORE", (kind == Kind::Store).into()),
+            ("RESIDUAL", (kind == Kind::Residual).into()),
+            ("SWIGLU", (kind == Kind::Swiglu).into()),
+            ("QKV", (kind == Kind::Qkv).into()),
         ];
-        let wgsl = expand_vec4s(&template, images, &[&own[..], &format.constants()].concat());
+        let (vec4s, blocks) = (Access::read_vec4s(images), Access::read_blocks(images));
+        let write = Access::write_vec4s(images);
+        let mut bindings = vec![("AT_X", vec4s), ("AT_WEIGHTS", blocks)];
+        bindings.extend(format.is_grouped().then_some(("AT_SCALES", blocks)));
+        bindings.extend(norm.then_some(("AT_NORM", vec4s)));
+        match kind {
+            Kind::Store => bindings.push(("AT_OUT", Access::ReadWrite)),
+            Kind::Residual => bindings.extend([("AT_OUT", write), ("AT_RESIDUAL", vec4s)]),
+            Kind::Swiglu => bindings.push(("AT_OUT", write)),
+            Kind::Qkv => bindings.extend([
+                ("AT_OUT", write),
+                ("AT_INPUTS", Access::Read),
+                ("AT_BIAS", vec4s),
+                ("AT_COS_SIN", vec4s),
+                ("AT_KEYS", write),
+                ("AT_VALUES", write),
+            ]),
+        }
+        let places = (0..).zip(&bindings).map(|(place, (name, _))| (*name, place));
+        let constants: Vec<_> = own.into_iter().chain(format.constants()).chain(places).collect();
+        let template = [include_str!("matmul.wgsl"), format.decoder()].concat();
         let name = format!(
-            "matmul {format:?} tm{tm} tn{tn} lanes{lanes} groups{groups} subgroup {subgroup}"
-        );
-        let blocks = Access::read_blocks(images);
-        let bindings =
-            [Access::read_vec4s(images), blocks, Access::Read, Access::ReadWrite, blocks];
-        let bindings = if format.is_grouped() { &bindings[..] } else { &bindings[..4] };
-        KernelSource::new::<Params>(name, wgsl, bindings)
+            "{kind:?}{} {format:?} {tm}x{tn}x{lanes}x{groups}",
+            if norm { " norm" } else { "" }
+        )
+        .to_lowercase();
+        let accesses: Vec<_> = bindings.iter().map(|(_, access)| *access).collect();
+        let wgsl = expand_vec4s(&template, images, &constants);
+        KernelSource::new::<Params>(format!("matmul {name}"), wgsl, &accesses)
     }
 }
 
@@ -222,15 +428,14 @@ impl Variant {
 /// result.
 const CHUNK: u32 = 256;
 
-/// What the kernel computes, in its order of additions.
+/// A product, in the kernel's order of additions.
 ///
 /// * `x`: [num_rows, cols]
 /// * `weights`: [rows, cols]
-/// * `bias`: `[rows]`
-pub fn reference(cols: usize, x: &[f32], weights: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+pub fn reference(cols: usize, x: &[f32], weights: &[f32]) -> Vec<f32> {
     let mut out = Vec::new();
     for row in x.chunks_exact(cols) {
-        for (column, weights) in weights.chunks_exact(cols).enumerate() {
+        for weights in weights.chunks_exact(cols) {
             let mut total = 0.0;
             for (x, weights) in row.chunks(CHUNK as usize).zip(weights.chunks(CHUNK as usize)) {
                 total += x
@@ -238,193 +443,25 @@ pub fn reference(cols: usize, x: &[f32], weights: &[f32], bias: Option<&[f32]>) 
                     .zip(weights)
                     .fold(0.0, |sum: f32, (x, weight)| weight.mul_add(*x, sum));
             }
-            out.push(total + bias.map_or(0.0, |bias| bias[column]));
+            out.push(total);
         }
     }
     out
 }
 
-#[cfg(test)]
-mod tests {
-    use std::mem::offset_of;
-
-    use super::*;
-    use crate::testing::{self, Random, assert_bits_eq, assert_close};
-
-    /// Every way of laying the work out, beside those that are chosen: with and without subgroups,
-    /// with split chunks.
-    fn variants() -> Vec<Variant> {
-        let any = usize::MAX;
-        let plain = Variant { max_rows: any, tm: 1, tn: 8, lanes: 8, groups: 1, subgroup: false };
-        vec![
-            plain,
-            Variant { subgroup: true, ..plain },
-            Variant { tm: 8, subgroup: true, ..plain },
-            Variant { tm: 4, tn: 2, subgroup: true, ..plain },
-            Variant { tm: 8, tn: 1, lanes: 64, ..plain },
-            Variant { tn: 1, lanes: 32, groups: 8, ..plain },
-            Variant { tm: 4, tn: 1, lanes: 32, groups: 8, ..plain },
-            Variant { tm: 2, tn: 2, lanes: 16, groups: 3, subgroup: true, ..plain },
-        ]
-    }
-
-    #[test]
-    fn params_are_the_shader_s() {
-        for (format, images) in testing::formats_and_layouts() {
-            for variant in variants() {
-                let source = variant.source(format, images);
-                testing::assert_kernel(&source);
-                testing::assert_params(
-                    &source,
-                    &[
-                        ("num_rows", offset_of!(Params, num_rows)),
-                        ("num_columns", offset_of!(Params, num_columns)),
-                        ("first_column", offset_of!(Params, first_column)),
-                        ("num_computed", offset_of!(Params, num_computed)),
-                        ("row_vec4s", offset_of!(Params, row_vec4s)),
-                        ("num_blocks", offset_of!(Params, num_blocks)),
-                        ("has_bias", offset_of!(Params, has_bias)),
-                        ("adds", offset_of!(Params, adds)),
-                    ],
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn reference_by_hand() {
-        assert_eq!(reference(2, &[1.0, 2.0, 0.0, 1.0], &[3.0, 4.0], Some(&[0.5])), [11.5, 4.5]);
-    }
-
-    struct Case {
-        weights: WeightMatrix,
-        decoded: Vec<f32>,
-        bias: Vec<f32>,
-        x: Vec<f32>,
-        num_rows: usize,
-    }
-
-    impl Case {
-        fn new(
-            gpu: &Gpu,
-            format: Format,
-            (num_rows, rows, cols): (usize, usize, usize),
-            seed: u64,
-        ) -> Self {
-            let mut random = Random::new(seed);
-            let bytes = format.encode(cols, &random.normal(rows * cols));
-            Self {
-                weights: WeightMatrix::from_bytes(gpu, (rows, cols), format, &bytes).unwrap(),
-                decoded: format.decode(cols, &bytes),
-                bias: random.normal(rows),
-                x: random.normal(num_rows * cols),
-                num_rows,
-            }
-        }
-
-        fn run(&self, gpu: &Gpu, matmul: &Matmul, x: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
-            let num_rows = x.len() / self.weights.cols;
-            let x = gpu.upload_vec4s(x).unwrap();
-            let bias = gpu.upload(&self.bias).unwrap();
-            let zero = vec![0.0; num_rows * self.weights.rows];
-            let out = gpu.upload(residual.unwrap_or(&zero)).unwrap();
-            let output = if residual.is_some() { Output::Add } else { Output::Store };
-            let bound = matmul.bind(gpu, &x, &self.weights, Some(&bias), (&out, output)).unwrap();
-            let mut pass = Pass::new();
-            bound.record(&mut pass, num_rows);
-            gpu.run(&pass).unwrap();
-            gpu.read_f32(&out).unwrap()
-        }
-    }
-
-    #[test]
-    fn agrees_with_the_reference() {
-        for gpu in testing::both_layouts() {
-            let matmul = Matmul::new(&gpu);
-            for format in Format::ALL {
-                for shape in [(1, 1, 4), (3, 65, 36), (9, 64, 256), (2, 100, 260), (17, 130, 1000)]
-                {
-                    let case = Case::new(&gpu, format, shape, 11);
-                    let expected =
-                        reference(case.weights.cols, &case.x, &case.decoded, Some(&case.bias));
-                    // A device may round the product of a multiply-add; sums of up to 1000 products
-                    // of size 1.
-                    let out = case.run(&gpu, &matmul, &case.x, None);
-                    assert_close(&out, &expected, 1e-4);
-                    let residual = Random::new(12).normal(out.len());
-                    let sums: Vec<f32> =
-                        out.iter().zip(&residual).map(|(out, residual)| out + residual).collect();
-                    assert_bits_eq(&case.run(&gpu, &matmul, &case.x, Some(&residual)), &sums);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn all_variants_give_the_same_bits() {
-        for gpu in testing::both_layouts() {
-            for format in Format::ALL {
-                let case = Case::new(&gpu, format, (9, 130, 900), 13);
-                let expected = case.run(&gpu, &Matmul::new(&gpu), &case.x, None);
-                for variant in variants() {
-                    if variant.subgroup && gpu.caps().min_subgroup_size < 8 {
-                        continue;
-                    }
-                    assert_bits_eq(
-                        &case.run(&gpu, &Matmul::with_variants(vec![variant]), &case.x, None),
-                        &expected,
-                    );
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_row_is_the_same_in_any_batch() {
-        let Some(gpu) = testing::gpu() else { return };
-        let matmul = Matmul::new(&gpu);
-        let mut random = Random::new(14);
-        for format in Format::ALL {
-            let case = Case::new(&gpu, format, (64, 70, 580), 15);
-            let cols = case.weights.cols;
-            let alone: Vec<Vec<f32>> =
-                case.x.chunks(cols).map(|row| case.run(&gpu, &matmul, row, None)).collect();
-            for num_rows in [2, 3, 4, 5, 8, 9, 64] {
-                let order = &random.permutation(case.num_rows)[..num_rows];
-                let x: Vec<f32> =
-                    order.iter().flat_map(|&row| case.x[row * cols..][..cols].to_vec()).collect();
-                let expected: Vec<f32> = order.iter().flat_map(|&row| alone[row].clone()).collect();
-                assert_bits_eq(&case.run(&gpu, &matmul, &x, None), &expected);
-            }
-        }
-    }
-
-    #[test]
-    fn a_neighbour_s_infinity_stays_its_own() {
-        let Some(gpu) = testing::gpu() else { return };
-        // 36 columns: the kernel steps over the end of a row.
-        let case = Case::new(&gpu, Format::F16, (3, 70, 36), 16);
-        let mut x = case.x.clone();
-        let matmul = Matmul::new(&gpu);
-        let before = case.run(&gpu, &matmul, &x, None);
-        x[36..72].fill(f32::INFINITY);
-        let after = case.run(&gpu, &matmul, &x, None);
-        assert_bits_eq(&after[..70], &before[..70]);
-        assert_bits_eq(&after[140..], &before[140..]);
-    }
-
-    #[test]
-    fn split_weights_give_the_same_bits() {
-        let (Some(whole), Some(split)) = (testing::gpu(), testing::small_gpu(1 << 17)) else {
-            return;
-        };
-        for format in Format::ALL {
-            let shape = (5, 600, 512);
-            let case = Case::new(&whole, format, shape, 17);
-            let pieces = Case::new(&split, format, shape, 17);
-            assert!(pieces.weights.shards.len() > 1);
-            let expected = case.run(&whole, &Matmul::new(&whole), &case.x, None);
-            assert_bits_eq(&pieces.run(&split, &Matmul::new(&split), &pieces.x, None), &expected);
-        }
-    }
+/// What [`Output::Swiglu`] makes of a product whose columns are all of gate, then all of up.
+///
+/// * `gate_up`: [num_tokens, 2 * width]
+pub fn swiglu_reference(width: usize, gate_up: &[f32]) -> Vec<f32> {
+    gate_up
+        .chunks_exact(2 * width)
+        .flat_map(|row| {
+            let (gate, up) = row.split_at(width);
+            gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
+        })
+        .collect()
 }
+
+#[cfg(test)]
+#[path = "matmul_tests.rs"]
+mod tests;

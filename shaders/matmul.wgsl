@@ -1,5 +1,12 @@
-// out[t, n] (+)= sum over k of x[t, k] * weights[n, k]  (+ bias[n])          one workgroup per TM
-// rows t, LANES * TN columns n
+// y[t, n] = sum over k of x[t, k] * weights[n, k], and what becomes of y    one workgroup per TM rows
+// t, LANES * TN columns n
+//
+// With NORM, x is normalised first: x[t, k] / rms(x[t, :]) * norm[k].
+//
+// STORE:    out[t, n] = y[t, n]
+// RESIDUAL: out[t, n] = residual[t, n] + y[t, n]
+// SWIGLU:   out[t, i] = silu(gate) * up; the columns are four of gate, the same four of up, ...
+// QKV:      of y + bias, queries and keys are rotated; keys and values go to the cache, queries to out
 //
 // The order of additions is one for all variants, and a function of K alone: K is cut into chunks
 // of CHUNK values; in a chunk one chain of fma in ascending k, from zero; the sums of the chunks
@@ -8,40 +15,100 @@
 
 struct Params {
     num_rows: u32,      // of x
-    num_columns: u32,   // of out
-    first_column: u32,  // of out that these weights compute
+    num_columns: u32,   // of y
+    first_column: u32,  // of y that these weights compute
     num_computed: u32,  // columns that these weights compute, without padding
     row_vec4s: u32,     // K / 4
     num_blocks: u32,    // blocks of a row of weights, padding included
-    has_bias: u32,
-    adds: u32,          // whether the result is added to what is in out
+    eps: f32,           // NORM
+    tables_at: u32,     // QKV: in inputs
+    num_heads: u32,     // QKV
+    num_kv_heads: u32,  // QKV
+    head_vec4s: u32,    // QKV: head_dim / 4
+    rotary_vec4s: u32,  // QKV: rotary dimensions / 4
+    has_bias: u32,      // QKV
 }
 
 var<immediate> params: Params;
 //! if IMAGES
-@group(0) @binding(0) var x: texture_2d<f32>;                              // [num_rows, K / 4]
+@group(0) @binding(0) var x: texture_storage_2d<rgba32float, read>;                              // [num_rows, K / 4]
 // [tiles of TILE columns, num_blocks, TILE]
-@group(0) @binding(1) var weights: texture_2d<u32>;
+@group(0) @binding(1) var weights: texture_storage_2d<rgba32uint, read>;
 //! else
 @group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>;        // [num_rows, K / 4]
 // [tiles of TILE columns, num_blocks, TILE]
 @group(0) @binding(1) var<storage, read>       weights: array<vec4<u32>>;
 //! end
-@group(0) @binding(2) var<storage, read>       bias: array<f32>;           // [num_columns]
-// [num_rows, num_columns]
-@group(0) @binding(3) var<storage, read_write> out: array<f32>;
-
 //! if GROUPED
 // [tiles of TILE columns, num_quads, TILE], a word for each of four groups: scale, offset
 //! if IMAGES
-@group(0) @binding(4) var scales: texture_2d<u32>;
+@group(0) @binding({AT_SCALES}) var scales: texture_storage_2d<rgba32uint, read>;
 //! else
-@group(0) @binding(4) var<storage, read>       scales: array<vec4<u32>>;
+@group(0) @binding({AT_SCALES}) var<storage, read>       scales: array<vec4<u32>>;
+//! end
+//! end
+//! if NORM
+//! if IMAGES
+@group(0) @binding({AT_NORM}) var norm: texture_storage_2d<rgba32float, read>;                         // [K / 4]
+//! else
+@group(0) @binding({AT_NORM}) var<storage, read>       norm: array<vec4<f32>>;   // [K / 4]
+//! end
+//! end
+//! if STORE
+// [num_rows, num_columns]
+@group(0) @binding({AT_OUT}) var<storage, read_write> out: array<f32>;
+//! else
+//! if IMAGES
+// [num_rows, num_columns / 4], SWIGLU: / 8, QKV: the queries of it
+@group(0) @binding({AT_OUT}) var out: texture_storage_2d<rgba32float, write>;
+//! else
+// [num_rows, num_columns / 4], SWIGLU: / 8, QKV: the queries of it
+@group(0) @binding({AT_OUT}) var<storage, read_write> out: array<vec4<f32>>;
+//! end
+//! end
+//! if RESIDUAL
+//! if IMAGES
+// [num_rows, num_columns / 4]
+@group(0) @binding({AT_RESIDUAL}) var residual: texture_storage_2d<rgba32float, read>;
+//! else
+// [num_rows, num_columns / 4]
+@group(0) @binding({AT_RESIDUAL}) var<storage, read>       residual: array<vec4<f32>>;
+//! end
+//! end
+//! if QKV
+// ..., positions, table_starts, ..., tables
+@group(0) @binding({AT_INPUTS}) var<storage, read>       inputs: array<u32>;
+//! if IMAGES
+@group(0) @binding({AT_BIAS}) var bias: texture_storage_2d<rgba32float, read>;                   // [num_columns / 4]
+// [max_positions, rotary dimensions / 4], cosine and sine of two pairs
+@group(0) @binding({AT_COS_SIN}) var cos_sin: texture_storage_2d<rgba32float, read>;
+// [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
+@group(0) @binding({AT_KEYS}) var keys: texture_storage_2d<rgba32float, write>;
+// [num_blocks, num_kv_heads, BLOCK, head_dim / 4]
+@group(0) @binding({AT_VALUES}) var values: texture_storage_2d<rgba32float, write>;
+//! else
+@group(0) @binding({AT_BIAS}) var<storage, read>       bias: array<vec4<f32>>;
+// [max_positions, rotary dimensions / 4], cosine and sine of two pairs
+@group(0) @binding({AT_COS_SIN}) var<storage, read>       cos_sin: array<vec4<f32>>;
+// [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
+@group(0) @binding({AT_KEYS}) var<storage, read_write> keys: array<vec4<f32>>;
+// [num_blocks, num_kv_heads, BLOCK, head_dim / 4]
+@group(0) @binding({AT_VALUES}) var<storage, read_write> values: array<vec4<f32>>;
 //! end
 //! end
 
 //! if SPLIT
 var<workgroup> sh_sums: array<f32, {SPLIT_SUMS}>;  // [SPLIT, TM, TN, LANES]
+//! end
+//! if NORM
+//! if SUBGROUP
+//! else
+var<workgroup> sh_squares: array<f32, {SQUARES}>;  // [TM, NORM_LANES]
+//! end
+//! end
+//! if WIDE
+//! else
+var<workgroup> sh_out: array<f32, {SHARED_OUT}>;   // [TM, STRIP]
 //! end
 
 @compute @workgroup_size({WORKGROUP})
@@ -52,27 +119,75 @@ fn main(
     @builtin(subgroup_invocation_id) subgroup_lane: u32,
 //! end
 ) {
+    // Read once: a software driver would read each of them lane by lane wherever it is named.
+    let p = params;
     let lane = local % {LANES}u;
     let group = local / {LANES}u;
     let tile = workgroup.x / {STRIPS}u;
-    let column = (workgroup.x % {STRIPS}u) * ({LANES}u * {TN}u) + lane;
-    let tile_start = tile * params.num_blocks * {TILE}u + column;
+    let strip = (workgroup.x % {STRIPS}u) * {STRIP}u;
+    let column = strip + lane * {LANE_STRIDE}u;
+    let tile_start = tile * p.num_blocks * {TILE}u + column;
     let first_row = workgroup.y * {TM}u;
 //! if GROUPED
-    let num_quads = (params.num_blocks + {QUAD_BLOCKS}u - 1u) / {QUAD_BLOCKS}u;
+    let num_quads = (p.num_blocks + {QUAD_BLOCKS}u - 1u) / {QUAD_BLOCKS}u;
     let scales_start = tile * num_quads * {TILE}u + column;
 //! end
 //! for m in 0..TM
     // Rows past the last one are computed like it and not stored.
-    let row_{m} = min(first_row + {m}u, params.num_rows - 1u) * params.row_vec4s;
+    let row_{m} = min(first_row + {m}u, p.num_rows - 1u) * p.row_vec4s;
 //! for j in 0..TN
     var total_{m}_{j} = 0.0;
 //! end
 //! end
 
-    for (var chunk = 0u; chunk < params.num_blocks; chunk += {CHUNK_BLOCKS}u * {GROUPS}u) {
+//! if NORM
+    // NORM_LANES lanes take every NORM_LANES-th vec4 of a row; their sums are added in order, eight
+    // at a time.
+//! for m in 0..TM
+    var squares_{m} = 0.0;
+//! end
+//! if SUBGROUP
+    for (var i = subgroup_lane & 7u; i < p.row_vec4s; i += {NORM_LANES}u) {
+//! else
+    for (var i = local; i < select(0u, p.row_vec4s, local < {NORM_LANES}u); i += {NORM_LANES}u) {
+//! end
+//! for m in 0..TM
+        let s_{m} = x_in(row_{m} + i);
+        squares_{m} = fma(s_{m}.x, s_{m}.x, squares_{m});
+        squares_{m} = fma(s_{m}.y, s_{m}.y, squares_{m});
+        squares_{m} = fma(s_{m}.z, s_{m}.z, squares_{m});
+        squares_{m} = fma(s_{m}.w, s_{m}.w, squares_{m});
+//! end
+    }
+//! if SUBGROUP
+//! else
+    if (local < {NORM_LANES}u) {
+//! for m in 0..TM
+        sh_squares[{m}u * {NORM_LANES}u + local] = squares_{m};
+//! end
+    }
+    workgroupBarrier();
+//! end
+//! for m in 0..TM
+    var mean_{m} = 0.0;
+//! for e in 0..NORM_EIGHTHS
+    var eight_{m}_{e} = 0.0;
+//! for i in 0..8
+//! if SUBGROUP
+    eight_{m}_{e} += subgroupBroadcast(squares_{m}, {i}u);
+//! else
+    eight_{m}_{e} += sh_squares[{m}u * {NORM_LANES}u + {e}u * 8u + {i}u];
+//! end
+//! end
+    mean_{m} += eight_{m}_{e};
+//! end
+    let scale_{m} = inverseSqrt(mean_{m} / f32(4u * p.row_vec4s) + p.eps);
+//! end
+//! end
+
+    for (var chunk = 0u; chunk < p.num_blocks; chunk += {CHUNK_BLOCKS}u * {GROUPS}u) {
         let start = chunk + group * {CHUNK_BLOCKS}u;
-        let end = min(start + {CHUNK_BLOCKS}u, params.num_blocks);
+        let end = min(start + {CHUNK_BLOCKS}u, p.num_blocks);
 //! if GROUPED
 //! for m in 0..TM
 //! for j in 0..TN
@@ -82,7 +197,7 @@ fn main(
         for (var quad = start; quad < end; quad += {QUAD_BLOCKS}u) {
 //! for j in 0..TN
         var scales_{j} =
-            scales_at(scales_start + (quad / {QUAD_BLOCKS}u) * {TILE}u + {j}u * {LANES}u);
+            scales_at(scales_start + (quad / {QUAD_BLOCKS}u) * {TILE}u + {j}u * {J_STRIDE}u);
 //! end
         let quad_end = min(quad + {QUAD_BLOCKS}u, end);
         for (var block = quad; block < quad_end; block += {STEP_BLOCKS}u) {
@@ -90,7 +205,7 @@ fn main(
 //! for j in 0..TN
             var acc_{m}_{j} = 0.0;
 //! end
-//! if OFFSET
+//! if GROUPED
             var x_sum_{m} = 0.0;
 //! end
 //! end
@@ -103,47 +218,76 @@ fn main(
         for (var block = start; block < end; block += {STEP_BLOCKS}u) {
 //! end
 //! if SUBGROUP
-//! for m in 0..TM
             // Eight lanes load one vec4 each: the 32 values of this step.
-            let x_{m} = x_at(row_{m}, block * {PARTS}u + (subgroup_lane & 7u));
+            let at = block * {PARTS}u + (subgroup_lane & 7u);
+//! if NORM
+            let norm_at = norm_in(min(at, p.row_vec4s - 1u));
+//! end
+//! for m in 0..TM
+//! if NORM
+            var x_{m} = x_at(p, row_{m}, at) * scale_{m} * norm_at;
+//! else
+            var x_{m} = x_at(p, row_{m}, at);
+//! end
+//! if GROUPED
+            let x_part_{m} = (x_{m}.x + x_{m}.y) + (x_{m}.z + x_{m}.w);
+//! for i in 0..8
+            x_sum_{m} += subgroupBroadcast(x_part_{m}, {i}u);
+//! end
+//! end
+//! if SCALED
+            x_{m} *= x_scale(subgroup_lane & 7u);
+//! end
 //! end
 //! end
 //! for b in 0..STEP_BLOCKS
 //! for j in 0..TN
-            let w_{b}_{j} = weights_at(tile_start + (block + {b}u) * {TILE}u + {j}u * {LANES}u);
+            let w_{b}_{j} = weights_at(tile_start + (block + {b}u) * {TILE}u + {j}u * {J_STRIDE}u);
 //! end
-//! for p in 0..PARTS
+//! for q in 0..PARTS
+//! if SUBGROUP
+//! else
+            let at_{b}_{q} = (block + {b}u) * {PARTS}u + {q}u;
+//! if NORM
+            let norm_{b}_{q} = norm_in(min(at_{b}_{q}, p.row_vec4s - 1u));
+//! end
+//! end
 //! for m in 0..TM
 //! if SUBGROUP
-            let x_{m}_{b}_{p} = subgroupBroadcast(x_{m}, {b}u * {PARTS}u + {p}u);
+            let x_{m}_{b}_{q} = subgroupBroadcast(x_{m}, {b}u * {PARTS}u + {q}u);
 //! else
-            let x_{m}_{b}_{p} = x_at(row_{m}, (block + {b}u) * {PARTS}u + {p}u);
+//! if NORM
+            let x_{m}_{b}_{q} = x_at(p, row_{m}, at_{b}_{q}) * scale_{m} * norm_{b}_{q};
+//! else
+            let x_{m}_{b}_{q} = x_at(p, row_{m}, at_{b}_{q});
 //! end
-//! if OFFSET
-            x_sum_{m} += (x_{m}_{b}_{p}.x + x_{m}_{b}_{p}.y) + (x_{m}_{b}_{p}.z + x_{m}_{b}_{p}.w);
+//! end
+//! if SUBGROUP
+//! else
+//! if GROUPED
+            x_sum_{m} += (x_{m}_{b}_{q}.x + x_{m}_{b}_{q}.y) + (x_{m}_{b}_{q}.z + x_{m}_{b}_{q}.w);
+//! end
 //! end
 //! end
 //! for j in 0..TN
-            let w_{b}_{j}_{p} = decode_{p}(w_{b}_{j});
+            let w_{b}_{j}_{q} = decode_{q}(w_{b}_{j});
 //! for m in 0..TM
-            acc_{m}_{j} = fma(w_{b}_{j}_{p}.x, x_{m}_{b}_{p}.x, acc_{m}_{j});
-            acc_{m}_{j} = fma(w_{b}_{j}_{p}.y, x_{m}_{b}_{p}.y, acc_{m}_{j});
-            acc_{m}_{j} = fma(w_{b}_{j}_{p}.z, x_{m}_{b}_{p}.z, acc_{m}_{j});
-            acc_{m}_{j} = fma(w_{b}_{j}_{p}.w, x_{m}_{b}_{p}.w, acc_{m}_{j});
+            acc_{m}_{j} = fma(w_{b}_{j}_{q}.x, x_{m}_{b}_{q}.x, acc_{m}_{j});
+            acc_{m}_{j} = fma(w_{b}_{j}_{q}.y, x_{m}_{b}_{q}.y, acc_{m}_{j});
+            acc_{m}_{j} = fma(w_{b}_{j}_{q}.z, x_{m}_{b}_{q}.z, acc_{m}_{j});
+            acc_{m}_{j} = fma(w_{b}_{j}_{q}.w, x_{m}_{b}_{q}.w, acc_{m}_{j});
 //! end
 //! end
 //! end
 //! end
 //! if GROUPED
 //! for j in 0..TN
-            let scale_{j} = unpack2x16float(scales_{j}.x);
+            let factor_{j} = scale_of(scales_{j}.x);
             // The next group's is the first again.
             scales_{j} = scales_{j}.yzwx;
 //! for m in 0..TM
-            sum_{m}_{j} = fma(scale_{j}.x, acc_{m}_{j}, sum_{m}_{j});
-//! if OFFSET
-            sum_{m}_{j} = fma(scale_{j}.y, x_sum_{m}, sum_{m}_{j});
-//! end
+            sum_{m}_{j} = fma(factor_{j}.x, acc_{m}_{j}, sum_{m}_{j});
+            sum_{m}_{j} = fma(factor_{j}.y, x_sum_{m}, sum_{m}_{j});
 //! end
 //! end
         }
@@ -167,7 +311,7 @@ fn main(
 //! end
         workgroupBarrier();
         let num_groups = min({GROUPS}u,
-            (params.num_blocks - chunk + {CHUNK_BLOCKS}u - 1u) / {CHUNK_BLOCKS}u);
+            (p.num_blocks - chunk + {CHUNK_BLOCKS}u - 1u) / {CHUNK_BLOCKS}u);
         for (var other = 0u; other < num_groups; other++) {
 //! for m in 0..TM
 //! for j in 0..TN
@@ -184,33 +328,194 @@ fn main(
 //! end
     }
 
-    if (group != 0u) {
-        return;
-    }
+//! if WIDE
+    // A lane has whole vec4s of columns.
+    if (group == 0u) {
 //! for m in 0..TM
-    if (first_row + {m}u < params.num_rows) {
-//! for j in 0..TN
-        store(first_row + {m}u, tile * {TILE}u + column + {j}u * {LANES}u, total_{m}_{j});
+        if (first_row + {m}u < p.num_rows) {
+            let place_{m} = place_of(p, first_row + {m}u);
+//! for j in 0..TN by UNIT
+            finish(p, first_row + {m}u, tile * {TILE}u + column + {j}u, place_{m},
+                vec4<f32>(total_{m}_{j}, total_{m}_{j+1}, total_{m}_{j+2}, total_{m}_{j+3}),
+//! if SWIGLU
+                vec4<f32>(total_{m}_{j+4}, total_{m}_{j+5}, total_{m}_{j+6}, total_{m}_{j+7}),
 //! end
+            );
+//! end
+        }
+//! end
+    }
+//! else
+    if (group == 0u) {
+//! for m in 0..TM
+//! for j in 0..TN
+        sh_out[{m}u * {STRIP}u + lane + {j}u * {LANES}u] = total_{m}_{j};
+//! end
+//! end
+    }
+    workgroupBarrier();
+    for (var unit = local; unit < {TM}u * {STRIP}u / {UNIT}u; unit += {WORKGROUP}u) {
+        let row = first_row + unit / ({STRIP}u / {UNIT}u);
+        let first = unit * {UNIT}u;
+        if (row < p.num_rows) {
+            finish(p, row, tile * {TILE}u + strip + first % {STRIP}u, place_of(p, row),
+                vec4<f32>(sh_out[first], sh_out[first + 1u], sh_out[first + 2u], sh_out[first + 3u]),
+//! if SWIGLU
+                vec4<f32>(sh_out[first + 4u], sh_out[first + 5u], sh_out[first + 6u],
+                    sh_out[first + 7u]),
+//! end
+            );
+        }
     }
 //! end
 }
+
+//! if QKV
+// Position of a row and its block in the cache.
+fn place_of(p: Params, row: u32) -> vec2<u32> {
+    let position = inputs[p.num_rows + row];
+    let table = p.tables_at + inputs[2u * p.num_rows + row];
+    return vec2<u32>(position, inputs[table + position / {BLOCK}u]);
+}
+
+fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>) {
+    if (computed >= p.num_computed) {
+        return;
+    }
+    let at = (p.first_column + computed) / 4u;
+    var value = total;
+    if (p.has_bias != 0u) {
+        value += bias_in(at);
+    }
+    let head = at / p.head_vec4s;
+    let d = at % p.head_vec4s;
+    if (head < p.num_heads + p.num_kv_heads && d < p.rotary_vec4s) {
+        let a = cos_sin_in(place.x * p.rotary_vec4s + d);
+        value = vec4<f32>(
+            fma(value.x, a.x, -(value.y * a.y)),
+            fma(value.x, a.y, value.y * a.x),
+            fma(value.z, a.z, -(value.w * a.w)),
+            fma(value.z, a.w, value.w * a.z));
+    }
+    if (head < p.num_heads) {
+        write_out((row * p.num_heads + head) * p.head_vec4s + d, value);
+        return;
+    }
+    let slot = place.x % {BLOCK}u;
+    if (head < p.num_heads + p.num_kv_heads) {
+        let kv_head = place.y * p.num_kv_heads + head - p.num_heads;
+        let index = (kv_head * p.head_vec4s + d) * {BLOCK}u + slot;
+//! if IMAGES
+        textureStore(keys, texel(index), value);
+//! else
+        keys[index] = value;
+//! end
+    } else {
+        let kv_head = place.y * p.num_kv_heads + head - p.num_heads - p.num_kv_heads;
+        let index = (kv_head * {BLOCK}u + slot) * p.head_vec4s + d;
+//! if IMAGES
+        textureStore(values, texel(index), value);
+//! else
+        values[index] = value;
+//! end
+    }
+}
+
+fn bias_in(index: u32) -> vec4<f32> {
+//! if IMAGES
+    return textureLoad(bias, texel(index));
+//! else
+    return bias[index];
+//! end
+}
+
+fn cos_sin_in(index: u32) -> vec4<f32> {
+//! if IMAGES
+    return textureLoad(cos_sin, texel(index));
+//! else
+    return cos_sin[index];
+//! end
+}
+//! else
+fn place_of(p: Params, row: u32) -> vec2<u32> {
+    return vec2<u32>(0u);
+}
+//! end
+
+//! if STORE
+fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>) {
+    let index = row * p.num_columns + p.first_column + computed;
+//! for i in 0..4
+    if (computed + {i}u < p.num_computed) {
+        out[index + {i}u] = total[{i}u];
+    }
+//! end
+}
+//! end
+
+//! if RESIDUAL
+fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>) {
+    if (computed < p.num_computed) {
+        let index = (row * p.num_columns + p.first_column + computed) / 4u;
+//! if IMAGES
+        write_out(index, textureLoad(residual, texel(index)) + total);
+//! else
+        write_out(index, residual[index] + total);
+//! end
+    }
+}
+//! end
+
+//! if SWIGLU
+fn finish(
+    p: Params, row: u32, computed: u32, place: vec2<u32>, gate: vec4<f32>, up: vec4<f32>,
+) {
+    if (computed < p.num_computed) {
+        let index = (row * p.num_columns + p.first_column + computed) / 8u;
+        write_out(index, gate / (1.0 + exp(-gate)) * up);
+    }
+}
+//! end
+
+//! if STORE
+//! else
+fn write_out(index: u32, value: vec4<f32>) {
+//! if IMAGES
+    textureStore(out, texel(index), value);
+//! else
+    out[index] = value;
+//! end
+}
+//! end
 
 // A vec4 of x; zero where the weights are padded, since whatever follows a row in memory may be
 // infinite.
-fn x_at(row: u32, index: u32) -> vec4<f32> {
-    let i = row + min(index, params.row_vec4s - 1u);
-//! if IMAGES
-    let value = textureLoad(x, texel(i), 0);
-//! else
-    let value = x[i];
-//! end
-    return select(vec4<f32>(0.0), value, index < params.row_vec4s);
+fn x_at(p: Params, row: u32, index: u32) -> vec4<f32> {
+    let value = x_in(row + min(index, p.row_vec4s - 1u));
+    return select(vec4<f32>(0.0), value, index < p.row_vec4s);
 }
+
+fn x_in(index: u32) -> vec4<f32> {
+//! if IMAGES
+    return textureLoad(x, texel(index));
+//! else
+    return x[index];
+//! end
+}
+
+//! if NORM
+fn norm_in(index: u32) -> vec4<f32> {
+//! if IMAGES
+    return textureLoad(norm, texel(index));
+//! else
+    return norm[index];
+//! end
+}
+//! end
 
 fn weights_at(index: u32) -> vec4<u32> {
 //! if IMAGES
-    return textureLoad(weights, texel(index), 0);
+    return textureLoad(weights, texel(index));
 //! else
     return weights[index];
 //! end
@@ -219,25 +524,9 @@ fn weights_at(index: u32) -> vec4<u32> {
 //! if GROUPED
 fn scales_at(index: u32) -> vec4<u32> {
 //! if IMAGES
-    return textureLoad(scales, texel(index), 0);
+    return textureLoad(scales, texel(index));
 //! else
     return scales[index];
 //! end
 }
 //! end
-
-fn store(row: u32, computed: u32, total: f32) {
-    if (computed >= params.num_computed) {
-        return;
-    }
-    let column = params.first_column + computed;
-    let index = row * params.num_columns + column;
-    var value = total;
-    if (params.has_bias != 0u) {
-        value += bias[column];
-    }
-    if (params.adds != 0u) {
-        value += out[index];
-    }
-    out[index] = value;
-}

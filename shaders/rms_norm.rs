@@ -1,4 +1,5 @@
-//! RMS normalisation of each token, plain or added to a residual stream.
+//! RMS normalisation of a sublayer's output, on its way into the residual stream (sandwich norms).
+//! Norms before a product are part of the product ([`crate::matmul::Norm`]).
 
 use bytemuck::{Pod, Zeroable};
 
@@ -16,11 +17,8 @@ struct Params {
     eps: f32,
 }
 
-/// The compiled kernels.
-pub struct RmsNorm {
-    store: Kernel,
-    add: Kernel,
-}
+/// The compiled kernel.
+pub struct RmsNorm(Kernel);
 
 /// The kernel bound to a layer's tensors.
 pub struct BoundRmsNorm {
@@ -30,57 +28,36 @@ pub struct BoundRmsNorm {
 }
 
 impl RmsNorm {
-    /// Compiles both variants.
+    /// Compiles the kernel.
     pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        let [store, add] = sources(gpu.caps().images);
-        Ok(Self { store: Kernel::new(gpu, &store)?, add: Kernel::new(gpu, &add)? })
+        Kernel::new(gpu, &source(gpu.caps().images)).map(Self)
     }
 
-    /// `out[t, :] = norm(x[t, :]) * weight`
+    /// `out[t, :] = residual[t, :] + norm(x[t, :]) * weight`
     ///
     /// * `x`: [num_tokens, hidden_size]
     /// * `weight`: `[hidden_size]`, vec4s
-    /// * `out`: [num_tokens, hidden_size], vec4s
+    /// * `residual`, `out`: [num_tokens, hidden_size], vec4s
     pub fn bind(
         &self,
         gpu: &Gpu,
         eps: f32,
         x: &Tensor,
         weight: &Tensor,
-        out: &Tensor,
+        (residual, out): (&Tensor, &Tensor),
     ) -> Result<BoundRmsNorm, GpuError> {
-        BoundRmsNorm::new(gpu, &self.store, eps, [x, weight, out])
-    }
-
-    /// `residual[t, :] += norm(x[t, :]) * weight`, the norm after a sublayer. The residual stream
-    /// is no tensor of vec4s.
-    ///
-    /// * `x`, `residual`: [num_tokens, hidden_size]
-    /// * `weight`: `[hidden_size]`, vec4s
-    pub fn bind_residual(
-        &self,
-        gpu: &Gpu,
-        eps: f32,
-        x: &Tensor,
-        weight: &Tensor,
-        residual: &Tensor,
-    ) -> Result<BoundRmsNorm, GpuError> {
-        BoundRmsNorm::new(gpu, &self.add, eps, [x, weight, residual])
+        let hidden_size = weight.len();
+        assert!(hidden_size.is_multiple_of(4), "the kernel takes four values at a time");
+        let max_tokens = x.len().min(out.len()).min(residual.len()) / hidden_size;
+        Ok(BoundRmsNorm {
+            bound: self.0.bind(gpu, &[x, weight, residual, out])?,
+            params: Params { num_vec4s: (hidden_size / 4) as u32, eps },
+            max_tokens,
+        })
     }
 }
 
 impl BoundRmsNorm {
-    fn new(gpu: &Gpu, kernel: &Kernel, eps: f32, tensors: [&Tensor; 3]) -> Result<Self, GpuError> {
-        let [x, weight, out] = tensors;
-        let hidden_size = weight.len();
-        assert!(hidden_size.is_multiple_of(4), "the kernel reads four values at a time");
-        Ok(Self {
-            bound: kernel.bind(gpu, &tensors)?,
-            params: Params { num_vec4s: (hidden_size / 4) as u32, eps },
-            max_tokens: x.len().min(out.len()) / hidden_size,
-        })
-    }
-
     /// Normalises the first `num_tokens` rows.
     pub fn record(&self, pass: &mut Pass, num_tokens: usize) {
         assert!(num_tokens <= self.max_tokens, "a batch fits the tensors of its stage");
@@ -88,7 +65,7 @@ impl BoundRmsNorm {
     }
 }
 
-/// What the kernel computes without a residual, one token after another.
+/// RMS normalisation, one token after another.
 ///
 /// * `x`: [num_tokens, hidden_size]
 /// * `weight`: `[hidden_size]`
@@ -106,20 +83,12 @@ pub fn reference(eps: f32, x: &[f32], weight: &[f32]) -> Vec<f32> {
 /// number for all devices and batches.
 const LEVEL: u32 = 8;
 
-pub(crate) fn sources(images: bool) -> [KernelSource; 2] {
-    [("rms_norm", false), ("rms_norm residual", true)].map(|(name, residual)| {
-        // The residual stream is a buffer everywhere.
-        let out_image = images && !residual;
-        let constants = [
-            ("WORKGROUP", LEVEL * LEVEL),
-            ("LEVEL", LEVEL),
-            ("RESIDUAL", residual.into()),
-            ("OUT_IMAGE", out_image.into()),
-        ];
-        let wgsl = expand_vec4s(include_str!("rms_norm.wgsl"), images, &constants);
-        let bindings = [Access::Read, Access::read_vec4s(images), Access::write_vec4s(out_image)];
-        KernelSource::new::<Params>(name, wgsl, &bindings)
-    })
+pub(crate) fn source(images: bool) -> KernelSource {
+    let constants = [("WORKGROUP", LEVEL * LEVEL), ("LEVEL", LEVEL)];
+    let wgsl = expand_vec4s(include_str!("rms_norm.wgsl"), images, &constants);
+    let vec4s = Access::read_vec4s(images);
+    let bindings = [Access::Read, vec4s, vec4s, Access::write_vec4s(images)];
+    KernelSource::new::<Params>("rms_norm", wgsl, &bindings)
 }
 
 #[cfg(test)]
@@ -131,7 +100,7 @@ mod tests {
 
     #[test]
     fn params_are_the_shader_s() {
-        for source in [sources(false), sources(true)].concat() {
+        for source in [source(false), source(true)] {
             testing::assert_kernel(&source);
             testing::assert_params(
                 &source,
@@ -147,23 +116,16 @@ mod tests {
         assert_close(&out, &[0.848_528_1, 2.262_741_7], 1e-6);
     }
 
-    fn run(gpu: &Gpu, eps: f32, x: &[f32], weight: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
-        let kernels = RmsNorm::new(gpu).unwrap();
+    fn run(gpu: &Gpu, eps: f32, x: &[f32], weight: &[f32], residual: &[f32]) -> Vec<f32> {
+        let out = gpu.alloc_vec4s(x.len()).unwrap();
+        let tensors = (&gpu.upload_vec4s(residual).unwrap(), &out);
         let (x_tensor, weight_tensor) = (gpu.upload(x).unwrap(), gpu.upload_vec4s(weight).unwrap());
-        let (out, bound) = match residual {
-            None => {
-                let out = gpu.alloc_vec4s(x.len()).unwrap();
-                let bound = kernels.bind(gpu, eps, &x_tensor, &weight_tensor, &out);
-                (out, bound.unwrap())
-            }
-            Some(residual) => {
-                let out = gpu.upload(residual).unwrap();
-                let bound = kernels.bind_residual(gpu, eps, &x_tensor, &weight_tensor, &out);
-                (out, bound.unwrap())
-            }
-        };
+        let kernel = RmsNorm::new(gpu).unwrap();
         let mut pass = Pass::new();
-        bound.record(&mut pass, x.len() / weight.len());
+        kernel
+            .bind(gpu, eps, &x_tensor, &weight_tensor, tensors)
+            .unwrap()
+            .record(&mut pass, x.len() / weight.len());
         gpu.run(&pass).unwrap();
         gpu.read_f32(&out).unwrap()
     }
@@ -174,12 +136,11 @@ mod tests {
             let mut random = testing::Random::new(1);
             for hidden_size in [4, 60, 64, 68, 576, 1756] {
                 let (x, weight) = (random.normal(3 * hidden_size), random.normal(hidden_size));
-                let expected = reference(1e-5, &x, &weight);
-                // Up to 1756 squares are added in another order.
-                assert_close(&run(&gpu, 1e-5, &x, &weight, None), &expected, 1e-5);
                 let residual = random.normal(3 * hidden_size);
-                let sum: Vec<f32> = expected.iter().zip(&residual).map(|(a, b)| a + b).collect();
-                assert_close(&run(&gpu, 1e-5, &x, &weight, Some(&residual)), &sum, 1e-5);
+                let normed = reference(1e-5, &x, &weight);
+                let sum: Vec<f32> = normed.iter().zip(&residual).map(|(a, b)| a + b).collect();
+                // Up to 1756 squares are added in another order.
+                assert_close(&run(&gpu, 1e-5, &x, &weight, &residual), &sum, 1e-5);
             }
         }
     }
@@ -190,10 +151,12 @@ mod tests {
         let mut random = testing::Random::new(2);
         for num_tokens in [2, 7, 64] {
             let (x, weight) = (random.normal(num_tokens * 100), random.normal(100));
-            let together = run(&gpu, 1e-6, &x, &weight, None);
+            let residual = random.normal(num_tokens * 100);
+            let together = run(&gpu, 1e-6, &x, &weight, &residual);
             for token in 0..num_tokens {
                 let row = token * 100..(token + 1) * 100;
-                assert_bits_eq(&run(&gpu, 1e-6, &x[row.clone()], &weight, None), &together[row]);
+                let alone = run(&gpu, 1e-6, &x[row.clone()], &weight, &residual[row.clone()]);
+                assert_bits_eq(&alone, &together[row]);
             }
         }
     }

@@ -1,5 +1,4 @@
-// out[t, :] = x[t, :] / rms(x[t, :]) * weight          one workgroup per token t
-// With RESIDUAL: out[t, :] += that.
+// out[t, :] = residual[t, :] + x[t, :] / rms(x[t, :]) * weight          one workgroup per token t
 
 struct Params {
     num_vec4s: u32,  // hidden_size / 4
@@ -10,16 +9,20 @@ var<immediate> params: Params;
 // [num_tokens, hidden_size / 4]
 @group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>;
 //! if IMAGES
-@group(0) @binding(1) var weight: texture_2d<f32>;                        // [hidden_size / 4]
+@group(0) @binding(1) var weight: texture_storage_2d<rgba32float, read>;                        // [hidden_size / 4]
 //! else
 @group(0) @binding(1) var<storage, read>       weight: array<vec4<f32>>;  // [hidden_size / 4]
 //! end
-//! if OUT_IMAGE
+//! if IMAGES
 // [num_tokens, hidden_size / 4]
-@group(0) @binding(2) var out: texture_storage_2d<rgba32float, write>;
+@group(0) @binding(2) var residual: texture_storage_2d<rgba32float, read>;
+// [num_tokens, hidden_size / 4]
+@group(0) @binding(3) var out: texture_storage_2d<rgba32float, write>;
 //! else
 // [num_tokens, hidden_size / 4]
-@group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read>       residual: array<vec4<f32>>;
+// [num_tokens, hidden_size / 4]
+@group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
 //! end
 
 var<workgroup> sh_sums: array<f32, {WORKGROUP}>;
@@ -60,21 +63,18 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let scale = inverseSqrt(sh_total / f32(4u * params.num_vec4s) + params.eps);
     for (var i = lane; i < params.num_vec4s; i += {WORKGROUP}u) {
         let normed = x[row + i] * scale;
-//! if RESIDUAL
-        out[row + i] = fma(normed, weight_at(i), out[row + i]);
+//! if IMAGES
+        let at = texel(row + i);
+        textureStore(out, at, fma(normed, weight_at(i), textureLoad(residual, at)));
 //! else
-//! if OUT_IMAGE
-        textureStore(out, texel(row + i), normed * weight_at(i));
-//! else
-        out[row + i] = normed * weight_at(i);
-//! end
+        out[row + i] = fma(normed, weight_at(i), residual[row + i]);
 //! end
     }
 }
 
 fn weight_at(index: u32) -> vec4<f32> {
 //! if IMAGES
-    return textureLoad(weight, texel(index), 0);
+    return textureLoad(weight, texel(index));
 //! else
     return weight[index];
 //! end

@@ -15,12 +15,11 @@ use crate::gpu::{Caps, Gpu};
 use crate::inputs::{InputLimits, Inputs, StepInputs};
 use crate::kernel::{KernelSource, Pass};
 use crate::kv_cache::{HeadShape, KvCache};
-use crate::matmul::{BoundMatmul, Matmul, Output};
+use crate::matmul::{self, BoundMatmul, Form, Matmul, Norm, Operand, Output, Qkv};
 use crate::rms_norm::{BoundRmsNorm, RmsNorm};
-use crate::rope_kv::{BoundRopeKv, RopeKv, Rotary, RotaryPairs, inverse_frequencies};
-use crate::swiglu::{BoundSwiglu, Swiglu};
+use crate::rotary::{Rotary, inverse_frequencies};
 use crate::tensor::Tensor;
-use crate::weights::{Format, WeightMatrix};
+use crate::weights::{Format, RowOrder, WeightMatrix};
 
 /// The class of this device for layers with weights of type `format` and heads of `shape`. An error
 /// if a row depends on its batch here, which no device should do.
@@ -56,15 +55,16 @@ fn sources(caps: Caps, format: Format, shape: HeadShape) -> Vec<KernelSource> {
     let images = caps.images;
     let mut sources = vec![
         crate::embed::source(format, images),
-        crate::gather_rows::source(),
-        crate::rope_kv::source(images),
-        crate::swiglu::source(images),
+        crate::gather_rows::source(images),
+        crate::rms_norm::source(images),
         crate::attention::Variant::choose(caps, shape).source(shape, images),
     ];
-    sources.extend(crate::rms_norm::sources(images));
-    sources.extend(
-        crate::matmul::Variant::choose(caps).iter().map(|variant| variant.source(format, images)),
-    );
+    let products = matmul::Class::choose(caps);
+    for kind in matmul::Kind::ALL {
+        for norm in [false, true] {
+            sources.extend(products.sources(Form { format, norm, kind }, images));
+        }
+    }
     sources.push(crate::logprobs::source(crate::sampler::LANES));
     sources.extend(crate::penalize::sources());
     sources.extend(crate::sample::sources(crate::sampler::LANES));
@@ -89,18 +89,13 @@ const EPS: f32 = 1e-5;
 struct Layer {
     inputs: Inputs,
     embed: BoundEmbed,
-    attention_norm: BoundRmsNorm,
     qkv: BoundMatmul,
-    rope_kv: BoundRopeKv,
     attention: BoundAttention,
     attention_out: BoundMatmul,
-    ffn_norm: BoundRmsNorm,
     gate_up: BoundMatmul,
-    swiglu: BoundSwiglu,
     down: BoundMatmul,
     post_norm: BoundRmsNorm,
     gather: BoundGatherRows,
-    final_norm: BoundRmsNorm,
     head: BoundMatmul,
     logits: Tensor,
 }
@@ -117,67 +112,69 @@ impl Layer {
         };
         let inputs = Inputs::new(gpu, limits)?;
         let mut numbers = Numbers(1);
-        let mut weights = |rows, cols| {
+        let mut weights = |rows, cols, order| {
             let bytes = format.encode(cols, &numbers.take(rows * cols));
-            WeightMatrix::from_bytes(gpu, (rows, cols), format, &bytes)
+            WeightMatrix::from_bytes(gpu, (rows, cols), (format, order), &bytes)
         };
-        let table = weights(VOCAB_SIZE, HIDDEN_SIZE)?;
-        let qkv_weights = weights(shape.qkv_size(), HIDDEN_SIZE)?;
-        let out_weights = weights(HIDDEN_SIZE, shape.q_size())?;
-        let gate_up_weights = weights(2 * FFN_SIZE, HIDDEN_SIZE)?;
-        let down_weights = weights(HIDDEN_SIZE, FFN_SIZE)?;
+        let table = weights(VOCAB_SIZE, HIDDEN_SIZE, RowOrder::Plain)?;
+        let qkv_weights = weights(shape.qkv_size(), HIDDEN_SIZE, RowOrder::Plain)?;
+        let out_weights = weights(HIDDEN_SIZE, shape.q_size(), RowOrder::Plain)?;
+        let gate_up_weights = weights(2 * FFN_SIZE, HIDDEN_SIZE, RowOrder::Paired)?;
+        let down_weights = weights(HIDDEN_SIZE, FFN_SIZE, RowOrder::Plain)?;
         let norm_weight = gpu.upload_vec4s(&numbers.take(HIDDEN_SIZE))?;
-        let bias = gpu.upload(&numbers.take(shape.qkv_size()))?;
+        let bias = gpu.upload_vec4s(&numbers.take(shape.qkv_size()))?;
 
-        let hidden = gpu.alloc_f32(NUM_TOKENS * HIDDEN_SIZE)?;
-        let residual = gpu.alloc_f32(NUM_TOKENS * HIDDEN_SIZE)?;
-        let normed = gpu.alloc_vec4s(NUM_TOKENS * HIDDEN_SIZE)?;
-        let qkv = gpu.alloc_f32(NUM_TOKENS * shape.qkv_size())?;
-        let q = gpu.alloc_vec4s(NUM_TOKENS * shape.q_size())?;
+        let hidden = gpu.alloc_vec4s(NUM_TOKENS * HIDDEN_SIZE)?;
+        let attended_hidden = gpu.alloc_vec4s(NUM_TOKENS * HIDDEN_SIZE)?;
+        let sublayer = gpu.alloc_f32(NUM_TOKENS * HIDDEN_SIZE)?;
+        let queries = gpu.alloc_vec4s(NUM_TOKENS * shape.q_size())?;
         let attended = gpu.alloc_vec4s(NUM_TOKENS * shape.q_size())?;
-        let gate_up = gpu.alloc_f32(NUM_TOKENS * 2 * FFN_SIZE)?;
-        let activated = gpu.alloc_vec4s(NUM_TOKENS * FFN_SIZE)?;
+        let gated = gpu.alloc_vec4s(NUM_TOKENS * FFN_SIZE)?;
+        let rows = gpu.alloc_vec4s(NUM_TOKENS * HIDDEN_SIZE)?;
         let logits = gpu.alloc_f32(NUM_TOKENS * VOCAB_SIZE)?;
 
         let cache = KvCache::new(gpu, shape, 1)?;
         // The largest part of a head that is rotated in whole vec4s of pairs.
         let inv_freq = inverse_frequencies(10_000.0, shape.head_dim / 8 * 8);
-        let rotary = Rotary::new(gpu, RotaryPairs::HalfSplit, &inv_freq, NUM_TOKENS)?;
+        let rotary = Rotary::new(gpu, &inv_freq, NUM_TOKENS)?;
         let scale = 1.0 / (shape.head_dim as f32).sqrt();
-        let (matmul, norm) = (Matmul::new(gpu), RmsNorm::new(gpu)?);
+        let matmul = Matmul::new(gpu);
+        let normed = |x| Operand { x, norm: Some(Norm { weight: &norm_weight, eps: EPS }) };
+        let qkv = Qkv {
+            bias: Some(&bias),
+            inputs: &inputs,
+            rotary: &rotary,
+            cache: &cache,
+            queries: &queries,
+        };
+        let attention_out = Output::Residual { residual: &hidden, out: &attended_hidden };
         Ok(Self {
             embed: BoundEmbed::new(gpu, &inputs, &table, &hidden)?,
-            attention_norm: norm.bind(gpu, EPS, &hidden, &norm_weight, &normed)?,
-            qkv: matmul.bind(gpu, &normed, &qkv_weights, Some(&bias), (&qkv, Output::Store))?,
-            rope_kv: RopeKv::new(gpu)?.bind(gpu, &inputs, &rotary, &cache, (&qkv, &q))?,
+            qkv: matmul.bind(gpu, normed(&hidden), &qkv_weights, Output::Qkv(qkv))?,
             attention: Attention::new(gpu, shape)?.bind(
                 gpu,
                 &inputs,
                 &cache,
                 scale,
-                (&q, &attended),
+                (&queries, &attended),
             )?,
-            attention_out: matmul.bind(
-                gpu,
-                &attended,
-                &out_weights,
-                None,
-                (&hidden, Output::Add),
-            )?,
-            ffn_norm: norm.bind(gpu, EPS, &hidden, &norm_weight, &normed)?,
+            attention_out: matmul.bind(gpu, (&attended).into(), &out_weights, attention_out)?,
             gate_up: matmul.bind(
                 gpu,
-                &normed,
+                normed(&attended_hidden),
                 &gate_up_weights,
-                None,
-                (&gate_up, Output::Store),
+                Output::Swiglu(&gated),
             )?,
-            swiglu: Swiglu::new(gpu)?.bind(gpu, FFN_SIZE, &gate_up, &activated)?,
-            down: matmul.bind(gpu, &activated, &down_weights, None, (&residual, Output::Store))?,
-            post_norm: norm.bind_residual(gpu, EPS, &residual, &norm_weight, &hidden)?,
-            gather: BoundGatherRows::new(gpu, HIDDEN_SIZE, &inputs, &hidden, &residual)?,
-            final_norm: norm.bind(gpu, EPS, &residual, &norm_weight, &normed)?,
-            head: matmul.bind(gpu, &normed, &table, None, (&logits, Output::Store))?,
+            down: matmul.bind(gpu, (&gated).into(), &down_weights, Output::Store(&sublayer))?,
+            post_norm: RmsNorm::new(gpu)?.bind(
+                gpu,
+                EPS,
+                &sublayer,
+                &norm_weight,
+                (&attended_hidden, &hidden),
+            )?,
+            gather: BoundGatherRows::new(gpu, HIDDEN_SIZE, &inputs, &hidden, &rows)?,
+            head: matmul.bind(gpu, normed(&rows), &table, Output::Store(&logits))?,
             inputs,
             logits,
         })
@@ -197,18 +194,13 @@ impl Layer {
             self.inputs.write(gpu, &step).map_err(|error| GpuError::Failed(error.to_string()))?;
         let mut pass = Pass::new();
         self.embed.record(&mut pass, step);
-        self.attention_norm.record(&mut pass, num_tokens);
-        self.qkv.record(&mut pass, num_tokens);
-        self.rope_kv.record(&mut pass, step);
+        self.qkv.record_step(&mut pass, step);
         self.attention.record(&mut pass, step);
         self.attention_out.record(&mut pass, num_tokens);
-        self.ffn_norm.record(&mut pass, num_tokens);
         self.gate_up.record(&mut pass, num_tokens);
-        self.swiglu.record(&mut pass, num_tokens);
         self.down.record(&mut pass, num_tokens);
         self.post_norm.record(&mut pass, num_tokens);
         self.gather.record(&mut pass, step, 0..step.num_outputs);
-        self.final_norm.record(&mut pass, num_tokens);
         self.head.record(&mut pass, num_tokens);
         let submission = gpu.submit(&pass, &[(&self.logits, 0..num_tokens * VOCAB_SIZE)])?;
         gpu.wait(submission)

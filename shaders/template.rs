@@ -14,8 +14,9 @@
 //! //! end
 //! ```
 //!
-//! `{name}` stands for a loop variable or a constant that the launcher passes; bounds are numbers
-//! or such names; an `if` takes its first branch unless the name stands for 0. Directives nest.
+//! `{name}` stands for a loop variable or a constant that the launcher passes, `{name+1}` for one
+//! more; bounds are numbers or such names, and `by N` after them steps over values; an `if` takes
+//! its first branch unless the name stands for 0. Directives nest.
 
 use crate::tensor::IMAGE_WIDTH;
 
@@ -53,10 +54,15 @@ fn write_block<'a>(lines: &[&'a str], names: &mut Vec<(&'a str, u32)>, expanded:
         let block = &lines[next..next + length];
         next += length + 1;
         match directive[..] {
-            ["for", variable, "in", bounds] => {
+            ["for", variable, "in", bounds, ref rest @ ..] => {
                 let (from, to) =
                     bounds.split_once("..").unwrap_or_else(|| panic!("{line:?} has no bounds"));
-                for value in lookup(from, names)..lookup(to, names) {
+                let step = match rest {
+                    [] => 1,
+                    ["by", step] => lookup(step, names),
+                    _ => panic!("{line:?} is no directive"),
+                };
+                for value in (lookup(from, names)..lookup(to, names)).step_by(step as usize) {
                     names.push((variable, value));
                     write_block(block, names, expanded);
                     names.pop();
@@ -105,6 +111,9 @@ fn find(lines: &[&str], word: &str) -> Option<usize> {
 }
 
 fn lookup(text: &str, names: &[(&str, u32)]) -> u32 {
+    if let Some((name, more)) = text.split_once('+') {
+        return lookup(name, names) + lookup(more, names);
+    }
     match names.iter().rev().find(|(name, _)| *name == text) {
         Some((_, value)) => *value,
         None => text
@@ -117,7 +126,7 @@ fn lookup(text: &str, names: &[(&str, u32)]) -> u32 {
 /// name.
 fn substitute(mut line: &str, names: &[(&str, u32)], expanded: &mut String) {
     let is_name = |text: &str| {
-        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "_+".contains(c))
     };
     while let Some(open) = line.find('{') {
         let (before, rest) = line.split_at(open);
@@ -151,6 +160,12 @@ mod tests {
         let source = "//! for i in 0..N\n//! for j in i..2\na{i}{j};\n//! end\n//! end\n\
                       //! for i in 2..N\nb;\n//! end";
         assert_eq!(expand(source, &[("N", 2)]), "a00;\na01;\na11;\n");
+    }
+
+    #[test]
+    fn loops_step_and_names_take_a_sum() {
+        let source = "//! for i in 0..N by S\na{i}b{i+1};\n//! end";
+        assert_eq!(expand(source, &[("N", 4), ("S", 2)]), "a0b1;\na2b3;\n");
     }
 
     #[test]

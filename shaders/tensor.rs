@@ -52,12 +52,101 @@ impl Tensor {
         self.len
     }
 
-    /// The buffer and the bytes of a range of elements. Images can't be read within a step.
-    pub(crate) fn bytes(&self, elements: &Range<usize>) -> (&wgpu::Buffer, Range<u64>) {
+    /// Copies a range of elements to `staging` from byte `offset` on; of an image, whole vec4s.
+    pub(crate) fn copy_out(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        elements: &Range<usize>,
+        staging: &wgpu::Buffer,
+        offset: u64,
+    ) {
         assert!(elements.start <= elements.end, "a range runs forward");
         assert!(elements.end <= self.len, "a range lies within its tensor");
-        let Storage::Buffer(buffer) = &self.storage else { panic!("results are in buffers") };
-        (buffer, elements.start as u64 * 4..elements.end as u64 * 4)
+        match &self.storage {
+            Storage::Buffer(buffer) => {
+                let num_bytes = elements.len() as u64 * 4;
+                encoder.copy_buffer_to_buffer(
+                    buffer,
+                    elements.start as u64 * 4,
+                    staging,
+                    offset,
+                    num_bytes,
+                );
+            }
+            Storage::Image { texture, .. } => {
+                let mut offset = offset;
+                for rectangle in rectangles(elements) {
+                    let layout =
+                        wgpu::TexelCopyBufferLayout { offset, ..rectangle.buffer_layout() };
+                    encoder.copy_texture_to_buffer(
+                        rectangle.of(texture),
+                        wgpu::TexelCopyBufferInfo { buffer: staging, layout },
+                        rectangle.extent(),
+                    );
+                    offset += rectangle.num_bytes() as u64;
+                }
+            }
+        }
+    }
+}
+
+/// A part of an image.
+struct Rectangle {
+    x: usize,
+    y: usize,
+    width: usize,
+    height: usize,
+}
+
+/// What a range of elements is made of: the end of a row, rows, the start of a row.
+fn rectangles(elements: &Range<usize>) -> impl Iterator<Item = Rectangle> {
+    assert!(
+        elements.start.is_multiple_of(4) && elements.end.is_multiple_of(4),
+        "images are copied by texels"
+    );
+    let (mut texel, end) = (elements.start / 4, elements.end / 4);
+    std::iter::from_fn(move || {
+        let (x, y) = (texel % IMAGE_WIDTH, texel / IMAGE_WIDTH);
+        let remaining = end - texel;
+        if remaining == 0 {
+            return None;
+        }
+        let (width, height) = if x == 0 && remaining >= IMAGE_WIDTH {
+            (IMAGE_WIDTH, remaining / IMAGE_WIDTH)
+        } else {
+            (remaining.min(IMAGE_WIDTH - x), 1)
+        };
+        texel += width * height;
+        Some(Rectangle { x, y, width, height })
+    })
+}
+
+impl Rectangle {
+    fn num_bytes(&self) -> usize {
+        self.width * self.height * VEC4_BYTES
+    }
+
+    fn of<'a>(&self, texture: &'a wgpu::Texture) -> wgpu::TexelCopyTextureInfo<'a> {
+        wgpu::TexelCopyTextureInfo {
+            texture,
+            mip_level: 0,
+            origin: wgpu::Origin3d { x: self.x as u32, y: self.y as u32, z: 0 },
+            aspect: wgpu::TextureAspect::All,
+        }
+    }
+
+    fn extent(&self) -> wgpu::Extent3d {
+        extent(self.width, self.height)
+    }
+
+    /// Of a copy between the image and a buffer that holds nothing else.
+    fn buffer_layout(&self) -> wgpu::TexelCopyBufferLayout {
+        wgpu::TexelCopyBufferLayout {
+            offset: 0,
+            // One row needs none, and its length would have to be aligned.
+            bytes_per_row: (self.height > 1).then_some((self.width * VEC4_BYTES) as u32),
+            rows_per_image: None,
+        }
     }
 }
 
@@ -122,15 +211,7 @@ impl Gpu {
     }
 
     fn read<T: Pod>(&self, tensor: &Tensor) -> Result<Vec<T>, GpuError> {
-        let copied;
-        let source = match &tensor.storage {
-            Storage::Buffer(_) => tensor,
-            Storage::Image { texture, .. } => {
-                copied = self.copy_image(texture, tensor.len)?;
-                &copied
-            }
-        };
-        let submission = self.submit(&Pass::new(), &[(source, 0..tensor.len)])?;
+        let submission = self.submit(&Pass::new(), &[(tensor, 0..tensor.len)])?;
         Ok(bytemuck::pod_collect_to_vec(&self.wait(submission)?))
     }
 
@@ -138,10 +219,6 @@ impl Gpu {
         // A binding is never empty, and kernels that read four values at a time need whole fours.
         let num_bytes = (len.max(1) as u64).next_multiple_of(4) * 4;
         self.check_size(num_bytes)?;
-        self.unlimited_buffer(len, num_bytes)
-    }
-
-    fn unlimited_buffer(&self, len: usize, num_bytes: u64) -> Result<Tensor, GpuError> {
         let buffer = self.guarded(num_bytes, || {
             self.device.create_buffer(&wgpu::BufferDescriptor {
                 label: None,
@@ -188,48 +265,17 @@ impl Gpu {
         }
     }
 
-    /// Writes whole texels, in the rectangles that their range is made of: the end of a row, rows,
-    /// the start of a row.
     fn write_image(&self, texture: &wgpu::Texture, offset: usize, mut bytes: &[u8]) {
-        assert!(
-            offset.is_multiple_of(4) && bytes.len().is_multiple_of(VEC4_BYTES),
-            "images are written by texels"
-        );
-        let mut texel = offset / 4;
-        while !bytes.is_empty() {
-            let (x, y) = (texel % IMAGE_WIDTH, texel / IMAGE_WIDTH);
-            let remaining = bytes.len() / VEC4_BYTES;
-            let (width, height) = if x == 0 && remaining >= IMAGE_WIDTH {
-                (IMAGE_WIDTH, remaining / IMAGE_WIDTH)
-            } else {
-                (remaining.min(IMAGE_WIDTH - x), 1)
-            };
-            let (rectangle, rest) = bytes.split_at(width * height * VEC4_BYTES);
-            let target = wgpu::TexelCopyTextureInfo {
-                texture,
-                mip_level: 0,
-                origin: wgpu::Origin3d { x: x as u32, y: y as u32, z: 0 },
-                aspect: wgpu::TextureAspect::All,
-            };
-            self.queue.write_texture(target, rectangle, layout(width), extent(width, height));
-            texel += width * height;
-            bytes = rest;
+        for rectangle in rectangles(&(offset..offset + bytes.len() / 4)) {
+            let part;
+            (part, bytes) = bytes.split_at(rectangle.num_bytes());
+            self.queue.write_texture(
+                rectangle.of(texture),
+                part,
+                rectangle.buffer_layout(),
+                rectangle.extent(),
+            );
         }
-    }
-
-    fn copy_image(&self, texture: &wgpu::Texture, len: usize) -> Result<Tensor, GpuError> {
-        let height = texture.height() as usize;
-        let copied = self.unlimited_buffer(len, (IMAGE_WIDTH * height * VEC4_BYTES) as u64)?;
-        let (buffer, _) = copied.bytes(&(0..len));
-        let mut encoder =
-            self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encoder.copy_texture_to_buffer(
-            texture.as_image_copy(),
-            wgpu::TexelCopyBufferInfo { buffer, layout: layout(IMAGE_WIDTH) },
-            extent(IMAGE_WIDTH, height),
-        );
-        self.queue.submit([encoder.finish()]);
-        Ok(copied)
     }
 }
 
@@ -244,14 +290,6 @@ impl Texel {
 
 fn extent(width: usize, height: usize) -> wgpu::Extent3d {
     wgpu::Extent3d { width: width as u32, height: height as u32, depth_or_array_layers: 1 }
-}
-
-fn layout(width: usize) -> wgpu::TexelCopyBufferLayout {
-    wgpu::TexelCopyBufferLayout {
-        offset: 0,
-        bytes_per_row: Some((width * VEC4_BYTES) as u32),
-        rows_per_image: None,
-    }
 }
 
 #[cfg(test)]

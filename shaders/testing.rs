@@ -118,15 +118,18 @@ pub(crate) fn assert_kernel(source: &KernelSource) {
                 Access::ReadWrite
             }
             (naga::AddressSpace::Storage { .. }, _) => Access::Read,
-            (_, naga::TypeInner::Image { class: naga::ImageClass::Storage { .. }, .. }) => {
-                Access::WriteImage
-            }
-            (_, naga::TypeInner::Image { class: naga::ImageClass::Sampled { kind, .. }, .. }) => {
-                match kind {
-                    naga::ScalarKind::Uint => Access::ReadWordsImage,
-                    _ => Access::ReadImage,
+            (_, naga::TypeInner::Image { class, .. }) => match class {
+                naga::ImageClass::Storage { access, .. }
+                    if access.contains(naga::StorageAccess::STORE) =>
+                {
+                    Access::WriteImage
                 }
-            }
+                naga::ImageClass::Storage { format: naga::StorageFormat::Rgba32Uint, .. } => {
+                    Access::ReadWordsImage
+                }
+                naga::ImageClass::Storage { .. } => Access::ReadImage,
+                other => panic!("{}: {other:?}", source.name),
+            },
             other => panic!("{}: {other:?}", source.name),
         };
         bindings.push((binding.binding, access));

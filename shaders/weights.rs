@@ -95,7 +95,7 @@ impl Format {
     }
 
     /// The constants of kernels that read blocks, beside their own.
-    pub(crate) fn constants(self) -> [(&'static str, u32); 6] {
+    pub(crate) fn constants(self) -> [(&'static str, u32); 5] {
         let block = self.block() as u32;
         let group_blocks = GROUP as u32 / block;
         [
@@ -104,7 +104,6 @@ impl Format {
             ("STEP_BLOCKS", group_blocks),
             ("QUAD_BLOCKS", group_blocks * GROUPS_PER_QUAD as u32),
             ("GROUPED", self.is_grouped().into()),
-            ("OFFSET", (self == Self::Int4).into()),
         ]
     }
 
@@ -183,6 +182,16 @@ impl Format {
     }
 }
 
+/// How the rows of a matrix are ordered on the adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowOrder {
+    /// As they come.
+    Plain,
+    /// Of a matrix whose first half of rows is `gate` and whose second half is `up`: four of gate,
+    /// the same four of up, and so on, so that whoever computes the one has the other.
+    Paired,
+}
+
 /// A matrix [rows, cols] of weights.
 #[derive(Debug, Clone)]
 pub struct WeightMatrix {
@@ -192,6 +201,8 @@ pub struct WeightMatrix {
     pub cols: usize,
     /// How a value is stored.
     pub format: Format,
+    /// How rows are ordered.
+    pub order: RowOrder,
     pub(crate) shards: Vec<Shard>,
 }
 
@@ -211,11 +222,12 @@ impl WeightMatrix {
     pub fn upload<E: From<GpuError>>(
         gpu: &Gpu,
         (rows, cols): (usize, usize),
-        format: Format,
+        (format, order): (Format, RowOrder),
         mut read_rows: impl FnMut(Range<usize>, &mut [u8]) -> Result<(), E>,
     ) -> Result<Self, E> {
         assert!(rows > 0 && cols > 0, "a matrix has values");
         assert!(cols.is_multiple_of(4), "kernels read four values at a time");
+        assert!(order == RowOrder::Plain || rows.is_multiple_of(8), "pairs are of four rows each");
         let packing = Packing::new(cols, format);
         let max_bytes = gpu.caps().max_binding_bytes;
         let max_tiles = (max_bytes / packing.tile_bytes as u64) as usize;
@@ -243,8 +255,16 @@ impl WeightMatrix {
                     let first = start + tile * TILE;
                     let range = first..shard_rows.end.min(first + TILE);
                     let source = &mut source[..range.len() * row_bytes];
-                    read_rows(range, source)?;
-                    packing.pack_tile(source, &mut packed, &mut packed_scales);
+                    if order == RowOrder::Plain {
+                        read_rows(range, source)?;
+                    } else {
+                        let gate = range.start / 2..range.end / 2;
+                        let up = rows / 2 + gate.start..rows / 2 + gate.end;
+                        let (gates, ups) = source.split_at_mut(gate.len() * row_bytes);
+                        read_rows(gate, gates)?;
+                        read_rows(up, ups)?;
+                    }
+                    packing.pack_tile(order, source, &mut packed, &mut packed_scales);
                 }
                 gpu.write(&blocks, first_tile * packing.tile_bytes / 4, &packed);
                 if let Some(scales) = &scales {
@@ -254,19 +274,19 @@ impl WeightMatrix {
             }
             shards.push(Shard { rows: shard_rows, blocks, scales });
         }
-        Ok(Self { rows, cols, format, shards })
+        Ok(Self { rows, cols, format, order, shards })
     }
 
     /// Copies a matrix that is in memory.
     pub fn from_bytes(
         gpu: &Gpu,
         shape: (usize, usize),
-        format: Format,
+        (format, order): (Format, RowOrder),
         bytes: &[u8],
     ) -> Result<Self, GpuError> {
         let row_bytes = format.row_bytes(shape.1);
         assert_eq!(bytes.len(), shape.0 * row_bytes, "a matrix has rows times cols values");
-        Self::upload(gpu, shape, format, |rows, target| {
+        Self::upload(gpu, shape, (format, order), |rows, target| {
             target.copy_from_slice(&bytes[rows.start * row_bytes..rows.end * row_bytes]);
             Ok(())
         })
@@ -308,14 +328,26 @@ impl Packing {
     }
 
     /// Interleaves the blocks of up to [`TILE`] rows; missing rows and values are zero.
-    fn pack_tile(&self, source: &[u8], packed: &mut Vec<u8>, packed_scales: &mut Vec<u8>) {
+    fn pack_tile(
+        &self,
+        order: RowOrder,
+        source: &[u8],
+        packed: &mut Vec<u8>,
+        packed_scales: &mut Vec<u8>,
+    ) {
         let start = packed.len();
         packed.resize(start + self.tile_bytes, 0);
         let target = &mut packed[start..];
         let start = packed_scales.len();
         packed_scales.resize(start + self.tile_scale_bytes, 0);
         let scales = &mut packed_scales[start..];
+        let half = source.len() / self.row_bytes / 2;
         for (row, bytes) in source.chunks_exact(self.row_bytes).enumerate() {
+            let row = match order {
+                RowOrder::Plain => row,
+                RowOrder::Paired if row < half => row / 4 * 8 + row % 4,
+                RowOrder::Paired => (row - half) / 4 * 8 + 4 + (row - half) % 4,
+            };
             if !self.format.is_grouped() {
                 for (block, bytes) in bytes.chunks(BLOCK_BYTES).enumerate() {
                     let at = (block * TILE + row) * BLOCK_BYTES;
@@ -332,6 +364,10 @@ impl Packing {
                 for (part, codes) in codes.chunks_exact(BLOCK_BYTES).enumerate() {
                     let at = ((group * group_blocks + part) * TILE + row) * BLOCK_BYTES;
                     target[at..at + BLOCK_BYTES].copy_from_slice(codes);
+                    if self.format == Format::Int8 {
+                        // Kernels take bytes without a sign, 128 too large.
+                        target[at..at + BLOCK_BYTES].iter_mut().for_each(|code| *code ^= 0x80);
+                    }
                 }
             }
         }
@@ -349,7 +385,12 @@ mod tests {
         let values: Vec<f32> = (0..24).map(|value| value as f32).collect();
         let source = Format::F16.encode(12, &values);
         let mut packed = Vec::new();
-        Packing::new(12, Format::F16).pack_tile(&source, &mut packed, &mut Vec::new());
+        Packing::new(12, Format::F16).pack_tile(
+            RowOrder::Plain,
+            &source,
+            &mut packed,
+            &mut Vec::new(),
+        );
         assert_eq!(packed.len(), 4 * TILE * 16);
         let decoded = Format::F16.decode(packed.len() / 2, &packed);
         let at = |block: usize, row: usize| &decoded[(block * TILE + row) * 8..][..8];
@@ -365,7 +406,8 @@ mod tests {
         for (format, group_blocks) in [(Format::Int8, 2), (Format::Int4, 1)] {
             let source: Vec<u8> = (0..3 * format.row_bytes(160)).map(|i| i as u8 | 1).collect();
             let (mut packed, mut scales) = (Vec::new(), Vec::new());
-            Packing::new(160, format).pack_tile(&source, &mut packed, &mut scales);
+            let packing = Packing::new(160, format);
+            packing.pack_tile(RowOrder::Plain, &source, &mut packed, &mut scales);
             assert_eq!(packed.len(), 5 * group_blocks * TILE * 16);
             assert_eq!(scales.len(), 2 * TILE * 16);
             let group_bytes = format.group_bytes();
@@ -373,7 +415,9 @@ mod tests {
             let group = &source[2 * format.row_bytes(160) + 4 * group_bytes..][..group_bytes];
             let (scale, codes) = group.split_at(format.scale_bytes());
             assert_eq!(&scales[(TILE + 2) * 16..][..scale.len()], scale);
-            assert_eq!(&packed[(4 * group_blocks * TILE + 2) * 16..][..16], &codes[..16]);
+            let sign = if format == Format::Int8 { 0x80 } else { 0 };
+            let codes: Vec<u8> = codes[..16].iter().map(|code| code ^ sign).collect();
+            assert_eq!(packed[(4 * group_blocks * TILE + 2) * 16..][..16], codes);
         }
     }
 

@@ -7,11 +7,10 @@ use shaders::gather_rows::BoundGatherRows;
 use shaders::gpu::Gpu;
 use shaders::inputs::{Inputs, StepShape};
 use shaders::kernel::Pass;
-use shaders::matmul::{BoundMatmul, Output};
-use shaders::rms_norm::BoundRmsNorm;
+use shaders::matmul::{BoundMatmul, Norm, Operand, Output};
 use shaders::sampler::{Sampler, SamplerLimits};
 use shaders::tensor::Tensor;
-use shaders::weights::WeightMatrix;
+use shaders::weights::{RowOrder, WeightMatrix};
 
 use crate::error::StageError;
 use crate::model::{Kernels, Scratch, upload};
@@ -23,7 +22,6 @@ pub const MAX_ROWS: usize = 32;
 /// The head of a stage that samples.
 pub struct Head {
     gather: BoundGatherRows,
-    norm: BoundRmsNorm,
     lm_head: BoundMatmul,
     sampler: Sampler,
     logits: Tensor,
@@ -49,14 +47,15 @@ impl Head {
         let weights = match embedding.filter(|_| model.tie_word_embeddings) {
             Some(embedding) => embedding,
             None => {
-                own = upload(gpu, files, Matrix::LmHead, loaded)?;
+                own = upload(gpu, files, Matrix::LmHead, RowOrder::Plain, loaded)?;
                 &own
             }
         };
-        let rows = gpu.alloc_f32(MAX_ROWS * model.hidden_size)?;
-        let normed = gpu.alloc_vec4s(MAX_ROWS * model.hidden_size)?;
+        let rows = gpu.alloc_vec4s(MAX_ROWS * model.hidden_size)?;
         let logits = gpu.alloc_f32(MAX_ROWS * model.vocab_size)?;
         let weight = gpu.upload_vec4s(&files.vector(Vector::FinalNorm)?)?;
+        let norm = Norm { weight: &weight, eps: model.rms_norm_eps };
+        let operand = Operand { x: &rows, norm: Some(norm) };
         let limits = SamplerLimits {
             vocab_size: model.vocab_size,
             // With the logprobs of a prompt every token has a row.
@@ -65,8 +64,7 @@ impl Head {
         };
         Ok(Self {
             gather: BoundGatherRows::new(gpu, model.hidden_size, inputs, &scratch.hidden, &rows)?,
-            norm: kernels.rms_norm.bind(gpu, model.rms_norm_eps, &rows, &weight, &normed)?,
-            lm_head: kernels.matmul.bind(gpu, &normed, weights, None, (&logits, Output::Store))?,
+            lm_head: kernels.matmul.bind(gpu, operand, weights, Output::Store(&logits))?,
             sampler: Sampler::new(gpu, limits, &logits)?,
             logits,
         })
@@ -88,7 +86,6 @@ impl Head {
         for (group, outputs) in sampled.groups().enumerate() {
             let num_rows = outputs.len();
             self.gather.record(pass, step, outputs);
-            self.norm.record(pass, num_rows);
             self.lm_head.record(pass, num_rows);
             self.sampler.record(pass, &sampled, group);
         }

@@ -13,13 +13,12 @@ use shaders::gpu::Gpu;
 use shaders::inputs::{Inputs, StepShape};
 use shaders::kernel::Pass;
 use shaders::kv_cache::{HeadShape, KvCache};
-use shaders::matmul::{BoundMatmul, Matmul, Output};
+use shaders::matmul::{BoundMatmul, Matmul, Norm, Operand, Output, Qkv};
 use shaders::rms_norm::{BoundRmsNorm, RmsNorm};
-use shaders::rope_kv::{BoundRopeKv, RopeKv, Rotary};
+use shaders::rotary::Rotary;
 use shaders::self_test;
-use shaders::swiglu::{BoundSwiglu, Swiglu};
 use shaders::tensor::Tensor;
-use shaders::weights::{Format, WeightMatrix};
+use shaders::weights::{Format, RowOrder, WeightMatrix};
 
 use crate::error::StageError;
 
@@ -27,8 +26,6 @@ use crate::error::StageError;
 pub struct Kernels {
     pub(crate) rms_norm: RmsNorm,
     pub(crate) matmul: Matmul,
-    rope_kv: RopeKv,
-    swiglu: Swiglu,
     // Computed once for each form of layer: the self-test takes a second.
     classes: RefCell<Vec<(Format, HeadShape, Digest)>>,
 }
@@ -42,8 +39,6 @@ impl Kernels {
         Ok(Self {
             rms_norm: RmsNorm::new(gpu)?,
             matmul: Matmul::new(gpu),
-            rope_kv: RopeKv::new(gpu)?,
-            swiglu: Swiglu::new(gpu)?,
             classes: RefCell::default(),
         })
     }
@@ -65,22 +60,18 @@ impl Kernels {
 
 /// What a step computes with, overwritten layer by layer. Rows are tokens.
 pub struct Scratch {
-    /// The residual stream. [max_tokens, hidden_size]
+    /// The residual stream between layers. [max_tokens, hidden_size]
     pub hidden: Tensor,
-    /// [max_tokens, hidden_size]
-    normed: Tensor,
-    /// Queries, keys and values. [max_tokens, (num_heads + 2 num_kv_heads) head_dim]
-    qkv: Tensor,
+    /// The residual stream between the sublayers of a layer. [max_tokens, hidden_size]
+    middle: Tensor,
     /// Rotated queries. [max_tokens, num_heads head_dim]
     queries: Tensor,
     /// [max_tokens, num_heads head_dim]
     attended: Tensor,
-    /// [max_tokens, 2 intermediate_size]
-    gate_up: Tensor,
     /// [max_tokens, intermediate_size]
     gated: Tensor,
     /// A sublayer's output before its norm, where it has one. [max_tokens, hidden_size]
-    sublayer: Tensor,
+    sublayer: Option<Tensor>,
 }
 
 impl Scratch {
@@ -90,42 +81,36 @@ impl Scratch {
     /// When the adapter has no room.
     pub fn new(gpu: &Gpu, model: &ModelConfig, max_tokens: usize) -> Result<Self, GpuError> {
         let queries = model.num_heads * model.head_dim;
-        let qkv = queries + 2 * model.num_kv_heads * model.head_dim;
+        let sublayer = model.sandwich_norms.then(|| gpu.alloc_f32(max_tokens * model.hidden_size));
         Ok(Self {
-            hidden: gpu.alloc_f32(max_tokens * model.hidden_size)?,
-            normed: gpu.alloc_vec4s(max_tokens * model.hidden_size)?,
-            qkv: gpu.alloc_f32(max_tokens * qkv)?,
+            hidden: gpu.alloc_vec4s(max_tokens * model.hidden_size)?,
+            middle: gpu.alloc_vec4s(max_tokens * model.hidden_size)?,
             queries: gpu.alloc_vec4s(max_tokens * queries)?,
             attended: gpu.alloc_vec4s(max_tokens * queries)?,
-            gate_up: gpu.alloc_f32(max_tokens * 2 * model.intermediate_size)?,
             gated: gpu.alloc_vec4s(max_tokens * model.intermediate_size)?,
-            sublayer: gpu.alloc_f32(max_tokens * model.hidden_size)?,
+            sublayer: sublayer.transpose()?,
         })
     }
 
     /// Bytes that [`new`](Self::new) takes.
     pub fn num_bytes(model: &ModelConfig, max_tokens: usize) -> u64 {
+        let streams = if model.sandwich_norms { 3 } else { 2 };
         let queries = model.num_heads * model.head_dim;
-        let row = 3 * model.hidden_size
-            + 3 * queries
-            + 2 * model.num_kv_heads * model.head_dim
-            + 3 * model.intermediate_size;
+        let row = streams * model.hidden_size + 2 * queries + model.intermediate_size;
         (max_tokens * row * 4) as u64
     }
 }
 
 /// One decoder layer, loaded and bound.
 pub struct Layer {
-    input_norm: BoundRmsNorm,
+    /// Input norm, queries, keys and values, their rotation, the cache.
     qkv: BoundMatmul,
-    rope_kv: BoundRopeKv,
     attention: BoundAttention,
     output: BoundMatmul,
     /// Sandwich norms only: adds the normalised attention to the residual stream.
     post_self_attn_norm: Option<BoundRmsNorm>,
-    post_attention_norm: BoundRmsNorm,
+    /// Post-attention norm, gate and up, SwiGLU.
     gate_up: BoundMatmul,
-    swiglu: BoundSwiglu,
     down: BoundMatmul,
     /// Sandwich norms only: adds the normalised MLP to the residual stream.
     post_mlp_norm: Option<BoundRmsNorm>,
@@ -165,81 +150,67 @@ impl Layer {
         let norm = |vector| -> Result<Tensor, StageError> {
             Ok(gpu.upload_vec4s(&files.vector(vector)?)?)
         };
-        let mut matrix = |matrix| upload(gpu, files, matrix, loaded);
+        let mut matrix = |matrix, order| upload(gpu, files, matrix, order, loaded);
         let eps = model.rms_norm_eps;
-        let (hidden, sublayer) = (&scratch.hidden, &scratch.sublayer);
+        let Scratch { hidden, middle, queries, attended, gated, sublayer } = scratch;
         // Where a norm follows a sublayer, its output waits in a tensor of its own.
-        let sublayer_out =
-            if model.sandwich_norms { (sublayer, Output::Store) } else { (hidden, Output::Add) };
-        let after = |vector| -> Result<Option<BoundRmsNorm>, StageError> {
-            if !model.sandwich_norms {
-                return Ok(None);
-            }
-            let weight = norm(vector)?;
-            Ok(Some(kernels.rms_norm.bind_residual(gpu, eps, sublayer, &weight, hidden)?))
+        let stream = |residual, out| match sublayer {
+            Some(sublayer) => Output::Store(sublayer),
+            None => Output::Residual { residual, out },
         };
-        let before = |vector| -> Result<BoundRmsNorm, StageError> {
-            Ok(kernels.rms_norm.bind(gpu, eps, hidden, &norm(vector)?, &scratch.normed)?)
+        let after = |vector, stream| -> Result<Option<BoundRmsNorm>, StageError> {
+            let Some(sublayer) = sublayer else { return Ok(None) };
+            Ok(Some(kernels.rms_norm.bind(gpu, eps, sublayer, &norm(vector)?, stream)?))
         };
-        let product = |x: &Tensor, weights: &WeightMatrix, bias: Option<&Tensor>, out| {
-            kernels.matmul.bind(gpu, x, weights, bias, out)
+        let input_norm = norm(Vector::InputNorm(layer))?;
+        let post_attention_norm = norm(Vector::PostAttentionNorm(layer))?;
+        let normed = |x, weight| Operand { x, norm: Some(Norm { weight, eps }) };
+        let product = |operand, weights: &WeightMatrix, output| {
+            kernels.matmul.bind(gpu, operand, weights, output)
         };
 
         let bias = match model.attention_bias {
-            true => Some(gpu.upload(&files.vector(Vector::QkvBias(layer))?)?),
+            true => Some(gpu.upload_vec4s(&files.vector(Vector::QkvBias(layer))?)?),
             false => None,
         };
-        let qkv = matrix(Matrix::Qkv(layer))?;
-        let output = matrix(Matrix::Output(layer))?;
-        let gate_up = matrix(Matrix::GateUp(layer))?;
-        let down = matrix(Matrix::Down(layer))?;
+        let bias = bias.as_ref();
+        let qkv = matrix(Matrix::Qkv(layer), RowOrder::Plain)?;
+        let output = matrix(Matrix::Output(layer), RowOrder::Plain)?;
+        let gate_up = matrix(Matrix::GateUp(layer), RowOrder::Paired)?;
+        let down = matrix(Matrix::Down(layer), RowOrder::Plain)?;
+        let to = Output::Qkv(Qkv { bias, inputs, rotary, cache, queries });
         Ok(Self {
-            input_norm: before(Vector::InputNorm(layer))?,
-            qkv: product(&scratch.normed, &qkv, bias.as_ref(), (&scratch.qkv, Output::Store))?,
-            rope_kv: kernels.rope_kv.bind(
-                gpu,
-                inputs,
-                rotary,
-                cache,
-                (&scratch.qkv, &scratch.queries),
-            )?,
+            qkv: product(normed(hidden, &input_norm), &qkv, to)?,
             attention: attention.bind(
                 gpu,
                 inputs,
                 cache,
                 // By the head's own width, also where heads together are wider than a hidden row.
                 (model.head_dim as f32).sqrt().recip(),
-                (&scratch.queries, &scratch.attended),
+                (queries, attended),
             )?,
-            output: product(&scratch.attended, &output, None, sublayer_out)?,
-            post_self_attn_norm: after(Vector::PostSelfAttnNorm(layer))?,
-            post_attention_norm: before(Vector::PostAttentionNorm(layer))?,
-            gate_up: product(&scratch.normed, &gate_up, None, (&scratch.gate_up, Output::Store))?,
-            swiglu: kernels.swiglu.bind(
-                gpu,
-                model.intermediate_size,
-                &scratch.gate_up,
-                &scratch.gated,
+            output: product(attended.into(), &output, stream(hidden, middle))?,
+            post_self_attn_norm: after(Vector::PostSelfAttnNorm(layer), (hidden, middle))?,
+            gate_up: product(
+                normed(middle, &post_attention_norm),
+                &gate_up,
+                Output::Swiglu(gated),
             )?,
-            down: product(&scratch.gated, &down, None, sublayer_out)?,
-            post_mlp_norm: after(Vector::PostMlpNorm(layer))?,
+            down: product(gated.into(), &down, stream(middle, hidden))?,
+            post_mlp_norm: after(Vector::PostMlpNorm(layer), (middle, hidden))?,
         })
     }
 
     /// Records the layer's part of a step.
     pub fn record(&self, pass: &mut Pass, step: StepShape) {
         let num_tokens = step.num_tokens;
-        self.input_norm.record(pass, num_tokens);
-        self.qkv.record(pass, num_tokens);
-        self.rope_kv.record(pass, step);
+        self.qkv.record_step(pass, step);
         self.attention.record(pass, step);
         self.output.record(pass, num_tokens);
         if let Some(norm) = &self.post_self_attn_norm {
             norm.record(pass, num_tokens);
         }
-        self.post_attention_norm.record(pass, num_tokens);
         self.gate_up.record(pass, num_tokens);
-        self.swiglu.record(pass, num_tokens);
         self.down.record(pass, num_tokens);
         if let Some(norm) = &self.post_mlp_norm {
             norm.record(pass, num_tokens);
@@ -255,11 +226,12 @@ pub fn upload(
     gpu: &Gpu,
     files: &Checkpoint,
     matrix: Matrix,
+    order: RowOrder,
     loaded: &mut dyn FnMut(u64),
 ) -> Result<WeightMatrix, StageError> {
     let view = files.matrix(matrix)?;
     let shape = (view.rows(), view.cols());
-    WeightMatrix::upload(gpu, shape, on_device(view.format()), |rows, bytes| {
+    WeightMatrix::upload(gpu, shape, (on_device(view.format()), order), |rows, bytes| {
         view.read_rows(rows, bytes)?;
         loaded(bytes.len() as u64);
         Ok::<_, StageError>(())

@@ -9,8 +9,8 @@ use shaders::gpu::Gpu;
 use shaders::inputs::{InputLimits, Inputs, StepInputs};
 use shaders::kernel::Pass;
 use shaders::kv_cache::KvCache;
-use shaders::rope_kv::{Rotary, RotaryPairs, inverse_frequencies};
-use shaders::weights::WeightMatrix;
+use shaders::rotary::{Rotary, inverse_frequencies};
+use shaders::weights::{RowOrder, WeightMatrix};
 
 use crate::error::StageError;
 use crate::head::{Head, MAX_ROWS};
@@ -90,7 +90,7 @@ impl Stage {
         let max_tokens = limits.max_batched_tokens as usize;
         let mut scratch_bytes = Scratch::num_bytes(model, max_tokens);
         if plan.samples() {
-            scratch_bytes += (MAX_ROWS * (2 * model.vocab_size + 2 * model.hidden_size) * 4) as u64;
+            scratch_bytes += (MAX_ROWS * (2 * model.vocab_size + model.hidden_size) * 4) as u64;
         }
         let num_blocks = num_blocks(gpu, model, plan, total + scratch_bytes)?;
 
@@ -118,10 +118,10 @@ impl Stage {
         let heads = head_shape(model);
         let attention = Attention::new(gpu, heads)?;
         let inv_freq = inverse_frequencies(model.rope_theta.into(), model.rotary_dim);
-        let rotary = Rotary::new(gpu, RotaryPairs::Interleaved, &inv_freq, max_model_len)?;
+        let rotary = Rotary::new(gpu, &inv_freq, max_model_len)?;
         let table = plan
             .embeds()
-            .then(|| upload(gpu, files, Matrix::Embedding, &mut loaded))
+            .then(|| upload(gpu, files, Matrix::Embedding, RowOrder::Plain, &mut loaded))
             .transpose()?;
         let embed = table
             .as_ref()

@@ -1,0 +1,359 @@
+//! Products against their references, and bit for bit against themselves in other batches.
+
+use std::mem::offset_of;
+
+use super::*;
+use crate::inputs::StepInputs;
+use crate::kv_cache::HeadShape;
+use crate::rotary::inverse_frequencies;
+use crate::testing::{self, Random, assert_bits_eq, assert_close};
+
+/// Every way of laying the work out, beside those that are chosen: with and without subgroups, with
+/// split chunks, with results that a lane has whole and that it gets from its neighbours.
+fn variants() -> Vec<Variant> {
+    let any = usize::MAX;
+    let plain = Variant { max_rows: any, tm: 1, tn: 8, lanes: 8, groups: 1, subgroup: false };
+    vec![
+        plain,
+        Variant { subgroup: true, ..plain },
+        Variant { tm: 8, subgroup: true, ..plain },
+        Variant { tm: 4, tn: 4, subgroup: true, ..plain },
+        Variant { tm: 8, tn: 1, lanes: 64, ..plain },
+        Variant { tn: 1, lanes: 32, groups: 8, ..plain },
+        Variant { tm: 4, tn: 1, lanes: 32, groups: 8, ..plain },
+        Variant { tm: 2, tn: 2, lanes: 16, groups: 3, subgroup: true, ..plain },
+    ]
+}
+
+fn class(variant: Variant) -> Class {
+    Class { variants: vec![variant], norm_lanes: 8 }
+}
+
+fn forms(format: Format) -> impl Iterator<Item = Form> {
+    Kind::ALL
+        .into_iter()
+        .flat_map(move |kind| [false, true].map(|norm| Form { format, norm, kind }))
+}
+
+#[test]
+fn params_are_the_shader_s() {
+    let gpu_like = Variant { max_rows: 1, tm: 1, tn: 1, lanes: 32, groups: 8, subgroup: false };
+    for (format, images) in testing::formats_and_layouts() {
+        for form in forms(format) {
+            let sources = variants().into_iter().map(|variant| variant.source(form, 8, images));
+            for source in sources.chain([gpu_like.source(form, 64, images)]) {
+                testing::assert_kernel(&source);
+                testing::assert_params(
+                    &source,
+                    &[
+                        ("num_rows", offset_of!(Params, num_rows)),
+                        ("num_columns", offset_of!(Params, num_columns)),
+                        ("first_column", offset_of!(Params, first_column)),
+                        ("num_computed", offset_of!(Params, num_computed)),
+                        ("row_vec4s", offset_of!(Params, row_vec4s)),
+                        ("num_blocks", offset_of!(Params, num_blocks)),
+                        ("eps", offset_of!(Params, eps)),
+                        ("tables_at", offset_of!(Params, tables_at)),
+                        ("num_heads", offset_of!(Params, num_heads)),
+                        ("num_kv_heads", offset_of!(Params, num_kv_heads)),
+                        ("head_vec4s", offset_of!(Params, head_vec4s)),
+                        ("rotary_vec4s", offset_of!(Params, rotary_vec4s)),
+                        ("has_bias", offset_of!(Params, has_bias)),
+                    ],
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn references_by_hand() {
+    assert_eq!(reference(2, &[1.0, 2.0, 0.0, 1.0], &[3.0, 4.0]), [11.0, 4.0]);
+    // silu(1) = 0.731059
+    assert_close(&swiglu_reference(2, &[0.0, 1.0, 5.0, 2.0]), &[0.0, 1.462_117], 1e-6);
+}
+
+/// A product, and the numbers it is made of.
+struct Case {
+    weights: WeightMatrix,
+    decoded: Vec<f32>,
+    norm: Vec<f32>,
+    residual: Vec<f32>,
+    x: Vec<f32>,
+}
+
+const EPS: f32 = 1e-5;
+
+impl Case {
+    fn new(
+        gpu: &Gpu,
+        (format, order): (Format, RowOrder),
+        (num_rows, rows, cols): (usize, usize, usize),
+        seed: u64,
+    ) -> Self {
+        let mut random = Random::new(seed);
+        let bytes = format.encode(cols, &random.normal(rows * cols));
+        Self {
+            weights: WeightMatrix::from_bytes(gpu, (rows, cols), (format, order), &bytes).unwrap(),
+            decoded: format.decode(cols, &bytes),
+            norm: random.normal(cols),
+            residual: random.normal(num_rows * rows),
+            x: random.normal(num_rows * cols),
+        }
+    }
+
+    /// The product of these rows of x, normed or not, stored, gated, or added to `residual`.
+    fn run(&self, gpu: &Gpu, matmul: &Matmul, kind: Kind, norm: bool, rows: &[usize]) -> Vec<f32> {
+        let (n, cols) = (self.weights.rows, self.weights.cols);
+        let pick = |values: &[f32], width: usize| -> Vec<f32> {
+            rows.iter().flat_map(|&row| values[row * width..][..width].to_vec()).collect()
+        };
+        let x = gpu.upload_vec4s(&pick(&self.x, cols)).unwrap();
+        let weight = gpu.upload_vec4s(&self.norm).unwrap();
+        let norm = norm.then_some(Norm { weight: &weight, eps: EPS });
+        let residual;
+        let (out, output) = match kind {
+            Kind::Store => (gpu.alloc_f32(rows.len() * n).unwrap(), None),
+            Kind::Residual => {
+                residual = gpu.upload_vec4s(&pick(&self.residual, n)).unwrap();
+                (gpu.alloc_vec4s(rows.len() * n).unwrap(), Some(&residual))
+            }
+            _ => (gpu.alloc_vec4s(rows.len() * n / 2).unwrap(), None),
+        };
+        let output = match (kind, output) {
+            (Kind::Store, _) => Output::Store(&out),
+            (_, Some(residual)) => Output::Residual { residual, out: &out },
+            _ => Output::Swiglu(&out),
+        };
+        let operand = Operand { x: &x, norm };
+        let mut pass = Pass::new();
+        let bound = matmul.bind(gpu, operand, &self.weights, output).unwrap();
+        bound.record(&mut pass, rows.len());
+        gpu.run(&pass).unwrap();
+        gpu.read_f32(&out).unwrap()
+    }
+
+    fn all(&self) -> Vec<usize> {
+        (0..self.x.len() / self.weights.cols).collect()
+    }
+
+    /// What [`run`](Self::run) gives for all rows.
+    fn expected(&self, kind: Kind, norm: bool) -> Vec<f32> {
+        let cols = self.weights.cols;
+        let normed = crate::rms_norm::reference(EPS, &self.x, &self.norm);
+        let x = if norm { &normed } else { &self.x };
+        let product = reference(cols, x, &self.decoded);
+        match kind {
+            Kind::Residual => product.iter().zip(&self.residual).map(|(a, b)| a + b).collect(),
+            Kind::Swiglu => swiglu_reference(self.weights.rows / 2, &product),
+            _ => product,
+        }
+    }
+}
+
+fn order(kind: Kind) -> RowOrder {
+    if kind == Kind::Swiglu { RowOrder::Paired } else { RowOrder::Plain }
+}
+
+const KINDS: [Kind; 3] = [Kind::Store, Kind::Residual, Kind::Swiglu];
+
+#[test]
+fn agrees_with_the_reference() {
+    for gpu in testing::both_layouts() {
+        let matmul = Matmul::new(&gpu);
+        for format in Format::ALL {
+            for kind in KINDS {
+                let mut shapes = vec![(3, 64, 36), (9, 72, 256), (17, 136, 1000)];
+                if kind == Kind::Store {
+                    shapes.extend([(1, 1, 4), (2, 65, 260)]);
+                }
+                for shape in shapes {
+                    let case = Case::new(&gpu, (format, order(kind)), shape, 11);
+                    for norm in [false, true] {
+                        let out = case.run(&gpu, &matmul, kind, norm, &case.all());
+                        // A device may round the product of a multiply-add; sums of up to 1000
+                        // products of size 1, and products of two such sums.
+                        let tolerance = if kind == Kind::Swiglu { 5e-3 } else { 2e-4 };
+                        assert_close(&out, &case.expected(kind, norm), tolerance);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn all_variants_give_the_same_bits() {
+    for gpu in testing::both_layouts() {
+        for format in Format::ALL {
+            for (kind, norm) in [(Kind::Store, false), (Kind::Residual, true), (Kind::Swiglu, true)]
+            {
+                let case = Case::new(&gpu, (format, order(kind)), (9, 136, 900), 13);
+                let run = |matmul: &Matmul| case.run(&gpu, matmul, kind, norm, &case.all());
+                let expected = run(&Matmul::new(&gpu));
+                for variant in variants() {
+                    let small = gpu.caps().min_subgroup_size < 8;
+                    if !(variant.subgroup && small) && gpu.caps().is_cpu {
+                        assert_bits_eq(&run(&Matmul::with_class(class(variant))), &expected);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_is_the_same_in_any_batch() {
+    let Some(gpu) = testing::gpu() else { return };
+    let matmul = Matmul::new(&gpu);
+    let mut random = Random::new(14);
+    for format in Format::ALL {
+        for (kind, norm) in [(Kind::Store, false), (Kind::Residual, true), (Kind::Swiglu, true)] {
+            let case = Case::new(&gpu, (format, order(kind)), (64, 72, 580), 15);
+            let run = |rows: &[usize]| case.run(&gpu, &matmul, kind, norm, rows);
+            let alone: Vec<Vec<f32>> = case.all().iter().map(|&row| run(&[row])).collect();
+            for _ in 0..8 {
+                let num_rows = 1 + random.below(64);
+                let order = &random.permutation(64)[..num_rows];
+                let expected: Vec<f32> = order.iter().flat_map(|&row| alone[row].clone()).collect();
+                assert_bits_eq(&run(order), &expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_neighbour_s_infinity_stays_its_own() {
+    let Some(gpu) = testing::gpu() else { return };
+    // 36 columns: the kernel steps over the end of a row.
+    let plain = (Format::F16, RowOrder::Plain);
+    let mut case = Case::new(&gpu, plain, (3, 72, 36), 16);
+    let matmul = Matmul::new(&gpu);
+    for norm in [false, true] {
+        case.x = Random::new(5).normal(case.x.len());
+        let before = case.run(&gpu, &matmul, Kind::Store, norm, &case.all());
+        case.x[36..72].fill(f32::INFINITY);
+        let after = case.run(&gpu, &matmul, Kind::Store, norm, &case.all());
+        assert_bits_eq(&after[..72], &before[..72]);
+        assert_bits_eq(&after[144..], &before[144..]);
+    }
+}
+
+#[test]
+fn large_gates_stay_finite() {
+    let Some(gpu) = testing::gpu() else { return };
+    // Four of gate, four of up, each a multiple of the one value of x that isn't zero.
+    let gates = [-200.0, 200.0, -90.0, 90.0, 1.0, 1.0, 1.0, 1.0];
+    let weights: Vec<f32> = gates.iter().flat_map(|gate| [*gate, 0.0, 0.0, 0.0]).collect();
+    let mut case = Case::new(&gpu, (Format::F32, RowOrder::Paired), (1, 8, 4), 1);
+    let bytes = Format::F32.encode(4, &weights);
+    case.weights =
+        WeightMatrix::from_bytes(&gpu, (8, 4), (Format::F32, RowOrder::Paired), &bytes).unwrap();
+    case.x = vec![1.0, 0.0, 0.0, 0.0];
+    let out = case.run(&gpu, &Matmul::new(&gpu), Kind::Swiglu, false, &[0]);
+    assert_close(&out, &[0.0, 200.0, 0.0, 90.0], 1e-5);
+}
+
+#[test]
+fn split_weights_give_the_same_bits() {
+    let (Some(whole), Some(split)) = (testing::gpu(), testing::small_gpu(1 << 17)) else {
+        return;
+    };
+    for format in Format::ALL {
+        for kind in KINDS {
+            let (form, shape) = ((format, order(kind)), (5, 600, 512));
+            let case = Case::new(&whole, form, shape, 17);
+            let pieces = Case::new(&split, form, shape, 17);
+            assert!(pieces.weights.shards.len() > 1);
+            let all = case.all();
+            let expected = case.run(&whole, &Matmul::new(&whole), kind, true, &all);
+            let out = pieces.run(&split, &Matmul::new(&split), kind, true, &all);
+            assert_bits_eq(&out, &expected);
+        }
+    }
+}
+
+/// Queries, keys and values of tokens that go to known places.
+#[test]
+fn queries_keys_and_values_find_their_places() {
+    let (positions, tables) = ([0usize, 17, 40], vec![3, 5, 1]);
+    let step = StepInputs {
+        token_ids: vec![0; 3],
+        positions: positions.iter().map(|&position| position as u32).collect(),
+        table_starts: vec![0; 3],
+        output_rows: Vec::new(),
+        tables: tables.clone(),
+    };
+    for gpu in testing::both_layouts() {
+        for (shape, rotary_dim) in [
+            (HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 }, 8),
+            (HeadShape { num_heads: 3, num_kv_heads: 1, head_dim: 64 }, 64),
+            (HeadShape { num_heads: 1, num_kv_heads: 1, head_dim: 20 }, 12),
+        ] {
+            for variant in [Class::choose(gpu.caps()).variants, variants()].concat() {
+                if !gpu.caps().is_cpu || (variant.subgroup && gpu.caps().min_subgroup_size < 8) {
+                    continue;
+                }
+                check_qkv(&gpu, variant, shape, rotary_dim, (&step, &positions, &tables));
+            }
+        }
+    }
+}
+
+fn check_qkv(
+    gpu: &Gpu,
+    variant: Variant,
+    shape: HeadShape,
+    rotary_dim: usize,
+    (step, positions, tables): (&StepInputs, &[usize], &[u32]),
+) {
+    let plain = (Format::F32, RowOrder::Plain);
+    let case = Case::new(gpu, plain, (positions.len(), shape.qkv_size(), 36), 21);
+    let bias_values = Random::new(22).normal(shape.qkv_size());
+    let inv_freq = inverse_frequencies(100.0, rotary_dim);
+    let rotary = Rotary::new(gpu, &inv_freq, 4096).unwrap();
+    let cache = KvCache::new(gpu, shape, 6).unwrap();
+    let (inputs, step) = testing::inputs(gpu, step);
+    let queries = gpu.alloc_vec4s(positions.len() * shape.q_size()).unwrap();
+    let bias = gpu.upload_vec4s(&bias_values).unwrap();
+    let x = gpu.upload_vec4s(&case.x).unwrap();
+    let qkv = Qkv {
+        bias: Some(&bias),
+        inputs: &inputs,
+        rotary: &rotary,
+        cache: &cache,
+        queries: &queries,
+    };
+    let mut pass = Pass::new();
+    Matmul::with_class(class(variant))
+        .bind(gpu, (&x).into(), &case.weights, Output::Qkv(qkv))
+        .unwrap()
+        .record_step(&mut pass, step);
+    gpu.run(&pass).unwrap();
+
+    let (queries, keys, values) = (
+        gpu.read_f32(&queries).unwrap(),
+        gpu.read_f32(&cache.keys).unwrap(),
+        gpu.read_f32(&cache.values).unwrap(),
+    );
+    let product = reference(36, &case.x, &case.decoded);
+    for (token, &position) in positions.iter().enumerate() {
+        let row = product[token * shape.qkv_size()..][..shape.qkv_size()].iter();
+        let row: Vec<f32> = row.zip(&bias_values).map(|(a, b)| a + b).collect();
+        let expected = crate::rotary::reference(shape, &inv_freq, position, &row);
+        let (expected_q, expected_kv) = expected.split_at(shape.q_size());
+        assert_close(&queries[token * shape.q_size()..][..shape.q_size()], expected_q, 2e-5);
+        let (expected_k, expected_v) = expected_kv.split_at(expected_kv.len() / 2);
+        let (block, slot) = (tables[position / BLOCK_TOKENS] as usize, position % BLOCK_TOKENS);
+        for head in 0..shape.num_kv_heads {
+            let at = (block * shape.num_kv_heads + head) * shape.head_dim * BLOCK_TOKENS;
+            let range = head * shape.head_dim..(head + 1) * shape.head_dim;
+            let key: Vec<f32> = (0..shape.head_dim)
+                .map(|d| keys[at + (d / 4 * BLOCK_TOKENS + slot) * 4 + d % 4])
+                .collect();
+            assert_close(&key, &expected_k[range.clone()], 2e-5);
+            let value = &values[at + slot * shape.head_dim..][..shape.head_dim];
+            assert_close(value, &expected_v[range], 2e-5);
+        }
+    }
+}
