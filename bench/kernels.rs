@@ -30,7 +30,8 @@ pub struct Options {
 /// What the device can do.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
-    /// Bytes a second, read and written, of a copy that no cache holds.
+    /// Bytes a second, read and written, of a copy that no cache holds: the faster of a kernel's
+    /// and the driver's own.
     pub copy_bytes: f64,
     /// Floating-point operations a second of multiply-adds in registers.
     pub fma_operations: f64,
@@ -96,10 +97,14 @@ impl Task {
     }
 
     fn median(&self) -> f64 {
-        let mut seconds = self.seconds.clone();
-        seconds.sort_by(f64::total_cmp);
-        seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN)
+        median(&self.seconds)
     }
+}
+
+fn median(seconds: &[f64]) -> f64 {
+    let mut seconds = seconds.to_vec();
+    seconds.sort_by(f64::total_cmp);
+    seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Measures every format with every shape and batch. `progress` hears how many of how many rounds
@@ -143,8 +148,14 @@ pub fn measure(
             }
         }
     }
+    let buffers = (gpu.alloc_f32(COPY_BYTES / 4)?, gpu.alloc_f32(COPY_BYTES / 4)?);
+    let mut driver_copies = Vec::new();
+    gpu.copy(&buffers.0, &buffers.1)?;
     for round in 0..options.num_rounds {
         progress(round, options.num_rounds);
+        let start = Instant::now();
+        gpu.copy(&buffers.0, &buffers.1)?;
+        driver_copies.push(start.elapsed().as_secs_f64());
         for task in &mut tasks {
             let seconds = task.time(gpu)?;
             task.seconds.push(seconds);
@@ -152,7 +163,7 @@ pub fn measure(
     }
     progress(options.num_rounds, options.num_rounds);
     let limits = Limits {
-        copy_bytes: 2.0 * COPY_BYTES as f64 / tasks[0].median(),
+        copy_bytes: 2.0 * COPY_BYTES as f64 / tasks[0].median().min(median(&driver_copies)),
         fma_operations: fma_operations / tasks[1].median(),
     };
     for (measured, task) in measured.iter_mut().zip(&tasks[2..]) {

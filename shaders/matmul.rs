@@ -317,7 +317,8 @@ impl Class {
                 one,
                 Variant { max_rows: 2, tm: 2, ..one },
                 Variant { max_rows: 4, tm: 4, ..one },
-                Variant { max_rows: any, tm: 8, ..one },
+                Variant { max_rows: 8, tm: 8, ..one },
+                Variant { max_rows: any, tm: 16, ..one },
             ];
             Self { variants, norm_lanes: 8 }
         } else {

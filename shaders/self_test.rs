@@ -12,7 +12,7 @@ use crate::embed::BoundEmbed;
 use crate::error::GpuError;
 use crate::gather_rows::BoundGatherRows;
 use crate::gpu::{Caps, Gpu};
-use crate::inputs::{InputLimits, Inputs, StepInputs};
+use crate::inputs::{BLOCK_TOKENS, InputLimits, Inputs, StepInputs};
 use crate::kernel::{KernelSource, Pass};
 use crate::kv_cache::{HeadShape, KvCache};
 use crate::matmul::{self, BoundMatmul, Form, Matmul, Norm, Operand, Output, Qkv};
@@ -35,7 +35,7 @@ pub fn fingerprint(gpu: &Gpu, format: Format, shape: HeadShape) -> Result<[u8; 3
     let mut layer = Layer::new(gpu, format, shape)?;
     let together = layer.run(gpu, 0..NUM_TOKENS)?;
     let mut first = 0;
-    for num_tokens in [4, 1, 2, 1] {
+    for num_tokens in [8, 4, 1, 2, 1, 1] {
         let rows = layer.run(gpu, first..first + num_tokens)?;
         let row_bytes = together.len() / NUM_TOKENS;
         if rows != together[first * row_bytes..][..num_tokens * row_bytes] {
@@ -78,7 +78,8 @@ fn hash(hasher: &mut blake3::Hasher, bytes: &[u8]) {
 }
 
 /// As many as the largest variant of a product takes, and one more.
-const NUM_TOKENS: usize = 9;
+const NUM_TOKENS: usize = 17;
+const NUM_BLOCKS: usize = NUM_TOKENS.div_ceil(BLOCK_TOKENS);
 /// More than one chunk of a product, and not a multiple of what kernels take at a time.
 const HIDDEN_SIZE: usize = 324;
 const FFN_SIZE: usize = 100;
@@ -105,9 +106,9 @@ impl Layer {
         let limits = InputLimits {
             max_tokens: NUM_TOKENS,
             max_outputs: NUM_TOKENS,
-            max_table_entries: 1,
+            max_table_entries: NUM_BLOCKS,
             max_positions: NUM_TOKENS,
-            num_blocks: 1,
+            num_blocks: NUM_BLOCKS,
             vocab_size: VOCAB_SIZE,
         };
         let inputs = Inputs::new(gpu, limits)?;
@@ -133,7 +134,7 @@ impl Layer {
         let rows = gpu.alloc_vec4s(NUM_TOKENS * HIDDEN_SIZE)?;
         let logits = gpu.alloc_f32(NUM_TOKENS * VOCAB_SIZE)?;
 
-        let cache = KvCache::new(gpu, shape, 1)?;
+        let cache = KvCache::new(gpu, shape, NUM_BLOCKS)?;
         // The largest part of a head that is rotated in whole vec4s of pairs.
         let inv_freq = inverse_frequencies(10_000.0, shape.head_dim / 8 * 8);
         let rotary = Rotary::new(gpu, &inv_freq, NUM_TOKENS)?;
@@ -184,11 +185,14 @@ impl Layer {
     fn run(&mut self, gpu: &Gpu, positions: Range<usize>) -> Result<Vec<u8>, GpuError> {
         let num_tokens = positions.len();
         let step = StepInputs {
-            token_ids: positions.clone().map(|position| (position * 7) as u32).collect(),
+            token_ids: positions
+                .clone()
+                .map(|position| (position * 7 % VOCAB_SIZE) as u32)
+                .collect(),
             positions: positions.map(|position| position as u32).collect(),
             table_starts: vec![0; num_tokens],
             output_rows: (0..num_tokens as u32).collect(),
-            tables: vec![0],
+            tables: (0..NUM_BLOCKS as u32).collect(),
         };
         let step =
             self.inputs.write(gpu, &step).map_err(|error| GpuError::Failed(error.to_string()))?;

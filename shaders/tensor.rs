@@ -210,6 +210,18 @@ impl Gpu {
         self.read(tensor)
     }
 
+    /// Copies a buffer to another of the same length, as the driver does it, and waits. For tools.
+    pub fn copy(&self, from: &Tensor, to: &Tensor) -> Result<(), GpuError> {
+        let (Storage::Buffer(_), Storage::Buffer(target)) = (&from.storage, &to.storage) else {
+            panic!("the driver's copy is from buffer to buffer")
+        };
+        assert_eq!(from.len, to.len, "a copy is as long as what is copied");
+        let mut encoder =
+            self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        from.copy_out(&mut encoder, &(0..from.len), target, 0);
+        self.wait_for(self.queue.submit([encoder.finish()]))
+    }
+
     fn read<T: Pod>(&self, tensor: &Tensor) -> Result<Vec<T>, GpuError> {
         let submission = self.submit(&Pass::new(), &[(tensor, 0..tensor.len)])?;
         Ok(bytemuck::pod_collect_to_vec(&self.wait(submission)?))
@@ -303,6 +315,9 @@ mod tests {
         let tensor = gpu.upload(&[1.0f32, 2.0, 3.0]).unwrap();
         gpu.write(&tensor, 1, &[5.0f32]);
         assert_eq!(gpu.read_f32(&tensor).unwrap(), [1.0, 5.0, 3.0]);
+        let copied = gpu.alloc_f32(3).unwrap();
+        gpu.copy(&tensor, &copied).unwrap();
+        assert_eq!(gpu.read_f32(&copied).unwrap(), [1.0, 5.0, 3.0]);
         assert_eq!(gpu.read_u32(&gpu.alloc_u32(5).unwrap()).unwrap(), [0; 5]);
     }
 

@@ -216,7 +216,7 @@ impl Stage {
     fn warm_up(&mut self, gpu: &Gpu) -> Result<(), StageError> {
         let max_tokens = self.sequences.limits().max_batched_tokens as usize;
         let max_tokens = max_tokens.min(self.sequences.limits().max_model_len as usize);
-        for num_tokens in [1, 4, 16] {
+        for num_tokens in [1, 2, 4, 8, 16] {
             let num_tokens = num_tokens.min(max_tokens);
             let num_values = match self.embed {
                 Some(_) => 0,
