@@ -413,7 +413,9 @@ impl Variant {
         }
         let places = (0..).zip(&bindings).map(|(place, (name, _))| (*name, place));
         let constants: Vec<_> = own.into_iter().chain(format.constants()).chain(places).collect();
-        let template = [include_str!("matmul.wgsl"), format.decoder()].concat();
+        let template =
+            [include_str!("matmul.wgsl"), include_str!("matmul_out.wgsl"), format.decoder()]
+                .concat();
         let name = format!(
             "{kind:?}{} {format:?} {tm}x{tn}x{lanes}x{groups}",
             if norm { " norm" } else { "" }

@@ -1,12 +1,13 @@
-// y[t, n] = sum over k of x[t, k] * weights[n, k], and what becomes of y    one workgroup per TM rows
-// t, LANES * TN columns n
+// y[t, n] = sum over k of x[t, k] * weights[n, k], and what becomes of y (matmul_out.wgsl)
+// one workgroup per TM rows t, LANES * TN columns n
 //
 // With NORM, x is normalised first: x[t, k] / rms(x[t, :]) * norm[k].
 //
 // STORE:    out[t, n] = y[t, n]
 // RESIDUAL: out[t, n] = residual[t, n] + y[t, n]
 // SWIGLU:   out[t, i] = silu(gate) * up; the columns are four of gate, the same four of up, ...
-// QKV:      of y + bias, queries and keys are rotated; keys and values go to the cache, queries to out
+// QKV:      of y + bias, queries and keys are rotated; keys and values go to the cache, queries to
+//           out
 //
 // The order of additions is one for all variants, and a function of K alone: K is cut into chunks
 // of CHUNK values; in a chunk one chain of fma in ascending k, from zero; the sums of the chunks
@@ -31,7 +32,7 @@ struct Params {
 
 var<immediate> params: Params;
 //! if IMAGES
-@group(0) @binding(0) var x: texture_storage_2d<rgba32float, read>;                              // [num_rows, K / 4]
+@group(0) @binding(0) var x: texture_storage_2d<rgba32float, read>; // [num_rows, K / 4]
 // [tiles of TILE columns, num_blocks, TILE]
 @group(0) @binding(1) var weights: texture_storage_2d<rgba32uint, read>;
 //! else
@@ -49,7 +50,7 @@ var<immediate> params: Params;
 //! end
 //! if NORM
 //! if IMAGES
-@group(0) @binding({AT_NORM}) var norm: texture_storage_2d<rgba32float, read>;                         // [K / 4]
+@group(0) @binding({AT_NORM}) var norm: texture_storage_2d<rgba32float, read>; // [K / 4]
 //! else
 @group(0) @binding({AT_NORM}) var<storage, read>       norm: array<vec4<f32>>;   // [K / 4]
 //! end
@@ -79,7 +80,7 @@ var<immediate> params: Params;
 // ..., positions, table_starts, ..., tables
 @group(0) @binding({AT_INPUTS}) var<storage, read>       inputs: array<u32>;
 //! if IMAGES
-@group(0) @binding({AT_BIAS}) var bias: texture_storage_2d<rgba32float, read>;                   // [num_columns / 4]
+@group(0) @binding({AT_BIAS}) var bias: texture_storage_2d<rgba32float, read>; // [num_columns / 4]
 // [max_positions, rotary dimensions / 4], cosine and sine of two pairs
 @group(0) @binding({AT_COS_SIN}) var cos_sin: texture_storage_2d<rgba32float, read>;
 // [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
@@ -359,7 +360,8 @@ fn main(
         let first = unit * {UNIT}u;
         if (row < p.num_rows) {
             finish(p, row, tile * {TILE}u + strip + first % {STRIP}u, place_of(p, row),
-                vec4<f32>(sh_out[first], sh_out[first + 1u], sh_out[first + 2u], sh_out[first + 3u]),
+                vec4<f32>(sh_out[first], sh_out[first + 1u], sh_out[first + 2u],
+                    sh_out[first + 3u]),
 //! if SWIGLU
                 vec4<f32>(sh_out[first + 4u], sh_out[first + 5u], sh_out[first + 6u],
                     sh_out[first + 7u]),
@@ -369,124 +371,6 @@ fn main(
     }
 //! end
 }
-
-//! if QKV
-// Position of a row and its block in the cache.
-fn place_of(p: Params, row: u32) -> vec2<u32> {
-    let position = inputs[p.num_rows + row];
-    let table = p.tables_at + inputs[2u * p.num_rows + row];
-    return vec2<u32>(position, inputs[table + position / {BLOCK}u]);
-}
-
-fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>) {
-    if (computed >= p.num_computed) {
-        return;
-    }
-    let at = (p.first_column + computed) / 4u;
-    var value = total;
-    if (p.has_bias != 0u) {
-        value += bias_in(at);
-    }
-    let head = at / p.head_vec4s;
-    let d = at % p.head_vec4s;
-    if (head < p.num_heads + p.num_kv_heads && d < p.rotary_vec4s) {
-        let a = cos_sin_in(place.x * p.rotary_vec4s + d);
-        value = vec4<f32>(
-            fma(value.x, a.x, -(value.y * a.y)),
-            fma(value.x, a.y, value.y * a.x),
-            fma(value.z, a.z, -(value.w * a.w)),
-            fma(value.z, a.w, value.w * a.z));
-    }
-    if (head < p.num_heads) {
-        write_out((row * p.num_heads + head) * p.head_vec4s + d, value);
-        return;
-    }
-    let slot = place.x % {BLOCK}u;
-    if (head < p.num_heads + p.num_kv_heads) {
-        let kv_head = place.y * p.num_kv_heads + head - p.num_heads;
-        let index = (kv_head * p.head_vec4s + d) * {BLOCK}u + slot;
-//! if IMAGES
-        textureStore(keys, texel(index), value);
-//! else
-        keys[index] = value;
-//! end
-    } else {
-        let kv_head = place.y * p.num_kv_heads + head - p.num_heads - p.num_kv_heads;
-        let index = (kv_head * {BLOCK}u + slot) * p.head_vec4s + d;
-//! if IMAGES
-        textureStore(values, texel(index), value);
-//! else
-        values[index] = value;
-//! end
-    }
-}
-
-fn bias_in(index: u32) -> vec4<f32> {
-//! if IMAGES
-    return textureLoad(bias, texel(index));
-//! else
-    return bias[index];
-//! end
-}
-
-fn cos_sin_in(index: u32) -> vec4<f32> {
-//! if IMAGES
-    return textureLoad(cos_sin, texel(index));
-//! else
-    return cos_sin[index];
-//! end
-}
-//! else
-fn place_of(p: Params, row: u32) -> vec2<u32> {
-    return vec2<u32>(0u);
-}
-//! end
-
-//! if STORE
-fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>) {
-    let index = row * p.num_columns + p.first_column + computed;
-//! for i in 0..4
-    if (computed + {i}u < p.num_computed) {
-        out[index + {i}u] = total[{i}u];
-    }
-//! end
-}
-//! end
-
-//! if RESIDUAL
-fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>) {
-    if (computed < p.num_computed) {
-        let index = (row * p.num_columns + p.first_column + computed) / 4u;
-//! if IMAGES
-        write_out(index, textureLoad(residual, texel(index)) + total);
-//! else
-        write_out(index, residual[index] + total);
-//! end
-    }
-}
-//! end
-
-//! if SWIGLU
-fn finish(
-    p: Params, row: u32, computed: u32, place: vec2<u32>, gate: vec4<f32>, up: vec4<f32>,
-) {
-    if (computed < p.num_computed) {
-        let index = (row * p.num_columns + p.first_column + computed) / 8u;
-        write_out(index, gate / (1.0 + exp(-gate)) * up);
-    }
-}
-//! end
-
-//! if STORE
-//! else
-fn write_out(index: u32, value: vec4<f32>) {
-//! if IMAGES
-    textureStore(out, texel(index), value);
-//! else
-    out[index] = value;
-//! end
-}
-//! end
 
 // A vec4 of x; zero where the weights are padded, since whatever follows a row in memory may be
 // infinite.

@@ -9,7 +9,7 @@ var<immediate> params: Params;
 // [num_tokens, hidden_size / 4]
 @group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>;
 //! if IMAGES
-@group(0) @binding(1) var weight: texture_storage_2d<rgba32float, read>;                        // [hidden_size / 4]
+@group(0) @binding(1) var weight: texture_storage_2d<rgba32float, read>;  // [hidden_size / 4]
 //! else
 @group(0) @binding(1) var<storage, read>       weight: array<vec4<f32>>;  // [hidden_size / 4]
 //! end

@@ -1,0 +1,120 @@
+
+// What becomes of a vec4 of the product: the end of matmul.wgsl.
+
+//! if QKV
+// Position of a row and its block in the cache.
+fn place_of(p: Params, row: u32) -> vec2<u32> {
+    let position = inputs[p.num_rows + row];
+    let table = p.tables_at + inputs[2u * p.num_rows + row];
+    return vec2<u32>(position, inputs[table + position / {BLOCK}u]);
+}
+
+fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>) {
+    if (computed >= p.num_computed) {
+        return;
+    }
+    let at = (p.first_column + computed) / 4u;
+    var value = total;
+    if (p.has_bias != 0u) {
+        value += bias_in(at);
+    }
+    let head = at / p.head_vec4s;
+    let d = at % p.head_vec4s;
+    if (head < p.num_heads + p.num_kv_heads && d < p.rotary_vec4s) {
+        let a = cos_sin_in(place.x * p.rotary_vec4s + d);
+        value = vec4<f32>(
+            fma(value.x, a.x, -(value.y * a.y)),
+            fma(value.x, a.y, value.y * a.x),
+            fma(value.z, a.z, -(value.w * a.w)),
+            fma(value.z, a.w, value.w * a.z));
+    }
+    if (head < p.num_heads) {
+        write_out((row * p.num_heads + head) * p.head_vec4s + d, value);
+        return;
+    }
+    let slot = place.x % {BLOCK}u;
+    if (head < p.num_heads + p.num_kv_heads) {
+        let kv_head = place.y * p.num_kv_heads + head - p.num_heads;
+        let index = (kv_head * p.head_vec4s + d) * {BLOCK}u + slot;
+//! if IMAGES
+        textureStore(keys, texel(index), value);
+//! else
+        keys[index] = value;
+//! end
+    } else {
+        let kv_head = place.y * p.num_kv_heads + head - p.num_heads - p.num_kv_heads;
+        let index = (kv_head * {BLOCK}u + slot) * p.head_vec4s + d;
+//! if IMAGES
+        textureStore(values, texel(index), value);
+//! else
+        values[index] = value;
+//! end
+    }
+}
+
+fn bias_in(index: u32) -> vec4<f32> {
+//! if IMAGES
+    return textureLoad(bias, texel(index));
+//! else
+    return bias[index];
+//! end
+}
+
+fn cos_sin_in(index: u32) -> vec4<f32> {
+//! if IMAGES
+    return textureLoad(cos_sin, texel(index));
+//! else
+    return cos_sin[index];
+//! end
+}
+//! else
+fn place_of(p: Params, row: u32) -> vec2<u32> {
+    return vec2<u32>(0u);
+}
+//! end
+
+//! if STORE
+fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>) {
+    let index = row * p.num_columns + p.first_column + computed;
+//! for i in 0..4
+    if (computed + {i}u < p.num_computed) {
+        out[index + {i}u] = total[{i}u];
+    }
+//! end
+}
+//! end
+
+//! if RESIDUAL
+fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>) {
+    if (computed < p.num_computed) {
+        let index = (row * p.num_columns + p.first_column + computed) / 4u;
+//! if IMAGES
+        write_out(index, textureLoad(residual, texel(index)) + total);
+//! else
+        write_out(index, residual[index] + total);
+//! end
+    }
+}
+//! end
+
+//! if SWIGLU
+fn finish(
+    p: Params, row: u32, computed: u32, place: vec2<u32>, gate: vec4<f32>, up: vec4<f32>,
+) {
+    if (computed < p.num_computed) {
+        let index = (row * p.num_columns + p.first_column + computed) / 8u;
+        write_out(index, gate / (1.0 + exp(-gate)) * up);
+    }
+}
+//! end
+
+//! if STORE
+//! else
+fn write_out(index: u32, value: vec4<f32>) {
+//! if IMAGES
+    textureStore(out, texel(index), value);
+//! else
+    out[index] = value;
+//! end
+}
+//! end
