@@ -14,6 +14,8 @@ use shaders::kernel::Pass;
 use shaders::matmul::{BoundMatmul, Matmul, Output};
 use shaders::weights::{Format, RowOrder, WeightMatrix};
 
+use crate::report::median;
+
 /// What is measured.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -101,12 +103,6 @@ impl Task {
     }
 }
 
-fn median(seconds: &[f64]) -> f64 {
-    let mut seconds = seconds.to_vec();
-    seconds.sort_by(f64::total_cmp);
-    seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 /// Measures every format with every shape and batch. `progress` hears how many of how many rounds
 /// are done.
 ///
@@ -162,8 +158,9 @@ pub fn measure(
         }
     }
     progress(options.num_rounds, options.num_rounds);
+    let copy_seconds = tasks[0].median().min(median(&driver_copies));
     let limits = Limits {
-        copy_bytes: 2.0 * COPY_BYTES as f64 / tasks[0].median().min(median(&driver_copies)),
+        copy_bytes: 2.0 * COPY_BYTES as f64 / copy_seconds,
         fma_operations: fma_operations / tasks[1].median(),
     };
     for (measured, task) in measured.iter_mut().zip(&tasks[2..]) {

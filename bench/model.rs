@@ -11,6 +11,7 @@ use protocol::BLOCK_TOKENS;
 use serde_json::{Value, json};
 
 use crate::engine::{Engine, OWN_TOKENS, Sequence, processor_time};
+use crate::report::median;
 
 /// One test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,12 +79,6 @@ impl Measured {
     fn rates(&self) -> Vec<f64> {
         self.seconds.iter().map(|seconds| self.test.num_tokens() as f64 / seconds).collect()
     }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Runs every test in every round, after one that doesn't count. `progress` hears of each.

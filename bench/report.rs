@@ -144,6 +144,13 @@ fn grouped(num: u64) -> String {
     text
 }
 
+/// The middle one of `values`, NaN where there is none.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

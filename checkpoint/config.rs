@@ -97,6 +97,17 @@ impl ModelConfig {
                 format!("is {}, it must be even and 2 to {}", self.rotary_dim, self.head_dim),
             ));
         }
+        for (key, width) in [
+            ("hidden size", self.hidden_size),
+            ("intermediate size", self.intermediate_size),
+            ("head dimension", self.head_dim),
+            ("number of rotary dimensions", self.rotary_dim),
+        ] {
+            // Kernels take four values at a time; no published model has other widths.
+            if !width.is_multiple_of(4) {
+                return Err(Refused::new(key, format!("is {width}, supported are multiples of 4")));
+            }
+        }
         if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
             return Err(Refused::new(
                 "rope theta",

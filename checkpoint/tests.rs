@@ -260,6 +260,8 @@ fn configurations_that_lie_are_refused() {
         ("head_dim", Value::Null, "q_proj.weight has shape [128, 64], the configuration asks"),
         ("head_dim", json!(1u64 << 40), "head_dim is 1099511627776, it must be a number from 1 to"),
         ("partial_rotary_factor", json!(0.1), "is 3, it must be even and 2 to 32"),
+        ("partial_rotary_factor", json!(0.1875), "rotary dimensions is 6, supported are multiples"),
+        ("intermediate_size", json!(154), "intermediate size is 154, supported are multiples of 4"),
         ("partial_rotary_factor", json!(0), "is 0, it must be above 0 and at most 1"),
         ("partial_rotary_factor", json!(1.5), "is 1.5, it must be above 0 and at most 1"),
         ("rope_theta", json!("big"), "rope_theta is \"big\", it must be a number"),

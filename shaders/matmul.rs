@@ -178,8 +178,6 @@ impl Matmul {
             ..Params::default()
         };
         assert!(norm.is_none_or(|norm| norm.weight.len() == weights.cols), "a weight per value");
-        // A binding can't be empty, though without a bias it isn't read.
-        let no_bias = gpu.alloc_vec4s(4)?;
         let (tensors, max_rows) = match output {
             Output::Store(out) => (vec![out], out.len() / weights.rows),
             Output::Residual { residual, out } => {
@@ -200,7 +198,8 @@ impl Matmul {
                 common.head_vec4s = shape.head_vec4s() as u32;
                 common.rotary_vec4s = (rotary.rotary_dim / 4) as u32;
                 common.has_bias = bias.is_some().into();
-                let bias = bias.unwrap_or(&no_bias);
+                // A binding can't be empty, though without a bias it isn't read.
+                let bias = bias.unwrap_or(&rotary.cos_sin);
                 let (keys, values) = (&cache.keys, &cache.values);
                 (
                     vec![queries, &inputs.tensor, bias, &rotary.cos_sin, keys, values],
@@ -229,6 +228,13 @@ impl Matmul {
             variants.push((*variant, shards));
         }
         Ok(BoundMatmul { variants, max_rows: max_rows.min(x.len() / weights.cols) })
+    }
+
+    /// A number of rows for each variant that computes it: a driver compiles a kernel when it first
+    /// runs.
+    pub fn batch_sizes(&self) -> impl Iterator<Item = usize> {
+        let before = self.class.variants.iter().map(|variant| variant.max_rows);
+        [0].into_iter().chain(before).take(self.class.variants.len()).map(|max_rows| max_rows + 1)
     }
 
     fn compiled(&self, gpu: &Gpu, form: Form) -> Result<Arc<[Kernel]>, GpuError> {

@@ -25,8 +25,16 @@ fn variants() -> Vec<Variant> {
     ]
 }
 
-fn class(variant: Variant) -> Class {
-    Class { variants: vec![variant], norm_lanes: 8 }
+/// Each of them as the only one of a class that sums squares as the device's own does.
+fn classes(gpu: &Gpu) -> impl Iterator<Item = Class> {
+    let norm_lanes = Class::choose(gpu.caps()).norm_lanes;
+    let subgroups = gpu.caps().subgroups && gpu.caps().min_subgroup_size >= 8;
+    let can = move |variant: &Variant| {
+        norm_lanes <= variant.lanes * variant.groups
+            && (!variant.subgroup || (subgroups && norm_lanes == 8))
+    };
+    let class = move |variant| Class { variants: vec![variant], norm_lanes };
+    variants().into_iter().filter(can).map(class)
 }
 
 fn forms(format: Format) -> impl Iterator<Item = Form> {
@@ -205,11 +213,8 @@ fn all_variants_give_the_same_bits() {
                 let case = Case::new(&gpu, (format, order(kind)), (17, 136, 900), 13);
                 let run = |matmul: &Matmul| case.run(&gpu, matmul, kind, norm, &case.all());
                 let expected = run(&Matmul::new(&gpu));
-                for variant in variants() {
-                    let small = gpu.caps().min_subgroup_size < 8;
-                    if !(variant.subgroup && small) && gpu.caps().is_cpu {
-                        assert_bits_eq(&run(&Matmul::with_class(class(variant))), &expected);
-                    }
+                for class in classes(&gpu) {
+                    assert_bits_eq(&run(&Matmul::with_class(class)), &expected);
                 }
             }
         }
@@ -304,12 +309,9 @@ fn queries_keys_and_values_find_their_places() {
         (HeadShape { num_heads: 1, num_kv_heads: 1, head_dim: 20 }, 12),
     ];
     for gpu in testing::both_layouts() {
-        let subgroups = gpu.caps().subgroups && gpu.caps().min_subgroup_size >= 8;
         // Compiling is what takes time here, most of all with buffers.
-        let own: Vec<_> = variants().into_iter().skip(2).step_by(2).collect();
-        let own = own.into_iter().filter(|variant| subgroups || !variant.subgroup);
-        let classes = own.filter(|_| gpu.caps().is_cpu).map(class);
-        for class in classes.chain([Class::choose(gpu.caps())]) {
+        let some = classes(&gpu).skip(2).step_by(2);
+        for class in some.chain([Class::choose(gpu.caps())]) {
             let matmul = Matmul::with_class(class);
             for (shape, rotary_dim) in shapes {
                 check_qkv(&gpu, &matmul, shape, rotary_dim, (&step, &positions, &tables));

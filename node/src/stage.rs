@@ -162,7 +162,7 @@ impl Stage {
         let sequences = Sequences::new(*limits, num_blocks, model.vocab_size as u32);
         let (pass, step) = (Pass::new(), StepInputs::default());
         let mut stage = Self { held, sequences, inputs, scratch, embed, layers, head, pass, step };
-        stage.warm_up(gpu)?;
+        stage.warm_up(gpu, kernels)?;
         Ok(stage)
     }
 
@@ -213,10 +213,10 @@ impl Stage {
 
     /// Runs every kernel once for each number of rows that has a variant: a driver compiles a
     /// kernel at its first dispatch, which must not be a request's.
-    fn warm_up(&mut self, gpu: &Gpu) -> Result<(), StageError> {
+    fn warm_up(&mut self, gpu: &Gpu, kernels: &Kernels) -> Result<(), StageError> {
         let max_tokens = self.sequences.limits().max_batched_tokens as usize;
         let max_tokens = max_tokens.min(self.sequences.limits().max_model_len as usize);
-        for num_tokens in [1, 2, 4, 8, 16] {
+        for num_tokens in kernels.matmul.batch_sizes() {
             let num_tokens = num_tokens.min(max_tokens);
             let num_values = match self.embed {
                 Some(_) => 0,
