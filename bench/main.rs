@@ -113,8 +113,9 @@ struct KernelsArguments {
           default_value = "2048x2048,4096x4096")]
     shapes: Vec<(usize, usize)>,
     /// Rows multiplied at once.
-    #[arg(long, value_name = "ROWS", value_delimiter = ',', default_value = "1,4,16,64,512")]
-    rows: Vec<NonZeroUsize>,
+    #[arg(long, value_name = "ROWS", value_delimiter = ',', default_value = "1,4,16,64,512",
+          value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    rows: Vec<u32>,
     /// Rounds, of which medians are taken.
     #[arg(long, value_name = "N", default_value = "5")]
     rounds: NonZeroUsize,
@@ -222,7 +223,7 @@ fn time_kernels(arguments: &KernelsArguments) -> Result<ExitCode> {
     let options = kernels::Options {
         formats: arguments.formats.clone(),
         shapes: arguments.shapes.clone(),
-        batches: arguments.rows.iter().map(|rows| rows.get()).collect(),
+        batches: arguments.rows.iter().map(|&rows| rows as usize).collect(),
         num_rounds: arguments.rounds.get(),
     };
     let (limits, measured) = kernels::measure(&gpu, &options, |done, all| {
