@@ -19,13 +19,21 @@ use tests::golden::{self, Golden};
 const HIDDEN_TOLERANCE: f32 = 1e-4;
 const LOGITS_TOLERANCE: f32 = 2e-4;
 
-struct Device {
+pub(crate) const LIMITS: StageLimits = StageLimits {
+    max_batched_tokens: 160,
+    max_num_seqs: 64,
+    max_model_len: 256,
+    max_blocks: 512,
+    max_logprobs: 4,
+};
+
+pub(crate) struct Device {
     gpu: Gpu,
     kernels: Kernels,
 }
 
 /// One adapter for all tests of this file, used by one at a time.
-fn device() -> Option<std::sync::MutexGuard<'static, Option<Device>>> {
+pub(crate) fn device() -> Option<std::sync::MutexGuard<'static, Option<Device>>> {
     static DEVICE: Mutex<Option<Device>> = Mutex::new(None);
     let mut device = DEVICE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if device.is_none() {
@@ -44,7 +52,7 @@ fn device() -> Option<std::sync::MutexGuard<'static, Option<Device>>> {
 }
 
 /// A pipeline whose stages hold these layers; a first or last stage may hold none.
-struct Pipeline<'a> {
+pub(crate) struct Pipeline<'a> {
     gpu: &'a Gpu,
     stages: Vec<Stage>,
     sequence: u64,
@@ -52,7 +60,10 @@ struct Pipeline<'a> {
 
 impl<'a> Pipeline<'a> {
     fn load(device: &'a Device, model: &Path, cut: &[u32]) -> Self {
-        let files = Checkpoint::open(model).unwrap();
+        Self::of(device, &Checkpoint::open(model).unwrap(), cut)
+    }
+
+    pub(crate) fn of(device: &'a Device, files: &Checkpoint, cut: &[u32]) -> Self {
         let num_stages = cut.len() as u32 - 1;
         let stages = cut.windows(2).enumerate().map(|(stage, layers)| {
             let layers = LayerRange { first: layers[0], end: layers[1] };
@@ -76,23 +87,17 @@ impl<'a> Pipeline<'a> {
                 digests: parts.iter().map(|part| Digest(files.digest(*part).unwrap())).collect(),
                 quantize: protocol::config::Quantize::None,
                 next: None,
-                limits: StageLimits {
-                    max_batched_tokens: 160,
-                    max_num_seqs: 16,
-                    max_model_len: 256,
-                    max_blocks: 64,
-                    max_logprobs: 4,
-                },
+                limits: LIMITS,
                 memory_bytes: 1 << 30,
             };
-            Stage::load(&device.gpu, &device.kernels, &files, &plan, &mut |_, _| {}).unwrap()
+            Stage::load(&device.gpu, &device.kernels, files, &plan, &mut |_, _| {}).unwrap()
         });
         Self { gpu: &device.gpu, stages: stages.collect(), sequence: 0 }
     }
 
     /// Takes a batch through every stage, frame by frame. The hidden state after each stage but
     /// the last, and what that one sampled.
-    fn step(&mut self, batch: Batch) -> (Vec<Vec<f32>>, Vec<protocol::SliceOutput>) {
+    pub(crate) fn step(&mut self, batch: Batch) -> (Vec<Vec<f32>>, Vec<protocol::SliceOutput>) {
         let mut hidden_states = Vec::new();
         let mut hidden = Vec::new();
         for (number, stage) in self.stages.iter_mut().enumerate() {
