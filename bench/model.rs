@@ -62,6 +62,8 @@ pub struct Measured {
     pub seconds: Vec<f64>,
     /// Seconds of processor time of each round; empty where the system doesn't say.
     pub processor_seconds: Vec<f64>,
+    /// Microseconds that the encoding of a step took, the mean of each round.
+    pub encoding_us: Vec<f64>,
 }
 
 impl Measured {
@@ -106,17 +108,27 @@ pub fn measure(
     }
     let mut measured: Vec<_> = tests
         .iter()
-        .map(|&test| Measured { test, seconds: Vec::new(), processor_seconds: Vec::new() })
+        .map(|&test| Measured {
+            test,
+            seconds: Vec::new(),
+            processor_seconds: Vec::new(),
+            encoding_us: Vec::new(),
+        })
         .collect();
     for round in 0..=num_rounds {
         for measured in &mut measured {
             progress(&format!("round {round} of {num_rounds}: {}", measured.test.name()));
             // The first round compiles and fills caches: a few steps do.
             let test = if round == 0 { measured.test.shortened() } else { measured.test };
+            let before = engine.gpu().usage();
             let (time, processor) = run(engine, test, &contexts, max_batched_tokens)?;
             if round > 0 {
                 measured.seconds.push(time.as_secs_f64());
                 measured.processor_seconds.extend(processor.map(|time| time.as_secs_f64()));
+                let usage = engine.gpu().usage();
+                let encoding = usage.encoding - before.encoding;
+                let num_encoded = usage.num_encoded - before.num_encoded;
+                measured.encoding_us.push(encoding.as_secs_f64() * 1e6 / f64::from(num_encoded));
             }
         }
     }
@@ -199,12 +211,13 @@ pub fn table(about: &About, measured: &[Measured]) -> String {
     let About { model, format, memory_bytes, adapter } = about;
     let mut text = format!(
         "{model}, {format}, {:.2} GiB on {adapter}\n\n\
-         {:<18} {:>10} {:>17} {:>16}\n",
+         {:<18} {:>10} {:>17} {:>16} {:>14}\n",
         *memory_bytes as f64 / f64::from(1 << 30),
         "test",
         "tokens/s",
         "least … most",
         "tokens/CPU-s",
+        "encoding, µs",
     );
     for one in measured {
         let mut rates = one.rates();
@@ -212,11 +225,12 @@ pub fn table(about: &About, measured: &[Measured]) -> String {
         let least = rates.first().copied().unwrap_or(f64::NAN);
         let most = rates.last().copied().unwrap_or(f64::NAN);
         text += &format!(
-            "{:<18} {:>10.2} {:>17} {:>16}\n",
+            "{:<18} {:>10.2} {:>17} {:>16} {:>14.0}\n",
             one.test.name(),
             one.rate(),
             format!("{least:.2} … {most:.2}"),
             one.processor_rate().map_or("?".to_owned(), |rate| format!("{rate:.2}")),
+            median(&one.encoding_us),
         );
     }
     text
@@ -237,6 +251,7 @@ pub fn report(about: &About, measured: &[Measured]) -> Value {
                 "median_ts": one.rate(),
                 "median_ts_per_cpu": one.processor_rate(),
                 "samples_ts": one.rates(),
+                "median_encoding_us": median(&one.encoding_us),
             })
         })
         .collect();

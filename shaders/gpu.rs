@@ -1,9 +1,9 @@
 //! An open adapter: allocates tensors, runs passes. One thread owns it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::adapters::{AdapterInfo, Adapters};
 use crate::error::GpuError;
@@ -63,6 +63,17 @@ pub struct Caps {
     pub is_cpu: bool,
 }
 
+/// What was asked of an adapter since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of all tensors and readback buffers that were made, freed ones included.
+    pub allocated_bytes: u64,
+    /// Passes that were encoded.
+    pub num_encoded: u32,
+    /// The time that took, on the thread that owns the adapter.
+    pub encoding: Duration,
+}
+
 /// An open adapter. One thread owns it: it may move between threads, but isn't shared.
 pub struct Gpu {
     pub(crate) device: wgpu::Device,
@@ -74,6 +85,7 @@ pub struct Gpu {
     fault: Arc<Mutex<Option<GpuError>>>,
     /// Buffers that results were read through, kept for the next steps.
     readback_buffers: RefCell<Vec<wgpu::Buffer>>,
+    usage: Cell<Usage>,
     /// Where dispatches are timed: those of the last pass.
     profile: Option<RefCell<Vec<Timed>>>,
 }
@@ -148,6 +160,7 @@ impl Gpu {
             max_wait: options.max_wait,
             fault,
             readback_buffers: RefCell::new(Vec::new()),
+            usage: Cell::default(),
             profile: options.profile.then(RefCell::default),
         })
     }
@@ -171,54 +184,83 @@ impl Gpu {
         }
     }
 
-    /// Runs `pass`, then copies the `readback` ranges (in elements of four bytes) to where
-    /// [`Gpu::wait`] returns them. Returns as soon as the driver has the work.
+    /// Runs `pass`, then copies the `readback` range (in elements of four bytes) to where
+    /// [`Gpu::wait`] reads it. Returns as soon as the driver has the work.
     pub fn submit(
         &self,
         pass: &Pass,
-        readback: &[(&Tensor, Range<usize>)],
+        readback: Option<Readback<'_>>,
     ) -> Result<Submission, GpuError> {
+        self.submit_encoded(self.encode(pass, readback)?)
+    }
+
+    pub(crate) fn encode(
+        &self,
+        pass: &Pass,
+        readback: Option<Readback<'_>>,
+    ) -> Result<Encoded, GpuError> {
         self.check()?;
-        let num_bytes: usize = readback.iter().map(|(_, range)| range.len() * 4).sum();
-        let staging =
-            (num_bytes > 0).then(|| self.readback_buffer(num_bytes as u64)).transpose()?;
+        let began = Instant::now();
         let mut encoder =
             self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         match &self.profile {
             None => pass.encode(&mut encoder),
             Some(profile) => *profile.borrow_mut() = self.profile(pass)?,
         }
-        if let Some(staging) = &staging {
-            let mut offset = 0;
-            for (tensor, range) in readback {
-                tensor.copy_out(&mut encoder, range, staging, offset);
-                offset += range.len() as u64 * 4;
-            }
+        let mut staging = None;
+        if let Some((tensor, range)) = readback.filter(|(_, range)| !range.is_empty()) {
+            let num_bytes = range.len() as u64 * 4;
+            let buffer = self.readback_buffer(num_bytes)?;
+            tensor.copy_out(&mut encoder, &range, &buffer, 0);
+            staging = Some((buffer, num_bytes));
         }
-        let index = self.queue.submit([encoder.finish()]);
-        if let Some(staging) = &staging {
-            // The result of the mapping is known when `wait` asks for the bytes.
-            staging.map_async(wgpu::MapMode::Read, .., |_| ());
-        }
-        self.check()?;
-        Ok(Submission { index, staging, num_bytes })
+        let commands = encoder.finish();
+        let mut usage = self.usage.get();
+        usage.num_encoded += 1;
+        usage.encoding += began.elapsed();
+        self.usage.set(usage);
+        Ok(Encoded { commands, staging })
     }
 
-    /// Waits until `submission` is done and returns the bytes of its readback ranges, one after
-    /// another.
-    pub fn wait(&self, submission: Submission) -> Result<Vec<u8>, GpuError> {
+    pub(crate) fn submit_encoded(&self, encoded: Encoded) -> Result<Submission, GpuError> {
+        let Encoded { commands, staging } = encoded;
+        let index = self.queue.submit([commands]);
+        if let Some((buffer, _)) = &staging {
+            // The result of the mapping is known when `wait` asks for the bytes.
+            buffer.map_async(wgpu::MapMode::Read, .., |_| ());
+        }
+        self.check()?;
+        Ok(Submission { index, staging })
+    }
+
+    /// Waits until `submission` is done; what `read` makes of the bytes of its readback range.
+    pub fn wait<T>(
+        &self,
+        submission: Submission,
+        read: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, GpuError> {
         self.wait_for(submission.index)?;
-        let Some(staging) = submission.staging else { return Ok(Vec::new()) };
-        let bytes = {
+        let Some((staging, num_bytes)) = submission.staging else { return Ok(read(&[])) };
+        let result = {
             let view = staging
-                .slice(..submission.num_bytes as u64)
+                .slice(..num_bytes)
                 .get_mapped_range()
                 .map_err(|error| GpuError::Failed(error.to_string()))?;
-            view.to_vec()
+            read(&view)
         };
         staging.unmap();
-        self.readback_buffers.borrow_mut().push(staging);
-        Ok(bytes)
+        self.keep_readback_buffer(staging);
+        Ok(result)
+    }
+
+    /// What was asked of it so far.
+    pub fn usage(&self) -> Usage {
+        self.usage.get()
+    }
+
+    /// Whether dispatches are timed one by one.
+    pub(crate) fn is_profiled(&self) -> bool {
+        self.profile.is_some()
     }
 
     pub(crate) fn wait_for(&self, index: wgpu::SubmissionIndex) -> Result<(), GpuError> {
@@ -240,9 +282,7 @@ impl Gpu {
 
     /// Runs `pass` to its end.
     pub fn run(&self, pass: &Pass) -> Result<(), GpuError> {
-        let submission = self.submit(pass, &[])?;
-        self.wait(submission)?;
-        Ok(())
+        self.wait(self.submit(pass, None)?, |_| ())
     }
 
     /// Runs what was written so far and waits for it, so that staging memory is free again.
@@ -270,8 +310,17 @@ impl Gpu {
         }
         match invalid.or(failed) {
             Some(error) => Err(failure(error)),
-            None => Ok(created),
+            None => {
+                let mut usage = self.usage.get();
+                usage.allocated_bytes += num_bytes;
+                self.usage.set(usage);
+                Ok(created)
+            }
         }
+    }
+
+    pub(crate) fn keep_readback_buffer(&self, buffer: wgpu::Buffer) {
+        self.readback_buffers.borrow_mut().push(buffer);
     }
 
     fn readback_buffer(&self, num_bytes: u64) -> Result<wgpu::Buffer, GpuError> {
@@ -291,12 +340,22 @@ impl Gpu {
     }
 }
 
+/// What is read back: elements of a tensor.
+pub type Readback<'a> = (&'a Tensor, Range<usize>);
+
+/// A pass as the driver takes it, and the buffer (and how many bytes of it) that its readback
+/// range goes to.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    commands: wgpu::CommandBuffer,
+    pub(crate) staging: Option<(wgpu::Buffer, u64)>,
+}
+
 /// Work that was submitted and not yet waited for.
 #[must_use = "what was submitted is waited for with `Gpu::wait`"]
 pub struct Submission {
     index: wgpu::SubmissionIndex,
-    staging: Option<wgpu::Buffer>,
-    num_bytes: usize,
+    staging: Option<(wgpu::Buffer, u64)>,
 }
 
 fn record_fault(fault: &Mutex<Option<GpuError>>, error: GpuError) {

@@ -206,7 +206,7 @@ impl Kernel {
 }
 
 /// A kernel and the tensors it works on, ready to be dispatched any number of times.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Bound {
     name: Arc<str>,
     pipeline: wgpu::ComputePipeline,
@@ -224,7 +224,7 @@ impl Bound {
 
 /// The dispatches of one step, in order. Each sees what those before it wrote. Plain data until it
 /// is submitted; kept and cleared, it allocates nothing from step to step.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Pass {
     dispatches: Vec<Dispatch>,
 }
@@ -238,6 +238,11 @@ impl Pass {
     /// Forgets what was recorded.
     pub fn clear(&mut self) {
         self.dispatches.clear();
+    }
+
+    /// Becomes a copy of `other` in the memory that it has.
+    pub(crate) fn copy_from(&mut self, other: &Self) {
+        self.dispatches.clone_from(&other.dispatches);
     }
 
     /// Number of dispatches recorded.
@@ -281,7 +286,7 @@ const MAX_PARAMS_BYTES: usize = 128;
 /// Vulkan guarantees as much in each dimension.
 const MAX_WORKGROUPS: u32 = 65_535;
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Dispatch {
     bound: Bound,
     params: [u8; MAX_PARAMS_BYTES],

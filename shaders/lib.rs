@@ -15,6 +15,7 @@
 
 // The device and what is on it.
 pub mod adapters;
+pub mod ahead;
 pub mod error;
 pub mod gpu;
 pub mod inputs;

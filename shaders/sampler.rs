@@ -16,7 +16,7 @@ use std::ops::Range;
 use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Readback};
 use crate::kernel::Pass;
 use crate::logprobs::{BoundLogprobs, Logprobs};
 use crate::penalize::{self, Adjustment, AdjustmentWords, BoundPenalize, Penalize};
@@ -131,6 +131,9 @@ pub struct Sampler {
     results: Tensor,
     max_adjustments: usize,
     adjustments: Tensor,
+    // What was copied to the device last; kept, so that a step allocates nothing.
+    row_params: Vec<RowParams>,
+    adjustment_words: Vec<AdjustmentWords>,
     bound_penalize: BoundPenalize,
     bound_sample: BoundSample,
     bound_logprobs: BoundLogprobs,
@@ -173,6 +176,8 @@ impl Sampler {
             penalize,
             logits: logits.clone(),
             adjustments,
+            row_params: Vec::new(),
+            adjustment_words: Vec::new(),
             rows,
             results,
         })
@@ -184,37 +189,34 @@ impl Sampler {
     }
 
     /// Checks the rows of a step and copies them to the device, for the pass that is submitted
-    /// next. The room for adjustments, 24 bytes each, grows to the next power of two when a step
-    /// has more than any before; [`GpuError::TooLarge`] if that is more than a kernel can bind.
-    pub fn write(&mut self, gpu: &Gpu, rows: &[Row<'_>]) -> Result<SampleStep, SamplerError> {
-        self.limits.check(rows).map_err(SamplerError::BadRows)?;
-        let mut step = SampleStep { groups: Vec::new(), rows: Vec::new(), num_words: 0 };
-        let mut params = Vec::with_capacity(rows.len());
-        let mut adjustments = Vec::new();
-        for (first_row, group) in (0..).step_by(self.group_rows).zip(rows.chunks(self.group_rows)) {
-            let first_adjustment = adjustments.len() as u32;
-            for (index, row) in (first_row..).zip(group) {
-                let wants = Wants::of(row, self.limits.vocab_size);
-                params.push(RowParams::new(row, wants, step.num_words as u32));
-                step.num_words += result_words(wants.num_top);
-                step.rows.push(wants);
-                if row.sampling.is_some() {
-                    let words = row.adjustments.iter();
-                    adjustments.extend(words.map(|words| AdjustmentWords::new(index, words)));
-                }
+    /// next; `step` becomes that step. The room for adjustments, 24 bytes each, grows to the next
+    /// power of two when a step has more than any before; [`GpuError::TooLarge`] if that is more
+    /// than a kernel can bind.
+    pub fn write<'a>(
+        &mut self,
+        gpu: &Gpu,
+        rows: impl Iterator<Item = Row<'a>> + Clone,
+        step: &mut SampleStep,
+    ) -> Result<(), SamplerError> {
+        self.limits.check(rows.clone()).map_err(SamplerError::BadRows)?;
+        step.clear();
+        self.row_params.clear();
+        self.adjustment_words.clear();
+        for (index, row) in rows.enumerate() {
+            let wants = Wants::of(&row, self.limits.vocab_size);
+            self.row_params.push(RowParams::new(&row, wants, step.num_words as u32));
+            if row.sampling.is_some() {
+                let words = row.adjustments.iter();
+                self.adjustment_words
+                    .extend(words.map(|words| AdjustmentWords::new(index as u32, words)));
             }
-            step.groups.push(Group {
-                rows: first_row as usize..first_row as usize + group.len(),
-                adjustments: first_adjustment..adjustments.len() as u32,
-                samples: [Kind::Plain, Kind::Filtering]
-                    .map(|kind| group.iter().any(|row| row.kind() == Some(kind))),
-                takes_logprobs: step.rows[first_row as usize..].iter().any(|row| row.logprobs),
-            });
+            let num_adjustments = self.adjustment_words.len() as u32;
+            step.add(&row, wants, self.group_rows, num_adjustments);
         }
-        self.reserve(gpu, adjustments.len())?;
-        gpu.write(&self.rows, 0, &params);
-        gpu.write(&self.adjustments, 0, &adjustments);
-        Ok(step)
+        self.reserve(gpu, self.adjustment_words.len())?;
+        gpu.write(&self.rows, 0, &self.row_params);
+        gpu.write(&self.adjustments, 0, &self.adjustment_words);
+        Ok(())
     }
 
     /// Takes what is wanted of group `group` of `step`, the one that was written last, from the
@@ -237,7 +239,7 @@ impl Sampler {
     }
 
     /// What to read back once all groups of `step` are recorded, for [`SampleStep::results`].
-    pub fn readback(&self, step: &SampleStep) -> (&Tensor, Range<usize>) {
+    pub fn readback(&self, step: &SampleStep) -> Readback<'_> {
         (&self.results, 0..step.num_words)
     }
 
@@ -261,8 +263,8 @@ fn alloc_adjustments(gpu: &Gpu, len: usize) -> Result<(Tensor, Tensor), GpuError
     Ok((gpu.alloc_u32(len * size_of::<AdjustmentWords>() / 4)?, gpu.alloc_f32(len)?))
 }
 
-/// The rows of one step, written to the device.
-#[derive(Debug)]
+/// The rows of one step, written to the device. Used again, it allocates nothing.
+#[derive(Debug, Default)]
 pub struct SampleStep {
     groups: Vec<Group>,
     rows: Vec<Wants>,
@@ -279,6 +281,35 @@ struct Group {
 }
 
 impl SampleStep {
+    fn clear(&mut self) {
+        self.groups.clear();
+        self.rows.clear();
+        self.num_words = 0;
+    }
+
+    fn add(&mut self, row: &Row<'_>, wants: Wants, group_rows: usize, num_adjustments: u32) {
+        let index = self.rows.len();
+        if index.is_multiple_of(group_rows) {
+            let first = self.groups.last().map_or(0, |group| group.adjustments.end);
+            self.groups.push(Group {
+                rows: index..index,
+                adjustments: first..first,
+                samples: [false; 2],
+                takes_logprobs: false,
+            });
+        }
+        if let Some(group) = self.groups.last_mut() {
+            group.rows.end = index + 1;
+            group.adjustments.end = num_adjustments;
+            if let Some(kind) = row.kind() {
+                group.samples[usize::from(kind == Kind::Filtering)] = true;
+            }
+            group.takes_logprobs |= wants.logprobs;
+        }
+        self.rows.push(wants);
+        self.num_words += result_words(wants.num_top);
+    }
+
     /// The rows of each group.
     pub fn groups(&self) -> impl ExactSizeIterator<Item = Range<usize>> {
         self.groups.iter().map(|group| group.rows.clone())
@@ -290,21 +321,21 @@ impl SampleStep {
     }
 
     /// What became of each row, from the bytes of [`Sampler::readback`].
-    pub fn results(&self, bytes: &[u8]) -> Vec<RowResult> {
+    pub fn results(&self, bytes: &[u8]) -> impl Iterator<Item = RowResult> {
         assert_eq!(bytes.len(), self.num_bytes(), "results are those of the step");
-        let words: Vec<u32> = bytemuck::pod_collect_to_vec(bytes);
-        let mut rest = words.as_slice();
-        let mut result_of = |wants: &Wants| {
+        let (words, _) = bytes.as_chunks();
+        let mut rest: &[[u8; 4]] = words;
+        self.rows.iter().map(move |wants| {
             let (words, after) = rest.split_at(result_words(wants.num_top));
             rest = after;
-            let (pairs, _) = words[2..].as_chunks();
+            let word = |index: usize| u32::from_le_bytes(words[index]);
+            let pair = |i| (word(2 + 2 * i), f32::from_bits(word(3 + 2 * i)));
             RowResult {
-                token: wants.samples.then_some(words[0]),
-                logprob: wants.logprobs.then_some(f32::from_bits(words[1])),
-                top: pairs.iter().map(|&[token, bits]| (token, f32::from_bits(bits))).collect(),
+                token: wants.samples.then(|| word(0)),
+                logprob: wants.logprobs.then(|| f32::from_bits(word(1))),
+                top: (0..wants.num_top).map(pair).collect(),
             }
-        };
-        self.rows.iter().map(&mut result_of).collect()
+        })
     }
 }
 
@@ -333,11 +364,11 @@ fn result_words(num_top: usize) -> usize {
 
 impl SamplerLimits {
     /// Kernels check nothing, so here is the gate.
-    fn check(&self, rows: &[Row<'_>]) -> Result<(), &'static str> {
+    fn check<'a>(&self, rows: impl Iterator<Item = Row<'a>>) -> Result<(), &'static str> {
         let ensure = |holds: bool, what| if holds { Ok(()) } else { Err(what) };
-        ensure(rows.len() <= self.max_rows, "too many rows")?;
         let is_token = |token: u32| (token as usize) < self.vocab_size;
-        for row in rows {
+        for (index, row) in rows.enumerate() {
+            ensure(index < self.max_rows, "too many rows")?;
             ensure(row.score.is_none_or(is_token), "an unknown token is scored")?;
             let max = self.max_logprobs;
             ensure(row.num_logprobs.is_none_or(|num| num as usize <= max), "too many logprobs")?;

@@ -2,7 +2,7 @@
 
 use crate::gpu::Gpu;
 use crate::kernel::{KernelSource, Pass};
-use crate::sampler::{LANES, Row, RowResult, Sampler, SamplerLimits, Sampling};
+use crate::sampler::{LANES, Row, RowResult, SampleStep, Sampler, SamplerLimits, Sampling};
 use crate::testing::Random;
 
 /// Sizes of vocabularies around what the kernels' loops are made of.
@@ -29,13 +29,14 @@ pub(crate) fn run_with_lanes(
     let logits = gpu.upload(logits).unwrap();
     let limits = SamplerLimits { vocab_size, max_rows: rows.len(), max_logprobs: 640 };
     let mut sampler = Sampler::with_lanes(gpu, lanes, limits, &logits).unwrap();
-    let step = sampler.write(gpu, rows).unwrap();
+    let mut step = SampleStep::default();
+    sampler.write(gpu, rows.iter().copied(), &mut step).unwrap();
     let mut pass = Pass::new();
     for group in 0..step.groups().len() {
         sampler.record(&mut pass, &step, group);
     }
-    let submission = gpu.submit(&pass, &[sampler.readback(&step)]).unwrap();
-    step.results(&gpu.wait(submission).unwrap())
+    let submission = gpu.submit(&pass, Some(sampler.readback(&step))).unwrap();
+    gpu.wait(submission, |bytes| step.results(bytes).collect()).unwrap()
 }
 
 /// The `index`th of many parameters that differ in everything that chooses the random number.

@@ -48,8 +48,8 @@ fn impossible_rows_are_refused() {
         score: Some(9),
         num_logprobs: Some(3),
     };
-    assert_eq!(limits.check(&[good, Row::default()]), Ok(()));
-    assert!(limits.check(&[good; 3]).is_err());
+    assert_eq!(limits.check([good, Row::default()].into_iter()), Ok(()));
+    assert!(limits.check([good; 3].into_iter()).is_err());
     let unknown = [adjust(10)];
     let twice = [adjust(3), adjust(3)];
     let no_number = [Adjustment { bias: f32::NAN, ..adjust(3) }];
@@ -72,7 +72,7 @@ fn impossible_rows_are_refused() {
         sampled(Sampling { presence_penalty: f32::INFINITY, ..plain }),
     ];
     for (index, row) in bad.iter().enumerate() {
-        assert!(limits.check(&[*row]).is_err(), "case {index}");
+        assert!(limits.check([*row].into_iter()).is_err(), "case {index}");
     }
 }
 
@@ -137,16 +137,17 @@ fn a_row_is_the_same_among_others_and_in_groups() {
     let mut sampler = Sampler::new(&gpu, limits, &tensor).unwrap();
     assert_eq!(sampler.group_rows(), 7);
     for rows in [&rows[..10], &rows[..]] {
-        let step = sampler.write(&gpu, rows).unwrap();
+        let mut step = SampleStep::default();
+        sampler.write(&gpu, rows.iter().copied(), &mut step).unwrap();
         let mut bytes = vec![0; step.num_bytes()];
         for (group, range) in step.groups().enumerate() {
             gpu.write(&tensor, 0, &logits[range.start * vocab_size..range.end * vocab_size]);
             let mut pass = Pass::new();
             sampler.record(&mut pass, &step, group);
-            let submission = gpu.submit(&pass, &[sampler.readback(&step)]).unwrap();
-            bytes = gpu.wait(submission).unwrap();
+            let submission = gpu.submit(&pass, Some(sampler.readback(&step))).unwrap();
+            bytes = gpu.wait(submission, <[u8]>::to_vec).unwrap();
         }
-        assert_eq!(bits(&step.results(&bytes)), bits(&together[..rows.len()]));
+        assert_eq!(bits(&step.results(&bytes).collect::<Vec<_>>()), bits(&together[..rows.len()]));
     }
     assert!(sampler.max_adjustments > MIN_ADJUSTMENTS);
     let last = &logits[63 * vocab_size..];
@@ -181,13 +182,15 @@ fn only_what_is_wanted_is_dispatched() {
         (Row { score: Some(0), ..Row::default() }, 1),
         (Row { num_logprobs: Some(0), ..greedy }, 2),
     ];
+    let mut step = SampleStep::default();
     for (row, num_dispatches) in cases {
-        let step = sampler.write(&gpu, &[row]).unwrap();
+        sampler.write(&gpu, [row].into_iter(), &mut step).unwrap();
         let mut pass = Pass::new();
         sampler.record(&mut pass, &step, 0);
         assert_eq!(pass.num_dispatches(), num_dispatches);
     }
-    assert_eq!(sampler.write(&gpu, &[]).unwrap().groups().len(), 0);
+    sampler.write(&gpu, std::iter::empty(), &mut step).unwrap();
+    assert_eq!(step.groups().len(), 0);
 }
 
 #[test]

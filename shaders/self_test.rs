@@ -206,8 +206,8 @@ impl Layer {
         self.post_norm.record(&mut pass, num_tokens);
         self.gather.record(&mut pass, step, 0..step.num_outputs);
         self.head.record(&mut pass, num_tokens);
-        let submission = gpu.submit(&pass, &[(&self.logits, 0..num_tokens * VOCAB_SIZE)])?;
-        gpu.wait(submission)
+        let logits = (&self.logits, 0..num_tokens * VOCAB_SIZE);
+        gpu.wait(gpu.submit(&pass, Some(logits))?, <[u8]>::to_vec)
     }
 }
 

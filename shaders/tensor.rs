@@ -46,6 +46,15 @@ pub(crate) const IMAGE_WIDTH: usize = 8192;
 const VEC4_BYTES: usize = 16;
 
 impl Tensor {
+    /// Whether both are the same memory.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        match (&self.storage, &other.storage) {
+            (Storage::Buffer(own), Storage::Buffer(other)) => own == other,
+            (Storage::Image { view: own, .. }, Storage::Image { view: other, .. }) => own == other,
+            _ => false,
+        }
+    }
+
     /// Number of elements of four bytes.
     #[allow(clippy::len_without_is_empty, reason = "a tensor has at least one element")]
     pub fn len(&self) -> usize {
@@ -223,8 +232,8 @@ impl Gpu {
     }
 
     fn read<T: Pod>(&self, tensor: &Tensor) -> Result<Vec<T>, GpuError> {
-        let submission = self.submit(&Pass::new(), &[(tensor, 0..tensor.len)])?;
-        Ok(bytemuck::pod_collect_to_vec(&self.wait(submission)?))
+        let submission = self.submit(&Pass::new(), Some((tensor, 0..tensor.len)))?;
+        self.wait(submission, bytemuck::pod_collect_to_vec)
     }
 
     fn alloc_buffer(&self, len: usize) -> Result<Tensor, GpuError> {

@@ -4,17 +4,18 @@ use checkpoint::{Checkpoint, Matrix, Vector};
 use protocol::{Batch, SliceOutput, StageLimits};
 use shaders::error::GpuError;
 use shaders::gather_rows::BoundGatherRows;
-use shaders::gpu::Gpu;
+use shaders::gpu::{Gpu, Readback};
 use shaders::inputs::{Inputs, StepShape};
 use shaders::kernel::Pass;
 use shaders::matmul::{BoundMatmul, Norm, Operand, Output};
-use shaders::sampler::{Sampler, SamplerLimits};
+use shaders::sampler::{SampleStep, Sampler, SamplerLimits};
 use shaders::tensor::Tensor;
 use shaders::weights::{RowOrder, WeightMatrix};
 
 use crate::error::StageError;
 use crate::model::{Kernels, Scratch, upload};
 use crate::rows::Rows;
+use crate::sequences::Sequences;
 
 /// Rows of logits that are computed at once: with a vocabulary of 152k, 20 MB.
 pub const MAX_ROWS: usize = 32;
@@ -25,6 +26,9 @@ pub struct Head {
     lm_head: BoundMatmul,
     sampler: Sampler,
     logits: Tensor,
+    // Of the step that is under way; kept, so that a step allocates nothing.
+    rows: Rows,
+    sampled: SampleStep,
 }
 
 impl Head {
@@ -67,31 +71,47 @@ impl Head {
             lm_head: kernels.matmul.bind(gpu, operand, weights, Output::Store(&logits))?,
             sampler: Sampler::new(gpu, limits, &logits)?,
             logits,
+            rows: Rows::default(),
+            sampled: SampleStep::default(),
         })
     }
 
-    /// Completes the pass of a step with the rows that are wanted, as many at a time as there is
-    /// room for, and runs it.
+    /// Finds the rows of a step whose logits are wanted, and returns their places in its hidden
+    /// state.
+    pub fn choose(&mut self, batch: &Batch, sequences: &Sequences) -> &[u32] {
+        self.rows.fill(batch, sequences);
+        &self.rows.indexes
+    }
+
+    /// Completes the pass of a step with the rows that were chosen, as many at a time as there is
+    /// room for.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn finish(
+    pub fn record(
         &mut self,
         gpu: &Gpu,
         pass: &mut Pass,
         step: StepShape,
-        (batch, rows): (&Batch, &Rows),
-    ) -> Result<Vec<SliceOutput>, StageError> {
-        let sampled = self.sampler.write(gpu, &rows.rows())?;
-        for (group, outputs) in sampled.groups().enumerate() {
+    ) -> Result<(), StageError> {
+        self.sampler.write(gpu, self.rows.rows(), &mut self.sampled)?;
+        for (group, outputs) in self.sampled.groups().enumerate() {
             let num_rows = outputs.len();
             self.gather.record(pass, step, outputs);
             self.lm_head.record(pass, num_rows);
-            self.sampler.record(pass, &sampled, group);
+            self.sampler.record(pass, &self.sampled, group);
         }
-        let submission = gpu.submit(pass, &[self.sampler.readback(&sampled)])?;
-        let results = sampled.results(&gpu.wait(submission)?);
-        Ok(rows.outputs(batch, results))
+        Ok(())
+    }
+
+    /// What a step reads back, for [`outputs`](Self::outputs).
+    pub fn readback(&self) -> Readback<'_> {
+        self.sampler.readback(&self.sampled)
+    }
+
+    /// What was sampled, from the bytes that were read back.
+    pub fn outputs(&self, batch: &Batch, bytes: &[u8]) -> Vec<SliceOutput> {
+        self.rows.outputs(batch, self.sampled.results(bytes))
     }
 
     /// The logits of the rows computed last, [rows, vocab_size]; for tests.

@@ -28,15 +28,15 @@ struct Wanted {
 }
 
 impl Rows {
-    /// The rows of `batch`, whose sequences are known.
-    pub fn of(batch: &Batch, sequences: &Sequences) -> Self {
-        let mut rows = Self::default();
+    /// Becomes the rows of `batch`, whose sequences are known.
+    pub fn fill(&mut self, batch: &Batch, sequences: &Sequences) {
+        self.indexes.clear();
+        self.wanted.clear();
         let mut first_row = 0;
         for (number, slice) in batch.slices.iter().enumerate() {
-            rows.add_slice(number, slice, sequences.of(slice), first_row);
+            self.add_slice(number, slice, sequences.of(slice), first_row);
             first_row += slice.num_tokens();
         }
-        rows
     }
 
     fn add_slice(&mut self, number: usize, slice: &Slice, sequence: &Sequence, first_row: usize) {
@@ -84,20 +84,21 @@ impl Rows {
     }
 
     /// What is wanted of each row, as the sampler takes it.
-    pub fn rows(&self) -> Vec<Row<'_>> {
-        self.wanted
-            .iter()
-            .map(|wanted| Row {
-                sampling: wanted.sampling,
-                adjustments: &wanted.adjustments,
-                score: wanted.score.map(|token| token.0),
-                num_logprobs: wanted.num_logprobs,
-            })
-            .collect()
+    pub fn rows(&self) -> impl Iterator<Item = Row<'_>> + Clone {
+        self.wanted.iter().map(|wanted| Row {
+            sampling: wanted.sampling,
+            adjustments: &wanted.adjustments,
+            score: wanted.score.map(|token| token.0),
+            num_logprobs: wanted.num_logprobs,
+        })
     }
 
     /// One output for each slice of `batch`, from the results of all rows in order.
-    pub fn outputs(&self, batch: &Batch, results: Vec<RowResult>) -> Vec<SliceOutput> {
+    pub fn outputs(
+        &self,
+        batch: &Batch,
+        results: impl Iterator<Item = RowResult>,
+    ) -> Vec<SliceOutput> {
         let mut outputs: Vec<_> = batch
             .slices
             .iter()

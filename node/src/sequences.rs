@@ -20,6 +20,8 @@ pub struct Sequences {
     num_blocks: u32,
     vocab_size: u32,
     known: HashMap<SequenceId, Sequence>,
+    // Kept, so that a step allocates nothing.
+    ids: Vec<SequenceId>,
 }
 
 /// One sequence, as far as batches told.
@@ -36,7 +38,7 @@ pub struct Sequence {
 impl Sequences {
     /// None known yet. `num_blocks` is the size of the cache.
     pub fn new(limits: StageLimits, num_blocks: u32, vocab_size: u32) -> Self {
-        Self { limits, num_blocks, vocab_size, known: HashMap::new() }
+        Self { limits, num_blocks, vocab_size, known: HashMap::new(), ids: Vec::new() }
     }
 
     /// Takes in what a batch tells, or nothing of it.
@@ -103,7 +105,7 @@ impl Sequences {
         self.known.len()
     }
 
-    fn check_sizes(&self, batch: &Batch) -> Result<(), StageError> {
+    fn check_sizes(&mut self, batch: &Batch) -> Result<(), StageError> {
         let (num_tokens, max_tokens) = (batch.num_tokens(), self.limits.max_batched_tokens);
         if num_tokens == 0 || num_tokens > max_tokens as usize {
             return Err(bad(format!(
@@ -117,30 +119,31 @@ impl Sequences {
         if batch.slices.len() > max_seqs || self.known.len() + num_new > 2 * max_seqs {
             return Err(bad(format!("more than scheduler.max_num_seqs = {max_seqs} sequences")));
         }
-        let mut ids: Vec<_> = batch.slices.iter().map(|slice| slice.sequence).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        if ids.len() < batch.slices.len() {
+        self.ids.clear();
+        self.ids.extend(batch.slices.iter().map(|slice| slice.sequence));
+        self.ids.sort_unstable();
+        self.ids.dedup();
+        if self.ids.len() < batch.slices.len() {
             return Err(bad("a sequence has two slices".into()));
         }
         Ok(())
     }
 
     fn check_slice(&self, slice: &Slice) -> Result<(), StageError> {
-        let name = format!("sequence {}", slice.sequence);
+        let bad = |what: String| bad(format!("sequence {}: {what}", slice.sequence));
         let end = slice.start as usize + slice.num_tokens();
         if slice.num_tokens() == 0 || end > self.limits.max_model_len as usize {
             let max = self.limits.max_model_len;
-            return Err(bad(format!("{name}: positions {}..{end} of {max}", slice.start)));
+            return Err(bad(format!("positions {}..{end} of {max}", slice.start)));
         }
         let Input::Tokens(tokens) = &slice.input else {
-            return Err(bad(format!("{name}: run-ahead input needs a newer node")));
+            return Err(bad("run-ahead input needs a newer node".into()));
         };
         if tokens.iter().chain(&slice.next).any(|token| token.0 >= self.vocab_size) {
-            return Err(bad(format!("{name}: a token outside the vocabulary")));
+            return Err(bad("a token outside the vocabulary".into()));
         }
         if slice.blocks.iter().any(|block| block.0 >= self.num_blocks) {
-            return Err(bad(format!("{name}: a block outside the cache of {}", self.num_blocks)));
+            return Err(bad(format!("a block outside the cache of {}", self.num_blocks)));
         }
         let known = self.known.get(&slice.sequence);
         let num_held = known.map_or(0, |sequence| sequence.blocks.len());
@@ -149,29 +152,29 @@ impl Sequences {
         } else if slice.first_block as usize <= num_held {
             slice.first_block as usize + slice.blocks.len()
         } else {
-            return Err(bad(format!("{name}: a gap before block {}", slice.first_block)));
+            return Err(bad(format!("a gap before block {}", slice.first_block)));
         };
         if num_blocks * BLOCK_TOKENS < end || num_blocks > self.num_blocks as usize {
-            return Err(bad(format!("{name}: {num_blocks} blocks for {end} tokens")));
+            return Err(bad(format!("{num_blocks} blocks for {end} tokens")));
         }
         let num_before = match (&slice.begin, known) {
             (Some(begin), _) => {
-                self.check_sampling(&begin.sampling, &name)?;
+                self.check_sampling(&begin.sampling).map_err(|what| bad(what.into()))?;
                 if begin.skipped.iter().any(|token| token.0 >= self.vocab_size) {
-                    return Err(bad(format!("{name}: a token outside the vocabulary")));
+                    return Err(bad("a token outside the vocabulary".into()));
                 }
                 begin.skipped.len()
             }
             (None, Some(sequence)) => sequence.tokens.len(),
-            (None, None) => return Err(bad(format!("{name} is unknown"))),
+            (None, None) => return Err(bad("it is unknown".into())),
         };
         if (slice.start as usize) > num_before {
-            return Err(bad(format!("{name}: a gap before position {}", slice.start)));
+            return Err(bad(format!("a gap before position {}", slice.start)));
         }
         Ok(())
     }
 
-    fn check_sampling(&self, sampling: &SamplingParams, name: &str) -> Result<(), StageError> {
+    fn check_sampling(&self, sampling: &SamplingParams) -> Result<(), &'static str> {
         let numbers = [
             sampling.temperature,
             sampling.top_p,
@@ -188,7 +191,7 @@ impl Sequences {
         let max_logprobs = self.limits.max_logprobs;
         let logprobs = [sampling.num_logprobs, sampling.num_prompt_logprobs];
         if !in_range || logprobs.into_iter().flatten().any(|n| n > max_logprobs) {
-            return Err(bad(format!("{name}: sampling parameters out of range")));
+            return Err("sampling parameters out of range");
         }
         Ok(())
     }
@@ -215,6 +218,8 @@ impl Sequences {
         if !slice.blocks.is_empty() {
             sequence.blocks.truncate(slice.first_block as usize);
             sequence.blocks.extend(&slice.blocks);
+            let room = sequence.blocks.len() * BLOCK_TOKENS;
+            sequence.tokens.reserve(room.saturating_sub(sequence.tokens.len()));
         }
         // What was computed past the slice's start is computed again.
         sequence.tokens.truncate(slice.start as usize);
@@ -286,7 +291,7 @@ mod tests {
             (slice(0, &[100], &[0], true), "outside the vocabulary"),
             (slice(0, &[1], &[4], true), "outside the cache"),
             (slice(0, &[1; 17], &[0], true), "1 blocks for 17 tokens"),
-            (slice(0, &[1], &[0], false), "is unknown"),
+            (slice(0, &[1], &[0], false), "it is unknown"),
             (slice(1, &[1], &[0], true), "a gap before position 1"),
             (slice(60, &[1; 5], &[0, 1, 2, 3], true), "positions 60..65 of 64"),
         ];

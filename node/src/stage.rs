@@ -3,6 +3,7 @@
 
 use checkpoint::{Checkpoint, Matrix, ModelConfig, Part};
 use protocol::{BLOCK_TOKENS, Batch, Digest, Input, LayerRange, SliceOutput, StagePlan, Step};
+use shaders::ahead::Ahead;
 use shaders::attention::Attention;
 use shaders::embed::BoundEmbed;
 use shaders::gpu::Gpu;
@@ -15,7 +16,6 @@ use shaders::weights::{RowOrder, WeightMatrix};
 use crate::error::StageError;
 use crate::head::{Head, MAX_ROWS};
 use crate::model::{Kernels, Layer, Scratch, Shared, format, head_shape, upload};
-use crate::rows::Rows;
 use crate::sequences::Sequences;
 
 /// What a loaded stage holds.
@@ -54,6 +54,7 @@ pub struct Stage {
     // Kept between steps, so that they allocate nothing.
     pass: Pass,
     step: StepInputs,
+    ahead: Ahead,
 }
 
 impl Stage {
@@ -160,8 +161,18 @@ impl Stage {
             fingerprint: kernels.class(gpu, format(files)?, heads)?,
         };
         let sequences = Sequences::new(*limits, num_blocks, model.vocab_size as u32);
-        let (pass, step) = (Pass::new(), StepInputs::default());
-        let mut stage = Self { held, sequences, inputs, scratch, embed, layers, head, pass, step };
+        let mut stage = Self {
+            held,
+            sequences,
+            inputs,
+            scratch,
+            embed,
+            layers,
+            head,
+            pass: Pass::new(),
+            step: StepInputs::default(),
+            ahead: Ahead::new(),
+        };
         stage.warm_up(gpu, kernels)?;
         Ok(stage)
     }
@@ -190,8 +201,9 @@ impl Stage {
         }
         self.sequences.apply(batch)?;
         fill(&mut self.step, batch, &self.sequences);
-        let rows = self.head.as_ref().map(|_| Rows::of(batch, &self.sequences)).unwrap_or_default();
-        self.step.output_rows.extend_from_slice(&rows.indexes);
+        if let Some(head) = &mut self.head {
+            self.step.output_rows.extend_from_slice(head.choose(batch, &self.sequences));
+        }
         let shape = self.inputs.write(gpu, &self.step)?;
         self.pass.clear();
         match &self.embed {
@@ -201,14 +213,22 @@ impl Stage {
         for layer in &self.layers {
             layer.record(&mut self.pass, shape);
         }
-        let Some(head) = &mut self.head else {
-            let num_values = shape.num_tokens * self.held.hidden_size as usize;
-            let submission = gpu.submit(&self.pass, &[(&self.scratch.hidden, 0..num_values)])?;
-            let hidden = bytemuck::pod_collect_to_vec(&gpu.wait(submission)?);
-            return Ok(StepOutput::Hidden(hidden));
+        if let Some(head) = &mut self.head {
+            head.record(gpu, &mut self.pass, shape)?;
+        }
+        let num_values = shape.num_tokens * self.held.hidden_size as usize;
+        let readback = || match &self.head {
+            Some(head) => head.readback(),
+            None => (&self.scratch.hidden, 0..num_values),
         };
-        let outputs = head.finish(gpu, &mut self.pass, shape, (batch, &rows))?;
-        Ok(StepOutput::Sampled(outputs))
+        let submission = self.ahead.submit(gpu, &self.pass, readback())?;
+        if batch.slices.iter().all(|slice| slice.num_tokens() == 1) {
+            self.ahead.encode(gpu, &self.pass, readback())?;
+        }
+        Ok(gpu.wait(submission, |bytes| match &self.head {
+            Some(head) => StepOutput::Sampled(head.outputs(batch, bytes)),
+            None => StepOutput::Hidden(bytemuck::pod_collect_to_vec(bytes)),
+        })?)
     }
 
     /// Runs every kernel once for each number of rows that has a variant: a driver compiles a

@@ -1,0 +1,76 @@
+//! A steady decode step takes no memory: none of the device's, and of the host's none that isn't
+//! the driver library's own, but for the answer, which leaves for another thread.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::Path;
+
+use bench::engine::{Engine, Options};
+use protocol::config::Quantize;
+use serde_json::Value;
+
+#[global_allocator]
+static ALLOC: dhat::Alloc = dhat::Alloc;
+
+/// Where our part of a step is, as debug information names it.
+const STEP: &str = ": step (node/src/stage.rs:";
+
+/// What may allocate within: the driver library, and the answer.
+const ALLOWED: [&str; 2] = ["wgpu", ": outputs (node/src/"];
+
+#[test]
+fn a_steady_step_allocates_nothing() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/glm-edge/bf16");
+    let options = Options {
+        adapter: None,
+        quantize: Quantize::None,
+        max_batched_tokens: 64,
+        max_num_seqs: 4,
+        max_model_len: 64,
+        profile: false,
+    };
+    let mut engine = match Engine::load(&model, &options) {
+        Ok(engine) => engine,
+        Err(cause) => {
+            eprintln!("skipped: allocations ({cause:#})");
+            return;
+        }
+    };
+    let mut sequences = [engine.begin(None), engine.begin(None), engine.begin(None)];
+    // Into the second block, with room for all tokens of this test.
+    engine.step(&mut sequences, 17).unwrap();
+    for _ in 0..4 {
+        engine.step(&mut sequences, 1).unwrap();
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("heap.json");
+    let before = engine.gpu().usage();
+    let profiler = dhat::Profiler::builder().file_name(&file).trim_backtraces(None).build();
+    for _ in 0..8 {
+        engine.step(&mut sequences, 1).unwrap();
+    }
+    drop(profiler);
+    let after = engine.gpu().usage();
+    assert_eq!(before.allocated_bytes, after.allocated_bytes, "bytes on the device");
+    assert_eq!(after.num_encoded - before.num_encoded, 8, "one pass a step");
+
+    let heap: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let frames = heap["ftbl"].as_array().unwrap();
+    let (mut num_in_step, mut ours) = (0, Vec::new());
+    for point in heap["pps"].as_array().unwrap() {
+        let stack = point["fs"].as_array().unwrap().iter();
+        let stack: Vec<_> = stack
+            .map(|frame| frames[frame.as_u64().unwrap() as usize].as_str().unwrap())
+            .take_while(|frame| !frame.contains("bench/engine.rs:"))
+            .collect();
+        if stack.iter().any(|frame| frame.contains(STEP)) {
+            num_in_step += 1;
+            if !stack.iter().any(|frame| ALLOWED.iter().any(|allowed| frame.contains(allowed))) {
+                let near = stack.into_iter().filter(|frame| !frame.contains("???"));
+                ours.push(near.collect::<Vec<_>>().join("\n  "));
+            }
+        }
+    }
+    assert!(num_in_step > 0, "the driver library allocates, and so must be seen to");
+    assert!(ours.is_empty(), "{} places of ours allocate:\n{}", ours.len(), ours.join("\n\n"));
+}
