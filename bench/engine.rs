@@ -9,7 +9,8 @@ use node::model::Kernels;
 use node::stage::{Stage, StepOutput};
 use protocol::{
     BLOCK_TOKENS, Batch, Begin, BlockId, Digest, Epoch, Input, LayerRange, ModelId, PipelineId,
-    SamplingParams, SequenceId, Slice, StageIndex, StageLimits, StagePlan, Step, TokenId, config,
+    SamplingParams, SequenceId, Slice, SliceOutput, StageIndex, StageLimits, StagePlan, Step,
+    TokenId, config,
 };
 use shaders::gpu::{Gpu, GpuOptions};
 
@@ -180,12 +181,50 @@ impl Engine {
             sequence.len += num_tokens;
             sequence.is_new = false;
         }
+        Ok(self.run(slices)?.into_iter().filter_map(|output| output.token).collect())
+    }
+
+    /// Computes `tokens` from the start on: the natural logarithm of the probability of each but the
+    /// first, given those before it. [`logits`](Self::logits) are then those after the last.
+    ///
+    /// # Errors
+    /// When they don't fit one step, or the device fails.
+    pub fn score(&mut self, tokens: &[TokenId]) -> Result<Vec<f32>> {
+        let mut sequence = self.begin(None);
+        for _ in 0..tokens.len().div_ceil(BLOCK_TOKENS) {
+            let block = self.free.pop().context("the KV cache is too small for this")?;
+            sequence.blocks.push(block);
+        }
+        let sampling = SamplingParams {
+            temperature: 0.0,
+            num_prompt_logprobs: Some(0),
+            ..SamplingParams::default()
+        };
+        let num_prompt_tokens = tokens.len() as u32;
+        let slice = Slice {
+            sequence: sequence.id,
+            start: 0,
+            input: Input::Tokens(tokens.to_vec()),
+            first_block: 0,
+            blocks: sequence.blocks.clone(),
+            begin: Some(Box::new(Begin { sampling, num_prompt_tokens, skipped: Vec::new() })),
+            sample: true,
+            next: None,
+        };
+        sequence.is_new = false;
+        let outputs = self.run(vec![slice])?;
+        self.end(sequence);
+        let logprobs = outputs.into_iter().flat_map(|output| output.prompt_logprobs);
+        Ok(logprobs.map(|logprobs| logprobs.chosen.logprob).collect())
+    }
+
+    fn run(&mut self, slices: Vec<Slice>) -> Result<Vec<SliceOutput>> {
         let batch = Batch { finished: std::mem::take(&mut self.finished), slices };
         let step = Step { batch, hidden: Vec::new(), timings: Vec::new() };
-        let StepOutput::Sampled(outputs) = self.stage.step(&self.gpu, &step)? else {
-            bail!("a stage with a head samples");
-        };
-        Ok(outputs.into_iter().filter_map(|output| output.token).collect())
+        match self.stage.step(&self.gpu, &step)? {
+            StepOutput::Sampled(outputs) => Ok(outputs),
+            StepOutput::Hidden(_) => bail!("a stage with a head samples"),
+        }
     }
 
     /// The logits of the last step's rows, `[rows, vocab_size]`.
@@ -201,7 +240,7 @@ impl Engine {
 pub const OWN_TOKENS: usize = 512;
 
 /// Any tokens; always the same ones.
-fn token(at: usize, vocab_size: usize) -> TokenId {
+pub fn token(at: usize, vocab_size: usize) -> TokenId {
     TokenId(((at as u64 + 1).wrapping_mul(2_654_435_761) % vocab_size as u64) as u32)
 }
 

@@ -2,6 +2,7 @@
 //! kernels on this machine's adapter.
 
 mod model_command;
+mod quality_command;
 mod terminal;
 
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
@@ -17,6 +18,7 @@ use bench::request::{Endpoint, Parameters, Prompt};
 use bench::{kernels, prompts, report};
 use clap::{Parser, Subcommand};
 use model_command::{ModelArguments, RandomModelArguments, time_model, write_random_model};
+use quality_command::{QualityArguments, compare_formats};
 use shaders::gpu::Gpu;
 use shaders::weights::Format;
 use terminal::{dim, say, show};
@@ -39,6 +41,8 @@ enum Command {
     Kernels(KernelsArguments),
     /// Times a whole model on this machine's adapter: prompts, answers, batches.
     Model(ModelArguments),
+    /// Compares what a model says in int8 and int4 with what it says in its own format.
+    Quality(QualityArguments),
     /// Writes a GGUF file of a published shape with random weights.
     RandomModel(RandomModelArguments),
 }
@@ -153,6 +157,7 @@ fn main() -> ExitCode {
             Command::Ask(arguments) => runtime.block_on(ask(arguments)),
             Command::Kernels(arguments) => time_kernels(&arguments),
             Command::Model(arguments) => time_model(&arguments),
+            Command::Quality(arguments) => compare_formats(&arguments),
             Command::RandomModel(arguments) => write_random_model(&arguments),
         });
     match ended {

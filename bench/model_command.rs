@@ -79,7 +79,7 @@ fn names() -> String {
     SHAPES.map(|shape| shape.name).join(", ")
 }
 
-fn quantize(name: &str) -> Result<Quantize, String> {
+pub(crate) fn quantize(name: &str) -> Result<Quantize, String> {
     match name {
         "none" => Ok(Quantize::None),
         "int8" => Ok(Quantize::Int8),
@@ -106,20 +106,27 @@ fn write(shape: &Shape, storage: Storage, path: &Path) -> Result<()> {
         .with_context(|| format!("can't write {}", path.display()))
 }
 
-pub(crate) fn time_model(arguments: &ModelArguments) -> Result<ExitCode> {
-    let path = PathBuf::from(&arguments.model);
-    // Gone when this ends.
-    let scratch;
-    let path = if path.exists() {
-        path
-    } else if let Some(shape) = Shape::named(&arguments.model) {
-        scratch = tempfile::tempdir().context("no place for random weights")?;
-        let file = scratch.path().join(format!("{}.gguf", shape.name));
-        write(&shape, arguments.storage, &file)?;
-        file
-    } else {
-        bail!("{} is neither a file nor one of the shapes {}", arguments.model, names());
+/// The file of a model that is there, or of one that is written to a folder that goes with the
+/// second value.
+pub(crate) fn find_or_write(
+    model: &str,
+    storage: Storage,
+) -> Result<(PathBuf, Option<tempfile::TempDir>)> {
+    let path = PathBuf::from(model);
+    if path.exists() {
+        return Ok((path, None));
+    }
+    let Some(shape) = Shape::named(model) else {
+        bail!("{model} is neither a file nor one of the shapes {}", names());
     };
+    let scratch = tempfile::tempdir().context("no place for random weights")?;
+    let file = scratch.path().join(format!("{}.gguf", shape.name));
+    write(&shape, storage, &file)?;
+    Ok((file, Some(scratch)))
+}
+
+pub(crate) fn time_model(arguments: &ModelArguments) -> Result<ExitCode> {
+    let (path, _scratch) = find_or_write(&arguments.model, arguments.storage)?;
     let tests = arguments.tests();
     if let Some(n) = arguments.tokens.iter().find(|n| n.get() > OWN_TOKENS) {
         bail!("--tokens {n}: an answer has at most {OWN_TOKENS} here");

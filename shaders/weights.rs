@@ -46,7 +46,7 @@ impl Format {
     pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Int4];
 
     /// Whether groups of values share a scale.
-    pub(crate) fn is_grouped(self) -> bool {
+    pub fn is_grouped(self) -> bool {
         matches!(self, Self::Int8 | Self::Int4)
     }
 

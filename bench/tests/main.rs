@@ -3,4 +3,5 @@
 
 mod fake_server;
 mod loads;
+mod qualities;
 mod requests;

@@ -1,0 +1,63 @@
+//! `autoglm-bench quality`: what rounding a model's weights costs.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use bench::quality;
+use bench::random_model::Storage;
+use checkpoint::Checkpoint;
+use protocol::config::Quantize;
+
+use crate::model_command::{find_or_write, quantize};
+use crate::terminal::{dim, say};
+
+#[derive(clap::Args)]
+pub(crate) struct QualityArguments {
+    /// A model directory, a GGUF file, or a shape, computed with random weights.
+    #[arg(value_name = "PATH|SHAPE")]
+    model: String,
+    /// A text, whose perplexity is compared; without one, only logits after any tokens are.
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// What float weights are rounded to, beside `none`.
+    #[arg(long, value_name = "FORMAT", value_delimiter = ',', value_parser = quantize,
+          default_value = "int8,int4")]
+    quantize: Vec<Quantize>,
+    /// How the random weights of a shape are stored.
+    #[arg(long, value_name = "FORMAT", default_value = "bf16")]
+    storage: Storage,
+    /// Which adapter: its number, or a part of its name [default: the fastest kind there is].
+    #[arg(long, value_name = "NAME|INDEX")]
+    adapter: Option<String>,
+    /// Where to write the result as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+pub(crate) fn compare_formats(arguments: &QualityArguments) -> Result<ExitCode> {
+    let text = arguments.text.as_ref().map(|path| {
+        std::fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))
+    });
+    let text = text.transpose()?;
+    let (model, _scratch) = find_or_write(&arguments.model, arguments.storage)?;
+    let format = node::model::format(&Checkpoint::open(&model)?)?;
+    if format.is_grouped() {
+        bail!(
+            "{}: its weights are {format:?} already, and nothing is left to round",
+            arguments.model
+        );
+    }
+    let windows = quality::windows(&model, text.as_deref())?;
+    let mut all = Vec::new();
+    for &quantize in [Quantize::None].iter().chain(&arguments.quantize) {
+        eprintln!("{}", dim(&format!("{} windows, {quantize:?}", windows.len())));
+        all.push(quality::listen(&model, arguments.adapter.as_deref(), quantize, &windows)?);
+    }
+    say(&quality::table(&all, text.is_some()));
+    if let Some(path) = &arguments.json {
+        let json = format!("{:#}\n", quality::report(&all, text.is_some()));
+        std::fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

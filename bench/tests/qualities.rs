@@ -1,0 +1,32 @@
+//! What quantisation costs, on weights that were never quantised.
+
+use std::path::Path;
+
+use bench::quality::{Said, listen, windows};
+use protocol::config::Quantize;
+
+#[test]
+fn rounding_a_trained_model_costs_no_more_than_is_said() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let model = here.join("../tests/models/glass-en");
+    let text = std::fs::read_to_string(here.join("texts/alice.txt")).unwrap();
+    let windows = windows(&model, Some(&text)).unwrap();
+    let listen = |quantize| -> Option<Said> {
+        match listen(&model, None, quantize, &windows) {
+            Ok(said) => Some(said),
+            Err(cause) => {
+                eprintln!("skipped: quality ({cause:#})");
+                None
+            }
+        }
+    };
+    let Some(none) = listen(Quantize::None) else { return };
+    // Of 1024 tokens; a model that is computed wrongly finds each as likely as any.
+    assert!(none.perplexity() < 100.0, "perplexity {}", none.perplexity());
+    for (quantize, most) in [(Quantize::Int8, 0.005), (Quantize::Int4, 0.08)] {
+        let said = listen(quantize).unwrap();
+        let change = said.perplexity() / none.perplexity() - 1.0;
+        assert!(change < most, "{quantize:?}: {change}");
+        assert!(said.logit_error(&none) > 0.0, "{quantize:?} rounds");
+    }
+}
