@@ -2,12 +2,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::adapters::{AdapterInfo, Adapters};
 use crate::error::GpuError;
 use crate::kernel::Pass;
+use crate::pipeline_cache::PipelineCache;
 use crate::profile::Timed;
 use crate::tensor::Tensor;
 
@@ -25,6 +27,8 @@ pub struct GpuOptions {
     pub images: Option<bool>,
     /// How long [`Gpu::wait`] waits before it gives the adapter up.
     pub max_wait: Duration,
+    /// Where compiled kernels are kept between runs, if anywhere.
+    pub cache_dir: Option<PathBuf>,
     /// Whether every dispatch is timed, for [`Gpu::take_profile`]: slow.
     pub profile: bool,
 }
@@ -37,6 +41,7 @@ impl Default for GpuOptions {
             max_binding_bytes: None,
             images: None,
             max_wait: Duration::from_secs(120),
+            cache_dir: None,
             profile: false,
         }
     }
@@ -78,6 +83,8 @@ pub struct Usage {
 pub struct Gpu {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
+    /// What was compiled before and since, where the driver hands it out.
+    pub(crate) pipelines: Option<PipelineCache>,
     pub(crate) checked: bool,
     info: AdapterInfo,
     caps: Caps,
@@ -106,8 +113,10 @@ impl Gpu {
                 missing: "immediates (push constants)".to_owned(),
             });
         }
-        let wanted =
-            wgpu::Features::IMMEDIATES | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
+        let wanted = wgpu::Features::IMMEDIATES
+            | wgpu::Features::SUBGROUP
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::PIPELINE_CACHE;
         let features = adapter.features() & wanted;
         let limits = adapter.limits();
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
@@ -151,9 +160,12 @@ impl Gpu {
             images: options.images.unwrap_or(info.is_cpu()),
             is_cpu: info.is_cpu(),
         };
+        let pipelines =
+            options.cache_dir.and_then(|folder| PipelineCache::open(&device, &own, &folder));
         Ok(Self {
             device,
             queue,
+            pipelines,
             checked: options.checked,
             info,
             caps,
@@ -251,6 +263,14 @@ impl Gpu {
         staging.unmap();
         self.keep_readback_buffer(staging);
         Ok(result)
+    }
+
+    /// Keeps the kernels that were compiled so far for the next run, where
+    /// [`GpuOptions::cache_dir`] says. Failing costs the next start some time, no more.
+    pub fn save_kernels(&self) {
+        if let Some(Err(error)) = self.pipelines.as_ref().map(PipelineCache::save) {
+            tracing::warn!(%error, "compiled kernels were not kept");
+        }
     }
 
     /// What was asked of it so far.
@@ -367,5 +387,27 @@ fn failure(error: wgpu::Error) -> GpuError {
     match error {
         wgpu::Error::OutOfMemory { .. } => GpuError::Failed("out of memory".to_owned()),
         other => GpuError::Failed(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::gpu::{Gpu, GpuOptions};
+    use crate::kernel::Pass;
+    use crate::rms_norm::RmsNorm;
+
+    #[test]
+    fn a_lost_device_is_an_error_whatever_is_asked_of_it() {
+        let Ok(gpu) = Gpu::open_with(None, GpuOptions::default()) else { return };
+        let tensor = gpu.upload(&[1.0f32; 64]).unwrap();
+        gpu.device.destroy();
+        // Some of these only leave the fault for the next call to find; none of them panics.
+        let _ = gpu.alloc_f32(1 << 20);
+        gpu.write(&tensor, 0, &[2.0f32]);
+        let _ = RmsNorm::new(&gpu);
+        assert!(gpu.run(&Pass::new()).is_err());
+        assert!(gpu.read_f32(&tensor).is_err());
+        assert!(gpu.alloc_vec4s(64).is_err());
+        assert!(gpu.check().is_err());
     }
 }

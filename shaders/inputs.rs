@@ -55,11 +55,22 @@ pub struct InputLimits {
     pub vocab_size: usize,
 }
 
+impl InputLimits {
+    fn max_words(&self) -> usize {
+        3 * self.max_tokens + self.max_outputs + self.max_table_entries
+    }
+}
+
 impl Inputs {
     /// A tensor with room for the largest step that `limits` allow.
     pub fn new(gpu: &Gpu, limits: InputLimits) -> Result<Self, GpuError> {
-        let max_words = 3 * limits.max_tokens + limits.max_outputs + limits.max_table_entries;
+        let max_words = limits.max_words();
         Ok(Self { tensor: gpu.alloc_u32(max_words)?, limits, words: Vec::with_capacity(max_words) })
+    }
+
+    /// Bytes that [`new`](Self::new) takes.
+    pub fn num_bytes(limits: &InputLimits) -> u64 {
+        limits.max_words() as u64 * 4
     }
 
     /// What the inputs of a step are checked against.

@@ -154,7 +154,7 @@ impl Kernel {
                     zero_initialize_workgroup_memory: false,
                     ..Default::default()
                 },
-                cache: None,
+                cache: gpu.pipelines.as_ref().map(|pipelines| &pipelines.cache),
             });
             Self {
                 name: source.name.as_str().into(),

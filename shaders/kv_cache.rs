@@ -60,6 +60,11 @@ impl KvCache {
         Ok(Self { shape, keys: gpu.alloc_vec4s(len)?, values: gpu.alloc_vec4s(len)? })
     }
 
+    /// Bytes that a cache of `num_blocks` takes.
+    pub fn num_bytes(gpu: &Gpu, shape: HeadShape, num_blocks: usize) -> u64 {
+        2 * gpu.vec4s_bytes(num_blocks * shape.block_len())
+    }
+
     /// The most blocks that a cache of this shape can have on an adapter.
     pub fn max_blocks(gpu: &Gpu, shape: HeadShape) -> usize {
         (gpu.caps().max_binding_bytes / (shape.block_len() as u64 * 4)) as usize

@@ -21,6 +21,7 @@ pub mod gpu;
 pub mod inputs;
 pub mod kernel;
 pub mod kv_cache;
+mod pipeline_cache;
 pub mod profile;
 pub mod template;
 pub mod tensor;

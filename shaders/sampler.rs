@@ -183,6 +183,14 @@ impl Sampler {
         })
     }
 
+    /// Bytes that [`new`](Self::new) takes, before a step has more adjustments than any before.
+    pub fn num_bytes(limits: &SamplerLimits) -> u64 {
+        let max_top = limits.max_logprobs.min(limits.vocab_size);
+        let row = size_of::<RowParams>() + result_words(max_top) * 4;
+        let adjustments = MIN_ADJUSTMENTS * (size_of::<AdjustmentWords>() + 4);
+        (limits.max_rows * row + adjustments) as u64
+    }
+
     /// Rows that fit the tensor of logits: all groups of a step but its last have as many.
     pub fn group_rows(&self) -> usize {
         self.group_rows

@@ -257,7 +257,7 @@ impl Gpu {
         let num_texels = len.max(1).div_ceil(4);
         self.check_size((num_texels * VEC4_BYTES) as u64)?;
         let height = num_texels.div_ceil(IMAGE_WIDTH);
-        let (texture, view) = self.guarded((num_texels * VEC4_BYTES) as u64, || {
+        let (texture, view) = self.guarded((height * IMAGE_WIDTH * VEC4_BYTES) as u64, || {
             let texture = self.device.create_texture(&wgpu::TextureDescriptor {
                 label: None,
                 size: extent(IMAGE_WIDTH, height),
@@ -275,6 +275,13 @@ impl Gpu {
             (texture, view)
         })?;
         Ok(Tensor { storage: Storage::Image { texture, view }, len })
+    }
+
+    /// Bytes that [`alloc_vec4s`](Self::alloc_vec4s) takes for `len` values: images are whole rows.
+    pub fn vec4s_bytes(&self, len: usize) -> u64 {
+        let texels = len.max(1).div_ceil(4);
+        let texels = if self.caps().images { texels.next_multiple_of(IMAGE_WIDTH) } else { texels };
+        (texels * VEC4_BYTES) as u64
     }
 
     fn check_size(&self, num_bytes: u64) -> Result<(), GpuError> {

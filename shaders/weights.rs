@@ -277,6 +277,18 @@ impl WeightMatrix {
         Ok(Self { rows, cols, format, order, shards })
     }
 
+    /// Bytes that [`upload`](Self::upload) takes of the adapter, if one binding can hold them.
+    pub fn num_bytes(gpu: &Gpu, (rows, cols): (usize, usize), format: Format) -> u64 {
+        let packing = Packing::new(cols, format);
+        let num_tiles = rows.div_ceil(TILE);
+        let blocks = gpu.vec4s_bytes(num_tiles * packing.tile_bytes / 4);
+        let scales = match packing.tile_scale_bytes {
+            0 => 0,
+            bytes => gpu.vec4s_bytes(num_tiles * bytes / 4),
+        };
+        blocks + scales
+    }
+
     /// Copies a matrix that is in memory.
     pub fn from_bytes(
         gpu: &Gpu,

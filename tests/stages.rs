@@ -239,3 +239,20 @@ fn glm4_computes_its_golden_at_every_cut() {
     fixture_computes_its_golden("glm4", "f32");
     fixture_computes_its_golden("glm4", "bf16");
 }
+
+#[test]
+fn a_stage_takes_the_memory_that_it_says() {
+    let Some(device) = device() else { return };
+    let device = device.as_ref().unwrap();
+    for (model, cut) in [("glm-edge", &[0, 2, 4]), ("glm4", &[0, 4, 4])] {
+        let model = golden::fixture(model).join("bf16");
+        // The first load tries the kernels, once for each form of layer.
+        Pipeline::load(device, &model, cut);
+        let before = device.gpu.usage().allocated_bytes;
+        let pipeline = Pipeline::load(device, &model, cut);
+        let taken = device.gpu.usage().allocated_bytes - before;
+        let said: u64 = pipeline.stages.iter().map(|stage| stage.held().memory_bytes).sum();
+        assert!(taken <= said, "{taken} bytes were taken, {said} were said");
+        assert!(said < taken + taken / 100, "{taken} bytes were taken, {said} were said");
+    }
+}

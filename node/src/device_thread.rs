@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use checkpoint::{Checkpoint, Quantize};
 use protocol::{AdapterReport, Epoch, PipelineId, StageIndex, StagePlan, Step, config};
-use shaders::gpu::Gpu;
+use shaders::gpu::{Gpu, GpuOptions};
 use shaders::kv_cache::HeadShape;
 use shaders::weights::Format;
 use tokio::sync::{mpsc, oneshot};
@@ -158,6 +158,13 @@ impl DeviceThread {
     }
 }
 
+/// Where compiled kernels are kept: a folder of the user's own, as the XDG directories have it.
+fn cache_dir() -> Option<PathBuf> {
+    let folder = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let caches = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?;
+    Some(caches.join("autoglm"))
+}
+
 /// What lives on the thread.
 struct Worker {
     gpu: Gpu,
@@ -172,7 +179,8 @@ impl Worker {
         adapter: Option<&str>,
         memory_bytes: impl FnOnce(&Gpu) -> anyhow::Result<u64>,
     ) -> anyhow::Result<(Self, AdapterReport)> {
-        let gpu = Gpu::open(adapter)?;
+        let options = GpuOptions { cache_dir: cache_dir(), ..GpuOptions::default() };
+        let gpu = Gpu::open_with(adapter, options)?;
         let memory_bytes = memory_bytes(&gpu)?;
         let kernels = Kernels::new(&gpu)?;
         // Whatever is loaded later has a class of its own; this one proves the adapter.
@@ -242,6 +250,8 @@ impl Worker {
             }
         };
         let stage = Stage::load(&self.gpu, &self.kernels, &files, plan, progress)?;
+        // Loading compiled them all.
+        self.gpu.save_kernels();
         let held = stage.held().clone();
         self.stages.insert(StageKey::of(plan), stage);
         Ok(held)

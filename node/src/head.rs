@@ -8,11 +8,12 @@ use shaders::gpu::{Gpu, Readback};
 use shaders::inputs::{Inputs, StepShape};
 use shaders::kernel::Pass;
 use shaders::matmul::{BoundMatmul, Norm, Operand, Output};
-use shaders::sampler::{SampleStep, Sampler, SamplerLimits};
+use shaders::sampler::{SampleStep, Sampler};
 use shaders::tensor::Tensor;
 use shaders::weights::{RowOrder, WeightMatrix};
 
 use crate::error::StageError;
+use crate::memory::sampler_limits;
 use crate::model::{Kernels, Scratch, upload};
 use crate::rows::Rows;
 use crate::sequences::Sequences;
@@ -60,16 +61,10 @@ impl Head {
         let weight = gpu.upload_vec4s(&files.vector(Vector::FinalNorm)?)?;
         let norm = Norm { weight: &weight, eps: model.rms_norm_eps };
         let operand = Operand { x: &rows, norm: Some(norm) };
-        let limits = SamplerLimits {
-            vocab_size: model.vocab_size,
-            // With the logprobs of a prompt every token has a row.
-            max_rows: limits.max_batched_tokens as usize,
-            max_logprobs: limits.max_logprobs as usize,
-        };
         Ok(Self {
             gather: BoundGatherRows::new(gpu, model.hidden_size, inputs, &scratch.hidden, &rows)?,
             lm_head: kernels.matmul.bind(gpu, operand, weights, Output::Store(&logits))?,
-            sampler: Sampler::new(gpu, limits, &logits)?,
+            sampler: Sampler::new(gpu, sampler_limits(model, limits), &logits)?,
             logits,
             rows: Rows::default(),
             sampled: SampleStep::default(),

@@ -8,6 +8,7 @@ pub mod error;
 pub mod head;
 pub mod identity;
 pub mod links;
+pub mod memory;
 pub mod model;
 pub mod progress;
 pub mod rows;

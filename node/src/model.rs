@@ -93,11 +93,13 @@ impl Scratch {
     }
 
     /// Bytes that [`new`](Self::new) takes.
-    pub fn num_bytes(model: &ModelConfig, max_tokens: usize) -> u64 {
-        let streams = if model.sandwich_norms { 3 } else { 2 };
-        let queries = model.num_heads * model.head_dim;
-        let row = streams * model.hidden_size + 2 * queries + model.intermediate_size;
-        (max_tokens * row * 4) as u64
+    pub fn num_bytes(gpu: &Gpu, model: &ModelConfig, max_tokens: usize) -> u64 {
+        let rows = |width: usize| gpu.vec4s_bytes(max_tokens * width);
+        let sublayer = if model.sandwich_norms { max_tokens * model.hidden_size * 4 } else { 0 };
+        2 * rows(model.hidden_size)
+            + 2 * rows(model.num_heads * model.head_dim)
+            + rows(model.intermediate_size)
+            + sublayer as u64
     }
 }
 
@@ -255,7 +257,8 @@ pub fn format(files: &Checkpoint) -> Result<Format, StageError> {
     Ok(on_device(files.matrix(Matrix::Qkv(0))?.format()))
 }
 
-fn on_device(format: checkpoint::Format) -> Format {
+/// The format on the device of weights that the files hand over in `format`.
+pub fn on_device(format: checkpoint::Format) -> Format {
     match format {
         checkpoint::Format::F32 => Format::F32,
         checkpoint::Format::F16 => Format::F16,

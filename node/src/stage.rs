@@ -1,20 +1,21 @@
 //! A stage: consecutive layers with their part of the KV cache, and, at the ends of the model, the
 //! embedding and the head.
 
-use checkpoint::{Checkpoint, Matrix, ModelConfig, Part};
-use protocol::{BLOCK_TOKENS, Batch, Digest, Input, LayerRange, SliceOutput, StagePlan, Step};
+use checkpoint::{Checkpoint, Matrix, Part};
+use protocol::{Batch, Digest, Input, LayerRange, SliceOutput, StagePlan, Step};
 use shaders::ahead::Ahead;
 use shaders::attention::Attention;
 use shaders::embed::BoundEmbed;
 use shaders::gpu::Gpu;
-use shaders::inputs::{InputLimits, Inputs, StepInputs};
+use shaders::inputs::{Inputs, StepInputs};
 use shaders::kernel::Pass;
 use shaders::kv_cache::KvCache;
 use shaders::rotary::{Rotary, inverse_frequencies};
 use shaders::weights::{RowOrder, WeightMatrix};
 
 use crate::error::StageError;
-use crate::head::{Head, MAX_ROWS};
+use crate::head::Head;
+use crate::memory::{input_limits, num_blocks, stage_bytes};
 use crate::model::{Kernels, Layer, Scratch, Shared, format, head_shape, upload};
 use crate::sequences::Sequences;
 
@@ -89,11 +90,11 @@ impl Stage {
         }
         let limits = &plan.limits;
         let max_tokens = limits.max_batched_tokens as usize;
-        let mut scratch_bytes = Scratch::num_bytes(model, max_tokens);
-        if plan.samples() {
-            scratch_bytes += (MAX_ROWS * (2 * model.vocab_size + model.hidden_size) * 4) as u64;
-        }
-        let num_blocks = num_blocks(gpu, model, plan, total + scratch_bytes)?;
+        let other_bytes = stage_bytes(gpu, files, plan)?;
+        let num_blocks = num_blocks(gpu, model, plan, other_bytes)?;
+        let heads = head_shape(model);
+        let cache_bytes = KvCache::num_bytes(gpu, heads, num_blocks as usize);
+        let memory_bytes = other_bytes + cache_bytes * (end - first) as u64;
 
         let mut done = 0;
         let mut loaded = |bytes: u64| {
@@ -101,25 +102,11 @@ impl Stage {
             progress(done.min(total), total);
         };
         loaded(0);
-        let max_model_len = limits.max_model_len as usize;
-        let blocks_per_sequence = max_model_len.div_ceil(BLOCK_TOKENS);
-        let inputs = Inputs::new(
-            gpu,
-            InputLimits {
-                max_tokens,
-                // With the logprobs of a prompt every token is an output.
-                max_outputs: max_tokens,
-                max_table_entries: blocks_per_sequence * limits.max_num_seqs as usize,
-                max_positions: max_model_len,
-                num_blocks: num_blocks as usize,
-                vocab_size: model.vocab_size,
-            },
-        )?;
+        let inputs = Inputs::new(gpu, input_limits(model, limits, num_blocks))?;
         let scratch = Scratch::new(gpu, model, max_tokens)?;
-        let heads = head_shape(model);
         let attention = Attention::new(gpu, heads)?;
         let inv_freq = inverse_frequencies(model.rope_theta.into(), model.rotary_dim);
-        let rotary = Rotary::new(gpu, &inv_freq, max_model_len)?;
+        let rotary = Rotary::new(gpu, &inv_freq, limits.max_model_len as usize)?;
         let table = plan
             .embeds()
             .then(|| upload(gpu, files, Matrix::Embedding, RowOrder::Plain, &mut loaded))
@@ -155,9 +142,7 @@ impl Stage {
             layers: plan.layers,
             hidden_size: model.hidden_size as u32,
             num_blocks,
-            memory_bytes: total
-                + scratch_bytes
-                + block_bytes(model, end - first) * u64::from(num_blocks),
+            memory_bytes,
             fingerprint: kernels.class(gpu, format(files)?, heads)?,
         };
         let sequences = Sequences::new(*limits, num_blocks, model.vocab_size as u32);
@@ -278,41 +263,6 @@ fn fill(step: &mut StepInputs, batch: &Batch, sequences: &Sequences) {
             }
         }
     }
-}
-
-/// Blocks of KV cache: as many as are wanted and fit.
-fn num_blocks(
-    gpu: &Gpu,
-    model: &ModelConfig,
-    plan: &StagePlan,
-    other_bytes: u64,
-) -> Result<u32, StageError> {
-    let allowed = plan.memory_bytes;
-    let per_block = block_bytes(model, plan.layers.len());
-    let one_sequence = u64::from(plan.limits.max_model_len).div_ceil(BLOCK_TOKENS as u64);
-    let needed = other_bytes + one_sequence * per_block;
-    let Some(left) = allowed.checked_sub(needed) else {
-        return Err(StageError::TooLarge { needed, allowed, missing: needed - allowed });
-    };
-    let left = left + one_sequence * per_block;
-    // A software driver's memory is the machine's: it takes what one sequence needs, and for more
-    // no more than this.
-    let left = if gpu.caps().is_cpu {
-        left.min(MAX_SOFTWARE_KV_BYTES.max(one_sequence * per_block))
-    } else {
-        left
-    };
-    let fitting = left.checked_div(per_block).unwrap_or(u64::MAX);
-    let bindable = KvCache::max_blocks(gpu, head_shape(model)) as u64;
-    Ok(fitting.min(bindable).min(plan.limits.max_blocks.into()) as u32)
-}
-
-/// Most bytes of KV cache on a software driver, if one sequence needs no more.
-const MAX_SOFTWARE_KV_BYTES: u64 = 1 << 30;
-
-/// Bytes of one block in all layers of a stage.
-fn block_bytes(model: &ModelConfig, num_layers: usize) -> u64 {
-    num_layers as u64 * head_shape(model).block_bytes()
 }
 
 /// Compares the stage's own tensors with the coordinator's: nothing else of the files is touched.
