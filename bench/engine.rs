@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use checkpoint::{Checkpoint, Part};
-use node::model::Kernels;
+use node::model::{Kernels, quantize};
 use node::stage::{Stage, StepOutput};
 use protocol::{
     BLOCK_TOKENS, Batch, Begin, BlockId, Digest, Epoch, Input, LayerRange, ModelId, PipelineId,
@@ -65,13 +65,8 @@ impl Engine {
     /// # Errors
     /// When the files or the adapter don't allow it.
     pub fn load(path: &Path, options: &Options) -> Result<Self> {
-        let quantize = match options.quantize {
-            config::Quantize::None => checkpoint::Quantize::None,
-            config::Quantize::Int8 => checkpoint::Quantize::Int8,
-            config::Quantize::Int4 => checkpoint::Quantize::Int4,
-        };
-        let files = Checkpoint::open(path)?.quantized(quantize);
-        let gpu_options = GpuOptions { profile: options.profile, ..GpuOptions::default() };
+        let files = Checkpoint::open(path)?.quantized(quantize(options.quantize));
+        let gpu_options = GpuOptions { profile: options.profile, ..GpuOptions::kept() };
         let gpu = Gpu::open_with(options.adapter.as_deref(), gpu_options)?;
         let kernels = Kernels::new(&gpu)?;
         let num_layers = files.config().num_layers;
@@ -105,6 +100,7 @@ impl Engine {
             memory_bytes: u64::MAX / 2,
         };
         let stage = Stage::load(&gpu, &kernels, &files, &plan, &mut |_, _| {})?;
+        gpu.save_kernels();
         let num_blocks = stage.held().num_blocks;
         let free = (0..num_blocks).rev().map(BlockId).collect();
         Ok(Self { gpu, stage, files, next_id: 0, free, finished: Vec::new() })
@@ -184,8 +180,8 @@ impl Engine {
         Ok(self.run(slices)?.into_iter().filter_map(|output| output.token).collect())
     }
 
-    /// Computes `tokens` from the start on: the natural logarithm of the probability of each but the
-    /// first, given those before it. [`logits`](Self::logits) are then those after the last.
+    /// Computes `tokens` from the start on: the natural logarithm of the probability of each but
+    /// the first, given those before it. [`logits`](Self::logits) are then those after the last.
     ///
     /// # Errors
     /// When they don't fit one step, or the device fails.

@@ -46,6 +46,8 @@ pub struct Measured {
     pub format: Format,
     /// Values of a row of weights, rows of weights, rows of activations.
     pub shape: (usize, usize, usize),
+    /// How the work is laid out: rows and columns a lane, lanes side by side, groups of them.
+    pub layout: String,
     /// Seconds of one product.
     pub seconds: f64,
     /// Bytes of weights, activations and results.
@@ -133,10 +135,12 @@ pub fn measure(
                 let out = gpu.alloc_f32(batch * rows)?;
                 let bound: BoundMatmul =
                     matmul.bind(gpu, (&x).into(), &weights, Output::Store(&out))?;
+                let layout = bound.layout(batch);
                 tasks.push(Task::new(gpu, move |pass| bound.record(pass, batch))?);
                 measured.push(Measured {
                     format,
                     shape: (cols, rows, batch),
+                    layout,
                     seconds: f64::NAN,
                     num_bytes: (rows * format.row_bytes(cols) + batch * (rows + cols) * 4) as f64,
                     num_operations: 2.0 * (rows * cols * batch) as f64,
@@ -144,6 +148,7 @@ pub fn measure(
             }
         }
     }
+    gpu.save_kernels();
     let buffers = (gpu.alloc_f32(COPY_BYTES / 4)?, gpu.alloc_f32(COPY_BYTES / 4)?);
     let mut driver_copies = Vec::new();
     gpu.copy(&buffers.0, &buffers.1)?;
@@ -190,14 +195,14 @@ fn numbers(len: usize) -> Vec<f32> {
 pub fn table(adapter: &str, limits: &Limits, measured: &[Measured]) -> String {
     let mut text = format!(
         "{adapter}\n  copy {:.1} GB/s · multiply-add {:.1} GFLOP/s\n\n\
-         format  weights (k x n)    rows       time     GB/s   %copy  GFLOP/s    %fma\n",
+         format  weights (k x n)    rows       time     GB/s   %copy  GFLOP/s    %fma  layout\n",
         limits.copy_bytes / 1e9,
         limits.fma_operations / 1e9,
     );
     for one in measured {
         let (cols, rows, batch) = one.shape;
         text += &format!(
-            "{:<6}  {:<15} {batch:>7} {:>10} {:>8.2} {:>7.1} {:>8.2} {:>7.1}\n",
+            "{:<6}  {:<15} {batch:>7} {:>10} {:>8.2} {:>7.1} {:>8.2} {:>7.1}  {}\n",
             format!("{:?}", one.format).to_lowercase(),
             format!("{cols} x {rows}"),
             crate::report::time(one.seconds * 1e3),
@@ -205,6 +210,7 @@ pub fn table(adapter: &str, limits: &Limits, measured: &[Measured]) -> String {
             one.memory_percent(limits),
             one.num_operations / one.seconds / 1e9,
             one.arithmetic_percent(limits),
+            one.layout,
         );
     }
     text
@@ -218,6 +224,7 @@ pub fn report(adapter: &str, limits: &Limits, measured: &[Measured]) -> Value {
             json!({
                 "kernel": "matmul",
                 "format": format!("{:?}", one.format).to_lowercase(),
+                "layout": one.layout,
                 "k": one.shape.0, "n": one.shape.1, "rows": one.shape.2,
                 "seconds": one.seconds,
                 "bytes_per_second": one.num_bytes / one.seconds,

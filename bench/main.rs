@@ -19,7 +19,7 @@ use bench::{kernels, prompts, report};
 use clap::{Parser, Subcommand};
 use model_command::{ModelArguments, RandomModelArguments, time_model, write_random_model};
 use quality_command::{QualityArguments, compare_formats};
-use shaders::gpu::Gpu;
+use shaders::gpu::{Gpu, GpuOptions};
 use shaders::weights::Format;
 use terminal::{dim, say, show};
 
@@ -224,7 +224,7 @@ async fn ask(arguments: AskArguments) -> Result<ExitCode> {
 }
 
 fn time_kernels(arguments: &KernelsArguments) -> Result<ExitCode> {
-    let gpu = Gpu::open(arguments.adapter.as_deref())?;
+    let gpu = Gpu::open_with(arguments.adapter.as_deref(), GpuOptions::kept())?;
     let options = kernels::Options {
         formats: arguments.formats.clone(),
         shapes: arguments.shapes.clone(),

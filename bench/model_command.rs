@@ -30,7 +30,7 @@ pub(crate) struct ModelArguments {
     #[arg(long, value_name = "FORMAT", default_value = "bf16")]
     storage: Storage,
     /// What float weights are rounded to while they are loaded: none, int8 or int4.
-    #[arg(long, value_name = "FORMAT", default_value = "none", value_parser = quantize)]
+    #[arg(long, value_name = "FORMAT", default_value = "none")]
     quantize: Quantize,
     /// Tokens of a prompt.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "512")]
@@ -77,15 +77,6 @@ fn shape(name: &str) -> Result<Shape, String> {
 
 fn names() -> String {
     SHAPES.map(|shape| shape.name).join(", ")
-}
-
-pub(crate) fn quantize(name: &str) -> Result<Quantize, String> {
-    match name {
-        "none" => Ok(Quantize::None),
-        "int8" => Ok(Quantize::Int8),
-        "int4" => Ok(Quantize::Int4),
-        _ => Err("choose among none, int8, int4".to_owned()),
-    }
 }
 
 pub(crate) fn write_random_model(arguments: &RandomModelArguments) -> Result<ExitCode> {

@@ -113,7 +113,7 @@ pub fn table(all: &[Said], with_text: bool) -> String {
     }
     text += &format!(" {:>12} {:>12}\n", "logits, rms", "worst");
     for (index, said) in all.iter().enumerate() {
-        text += &format!("{:<8}", name(said.quantize));
+        text += &format!("{:<8}", said.quantize.to_string());
         if with_text {
             let change = 100.0 * (said.perplexity() / all[0].perplexity() - 1.0);
             text += &format!(" {:>11.4} {change:>+7.2}%", said.perplexity());
@@ -131,7 +131,7 @@ pub fn table(all: &[Said], with_text: bool) -> String {
 pub fn report(all: &[Said], with_text: bool) -> Value {
     let one = |said: &Said| {
         json!({
-            "quantize": name(said.quantize),
+            "quantize": said.quantize,
             "tokens": said.num_scored,
             "perplexity": with_text.then(|| said.perplexity()),
             "logit_rms_error": said.logit_error(&all[0]),
@@ -139,12 +139,4 @@ pub fn report(all: &[Said], with_text: bool) -> Value {
         })
     };
     all.iter().map(one).collect()
-}
-
-fn name(quantize: Quantize) -> &'static str {
-    match quantize {
-        Quantize::None => "none",
-        Quantize::Int8 => "int8",
-        Quantize::Int4 => "int4",
-    }
 }

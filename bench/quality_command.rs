@@ -9,7 +9,7 @@ use bench::random_model::Storage;
 use checkpoint::Checkpoint;
 use protocol::config::Quantize;
 
-use crate::model_command::{find_or_write, quantize};
+use crate::model_command::find_or_write;
 use crate::terminal::{dim, say};
 
 #[derive(clap::Args)]
@@ -21,8 +21,7 @@ pub(crate) struct QualityArguments {
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// What float weights are rounded to, beside `none`.
-    #[arg(long, value_name = "FORMAT", value_delimiter = ',', value_parser = quantize,
-          default_value = "int8,int4")]
+    #[arg(long, value_name = "FORMAT", value_delimiter = ',', default_value = "int8,int4")]
     quantize: Vec<Quantize>,
     /// How the random weights of a shape are stored.
     #[arg(long, value_name = "FORMAT", default_value = "bf16")]
@@ -51,7 +50,7 @@ pub(crate) fn compare_formats(arguments: &QualityArguments) -> Result<ExitCode> 
     let windows = quality::windows(&model, text.as_deref())?;
     let mut all = Vec::new();
     for &quantize in [Quantize::None].iter().chain(&arguments.quantize) {
-        eprintln!("{}", dim(&format!("{} windows, {quantize:?}", windows.len())));
+        eprintln!("{}", dim(&format!("{} windows, {quantize}", windows.len())));
         all.push(quality::listen(&model, arguments.adapter.as_deref(), quantize, &windows)?);
     }
     say(&quality::table(&all, text.is_some()));

@@ -3,8 +3,10 @@
 //! Read once, never changed. The file at the root of the repository spells out every key; a test
 //! holds the two together.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
@@ -55,6 +57,30 @@ pub enum Quantize {
     Int8,
     /// 4 bits.
     Int4,
+}
+
+impl Quantize {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::None, Self::Int8, Self::Int4];
+}
+
+impl fmt::Display for Quantize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        })
+    }
+}
+
+impl FromStr for Quantize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|quantize| quantize.to_string() == text);
+        found.ok_or_else(|| "choose among none, int8, int4".to_owned())
+    }
 }
 
 /// What the coordinator does with nodes.

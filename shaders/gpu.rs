@@ -12,6 +12,7 @@ use crate::kernel::Pass;
 use crate::pipeline_cache::PipelineCache;
 use crate::profile::Timed;
 use crate::tensor::Tensor;
+use crate::tuning::Tuning;
 
 /// How an adapter is opened.
 #[derive(Debug, Clone)]
@@ -27,7 +28,8 @@ pub struct GpuOptions {
     pub images: Option<bool>,
     /// How long [`Gpu::wait`] waits before it gives the adapter up.
     pub max_wait: Duration,
-    /// Where compiled kernels are kept between runs, if anywhere.
+    /// Where compiled kernels are kept between runs, and which of them were found to be fast. With
+    /// none, nothing is kept and nothing tried.
     pub cache_dir: Option<PathBuf>,
     /// Whether every dispatch is timed, for [`Gpu::take_profile`]: slow.
     pub profile: bool,
@@ -44,6 +46,18 @@ impl Default for GpuOptions {
             cache_dir: None,
             profile: false,
         }
+    }
+}
+
+impl GpuOptions {
+    /// The defaults, with a folder of the user's own for what is kept between runs: `autoglm` in
+    /// `XDG_CACHE_HOME`, else in `.cache` at home.
+    pub fn kept() -> Self {
+        let folder =
+            |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let home = || Some(folder("HOME")?.join(".cache"));
+        let caches = folder("XDG_CACHE_HOME").or_else(home);
+        Self { cache_dir: caches.map(|caches| caches.join("autoglm")), ..Self::default() }
     }
 }
 
@@ -85,6 +99,8 @@ pub struct Gpu {
     pub(crate) queue: wgpu::Queue,
     /// What was compiled before and since, where the driver hands it out.
     pub(crate) pipelines: Option<PipelineCache>,
+    /// How work is laid out over lanes, where there is a choice.
+    pub(crate) tuning: Tuning,
     pub(crate) checked: bool,
     info: AdapterInfo,
     caps: Caps,
@@ -160,12 +176,14 @@ impl Gpu {
             images: options.images.unwrap_or(info.is_cpu()),
             is_cpu: info.is_cpu(),
         };
-        let pipelines =
-            options.cache_dir.and_then(|folder| PipelineCache::open(&device, &own, &folder));
+        let folder = options.cache_dir.as_deref();
+        let pipelines = folder.and_then(|folder| PipelineCache::open(&device, &own, folder));
+        let tuning = folder.map(|folder| Tuning::open(folder, &info)).unwrap_or_default();
         Ok(Self {
             device,
             queue,
             pipelines,
+            tuning,
             checked: options.checked,
             info,
             caps,
@@ -265,10 +283,11 @@ impl Gpu {
         Ok(result)
     }
 
-    /// Keeps the kernels that were compiled so far for the next run, where
+    /// Keeps the kernels that were compiled and chosen so far for the next run, where
     /// [`GpuOptions::cache_dir`] says. Failing costs the next start some time, no more.
     pub fn save_kernels(&self) {
-        if let Some(Err(error)) = self.pipelines.as_ref().map(PipelineCache::save) {
+        let kept = self.pipelines.as_ref().map_or(Ok(()), PipelineCache::save);
+        if let Err(error) = kept.and_then(|()| self.tuning.save()) {
             tracing::warn!(%error, "compiled kernels were not kept");
         }
     }
@@ -303,6 +322,23 @@ impl Gpu {
     /// Runs `pass` to its end.
     pub fn run(&self, pass: &Pass) -> Result<(), GpuError> {
         self.wait(self.submit(pass, None)?, |_| ())
+    }
+
+    /// How long what `record` records takes, the least of some tries, after one that lets the
+    /// driver compile it.
+    pub(crate) fn time(&self, record: impl Fn(&mut Pass)) -> Result<Duration, GpuError> {
+        const TRIES: usize = 5;
+        const REPETITIONS: u32 = 4;
+        let mut pass = Pass::new();
+        (0..REPETITIONS).for_each(|_| record(&mut pass));
+        self.run(&pass)?;
+        let mut least = Duration::MAX;
+        for _ in 0..TRIES {
+            let began = Instant::now();
+            self.run(&pass)?;
+            least = least.min(began.elapsed());
+        }
+        Ok(least / REPETITIONS)
     }
 
     /// Runs what was written so far and waits for it, so that staging memory is free again.

@@ -25,6 +25,7 @@ mod pipeline_cache;
 pub mod profile;
 pub mod template;
 pub mod tensor;
+mod tuning;
 pub mod weights;
 
 // The kernels.
@@ -32,6 +33,7 @@ pub mod attention;
 pub mod embed;
 pub mod gather_rows;
 pub mod matmul;
+mod matmul_class;
 pub mod rms_norm;
 pub mod rotary;
 

@@ -7,24 +7,23 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
-use crate::gpu::{Caps, Gpu};
-use crate::inputs::{BLOCK_TOKENS, Inputs, StepShape};
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
+use crate::gpu::Gpu;
+use crate::inputs::{Inputs, StepShape};
+use crate::kernel::{Bound, Kernel, Pass};
 use crate::kv_cache::KvCache;
+use crate::matmul_class::{Class, Form, Kind, Variant};
 use crate::rotary::Rotary;
-use crate::template::expand_vec4s;
 use crate::tensor::Tensor;
-use crate::weights::{Format, RowOrder, TILE, WeightMatrix};
+use crate::weights::{RowOrder, TILE, WeightMatrix};
 
 /// The parameters of `matmul.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
-struct Params {
+pub(crate) struct Params {
     num_rows: u32,
     num_columns: u32,
     first_column: u32,
@@ -111,40 +110,15 @@ impl Output<'_> {
     }
 }
 
-/// What becomes of a product, without the tensors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Kind {
-    Store,
-    Residual,
-    Swiglu,
-    Qkv,
-}
-
-impl Kind {
-    pub(crate) const ALL: [Self; 4] = [Self::Store, Self::Residual, Self::Swiglu, Self::Qkv];
-
-    /// Columns that become a vec4 of results.
-    fn unit(self) -> u32 {
-        if self == Self::Swiglu { 8 } else { 4 }
-    }
-}
-
-/// What a kernel is compiled for, beside its variant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Form {
-    pub(crate) format: Format,
-    pub(crate) norm: bool,
-    pub(crate) kind: Kind,
-}
-
 /// The compiled kernels, compiled when first bound.
 pub struct Matmul {
     class: Class,
-    kernels: RefCell<HashMap<Form, Arc<[Kernel]>>>,
+    kernels: RefCell<HashMap<(Form, Variant), Kernel>>,
 }
 
 impl Matmul {
-    /// Chooses the variants for this adapter.
+    /// The variants for this adapter. Where there is a choice, it is made for each shape when it is
+    /// bound, by trying, if the adapter was opened with a place to keep what was found.
     pub fn new(gpu: &Gpu) -> Self {
         Self::with_class(Class::choose(gpu.caps()))
     }
@@ -169,7 +143,6 @@ impl Matmul {
         );
         let Operand { x, norm } = operand;
         let form = Form { format: weights.format, norm: norm.is_some(), kind };
-        let kernels = self.compiled(gpu, form)?;
         let mut common = Params {
             num_columns: weights.rows as u32,
             row_vec4s: (weights.cols / 4) as u32,
@@ -209,8 +182,10 @@ impl Matmul {
         };
         let whole = kind == Kind::Store || weights.rows.is_multiple_of(kind.unit() as usize);
         assert!(whole, "results are whole vec4s");
-        let mut variants = Vec::new();
-        for (variant, kernel) in self.class.variants.iter().zip(&*kernels) {
+        let max_rows = max_rows.min(x.len() / weights.cols);
+        let bind = |variant: Variant| -> Result<BoundMatmul, GpuError> {
+            let kernel = self.compiled(gpu, form, variant)?;
+            let name = format!("{} k{} n{}", kernel.name(), weights.cols, weights.rows);
             let mut shards = Vec::new();
             for shard in &weights.shards {
                 let params = Params {
@@ -221,33 +196,54 @@ impl Matmul {
                 let before = [Some(x), Some(&shard.blocks), shard.scales.as_ref()];
                 let before = before.into_iter().chain([norm.map(|norm| norm.weight)]).flatten();
                 let all: Vec<_> = before.chain(tensors.iter().copied()).collect();
-                let (k, n) = (weights.cols, weights.rows);
-                let name = format!("{} k{k} n{n}", kernel.name());
                 shards.push((kernel.bind(gpu, &all)?.named(&name), params));
             }
-            variants.push((*variant, shards));
+            Ok(BoundMatmul { variants: vec![(variant, shards)], max_rows })
+        };
+        let mut chosen = BoundMatmul { variants: Vec::new(), max_rows };
+        for ways in self.class.choices() {
+            let (k, n) = (weights.cols, weights.rows);
+            // What is fastest for many rows hangs little on how many they are.
+            let (num_rows, rows) = match ways[0].max_rows {
+                usize::MAX => (TRIED_ROWS.min(max_rows), "many rows".to_owned()),
+                most => (most.min(max_rows), format!("{most} rows")),
+            };
+            let what = format!("matmul {} k{k} n{n} {rows}", form.name());
+            let names: Vec<_> = ways.iter().map(Variant::name).collect();
+            let names: Vec<_> = names.iter().map(String::as_str).collect();
+            let way = gpu.tuning.choose(&what, &names, |way| {
+                let bound = bind(ways[way])?;
+                gpu.time(|pass| bound.record(pass, num_rows))
+            })?;
+            chosen.variants.extend(bind(ways[way])?.variants);
+            if max_rows <= ways[0].max_rows {
+                break;
+            }
         }
-        Ok(BoundMatmul { variants, max_rows: max_rows.min(x.len() / weights.cols) })
+        Ok(chosen)
     }
 
     /// A number of rows for each variant that computes it: a driver compiles a kernel when it first
     /// runs.
     pub fn batch_sizes(&self) -> impl Iterator<Item = usize> {
-        let before = self.class.variants.iter().map(|variant| variant.max_rows);
-        [0].into_iter().chain(before).take(self.class.variants.len()).map(|max_rows| max_rows + 1)
+        let before = self.class.choices().map(|ways| ways[0].max_rows);
+        let num_choices = self.class.choices().count();
+        [0].into_iter().chain(before).take(num_choices).map(|max_rows| max_rows + 1)
     }
 
-    fn compiled(&self, gpu: &Gpu, form: Form) -> Result<Arc<[Kernel]>, GpuError> {
-        if let Some(kernels) = self.kernels.borrow().get(&form) {
-            return Ok(Arc::clone(kernels));
+    fn compiled(&self, gpu: &Gpu, form: Form, variant: Variant) -> Result<Kernel, GpuError> {
+        if let Some(kernel) = self.kernels.borrow().get(&(form, variant)) {
+            return Ok(kernel.clone());
         }
-        let sources = self.class.sources(form, gpu.caps().images);
-        let kernels: Arc<[Kernel]> =
-            sources.iter().map(|source| Kernel::new(gpu, source)).collect::<Result<_, _>>()?;
-        self.kernels.borrow_mut().insert(form, Arc::clone(&kernels));
-        Ok(kernels)
+        let source = variant.source(form, self.class.norm_lanes, gpu.caps().images);
+        let kernel = Kernel::new(gpu, &source)?;
+        self.kernels.borrow_mut().insert((form, variant), kernel.clone());
+        Ok(kernel)
     }
 }
+
+/// Rows with which ways of computing many are compared.
+const TRIED_ROWS: usize = 64;
 
 /// A product with one matrix of a layer.
 pub struct BoundMatmul {
@@ -262,18 +258,24 @@ impl BoundMatmul {
         self.record_step(pass, StepShape { num_tokens: num_rows, num_outputs: 0 });
     }
 
+    /// How the work for so many rows is laid out: rows and columns a lane, lanes side by side,
+    /// groups of them.
+    pub fn layout(&self, num_rows: usize) -> String {
+        self.variant(num_rows).map_or_else(String::new, |(variant, _)| variant.name())
+    }
+
+    fn variant(&self, num_rows: usize) -> Option<&(Variant, Vec<(Bound, Params)>)> {
+        self.variants
+            .iter()
+            .find(|(variant, _)| num_rows <= variant.max_rows)
+            .or(self.variants.last())
+    }
+
     /// Multiplies the rows of the tokens of a step.
     pub fn record_step(&self, pass: &mut Pass, step: StepShape) {
         let num_rows = step.num_tokens;
         assert!(num_rows <= self.max_rows, "a batch fits the tensors of its stage");
-        let Some((variant, shards)) = self
-            .variants
-            .iter()
-            .find(|(variant, _)| num_rows <= variant.max_rows)
-            .or(self.variants.last())
-        else {
-            return;
-        };
+        let Some((variant, shards)) = self.variant(num_rows) else { return };
         for (bound, params) in shards {
             let tables_at = step.tables_at();
             let params = Params { num_rows: num_rows as u32, tables_at, ..*params };
@@ -283,159 +285,9 @@ impl BoundMatmul {
     }
 }
 
-/// What defines the bits of products on a device, and how they are laid out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Class {
-    /// By ascending number of rows.
-    pub(crate) variants: Vec<Variant>,
-    /// Lanes that the squares of a norm are summed over; a multiple of eight. Part of what defines
-    /// the bits of a result.
-    pub(crate) norm_lanes: u32,
-}
-
-/// One way of laying the work out over lanes. All give the same bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Variant {
-    /// The most rows it is chosen for; the last variant takes any number.
-    pub(crate) max_rows: usize,
-    /// Rows of x per lane.
-    pub(crate) tm: u32,
-    /// Columns of the product per lane.
-    pub(crate) tn: u32,
-    /// Lanes side by side in a workgroup, each with its own columns.
-    pub(crate) lanes: u32,
-    /// Groups of such lanes, each with its own chunks of k.
-    pub(crate) groups: u32,
-    /// Whether x is loaded by eight lanes and broadcast.
-    pub(crate) subgroup: bool,
-}
-
-impl Class {
-    /// The class of an adapter.
-    pub(crate) fn choose(caps: Caps) -> Self {
-        let any = usize::MAX;
-        if caps.is_cpu {
-            // A software driver loads lane by lane: what counts is the number of loads, so a
-            // broadcast pays, and one subgroup per workgroup keeps its reads together.
-            let subgroup = caps.subgroups && caps.min_subgroup_size >= 8;
-            let one = Variant { max_rows: 1, tm: 1, tn: 8, lanes: 8, groups: 1, subgroup };
-            let variants = vec![
-                one,
-                Variant { max_rows: 2, tm: 2, ..one },
-                Variant { max_rows: 4, tm: 4, ..one },
-                Variant { max_rows: 8, tm: 8, ..one },
-                Variant { max_rows: any, tm: 16, ..one },
-            ];
-            Self { variants, norm_lanes: 8 }
-        } else {
-            // With few rows there are too few columns for one lane each: chunks of k run side by
-            // side.
-            let one = Variant { max_rows: 1, tm: 1, tn: 1, lanes: 32, groups: 8, subgroup: false };
-            let variants = vec![
-                one,
-                Variant { max_rows: 4, tm: 4, ..one },
-                Variant { max_rows: any, tm: 8, tn: 1, lanes: 64, groups: 1, subgroup: false },
-            ];
-            Self { variants, norm_lanes: 64 }
-        }
-    }
-
-    /// The kernels of a form, one for each variant.
-    pub(crate) fn sources(&self, form: Form, images: bool) -> Vec<KernelSource> {
-        let source = |variant: &Variant| variant.source(form, self.norm_lanes, images);
-        self.variants.iter().map(source).collect()
-    }
-}
-
-impl Variant {
-    /// Columns of a workgroup.
-    fn strip(&self) -> u32 {
-        self.lanes * self.tn
-    }
-
-    /// Strips of columns that a tile is cut into, one workgroup each.
-    fn strips(&self) -> u32 {
-        TILE as u32 / self.strip()
-    }
-
-    pub(crate) fn source(&self, form: Form, norm_lanes: u32, images: bool) -> KernelSource {
-        let Self { tm, tn, lanes, groups, subgroup, .. } = *self;
-        let Form { format, norm, kind } = form;
-        assert!((TILE as u32).is_multiple_of(self.strip()), "strips fill a tile");
-        assert!(norm_lanes.is_multiple_of(8), "squares are summed by eights");
-        assert!(!subgroup || norm_lanes == 8, "eight lanes sum the squares");
-        assert!(norm_lanes <= lanes * groups, "a workgroup sums the squares");
-        let block = format.block() as u32;
-        // Results leave as vec4s: a lane has all four values of one, or gets them from its
-        // neighbours.
-        let wide = tn.is_multiple_of(kind.unit());
-        let (lane_stride, j_stride) = if wide { (tn, 1) } else { (1, lanes) };
-        let own = [
-            ("TM", tm),
-            ("TN", tn),
-            ("LANES", lanes),
-            ("GROUPS", groups),
-            ("WORKGROUP", lanes * groups),
-            ("SPLIT", (groups > 1).into()),
-            ("SPLIT_SUMS", groups * tm * tn * lanes),
-            ("SUBGROUP", subgroup.into()),
-            ("STRIP", self.strip()),
-            ("STRIPS", self.strips()),
-            ("CHUNK_BLOCKS", CHUNK / block),
-            // Lanes that share values of x can afford to scale them.
-            ("SCALED", (subgroup && format.is_grouped()).into()),
-            ("NORM", norm.into()),
-            ("NORM_LANES", norm_lanes),
-            ("NORM_EIGHTHS", norm_lanes / 8),
-            ("SQUARES", tm * norm_lanes),
-            ("WIDE", wide.into()),
-            ("UNIT", kind.unit()),
-            ("LANE_STRIDE", lane_stride),
-            ("J_STRIDE", j_stride),
-            ("SHARED_OUT", tm * self.strip()),
-            ("BLOCK", BLOCK_TOKENS as u32),
-            ("STORE", (kind == Kind::Store).into()),
-            ("RESIDUAL", (kind == Kind::Residual).into()),
-            ("SWIGLU", (kind == Kind::Swiglu).into()),
-            ("QKV", (kind == Kind::Qkv).into()),
-        ];
-        let (vec4s, blocks) = (Access::read_vec4s(images), Access::read_blocks(images));
-        let write = Access::write_vec4s(images);
-        let mut bindings = vec![("AT_X", vec4s), ("AT_WEIGHTS", blocks)];
-        bindings.extend(format.is_grouped().then_some(("AT_SCALES", blocks)));
-        bindings.extend(norm.then_some(("AT_NORM", vec4s)));
-        match kind {
-            Kind::Store => bindings.push(("AT_OUT", Access::ReadWrite)),
-            Kind::Residual => bindings.extend([("AT_OUT", write), ("AT_RESIDUAL", vec4s)]),
-            Kind::Swiglu => bindings.push(("AT_OUT", write)),
-            Kind::Qkv => bindings.extend([
-                ("AT_OUT", write),
-                ("AT_INPUTS", Access::Read),
-                ("AT_BIAS", vec4s),
-                ("AT_COS_SIN", vec4s),
-                ("AT_KEYS", write),
-                ("AT_VALUES", write),
-            ]),
-        }
-        let places = (0..).zip(&bindings).map(|(place, (name, _))| (*name, place));
-        let constants: Vec<_> = own.into_iter().chain(format.constants()).chain(places).collect();
-        let template =
-            [include_str!("matmul.wgsl"), include_str!("matmul_out.wgsl"), format.decoder()]
-                .concat();
-        let name = format!(
-            "{kind:?}{} {format:?} {tm}x{tn}x{lanes}x{groups}",
-            if norm { " norm" } else { "" }
-        )
-        .to_lowercase();
-        let accesses: Vec<_> = bindings.iter().map(|(_, access)| *access).collect();
-        let wgsl = expand_vec4s(&template, images, &constants);
-        KernelSource::new::<Params>(format!("matmul {name}"), wgsl, &accesses)
-    }
-}
-
 /// Values of k whose products are added in one chain. Part of what defines the bits of every
 /// result.
-const CHUNK: u32 = 256;
+pub(crate) const CHUNK: u32 = 256;
 
 /// A product, in the kernel's order of additions.
 ///

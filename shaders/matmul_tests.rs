@@ -3,10 +3,11 @@
 use std::mem::offset_of;
 
 use super::*;
-use crate::inputs::StepInputs;
+use crate::inputs::{BLOCK_TOKENS, StepInputs};
 use crate::kv_cache::HeadShape;
 use crate::rotary::inverse_frequencies;
 use crate::testing::{self, Random, assert_bits_eq, assert_close};
+use crate::weights::Format;
 
 /// Every way of laying the work out, beside those that are chosen: with and without subgroups, with
 /// split chunks, with results that a lane has whole and that it gets from its neighbours.
@@ -17,7 +18,9 @@ fn variants() -> Vec<Variant> {
         plain,
         Variant { subgroup: true, ..plain },
         Variant { tm: 8, subgroup: true, ..plain },
+        Variant { tn: 4, subgroup: true, ..plain },
         Variant { tm: 4, tn: 4, subgroup: true, ..plain },
+        Variant { tn: 1, lanes: 16, groups: 16, ..plain },
         Variant { tm: 8, tn: 1, lanes: 64, ..plain },
         Variant { tn: 1, lanes: 32, groups: 8, ..plain },
         Variant { tm: 4, tn: 1, lanes: 32, groups: 8, ..plain },
@@ -375,5 +378,18 @@ fn check_qkv(
             let value = &values[at + slot * shape.head_dim..][..shape.head_dim];
             assert_close(value, &expected_v[range], 2e-5);
         }
+    }
+}
+
+#[test]
+fn every_way_is_in_a_class_without_a_choice() {
+    for gpu in testing::both_layouts() {
+        let class = Class::choose(gpu.caps());
+        let ways = class.ways();
+        assert!(ways.iter().all(|way| way.choices().all(|choice| choice.len() == 1)));
+        for variant in &class.variants {
+            assert!(ways.iter().any(|way| way.variants.contains(variant)), "{variant:?}");
+        }
+        assert_eq!(ways[0].variants, class.choices().map(|ways| ways[0]).collect::<Vec<_>>());
     }
 }

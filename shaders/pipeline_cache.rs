@@ -44,15 +44,20 @@ impl PipelineCache {
         if read(&self.file).is_ok_and(|kept| kept.as_deref() == Some(&data)) {
             return Ok(());
         }
-        let Some(folder) = self.file.parent() else { return Ok(()) };
-        std::fs::create_dir_all(folder)?;
-        // Two processes may end a load at once: each writes a file of its own.
-        let temporary = self.file.with_extension(std::process::id().to_string());
-        let mut file = File::create(&temporary)?;
-        file.write_all(&data)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, &self.file)
+        write(&self.file, &data)
     }
+}
+
+/// Writes a file and the folder that it is in, all of it or nothing.
+pub(crate) fn write(path: &Path, data: &[u8]) -> io::Result<()> {
+    let Some(folder) = path.parent() else { return Ok(()) };
+    std::fs::create_dir_all(folder)?;
+    // Two processes may end a load at once: each writes a file of its own.
+    let temporary = path.with_extension(std::process::id().to_string());
+    let mut file = File::create(&temporary)?;
+    file.write_all(data)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)
 }
 
 fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {

@@ -15,7 +15,8 @@ use crate::gpu::{Caps, Gpu};
 use crate::inputs::{BLOCK_TOKENS, InputLimits, Inputs, StepInputs};
 use crate::kernel::{KernelSource, Pass};
 use crate::kv_cache::{HeadShape, KvCache};
-use crate::matmul::{self, BoundMatmul, Form, Matmul, Norm, Operand, Output, Qkv};
+use crate::matmul::{BoundMatmul, Matmul, Norm, Operand, Output, Qkv};
+use crate::matmul_class::{Class, Form, Kind};
 use crate::rms_norm::{BoundRmsNorm, RmsNorm};
 use crate::rotary::{Rotary, inverse_frequencies};
 use crate::tensor::Tensor;
@@ -32,21 +33,26 @@ pub fn fingerprint(gpu: &Gpu, format: Format, shape: HeadShape) -> Result<[u8; 3
     for source in sources(gpu.caps(), format, shape) {
         hash(&mut hasher, source.wgsl.as_bytes());
     }
-    let mut layer = Layer::new(gpu, format, shape)?;
-    let together = layer.run(gpu, 0..NUM_TOKENS)?;
-    let mut first = 0;
-    for num_tokens in [8, 4, 1, 2, 1, 1] {
-        let rows = layer.run(gpu, first..first + num_tokens)?;
-        let row_bytes = together.len() / NUM_TOKENS;
-        if rows != together[first * row_bytes..][..num_tokens * row_bytes] {
-            return Err(GpuError::Failed(format!(
-                "{} computes a row differently in another batch",
-                info.name
-            )));
+    let mut first_way = None;
+    for class in Class::choose(gpu.caps()).ways() {
+        let mut layer = Layer::new(gpu, format, shape, class)?;
+        let together = layer.run(gpu, 0..NUM_TOKENS)?;
+        let expected = first_way.get_or_insert(together);
+        let mut first = 0;
+        for num_tokens in [NUM_TOKENS, 8, 4, 1, 2, 1, 1] {
+            first %= NUM_TOKENS;
+            let rows = layer.run(gpu, first..first + num_tokens)?;
+            let row_bytes = expected.len() / NUM_TOKENS;
+            if rows != expected[first * row_bytes..][..num_tokens * row_bytes] {
+                return Err(GpuError::Failed(format!(
+                    "{} computes a row differently in another batch",
+                    info.name
+                )));
+            }
+            first += num_tokens;
         }
-        first += num_tokens;
     }
-    hash(&mut hasher, &together);
+    hash(&mut hasher, &first_way.unwrap_or_default());
     Ok(hasher.finalize().into())
 }
 
@@ -59,8 +65,8 @@ fn sources(caps: Caps, format: Format, shape: HeadShape) -> Vec<KernelSource> {
         crate::rms_norm::source(images),
         crate::attention::Variant::choose(caps, shape).source(shape, images),
     ];
-    let products = matmul::Class::choose(caps);
-    for kind in matmul::Kind::ALL {
+    let products = Class::choose(caps);
+    for kind in Kind::ALL {
         for norm in [false, true] {
             sources.extend(products.sources(Form { format, norm, kind }, images));
         }
@@ -102,7 +108,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(gpu: &Gpu, format: Format, shape: HeadShape) -> Result<Self, GpuError> {
+    fn new(gpu: &Gpu, format: Format, shape: HeadShape, class: Class) -> Result<Self, GpuError> {
         let limits = InputLimits {
             max_tokens: NUM_TOKENS,
             max_outputs: NUM_TOKENS,
@@ -139,7 +145,7 @@ impl Layer {
         let inv_freq = inverse_frequencies(10_000.0, shape.head_dim / 8 * 8);
         let rotary = Rotary::new(gpu, &inv_freq, NUM_TOKENS)?;
         let scale = 1.0 / (shape.head_dim as f32).sqrt();
-        let matmul = Matmul::new(gpu);
+        let matmul = Matmul::with_class(class);
         let normed = |x| Operand { x, norm: Some(Norm { weight: &norm_weight, eps: EPS }) };
         let qkv = Qkv {
             bias: Some(&bias),
@@ -243,7 +249,10 @@ mod tests {
         let shape = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 };
         let results: Vec<_> = testing::both_layouts()
             .map(|gpu| {
-                Layer::new(&gpu, Format::F32, shape).unwrap().run(&gpu, 0..NUM_TOKENS).unwrap()
+                Layer::new(&gpu, Format::F32, shape, Class::choose(gpu.caps()))
+                    .unwrap()
+                    .run(&gpu, 0..NUM_TOKENS)
+                    .unwrap()
             })
             .collect();
         assert!(results.windows(2).all(|pair| pair[0] == pair[1]));

@@ -32,7 +32,7 @@ struct ServeArguments {
     #[arg(long, value_name = "NAME")]
     model_name: Option<String>,
     /// Round weights while they are loaded [default: none].
-    #[arg(long, value_name = "none|int8|int4", value_parser = quantize)]
+    #[arg(long, value_name = "none|int8|int4")]
     quantize: Option<Quantize>,
     /// Node processes to run on this machine [default: none, wait for nodes to join].
     #[arg(long, value_name = "N")]
@@ -78,15 +78,6 @@ impl ServeArguments {
         set(&mut config.coordinator.data_dir, self.data_dir);
         set(&mut config.http.addr, self.http);
         Ok(config)
-    }
-}
-
-fn quantize(text: &str) -> Result<Quantize, String> {
-    match text {
-        "none" => Ok(Quantize::None),
-        "int8" => Ok(Quantize::Int8),
-        "int4" => Ok(Quantize::Int4),
-        _ => Err("choose none, int8 or int4".to_owned()),
     }
 }
 

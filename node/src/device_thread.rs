@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use checkpoint::{Checkpoint, Quantize};
-use protocol::{AdapterReport, Epoch, PipelineId, StageIndex, StagePlan, Step, config};
+use protocol::{AdapterReport, Epoch, PipelineId, StageIndex, StagePlan, Step};
 use shaders::gpu::{Gpu, GpuOptions};
 use shaders::kv_cache::HeadShape;
 use shaders::weights::Format;
@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
 use crate::error::StageError;
-use crate::model::Kernels;
+use crate::model::{Kernels, quantize};
 use crate::stage::{Held, Stage, StepOutput};
 
 /// Which stage of which plan.
@@ -158,13 +158,6 @@ impl DeviceThread {
     }
 }
 
-/// Where compiled kernels are kept: a folder of the user's own, as the XDG directories have it.
-fn cache_dir() -> Option<PathBuf> {
-    let folder = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let caches = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?;
-    Some(caches.join("autoglm"))
-}
-
 /// What lives on the thread.
 struct Worker {
     gpu: Gpu,
@@ -179,8 +172,7 @@ impl Worker {
         adapter: Option<&str>,
         memory_bytes: impl FnOnce(&Gpu) -> anyhow::Result<u64>,
     ) -> anyhow::Result<(Self, AdapterReport)> {
-        let options = GpuOptions { cache_dir: cache_dir(), ..GpuOptions::default() };
-        let gpu = Gpu::open_with(adapter, options)?;
+        let gpu = Gpu::open_with(adapter, GpuOptions::kept())?;
         let memory_bytes = memory_bytes(&gpu)?;
         let kernels = Kernels::new(&gpu)?;
         // Whatever is loaded later has a class of its own; this one proves the adapter.
@@ -235,11 +227,7 @@ impl Worker {
         plan: &StagePlan,
         progress: &mut ReportProgress,
     ) -> Result<Held, StageError> {
-        let quantize = match plan.quantize {
-            config::Quantize::None => Quantize::None,
-            config::Quantize::Int8 => Quantize::Int8,
-            config::Quantize::Int4 => Quantize::Int4,
-        };
+        let quantize = quantize(plan.quantize);
         let model = (PathBuf::from(&plan.model_path), quantize);
         let files = match self.files.get(&model) {
             Some(files) => Arc::clone(files),

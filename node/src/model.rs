@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 
 use checkpoint::{Checkpoint, Matrix, ModelConfig, Vector};
-use protocol::Digest;
+use protocol::{Digest, config};
 use shaders::attention::{Attention, BoundAttention};
 use shaders::error::GpuError;
 use shaders::gpu::Gpu;
@@ -238,6 +238,15 @@ pub fn upload(
         loaded(bytes.len() as u64);
         Ok::<_, StageError>(())
     })
+}
+
+/// What the files are asked for, in their own words.
+pub fn quantize(quantize: config::Quantize) -> checkpoint::Quantize {
+    match quantize {
+        config::Quantize::None => checkpoint::Quantize::None,
+        config::Quantize::Int8 => checkpoint::Quantize::Int8,
+        config::Quantize::Int4 => checkpoint::Quantize::Int4,
+    }
 }
 
 /// The shape of a model's heads, as kernels take it.

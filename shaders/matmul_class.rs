@@ -1,0 +1,218 @@
+//! The kernels of products: in which ways their work is laid out over lanes, and their text.
+
+use crate::gpu::Caps;
+use crate::inputs::BLOCK_TOKENS;
+use crate::kernel::{Access, KernelSource};
+use crate::matmul::{CHUNK, Params};
+use crate::template::expand_vec4s;
+use crate::weights::{Format, TILE};
+
+/// What becomes of a product, without the tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Store,
+    Residual,
+    Swiglu,
+    Qkv,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 4] = [Self::Store, Self::Residual, Self::Swiglu, Self::Qkv];
+
+    /// Columns that become a vec4 of results.
+    pub(crate) fn unit(self) -> u32 {
+        if self == Self::Swiglu { 8 } else { 4 }
+    }
+}
+
+/// What a kernel is compiled for, beside its variant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Form {
+    pub(crate) format: Format,
+    pub(crate) norm: bool,
+    pub(crate) kind: Kind,
+}
+
+/// What defines the bits of products on a device, and how they are laid out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Class {
+    /// By ascending number of rows; those for the same number are ways among which the fastest is
+    /// chosen by trying, the first one where nothing is tried.
+    pub(crate) variants: Vec<Variant>,
+    /// Lanes that the squares of a norm are summed over; a multiple of eight. Part of what defines
+    /// the bits of a result.
+    pub(crate) norm_lanes: u32,
+}
+
+/// One way of laying the work out over lanes. All give the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Variant {
+    /// The most rows it is chosen for; the last variant takes any number.
+    pub(crate) max_rows: usize,
+    /// Rows of x per lane.
+    pub(crate) tm: u32,
+    /// Columns of the product per lane.
+    pub(crate) tn: u32,
+    /// Lanes side by side in a workgroup, each with its own columns.
+    pub(crate) lanes: u32,
+    /// Groups of such lanes, each with its own chunks of k.
+    pub(crate) groups: u32,
+    /// Whether x is loaded by eight lanes and broadcast.
+    pub(crate) subgroup: bool,
+}
+
+impl Class {
+    /// The class of an adapter.
+    pub(crate) fn choose(caps: Caps) -> Self {
+        let any = usize::MAX;
+        if caps.is_cpu {
+            // A software driver loads lane by lane: what counts is the number of loads, so a
+            // broadcast pays, and one subgroup per workgroup keeps its reads together.
+            let subgroup = caps.subgroups && caps.min_subgroup_size >= 8;
+            let one = Variant { max_rows: 1, tm: 1, tn: 8, lanes: 8, groups: 1, subgroup };
+            let variants = vec![
+                one,
+                Variant { max_rows: 2, tm: 2, ..one },
+                Variant { max_rows: 4, tm: 4, ..one },
+                Variant { max_rows: 8, tm: 8, ..one },
+                // Both are compiled anyway: on a slow compiler a further way costs more than it
+                // gains.
+                Variant { max_rows: any, tm: 16, ..one },
+                Variant { max_rows: any, tm: 8, ..one },
+            ];
+            Self { variants, norm_lanes: 8 }
+        } else {
+            // With few rows there are too few columns for one lane each: chunks of k run side by
+            // side.
+            let one = Variant { max_rows: 1, tm: 1, tn: 1, lanes: 32, groups: 8, subgroup: false };
+            let many = Variant { max_rows: any, tm: 8, lanes: 64, groups: 1, ..one };
+            let variants = vec![
+                one,
+                Variant { lanes: 64, groups: 4, ..one },
+                Variant { lanes: 16, groups: 16, ..one },
+                Variant { max_rows: 4, tm: 4, ..one },
+                Variant { max_rows: 4, tm: 4, lanes: 16, groups: 16, ..one },
+                many,
+                Variant { tm: 4, ..many },
+                Variant { tm: 16, ..many },
+            ];
+            Self { variants, norm_lanes: 64 }
+        }
+    }
+
+    /// The variants for each number of rows.
+    pub(crate) fn choices(&self) -> impl Iterator<Item = &[Variant]> {
+        self.variants.chunk_by(|one, other| one.max_rows == other.max_rows)
+    }
+
+    /// Classes without a choice, so many that every variant is in one of them.
+    pub(crate) fn ways(&self) -> Vec<Self> {
+        let num_ways = self.choices().map(<[_]>::len).max().unwrap_or(0);
+        let way = |way: usize| Self {
+            variants: self.choices().map(|ways| ways[way.min(ways.len() - 1)]).collect(),
+            norm_lanes: self.norm_lanes,
+        };
+        (0..num_ways).map(way).collect()
+    }
+
+    /// The kernels of a form, one for each variant.
+    pub(crate) fn sources(&self, form: Form, images: bool) -> Vec<KernelSource> {
+        let source = |variant: &Variant| variant.source(form, self.norm_lanes, images);
+        self.variants.iter().map(source).collect()
+    }
+}
+
+impl Form {
+    pub(crate) fn name(self) -> String {
+        let Self { format, norm, kind } = self;
+        format!("{kind:?}{} {format:?}", if norm { " norm" } else { "" }).to_lowercase()
+    }
+}
+
+impl Variant {
+    /// Rows and columns a lane, lanes side by side, groups of them.
+    pub(crate) fn name(&self) -> String {
+        let Self { tm, tn, lanes, groups, .. } = self;
+        format!("{tm}x{tn}x{lanes}x{groups}")
+    }
+
+    /// Columns of a workgroup.
+    fn strip(&self) -> u32 {
+        self.lanes * self.tn
+    }
+
+    /// Strips of columns that a tile is cut into, one workgroup each.
+    pub(crate) fn strips(&self) -> u32 {
+        TILE as u32 / self.strip()
+    }
+
+    pub(crate) fn source(&self, form: Form, norm_lanes: u32, images: bool) -> KernelSource {
+        let Self { tm, tn, lanes, groups, subgroup, .. } = *self;
+        let Form { format, norm, kind } = form;
+        assert!((TILE as u32).is_multiple_of(self.strip()), "strips fill a tile");
+        assert!(norm_lanes.is_multiple_of(8), "squares are summed by eights");
+        assert!(!subgroup || norm_lanes == 8, "eight lanes sum the squares");
+        assert!(norm_lanes <= lanes * groups, "a workgroup sums the squares");
+        let block = format.block() as u32;
+        // Results leave as vec4s: a lane has all four values of one, or gets them from its
+        // neighbours.
+        let wide = tn.is_multiple_of(kind.unit());
+        let (lane_stride, j_stride) = if wide { (tn, 1) } else { (1, lanes) };
+        let own = [
+            ("TM", tm),
+            ("TN", tn),
+            ("LANES", lanes),
+            ("GROUPS", groups),
+            ("WORKGROUP", lanes * groups),
+            ("SPLIT", (groups > 1).into()),
+            ("SPLIT_SUMS", groups * tm * tn * lanes),
+            ("SUBGROUP", subgroup.into()),
+            ("STRIP", self.strip()),
+            ("STRIPS", self.strips()),
+            ("CHUNK_BLOCKS", CHUNK / block),
+            // Lanes that share values of x can afford to scale them.
+            ("SCALED", (subgroup && format.is_grouped()).into()),
+            ("NORM", norm.into()),
+            ("NORM_LANES", norm_lanes),
+            ("NORM_EIGHTHS", norm_lanes / 8),
+            ("SQUARES", tm * norm_lanes),
+            ("WIDE", wide.into()),
+            ("UNIT", kind.unit()),
+            ("LANE_STRIDE", lane_stride),
+            ("J_STRIDE", j_stride),
+            ("SHARED_OUT", tm * self.strip()),
+            ("BLOCK", BLOCK_TOKENS as u32),
+            ("STORE", (kind == Kind::Store).into()),
+            ("RESIDUAL", (kind == Kind::Residual).into()),
+            ("SWIGLU", (kind == Kind::Swiglu).into()),
+            ("QKV", (kind == Kind::Qkv).into()),
+        ];
+        let (vec4s, blocks) = (Access::read_vec4s(images), Access::read_blocks(images));
+        let write = Access::write_vec4s(images);
+        let mut bindings = vec![("AT_X", vec4s), ("AT_WEIGHTS", blocks)];
+        bindings.extend(format.is_grouped().then_some(("AT_SCALES", blocks)));
+        bindings.extend(norm.then_some(("AT_NORM", vec4s)));
+        match kind {
+            Kind::Store => bindings.push(("AT_OUT", Access::ReadWrite)),
+            Kind::Residual => bindings.extend([("AT_OUT", write), ("AT_RESIDUAL", vec4s)]),
+            Kind::Swiglu => bindings.push(("AT_OUT", write)),
+            Kind::Qkv => bindings.extend([
+                ("AT_OUT", write),
+                ("AT_INPUTS", Access::Read),
+                ("AT_BIAS", vec4s),
+                ("AT_COS_SIN", vec4s),
+                ("AT_KEYS", write),
+                ("AT_VALUES", write),
+            ]),
+        }
+        let places = (0..).zip(&bindings).map(|(place, (name, _))| (*name, place));
+        let constants: Vec<_> = own.into_iter().chain(format.constants()).chain(places).collect();
+        let template =
+            [include_str!("matmul.wgsl"), include_str!("matmul_out.wgsl"), format.decoder()]
+                .concat();
+        let name = format!("matmul {} {}", form.name(), self.name());
+        let accesses: Vec<_> = bindings.iter().map(|(_, access)| *access).collect();
+        let wgsl = expand_vec4s(&template, images, &constants);
+        KernelSource::new::<Params>(name, wgsl, &accesses)
+    }
+}
