@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bench::client::Server;
-use bench::failure::FailureKind;
+use bench::client::failure::FailureKind;
+use bench::client::request::{Endpoint, Parameters, Prompt};
+use bench::load::report;
 use bench::load::{Load, Progress};
-use bench::report;
-use bench::request::{Endpoint, Parameters, Prompt};
 
 use crate::fake_server;
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use bench::quality::{Said, listen, windows};
+use bench::engine::quality::{Said, listen, windows};
 use protocol::config::Quantize;
 
 #[test]

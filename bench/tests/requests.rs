@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use bench::client::failure::{Failure, FailureKind};
+use bench::client::request::{Endpoint, Parameters, Prompt};
 use bench::client::{Answer, Server};
-use bench::failure::{Failure, FailureKind};
-use bench::request::{Endpoint, Parameters, Prompt};
 
 use crate::fake_server;
 

@@ -11,7 +11,7 @@ use protocol::BLOCK_TOKENS;
 use serde_json::{Value, json};
 
 use crate::engine::{Engine, OWN_TOKENS, Sequence, processor_time};
-use crate::report::median;
+use crate::numbers::median;
 
 /// One test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

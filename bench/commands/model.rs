@@ -7,16 +7,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use bench::engine::model::{About, Test, measure, report, table};
+use bench::engine::random_model::{SHAPES, Shape, Storage};
 use bench::engine::{Engine, OWN_TOKENS, Options};
-use bench::model::{About, Test, measure, report, table};
-use bench::random_model::{SHAPES, Shape, Storage};
 use checkpoint::Checkpoint;
 use protocol::BLOCK_TOKENS;
 use protocol::config::Quantize;
 use serde_json::json;
 use shaders::profile::Timed;
 
-use crate::terminal::{dim, say};
+use super::terminal::{dim, say};
 
 #[derive(clap::Args)]
 pub(crate) struct ModelArguments {

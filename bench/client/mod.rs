@@ -1,4 +1,9 @@
-//! Sends one request and times every token of its answer.
+//! Sends one request and times every token of its answer: what is asked ([`request`]), how the
+//! stream is read ([`sse`]), what can go wrong ([`failure`]).
+
+pub mod failure;
+pub mod request;
+pub mod sse;
 
 use std::time::Duration;
 
@@ -7,9 +12,8 @@ use reqwest::{Client, Response};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::failure::{Failure, FailureKind};
-use crate::request::Endpoint;
-use crate::sse;
+use failure::{Failure, FailureKind};
+use request::Endpoint;
 
 /// Bytes that are read of a list of models.
 const MAX_LIST_BYTES: usize = 4 << 20;

@@ -1,4 +1,12 @@
 //! A whole model on one adapter, stepped by hand: the engine without its cluster.
+//!
+//! [`model`] times it, perhaps a [`random_model`]; [`kernels`] times its kernels; [`quality`]
+//! compares what it says in one format and another.
+
+pub mod kernels;
+pub mod model;
+pub mod quality;
+pub mod random_model;
 
 use std::path::Path;
 use std::time::Duration;

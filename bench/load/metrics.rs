@@ -6,7 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use crate::client::Answer;
-use crate::failure::{Failure, FailureKind};
+use crate::client::failure::{Failure, FailureKind};
 
 /// Longest time that is told apart from longer ones.
 const MAX_MICROSECONDS: u64 = 3_600_000_000;

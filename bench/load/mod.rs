@@ -1,5 +1,9 @@
 //! Decides when requests start, and gathers what becomes of them.
 
+pub mod metrics;
+pub mod prompts;
+pub mod report;
+
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -11,11 +15,11 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::client::failure::Failure;
+use crate::client::request::{Endpoint, Parameters, Prompt};
 use crate::client::{Answer, Server};
-use crate::failure::Failure;
-use crate::metrics::Metrics;
-use crate::prompts::shuffle;
-use crate::request::{Endpoint, Parameters, Prompt};
+use metrics::Metrics;
+use prompts::shuffle;
 
 /// What is sent, and how much of it at once.
 #[derive(Clone, Debug)]

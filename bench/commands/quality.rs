@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use bench::quality;
-use bench::random_model::Storage;
+use bench::engine::quality;
+use bench::engine::random_model::Storage;
 use checkpoint::Checkpoint;
 use protocol::config::Quantize;
 
-use crate::model_command::find_or_write;
-use crate::terminal::{dim, say};
+use super::model::find_or_write;
+use super::terminal::{dim, say};
 
 #[derive(clap::Args)]
 pub(crate) struct QualityArguments {

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
-use crate::request::{Endpoint, Prompt};
+use crate::client::request::{Endpoint, Prompt};
 
 /// The built-in prompts for an endpoint: questions for a chat, openings for a completion.
 pub fn built_in(endpoint: Endpoint) -> Vec<Prompt> {

@@ -14,7 +14,7 @@ use shaders::kernel::Pass;
 use shaders::matmul::{BoundMatmul, Matmul, Output};
 use shaders::weights::{Format, RowOrder, WeightMatrix};
 
-use crate::report::median;
+use crate::numbers::median;
 
 /// What is measured.
 #[derive(Debug, Clone)]
@@ -205,7 +205,7 @@ pub fn table(adapter: &str, limits: &Limits, measured: &[Measured]) -> String {
             "{:<6}  {:<15} {batch:>7} {:>10} {:>8.2} {:>7.1} {:>8.2} {:>7.1}  {}\n",
             format!("{:?}", one.format).to_lowercase(),
             format!("{cols} x {rows}"),
-            crate::report::time(one.seconds * 1e3),
+            crate::numbers::time(one.seconds * 1e3),
             one.num_bytes / one.seconds / 1e9,
             one.memory_percent(limits),
             one.num_operations / one.seconds / 1e9,

@@ -1,0 +1,50 @@
+//! What is typed, one file a subcommand.
+
+mod ask;
+mod kernels;
+mod load;
+mod model;
+mod quality;
+mod server;
+mod terminal;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Subcommand;
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Sends many prompts at once and prints how fast they were answered.
+    Load(load::LoadArguments),
+    /// Asks one question and prints the answer as it arrives.
+    Ask(ask::AskArguments),
+    /// Times the kernels on this machine's adapter, beside what the adapter could do.
+    Kernels(kernels::KernelsArguments),
+    /// Times a whole model on this machine's adapter: prompts, answers, batches.
+    Model(model::ModelArguments),
+    /// Compares what a model says in int8 and int4 with what it says in its own format.
+    Quality(quality::QualityArguments),
+    /// Writes a GGUF file of a published shape with random weights.
+    RandomModel(model::RandomModelArguments),
+}
+
+impl Command {
+    /// Does it.
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let runtime = || {
+            tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()
+                .context("no async runtime")
+        };
+        match self {
+            Self::Load(arguments) => runtime()?.block_on(load::load(arguments)),
+            Self::Ask(arguments) => runtime()?.block_on(ask::ask(arguments)),
+            Self::Kernels(arguments) => kernels::time_kernels(&arguments),
+            Self::Model(arguments) => model::time_model(&arguments),
+            Self::Quality(arguments) => quality::compare_formats(&arguments),
+            Self::RandomModel(arguments) => model::write_random_model(&arguments),
+        }
+    }
+}

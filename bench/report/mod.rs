@@ -1,0 +1,3 @@
+//! What is kept of a run, and what is made of kept runs.
+
+pub mod result;
