@@ -5,6 +5,7 @@ pub mod failure;
 pub mod request;
 pub mod sse;
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -19,8 +20,20 @@ use request::Endpoint;
 const MAX_LIST_BYTES: usize = 4 << 20;
 /// Bytes that are read of an error's body.
 const MAX_ERROR_BYTES: usize = 64 << 10;
+/// How long a body that has told all may take to end; its connection can be used again then.
+const BODY_END: Duration = Duration::from_millis(50);
 /// Characters of it that are shown when it isn't an error object.
 const MAX_SHOWN_CHARS: usize = 200;
+
+/// What becomes of a connection when its answer has come.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Connections {
+    /// It is kept, and the next request takes it.
+    #[default]
+    Pooled,
+    /// It is closed: each request makes one of its own.
+    PerRequest,
+}
 
 /// A server, and how it is asked.
 #[derive(Clone, Debug)]
@@ -58,9 +71,16 @@ impl Server {
         }
         let url = url.trim_end_matches('/');
         let url = url.strip_suffix("/v1").unwrap_or(url).trim_end_matches('/').to_string();
-        // A proxy would be measured with the server.
-        let client = Client::builder().no_proxy().build().context("no HTTP client")?;
-        Ok(Self { client, url, timeout })
+        Ok(Self { client: Connections::Pooled.client()?, url, timeout })
+    }
+
+    /// The same server, asked over such connections. Those that were open are let go.
+    ///
+    /// # Errors
+    /// When the system gives no client.
+    pub fn over(mut self, connections: Connections) -> Result<Self> {
+        self.client = connections.client()?;
+        Ok(self)
     }
 
     /// Its address.
@@ -130,6 +150,8 @@ impl Server {
             for event in events.drain(..) {
                 if event == "[DONE]" {
                     answer.end = arrived;
+                    let rest = async { while let Ok(Some(_)) = response.chunk().await {} };
+                    let _ = tokio::time::timeout(BODY_END, rest).await;
                     return Ok(answer);
                 }
                 for text in answer.take(&event)? {
@@ -147,6 +169,30 @@ impl Server {
 
     fn lost(&self, error: &reqwest::Error) -> Failure {
         Failure::of_transport(error, &self.url)
+    }
+}
+
+impl Connections {
+    fn client(self) -> Result<Client> {
+        // A proxy would be measured with the server.
+        let builder = Client::builder().no_proxy();
+        let builder = match self {
+            Self::Pooled => builder,
+            Self::PerRequest => builder.pool_max_idle_per_host(0),
+        };
+        builder.build().context("no HTTP client")
+    }
+}
+
+impl FromStr for Connections {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "pooled" => Ok(Self::Pooled),
+            "per-request" => Ok(Self::PerRequest),
+            _ => Err(format!("{name:?} is no policy: use pooled or per-request")),
+        }
     }
 }
 

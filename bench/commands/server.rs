@@ -4,8 +4,8 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use anyhow::Result;
-use bench::client::Server;
 use bench::client::request::{Endpoint, Parameters};
+use bench::client::{Connections, Server};
 
 #[derive(clap::Args)]
 pub(crate) struct ServerArguments {
@@ -24,12 +24,16 @@ pub(crate) struct ServerArguments {
     /// Seconds that one answer may take.
     #[arg(long, value_name = "SECONDS", default_value = "600")]
     timeout: NonZeroU64,
+    /// `pooled`, or `per-request`: each request makes a connection of its own.
+    #[arg(long, value_name = "POLICY", default_value = "pooled")]
+    connections: Connections,
 }
 
 impl ServerArguments {
     /// The server and what to ask it, the model's name asked for if it isn't given.
     pub(crate) async fn resolve(self, max_tokens: NonZeroU32) -> Result<(Server, Parameters)> {
         let server = Server::new(&self.url, Duration::from_secs(self.timeout.get()))?;
+        let server = server.over(self.connections)?;
         let model = match self.model {
             Some(model) => model,
             None => server.first_model().await?,

@@ -1,6 +1,7 @@
 //! The client and the binary against a server that can misbehave.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod connections;
 mod fake_server;
 mod loads;
 mod qualities;
