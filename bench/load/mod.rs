@@ -1,5 +1,7 @@
 //! Decides when requests start, and gathers what becomes of them.
 
+pub mod align;
+pub mod fault;
 pub mod metrics;
 pub mod prompts;
 pub mod report;
