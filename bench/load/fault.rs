@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::numbers::duration;
+use crate::numbers::parse_time;
 use crate::report::result::FaultOutcome;
 
 /// What is done to a server, and when.
@@ -47,7 +47,7 @@ impl FromStr for Fault {
         let wrong = |what: String| format!("{written:?} is no fault: {what}; {FORMS}");
         let (deed, at) =
             written.rsplit_once('@').ok_or_else(|| wrong("it says no time after an @".into()))?;
-        let at = duration(at).map_err(wrong)?;
+        let at = parse_time(at).map_err(wrong)?;
         let (name, what) =
             deed.split_once(':').ok_or_else(|| wrong(format!("{deed:?} says not to what")))?;
         let deed = match name {
