@@ -207,9 +207,13 @@ impl Variant {
         }
         let places = (0..).zip(&bindings).map(|(place, (name, _))| (*name, place));
         let constants: Vec<_> = own.into_iter().chain(format.constants()).chain(places).collect();
-        let template =
-            [include_str!("matmul.wgsl"), include_str!("matmul_out.wgsl"), format.decoder()]
-                .concat();
+        let template = [
+            include_str!("matmul.wgsl"),
+            include_str!("matmul_in.wgsl"),
+            include_str!("matmul_out.wgsl"),
+            format.decoder(),
+        ]
+        .concat();
         let name = format!("matmul {} {}", form.name(), self.name());
         let accesses: Vec<_> = bindings.iter().map(|(_, access)| *access).collect();
         let wgsl = expand_vec4s(&template, images, &constants);

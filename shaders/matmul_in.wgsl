@@ -1,0 +1,128 @@
+// What products read and write, and how: shared by the kernels that lay the work out differently.
+
+struct Params {
+    num_rows: u32,      // of x
+    num_columns: u32,   // of y
+    first_column: u32,  // of y that these weights compute
+    num_computed: u32,  // columns that these weights compute, without padding
+    row_vec4s: u32,     // K / 4
+    num_blocks: u32,    // blocks of a row of weights, padding included
+    eps: f32,           // NORM
+    tables_at: u32,     // QKV: in inputs
+    num_heads: u32,     // QKV
+    num_kv_heads: u32,  // QKV
+    head_vec4s: u32,    // QKV: head_dim / 4
+    rotary_vec4s: u32,  // QKV: rotary dimensions / 4
+    has_bias: u32,      // QKV
+}
+
+var<immediate> params: Params;
+//! if IMAGES
+@group(0) @binding(0) var x: texture_storage_2d<rgba32float, read>; // [num_rows, K / 4]
+// [tiles of TILE columns, num_blocks, TILE]
+@group(0) @binding(1) var weights: texture_storage_2d<rgba32uint, read>;
+//! else
+@group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>;        // [num_rows, K / 4]
+// [tiles of TILE columns, num_blocks, TILE]
+@group(0) @binding(1) var<storage, read>       weights: array<vec4<u32>>;
+//! end
+//! if GROUPED
+// [tiles of TILE columns, num_quads, TILE], a word for each of four groups: scale, offset
+//! if IMAGES
+@group(0) @binding({AT_SCALES}) var scales: texture_storage_2d<rgba32uint, read>;
+//! else
+@group(0) @binding({AT_SCALES}) var<storage, read>       scales: array<vec4<u32>>;
+//! end
+//! end
+//! if NORM
+//! if IMAGES
+@group(0) @binding({AT_NORM}) var norm: texture_storage_2d<rgba32float, read>; // [K / 4]
+//! else
+@group(0) @binding({AT_NORM}) var<storage, read>       norm: array<vec4<f32>>;   // [K / 4]
+//! end
+//! end
+//! if STORE
+// [num_rows, num_columns]
+@group(0) @binding({AT_OUT}) var<storage, read_write> out: array<f32>;
+//! else
+//! if IMAGES
+// [num_rows, num_columns / 4], SWIGLU: / 8, QKV: the queries of it
+@group(0) @binding({AT_OUT}) var out: texture_storage_2d<rgba32float, write>;
+//! else
+// [num_rows, num_columns / 4], SWIGLU: / 8, QKV: the queries of it
+@group(0) @binding({AT_OUT}) var<storage, read_write> out: array<vec4<f32>>;
+//! end
+//! end
+//! if RESIDUAL
+//! if IMAGES
+// [num_rows, num_columns / 4]
+@group(0) @binding({AT_RESIDUAL}) var residual: texture_storage_2d<rgba32float, read>;
+//! else
+// [num_rows, num_columns / 4]
+@group(0) @binding({AT_RESIDUAL}) var<storage, read>       residual: array<vec4<f32>>;
+//! end
+//! end
+//! if QKV
+// ..., positions, table_starts, ..., tables
+@group(0) @binding({AT_INPUTS}) var<storage, read>       inputs: array<u32>;
+//! if IMAGES
+@group(0) @binding({AT_BIAS}) var bias: texture_storage_2d<rgba32float, read>; // [num_columns / 4]
+// [max_positions, rotary dimensions / 4], cosine and sine of two pairs
+@group(0) @binding({AT_COS_SIN}) var cos_sin: texture_storage_2d<rgba32float, read>;
+// [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
+@group(0) @binding({AT_KEYS}) var keys: texture_storage_2d<rgba32float, write>;
+// [num_blocks, num_kv_heads, BLOCK, head_dim / 4]
+@group(0) @binding({AT_VALUES}) var values: texture_storage_2d<rgba32float, write>;
+//! else
+@group(0) @binding({AT_BIAS}) var<storage, read>       bias: array<vec4<f32>>;
+// [max_positions, rotary dimensions / 4], cosine and sine of two pairs
+@group(0) @binding({AT_COS_SIN}) var<storage, read>       cos_sin: array<vec4<f32>>;
+// [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
+@group(0) @binding({AT_KEYS}) var<storage, read_write> keys: array<vec4<f32>>;
+// [num_blocks, num_kv_heads, BLOCK, head_dim / 4]
+@group(0) @binding({AT_VALUES}) var<storage, read_write> values: array<vec4<f32>>;
+//! end
+//! end
+
+// A vec4 of x; zero where the weights are padded, since whatever follows a row in memory may be
+// infinite.
+fn x_at(p: Params, row: u32, index: u32) -> vec4<f32> {
+    let value = x_in(row + min(index, p.row_vec4s - 1u));
+    return select(vec4<f32>(0.0), value, index < p.row_vec4s);
+}
+
+fn x_in(index: u32) -> vec4<f32> {
+//! if IMAGES
+    return textureLoad(x, texel(index));
+//! else
+    return x[index];
+//! end
+}
+
+//! if NORM
+fn norm_in(index: u32) -> vec4<f32> {
+//! if IMAGES
+    return textureLoad(norm, texel(index));
+//! else
+    return norm[index];
+//! end
+}
+//! end
+
+fn weights_at(index: u32) -> vec4<u32> {
+//! if IMAGES
+    return textureLoad(weights, texel(index));
+//! else
+    return weights[index];
+//! end
+}
+
+//! if GROUPED
+fn scales_at(index: u32) -> vec4<u32> {
+//! if IMAGES
+    return textureLoad(scales, texel(index));
+//! else
+    return scales[index];
+//! end
+}
+//! end
