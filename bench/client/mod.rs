@@ -44,6 +44,24 @@ pub struct Server {
     timeout: Duration,
 }
 
+/// Who hears of an answer while it comes. A closure that takes text is one.
+pub trait Listen {
+    /// A stream of events has been opened.
+    fn begin(&mut self) {}
+
+    /// An event has come, an error's too.
+    fn event(&mut self, _event: &Value) {}
+
+    /// A piece of text has come, of the event that was told last.
+    fn text(&mut self, _text: &str) {}
+}
+
+impl<F: FnMut(&str)> Listen for F {
+    fn text(&mut self, text: &str) {
+        self(text);
+    }
+}
+
 /// A whole answer and its times, each since the request was sent.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answer {
@@ -109,7 +127,7 @@ impl Server {
         }
     }
 
-    /// Streams the answer to `body`, telling `on_text` each piece as it arrives.
+    /// Streams the answer to `body`, telling `listener` of it as it arrives.
     ///
     /// # Errors
     /// When the answer doesn't come, or not to its end.
@@ -117,9 +135,9 @@ impl Server {
         &self,
         endpoint: Endpoint,
         body: &Value,
-        on_text: impl FnMut(&str),
+        listener: impl Listen,
     ) -> Result<Answer, Failure> {
-        let asked = self.ask_without_limit(endpoint, body, on_text);
+        let asked = self.ask_without_limit(endpoint, body, listener);
         match tokio::time::timeout(self.timeout, asked).await {
             Ok(answered) => answered,
             Err(_) => {
@@ -133,12 +151,13 @@ impl Server {
         &self,
         endpoint: Endpoint,
         body: &Value,
-        mut on_text: impl FnMut(&str),
+        mut listener: impl Listen,
     ) -> Result<Answer, Failure> {
         let sent = Instant::now();
         let request = self.client.post(format!("{}{}", self.url, endpoint.path())).json(body);
         let response = request.send().await.map_err(|error| self.lost(&error))?;
         let mut response = refuse_other_content(refuse_status(response).await?)?;
+        listener.begin();
 
         let (mut parser, mut events) = (sse::Parser::default(), Vec::new());
         let mut answer = Answer::default();
@@ -154,9 +173,11 @@ impl Server {
                     let _ = tokio::time::timeout(BODY_END, rest).await;
                     return Ok(answer);
                 }
+                let event = parsed(&event)?;
+                listener.event(&event);
                 for text in answer.take(&event)? {
                     answer.pieces.push(arrived);
-                    on_text(&text);
+                    listener.text(&text);
                 }
             }
         }
@@ -215,12 +236,8 @@ impl Answer {
     }
 
     /// Reads an event: counts are kept, the pieces of text are returned.
-    fn take(&mut self, event: &str) -> Result<Vec<String>, Failure> {
-        let event: Value = serde_json::from_str(event).map_err(|_| {
-            let message = format!("an event of the stream isn't JSON: {}", shown(event));
-            Failure::new(FailureKind::Malformed, message)
-        })?;
-        if let Some(message) = error_message(&event) {
+    fn take(&mut self, event: &Value) -> Result<Vec<String>, Failure> {
+        if let Some(message) = error_message(event) {
             return Err(Failure::new(FailureKind::ErrorEvent, message));
         }
         if let Some(usage) = event.get("usage").filter(|usage| usage.is_object()) {
@@ -240,6 +257,13 @@ impl Answer {
         });
         Ok(texts.collect())
     }
+}
+
+fn parsed(event: &str) -> Result<Value, Failure> {
+    serde_json::from_str(event).map_err(|_| {
+        let message = format!("an event of the stream isn't JSON: {}", shown(event));
+        Failure::new(FailureKind::Malformed, message)
+    })
 }
 
 /// Passes on a response of status 200; another's message is the failure's.

@@ -5,6 +5,8 @@ pub mod fault;
 pub mod metrics;
 pub mod prompts;
 pub mod report;
+pub mod transcript;
+pub mod verify;
 
 use std::future::Future;
 use std::pin::pin;

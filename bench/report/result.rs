@@ -211,8 +211,17 @@ pub struct Verification {
     pub lost_tokens: u64,
     /// Tokens that came twice.
     pub repeated_tokens: u64,
-    /// Tokens that came otherwise than in the reference.
+    /// Tokens that came otherwise than in the reference, or that it doesn't have.
     pub differing_tokens: u64,
+    /// Whole answers whose finish reason or counts were others.
+    #[serde(default)]
+    pub differing_ends: u64,
+    /// Answers that were taken beforehand to compare with.
+    #[serde(default)]
+    pub references: u64,
+    /// What was compared: `token ids and logprobs`, `tokens and logprobs` or `text`.
+    #[serde(default)]
+    pub compared: String,
     /// The first few that weren't identical: one sentence each.
     pub examples: Vec<String>,
 }
@@ -224,7 +233,7 @@ pub struct FaultOutcome {
     pub fault: String,
     /// Seconds from the run's start until it was injected; none when the run ended before.
     pub at: Option<f64>,
-    /// Why it could not be injected.
+    /// Why it could not be injected, or how its command failed.
     pub error: Option<String>,
     /// Requests that failed after it and before the next fault.
     pub failed: u64,
@@ -234,7 +243,8 @@ pub struct FaultOutcome {
     pub last_failure: Option<f64>,
     /// Seconds from the fault to the first token of a request that was sent after it.
     pub recovered: Option<f64>,
-    /// The longest time after it without any token, in seconds.
+    /// The longest time after it without any token although requests were in flight, in seconds;
+    /// a silence that begins after the next fault is the next fault's.
     pub longest_silence: Option<f64>,
 }
 

@@ -55,7 +55,7 @@ async fn a_pool_makes_one_connection_where_each_request_would_make_its_own() {
         let server = Server::new(&url, Duration::from_secs(5)).unwrap().over(connections).unwrap();
         for _ in 0..5 {
             let body = serde_json::json!({"stream": true});
-            let answer = server.ask(Endpoint::Chat, &body, |_| ()).await.unwrap();
+            let answer = server.ask(Endpoint::Chat, &body, |_: &str| ()).await.unwrap();
             assert_eq!(answer.pieces.len(), 1);
             // The client learns of a connection's end in its own time.
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -19,7 +19,7 @@ async fn ask(endpoint: Endpoint, prompt: &str) -> (Result<Answer, Failure>, Stri
     let server = Server::new(&url, Duration::from_secs(2)).unwrap();
     let body = parameters(endpoint).body(&Prompt::Text(prompt.to_string())).unwrap();
     let mut text = String::new();
-    let answered = server.ask(endpoint, &body, |piece| text.push_str(piece)).await;
+    let answered = server.ask(endpoint, &body, |piece: &str| text.push_str(piece)).await;
     (answered, text)
 }
 

@@ -1,0 +1,526 @@
+//! What of an answer is compared with another answer to the same request: its tokens, its text, why
+//! it ended, its counts. Not: ids, times, fingerprints, and how it was cut into pieces.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::align::{Difference, align};
+use crate::client::Listen;
+use crate::client::request::Endpoint;
+
+/// Bytes that are kept of one answer. A reference that is longer is refused; of an answer that
+/// differs, what doesn't fit is counted as differing.
+const MAX_ANSWER_BYTES: usize = 16 << 20;
+
+/// What a server gives to compare answers by.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Compared {
+    /// The id and the logprob of each token (vLLM's `return_token_ids`, and ours).
+    TokenIds,
+    /// The text and the logprob of each token (OpenAI's `logprobs`).
+    Tokens,
+    /// The text only.
+    Text,
+}
+
+impl Compared {
+    /// All of them, the most telling first.
+    pub const ALL: [Self; 3] = [Self::TokenIds, Self::Tokens, Self::Text];
+
+    /// Makes a request's body ask for it.
+    pub fn ask(self, endpoint: Endpoint, body: &mut Value) {
+        if self != Self::Text {
+            body["logprobs"] = match endpoint {
+                Endpoint::Chat => json!(true),
+                Endpoint::Completions => json!(0),
+            };
+        }
+        if self == Self::TokenIds {
+            body["return_token_ids"] = json!(true);
+        }
+    }
+}
+
+impl fmt::Display for Compared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TokenIds => "token ids and logprobs",
+            Self::Tokens => "tokens and logprobs",
+            Self::Text => "text",
+        })
+    }
+}
+
+/// A whole answer, as it was when its request was alone.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reference {
+    tokens: Vec<Token>,
+    pieces: Vec<Piece>,
+    ending: Ending,
+}
+
+/// A token as the server names it.
+#[derive(Clone, Debug, PartialEq)]
+struct Token {
+    choice: u64,
+    id: Option<u64>,
+    text: Box<str>,
+    /// In all the digits that came: bits, so that it equals itself whatever it is.
+    logprob: Option<u64>,
+}
+
+/// A piece of text as it came.
+#[derive(Clone, Debug, PartialEq)]
+struct Piece {
+    choice: u64,
+    /// Where in a choice it stood, as in `content`.
+    field: &'static str,
+    text: Box<str>,
+}
+
+/// Why an answer ended, and its counts.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Ending {
+    finish_reason: Option<String>,
+    num_prompt_tokens: Option<u64>,
+    num_completion_tokens: Option<u64>,
+}
+
+impl Reference {
+    /// Whether it can be compared like that. One without any text can't tell.
+    pub fn allows(&self, compared: Compared) -> bool {
+        let named = |token: &Token| match compared {
+            Compared::TokenIds => token.id.is_some() && token.logprob.is_some(),
+            Compared::Tokens => token.logprob.is_some(),
+            Compared::Text => true,
+        };
+        let has_tokens = compared == Compared::Text || !self.tokens.is_empty();
+        self.pieces.is_empty() || has_tokens && self.tokens.iter().all(named)
+    }
+
+    /// Its tokens, or pieces of text where the server names no tokens.
+    pub fn num_tokens(&self) -> usize {
+        if self.tokens.is_empty() { self.pieces.len() } else { self.tokens.len() }
+    }
+}
+
+/// An answer as it arrives, beside its reference. What is equal takes no memory.
+#[derive(Clone, Debug)]
+pub struct Recording {
+    reference: Arc<Reference>,
+    tokens: Track<Token>,
+    pieces: Track<Piece>,
+    ending: Ending,
+    num_bytes_left: usize,
+    has_begun: bool,
+}
+
+/// A list as it arrives, beside what is expected.
+#[derive(Clone, Debug)]
+struct Track<T> {
+    num_equal: usize,
+    /// From the first that differs.
+    rest: Vec<T>,
+    /// Those that there was no memory for.
+    num_dropped: u64,
+}
+
+/// What an answer is, compared with its reference.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Comparison {
+    /// In tokens; in pieces of text where the server names no tokens, or where these are equal.
+    pub difference: Difference,
+    /// How many tokens are equal, from the first.
+    pub num_equal: usize,
+    /// What else differs of a whole answer: the finish reason or a count, in words.
+    pub ending: Option<String>,
+}
+
+impl Comparison {
+    /// Whether nothing differs.
+    pub fn is_identical(&self) -> bool {
+        self.difference == Difference::default() && self.ending.is_none()
+    }
+}
+
+impl Recording {
+    /// An answer of which nothing has come.
+    pub fn new(reference: Arc<Reference>) -> Self {
+        Self {
+            reference,
+            tokens: Track::default(),
+            pieces: Track::default(),
+            ending: Ending::default(),
+            num_bytes_left: MAX_ANSWER_BYTES,
+            has_begun: false,
+        }
+    }
+
+    /// Whether there is an answer at all, if not a whole one.
+    pub fn has_begun(&self) -> bool {
+        self.has_begun
+    }
+
+    /// Takes in an event of the stream.
+    pub fn take(&mut self, event: &Value) {
+        self.has_begun = true;
+        if let Some(usage) = event.get("usage").filter(|usage| usage.is_object()) {
+            let count = |name: &str| usage.get(name).and_then(Value::as_u64);
+            let ending = &mut self.ending;
+            ending.num_prompt_tokens = count("prompt_tokens").or(ending.num_prompt_tokens);
+            ending.num_completion_tokens =
+                count("completion_tokens").or(ending.num_completion_tokens);
+        }
+        for choice in event.get("choices").and_then(Value::as_array).into_iter().flatten() {
+            for token in tokens(choice) {
+                let num_bytes = size_of::<Token>() + token.text.len();
+                self.tokens.push(
+                    token,
+                    &self.reference.tokens,
+                    num_bytes,
+                    &mut self.num_bytes_left,
+                );
+            }
+            for piece in pieces(choice) {
+                let num_bytes = size_of::<Piece>() + piece.text.len();
+                self.pieces.push(
+                    piece,
+                    &self.reference.pieces,
+                    num_bytes,
+                    &mut self.num_bytes_left,
+                );
+            }
+            if let Some(reason) = choice.get("finish_reason").and_then(Value::as_str) {
+                self.ending.finish_reason = Some(reason.chars().take(100).collect());
+            }
+        }
+    }
+
+    /// The answer as a reference for others; none when it is too long to be kept.
+    pub fn into_reference(self) -> Option<Reference> {
+        let is_whole = self.tokens.num_dropped == 0 && self.pieces.num_dropped == 0;
+        is_whole.then_some(Reference {
+            tokens: self.tokens.rest,
+            pieces: self.pieces.rest,
+            ending: self.ending,
+        })
+    }
+
+    /// Compares it: all of it, or, of a stream that was cut, what came before the cut.
+    pub fn compare(&self, whole: bool) -> Comparison {
+        let reference = &*self.reference;
+        let mut difference = self.tokens.difference(&reference.tokens, whole);
+        let tokens_differ = difference != Difference::default();
+        if !tokens_differ && !self.has_text_of(reference, whole) {
+            difference = self.pieces.difference(&reference.pieces, whole);
+        }
+        let num_equal =
+            if reference.tokens.is_empty() { self.pieces.num_equal } else { self.tokens.num_equal };
+        let ending = if whole { self.ending.differs_from(&reference.ending) } else { None };
+        Comparison { difference, num_equal, ending }
+    }
+
+    /// Whether the text is the reference's, however it was cut into pieces.
+    fn has_text_of(&self, reference: &Reference, whole: bool) -> bool {
+        let (num_equal, rest) = (self.pieces.num_equal, &self.pieces.rest);
+        if self.pieces.num_dropped > 0 {
+            return false;
+        }
+        if rest.is_empty() && (!whole || num_equal == reference.pieces.len()) {
+            return true;
+        }
+        let (received, expected) = (joined(rest), joined(&reference.pieces[num_equal..]));
+        if whole {
+            return received == expected;
+        }
+        received.iter().all(|(key, text)| {
+            let expected = expected.iter().find(|(other, _)| other == key);
+            expected.is_some_and(|(_, expected)| expected.starts_with(text.as_str()))
+        })
+    }
+}
+
+impl Listen for &mut Recording {
+    fn begin(&mut self) {
+        self.has_begun = true;
+    }
+
+    fn event(&mut self, event: &Value) {
+        self.take(event);
+    }
+}
+
+impl<T> Default for Track<T> {
+    fn default() -> Self {
+        Self { num_equal: 0, rest: Vec::new(), num_dropped: 0 }
+    }
+}
+
+impl<T: PartialEq> Track<T> {
+    fn push(&mut self, item: T, expected: &[T], num_bytes: usize, num_bytes_left: &mut usize) {
+        if self.rest.is_empty() && expected.get(self.num_equal) == Some(&item) {
+            self.num_equal += 1;
+        } else if let Some(left) = num_bytes_left.checked_sub(num_bytes) {
+            *num_bytes_left = left;
+            self.rest.push(item);
+        } else {
+            self.num_dropped += 1;
+        }
+    }
+
+    fn difference(&self, expected: &[T], whole: bool) -> Difference {
+        // As many equal ones go along: the rest may repeat them.
+        let from = self.num_equal.saturating_sub(self.rest.len());
+        let expected: Vec<&T> = expected[from..].iter().collect();
+        let equal = &expected[..self.num_equal - from];
+        let received: Vec<&T> = equal.iter().copied().chain(&self.rest).collect();
+        let mut difference = align(&expected, &received, whole);
+        difference.differing += self.num_dropped;
+        difference
+    }
+}
+
+impl Ending {
+    /// In words; none where it doesn't.
+    fn differs_from(&self, reference: &Self) -> Option<String> {
+        if self.finish_reason != reference.finish_reason {
+            let shown = |reason: &Option<String>| match reason {
+                Some(reason) => format!("finish_reason {reason:?}"),
+                None => "no finish_reason".to_string(),
+            };
+            let (own, other) = (shown(&self.finish_reason), shown(&reference.finish_reason));
+            return Some(format!("{own} where the reference has {other}"));
+        }
+        let counts = [
+            ("prompt_tokens", self.num_prompt_tokens, reference.num_prompt_tokens),
+            ("completion_tokens", self.num_completion_tokens, reference.num_completion_tokens),
+        ];
+        let (name, own, other) = counts.into_iter().find(|(_, own, other)| own != other)?;
+        let shown = |count: Option<u64>| count.map_or("nothing".to_string(), |n| n.to_string());
+        Some(format!("{name} {} where the reference has {}", shown(own), shown(other)))
+    }
+}
+
+/// The tokens that a choice of an event names.
+fn tokens(choice: &Value) -> Vec<Token> {
+    let number = choice.get("index").and_then(Value::as_u64).unwrap_or(0);
+    let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();
+    let ids = list(choice.get("token_ids"));
+    let logprobs = choice.get("logprobs");
+    let field = |name: &str| list(logprobs.and_then(|logprobs| logprobs.get(name)));
+    // A chat's list of objects, or a completion's two lists.
+    let content = field("content");
+    let named: Vec<(Option<&Value>, Option<&Value>)> =
+        content.iter().map(|entry| (entry.get("token"), entry.get("logprob"))).collect();
+    let (texts, numbers) = (field("tokens"), field("token_logprobs"));
+    let listed = texts.iter().enumerate().map(|(index, text)| (Some(text), numbers.get(index)));
+    let named: Vec<_> = named.into_iter().chain(listed).collect();
+    (0..named.len().max(ids.len()))
+        .map(|index| {
+            let (text, logprob) = named.get(index).copied().unwrap_or_default();
+            Token {
+                choice: number,
+                id: ids.get(index).and_then(Value::as_u64),
+                text: text.and_then(Value::as_str).unwrap_or_default().into(),
+                logprob: logprob.and_then(Value::as_f64).map(f64::to_bits),
+            }
+        })
+        .collect()
+}
+
+/// The pieces of text in a choice of an event.
+fn pieces(choice: &Value) -> impl Iterator<Item = Piece> {
+    let number = choice.get("index").and_then(Value::as_u64).unwrap_or(0);
+    let delta = choice.get("delta");
+    let fields = [
+        ("text", choice.get("text")),
+        ("content", delta.and_then(|delta| delta.get("content"))),
+        ("reasoning", delta.and_then(|delta| delta.get("reasoning_content"))),
+        ("reasoning", delta.and_then(|delta| delta.get("reasoning"))),
+        ("refusal", delta.and_then(|delta| delta.get("refusal"))),
+    ];
+    fields.into_iter().filter_map(move |(field, text)| {
+        let text = text?.as_str().filter(|text| !text.is_empty())?;
+        Some(Piece { choice: number, field, text: text.into() })
+    })
+}
+
+/// The text of each field of each choice, in the order in which they began.
+fn joined(pieces: &[Piece]) -> Vec<((u64, &'static str), String)> {
+    let mut texts: Vec<((u64, &'static str), String)> = Vec::new();
+    for piece in pieces {
+        let key = (piece.choice, piece.field);
+        match texts.iter_mut().find(|(other, _)| *other == key) {
+            Some((_, text)) => text.push_str(&piece.text),
+            None => texts.push((key, piece.text.to_string())),
+        }
+    }
+    texts.sort_by_key(|(key, _)| *key);
+    texts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A chat's event of one token.
+    fn token(id: u64, text: &str) -> Value {
+        let logprob = -0.25 * id as f64;
+        json!({"choices": [{
+            "index": 0, "delta": {"content": text}, "token_ids": [id], "finish_reason": null,
+            "logprobs": {"content": [{"token": text, "logprob": logprob, "top_logprobs": []}]},
+        }], "usage": null})
+    }
+
+    fn stop(reason: &str, num_tokens: u64) -> Value {
+        json!({
+            "choices": [{"index": 0, "delta": {}, "finish_reason": reason}],
+            "usage": {"prompt_tokens": 5, "completion_tokens": num_tokens},
+        })
+    }
+
+    fn events() -> Vec<Value> {
+        let role = json!({"choices": [{"delta": {"role": "assistant", "content": ""}}]});
+        let texts = ["a", "b", "", "cé", "d", "e"];
+        let tokens = texts.iter().zip(1..).map(|(text, id)| token(id, text));
+        [role].into_iter().chain(tokens).chain([stop("length", 6)]).collect()
+    }
+
+    fn reference(events: &[Value]) -> Reference {
+        let mut recording = Recording::new(Arc::default());
+        events.iter().for_each(|event| recording.take(event));
+        recording.into_reference().unwrap()
+    }
+
+    fn compared(reference_of: &[Value], events: &[Value], whole: bool) -> Comparison {
+        let mut recording = Recording::new(Arc::new(reference(reference_of)));
+        events.iter().for_each(|event| recording.take(event));
+        recording.compare(whole)
+    }
+
+    fn difference(lost: u64, repeated: u64, differing: u64) -> Difference {
+        Difference { lost, repeated, differing }
+    }
+
+    #[test]
+    fn an_answer_equals_itself_and_takes_no_memory() {
+        let events = events();
+        let mut recording = Recording::new(Arc::new(reference(&events)));
+        assert!(!recording.has_begun());
+        events.iter().for_each(|event| recording.take(event));
+        assert!(recording.compare(true).is_identical());
+        assert!(recording.compare(false).is_identical());
+        assert_eq!(recording.compare(true).num_equal, 6);
+        assert!(recording.tokens.rest.is_empty() && recording.pieces.rest.is_empty());
+    }
+
+    #[test]
+    fn a_lost_a_repeated_and_an_altered_event_are_found_with_and_without_token_names() {
+        let bare = |events: Vec<Value>| {
+            let bare = events.into_iter().map(|mut event| {
+                if let Some(choice) = event["choices"][0].as_object_mut() {
+                    choice.remove("token_ids");
+                    choice.remove("logprobs");
+                }
+                event
+            });
+            bare.collect::<Vec<_>>()
+        };
+        for without_names in [false, true] {
+            let view = |events| if without_names { bare(events) } else { events };
+            let whole = view(events());
+            let found = |events: Vec<Value>| compared(&whole, &view(events), true).difference;
+            let mut lost = events();
+            lost.remove(2);
+            assert_eq!(found(lost), difference(1, 0, 0));
+            let mut repeated = events();
+            repeated.insert(2, repeated[2].clone());
+            assert_eq!(found(repeated), difference(0, 1, 0));
+            let mut packet = events();
+            packet.splice(6..6, [packet[4].clone(), packet[5].clone()]);
+            assert_eq!(found(packet), difference(0, 2, 0));
+            let mut altered = events();
+            altered[2]["choices"][0]["delta"]["content"] = "x".into();
+            assert_eq!(found(altered), difference(0, 0, 1), "only its text");
+        }
+        let mut altered = events();
+        altered[3]["choices"][0]["token_ids"][0] = 99.into();
+        assert_eq!(compared(&events(), &altered, true).difference, difference(0, 0, 1));
+        let mut altered = events();
+        altered[3]["choices"][0]["logprobs"]["content"][0]["logprob"] = json!(-0.750000001);
+        assert_eq!(compared(&events(), &altered, true).difference, difference(0, 0, 1));
+    }
+
+    #[test]
+    fn of_a_cut_stream_only_what_came_counts() {
+        let mut cut = events();
+        cut.truncate(4);
+        assert!(compared(&events(), &cut, false).is_identical());
+        assert_eq!(compared(&events(), &cut, true).difference, difference(3, 0, 0));
+        cut.remove(1);
+        assert_eq!(compared(&events(), &cut, false).difference, difference(1, 0, 0));
+    }
+
+    #[test]
+    fn how_the_text_is_cut_into_pieces_does_not_matter() {
+        let piece = |field: &str, text: &str| json!({"choices": [{"delta": {field: text}}]});
+        let fine = ["a", "b", "c", "d"].map(|text| piece("content", text));
+        let coarse = ["ab", "cd"].map(|text| piece("content", text));
+        assert!(compared(&fine, &coarse, true).is_identical());
+        assert!(compared(&fine, &coarse[..1], false).is_identical());
+        assert!(!compared(&fine, &coarse[..1], true).is_identical());
+        let reasoning = ["ab", "cd"].map(|text| piece("reasoning_content", text));
+        assert!(!compared(&fine, &reasoning, true).is_identical(), "it isn't the answer");
+        assert!(!compared(&fine, &reasoning, false).is_identical());
+    }
+
+    #[test]
+    fn another_end_is_said_in_words() {
+        let ending = |event: Value| {
+            let mut other = events();
+            *other.last_mut().unwrap() = event;
+            let comparison = compared(&events(), &other, true);
+            assert_eq!(comparison.difference, Difference::default());
+            comparison.ending.unwrap()
+        };
+        let said = "finish_reason \"stop\" where the reference has finish_reason \"length\"";
+        assert_eq!(ending(stop("stop", 6)), said);
+        assert_eq!(ending(stop("length", 7)), "completion_tokens 7 where the reference has 6");
+        assert!(ending(json!({"choices": []})).starts_with("no finish_reason where"));
+    }
+
+    #[test]
+    fn what_a_server_can_be_compared_by_shows_in_its_answer() {
+        let with_ids = reference(&events());
+        assert!(Compared::ALL.iter().all(|&compared| with_ids.allows(compared)));
+        let mut plain = events();
+        for event in &mut plain[1..7] {
+            event["choices"][0].as_object_mut().unwrap().remove("token_ids");
+        }
+        assert!(!reference(&plain).allows(Compared::TokenIds));
+        assert!(reference(&plain).allows(Compared::Tokens));
+        let completion = json!({"choices": [{
+            "text": "ab",
+            "logprobs": {"tokens": ["a", "b"], "token_logprobs": [-1.0, -2.0]},
+        }]});
+        assert!(reference(std::slice::from_ref(&completion)).allows(Compared::Tokens));
+        assert_eq!(reference(&[completion]).num_tokens(), 2);
+        assert!(!reference(&[json!({"choices": [{"text": "a"}]})]).allows(Compared::Tokens));
+        assert!(reference(&[json!({"choices": [{"text": "a"}]})]).allows(Compared::Text));
+    }
+
+    #[test]
+    fn an_endless_answer_is_counted_but_not_kept() {
+        let mut recording = Recording::new(Arc::new(reference(&events())));
+        let text = "x".repeat(1 << 20);
+        for _ in 0..40 {
+            recording.take(&json!({"choices": [{"delta": {"content": text}}]}));
+        }
+        assert!(recording.pieces.rest.len() < 20);
+        let difference = recording.compare(true).difference;
+        assert_eq!((difference.lost, difference.differing), (6, 0), "tokens come first");
+        assert!(recording.into_reference().is_none());
+    }
+}

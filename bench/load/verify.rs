@@ -1,0 +1,310 @@
+//! Checks the answers of a load against references that were taken beforehand, each alone
+//! (`--verify`).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::align::Difference;
+use super::transcript::{Compared, Comparison, Recording, Reference};
+use crate::client::failure::{Failure, FailureKind};
+use crate::client::request::Endpoint;
+use crate::client::{Answer, Server};
+use crate::numbers::grouped;
+use crate::report::result::Verification;
+
+/// Answers that are described, of those that aren't identical.
+const MAX_EXAMPLES: usize = 5;
+/// Characters of a prompt that name its request.
+const MAX_NAME_CHARS: usize = 40;
+
+/// Fields of a body that decide when it is answered, not what.
+const NOT_OF_THE_ANSWER: [&str; 5] =
+    ["stream_options", "service_tier", "priority", "user", "metadata"];
+
+/// The references of a run, and what was found by them.
+#[derive(Debug)]
+pub struct Verifier {
+    compared: Compared,
+    references: HashMap<String, Arc<Reference>>,
+    verification: Mutex<Verification>,
+}
+
+impl Verifier {
+    /// Asks for each distinct one of `bodies`, one after the other, and keeps the answers.
+    /// `on_reference` is told how many there are after each.
+    ///
+    /// # Errors
+    /// When a body's answer is left to chance, or a request isn't answered whole.
+    pub async fn take_references(
+        server: &Server,
+        endpoint: Endpoint,
+        bodies: impl IntoIterator<Item = &Value>,
+        mut on_reference: impl FnMut(usize),
+    ) -> Result<Self> {
+        let mut references = HashMap::new();
+        let mut compared = None;
+        for body in bodies {
+            let key = key(body);
+            if references.contains_key(&key) {
+                continue;
+            }
+            check_determined(body)?;
+            let reference = match compared {
+                Some(compared) => ask(server, endpoint, body, compared).await,
+                None => ask_first(server, endpoint, body).await.map(|(reference, best)| {
+                    compared = Some(best);
+                    reference
+                }),
+            };
+            let reference = reference
+                .with_context(|| format!("no reference answer to {}: not started", name(body)))?;
+            references.insert(key, Arc::new(reference));
+            on_reference(references.len());
+        }
+        let compared = compared.unwrap_or(Compared::Text);
+        let verification = Verification {
+            references: references.len() as u64,
+            compared: compared.to_string(),
+            ..Verification::default()
+        };
+        Ok(Self { compared, references, verification: Mutex::new(verification) })
+    }
+
+    /// Makes a body ask for what answers are compared by.
+    pub fn prepare(&self, endpoint: Endpoint, body: &mut Value) {
+        self.compared.ask(endpoint, body);
+    }
+
+    /// What records the answer to a body, before [`Verifier::prepare`]; none without a reference.
+    pub fn recording(&self, body: &Value) -> Option<Recording> {
+        self.references.get(&key(body)).map(|reference| Recording::new(reference.clone()))
+    }
+
+    /// Counts what became of the request with this body. One that no stream was opened for is a
+    /// failure, and no answer that could be compared.
+    pub fn judge(&self, body: &Value, recording: &Recording, outcome: &Result<Answer, Failure>) {
+        if !recording.has_begun() {
+            return;
+        }
+        let failure = outcome.as_ref().err();
+        let comparison = recording.compare(failure.is_none());
+        let mut verification = self.verification.lock().unwrap_or_else(PoisonError::into_inner);
+        count(&mut verification, &comparison, failure, || name(body));
+    }
+
+    /// What was found so far.
+    pub fn verification(&self) -> Verification {
+        self.verification.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What was found, on one line.
+pub fn sentence(verification: &Verification) -> String {
+    let Verification { checked, identical, references, compared, .. } = verification;
+    let by = format!("by {compared}, against {} references", grouped(*references));
+    if *checked == 0 {
+        return format!("none came that could be checked {by}");
+    }
+    let checked_by = format!("{} checked {by}", grouped(*checked));
+    if checked == identical && verification.broken_streams == 0 {
+        return format!("{checked_by}: all identical");
+    }
+    let found = [
+        (verification.broken_streams, "broken streams"),
+        (verification.lost_tokens, "tokens lost"),
+        (verification.repeated_tokens, "tokens repeated"),
+        (verification.differing_tokens, "tokens differ"),
+        (verification.differing_ends, "ends differ"),
+    ];
+    let found = found.into_iter().filter(|(num, _)| *num > 0);
+    let found: Vec<String> = found.map(|(num, what)| format!("{} {what}", grouped(num))).collect();
+    format!("{checked_by}: {} identical, {}", grouped(*identical), found.join(", "))
+}
+
+impl Verification {
+    /// Whether every answer that came was whole and the reference's.
+    pub fn is_clean(&self) -> bool {
+        self.checked == self.identical && self.broken_streams == 0
+    }
+}
+
+/// An answer counts as identical when it is whole, and all of it equals the reference.
+fn count(
+    verification: &mut Verification,
+    comparison: &Comparison,
+    failure: Option<&Failure>,
+    name: impl FnOnce() -> String,
+) {
+    let Difference { lost, repeated, differing } = comparison.difference;
+    verification.checked += 1;
+    verification.lost_tokens += lost;
+    verification.repeated_tokens += repeated;
+    verification.differing_tokens += differing;
+    verification.broken_streams += u64::from(failure.is_some());
+    verification.differing_ends += u64::from(comparison.ending.is_some());
+    if failure.is_none() && comparison.is_identical() {
+        verification.identical += 1;
+    } else if verification.examples.len() < MAX_EXAMPLES {
+        verification.examples.push(describe(comparison, failure, &name()));
+    }
+}
+
+fn describe(comparison: &Comparison, failure: Option<&Failure>, name: &str) -> String {
+    let Difference { lost, repeated, differing } = comparison.difference;
+    let mut said = Vec::new();
+    if comparison.difference != Difference::default() {
+        let counts = [(lost, "lost"), (repeated, "repeated"), (differing, "other")];
+        let counts = counts.into_iter().filter(|(num, _)| *num > 0);
+        let counts: Vec<String> = counts.map(|(num, what)| format!("{num} {what}")).collect();
+        let equal = comparison.num_equal;
+        said.push(format!("after {equal} equal tokens: {}", counts.join(", ")));
+    }
+    said.extend(comparison.ending.clone());
+    said.extend(failure.map(|failure| format!("the stream broke: {failure}")));
+    format!("{name}: {}", said.join("; "))
+}
+
+/// The first reference decides what this server can be compared by.
+async fn ask_first(
+    server: &Server,
+    endpoint: Endpoint,
+    body: &Value,
+) -> Result<(Reference, Compared), Failure> {
+    for compared in [Compared::TokenIds, Compared::Tokens] {
+        match ask(server, endpoint, body, compared).await {
+            Ok(reference) if reference.allows(compared) => return Ok((reference, compared)),
+            // It doesn't know the fields: it ignores them, or refuses them.
+            Ok(_) | Err(Failure { kind: FailureKind::Status(400..=499), .. }) => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok((ask(server, endpoint, body, Compared::Text).await?, Compared::Text))
+}
+
+async fn ask(
+    server: &Server,
+    endpoint: Endpoint,
+    body: &Value,
+    compared: Compared,
+) -> Result<Reference, Failure> {
+    let mut recording = Recording::new(Arc::default());
+    let mut body = body.clone();
+    compared.ask(endpoint, &mut body);
+    server.ask(endpoint, &body, &mut recording).await?;
+    recording.into_reference().ok_or_else(|| {
+        Failure::new(FailureKind::Malformed, "the answer is too long to be a reference")
+    })
+}
+
+/// An answer can only be compared when neither the clock nor chance has a part in it.
+fn check_determined(body: &Value) -> Result<()> {
+    let is_greedy = body.get("temperature").and_then(Value::as_f64) == Some(0.0);
+    if !is_greedy && body.get("seed").is_none_or(Value::is_null) {
+        bail!(
+            "the answer to {} is left to chance and can't be verified: \
+             give --temperature 0, or a --seed",
+            name(body)
+        );
+    }
+    Ok(())
+}
+
+/// What decides an answer.
+fn key(body: &Value) -> String {
+    let mut body = body.clone();
+    if let Some(fields) = body.as_object_mut() {
+        fields.retain(|field, _| !NOT_OF_THE_ANSWER.contains(&field.as_str()));
+    }
+    body.to_string()
+}
+
+/// The beginning of a request's prompt, quoted.
+fn name(body: &Value) -> String {
+    let message = body.get("messages").and_then(Value::as_array).and_then(|all| all.last());
+    let content = message.and_then(|message| message.get("content"));
+    let text = content.or(body.get("prompt")).and_then(Value::as_str).unwrap_or_default();
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match text.char_indices().nth(MAX_NAME_CHARS) {
+        Some((end, _)) => format!("\"{}…\"", &text[..end]),
+        None => format!("\"{text}\""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn found(difference: Difference, ending: Option<&str>) -> Comparison {
+        Comparison { difference, num_equal: 7, ending: ending.map(str::to_string) }
+    }
+
+    #[test]
+    fn answers_are_counted_by_what_is_wrong_with_them() {
+        let mut verification = Verification {
+            compared: Compared::Tokens.to_string(),
+            references: 32,
+            ..Verification::default()
+        };
+        let broken = Failure::new(FailureKind::Truncated, "stream ended without [DONE]");
+        let clean = || Difference::default();
+        let mut add = |comparison: Comparison, failure: Option<&Failure>| {
+            count(&mut verification, &comparison, failure, || "\"Hi\"".to_string());
+            (sentence(&verification), verification.clone())
+        };
+        let (said, after) = add(found(clean(), None), None);
+        let by = "by tokens and logprobs, against 32 references";
+        assert_eq!(said, format!("1 checked {by}: all identical"));
+        assert!(after.is_clean());
+        let (said, after) = add(found(clean(), None), Some(&broken));
+        assert_eq!(said, format!("2 checked {by}: 1 identical, 1 broken streams"));
+        assert!(!after.is_clean());
+        add(found(Difference { lost: 1, repeated: 2, differing: 0 }, None), None);
+        add(found(Difference { differing: 4, ..clean() }, None), Some(&broken));
+        let (said, after) = add(found(clean(), Some("finish_reason \"a\" where …")), None);
+        let expected = "5 checked by tokens and logprobs, against 32 references: 1 identical, \
+                        2 broken streams, 1 tokens lost, 2 tokens repeated, 4 tokens differ, \
+                        1 ends differ";
+        assert_eq!(said, expected);
+        assert_eq!((after.checked, after.identical, after.broken_streams), (5, 1, 2));
+        let examples = [
+            "\"Hi\": the stream broke: stream ended without [DONE]",
+            "\"Hi\": after 7 equal tokens: 1 lost, 2 repeated",
+            "\"Hi\": after 7 equal tokens: 4 other; the stream broke: stream ended without [DONE]",
+            "\"Hi\": finish_reason \"a\" where …",
+        ];
+        assert_eq!(after.examples, examples);
+    }
+
+    #[test]
+    fn what_only_decides_when_is_no_other_request() {
+        let body = json!({"prompt": "a", "seed": 1, "service_tier": "flex", "user": "x"});
+        let same = json!({"prompt": "a", "seed": 1, "user": "y", "priority": 3});
+        assert_eq!(key(&body), key(&same));
+        for other in [json!({"prompt": "a", "seed": 2}), json!({"prompt": "b", "seed": 1})] {
+            assert_ne!(key(&body), key(&other));
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_left_to_chance_is_no_reference() {
+        for body in [json!({"temperature": 0}), json!({"temperature": 1.0, "seed": 7})] {
+            check_determined(&body).unwrap();
+        }
+        for body in [json!({}), json!({"temperature": 0.7}), json!({"seed": null})] {
+            let error = check_determined(&body).unwrap_err().to_string();
+            assert!(error.contains("give --temperature 0, or a --seed"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_named_by_the_beginning_of_its_prompt() {
+        assert_eq!(name(&json!({"prompt": "a\n b"})), "\"a b\"");
+        let messages = json!([{"role": "system", "content": "x"}, {"content": "é".repeat(60)}]);
+        assert_eq!(name(&json!({"messages": messages})), format!("\"{}…\"", "é".repeat(40)));
+        assert_eq!(name(&json!({})), "\"\"");
+    }
+}
