@@ -5,10 +5,14 @@
 //! [`load`] decides when requests start and adds up their times, [`client`] sends one and times
 //! its answer, [`report`] is what is kept of a run, and what is made of kept runs.
 //!
+//! [`mock`] is a server that follows a stated law of times, to measure the measuring.
+//!
 //! [`engine`] knows no server: it times kernels and whole models on this machine's adapter.
 
 pub mod client;
+pub mod distribution;
 pub mod engine;
 pub mod load;
+pub mod mock;
 pub mod numbers;
 pub mod report;

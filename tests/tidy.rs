@@ -50,7 +50,7 @@ fn libraries_are_named_only_where_they_belong() {
         ("wgpu::", &["shaders/"]),
         ("quinn::", &["transport/"]),
         ("rustls::", &["transport/"]),
-        ("axum::", &["coordinator/src/http", "bench/"]),
+        ("axum::", &["coordinator/src/http", "bench/mock/", "bench/tests/"]),
         ("bincode::encode_to_vec", &["protocol/codec.rs"]),
     ];
     for (path, text) in sources("rs") {

@@ -3,6 +3,7 @@
 mod ask;
 mod kernels;
 mod load;
+mod mock;
 mod model;
 mod quality;
 mod server;
@@ -19,6 +20,8 @@ pub(crate) enum Command {
     Load(load::LoadArguments),
     /// Asks one question and prints the answer as it arrives.
     Ask(ask::AskArguments),
+    /// Is a server that answers in deterministic words, at times that follow a stated law.
+    Mock(mock::MockArguments),
     /// Times the kernels on this machine's adapter, beside what the adapter could do.
     Kernels(kernels::KernelsArguments),
     /// Times a whole model on this machine's adapter: prompts, answers, batches.
@@ -41,6 +44,7 @@ impl Command {
         match self {
             Self::Load(arguments) => runtime()?.block_on(load::load(arguments)),
             Self::Ask(arguments) => runtime()?.block_on(ask::ask(arguments)),
+            Self::Mock(arguments) => runtime()?.block_on(mock::mock(arguments)),
             Self::Kernels(arguments) => kernels::time_kernels(&arguments),
             Self::Model(arguments) => model::time_model(&arguments),
             Self::Quality(arguments) => quality::compare_formats(&arguments),
