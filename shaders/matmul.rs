@@ -280,7 +280,7 @@ impl BoundMatmul {
             let tables_at = step.tables_at();
             let params = Params { num_rows: num_rows as u32, tables_at, ..*params };
             let strips = params.num_computed.div_ceil(TILE as u32) * variant.strips();
-            pass.dispatch(bound, &params, [strips, params.num_rows.div_ceil(variant.tm), 1]);
+            pass.dispatch(bound, &params, [strips, params.num_rows.div_ceil(variant.rows()), 1]);
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::inputs::BLOCK_TOKENS;
 use crate::kernel::{Access, KernelSource};
 use crate::matmul::{CHUNK, Params};
 use crate::template::expand_vec4s;
-use crate::weights::{Format, TILE};
+use crate::weights::{Format, GROUP, TILE};
 
 /// What becomes of a product, without the tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -55,49 +55,72 @@ pub(crate) struct Variant {
     pub(crate) tn: u32,
     /// Lanes side by side in a workgroup, each with its own columns.
     pub(crate) lanes: u32,
-    /// Groups of such lanes, each with its own chunks of k.
+    /// Groups of such lanes, each with its own chunks of k; where operands are staged, with its own
+    /// rows.
     pub(crate) groups: u32,
-    /// Whether x is loaded by eight lanes and broadcast.
-    pub(crate) subgroup: bool,
+    /// How lanes come by x and weights.
+    pub(crate) operands: Operands,
+}
+
+/// How lanes come by the operands of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Operands {
+    /// Each loads what it needs.
+    Loaded,
+    /// Eight lanes load x and broadcast it to their subgroup; each loads its weights.
+    Broadcast,
+    /// A workgroup loads and decodes a tile of both into its memory.
+    Staged,
 }
 
 impl Class {
     /// The class of an adapter.
     pub(crate) fn choose(caps: Caps) -> Self {
+        let broadcast = caps.subgroups && caps.min_subgroup_size >= 8;
+        if caps.is_cpu { Self::cpu(broadcast) } else { Self::gpu() }
+    }
+
+    /// A software driver loads lane by lane: what counts is the number of loads, so a broadcast
+    /// pays, and one subgroup per workgroup keeps its reads together.
+    fn cpu(broadcast: bool) -> Self {
         let any = usize::MAX;
-        if caps.is_cpu {
-            // A software driver loads lane by lane: what counts is the number of loads, so a
-            // broadcast pays, and one subgroup per workgroup keeps its reads together.
-            let subgroup = caps.subgroups && caps.min_subgroup_size >= 8;
-            let one = Variant { max_rows: 1, tm: 1, tn: 8, lanes: 8, groups: 1, subgroup };
-            let variants = vec![
-                one,
-                Variant { max_rows: 2, tm: 2, ..one },
-                Variant { max_rows: 4, tm: 4, ..one },
-                Variant { max_rows: 8, tm: 8, ..one },
-                // Both are compiled anyway: on a slow compiler a further way costs more than it
-                // gains.
-                Variant { max_rows: any, tm: 16, ..one },
-                Variant { max_rows: any, tm: 8, ..one },
-            ];
-            Self { variants, norm_lanes: 8 }
-        } else {
-            // With few rows there are too few columns for one lane each: chunks of k run side by
-            // side.
-            let one = Variant { max_rows: 1, tm: 1, tn: 1, lanes: 32, groups: 8, subgroup: false };
-            let many = Variant { max_rows: any, tm: 8, lanes: 64, groups: 1, ..one };
-            let variants = vec![
-                one,
-                Variant { lanes: 64, groups: 4, ..one },
-                Variant { lanes: 16, groups: 16, ..one },
-                Variant { max_rows: 4, tm: 4, ..one },
-                Variant { max_rows: 4, tm: 4, lanes: 16, groups: 16, ..one },
-                many,
-                Variant { tm: 4, ..many },
-                Variant { tm: 16, ..many },
-            ];
-            Self { variants, norm_lanes: 64 }
-        }
+        let operands = if broadcast { Operands::Broadcast } else { Operands::Loaded };
+        let one = Variant { max_rows: 1, tm: 1, tn: 8, lanes: 8, groups: 1, operands };
+        let variants = vec![
+            one,
+            Variant { max_rows: 2, tm: 2, ..one },
+            Variant { max_rows: 4, tm: 4, ..one },
+            Variant { max_rows: 8, tm: 8, ..one },
+            // Both are compiled anyway: on a slow compiler a further way costs more than it gains.
+            Variant { max_rows: any, tm: 16, ..one },
+            Variant { max_rows: any, tm: 8, ..one },
+        ];
+        Self { variants, norm_lanes: 8 }
+    }
+
+    /// With few rows there are too few columns for one lane each: chunks of k run side by side.
+    /// With many, every weight is used often, which is worth a place in a workgroup's memory.
+    pub(crate) fn gpu() -> Self {
+        let any = usize::MAX;
+        let operands = Operands::Loaded;
+        let one = Variant { max_rows: 1, tm: 1, tn: 1, lanes: 32, groups: 8, operands };
+        let many = Variant { max_rows: any, tm: 8, lanes: 64, groups: 1, ..one };
+        let staged = Variant { tm: 4, tn: 8, lanes: 8, operands: Operands::Staged, ..many };
+        let variants = vec![
+            one,
+            Variant { lanes: 64, groups: 4, ..one },
+            Variant { lanes: 16, groups: 16, ..one },
+            Variant { max_rows: 4, tm: 4, ..one },
+            Variant { max_rows: 4, tm: 4, lanes: 16, groups: 16, ..one },
+            Variant { max_rows: 32, ..many },
+            Variant { max_rows: 32, tm: 4, ..many },
+            Variant { max_rows: 32, groups: 8, ..staged },
+            many,
+            Variant { tm: 16, ..many },
+            Variant { groups: 16, ..staged },
+            Variant { tm: 8, groups: 8, ..staged },
+        ];
+        Self { variants, norm_lanes: 64 }
     }
 
     /// The variants for each number of rows.
@@ -133,7 +156,17 @@ impl Variant {
     /// Rows and columns a lane, lanes side by side, groups of them.
     pub(crate) fn name(&self) -> String {
         let Self { tm, tn, lanes, groups, .. } = self;
-        format!("{tm}x{tn}x{lanes}x{groups}")
+        let staged = if self.is_staged() { " staged" } else { "" };
+        format!("{tm}x{tn}x{lanes}x{groups}{staged}")
+    }
+
+    /// Rows of a workgroup.
+    pub(crate) fn rows(&self) -> u32 {
+        if self.is_staged() { self.tm * self.groups } else { self.tm }
+    }
+
+    fn is_staged(&self) -> bool {
+        self.operands == Operands::Staged
     }
 
     /// Columns of a workgroup.
@@ -147,23 +180,32 @@ impl Variant {
     }
 
     pub(crate) fn source(&self, form: Form, norm_lanes: u32, images: bool) -> KernelSource {
-        let Self { tm, tn, lanes, groups, subgroup, .. } = *self;
+        let Self { tm, tn, lanes, groups, operands, .. } = *self;
+        let (subgroup, staged) = (operands == Operands::Broadcast, self.is_staged());
+        let workgroup = lanes * groups;
         let Form { format, norm, kind } = form;
         assert!((TILE as u32).is_multiple_of(self.strip()), "strips fill a tile");
         assert!(norm_lanes.is_multiple_of(8), "squares are summed by eights");
         assert!(!subgroup || norm_lanes == 8, "eight lanes sum the squares");
-        assert!(norm_lanes <= lanes * groups, "a workgroup sums the squares");
+        assert!(norm_lanes <= workgroup, "a workgroup sums the squares");
+        assert!(!staged || workgroup.is_multiple_of(norm_lanes), "by whole rows where it stages");
         let block = format.block() as u32;
         // Results leave as vec4s: a lane has all four values of one, or gets them from its
         // neighbours.
         let wide = tn.is_multiple_of(kind.unit());
+        assert!(wide || !staged, "lanes that stage operands have whole results");
+        let group_vec4s = GROUP as u32 / 4;
         let (lane_stride, j_stride) = if wide { (tn, 1) } else { (1, lanes) };
         let own = [
             ("TM", tm),
             ("TN", tn),
             ("LANES", lanes),
             ("GROUPS", groups),
-            ("WORKGROUP", lanes * groups),
+            ("WORKGROUP", workgroup),
+            ("TILE_ROWS", self.rows()),
+            ("TILE_X", group_vec4s * self.rows()),
+            ("TILE_WEIGHTS", group_vec4s * self.strip()),
+            ("NORM_ROWS", workgroup / norm_lanes),
             ("SPLIT", (groups > 1).into()),
             ("SPLIT_SUMS", groups * tm * tn * lanes),
             ("SUBGROUP", subgroup.into()),
@@ -208,7 +250,7 @@ impl Variant {
         let places = (0..).zip(&bindings).map(|(place, (name, _))| (*name, place));
         let constants: Vec<_> = own.into_iter().chain(format.constants()).chain(places).collect();
         let template = [
-            include_str!("matmul.wgsl"),
+            if staged { include_str!("matmul_tiled.wgsl") } else { include_str!("matmul.wgsl") },
             include_str!("matmul_in.wgsl"),
             include_str!("matmul_out.wgsl"),
             format.decoder(),

@@ -5,6 +5,7 @@ use std::mem::offset_of;
 use super::*;
 use crate::inputs::{BLOCK_TOKENS, StepInputs};
 use crate::kv_cache::HeadShape;
+use crate::matmul_class::Operands;
 use crate::rotary::inverse_frequencies;
 use crate::testing::{self, Random, assert_bits_eq, assert_close};
 use crate::weights::Format;
@@ -13,18 +14,23 @@ use crate::weights::Format;
 /// split chunks, with results that a lane has whole and that it gets from its neighbours.
 fn variants() -> Vec<Variant> {
     let any = usize::MAX;
-    let plain = Variant { max_rows: any, tm: 1, tn: 8, lanes: 8, groups: 1, subgroup: false };
+    let operands = Operands::Loaded;
+    let plain = Variant { max_rows: any, tm: 1, tn: 8, lanes: 8, groups: 1, operands };
+    let broadcast = Variant { operands: Operands::Broadcast, ..plain };
+    let staged = Variant { operands: Operands::Staged, ..plain };
     vec![
         plain,
-        Variant { subgroup: true, ..plain },
-        Variant { tm: 8, subgroup: true, ..plain },
-        Variant { tn: 4, subgroup: true, ..plain },
-        Variant { tm: 4, tn: 4, subgroup: true, ..plain },
+        broadcast,
+        Variant { tm: 8, ..broadcast },
+        Variant { tn: 4, ..broadcast },
+        Variant { tm: 4, tn: 4, ..broadcast },
         Variant { tn: 1, lanes: 16, groups: 16, ..plain },
         Variant { tm: 8, tn: 1, lanes: 64, ..plain },
         Variant { tn: 1, lanes: 32, groups: 8, ..plain },
         Variant { tm: 4, tn: 1, lanes: 32, groups: 8, ..plain },
-        Variant { tm: 2, tn: 2, lanes: 16, groups: 3, subgroup: true, ..plain },
+        Variant { tm: 2, tn: 2, lanes: 16, groups: 3, ..broadcast },
+        Variant { tm: 4, groups: 8, ..staged },
+        Variant { tm: 1, groups: 4, ..staged },
     ]
 }
 
@@ -34,7 +40,7 @@ fn classes(gpu: &Gpu) -> impl Iterator<Item = Class> {
     let subgroups = gpu.caps().subgroups && gpu.caps().min_subgroup_size >= 8;
     let can = move |variant: &Variant| {
         norm_lanes <= variant.lanes * variant.groups
-            && (!variant.subgroup || (subgroups && norm_lanes == 8))
+            && (variant.operands != Operands::Broadcast || (subgroups && norm_lanes == 8))
     };
     let class = move |variant| Class { variants: vec![variant], norm_lanes };
     variants().into_iter().filter(can).map(class)
@@ -48,11 +54,13 @@ fn forms(format: Format) -> impl Iterator<Item = Form> {
 
 #[test]
 fn params_are_the_shader_s() {
-    let gpu_like = Variant { max_rows: 1, tm: 1, tn: 1, lanes: 32, groups: 8, subgroup: false };
+    let gpu = Class::gpu();
     for (format, images) in testing::formats_and_layouts() {
         for form in forms(format) {
             let sources = variants().into_iter().map(|variant| variant.source(form, 8, images));
-            for source in sources.chain([gpu_like.source(form, 64, images)]) {
+            let ends = [gpu.variants.first(), gpu.variants.last()].into_iter().flatten();
+            let ends = ends.map(|variant| variant.source(form, gpu.norm_lanes, images));
+            for source in sources.chain(ends) {
                 testing::assert_kernel(&source);
                 testing::assert_params(
                     &source,
@@ -221,6 +229,27 @@ fn all_variants_give_the_same_bits() {
                 }
             }
         }
+    }
+}
+
+/// What a GPU would run, on whatever there is.
+#[test]
+fn all_ways_of_a_gpu_give_the_same_bits() {
+    let Some(gpu) = testing::gpu() else { return };
+    for (format, kind, norm) in [
+        (Format::Bf16, Kind::Residual, true),
+        (Format::Int8, Kind::Store, false),
+        (Format::Int4, Kind::Swiglu, true),
+    ] {
+        // More rows than one workgroup stages, and not all of those of the next.
+        let case = Case::new(&gpu, (format, order(kind)), (70, 136, 900), 18);
+        let run = |class| case.run(&gpu, &Matmul::with_class(class), kind, norm, &case.all());
+        let class = Class::gpu();
+        let alone = |variant| Class { variants: vec![variant], ..class.clone() };
+        let mut outputs = class.variants.iter().map(|variant| run(alone(*variant)));
+        let expected = outputs.next().unwrap();
+        assert_close(&expected, &case.expected(kind, norm), 5e-3);
+        outputs.for_each(|output| assert_bits_eq(&output, &expected));
     }
 }
 

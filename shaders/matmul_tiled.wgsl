@@ -1,0 +1,173 @@
+// The products of matmul.wgsl for many rows: operands pass through workgroup memory, so that each
+// is loaded and decoded once for a whole tile of the product
+// one workgroup per GROUPS * TM rows t, LANES * TN columns n; the order of additions is matmul.wgsl's
+
+var<workgroup> sh_x: array<vec4<f32>, {TILE_X}>;            // [GROUP / 4, GROUPS * TM]
+var<workgroup> sh_weights: array<vec4<f32>, {TILE_WEIGHTS}>; // [GROUP / 4, TN, LANES]
+//! if GROUPED
+var<workgroup> sh_factors: array<vec2<f32>, {STRIP}>;       // [TN, LANES], scale and offset
+//! end
+//! if NORM
+var<workgroup> sh_squares: array<f32, {WORKGROUP}>;         // [rows at a time, NORM_LANES]
+var<workgroup> sh_scales: array<f32, {TILE_ROWS}>;          // [GROUPS * TM]
+//! end
+
+@compute @workgroup_size({WORKGROUP})
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let p = params;
+    let lane = local % {LANES}u;
+    let group = local / {LANES}u;
+    let tile = workgroup.x / {STRIPS}u;
+    let strip = (workgroup.x % {STRIPS}u) * {STRIP}u;
+    let tile_start = tile * p.num_blocks * {TILE}u + strip;
+    let first_row = workgroup.y * {TILE_ROWS}u;
+//! if GROUPED
+    let num_quads = (p.num_blocks + {QUAD_BLOCKS}u - 1u) / {QUAD_BLOCKS}u;
+    let scales_start = tile * num_quads * {TILE}u + strip;
+//! end
+//! for m in 0..TM
+//! for j in 0..TN
+    var total_{m}_{j} = 0.0;
+//! end
+//! end
+
+//! if NORM
+    // As in matmul.wgsl: NORM_LANES lanes take every NORM_LANES-th vec4 of a row; their sums are
+    // added in order, eight at a time.
+    for (var first = 0u; first < {TILE_ROWS}u; first += {NORM_ROWS}u) {
+        let r = first + local / {NORM_LANES}u;
+        let row = min(first_row + r, p.num_rows - 1u) * p.row_vec4s;
+        var squares = 0.0;
+        for (var i = local % {NORM_LANES}u; i < p.row_vec4s; i += {NORM_LANES}u) {
+            let s = x_in(row + i);
+            squares = fma(s.x, s.x, squares);
+            squares = fma(s.y, s.y, squares);
+            squares = fma(s.z, s.z, squares);
+            squares = fma(s.w, s.w, squares);
+        }
+        sh_squares[local] = squares;
+        workgroupBarrier();
+        if (local % {NORM_LANES}u == 0u && r < {TILE_ROWS}u) {
+            var mean = 0.0;
+            for (var e = 0u; e < {NORM_LANES}u; e += 8u) {
+                var eight = 0.0;
+                for (var i = 0u; i < 8u; i++) {
+                    eight += sh_squares[local + e + i];
+                }
+                mean += eight;
+            }
+            sh_scales[r] = inverseSqrt(mean / f32(4u * p.row_vec4s) + p.eps);
+        }
+        workgroupBarrier();
+    }
+//! end
+
+    for (var chunk = 0u; chunk < p.num_blocks; chunk += {CHUNK_BLOCKS}u) {
+//! for m in 0..TM
+//! for j in 0..TN
+        var sum_{m}_{j} = 0.0;
+//! end
+//! end
+        let end = min(chunk + {CHUNK_BLOCKS}u, p.num_blocks);
+        for (var block = chunk; block < end; block += {STEP_BLOCKS}u) {
+            workgroupBarrier();
+            for (var i = local; i < {TILE_X}u; i += {WORKGROUP}u) {
+                let r = i / 8u;
+                let at = block * {PARTS}u + i % 8u;
+                let row = min(first_row + r, p.num_rows - 1u) * p.row_vec4s;
+//! if NORM
+                let value = x_at(p, row, at) * sh_scales[r] * norm_in(min(at, p.row_vec4s - 1u));
+//! else
+                let value = x_at(p, row, at);
+//! end
+                sh_x[i % 8u * {TILE_ROWS}u + r] = value;
+            }
+            for (var i = local; i < {STRIP}u * {STEP_BLOCKS}u; i += {WORKGROUP}u) {
+                let column = i % {STRIP}u;
+                let b = i / {STRIP}u;
+                let w = weights_at(tile_start + (block + b) * {TILE}u + column);
+                let place = b * {PARTS}u * {STRIP}u + place_in_strip(column);
+//! for q in 0..PARTS
+                sh_weights[place + {q}u * {STRIP}u] = decode_{q}(w);
+//! end
+            }
+//! if GROUPED
+            for (var i = local; i < {STRIP}u; i += {WORKGROUP}u) {
+                let quad = scales_at(scales_start + (block / {QUAD_BLOCKS}u) * {TILE}u + i);
+                let word = quad[(block / {STEP_BLOCKS}u) % 4u];
+                sh_factors[place_in_strip(i)] = scale_of(word);
+            }
+//! end
+            workgroupBarrier();
+//! if GROUPED
+//! for m in 0..TM
+            var x_sum_{m} = 0.0;
+//! for j in 0..TN
+            var acc_{m}_{j} = 0.0;
+//! end
+//! end
+//! end
+            for (var q = 0u; q < 8u; q++) {
+//! for j in 0..TN
+                let w_{j} = sh_weights[q * {STRIP}u + {j}u * {LANES}u + lane];
+//! end
+//! for m in 0..TM
+                let x_{m} = sh_x[q * {TILE_ROWS}u + {m}u * {GROUPS}u + group];
+//! if GROUPED
+                x_sum_{m} += (x_{m}.x + x_{m}.y) + (x_{m}.z + x_{m}.w);
+//! end
+//! for j in 0..TN
+//! if GROUPED
+                acc_{m}_{j} = fma(w_{j}.x, x_{m}.x, acc_{m}_{j});
+                acc_{m}_{j} = fma(w_{j}.y, x_{m}.y, acc_{m}_{j});
+                acc_{m}_{j} = fma(w_{j}.z, x_{m}.z, acc_{m}_{j});
+                acc_{m}_{j} = fma(w_{j}.w, x_{m}.w, acc_{m}_{j});
+//! else
+                sum_{m}_{j} = fma(w_{j}.x, x_{m}.x, sum_{m}_{j});
+                sum_{m}_{j} = fma(w_{j}.y, x_{m}.y, sum_{m}_{j});
+                sum_{m}_{j} = fma(w_{j}.z, x_{m}.z, sum_{m}_{j});
+                sum_{m}_{j} = fma(w_{j}.w, x_{m}.w, sum_{m}_{j});
+//! end
+//! end
+//! end
+            }
+//! if GROUPED
+//! for j in 0..TN
+            let factor_{j} = sh_factors[{j}u * {LANES}u + lane];
+//! for m in 0..TM
+            sum_{m}_{j} = fma(factor_{j}.x, acc_{m}_{j}, sum_{m}_{j});
+            sum_{m}_{j} = fma(factor_{j}.y, x_sum_{m}, sum_{m}_{j});
+//! end
+//! end
+//! end
+        }
+//! for m in 0..TM
+//! for j in 0..TN
+        total_{m}_{j} += sum_{m}_{j};
+//! end
+//! end
+    }
+
+//! for m in 0..TM
+    let row_{m} = first_row + {m}u * {GROUPS}u + group;
+    if (row_{m} < p.num_rows) {
+        let place_{m} = place_of(p, row_{m});
+//! for j in 0..TN by UNIT
+        finish(p, row_{m}, tile * {TILE}u + strip + lane * {TN}u + {j}u, place_{m},
+            vec4<f32>(total_{m}_{j}, total_{m}_{j+1}, total_{m}_{j+2}, total_{m}_{j+3}),
+//! if SWIGLU
+            vec4<f32>(total_{m}_{j+4}, total_{m}_{j+5}, total_{m}_{j+6}, total_{m}_{j+7}),
+//! end
+        );
+//! end
+    }
+//! end
+}
+
+// Where a column of the strip is kept: lanes side by side read side by side.
+fn place_in_strip(column: u32) -> u32 {
+    return column % {TN}u * {LANES}u + column / {TN}u;
+}
