@@ -154,6 +154,37 @@ impl fmt::Display for AdapterKind {
     }
 }
 
+/// What cooperative matrices take of a driver.
+pub(crate) const COOPERATIVE: wgpu::Features =
+    wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
+
+/// Whether the adapter has the cooperative matrices that the kernels use, in subgroups of the one
+/// size that they count on.
+pub(crate) fn multiplies_cooperatively(adapter: &wgpu::Adapter) -> bool {
+    let info = adapter.get_info();
+    let has = |size: &wgpu::CooperativeMatrixProperties| {
+        [size.m_size, size.n_size, size.k_size] == [16; 3]
+            && size.ab_type == wgpu::CooperativeScalarType::F16
+            && size.cr_type == wgpu::CooperativeScalarType::F32
+    };
+    adapter.features().contains(COOPERATIVE)
+        && [info.subgroup_min_size, info.subgroup_max_size] == [32; 2]
+        && adapter.cooperative_matrix_properties().iter().any(has)
+}
+
+/// What the driver library wants to hear before it lends features that it still works on.
+pub(crate) fn experimental_features(wanted: bool) -> wgpu::ExperimentalFeatures {
+    if !wanted {
+        return wgpu::ExperimentalFeatures::disabled();
+    }
+    // SAFETY: of the experimental features only cooperative matrices are asked for, and only the
+    // kernels of this repository use them, each of whose results the self-test compares.
+    #[allow(unsafe_code, reason = "there is no safe way to use cooperative matrices")]
+    unsafe {
+        wgpu::ExperimentalFeatures::enabled()
+    }
+}
+
 /// Memory of the adapter's own, which only Vulkan tells us.
 fn memory_bytes(adapter: &wgpu::Adapter) -> Option<u64> {
     #[cfg(not(target_vendor = "apple"))]

@@ -44,7 +44,7 @@ pub(crate) struct Class {
     pub(crate) norm_lanes: u32,
 }
 
-/// One way of laying the work out over lanes. All give the same bits.
+/// One way of laying the work out over lanes. All of a class give the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Variant {
     /// The most rows it is chosen for; the last variant takes any number.
@@ -62,6 +62,12 @@ pub(crate) struct Variant {
     pub(crate) operands: Operands,
 }
 
+/// Rows, columns and values of k of a cooperative matrix.
+const SIDE: u32 = 16;
+
+/// Values from one row to the next of operands of cooperative matrices, in workgroup memory.
+const PADDED_GROUP: u32 = GROUP as u32 + 8;
+
 /// How lanes come by the operands of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Operands {
@@ -71,13 +77,19 @@ pub(crate) enum Operands {
     Broadcast,
     /// A workgroup loads and decodes a tile of both into its memory.
     Staged,
+    /// The same in f16, multiplied by cooperative matrices.
+    Cooperative,
 }
 
 impl Class {
     /// The class of an adapter.
     pub(crate) fn choose(caps: Caps) -> Self {
         let broadcast = caps.subgroups && caps.min_subgroup_size >= 8;
-        if caps.is_cpu { Self::cpu(broadcast) } else { Self::gpu() }
+        match caps {
+            Caps { cooperative: true, .. } => Self::cooperative(),
+            Caps { is_cpu: true, .. } => Self::cpu(broadcast),
+            _ => Self::gpu(),
+        }
     }
 
     /// A software driver loads lane by lane: what counts is the number of loads, so a broadcast
@@ -123,6 +135,14 @@ impl Class {
         Self { variants, norm_lanes: 64 }
     }
 
+    /// Matrix cores take 16 rows or none: with fewer, the others are computed and not stored.
+    pub(crate) fn cooperative() -> Self {
+        let (any, operands) = (usize::MAX, Operands::Cooperative);
+        let few = Variant { max_rows: 16, tm: 16, tn: 1, lanes: 64, groups: 1, operands };
+        let many = Variant { max_rows: any, groups: 4, ..few };
+        Self { variants: vec![few, many, Variant { groups: 2, ..many }], norm_lanes: 64 }
+    }
+
     /// The variants for each number of rows.
     pub(crate) fn choices(&self) -> impl Iterator<Item = &[Variant]> {
         self.variants.chunk_by(|one, other| one.max_rows == other.max_rows)
@@ -156,8 +176,21 @@ impl Variant {
     /// Rows and columns a lane, lanes side by side, groups of them.
     pub(crate) fn name(&self) -> String {
         let Self { tm, tn, lanes, groups, .. } = self;
-        let staged = if self.is_staged() { " staged" } else { "" };
-        format!("{tm}x{tn}x{lanes}x{groups}{staged}")
+        let how = match self.operands {
+            Operands::Loaded | Operands::Broadcast => "",
+            Operands::Staged => " staged",
+            Operands::Cooperative => " cooperative",
+        };
+        format!("{tm}x{tn}x{lanes}x{groups}{how}")
+    }
+
+    /// Lanes of a workgroup.
+    fn workgroup(&self) -> u32 {
+        match self.operands {
+            // A subgroup of 32 lanes for 16 columns.
+            Operands::Cooperative => self.strip() * 2,
+            _ => self.lanes * self.groups,
+        }
     }
 
     /// Rows of a workgroup.
@@ -166,7 +199,7 @@ impl Variant {
     }
 
     fn is_staged(&self) -> bool {
-        self.operands == Operands::Staged
+        matches!(self.operands, Operands::Staged | Operands::Cooperative)
     }
 
     /// Columns of a workgroup.
@@ -182,7 +215,7 @@ impl Variant {
     pub(crate) fn source(&self, form: Form, norm_lanes: u32, images: bool) -> KernelSource {
         let Self { tm, tn, lanes, groups, operands, .. } = *self;
         let (subgroup, staged) = (operands == Operands::Broadcast, self.is_staged());
-        let workgroup = lanes * groups;
+        let workgroup = self.workgroup();
         let Form { format, norm, kind } = form;
         assert!((TILE as u32).is_multiple_of(self.strip()), "strips fill a tile");
         assert!(norm_lanes.is_multiple_of(8), "squares are summed by eights");
@@ -193,7 +226,7 @@ impl Variant {
         // Results leave as vec4s: a lane has all four values of one, or gets them from its
         // neighbours.
         let wide = tn.is_multiple_of(kind.unit());
-        assert!(wide || !staged, "lanes that stage operands have whole results");
+        assert!(wide || operands != Operands::Staged, "lanes of a tile have whole results");
         let group_vec4s = GROUP as u32 / 4;
         let (lane_stride, j_stride) = if wide { (tn, 1) } else { (1, lanes) };
         let own = [
@@ -206,6 +239,10 @@ impl Variant {
             ("TILE_X", group_vec4s * self.rows()),
             ("TILE_WEIGHTS", group_vec4s * self.strip()),
             ("NORM_ROWS", workgroup / norm_lanes),
+            ("SIDE", SIDE),
+            ("HALF_X", PADDED_GROUP * self.rows()),
+            ("HALF_WEIGHTS", PADDED_GROUP * self.strip()),
+            ("COOPERATIVE_OUT", self.rows() * self.strip()),
             ("SPLIT", (groups > 1).into()),
             ("SPLIT_SUMS", groups * tm * tn * lanes),
             ("SUBGROUP", subgroup.into()),
@@ -250,7 +287,12 @@ impl Variant {
         let places = (0..).zip(&bindings).map(|(place, (name, _))| (*name, place));
         let constants: Vec<_> = own.into_iter().chain(format.constants()).chain(places).collect();
         let template = [
-            if staged { include_str!("matmul_tiled.wgsl") } else { include_str!("matmul.wgsl") },
+            match operands {
+                Operands::Loaded | Operands::Broadcast => include_str!("matmul.wgsl"),
+                Operands::Staged => include_str!("matmul_tiled.wgsl"),
+                Operands::Cooperative => include_str!("matmul_cooperative.wgsl"),
+            },
+            if staged { include_str!("matmul_staged.wgsl") } else { "" },
             include_str!("matmul_in.wgsl"),
             include_str!("matmul_out.wgsl"),
             format.decoder(),

@@ -7,10 +7,6 @@ var<workgroup> sh_weights: array<vec4<f32>, {TILE_WEIGHTS}>; // [GROUP / 4, TN, 
 //! if GROUPED
 var<workgroup> sh_factors: array<vec2<f32>, {STRIP}>;       // [TN, LANES], scale and offset
 //! end
-//! if NORM
-var<workgroup> sh_squares: array<f32, {WORKGROUP}>;         // [rows at a time, NORM_LANES]
-var<workgroup> sh_scales: array<f32, {TILE_ROWS}>;          // [GROUPS * TM]
-//! end
 
 @compute @workgroup_size({WORKGROUP})
 fn main(
@@ -35,36 +31,8 @@ fn main(
 //! end
 
 //! if NORM
-    // As in matmul.wgsl: NORM_LANES lanes take every NORM_LANES-th vec4 of a row; their sums are
-    // added in order, eight at a time.
-    for (var first = 0u; first < {TILE_ROWS}u; first += {NORM_ROWS}u) {
-        let r = first + local / {NORM_LANES}u;
-        let row = min(first_row + r, p.num_rows - 1u) * p.row_vec4s;
-        var squares = 0.0;
-        for (var i = local % {NORM_LANES}u; i < p.row_vec4s; i += {NORM_LANES}u) {
-            let s = x_in(row + i);
-            squares = fma(s.x, s.x, squares);
-            squares = fma(s.y, s.y, squares);
-            squares = fma(s.z, s.z, squares);
-            squares = fma(s.w, s.w, squares);
-        }
-        sh_squares[local] = squares;
-        workgroupBarrier();
-        if (local % {NORM_LANES}u == 0u && r < {TILE_ROWS}u) {
-            var mean = 0.0;
-            for (var e = 0u; e < {NORM_LANES}u; e += 8u) {
-                var eight = 0.0;
-                for (var i = 0u; i < 8u; i++) {
-                    eight += sh_squares[local + e + i];
-                }
-                mean += eight;
-            }
-            sh_scales[r] = inverseSqrt(mean / f32(4u * p.row_vec4s) + p.eps);
-        }
-        workgroupBarrier();
-    }
+    scale_rows(p, first_row, local);
 //! end
-
     for (var chunk = 0u; chunk < p.num_blocks; chunk += {CHUNK_BLOCKS}u) {
 //! for m in 0..TM
 //! for j in 0..TN
@@ -76,13 +44,7 @@ fn main(
             workgroupBarrier();
             for (var i = local; i < {TILE_X}u; i += {WORKGROUP}u) {
                 let r = i / 8u;
-                let at = block * {PARTS}u + i % 8u;
-                let row = min(first_row + r, p.num_rows - 1u) * p.row_vec4s;
-//! if NORM
-                let value = x_at(p, row, at) * sh_scales[r] * norm_in(min(at, p.row_vec4s - 1u));
-//! else
-                let value = x_at(p, row, at);
-//! end
+                let value = staged_x(p, first_row, r, block * {PARTS}u + i % 8u);
                 sh_x[i % 8u * {TILE_ROWS}u + r] = value;
             }
             for (var i = local; i < {STRIP}u * {STEP_BLOCKS}u; i += {WORKGROUP}u) {
@@ -96,9 +58,7 @@ fn main(
             }
 //! if GROUPED
             for (var i = local; i < {STRIP}u; i += {WORKGROUP}u) {
-                let quad = scales_at(scales_start + (block / {QUAD_BLOCKS}u) * {TILE}u + i);
-                let word = quad[(block / {STEP_BLOCKS}u) % 4u];
-                sh_factors[place_in_strip(i)] = scale_of(word);
+                sh_factors[place_in_strip(i)] = factor_at(scales_start, block, i);
             }
 //! end
             workgroupBarrier();

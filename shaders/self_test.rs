@@ -52,8 +52,31 @@ pub fn fingerprint(gpu: &Gpu, format: Format, shape: HeadShape) -> Result<[u8; 3
             first += num_tokens;
         }
     }
-    hash(&mut hasher, &first_way.unwrap_or_default());
+    let result = first_way.unwrap_or_default();
+    if gpu.caps().cooperative {
+        let plain = Layer::new(gpu, format, shape, Class::gpu())?.run(gpu, 0..NUM_TOKENS)?;
+        check_near(&info.name, &result, &plain)?;
+    }
+    hash(&mut hasher, &result);
     Ok(hasher.finalize().into())
+}
+
+/// Compares what cooperative matrices computed with what plain kernels did: rounding to f16 costs
+/// some 2^-11 of each operand, a fault of the driver far more.
+fn check_near(adapter: &str, result: &[u8], plain: &[u8]) -> Result<(), GpuError> {
+    const MAX_ERROR: f32 = 0.02;
+    let floats = |bytes: &[u8]| -> Vec<f32> { bytemuck::pod_collect_to_vec(bytes) };
+    let (result, plain) = (floats(result), floats(plain));
+    let size = plain.iter().fold(0.0, |size: f32, value| size.max(value.abs()));
+    let error = result.iter().zip(&plain).fold(0.0, |worst: f32, (a, b)| worst.max((a - b).abs()));
+    // Whatever isn't a number fails, too.
+    if error <= MAX_ERROR * size && result.iter().all(|value| value.is_finite()) {
+        return Ok(());
+    }
+    Err(GpuError::Failed(format!(
+        "{adapter} multiplies cooperative matrices wrongly (off by {error} in {size}): use it \
+         without them"
+    )))
 }
 
 /// The kernels of a layer and of sampling, as this device runs them.

@@ -170,6 +170,8 @@ fn parse(source: &KernelSource) -> (naga::Module, naga::valid::ModuleInfo) {
         .unwrap_or_else(|error| panic!("{}: {}", source.name, error.emit_to_string(&source.wgsl)));
     let capabilities = naga::valid::Capabilities::IMMEDIATES
         | naga::valid::Capabilities::SUBGROUP
+        | naga::valid::Capabilities::SHADER_FLOAT16
+        | naga::valid::Capabilities::COOPERATIVE_MATRIX
         | naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     let info = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
@@ -177,6 +179,15 @@ fn parse(source: &KernelSource) -> (naga::Module, naga::valid::ModuleInfo) {
         .validate(&module)
         .unwrap_or_else(|error| panic!("{}: {}", source.name, error.emit_to_string(&source.wgsl)));
     (module, info)
+}
+
+/// Asserts that a driver that takes SPIR-V is handed some, which naga makes without complaint.
+#[track_caller]
+pub(crate) fn assert_spirv(source: &KernelSource) {
+    let (module, info) = parse(source);
+    let options = naga::back::spv::Options::default();
+    let words = naga::back::spv::write_vec(&module, &info, &options, None);
+    assert!(words.is_ok_and(|words| !words.is_empty()), "{}", source.name);
 }
 
 /// Every number format with vec4 tensors in buffers and in images.

@@ -86,6 +86,7 @@ impl DeviceThread {
     /// When there is no such adapter, or its kernels don't compute what they should.
     pub fn start(
         adapter: Option<String>,
+        cooperative: bool,
         memory_bytes: impl FnOnce(&Gpu) -> anyhow::Result<u64> + Send + 'static,
     ) -> anyhow::Result<Self> {
         // As many jobs as a pipeline of some stages has steps under way; each stage keeps at most
@@ -93,7 +94,7 @@ impl DeviceThread {
         let (jobs, queue) = mpsc::channel(16);
         let (opened, opening) = std::sync::mpsc::channel();
         let thread = std::thread::Builder::new().name("device".into()).spawn(move || {
-            let worker = Worker::open(adapter.as_deref(), memory_bytes);
+            let worker = Worker::open(adapter.as_deref(), cooperative, memory_bytes);
             let (worker, answer) = match worker {
                 Ok((worker, report)) => (Some(worker), Ok(report)),
                 Err(cause) => (None, Err(cause)),
@@ -170,9 +171,11 @@ struct Worker {
 impl Worker {
     fn open(
         adapter: Option<&str>,
+        cooperative: bool,
         memory_bytes: impl FnOnce(&Gpu) -> anyhow::Result<u64>,
     ) -> anyhow::Result<(Self, AdapterReport)> {
-        let gpu = Gpu::open_with(adapter, GpuOptions::kept())?;
+        let options = GpuOptions { cooperative, ..GpuOptions::kept() };
+        let gpu = Gpu::open_with(adapter, options)?;
         let memory_bytes = memory_bytes(&gpu)?;
         let kernels = Kernels::new(&gpu)?;
         // Whatever is loaded later has a class of its own; this one proves the adapter.

@@ -6,16 +6,22 @@ use shaders::gpu::Gpu;
 
 use crate::device_thread::DeviceThread;
 
-/// Opens the adapters: the one that is named, else every GPU, else the software driver.
+/// Opens the adapters: the one that is named, else every GPU, else the software driver; with
+/// `cooperative`, to multiply by cooperative matrices.
 ///
 /// # Errors
 /// When there is none, or one of them doesn't compute what it should.
-pub fn open(adapter: Option<&str>, max_memory: Option<u64>) -> Result<Vec<DeviceThread>> {
+pub fn open(
+    adapter: Option<&str>,
+    max_memory: Option<u64>,
+    cooperative: bool,
+) -> Result<Vec<DeviceThread>> {
     let selectors = match adapter {
         Some(adapter) => vec![Some(adapter.to_owned())],
         None => every_gpu(),
     };
-    let open = |selector| DeviceThread::start(selector, move |gpu| memory(gpu, max_memory));
+    let open =
+        |selector| DeviceThread::start(selector, cooperative, move |gpu| memory(gpu, max_memory));
     selectors.into_iter().map(open).collect()
 }
 

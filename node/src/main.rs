@@ -25,6 +25,10 @@ struct Arguments {
     /// driver says; on a software driver half of what is available].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_memory: Option<u64>,
+    /// Multiply by cooperative matrices (tensor cores), with operands rounded to f16: faster for
+    /// many rows, in a device class of its own. Refused where the adapter has none.
+    #[arg(long, env = "AUTOGLM_COOPERATIVE_MATRIX")]
+    cooperative_matrix: bool,
     /// End when the coordinator does.
     #[arg(long, hide = true)]
     exit_with_coordinator: bool,
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         data_dir: arguments.data_dir,
         adapter: arguments.adapter,
         max_memory: arguments.max_memory,
+        cooperative_matrix: arguments.cooperative_matrix,
         exit_with_coordinator: arguments.exit_with_coordinator,
     };
     match serve(options) {

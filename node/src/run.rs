@@ -31,6 +31,8 @@ pub struct Options {
     pub adapter: Option<String>,
     /// Bytes that stages may take on each adapter.
     pub max_memory: Option<u64>,
+    /// Whether to multiply by cooperative matrices.
+    pub cooperative_matrix: bool,
     /// Whether to end when the coordinator does, instead of waiting for the next.
     pub exit_with_coordinator: bool,
 }
@@ -53,8 +55,10 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     };
     let node = identity.node;
     let (adapter, max_memory) = (options.adapter.clone(), options.max_memory);
-    let opening =
-        tokio::task::spawn_blocking(move || devices::open(adapter.as_deref(), max_memory));
+    let cooperative = options.cooperative_matrix;
+    let opening = tokio::task::spawn_blocking(move || {
+        devices::open(adapter.as_deref(), max_memory, cooperative)
+    });
     tokio::pin!(opening);
     let (opened, is_over) = tokio::select! {
         opened = &mut opening => (opened, false),

@@ -1,0 +1,56 @@
+
+// What x is scaled by before it is multiplied, for the TILE_ROWS rows of a workgroup that stages x.
+// As in matmul.wgsl: NORM_LANES lanes take every NORM_LANES-th vec4 of a row; their sums are added
+// in order, eight at a time.
+
+//! if NORM
+var<workgroup> sh_squares: array<f32, {WORKGROUP}>;  // [NORM_ROWS, NORM_LANES]
+var<workgroup> sh_scales: array<f32, {TILE_ROWS}>;
+
+fn scale_rows(p: Params, first_row: u32, local: u32) {
+    for (var first = 0u; first < {TILE_ROWS}u; first += {NORM_ROWS}u) {
+        let r = first + local / {NORM_LANES}u;
+        let row = min(first_row + r, p.num_rows - 1u) * p.row_vec4s;
+        var squares = 0.0;
+        for (var i = local % {NORM_LANES}u; i < p.row_vec4s; i += {NORM_LANES}u) {
+            let s = x_in(row + i);
+            squares = fma(s.x, s.x, squares);
+            squares = fma(s.y, s.y, squares);
+            squares = fma(s.z, s.z, squares);
+            squares = fma(s.w, s.w, squares);
+        }
+        sh_squares[local] = squares;
+        workgroupBarrier();
+        if (local % {NORM_LANES}u == 0u && r < {TILE_ROWS}u) {
+            var mean = 0.0;
+            for (var e = 0u; e < {NORM_LANES}u; e += 8u) {
+                var eight = 0.0;
+                for (var i = 0u; i < 8u; i++) {
+                    eight += sh_squares[local + e + i];
+                }
+                mean += eight;
+            }
+            sh_scales[r] = inverseSqrt(mean / f32(4u * p.row_vec4s) + p.eps);
+        }
+        workgroupBarrier();
+    }
+}
+//! end
+
+// The vec4 of x at `index` of the tile's row `r`, scaled.
+fn staged_x(p: Params, first_row: u32, r: u32, index: u32) -> vec4<f32> {
+    let value = x_at(p, min(first_row + r, p.num_rows - 1u) * p.row_vec4s, index);
+//! if NORM
+    return value * sh_scales[r] * norm_in(min(index, p.row_vec4s - 1u));
+//! else
+    return value;
+//! end
+}
+
+//! if GROUPED
+// Scale and offset of the group that starts at `block`, of one column.
+fn factor_at(scales_start: u32, block: u32, column: u32) -> vec2<f32> {
+    let quad = scales_at(scales_start + (block / {QUAD_BLOCKS}u) * {TILE}u + column);
+    return scale_of(quad[(block / {STEP_BLOCKS}u) % 4u]);
+}
+//! end
