@@ -84,17 +84,58 @@ pub struct Failed {
     pub fatal: bool,
 }
 
-/// Where a stage's part of a step went.
+/// Where a stage's part of a step went, in microseconds.
+///
+/// The parts follow each other without a gap, from the arrival of the frame's last byte until QUIC
+/// has taken the last byte of what the stage makes of it: decode, wait, hand-off, upload, compute,
+/// readback, hand-off, encode, send. Clocks of two machines are never compared: what is left of
+/// the time that a step was away from the coordinator, once the parts of all its stages are taken
+/// off, was spent in the network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct StageTiming {
     /// Which stage.
     pub stage: StageIndex,
-    /// From the frame's arrival until the device took it.
+    /// Making a frame of bytes; 0 when it never left the process.
+    pub decode_us: u32,
+    /// Behind other steps, in the stage's inbox and before its device.
     pub wait_us: u32,
-    /// On the device, readback included.
+    /// From one task to the next, to the device's thread and back, with nothing in the way.
+    pub handoff_us: u32,
+    /// Taking in the batch, and writing it and the hidden state into the device's buffers.
+    pub upload_us: u32,
+    /// Handing over commands, and the device's time, its copies from and to host memory included.
     pub compute_us: u32,
-    /// Bytes of the frame that arrived.
+    /// Making values of the bytes that the device left in host memory.
+    pub readback_us: u32,
+    /// Making bytes of a frame; of the one that the stage sent before, since a frame can't tell
+    /// how long it takes itself. 0 within a process.
+    pub encode_us: u32,
+    /// Until QUIC had taken those bytes: what flow control held up. Of the frame before, too.
+    pub send_us: u32,
+    /// Smoothed round trip of the connection on which the stage's frames leave; 0 within a
+    /// process.
+    pub rtt_us: u32,
+    /// Bytes of the frame that arrived; 0 within a process.
     pub received_bytes: u32,
+}
+
+impl StageTiming {
+    /// Everything between a frame's arrival and the departure of the next.
+    pub fn total_us(&self) -> u64 {
+        [
+            self.decode_us,
+            self.wait_us,
+            self.handoff_us,
+            self.upload_us,
+            self.compute_us,
+            self.readback_us,
+            self.encode_us,
+            self.send_us,
+        ]
+        .into_iter()
+        .map(u64::from)
+        .sum()
+    }
 }
 
 /// Why bytes are not a frame.
@@ -151,9 +192,18 @@ pub enum FrameError {
 enum Section {
     Batch = 1,
     Hidden = 2,
-    Timings = 3,
     Outputs = 4,
     Failed = 5,
+    // 3 held timings of fewer parts: a section whose content changes gets another number.
+    Timings = 7,
+}
+
+impl Section {
+    fn is_known(kind: u16) -> bool {
+        [Self::Batch, Self::Hidden, Self::Outputs, Self::Failed, Self::Timings]
+            .into_iter()
+            .any(|section| section as u16 == kind)
+    }
 }
 
 impl Frame {
@@ -292,7 +342,7 @@ impl<'a> Sections<'a> {
             }
             let (content, rest) = rest.split_at(length);
             bytes = rest;
-            if (Section::Batch as u16..=Section::Failed as u16).contains(&kind) {
+            if Section::is_known(kind) {
                 known.push((kind, content));
             } else if flags & CRITICAL != 0 {
                 return Err(FrameError::UnknownSection(kind));
@@ -393,9 +443,13 @@ mod tests {
     #[test]
     fn an_unknown_section_is_skipped_unless_it_is_critical() {
         let sent = frame(Body::Sampled(sampled()));
-        for (flags, expected) in [(0u16, Ok(())), (1, Err(FrameError::UnknownSection(99)))] {
+        // 3 is what a sender of the first timings would say.
+        let unknown = |kind| Err(FrameError::UnknownSection(kind));
+        for (kind, flags, expected) in
+            [(99u16, 0u16, Ok(())), (99, 1, unknown(99)), (3, 0, Ok(())), (3, 1, unknown(3))]
+        {
             let mut bytes = sent.encode();
-            bytes.extend(99u16.to_le_bytes());
+            bytes.extend(kind.to_le_bytes());
             bytes.extend(flags.to_le_bytes());
             bytes.extend(2u32.to_le_bytes());
             bytes.extend([1, 2]);

@@ -1,6 +1,8 @@
 //! Frames on a stream: one long-lived unidirectional stream for each link and direction. QUIC's
 //! flow control is the back-pressure.
 
+use std::time::{Duration, Instant};
+
 use bincode::{Decode, Encode};
 use bytes::Bytes;
 use protocol::frame::HEADER_BYTES;
@@ -40,7 +42,7 @@ pub async fn open_frames(
     let mut stream = connection.connection.open_uni().await?;
     write_message(&mut stream, hello).await?;
     let max_bytes = connection.limits.max_frame_bytes;
-    Ok(FrameSender { stream, max_bytes, unsent: Bytes::new() })
+    Ok(FrameSender { connection: connection.clone(), stream, max_bytes, unsent: Bytes::new() })
 }
 
 /// The next link that the peer opens. Not cancel-safe: the link whose greeting was being read is
@@ -60,10 +62,22 @@ pub async fn accept_frames(
 /// The sending end of a link. The link ends when it is dropped.
 #[derive(Debug)]
 pub struct FrameSender {
+    connection: Connection,
     stream: quinn::SendStream,
     max_bytes: usize,
     // Of a frame whose sending was cancelled.
     unsent: Bytes,
+}
+
+/// What sending a frame took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Making bytes of it.
+    pub encode: Duration,
+    /// Until QUIC had taken them: longer than an instant when the receiver is behind.
+    pub write: Duration,
+    /// The connection's round trip, as QUIC smooths it.
+    pub rtt: Duration,
 }
 
 impl FrameSender {
@@ -72,8 +86,10 @@ impl FrameSender {
     ///
     /// # Errors
     /// When the link is gone, or the frame is longer than any receiver would take.
-    pub async fn send(&mut self, frame: &Frame) -> Result<(), TransportError> {
+    pub async fn send(&mut self, frame: &Frame) -> Result<Sent, TransportError> {
+        let start = Instant::now();
         let bytes = frame.encode();
+        let encode = start.elapsed();
         let num_bytes = bytes.len() - HEADER_BYTES;
         if num_bytes > self.max_bytes {
             let max = self.max_bytes;
@@ -81,7 +97,8 @@ impl FrameSender {
         }
         self.flush().await?;
         self.unsent = bytes.into();
-        self.flush().await
+        self.flush().await?;
+        Ok(Sent { encode, write: start.elapsed() - encode, rtt: self.connection.rtt() })
     }
 
     async fn flush(&mut self) -> Result<(), TransportError> {
@@ -101,13 +118,26 @@ pub struct FrameReceiver {
     buffer: Vec<u8>,
 }
 
+/// A frame that has arrived.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// The frame.
+    pub frame: Frame,
+    /// Its size on the wire.
+    pub num_bytes: usize,
+    /// When its last byte was here.
+    pub at: Instant,
+    /// Making a frame of its bytes.
+    pub decode: Duration,
+}
+
 impl FrameReceiver {
-    /// The next frame and its size in bytes; none when the link ended between two frames.
+    /// The next frame; none when the link ended between two frames.
     /// Cancel-safe: what has arrived is kept for the next call.
     ///
     /// # Errors
     /// When the link is gone, or the peer breaks the protocol: no later frame can be read.
-    pub async fn recv(&mut self) -> Result<Option<(Frame, usize)>, TransportError> {
+    pub async fn recv(&mut self) -> Result<Option<Received>, TransportError> {
         if !self.fill(HEADER_BYTES).await? {
             return Ok(None);
         }
@@ -115,10 +145,12 @@ impl FrameReceiver {
         // Checked before memory is taken.
         let num_bytes = HEADER_BYTES + Frame::payload_bytes(header, self.max_bytes)?;
         self.fill(num_bytes).await?;
+        let at = Instant::now();
         let frame = Frame::decode(&self.buffer)?;
+        let decode = at.elapsed();
         self.buffer.clear();
         self.buffer.shrink_to(MAX_KEPT_BYTES);
-        Ok(Some((frame, num_bytes)))
+        Ok(Some(Received { frame, num_bytes, at, decode }))
     }
 
     /// Reads until the buffer holds `num_bytes`; false when the link ended before the first.
@@ -213,9 +245,9 @@ mod tests {
                 let (said, mut link) = accept_frames(to).await.unwrap();
                 assert_eq!(said, hello());
                 for (step, num_values) in sizes.into_iter().enumerate() {
-                    let (received, num_bytes) = link.recv().await.unwrap().unwrap();
-                    assert_eq!(received, frame(step as u64, num_values));
-                    assert_eq!(num_bytes, received.encode().len());
+                    let received = link.recv().await.unwrap().unwrap();
+                    assert_eq!(received.frame, frame(step as u64, num_values));
+                    assert_eq!(received.num_bytes, received.frame.encode().len());
                     assert!(link.buffer.capacity() <= MAX_KEPT_BYTES);
                 }
                 assert!(link.recv().await.unwrap().is_none(), "the link ended between two frames");
@@ -256,7 +288,7 @@ mod tests {
                 let received = loop {
                     let patience = Duration::from_micros(100);
                     if let Ok(received) = tokio::time::timeout(patience, receiving.recv()).await {
-                        break received.unwrap().unwrap().0;
+                        break received.unwrap().unwrap().frame;
                     }
                 };
                 assert_eq!(received, frame(step, 10_000));
@@ -276,7 +308,7 @@ mod tests {
         assert!(matches!(error, TransportError::Frame(FrameError::TooLong { max: 1000, .. })));
         // Nothing of it has left: the link is as good as before.
         sending.send(&frame(1, 10)).await.unwrap();
-        assert_eq!(receiving.recv().await.unwrap().unwrap().0, frame(1, 10));
+        assert_eq!(receiving.recv().await.unwrap().unwrap().frame, frame(1, 10));
         sending.unsent = frame(2, 4000).encode().into();
         sending.flush().await.unwrap();
         let error = receiving.recv().await.unwrap_err();

@@ -21,5 +21,7 @@ pub use connection::{Connection, PeerName};
 pub use control::{NodeServerHandle, start_node_server};
 pub use endpoint::{Endpoint, Incoming, Purpose};
 pub use error::{JoinError, TransportError};
-pub use frames::{FrameReceiver, FrameSender, LinkHello, accept_frames, open_frames};
+pub use frames::{
+    FrameReceiver, FrameSender, LinkHello, Received, Sent, accept_frames, open_frames,
+};
 pub use join::{JoinRequest, Joined, join};

@@ -17,7 +17,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::cluster::{Action, Cluster, Input};
 use crate::engine::Submission;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, StepReport};
 use crate::request::Event;
 use crate::stages::Stages;
 use crate::status::Status;
@@ -210,8 +210,11 @@ impl State {
                     }
                 }
                 Action::Tell(request, event) => self.tell(request, event),
-                Action::Measured { duration, num_tokens, timings } => {
-                    self.arguments.metrics.step(duration, num_tokens, &timings);
+                Action::Measured { step, duration, num_tokens, timings } => {
+                    let trip = self.arguments.stages.trips().take(step);
+                    let (ended, timings) = (Instant::now(), timings.as_slice());
+                    let step = StepReport { ended, duration, num_tokens, timings, trip };
+                    self.arguments.metrics.step(&step);
                 }
                 Action::Admitted(wait) => self.arguments.metrics.admitted(wait),
                 Action::Publish => self.publish(),

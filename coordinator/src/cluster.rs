@@ -9,7 +9,7 @@ use protocol::config::Config;
 use protocol::message::{Progress, StageFailed};
 use protocol::{
     Body, Digest, Epoch, Frame, ModelId, NodeId, NodeReport, RequestId, StageEcho, StagePlan,
-    StageTiming,
+    StageTiming, StepId,
 };
 
 use crate::pipeline::Pipeline;
@@ -78,11 +78,13 @@ pub enum Action {
     Tell(RequestId, Event),
     /// A step has returned.
     Measured {
+        /// Which.
+        step: StepId,
         /// How long it was under way.
         duration: Duration,
         /// Tokens that it computed.
         num_tokens: usize,
-        /// Where the time went.
+        /// Where the time went: one for each stage in order, or none.
         timings: Vec<StageTiming>,
     },
     /// A sequence was admitted after this wait.
@@ -429,19 +431,32 @@ impl Cluster {
     }
 
     fn frame(&mut self, frame: Frame, now: Instant) {
-        if self.epoch() != Some(frame.epoch) {
+        let Some(pipeline) = &self.pipeline else { return };
+        if pipeline.epoch != frame.epoch {
             return;
         }
         match frame.body {
             Body::Sampled(mut sampled) => {
-                let timings = std::mem::take(&mut sampled.timings);
+                let mut timings = std::mem::take(&mut sampled.timings);
+                // They become labels: whatever else came over the network is none.
+                let in_order =
+                    |(number, timing): (usize, &StageTiming)| timing.stage.index() == number;
+                if timings.len() != pipeline.stages.len()
+                    || !timings.iter().enumerate().all(in_order)
+                {
+                    timings.clear();
+                }
                 let update = self.scheduler.update(frame.step, sampled, now);
                 self.tell(update.events);
-                self.actions.push(Action::Measured {
-                    duration: update.duration,
-                    num_tokens: update.num_tokens,
-                    timings,
-                });
+                // Nothing, when the step came twice.
+                if update.num_tokens > 0 {
+                    self.actions.push(Action::Measured {
+                        step: frame.step,
+                        duration: update.duration,
+                        num_tokens: update.num_tokens,
+                        timings,
+                    });
+                }
             }
             Body::Failed(failed) if failed.fatal => {
                 let cause = format!("stage {}: {}", frame.stage, failed.cause);

@@ -26,6 +26,7 @@ pub mod model;
 pub mod serve;
 pub mod stages;
 pub mod start_number;
+pub mod trips;
 
 #[cfg(test)]
 mod cluster_tests;

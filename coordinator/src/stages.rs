@@ -1,13 +1,15 @@
 //! The coordinator's end of the data plane: steps go to the first stage, frames come from all.
 
-use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use protocol::{Epoch, Frame, NodeId, PipelineId, StageIndex};
+use protocol::{Body, Epoch, Frame, NodeId, PipelineId, StageIndex};
 use tokio::sync::{Notify, mpsc};
 use tracing::{debug, warn};
-use transport::{Connection, LinkHello, TransportError};
+use transport::{Connection, LinkHello, Received, TransportError};
+
+use crate::trips::Trips;
 
 /// Data connections of nodes, and the link to the first stage.
 #[derive(Debug)]
@@ -15,6 +17,7 @@ pub struct Stages {
     connections: DashMap<NodeId, Connection>,
     arrived: Notify,
     link: Mutex<Option<Link>>,
+    trips: Arc<Trips>,
     max_buffered_frames: usize,
     connect_timeout: Duration,
 }
@@ -41,6 +44,7 @@ impl Stages {
             connections: DashMap::new(),
             arrived: Notify::new(),
             link: Mutex::new(None),
+            trips: Arc::default(),
             max_buffered_frames: config.max_buffered_frames as usize,
             connect_timeout: Duration::from_millis(config.connect_timeout_ms),
         }
@@ -64,11 +68,16 @@ impl Stages {
                 }
             };
             debug!(%node, stage = %hello.stage, epoch = %hello.epoch, "stage reports");
-            let received = received.clone();
+            let (received, trips) = (received.clone(), Arc::clone(&self.trips));
             tokio::spawn(async move {
                 loop {
                     match frames.recv().await {
-                        Ok(Some((frame, _))) => received(frame),
+                        Ok(Some(Received { frame, num_bytes, at, decode })) => {
+                            if let Body::Sampled(_) = frame.body {
+                                trips.back(frame.step, at, decode, num_bytes);
+                            }
+                            received(frame);
+                        }
                         Ok(None) => break,
                         Err(cause @ TransportError::Closed(_)) => {
                             debug!(%cause, "a link has ended");
@@ -87,14 +96,14 @@ impl Stages {
 
     /// Opens the link to the first stage in the background; `lost` hears why it ended.
     pub fn connect(
-        self: &std::sync::Arc<Self>,
+        self: &Arc<Self>,
         node: NodeId,
         epoch: Epoch,
         lost: impl FnOnce(String) + Send + 'static,
     ) {
         let (frames, mut queued) = mpsc::channel::<Frame>(self.max_buffered_frames);
         *self.link() = Some(Link { epoch, frames });
-        let stages = std::sync::Arc::clone(self);
+        let stages = Arc::clone(self);
         tokio::spawn(async move {
             let Some(connection) = stages.connection(node).await else {
                 lost(format!("node {node} has no data connection"));
@@ -104,7 +113,9 @@ impl Stages {
             let sent = async {
                 let mut sender = transport::open_frames(&connection, &hello).await?;
                 while let Some(frame) = queued.recv().await {
-                    sender.send(&frame).await?;
+                    stages.trips.leaves(frame.step);
+                    let sent = sender.send(&frame).await?;
+                    stages.trips.left(frame.step, Instant::now(), sent);
                 }
                 Ok::<_, TransportError>(())
             };
@@ -112,6 +123,11 @@ impl Stages {
                 lost(format!("the link to node {node} broke: {cause}"));
             }
         });
+    }
+
+    /// The ways of steps.
+    pub fn trips(&self) -> &Trips {
+        &self.trips
     }
 
     /// Hands a step to the link.

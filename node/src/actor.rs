@@ -14,6 +14,7 @@ use protocol::{
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent, pg};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
+use transport::Sent;
 
 use crate::device_thread::{Computed, DeviceThread, StageKey};
 use crate::error::StageError;
@@ -274,12 +275,17 @@ struct Courier {
     // Opened with the first frame that needs them.
     next: Option<Outlet>,
     coordinator: Option<Outlet>,
+    // Of the last frame: what the next one tells.
+    sent: Sent,
+    // Since when it waits for a frame.
+    free: Instant,
 }
 
 impl Courier {
     fn new(node: Arc<Node>, plan: Arc<StagePlan>) -> Self {
         let key = StageKey::of(&plan);
-        Self { node, plan, key, next: None, coordinator: None }
+        let (sent, free) = (Sent::default(), Instant::now());
+        Self { node, plan, key, next: None, coordinator: None, sent, free }
     }
 
     /// Ends with the reason why no more frames can be taken.
@@ -293,23 +299,32 @@ impl Courier {
             if let Err(cause) = self.forward(arrived).await {
                 return cause;
             }
+            self.free = Instant::now();
         }
         "its inbox is closed".into()
     }
 
     async fn forward(&mut self, arrived: Arrived) -> Result<(), String> {
-        let Arrived { frame, num_bytes, at } = arrived;
+        let Arrived { frame, num_bytes, decode, at } = arrived;
+        let free = self.free.max(at);
+        let (queued, woken) = (free - at, free.elapsed());
         let Frame { model, pipeline, stage, epoch, step: number, body } = frame;
         let Body::Step(step) = body else { return Ok(()) };
         let (batch, mut timings) = (step.batch.clone(), step.timings.clone());
-        let queued = at.elapsed();
         let device = &self.node.devices[self.plan.adapter as usize];
         let (stage, body) = match device.step(self.key, step).await {
-            Ok(Computed { output, wait, compute }) => {
+            Ok(Computed { output, wait, handoff, times, done }) => {
                 timings.push(StageTiming {
                     stage,
-                    wait_us: (queued + wait).as_micros() as u32,
-                    compute_us: compute.as_micros() as u32,
+                    decode_us: micros(decode),
+                    wait_us: micros(queued + wait),
+                    handoff_us: micros(woken + handoff + done.elapsed()),
+                    upload_us: micros(times.upload),
+                    compute_us: micros(times.compute),
+                    readback_us: micros(times.readback),
+                    encode_us: micros(self.sent.encode),
+                    send_us: micros(self.sent.write),
+                    rtt_us: micros(self.sent.rtt),
                     received_bytes: num_bytes as u32,
                 });
                 match output {
@@ -330,7 +345,8 @@ impl Courier {
             Body::Step(_) => self.next().await?,
             Body::Sampled(_) | Body::Failed(_) => self.coordinator().await?,
         };
-        to.send(Frame { model, pipeline, stage, epoch, step: number, body }).await
+        self.sent = to.send(Frame { model, pipeline, stage, epoch, step: number, body }).await?;
+        Ok(())
     }
 
     fn next_stage(&self) -> StageIndex {
@@ -357,4 +373,9 @@ impl Courier {
         }
         self.coordinator.as_mut().ok_or_else(|| "there is no coordinator".into())
     }
+}
+
+/// To the nearest, so that sums of many are right.
+fn micros(duration: Duration) -> u32 {
+    u32::try_from((duration.as_nanos() + 500) / 1000).unwrap_or(u32::MAX)
 }

@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 
 use crate::error::StageError;
 use crate::model::{Kernels, quantize};
-use crate::stage::{Held, Stage, StepOutput};
+use crate::stage::{Held, Stage, StepOutput, StepTimes};
 
 /// Which stage of which plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,10 +44,14 @@ impl StageKey {
 pub struct Computed {
     /// The result.
     pub output: StepOutput,
-    /// From handing the step over until the device took it.
+    /// Behind other jobs of the adapter.
     pub wait: Duration,
-    /// On the device, readback included.
-    pub compute: Duration,
+    /// From handing the step over, or the end of the job before it, until the thread took it.
+    pub handoff: Duration,
+    /// On the thread.
+    pub times: StepTimes,
+    /// When the thread was done.
+    pub done: Instant,
 }
 
 /// A handle to an adapter's thread; clones share it. The thread ends with the last of them, or when
@@ -192,6 +196,7 @@ impl Worker {
     }
 
     fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+        let mut idle_since = Instant::now();
         while let Some(job) = queue.blocking_recv() {
             match job {
                 Job::Load { plan, mut progress, reply } => {
@@ -204,15 +209,25 @@ impl Worker {
                     }
                 }
                 Job::Step { key, step, since, reply } => {
-                    let began = Instant::now();
+                    let free = idle_since.max(since);
+                    let (wait, handoff) = (free - since, free.elapsed());
                     let output = match self.stages.get_mut(&key) {
-                        Some(stage) => stage.step(&self.gpu, &step),
+                        Some(stage) => {
+                            stage.step(&self.gpu, &step).map(|output| (output, stage.times()))
+                        }
                         None => Err(StageError::BadPlan("the stage isn't loaded".into())),
                     };
-                    let (wait, compute) = (began - since, began.elapsed());
-                    debug!(stage = %key.stage, compute_us = compute.as_micros(), "step");
+                    let done = Instant::now();
+                    debug!(stage = %key.stage, took_us = (done - free).as_micros(), "step");
+                    let computed = output.map(|(output, times)| Computed {
+                        output,
+                        wait,
+                        handoff,
+                        times,
+                        done,
+                    });
                     // Nobody listens when the stage was dropped meanwhile.
-                    let _ = reply.send(output.map(|output| Computed { output, wait, compute }));
+                    let _ = reply.send(computed);
                 }
                 Job::Unload(key) => {
                     self.stages.remove(&key);
@@ -222,6 +237,7 @@ impl Worker {
                 }
                 Job::Stop => return,
             }
+            idle_since = Instant::now();
         }
     }
 

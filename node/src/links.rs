@@ -2,13 +2,15 @@
 //! and for the coordinator.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use protocol::{Frame, NodeId, Peer};
 use tokio::sync::{Mutex, mpsc};
 use tracing::{debug, warn};
-use transport::{Connection, Endpoint, FrameSender, LinkHello, PeerName, Purpose, TransportError};
+use transport::{
+    Connection, Endpoint, FrameSender, LinkHello, PeerName, Purpose, Received, Sent, TransportError,
+};
 
 use crate::device_thread::StageKey;
 
@@ -19,7 +21,9 @@ pub struct Arrived {
     pub frame: Frame,
     /// Its size on the wire; 0 when it never left this process.
     pub num_bytes: usize,
-    /// When.
+    /// Making a frame of its bytes.
+    pub decode: Duration,
+    /// When that was done.
     pub at: Instant,
 }
 
@@ -130,16 +134,21 @@ pub enum Outlet {
 }
 
 impl Outlet {
-    /// Sends a frame; waits while the receiver is behind.
+    /// Sends a frame; waits while the receiver is behind. Within a process this takes no time of
+    /// its own: what the receiver's inbox holds up is the receiver's wait.
     ///
     /// # Errors
     /// When the receiver is gone.
-    pub async fn send(&mut self, frame: Frame) -> Result<(), String> {
+    pub async fn send(&mut self, frame: Frame) -> Result<Sent, String> {
         match self {
-            Self::Local(inbox) => inbox
-                .send(Arrived { frame, num_bytes: 0, at: Instant::now() })
-                .await
-                .map_err(|_| "the next stage is gone".to_owned()),
+            Self::Local(inbox) => {
+                let (num_bytes, decode) = (0, Duration::ZERO);
+                inbox
+                    .send(Arrived { frame, num_bytes, decode, at: Instant::now() })
+                    .await
+                    .map(|()| Sent::default())
+                    .map_err(|_| "the next stage is gone".to_owned())
+            }
             Self::Remote(sender) => sender.send(&frame).await.map_err(|cause| cause.to_string()),
         }
     }
@@ -148,8 +157,8 @@ impl Outlet {
 async fn pump(key: StageKey, mut frames: transport::FrameReceiver, inbox: mpsc::Sender<Arrived>) {
     loop {
         match frames.recv().await {
-            Ok(Some((frame, num_bytes))) => {
-                let arrived = Arrived { frame, num_bytes, at: Instant::now() };
+            Ok(Some(Received { frame, num_bytes, at, decode })) => {
+                let arrived = Arrived { frame, num_bytes, decode, at: at + decode };
                 if inbox.send(arrived).await.is_err() {
                     return;
                 }

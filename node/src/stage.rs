@@ -1,6 +1,8 @@
 //! A stage: consecutive layers with their part of the KV cache, and, at the ends of the model, the
 //! embedding and the head.
 
+use std::time::{Duration, Instant};
+
 use checkpoint::{Checkpoint, Matrix, Part};
 use protocol::{Batch, Digest, Input, LayerRange, SliceOutput, StagePlan, Step};
 use shaders::ahead::Ahead;
@@ -43,6 +45,17 @@ pub enum StepOutput {
     Sampled(Vec<SliceOutput>),
 }
 
+/// Where the time of a step went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepTimes {
+    /// Taking in the batch, and writing it and the hidden state into the device's buffers.
+    pub upload: Duration,
+    /// Handing over commands, and waiting until the device is done with them and its copies.
+    pub compute: Duration,
+    /// Making values of the bytes that the device left in host memory.
+    pub readback: Duration,
+}
+
 /// A loaded stage.
 pub struct Stage {
     held: Held,
@@ -56,6 +69,7 @@ pub struct Stage {
     pass: Pass,
     step: StepInputs,
     ahead: Ahead,
+    times: StepTimes,
 }
 
 impl Stage {
@@ -157,6 +171,7 @@ impl Stage {
             pass: Pass::new(),
             step: StepInputs::default(),
             ahead: Ahead::new(),
+            times: StepTimes::default(),
         };
         stage.warm_up(gpu, kernels)?;
         Ok(stage)
@@ -167,11 +182,17 @@ impl Stage {
         &self.held
     }
 
+    /// Where the time of the last step that succeeded went.
+    pub fn times(&self) -> StepTimes {
+        self.times
+    }
+
     /// Computes a step.
     ///
     /// # Errors
     /// When the batch is wrong, and nothing of it is taken in; or when the device fails.
     pub fn step(&mut self, gpu: &Gpu, step: &Step) -> Result<StepOutput, StageError> {
+        let start = Instant::now();
         let Step { batch, hidden, .. } = step;
         let num_values = match self.embed {
             Some(_) => 0,
@@ -201,6 +222,7 @@ impl Stage {
         if let Some(head) = &mut self.head {
             head.record(gpu, &mut self.pass, shape)?;
         }
+        let uploaded = Instant::now();
         let num_values = shape.num_tokens * self.held.hidden_size as usize;
         let readback = || match &self.head {
             Some(head) => head.readback(),
@@ -210,10 +232,20 @@ impl Stage {
         if batch.slices.iter().all(|slice| slice.num_tokens() == 1) {
             self.ahead.encode(gpu, &self.pass, readback())?;
         }
-        Ok(gpu.wait(submission, |bytes| match &self.head {
-            Some(head) => StepOutput::Sampled(head.outputs(batch, bytes)),
-            None => StepOutput::Hidden(bytemuck::pod_collect_to_vec(bytes)),
-        })?)
+        let mut computed = uploaded;
+        let output = gpu.wait(submission, |bytes| {
+            computed = Instant::now();
+            match &self.head {
+                Some(head) => StepOutput::Sampled(head.outputs(batch, bytes)),
+                None => StepOutput::Hidden(bytemuck::pod_collect_to_vec(bytes)),
+            }
+        })?;
+        self.times = StepTimes {
+            upload: uploaded - start,
+            compute: computed - uploaded,
+            readback: computed.elapsed(),
+        };
+        Ok(output)
     }
 
     /// Runs every kernel once for each number of rows that has a variant: a driver compiles a

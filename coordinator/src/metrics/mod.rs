@@ -1,6 +1,8 @@
 //! What is counted, for Prometheus. Labels take few values by construction: stages, nodes, routes
 //! and the served model.
 
+mod stages;
+
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -11,7 +13,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-use protocol::{NodeId, StageTiming};
+use protocol::NodeId;
+
+use stages::StageMetrics;
+pub use stages::StepReport;
 
 type Float = Gauge<f64, AtomicU64>;
 
@@ -37,11 +42,6 @@ struct RequestLabels {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ClassLabels {
     class: &'static str,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct StageLabels {
-    stage: u32,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -83,10 +83,7 @@ pub struct Metrics {
     kv_blocks: Family<StateLabels, Gauge>,
     step: Histogram,
     batch_tokens: Histogram,
-    stage_compute: Family<StageLabels, Histogram>,
-    stage_wait: Family<StageLabels, Histogram>,
-    stage_bubble: Family<StageLabels, Float>,
-    activation_bytes: Family<StageLabels, Counter>,
+    stages: StageMetrics,
     node_up: Family<NodeLabels, Gauge>,
     pipelines_lost: Counter,
     shed: Family<ReasonLabels, Counter>,
@@ -122,10 +119,7 @@ impl Metrics {
             kv_blocks: Family::default(),
             step: seconds(),
             batch_tokens: Histogram::new(TOKENS),
-            stage_compute: Family::new_with_constructor(seconds),
-            stage_wait: Family::new_with_constructor(seconds),
-            stage_bubble: Family::default(),
-            activation_bytes: Family::default(),
+            stages: StageMetrics::new(),
             node_up: Family::default(),
             pipelines_lost: Counter::default(),
             shed: Family::default(),
@@ -167,17 +161,7 @@ impl Metrics {
             "KV blocks of the pipeline, used and free",
             self.kv_blocks.clone(),
         );
-        let stages = [
-            ("stage_compute", "A stage's time on its device by step", &self.stage_compute),
-            ("stage_wait", "From a frame's arrival until the device took it", &self.stage_wait),
-        ];
-        for (name, help, family) in stages {
-            ours.register_with_unit(name, help, Unit::Seconds, family.clone());
-        }
-        let bubble = "Share of the last step in which the stage did not compute it";
-        ours.register("stage_bubble_ratio", bubble, self.stage_bubble.clone());
-        let bytes = "Activations that arrived at a stage over the network";
-        ours.register("activation_bytes", bytes, self.activation_bytes.clone());
+        self.stages.register(ours);
         ours.register("node_up", "Whether a node is joined", self.node_up.clone());
         ours.register("pipeline_lost", "Pipelines that were lost", self.pipelines_lost.clone());
         ours.register("shed", "Requests that were refused for load", self.shed.clone());
@@ -216,19 +200,10 @@ impl Metrics {
     }
 
     /// A step has returned.
-    pub fn step(&self, duration: Duration, num_tokens: usize, timings: &[StageTiming]) {
-        self.step.observe(duration.as_secs_f64());
-        self.batch_tokens.observe(num_tokens as f64);
-        for timing in timings {
-            let labels = StageLabels { stage: timing.stage.0 };
-            let compute = f64::from(timing.compute_us) / 1e6;
-            self.stage_compute.get_or_create(&labels).observe(compute);
-            let wait = f64::from(timing.wait_us) / 1e6;
-            self.stage_wait.get_or_create(&labels).observe(wait);
-            let share = compute / duration.as_secs_f64().max(1e-9);
-            self.stage_bubble.get_or_create(&labels).set((1.0 - share).max(0.0));
-            self.activation_bytes.get_or_create(&labels).inc_by(timing.received_bytes.into());
-        }
+    pub fn step(&self, step: &StepReport<'_>) {
+        self.step.observe(step.duration.as_secs_f64());
+        self.batch_tokens.observe(step.num_tokens as f64);
+        self.stages.step(step);
     }
 
     /// Whether a node is joined.
@@ -301,12 +276,20 @@ pub struct Tokens {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use protocol::StageTiming;
     use std::collections::HashSet;
+    use std::time::Instant;
 
     fn counted() -> Metrics {
         let metrics = Metrics::new();
         let timing = StageTiming { compute_us: 1500, received_bytes: 64, ..StageTiming::default() };
-        metrics.step(Duration::from_millis(3), 7, &[timing]);
+        metrics.step(&StepReport {
+            ended: Instant::now(),
+            duration: Duration::from_millis(3),
+            num_tokens: 7,
+            timings: &[timing],
+            trip: None,
+        });
         metrics.queued(1);
         metrics.running(2);
         metrics.admitted(Duration::from_millis(1));
