@@ -7,11 +7,14 @@
 //!
 //! [`mock`] is a server that follows a stated law of times, to measure the measuring.
 //!
+//! [`experiments`] measures two configurations in turn and says whether they differ.
+//!
 //! [`engine`] knows no server: it times kernels and whole models on this machine's adapter.
 
 pub mod client;
 pub mod distribution;
 pub mod engine;
+pub mod experiments;
 pub mod load;
 pub mod mock;
 pub mod numbers;

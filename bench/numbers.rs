@@ -47,6 +47,31 @@ pub fn grouped(num: u64) -> String {
     text
 }
 
+/// A number with three digits or more.
+pub fn decimal(value: f64) -> String {
+    match value.abs() {
+        size if size < 9.995 => format!("{value:.2}"),
+        size if size < 99.95 => format!("{value:.1}"),
+        size if size < 1e15 && value >= 0.0 => grouped(value.round() as u64),
+        _ => format!("{value:.0}"),
+    }
+}
+
+/// A share of the whole, such as 0.034, in percent.
+pub fn percent(share: f64) -> String {
+    match share * 100.0 {
+        0.0 => "0 %".to_string(),
+        percent if percent < 0.995 => format!("{percent:.2} %"),
+        percent => format!("{percent:.1} %"),
+    }
+}
+
+/// A change such as 0.034, in percent with its sign.
+pub fn change(share: f64) -> String {
+    let decimals = usize::from(share.abs() < 0.0995);
+    format!("{:+.decimals$} %", share * 100.0)
+}
+
 /// The middle one of `values`, NaN where there is none.
 pub fn median(values: &[f64]) -> f64 {
     let mut values = values.to_vec();
@@ -62,6 +87,9 @@ mod tests {
     fn numbers_read_well() {
         assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
         let times = [0.5, 12.34, 512.3, 12_340.0, 123_400.0].map(time);
+        assert_eq!([0.0, 3.456, 12.34, 1234.5].map(decimal), ["0.00", "3.46", "12.3", "1,235"]);
+        assert_eq!([0.0, 0.0012, 0.25].map(percent), ["0 %", "0.12 %", "25.0 %"]);
+        assert_eq!([-0.034, 0.5].map(change), ["-3.4 %", "+50 %"]);
         assert_eq!(times, ["0.50 ms", "12.3 ms", "512 ms", "12.34 s", "123 s"]);
     }
 

@@ -6,6 +6,7 @@ mod load;
 mod mock;
 mod model;
 mod quality;
+mod report;
 mod server;
 mod terminal;
 
@@ -18,6 +19,8 @@ use clap::Subcommand;
 pub(crate) enum Command {
     /// Sends many prompts at once and prints how fast they were answered.
     Load(load::LoadArguments),
+    /// Compares results of load and experiment with each other.
+    Report(report::ReportArguments),
     /// Asks one question and prints the answer as it arrives.
     Ask(ask::AskArguments),
     /// Is a server that answers in deterministic words, at times that follow a stated law.
@@ -43,6 +46,7 @@ impl Command {
         };
         match self {
             Self::Load(arguments) => runtime()?.block_on(load::load(arguments)),
+            Self::Report(arguments) => report::report(&arguments),
             Self::Ask(arguments) => runtime()?.block_on(ask::ask(arguments)),
             Self::Mock(arguments) => runtime()?.block_on(mock::mock(arguments)),
             Self::Kernels(arguments) => kernels::time_kernels(&arguments),

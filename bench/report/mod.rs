@@ -1,3 +1,8 @@
-//! What is kept of a run, and what is made of kept runs.
+//! What is kept of a run, and what is made of kept runs: a page ([`html`]), a table over time
+//! ([`compare`]).
 
+pub mod answers;
+pub mod compare;
+pub mod html;
 pub mod result;
+pub mod statistics;

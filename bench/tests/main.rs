@@ -4,5 +4,6 @@
 mod connections;
 mod fake_server;
 mod loads;
+mod pages;
 mod qualities;
 mod requests;
