@@ -1,4 +1,4 @@
-.PHONY: demo test bench-peers
+.PHONY: demo test bench-load bench-peers
 
 # A cluster on this machine that answers a question: one command. KEEP=1: it stays up.
 demo:
@@ -7,6 +7,10 @@ demo:
 # Everything that can be tested here; what can't is listed as skipped.
 test:
 	@bash .ci/test
+
+# A load that grows until the demo's cluster can't keep up, its answers verified; writes a page.
+bench-load:
+	@THEN=bench/load.sh bash demo/run.sh
 
 # llama.cpp's processor backend beside ours, on the same weights; builds it first (minutes).
 bench-peers:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One command from a clone to a cluster that answers: `make demo`, or `make demo KEEP=1` to keep
-# it running. AUTOGLM_BIN=DIR uses the binaries in DIR instead of building them.
+# it running. AUTOGLM_BIN=DIR uses the binaries in DIR instead of building them. THEN=SCRIPT runs
+# that instead of the question, told $url, $name, $endpoint and $bin: `make bench-load`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=demo/setup.sh
@@ -43,17 +44,11 @@ main() {
   start_server
   wait_until_ready
 
-  phase "One question"
-  # A completion shows its prompt itself.
-  [ $endpoint = completions ] || say "${bold}> $question${plain}"
-  ask=("$bin/autoglm-bench" ask --url "$url" --model "$name" --endpoint "$endpoint")
-  "${ask[@]}" --temperature 0 --max-tokens "$max_tokens" "$question"
-
-  phase "32 prompts at once"
-  "$bin/autoglm-bench" load --url "$url" --model "$name" --endpoint "$endpoint" \
-    --requests 32 --concurrency 32 --max-tokens 32 --seed 1
-
-  explain
+  if [ -n "${THEN:-}" ]; then
+    url=$url name=$name endpoint=$endpoint bin=$bin bash "$THEN"
+  else
+    ask_questions
+  fi
   if [ "${KEEP:-0}" = 1 ]; then
     heading "Running on $url"
     note "ctrl-c ends it"
@@ -68,6 +63,20 @@ main() {
   end_server
   note "clean"
   phases
+}
+
+ask_questions() {
+  phase "One question"
+  # A completion shows its prompt itself.
+  [ $endpoint = completions ] || say "${bold}> $question${plain}"
+  ask=("$bin/autoglm-bench" ask --url "$url" --model "$name" --endpoint "$endpoint")
+  "${ask[@]}" --temperature 0 --max-tokens "$max_tokens" "$question"
+
+  phase "32 prompts at once"
+  "$bin/autoglm-bench" load --url "$url" --model "$name" --endpoint "$endpoint" \
+    --requests 32 --concurrency 32 --max-tokens 32 --seed 1
+
+  explain
 }
 
 choose_model() {

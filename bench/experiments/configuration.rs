@@ -162,12 +162,12 @@ mod tests {
         assert_eq!(
             found.load,
             [
-                "--max-tokens=8",
-                "--rate=1.5",
-                "--ignore-eos",
-                "--prompts=bench/experiments/p",
                 "--fault=a",
                 "--fault=b",
+                "--ignore-eos",
+                "--max-tokens=8",
+                "--prompts=bench/experiments/p",
+                "--rate=1.5",
             ]
         );
     }

@@ -85,7 +85,8 @@ impl Started {
     }
 
     async fn wait_until_ready(&mut self, limit: Duration) -> Result<()> {
-        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
+        let client =
+            reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {
