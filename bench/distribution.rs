@@ -16,13 +16,13 @@ pub const MAX_TOKENS: u32 = 1 << 20;
 
 /// A law that times follow.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Times(Shifted);
+pub struct Delays(Shifted);
 
 /// A law that lengths in tokens follow.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lengths(Shifted);
 
-/// A law and what is added to its draws. Times are in seconds.
+/// A law and what is added to its draws. Delays are in seconds.
 #[derive(Clone, Debug, PartialEq)]
 struct Shifted {
     base: f64,
@@ -42,19 +42,44 @@ enum Law {
     Gamma(rand_distr::Gamma<f64>),
 }
 
+/// What random numbers are for. Those of one purpose say nothing about those of another.
+#[derive(Clone, Copy, Debug)]
+pub enum Purpose {
+    /// When requests start.
+    Arrivals = 1,
+    /// In which order prompts come.
+    Order = 2,
+    /// What a conversation says, whose it is, how long it is.
+    Conversation = 3,
+    /// Beginnings that prompts share.
+    Prefix = 4,
+    /// When a mock server's tokens come.
+    MockTimes = 5,
+    /// What a mock server says.
+    MockText = 6,
+}
+
 /// The random numbers of the `index`th thing of a run: the same ones however many others are
 /// drawn, and in whatever order.
-pub fn random(seed: u64, index: u64) -> StdRng {
+pub fn random(purpose: Purpose, seed: u64, index: u64) -> StdRng {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     bytes[8..16].copy_from_slice(&index.to_le_bytes());
+    bytes[16..24].copy_from_slice(&(purpose as u64).to_le_bytes());
     StdRng::from_seed(bytes)
 }
 
-impl Times {
+impl Delays {
     /// A draw.
     pub fn sample(&self, random: &mut impl Rng) -> Duration {
         Duration::try_from_secs_f64(self.0.sample(random)).unwrap_or(Duration::MAX / 4)
+    }
+}
+
+impl Default for Delays {
+    /// None.
+    fn default() -> Self {
+        Self(Shifted { base: 0.0, law: Law::Constant(0.0), text: "0s".to_owned() })
     }
 }
 
@@ -133,7 +158,7 @@ impl Shifted {
     }
 }
 
-impl FromStr for Times {
+impl FromStr for Delays {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -153,7 +178,7 @@ impl FromStr for Lengths {
     }
 }
 
-impl fmt::Display for Times {
+impl fmt::Display for Delays {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.text)
     }
@@ -171,9 +196,9 @@ mod tests {
 
     /// Mean and standard deviation over many draws.
     fn moments(law: &str) -> (f64, f64) {
-        let law: Times = law.parse().unwrap();
+        let law: Delays = law.parse().unwrap();
         let draws: Vec<f64> = (0..100_000)
-            .map(|index| law.sample(&mut random(1, index)).as_secs_f64() * 1e3)
+            .map(|index| law.sample(&mut random(Purpose::Order, 1, index)).as_secs_f64() * 1e3)
             .collect();
         let mean = draws.iter().sum::<f64>() / draws.len() as f64;
         let square = draws.iter().map(|draw| (draw - mean).powi(2)).sum::<f64>();
@@ -212,7 +237,7 @@ mod tests {
             ("lognormal:0ms:1", "must be above 0"),
             ("gamma:20ms:-1", "\"-1\" in"),
         ] {
-            let error = law.parse::<Times>().unwrap_err();
+            let error = law.parse::<Delays>().unwrap_err();
             assert!(error.contains(said), "{law}: {error}");
         }
         assert!("10ms".parse::<Lengths>().unwrap_err().contains("is no length"));

@@ -18,12 +18,19 @@ use request::Endpoint;
 
 /// Bytes that are read of a list of models.
 const MAX_LIST_BYTES: usize = 4 << 20;
+/// How long a server may take to say who it is.
+const ABOUT: Duration = Duration::from_secs(2);
+/// Bytes that are read of an answer in one piece.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// Bytes that are read of an error's body.
 const MAX_ERROR_BYTES: usize = 64 << 10;
 /// How long a body that has told all may take to end; its connection can be used again then.
 const BODY_END: Duration = Duration::from_millis(50);
 /// Characters of it that are shown when it isn't an error object.
 const MAX_SHOWN_CHARS: usize = 200;
+
+/// The header that names whose a request is.
+pub const TENANT: &str = "x-tenant";
 
 /// What becomes of a connection when its answer has come.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -127,7 +134,18 @@ impl Server {
         }
     }
 
-    /// Streams the answer to `body`, telling `listener` of it as it arrives.
+    /// What it says of itself: its `server` header, and what `/health/stages` tells where it is
+    /// ours. None when nobody answers.
+    pub async fn about(&self) -> Option<(Option<String>, Value)> {
+        let request = self.client.get(format!("{}/health/stages", self.url)).timeout(ABOUT);
+        let response = request.send().await.ok()?;
+        let name = response.headers().get("server").and_then(|name| name.to_str().ok());
+        let name = name.map(|name| name.chars().take(MAX_SHOWN_CHARS).collect());
+        let body = beginning(response, MAX_LIST_BYTES).await;
+        Some((name, serde_json::from_slice(&body).unwrap_or_default()))
+    }
+
+    /// Asks for the answer to `body`, telling `listener` of it as it arrives.
     ///
     /// # Errors
     /// When the answer doesn't come, or not to its end.
@@ -137,7 +155,34 @@ impl Server {
         body: &Value,
         listener: impl Listen,
     ) -> Result<Answer, Failure> {
-        let asked = self.ask_without_limit(endpoint, body, listener);
+        self.ask_for(None, endpoint, body, listener).await
+    }
+
+    /// The same on behalf of a tenant, who is named in a header, [`TENANT`].
+    ///
+    /// # Errors
+    /// As for [`Server::ask`].
+    pub async fn ask_for(
+        &self,
+        tenant: Option<&str>,
+        endpoint: Endpoint,
+        body: &Value,
+        listener: impl Listen,
+    ) -> Result<Answer, Failure> {
+        let sent = Instant::now();
+        let mut request = self.client.post(format!("{}{}", self.url, endpoint.path())).json(body);
+        if let Some(tenant) = tenant {
+            request = request.header(TENANT, tenant);
+        }
+        let asked = async {
+            let response = request.send().await.map_err(|error| self.lost(&error))?;
+            let response = refuse_status(response).await?;
+            if body["stream"] == true {
+                self.stream(response, sent, listener).await
+            } else {
+                self.whole(response, sent, listener).await
+            }
+        };
         match tokio::time::timeout(self.timeout, asked).await {
             Ok(answered) => answered,
             Err(_) => {
@@ -147,18 +192,14 @@ impl Server {
         }
     }
 
-    async fn ask_without_limit(
+    async fn stream(
         &self,
-        endpoint: Endpoint,
-        body: &Value,
+        response: Response,
+        sent: Instant,
         mut listener: impl Listen,
     ) -> Result<Answer, Failure> {
-        let sent = Instant::now();
-        let request = self.client.post(format!("{}{}", self.url, endpoint.path())).json(body);
-        let response = request.send().await.map_err(|error| self.lost(&error))?;
-        let mut response = refuse_other_content(refuse_status(response).await?)?;
+        let mut response = refuse_other_content(response, "text/event-stream")?;
         listener.begin();
-
         let (mut parser, mut events) = (sse::Parser::default(), Vec::new());
         let mut answer = Answer::default();
         while let Some(piece) = response.chunk().await.map_err(|error| self.lost(&error))? {
@@ -173,7 +214,7 @@ impl Server {
                     let _ = tokio::time::timeout(BODY_END, rest).await;
                     return Ok(answer);
                 }
-                let event = parsed(&event)?;
+                let event = parsed(&event, "an event of the stream")?;
                 listener.event(&event);
                 for text in answer.take(&event)? {
                     answer.pieces.push(arrived);
@@ -186,6 +227,36 @@ impl Server {
             return Ok(answer);
         }
         Err(Failure::new(FailureKind::Truncated, "stream ended without [DONE]"))
+    }
+
+    /// Reads an answer that comes in one piece: its text has no time of its own.
+    async fn whole(
+        &self,
+        response: Response,
+        sent: Instant,
+        mut listener: impl Listen,
+    ) -> Result<Answer, Failure> {
+        let mut response = refuse_other_content(response, "application/json")?;
+        let mut body = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(|error| self.lost(&error))? {
+            if body.len() + piece.len() > MAX_ANSWER_BYTES {
+                let message = format!("the answer is longer than {MAX_ANSWER_BYTES} bytes");
+                return Err(Failure::new(FailureKind::Malformed, message));
+            }
+            body.extend_from_slice(&piece);
+        }
+        let end = sent.elapsed();
+        listener.begin();
+        let event = parsed(&String::from_utf8_lossy(&body), "the answer")?;
+        listener.event(&event);
+        let mut answer = Answer { end, ..Answer::default() };
+        let texts = answer.take(&event)?;
+        if event["choices"].as_array().is_none_or(Vec::is_empty) {
+            let message = format!("an answer without choices: {}", shown(&event.to_string()));
+            return Err(Failure::new(FailureKind::Malformed, message));
+        }
+        texts.iter().for_each(|text| listener.text(text));
+        Ok(answer)
     }
 
     fn lost(&self, error: &reqwest::Error) -> Failure {
@@ -228,6 +299,11 @@ impl Answer {
         self.pieces.first().copied()
     }
 
+    /// The times from one piece of text to the next.
+    pub fn gaps(&self) -> impl Iterator<Item = Duration> {
+        self.pieces.windows(2).map(|two| two[1] - two[0])
+    }
+
     /// Time of each token after the first, on the average of this answer.
     pub fn time_per_token(&self) -> Option<Duration> {
         let (first, last) = (self.pieces.first()?, self.pieces.last()?);
@@ -247,7 +323,7 @@ impl Answer {
         }
         let choices = event.get("choices").and_then(Value::as_array);
         let texts = choices.into_iter().flatten().filter_map(|choice| {
-            let delta = choice.get("delta");
+            let delta = choice.get("delta").or_else(|| choice.get("message"));
             let text = choice
                 .get("text")
                 .or_else(|| delta?.get("content").filter(|text| !text.is_null()))
@@ -259,9 +335,9 @@ impl Answer {
     }
 }
 
-fn parsed(event: &str) -> Result<Value, Failure> {
-    serde_json::from_str(event).map_err(|_| {
-        let message = format!("an event of the stream isn't JSON: {}", shown(event));
+fn parsed(text: &str, what: &str) -> Result<Value, Failure> {
+    serde_json::from_str(text).map_err(|_| {
+        let message = format!("{what} isn't JSON: {}", shown(text));
         Failure::new(FailureKind::Malformed, message)
     })
 }
@@ -295,11 +371,11 @@ async fn beginning(mut response: Response, max: usize) -> Vec<u8> {
     body
 }
 
-fn refuse_other_content(response: Response) -> Result<Response, Failure> {
+fn refuse_other_content(response: Response, expected: &str) -> Result<Response, Failure> {
     let content_type = response.headers().get("content-type").and_then(|name| name.to_str().ok());
     match content_type {
-        Some(name) if !name.starts_with("text/event-stream") => {
-            let message = format!("answered {name} where text/event-stream was asked for");
+        Some(name) if !name.starts_with(expected) => {
+            let message = format!("answered {name} where {expected} was asked for");
             Err(Failure::new(FailureKind::Malformed, message))
         }
         _ => Ok(response),

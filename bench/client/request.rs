@@ -3,12 +3,13 @@
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// Which of the API's endpoints is asked.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Endpoint {
     /// `/v1/chat/completions`.
+    #[default]
     Chat,
     /// `/v1/completions`, for models without a chat template.
     Completions,
@@ -36,6 +37,25 @@ pub struct Parameters {
     pub temperature: Option<f32>,
     /// Asks for `max_tokens` tokens whatever the model says, which servers of vLLM's kind grant.
     pub ignore_eos: bool,
+    /// Asks for the answer in one piece, which has no time to a first token.
+    pub whole: bool,
+    /// Further fields of the body, or others in the place of ours.
+    pub extra: Map<String, Value>,
+}
+
+impl Default for Parameters {
+    /// A chat of 64 tokens at most with a model without a name.
+    fn default() -> Self {
+        Self {
+            model: String::new(),
+            endpoint: Endpoint::Chat,
+            max_tokens: 64,
+            temperature: None,
+            ignore_eos: false,
+            whole: false,
+            extra: Map::new(),
+        }
+    }
 }
 
 impl Endpoint {
@@ -61,7 +81,7 @@ impl FromStr for Endpoint {
 }
 
 impl Parameters {
-    /// The body of a streaming request for `prompt`.
+    /// The body of a request for `prompt`.
     ///
     /// # Errors
     /// When the endpoint can't take a prompt of that form.
@@ -69,9 +89,11 @@ impl Parameters {
         let mut body = json!({
             "model": self.model,
             "max_tokens": self.max_tokens,
-            "stream": true,
-            "stream_options": {"include_usage": true},
+            "stream": !self.whole,
         });
+        if !self.whole {
+            body["stream_options"] = json!({"include_usage": true});
+        }
         match (self.endpoint, prompt) {
             (Endpoint::Chat, Prompt::Text(text)) => {
                 body["messages"] = json!([{"role": "user", "content": text}]);
@@ -87,6 +109,9 @@ impl Parameters {
         }
         if self.ignore_eos {
             body["ignore_eos"] = json!(true);
+        }
+        for (name, value) in &self.extra {
+            body[name] = value.clone();
         }
         Ok(body)
     }

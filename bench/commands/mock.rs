@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use bench::distribution::{Lengths, Times};
+use bench::distribution::{Delays, Lengths};
 use bench::mock::{Mock, Stall, serve};
 
 use super::terminal::say;
@@ -19,10 +19,10 @@ pub(crate) struct MockArguments {
     /// Time to the first token: 200ms, uniform:LOW:HIGH, normal:MEAN:DEVIATION,
     /// lognormal:MEDIAN:SIGMA, exponential:MEAN, gamma:MEAN:SHAPE, each after BASE+ if need be.
     #[arg(long, value_name = "LAW", default_value = "50ms+lognormal:100ms:0.5")]
-    ttft: Times,
+    ttft: Delays,
     /// Time from one token to the next.
     #[arg(long, value_name = "LAW", default_value = "20ms")]
-    itl: Times,
+    itl: Delays,
     /// Tokens of an answer, where the request's max_tokens isn't less.
     #[arg(long, value_name = "LAW", default_value = "64")]
     tokens: Lengths,

@@ -9,6 +9,7 @@ mod quality;
 mod report;
 mod server;
 mod terminal;
+mod workload;
 
 use std::process::ExitCode;
 
@@ -17,8 +18,8 @@ use clap::Subcommand;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Sends many prompts at once and prints how fast they were answered.
-    Load(load::LoadArguments),
+    /// Sends many requests and measures how they are answered.
+    Load(Box<load::LoadArguments>),
     /// Compares results of load and experiment with each other.
     Report(report::ReportArguments),
     /// Asks one question and prints the answer as it arrives.
@@ -45,7 +46,7 @@ impl Command {
                 .context("no async runtime")
         };
         match self {
-            Self::Load(arguments) => runtime()?.block_on(load::load(arguments)),
+            Self::Load(arguments) => runtime()?.block_on(load::load(*arguments)),
             Self::Report(arguments) => report::report(&arguments),
             Self::Ask(arguments) => runtime()?.block_on(ask::ask(arguments)),
             Self::Mock(arguments) => runtime()?.block_on(mock::mock(arguments)),

@@ -31,11 +31,11 @@ pub(crate) struct ServerArguments {
 
 impl ServerArguments {
     /// The server and what to ask it, the model's name asked for if it isn't given.
-    pub(crate) async fn resolve(self, max_tokens: NonZeroU32) -> Result<(Server, Parameters)> {
+    pub(crate) async fn resolve(&self, max_tokens: NonZeroU32) -> Result<(Server, Parameters)> {
         let server = Server::new(&self.url, Duration::from_secs(self.timeout.get()))?;
         let server = server.over(self.connections)?;
-        let model = match self.model {
-            Some(model) => model,
+        let model = match &self.model {
+            Some(model) => model.clone(),
             None => server.first_model().await?,
         };
         let parameters = Parameters {
@@ -43,7 +43,7 @@ impl ServerArguments {
             endpoint: self.endpoint,
             max_tokens: max_tokens.get(),
             temperature: self.temperature,
-            ignore_eos: false,
+            ..Parameters::default()
         };
         Ok((server, parameters))
     }

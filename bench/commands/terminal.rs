@@ -5,21 +5,32 @@ use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bench::load::Progress;
+use bench::load::{Extent, Progress};
 
 /// Shows how far a load is on one line of the terminal, for as long as it is polled. Without a
 /// terminal it shows nothing.
-pub(crate) async fn show(progress: Arc<Progress>, num_requests: usize) -> Infallible {
+pub(crate) async fn show(progress: Arc<Progress>, extent: Extent) -> Infallible {
     if !std::io::stderr().is_terminal() {
         return std::future::pending().await;
     }
     let (start, _line) = (Instant::now(), Line);
+    let (mut before, mut rate) = ((start, 0), 0.0);
     loop {
         let (ended, failed) = (progress.num_ended(), progress.num_failed());
+        let (now, pieces) = (Instant::now(), progress.num_pieces());
+        if now >= before.0 + Duration::from_secs(1) {
+            rate = (pieces - before.1) as f64 / (now - before.0).as_secs_f64();
+            before = (now, pieces);
+        }
+        let time = start.elapsed().as_secs();
+        let time = match extent.end() {
+            Some(end) => format!("{time} of {} s", end.as_secs()),
+            None => format!("{time} s"),
+        };
+        let of = extent.requests.map_or(String::new(), |requests| format!("/{requests}"));
         let failed = if failed > 0 { format!(" · {failed} failed") } else { String::new() };
-        let rate = progress.num_pieces() as f64 / start.elapsed().as_secs_f64();
         eprint!(
-            "\r\x1b[2K  {ended}/{num_requests} ended{failed} · {} running · {rate:.0} tokens/s",
+            "\r\x1b[2K  {time} · {ended}{of} ended{failed} · {} running · {rate:.0} tokens/s",
             progress.num_running(),
         );
         let _ = std::io::stderr().flush();

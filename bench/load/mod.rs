@@ -1,44 +1,75 @@
 //! Decides when requests start, and gathers what becomes of them.
+//!
+//! [`pace`] says when, [`workload`] says what, `run` sends, [`sums`] adds up and says which
+//! requests count, [`result`] makes of it the result that is kept, [`report`] a table.
+//! Who wants to hear of each request and each token is an [`observe::Observe`].
 
+mod alarm;
 pub mod align;
+pub mod client_use;
 pub mod fault;
 pub mod metrics;
+pub mod mix;
+pub mod observe;
+pub mod outcome;
+pub mod pace;
 pub mod prompts;
 pub mod report;
+pub mod result;
+mod run;
+#[cfg(test)]
+mod simulation;
+pub mod slo;
+pub mod sums;
+pub mod sweep;
+pub mod trace;
 pub mod transcript;
 pub mod verify;
+pub mod workload;
 
+use std::fmt;
 use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::Result;
-use serde_json::Value;
-use tokio::task::JoinSet;
-use tokio::time::Instant;
+use anyhow::{Result, bail};
 
-use crate::client::failure::Failure;
-use crate::client::request::{Endpoint, Parameters, Prompt};
-use crate::client::{Answer, Server};
-use metrics::Metrics;
-use prompts::shuffle;
+use crate::client::Server;
+use crate::client::request::Parameters;
+use crate::report::result::ClientUse;
+use observe::Observe;
+use pace::Pace;
+use slo::Slo;
+use sums::Sums;
+use workload::Workload;
 
-/// What is sent, and how much of it at once.
-#[derive(Clone, Debug)]
+/// What is sent, when, and what is expected of it.
+#[derive(Clone)]
 pub struct Load {
     /// What the requests have in common.
     pub parameters: Parameters,
-    /// Taken in turn, and again from the first.
-    pub prompts: Vec<Prompt>,
-    /// How many requests are sent.
-    pub num_requests: usize,
-    /// Requests in flight: when one ends, the next one starts (a closed loop).
-    pub concurrency: usize,
-    /// Decides the order of the prompts and the seed of each request. Without one, prompts come
-    /// in the order of the list and the server draws its seeds.
-    pub seed: Option<u64>,
+    /// What is asked.
+    pub workload: Workload,
+    /// When requests start.
+    pub pace: Pace,
+    /// For how long.
+    pub extent: Extent,
+    /// What answers should keep.
+    pub slo: Slo,
+    /// Who watches.
+    pub observer: Option<Arc<dyn Observe>>,
+}
+
+/// How long a run lasts: until the first of its limits, or as long as its trace.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extent {
+    /// Requests that are sent.
+    pub requests: Option<u64>,
+    /// Time in which they are sent, after the warm-up. What is in flight then is waited for.
+    pub duration: Option<Duration>,
+    /// Time before, whose requests count in no latency.
+    pub warmup: Duration,
 }
 
 /// How far a running load is; shared with whoever shows it.
@@ -54,11 +85,13 @@ pub struct Progress {
 #[derive(Clone, Debug)]
 pub struct Measured {
     /// The sums.
-    pub metrics: Metrics,
-    /// From the first request's start to the last one's end.
-    pub duration: Duration,
+    pub sums: Sums,
+    /// From the start to the last answer's end.
+    pub elapsed: Duration,
     /// Stopped before all requests had ended; those that hadn't count nowhere.
     pub interrupted: bool,
+    /// What the generator took.
+    pub client: ClientUse,
 }
 
 impl Load {
@@ -66,56 +99,39 @@ impl Load {
     /// measured until then.
     ///
     /// # Errors
-    /// When a prompt can't be asked at the endpoint; nothing has been sent then.
+    /// When a prompt can't be asked at the endpoint, or the run would never end; nothing has been
+    /// sent then.
     pub async fn run(
         &self,
         server: &Server,
         progress: &Arc<Progress>,
         stop: impl Future<Output = ()>,
     ) -> Result<Measured> {
-        let mut bodies = self.bodies()?;
-        let mut stop = pin!(stop);
-        let mut running = JoinSet::new();
-        let mut metrics = Metrics::default();
-        let mut interrupted = false;
-        let start = Instant::now();
-        loop {
-            while running.len() < self.concurrency {
-                let Some(body) = bodies.next() else { break };
-                let endpoint = self.parameters.endpoint;
-                running.spawn(ask(server.clone(), endpoint, body, progress.clone()));
-            }
-            tokio::select! {
-                ended = running.join_next() => match ended {
-                    Some(Ok(outcome)) => metrics.record(&outcome),
-                    Some(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
-                    None => break,
-                },
-                () = &mut stop => {
-                    interrupted = true;
-                    break;
-                }
-            }
-        }
-        Ok(Measured { metrics, duration: start.elapsed(), interrupted })
+        run::drive(self, server, progress, stop).await
     }
 
-    /// The body of each request, in the order in which they are sent.
-    fn bodies(&self) -> Result<impl Iterator<Item = Value>> {
-        let mut prompts = self.prompts.clone();
-        if let Some(seed) = self.seed {
-            shuffle(&mut prompts, seed);
+    fn check(&self) -> Result<()> {
+        let ends_by_itself =
+            matches!(self.pace, Pace::Open { arrivals: pace::Arrivals::Trace(_), .. });
+        if self.extent.requests.is_none() && self.extent.duration.is_none() && !ends_by_itself {
+            bail!("a run needs a number of requests or a duration");
         }
-        let bodies = prompts.iter().map(|prompt| self.parameters.body(prompt));
-        let bodies: Vec<Value> = bodies.collect::<Result<_>>()?;
-        let seed = self.seed;
-        Ok((0..self.num_requests).map(move |index| {
-            let mut body = bodies[index % bodies.len()].clone();
-            if let Some(seed) = seed {
-                body["seed"] = seed.wrapping_add(index as u64).into();
-            }
-            body
-        }))
+        if self.parameters.whole && self.slo.needs_streaming() {
+            bail!("an answer in one piece has an end only: give an objective for e2el, or stream");
+        }
+        self.workload.check(&self.parameters)
+    }
+}
+
+impl Extent {
+    /// So many requests.
+    pub fn requests(num: u64) -> Self {
+        Self { requests: Some(num), ..Self::default() }
+    }
+
+    /// When sending ends, since the run's start; none when only a number decides.
+    pub fn end(&self) -> Option<Duration> {
+        self.duration.map(|duration| self.warmup + duration)
     }
 }
 
@@ -139,20 +155,28 @@ impl Progress {
     pub fn num_pieces(&self) -> u64 {
         self.pieces.load(Ordering::Relaxed)
     }
+
+    fn started(&self) {
+        self.started.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn ended(&self, failed: bool) {
+        self.failed.fetch_add(u64::from(failed), Ordering::Relaxed);
+        self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn piece(&self) {
+        self.pieces.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
-async fn ask(
-    server: Server,
-    endpoint: Endpoint,
-    body: Value,
-    progress: Arc<Progress>,
-) -> Result<Answer, Failure> {
-    progress.started.fetch_add(1, Ordering::Relaxed);
-    let on_text = |_: &str| {
-        progress.pieces.fetch_add(1, Ordering::Relaxed);
-    };
-    let outcome = server.ask(endpoint, &body, on_text).await;
-    progress.failed.fetch_add(u64::from(outcome.is_err()), Ordering::Relaxed);
-    progress.ended.fetch_add(1, Ordering::Relaxed);
-    outcome
+impl fmt::Debug for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Load")
+            .field("parameters", &self.parameters)
+            .field("pace", &self.pace)
+            .field("extent", &self.extent)
+            .field("slo", &self.slo)
+            .finish_non_exhaustive()
+    }
 }

@@ -3,65 +3,113 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use rand::seq::SliceRandom;
 use serde_json::Value;
 
+use super::workload::Script;
 use crate::client::request::{Endpoint, Prompt};
+use crate::distribution::{Purpose, random};
+
+/// Bytes of a file of prompts.
+const MAX_BYTES: u64 = 1 << 30;
 
 /// The built-in prompts for an endpoint: questions for a chat, openings for a completion.
-pub fn built_in(endpoint: Endpoint) -> Vec<Prompt> {
+pub fn built_in(endpoint: Endpoint) -> Vec<Script> {
     let texts: &[&str] = match endpoint {
         Endpoint::Chat => &QUESTIONS,
         Endpoint::Completions => &OPENINGS,
     };
-    texts.iter().map(|text| Prompt::Text((*text).to_string())).collect()
+    texts.iter().map(|text| one(Prompt::Text((*text).to_string()), None)).collect()
 }
 
-/// Reads a file with one prompt a line: a JSON object with `prompt` or `messages`, a JSON
-/// string, or plain text. Empty lines are skipped.
+/// Reads a file with one prompt a line: a JSON object with `prompt`, `messages` or ShareGPT's
+/// `conversations`, and `output_tokens` if it limits its answer; a JSON string; or plain text.
+/// Empty lines are skipped. A file that is one JSON list, as ShareGPT's is, holds such objects.
 ///
 /// # Errors
 /// When it can't be read, a line can't be understood, or there is no prompt in it.
-pub fn read(path: &Path) -> Result<Vec<Prompt>> {
+pub fn read(path: &Path) -> Result<Vec<Script>> {
     let name = path.display();
+    let num_bytes = std::fs::metadata(path).map(|file| file.len()).unwrap_or(0);
+    if num_bytes > MAX_BYTES {
+        bail!("{name} is longer than {MAX_BYTES} bytes");
+    }
     let text = std::fs::read_to_string(path).with_context(|| format!("can't read {name}"))?;
-    let mut prompts = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        if !line.trim().is_empty() {
-            let prompt = parse(line).with_context(|| format!("{name}, line {}", index + 1))?;
-            prompts.push(prompt);
+    let mut scripts = Vec::new();
+    if text.trim_start().starts_with('[') {
+        let entries: Vec<Value> =
+            serde_json::from_str(&text).with_context(|| format!("{name} is no JSON list"))?;
+        for (index, entry) in entries.into_iter().enumerate() {
+            // ShareGPT's own file has conversations without a word.
+            let script = script(entry).with_context(|| format!("{name}, entry {}", index + 1))?;
+            scripts.extend(script);
+        }
+    } else {
+        for (index, line) in text.lines().enumerate() {
+            if !line.trim().is_empty() {
+                let script = parse(line).with_context(|| format!("{name}, line {}", index + 1))?;
+                scripts.extend(script);
+            }
         }
     }
-    if prompts.is_empty() {
+    if scripts.is_empty() {
         bail!("{name} holds no prompt");
     }
-    Ok(prompts)
+    Ok(scripts)
 }
 
 /// Puts prompts in an order that `seed` decides.
-pub fn shuffle(prompts: &mut [Prompt], seed: u64) {
-    let mut state = seed;
-    for last in (1..prompts.len()).rev() {
-        // SplitMix64. The remainder's bias is of no account for lists that fit in memory.
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = state;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^= bits >> 31;
-        prompts.swap(last, (bits % (last as u64 + 1)) as usize);
-    }
+pub fn shuffle(scripts: &mut [Script], seed: u64) {
+    scripts.shuffle(&mut random(Purpose::Order, seed, 0));
 }
 
-fn parse(line: &str) -> Result<Prompt> {
+fn one(prompt: Prompt, max_tokens: Option<u32>) -> Script {
+    Script { turns: vec![prompt], max_tokens }
+}
+
+fn parse(line: &str) -> Result<Option<Script>> {
     if !line.starts_with(['{', '"']) {
-        return Ok(Prompt::Text(line.to_string()));
+        return Ok(Some(one(Prompt::Text(line.to_string()), None)));
     }
-    match serde_json::from_str(line)? {
-        Value::String(text) => Ok(Prompt::Text(text)),
-        mut object => match (object["prompt"].take(), object["messages"].take()) {
-            (Value::String(text), Value::Null) => Ok(Prompt::Text(text)),
-            (Value::Null, Value::Array(messages)) => Ok(Prompt::Messages(messages)),
-            _ => Err(anyhow!("neither a `prompt` that is text nor a list of `messages`")),
-        },
+    script(serde_json::from_str(line)?)
+}
+
+/// What a JSON value asks; nothing when nobody says anything in it.
+fn script(mut value: Value) -> Result<Option<Script>> {
+    if let Value::String(text) = value {
+        return Ok(Some(one(Prompt::Text(text), None)));
+    }
+    let wrong = || {
+        anyhow!("neither a `prompt` that is text nor a list of `messages` or of `conversations`")
+    };
+    if !value.is_object() {
+        return Err(wrong());
+    }
+    let max_tokens = match &value["output_tokens"] {
+        Value::Null => None,
+        number => {
+            let number = number.as_u64().and_then(|number| u32::try_from(number).ok());
+            let number = number.filter(|&number| number > 0);
+            Some(number.ok_or_else(|| anyhow!("`output_tokens` is no number above 0"))?)
+        }
+    };
+    match ["prompt", "messages", "conversations"].map(|name| value[name].take()) {
+        [Value::String(text), Value::Null, Value::Null] => {
+            Ok(Some(one(Prompt::Text(text), max_tokens)))
+        }
+        [Value::Null, Value::Array(messages), Value::Null] => {
+            Ok(Some(one(Prompt::Messages(messages), max_tokens)))
+        }
+        [Value::Null, Value::Null, Value::Array(said)] => {
+            let of_user =
+                said.iter().filter(|turn| matches!(turn["from"].as_str(), Some("human" | "user")));
+            let turns: Option<Vec<Prompt>> = of_user
+                .map(|turn| turn["value"].as_str().map(|text| Prompt::Text(text.to_owned())))
+                .collect();
+            let turns = turns.ok_or_else(|| anyhow!("a turn of a user without a `value`"))?;
+            Ok((!turns.is_empty()).then_some(Script { turns, max_tokens }))
+        }
+        _ => Err(wrong()),
     }
 }
 
@@ -147,27 +195,48 @@ const OPENINGS: [&str; 32] = [
 mod tests {
     use super::*;
 
-    fn file(text: &str) -> Result<Vec<Prompt>> {
+    fn file(text: &str) -> Result<Vec<Script>> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
         read(file.path())
     }
 
+    fn text(text: &str) -> Prompt {
+        Prompt::Text(text.to_string())
+    }
+
     #[test]
     fn a_file_may_hold_objects_strings_and_plain_lines() {
-        let lines =
-            "{\"prompt\": \"a\"}\n\n\"b\\n\"\nc d\n{\"messages\": [{\"role\": \"user\"}]}\n";
-        let prompts = file(lines).unwrap();
-        let text = |text: &str| Prompt::Text(text.to_string());
-        assert_eq!(prompts[..3], [text("a"), text("b\n"), text("c d")]);
-        assert_eq!(prompts[3], Prompt::Messages(vec![serde_json::json!({"role": "user"})]));
+        let lines = "{\"prompt\": \"a\", \"output_tokens\": 9}\n\n\"b\\n\"\nc d\n\
+                     {\"messages\": [{\"role\": \"user\"}]}\n";
+        let scripts = file(lines).unwrap();
+        assert_eq!(scripts[0], one(text("a"), Some(9)));
+        assert_eq!(scripts[1..3], [one(text("b\n"), None), one(text("c d"), None)]);
+        let messages = Prompt::Messages(vec![serde_json::json!({"role": "user"})]);
+        assert_eq!(scripts[3], one(messages, None));
+    }
+
+    #[test]
+    fn sharegpts_list_gives_what_its_users_say() {
+        let said = "[{\"id\": \"x\", \"conversations\": [\
+                    {\"from\": \"human\", \"value\": \"a\"}, {\"from\": \"gpt\", \"value\": \"b\"},\
+                    {\"from\": \"human\", \"value\": \"c\"}]}, {\"conversations\": []}]";
+        let script = Script { turns: vec![text("a"), text("c")], max_tokens: None };
+        assert_eq!(file(said).unwrap(), [script]);
+        let error = format!("{:#}", file("[{\"prompt\": \"a\"}, 3]").unwrap_err());
+        assert!(error.contains("entry 2: neither"), "{error}");
     }
 
     #[test]
     fn a_line_that_is_no_prompt_is_named() {
-        for bad in
-            ["{\"prompt\": 1}", "{\"text\": \"a\"}", "{", "{\"prompt\": \"a\", \"messages\": []}"]
-        {
+        for bad in [
+            "{\"prompt\": 1}",
+            "{\"text\": \"a\"}",
+            "{",
+            "{\"prompt\": \"a\", \"messages\": []}",
+            "{\"prompt\": \"a\", \"output_tokens\": 0}",
+            "{\"conversations\": [{\"from\": \"human\"}]}",
+        ] {
             let error = format!("{:#}", file(&format!("fine\n{bad}")).unwrap_err());
             assert!(error.contains("line 2: "), "{error}");
         }
@@ -177,12 +246,12 @@ mod tests {
     #[test]
     fn a_seed_decides_the_order_and_loses_no_prompt() {
         let order = |seed| {
-            let mut prompts = built_in(Endpoint::Chat);
-            shuffle(&mut prompts, seed);
-            prompts
+            let mut scripts = built_in(Endpoint::Chat);
+            shuffle(&mut scripts, seed);
+            scripts
         };
         assert_eq!(order(7), order(7));
         assert_ne!(order(7), order(8));
-        assert!(built_in(Endpoint::Chat).iter().all(|prompt| order(7).contains(prompt)));
+        assert!(built_in(Endpoint::Chat).iter().all(|script| order(7).contains(script)));
     }
 }

@@ -1,122 +1,127 @@
-//! What a load measured, as a table for people and as JSON for programs.
+//! What a load measured, as tables for people.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
-use serde_json::{Map, Value, json};
-
-use super::metrics::{Metrics, Times};
-use super::{Load, Measured};
 use crate::numbers::{grouped, time};
+use crate::report::result::{Metric, RunResult};
 
-/// The table.
-pub fn table(measured: &Measured) -> String {
-    let metrics = &measured.metrics;
+/// The columns of the table of times.
+const STATISTICS: [&str; 7] = ["mean", "p50", "p90", "p95", "p99", "p99.9", "max"];
+
+/// The table of one run.
+pub fn table(run: &RunResult) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "  {name:<18}{value}");
     };
-    let (completed, failed) = (metrics.num_completed, metrics.num_failed());
-    line("requests", format!("{completed} ok, {failed} failed"));
-    for (kind, failures) in &metrics.failures {
-        line("", format!("{} × {kind}: {}", failures.num, failures.example));
+    line("requests", format!("{} ok, {} failed", run.completed, run.failed));
+    for (kind, failures) in &run.failures {
+        line("", format!("{} × {kind}: {}", failures.count, failures.example));
     }
-    let duration = measured.duration;
-    let cut = if measured.interrupted { ", interrupted" } else { "" };
-    line("time", format!("{}{cut}", time(duration.as_secs_f64() * 1e3)));
-    if completed == 0 {
+    let cut = if run.interrupted { ", interrupted" } else { "" };
+    let warmup = match run.warmup {
+        seconds if seconds > 0.0 => format!(" after {} of warm-up", time(seconds * 1e3)),
+        _ => String::new(),
+    };
+    line("time", format!("{}{warmup}{cut}", time(run.duration * 1e3)));
+    let client = &run.client;
+    let lag = format!("p99 {}, max {}", time(client.p99_lag_ms), time(client.max_lag_ms));
+    let own = format!(
+        "{:.2} cores, {} MB at most, lag {lag}",
+        client.cpu_share,
+        client.max_rss_bytes / 1_000_000
+    );
+    if run.completed > 0 {
+        line("prompt tokens", grouped(run.total_input_tokens));
+        line("answer tokens", grouped(run.total_output_tokens));
+        line("tokens/s", format!("{:.1}", run.output_throughput));
+        let offered = match run.request_rate {
+            Some(rate) => format!(", {rate:.2} offered"),
+            None => String::new(),
+        };
+        line("requests/s", format!("{:.2}{offered}", run.request_throughput));
+        if let Some(goodput) = run.request_goodput {
+            let limits = run.slo.iter().map(|(name, &ms)| format!("{name} ≤ {}", time(ms)));
+            let limits = limits.collect::<Vec<_>>().join(", ");
+            line("goodput", format!("{goodput:.2} requests/s kept {limits}"));
+        }
+    }
+    line("generator", own);
+    if let Some(bottleneck) = &client.bottleneck {
+        line("", format!("the generator was in the way: {bottleneck}"));
+    }
+    if run.completed == 0 {
         return text;
     }
-    let per_second = |num: u64| rate(num, duration);
-    line("prompt tokens", grouped(metrics.num_prompt_tokens));
-    line("answer tokens", grouped(metrics.num_completion_tokens));
-    line("tokens/s", format!("{:.1}", per_second(metrics.num_completion_tokens)));
-    line("requests/s", format!("{:.2}", per_second(completed)));
 
-    let columns = ["mean", "p50", "p95", "p99"];
-    let _ = write!(text, "\n  {:<18}", "");
-    columns.iter().for_each(|name| text.push_str(&format!("{name:>10}")));
+    heading(&mut text, "");
+    for metric in [Metric::Ttft, Metric::Itl, Metric::Tpot, Metric::E2el] {
+        let value = |statistic: &str| run.statistic(statistic, metric);
+        times(&mut text, row_name(metric), value);
+    }
+    for metric in [Metric::Ttft, Metric::E2el].into_iter().filter(|_| !run.groups.is_empty()) {
+        heading(&mut text, row_name(metric));
+        for group in &run.groups {
+            let value = |statistic: &str| {
+                group.statistics.get(&format!("{statistic}_{}_ms", metric.name()))?.as_f64()
+            };
+            times(&mut text, &group.name, value);
+        }
+    }
+    text
+}
+
+/// The table of a sweep: a line a run.
+pub fn sweep_table(varied: &str, runs: &[RunResult]) -> String {
+    let columns =
+        ["requests/s", "tokens/s", "failed", "ttft p50", "p99", "itl p50", "p99", "e2el p99"];
+    let mut text = format!("  {varied:<18}");
+    columns.iter().for_each(|name| text.push_str(&format!("{name:>11}")));
+    if runs.iter().any(|run| run.request_goodput.is_some()) {
+        text.push_str("    goodput");
+    }
     text.push('\n');
-    for (name, times) in [
-        ("first token", &metrics.time_to_first_token),
-        ("between tokens", &metrics.inter_token_latency),
-        ("per answer token", &metrics.time_per_token),
-        ("whole answer", &metrics.end_to_end),
-    ] {
-        let values = [
-            times.mean_ms(),
-            times.percentile_ms(50.0),
-            times.percentile_ms(95.0),
-            times.percentile_ms(99.0),
+    for run in runs {
+        let ms =
+            |statistic: &str, metric| run.statistic(statistic, metric).map_or("-".into(), time);
+        let mut values = vec![
+            format!("{:.2}", run.request_throughput),
+            format!("{:.1}", run.output_throughput),
+            run.failed.to_string(),
+            ms("p50", Metric::Ttft),
+            ms("p99", Metric::Ttft),
+            ms("p50", Metric::Itl),
+            ms("p99", Metric::Itl),
+            ms("p99", Metric::E2el),
         ];
-        let shown = values.map(|ms| if times.is_empty() { "-".to_string() } else { time(ms) });
-        let _ = write!(text, "  {name:<18}");
-        shown.iter().for_each(|value| text.push_str(&format!("{value:>10}")));
+        values.extend(run.request_goodput.map(|goodput| format!("{goodput:.2}")));
+        let _ = write!(text, "  {:<18}", run.label);
+        values.iter().for_each(|value| text.push_str(&format!("{value:>11}")));
         text.push('\n');
     }
     text
 }
 
-/// The result under the names that `vllm bench serve --save-result` uses. A metric of which
-/// nothing was measured is null.
-pub fn json(load: &Load, measured: &Measured) -> Value {
-    let Measured { metrics, duration, interrupted } = measured;
-    let per_second = |num: u64| rate(num, *duration);
-    let tokens = metrics.num_prompt_tokens + metrics.num_completion_tokens;
-    let mut result = json!({
-        "model_id": load.parameters.model,
-        "endpoint": load.parameters.endpoint.path(),
-        "num_prompts": load.num_requests,
-        "request_rate": "inf",
-        "max_concurrency": load.concurrency,
-        "max_tokens": load.parameters.max_tokens,
-        "seed": load.seed,
-        "interrupted": interrupted,
-        "duration": duration.as_secs_f64(),
-        "completed": metrics.num_completed,
-        "failed": metrics.num_failed(),
-        "failures": failures(metrics),
-        "total_input_tokens": metrics.num_prompt_tokens,
-        "total_output_tokens": metrics.num_completion_tokens,
-        "total_output_chunks": metrics.num_pieces,
-        "request_throughput": per_second(metrics.num_completed),
-        "output_throughput": per_second(metrics.num_completion_tokens),
-        "total_token_throughput": per_second(tokens),
-    });
-    for (name, times) in [
-        ("ttft", &metrics.time_to_first_token),
-        ("tpot", &metrics.time_per_token),
-        ("itl", &metrics.inter_token_latency),
-        ("e2el", &metrics.end_to_end),
-    ] {
-        for (statistic, value) in statistics(times) {
-            result[format!("{statistic}_{name}_ms")] = value;
-        }
+fn row_name(metric: Metric) -> &'static str {
+    match metric {
+        Metric::Ttft => "first token",
+        Metric::Tpot => "per answer token",
+        Metric::Itl => "between tokens",
+        Metric::E2el => "whole answer",
     }
-    result
 }
 
-fn statistics(times: &Times) -> Vec<(String, Value)> {
-    let of = |ms: f64| if times.is_empty() { Value::Null } else { json!(ms) };
-    let mut values = vec![
-        ("mean".to_string(), of(times.mean_ms())),
-        ("median".to_string(), of(times.percentile_ms(50.0))),
-        ("std".to_string(), of(times.std_ms())),
-    ];
-    for percentile in [50.0, 90.0, 95.0, 99.0, 99.9, 100.0] {
-        values.push((format!("p{percentile}"), of(times.percentile_ms(percentile))));
+fn heading(text: &mut String, name: &str) {
+    let _ = write!(text, "\n  {name:<18}");
+    STATISTICS.iter().for_each(|name| text.push_str(&format!("{name:>10}")));
+    text.push('\n');
+}
+
+fn times(text: &mut String, name: &str, value: impl Fn(&str) -> Option<f64>) {
+    let _ = write!(text, "  {name:<18}");
+    for statistic in STATISTICS {
+        let shown = value(statistic).map_or("-".to_string(), time);
+        let _ = write!(text, "{shown:>10}");
     }
-    values
-}
-
-fn failures(metrics: &Metrics) -> Value {
-    let counts = metrics.failures.iter().map(|(kind, failures)| {
-        let count = json!({"count": failures.num, "example": failures.example});
-        (kind.to_string(), count)
-    });
-    Value::Object(counts.collect::<Map<_, _>>())
-}
-
-fn rate(num: u64, duration: Duration) -> f64 {
-    num as f64 / duration.as_secs_f64().max(1e-9)
+    text.push('\n');
 }

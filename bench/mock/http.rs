@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::ListenerExt as _;
@@ -53,6 +54,7 @@ pub(super) async fn serve(listener: TcpListener, running: Arc<Running>) -> std::
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(complete))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(map_response(named))
         .with_state(running);
     // A token must not wait for the acknowledgement of the one before.
     let listener = listener.tap_io(|connection| {
@@ -63,7 +65,7 @@ pub(super) async fn serve(listener: TcpListener, running: Arc<Running>) -> std::
 
 async fn models(State(running): State<Arc<Running>>) -> Response {
     let model = json!({"id": running.mock.model, "object": "model", "owned_by": "nobody"});
-    reply(Json(json!({"object": "list", "data": [model]})))
+    Json(json!({"object": "list", "data": [model]})).into_response()
 }
 
 async fn chat(State(running): State<Arc<Running>>, Json(body): Json<Value>) -> Response {
@@ -95,7 +97,7 @@ async fn answer(running: Arc<Running>, body: &Value, style: Style) -> Response {
             Some((Ok::<_, Infallible>(Bytes::from(piece)), stream))
         });
         let content_type = [(header::CONTENT_TYPE, "text/event-stream")];
-        return reply((content_type, Body::from_stream(pieces)));
+        return (content_type, Body::from_stream(pieces)).into_response();
     }
     let mut text = String::new();
     for _ in 0..asked.num_tokens {
@@ -107,7 +109,8 @@ async fn answer(running: Arc<Running>, body: &Value, style: Style) -> Response {
         Style::Chat => choice["message"] = json!({"role": "assistant", "content": text}),
         Style::Completion => choice["text"] = json!(text),
     }
-    reply(Json(json!({"model": asked.model, "choices": [choice], "usage": usage(&asked)})))
+    let body = json!({"model": asked.model, "choices": [choice], "usage": usage(&asked)});
+    Json(body).into_response()
 }
 
 impl Stream {
@@ -151,8 +154,7 @@ fn usage(asked: &Asked) -> Value {
     })
 }
 
-fn reply(response: impl IntoResponse) -> Response {
-    let mut response = response.into_response();
+async fn named(mut response: Response) -> Response {
     let name = HeaderValue::from_static(concat!("autoglm-bench-mock/", env!("CARGO_PKG_VERSION")));
     response.headers_mut().insert(header::SERVER, name);
     response

@@ -14,22 +14,22 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::distribution::{Lengths, Times, random};
+use crate::distribution::{Delays, Lengths, Purpose, random};
 
 /// How a mock server answers.
 #[derive(Clone, Debug)]
 pub struct Mock {
     /// From a request's arrival, or from when it got its slot, to the first token.
-    pub ttft: Times,
+    pub ttft: Delays,
     /// From one token to the next.
-    pub itl: Times,
+    pub itl: Delays,
     /// Tokens of an answer, unless the request's `max_tokens` is less or it ignores ends.
     pub tokens: Lengths,
     /// Decides every time; the texts come from the requests alone.
     pub seed: u64,
     /// Requests that are answered at once; the others wait in the order in which they came.
     pub slots: Option<usize>,
-    /// Times in which nothing is sent.
+    /// Delays in which nothing is sent.
     pub stalls: Vec<Stall>,
     /// The model's name.
     pub model: String,
@@ -94,7 +94,7 @@ impl Schedule {
     /// The times of the next request, which begins now.
     fn new(running: Arc<Running>) -> Self {
         let number = running.num_requests.fetch_add(1, Ordering::Relaxed);
-        let random = random(running.mock.seed, number);
+        let random = random(Purpose::MockTimes, running.mock.seed, number);
         Self { running, random, due: Instant::now(), is_first: true }
     }
 

@@ -6,7 +6,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use serde_json::Value;
 
-use crate::distribution::random;
+use crate::distribution::{Purpose, random};
 
 use super::Mock;
 
@@ -41,7 +41,8 @@ impl Asked {
         };
         let mut hasher = DefaultHasher::new();
         prompt.hash(&mut hasher);
-        let mut random = random(hasher.finish(), body["seed"].as_u64().unwrap_or(0));
+        let seed = body["seed"].as_u64().unwrap_or(0);
+        let mut random = random(Purpose::MockText, hasher.finish(), seed);
         let drawn = mock.tokens.sample(&mut random);
         let limit = body.get("max_completion_tokens").or(body.get("max_tokens"));
         let limit = limit.and_then(Value::as_u64).map(|limit| limit.clamp(1, u64::from(u32::MAX)));

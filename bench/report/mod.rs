@@ -4,5 +4,6 @@
 pub mod answers;
 pub mod compare;
 pub mod html;
+pub mod provenance;
 pub mod result;
 pub mod statistics;

@@ -8,25 +8,25 @@ use std::time::Duration;
 
 use bench::client::Server;
 use bench::client::failure::FailureKind;
-use bench::client::request::{Endpoint, Parameters, Prompt};
-use bench::load::report;
-use bench::load::{Load, Progress};
+use bench::client::request::{Parameters, Prompt};
+use bench::load::pace::{Pace, Ramp};
+use bench::load::result::result;
+use bench::load::slo::Slo;
+use bench::load::workload::Workload;
+use bench::load::{Extent, Load, Progress, report};
+use bench::report::result::Metric;
 
 use crate::fake_server;
 
-fn load(prompts: &[&str], num_requests: usize, concurrency: usize) -> Load {
+pub(crate) fn load(prompts: &[&str], num_requests: u64, concurrency: u32) -> Load {
+    let model = "fake".to_string();
     Load {
-        parameters: Parameters {
-            model: "fake".to_string(),
-            endpoint: Endpoint::Chat,
-            max_tokens: 8,
-            temperature: None,
-            ignore_eos: false,
-        },
-        prompts: prompts.iter().map(|text| Prompt::Text((*text).to_string())).collect(),
-        num_requests,
-        concurrency,
-        seed: None,
+        parameters: Parameters { model, max_tokens: 8, ..Parameters::default() },
+        workload: Workload::of(prompts.iter().map(|text| Prompt::Text((*text).to_string()))),
+        pace: Pace::Closed { concurrency: Ramp::constant(f64::from(concurrency)) },
+        extent: Extent::requests(num_requests),
+        slo: Slo::default(),
+        observer: None,
     }
 }
 
@@ -39,48 +39,50 @@ async fn a_closed_loop_keeps_its_concurrency_and_never_passes_it() {
     let measured = load.run(&server, &progress, pending()).await.unwrap();
     assert_eq!(seen.max_running.load(Ordering::SeqCst), 6);
     assert_eq!((progress.num_ended(), progress.num_running()), (24, 0));
-    assert_eq!(measured.metrics.num_completed, 24);
-    assert_eq!(measured.metrics.num_completion_tokens, 24 * 4);
+    let result = result(&load, &measured);
+    assert_eq!((result.completed, result.total_output_tokens), (24, 24 * 4));
     // Four rounds of at least FIRST + BETWEEN.
-    assert!(measured.duration >= (fake_server::FIRST + fake_server::BETWEEN) * 4);
-    let first_ms = measured.metrics.time_to_first_token.percentile_ms(50.0);
+    assert!(measured.elapsed >= (fake_server::FIRST + fake_server::BETWEEN) * 4);
+    let first_ms = result.statistic("p50", Metric::Ttft).unwrap();
     assert!(first_ms >= 60.0, "{first_ms}");
+    assert!((result.request_throughput * result.duration - 24.0).abs() < 1e-6);
+    assert!((result.output_throughput * result.duration - 96.0).abs() < 1e-6);
+    assert_eq!(result.timeline.iter().map(|second| second.tokens).sum::<u64>(), 96);
 
-    let json = report::json(&load, &measured);
+    let json = serde_json::to_value(&result).unwrap();
     for key in ["completed", "failed", "duration", "request_throughput", "output_throughput"] {
         assert!(json[key].is_number(), "{key}");
     }
-    for statistic in ["mean", "median", "std", "p95", "p99"] {
+    for statistic in ["mean", "median", "std", "p50", "p90", "p95", "p99", "p99.9", "max"] {
         for metric in ["ttft", "tpot", "itl", "e2el"] {
             assert!(json[format!("{statistic}_{metric}_ms")].is_number(), "{statistic} {metric}");
         }
     }
-    assert_eq!(json["p95_ttft_ms"], measured.metrics.time_to_first_token.percentile_ms(95.0));
 }
 
 #[tokio::test]
 async fn failures_are_counted_by_kind_beside_the_answers() {
     let (url, _) = fake_server::start().await;
     let server = Server::new(&url, Duration::from_secs(10)).unwrap();
-    let prompts = ["busy", "hello", "truncated", "busy"];
-    let load = load(&prompts, 8, 3);
+    let load = load(&["busy", "hello", "truncated", "busy"], 8, 3);
     let measured = load.run(&server, &Arc::default(), pending()).await.unwrap();
-    let metrics = &measured.metrics;
-    assert_eq!((metrics.num_completed, metrics.num_failed()), (2, 6));
-    assert_eq!(metrics.failures[&FailureKind::Status(503)].num, 4);
-    assert_eq!(metrics.failures[&FailureKind::Truncated].num, 2);
-    let table = report::table(&measured);
+    let all = &measured.sums.all;
+    assert_eq!((all.num_completed, all.num_failed()), (2, 6));
+    assert_eq!(all.failures[&FailureKind::Status(503)].count, 4);
+    assert_eq!(all.failures[&FailureKind::Truncated].count, 2);
+    let result = result(&load, &measured);
+    let table = report::table(&result);
     assert!(table.contains("2 ok, 6 failed"), "{table}");
     assert!(table.contains("4 × status 503: 503 Service Unavailable: the queue"), "{table}");
-    let json = report::json(&load, &measured);
-    assert_eq!(json["failures"]["truncated"]["count"], 2);
+    assert_eq!(result.failures["truncated"].count, 2);
 }
 
 #[tokio::test]
 async fn a_seed_is_sent_with_each_request_plus_its_number() {
     let (url, seen) = fake_server::start().await;
     let server = Server::new(&url, Duration::from_secs(10)).unwrap();
-    let load = Load { seed: Some(40), ..load(&["no usage"], 3, 1) };
+    let mut load = load(&["no usage"], 3, 1);
+    load.workload.seed = Some(40);
     load.run(&server, &Arc::default(), pending()).await.unwrap();
     let bodies = seen.bodies.lock().unwrap();
     assert_eq!(
@@ -98,8 +100,8 @@ async fn a_stopped_load_reports_what_it_measured() {
     let load = load(&["no usage", "silent"], 4, 2);
     let measured = load.run(&server, &Arc::default(), stop).await.unwrap();
     assert!(measured.interrupted);
-    assert_eq!(measured.metrics.num_completed, 2);
-    assert!(report::table(&measured).contains("interrupted"));
+    assert_eq!(measured.sums.all.num_completed, 2);
+    assert!(report::table(&result(&load, &measured)).contains("interrupted"));
 }
 
 async fn bench(arguments: &[&str]) -> Output {

@@ -10,7 +10,8 @@ use crate::fake_server;
 
 fn parameters(endpoint: Endpoint) -> Parameters {
     let model = "fake".to_string();
-    Parameters { model, endpoint, max_tokens: 8, temperature: Some(0.0), ignore_eos: false }
+    let temperature = Some(0.0);
+    Parameters { model, endpoint, max_tokens: 8, temperature, ..Parameters::default() }
 }
 
 /// Asks a fake server; the text is what arrived, also of a failed answer.
