@@ -9,12 +9,15 @@
 //!
 //! [`experiments`] measures two configurations in turn and says whether they differ.
 //!
+//! [`hops`] starts clusters of ours, to see what a hop between their stages costs.
+//!
 //! [`engine`] knows no server: it times kernels and whole models on this machine's adapter.
 
 pub mod client;
 pub mod distribution;
 pub mod engine;
 pub mod experiments;
+pub mod hops;
 pub mod load;
 pub mod mock;
 pub mod numbers;

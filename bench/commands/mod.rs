@@ -1,6 +1,7 @@
 //! What is typed, one file a subcommand.
 
 mod ask;
+mod hops;
 mod kernels;
 mod load;
 mod mock;
@@ -26,6 +27,8 @@ pub(crate) enum Command {
     Ask(ask::AskArguments),
     /// Is a server that answers in deterministic words, at times that follow a stated law.
     Mock(mock::MockArguments),
+    /// Times what each further stage of a pipeline adds to a token, on this machine.
+    Hops(hops::HopsArguments),
     /// Times the kernels on this machine's adapter, beside what the adapter could do.
     Kernels(kernels::KernelsArguments),
     /// Times a whole model on this machine's adapter: prompts, answers, batches.
@@ -50,6 +53,7 @@ impl Command {
             Self::Report(arguments) => report::report(&arguments),
             Self::Ask(arguments) => runtime()?.block_on(ask::ask(arguments)),
             Self::Mock(arguments) => runtime()?.block_on(mock::mock(arguments)),
+            Self::Hops(arguments) => runtime()?.block_on(hops::time_hops(arguments)),
             Self::Kernels(arguments) => kernels::time_kernels(&arguments),
             Self::Model(arguments) => model::time_model(&arguments),
             Self::Quality(arguments) => quality::compare_formats(&arguments),

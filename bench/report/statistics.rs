@@ -58,9 +58,57 @@ pub fn sign_flip_p(differences: &[f64]) -> Option<f64> {
     Some(extreme.count() as f64 / f64::from(1u32 << num))
 }
 
+/// A slope and where the true one lies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Slope {
+    /// Of the line of least squares.
+    pub slope: f64,
+    /// The interval's lower end.
+    pub low: f64,
+    /// The interval's upper end.
+    pub high: f64,
+}
+
+/// The slope of the line of least squares through points (x, y), and the interval that holds the
+/// true one with `confidence`: slope ± t·√(s²/Σ(x − x̄)²), s² the squared residuals over n − 2,
+/// Student's t with n − 2 degrees of freedom. None for fewer than three points, one x for all, or
+/// values that aren't finite.
+pub fn slope_interval(points: &[(f64, f64)], confidence: f64) -> Option<Slope> {
+    let num = points.len() as f64;
+    if points.len() < 3 || points.iter().any(|(x, y)| !x.is_finite() || !y.is_finite()) {
+        return None;
+    }
+    let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / num;
+    let (mean_x, mean_y) = (mean(|point| point.0), mean(|point| point.1));
+    let spread: f64 = points.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
+    if spread == 0.0 {
+        return None;
+    }
+    let slope = points.iter().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum::<f64>() / spread;
+    let residual = |(x, y): &(f64, f64)| (y - mean_y - slope * (x - mean_x)).powi(2);
+    let variance = points.iter().map(residual).sum::<f64>() / (num - 2.0);
+    let t = StudentsT::new(0.0, 1.0, num - 2.0).ok()?.inverse_cdf(0.5 + confidence / 2.0);
+    let half = t * (variance / spread).sqrt();
+    Some(Slope { slope, low: slope - half, high: slope + half })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slope_is_the_one_of_the_textbook() {
+        // y = 1, 3, 4, 7 at x = 0, 1, 2, 3: slope 1.9, squared residuals 0.7, Σ(x − x̄)² = 5;
+        // t(0.975, 2) = 4.302653.
+        let points = [(0.0, 1.0), (1.0, 3.0), (2.0, 4.0), (3.0, 7.0)];
+        let found = slope_interval(&points, 0.95).unwrap();
+        let half = 4.302_652_7 * (0.7f64 / 2.0 / 5.0).sqrt();
+        assert!((found.slope - 1.9).abs() < 1e-12, "{found:?}");
+        assert!((found.high - (1.9 + half)).abs() < 1e-6, "{found:?}");
+        assert!((found.low - (1.9 - half)).abs() < 1e-6, "{found:?}");
+        assert_eq!(slope_interval(&points[..2], 0.95), None);
+        assert_eq!(slope_interval(&[(1.0, 1.0), (1.0, 2.0), (1.0, 3.0)], 0.95), None);
+    }
 
     #[test]
     fn an_interval_is_the_one_of_the_textbook() {
