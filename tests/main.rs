@@ -4,6 +4,7 @@ mod answers;
 mod api;
 mod bad_input;
 mod faults;
+mod hops;
 mod invariance;
 mod openai_python;
 mod stages;
