@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bench::client::Server;
 use bench::client::request::{Endpoint, Parameters, Prompt};
-use bench::hops::cluster::Cluster;
-use bench::hops::{Sample, StepTimes, report, rows, table};
+use bench::experiments::server::Started;
+use bench::hops::{Sample, StepTimes, cluster, report, rows, table};
 
 use super::terminal::{dim, say};
 
@@ -38,8 +38,8 @@ pub(crate) async fn time_hops(arguments: HopsArguments) -> Result<ExitCode> {
     let mut clusters = Vec::new();
     for &num_stages in &stages {
         eprintln!("{}", dim(&format!("starting a cluster of {num_stages} stages")));
-        let cluster = Cluster::start(&arguments.model, num_stages).await?;
-        let server = Server::new(&cluster.url, Duration::from_secs(600))?;
+        let cluster = Started::start(&cluster(&arguments.model, num_stages)).await?;
+        let server = Server::new(cluster.url(), Duration::from_secs(600))?;
         clusters.push((num_stages, cluster, server));
     }
     let parameters = Parameters {
@@ -57,7 +57,7 @@ pub(crate) async fn time_hops(arguments: HopsArguments) -> Result<ExitCode> {
     // The first round fills caches and wakes what sleeps: it counts for nothing.
     for round in 0..=arguments.rounds.get() {
         for (num_stages, cluster, server) in &clusters {
-            let before = cluster.metrics().await?;
+            let before = metrics(cluster.url()).await?;
             let answer = server.ask(parameters.endpoint, &body, |_: &str| ()).await?;
             let token = answer
                 .time_per_token()
@@ -66,7 +66,7 @@ pub(crate) async fn time_hops(arguments: HopsArguments) -> Result<ExitCode> {
                 * 1e3;
             // What the last step took is told just after its token.
             tokio::time::sleep(Duration::from_millis(20)).await;
-            let after = cluster.metrics().await?;
+            let after = metrics(cluster.url()).await?;
             let times = StepTimes::read(&before).zip(StepTimes::read(&after));
             let sample = times
                 .and_then(|(before, after)| Sample::new(*num_stages, token, &before, &after))
@@ -78,7 +78,7 @@ pub(crate) async fn time_hops(arguments: HopsArguments) -> Result<ExitCode> {
         eprintln!("{}", dim(&format!("round {round} of {}", arguments.rounds)));
     }
     for (_, cluster, _) in clusters {
-        cluster.stop().await;
+        cluster.end().await;
     }
     let rows = rows(&stages, &samples);
     say(&format!(
@@ -92,4 +92,10 @@ pub(crate) async fn time_hops(arguments: HopsArguments) -> Result<ExitCode> {
         std::fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a server counts.
+async fn metrics(url: &str) -> Result<String> {
+    let answer = reqwest::get(format!("{url}/metrics")).await?.error_for_status()?;
+    Ok(answer.text().await?)
 }

@@ -5,12 +5,16 @@
 //! per token of one user's answer, as the client sees it; the layers are the same however they are
 //! cut, so `h` is what a hop adds. The same fit of each part of a step says what it is made of.
 
-pub mod cluster;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::experiments::configuration::Command;
 use crate::numbers::median;
 use crate::report::statistics::{Slope, slope_interval};
+
+/// What a cluster gets to load a model and compile its kernels.
+const READY_SECONDS: u64 = 180;
 
 /// How sure an interval is.
 const CONFIDENCE: f64 = 0.95;
@@ -24,6 +28,17 @@ const PARTS: [(&str, &[&str]); 5] = [
     ("QUIC", &["serialise", "send", "transfer"]),
     ("hand-off", &["handoff", "wait"]),
 ];
+
+/// How a cluster of this machine with a node process for each stage is started.
+pub fn cluster(model: &Path, num_stages: u32) -> Command {
+    let (model, stages) = (model.display().to_string(), num_stages.to_string());
+    let words = [
+        &["autoglm", "serve", "--model", &model, "--local-nodes", &stages, "--stages", &stages][..],
+        &["--http", "127.0.0.1:{port}", "--cluster", "127.0.0.1:0", "--data-dir", "{dir}"],
+    ];
+    let words = words.concat().into_iter().map(str::to_owned).collect();
+    Command { words, ready_seconds: READY_SECONDS }
+}
 
 /// Where the time of all steps so far went, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
