@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::cluster::binary;
+use tests::cluster::binary;
 
 #[test]
 fn the_time_of_a_hop_is_told_part_by_part() {

@@ -1,4 +1,5 @@
-//! What the tests share: goldens, and clusters of real processes.
+//! What the tests share: goldens, clusters of real processes, and a proxy that does harm.
 
 pub mod cluster;
 pub mod golden;
+pub mod proxy;

@@ -9,3 +9,4 @@ mod invariance;
 mod openai_python;
 mod stages;
 mod tidy;
+mod verification;

@@ -18,6 +18,7 @@ use bench::report::provenance;
 use bench::report::result::{FORMAT, Metric, Series};
 use serde::Serialize;
 
+use super::checks::{self, CheckArguments};
 use super::server::ServerArguments;
 use super::terminal::{say, show};
 use super::workload::WorkloadArguments;
@@ -33,6 +34,8 @@ pub(crate) struct LoadArguments {
     pace: PaceArguments,
     #[command(flatten)]
     workload: WorkloadArguments,
+    #[command(flatten)]
+    checks: CheckArguments,
     /// Requests to send.
     #[arg(long, value_name = "N")]
     requests: Option<NonZeroU64>,
@@ -124,29 +127,30 @@ pub(crate) async fn load(arguments: LoadArguments) -> Result<ExitCode> {
     let (mut runs, mut whole) = (Vec::new(), true);
     let steps = arguments.pace.steps(extent, trace.as_ref())?;
     let is_sweep = arguments.pace.varied().is_some();
+    let Some((_, pace)) = steps.first() else { return Ok(ExitCode::SUCCESS) };
+    let pace = pace.clone();
+    let mut load = Load { parameters, workload, pace, extent, slo, observer: None };
+    let begun = arguments.checks.begin(&server, &mut load, is_sweep, interrupted()).await?;
+    let Some(checks) = begun else { return Ok(ExitCode::FAILURE) };
     for (label, pace) in steps {
-        let load = Load {
-            parameters: parameters.clone(),
-            workload: workload.clone(),
-            pace,
-            extent,
-            slo: slo.clone(),
-            observer: None,
-        };
+        load.pace = pace;
         check_files(&load, limit)?;
         if is_sweep {
             say(&format!("{label}\n"));
         }
         let progress = Arc::new(Progress::default());
-        let (result, measured) = tokio::select! {
+        let injection = checks.start(&mut load);
+        let (mut result, measured) = tokio::select! {
             measured = load.result(&server, &label, &provenance, &progress, interrupted()) => {
                 measured?
             }
             never = show(progress.clone(), extent) => match never {},
         };
+        checks.end(injection, &mut result).await;
         say(&report::table(&result));
-        whole &= result.failed == 0 && !result.interrupted;
-        let broken = sweep::broken(&measured.sums.all, &slo, arguments.slo_share);
+        say(&checks::table(&result));
+        whole &= result.failed == 0 && !result.interrupted && checks::is_clean(&result);
+        let broken = sweep::broken(&measured.sums.all, &load.slo, arguments.slo_share);
         runs.push(result);
         arguments.write(&runs)?;
         arguments.write_logs(is_sweep.then_some(label.as_str()), &measured)?;

@@ -1,6 +1,7 @@
 //! What is typed, one file a subcommand.
 
 mod ask;
+mod checks;
 mod hops;
 mod kernels;
 mod load;

@@ -102,6 +102,7 @@ impl WorkloadArguments {
             turns: self.turns.get(),
             think: self.think.clone(),
             prefix,
+            distinct: None,
             tiers: self.tier.clone().unwrap_or_default(),
             tenants: self.tenant.clone().unwrap_or_default(),
             seed: self.seed,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::numbers::parse_time;
+use crate::numbers::{parse_time, time};
 use crate::report::result::FaultOutcome;
 
 /// What is done to a server, and when.
@@ -146,12 +146,12 @@ impl FaultWatch {
 
     /// A request has been answered whole.
     pub fn completed(&mut self, at: Duration) {
-        self.ended(at);
+        self.left(at);
     }
 
     /// A request has failed.
     pub fn failed(&mut self, at: Duration) {
-        self.ended(at);
+        self.left(at);
         let latest = self.faults.iter_mut().filter(|fault| fault.at.is_some_and(|from| from <= at));
         let Some(fault) = latest.max_by_key(|fault| fault.at) else { return };
         let after = fault.at.map(|injected| since(injected, at));
@@ -160,15 +160,20 @@ impl FaultWatch {
         fault.outcome.last_failure = after;
     }
 
-    /// What became of the faults until the run's end.
-    pub fn outcomes(mut self, end: Duration) -> Vec<FaultOutcome> {
+    /// The run has ended; what is still in flight won't be answered.
+    pub fn ended(&mut self, at: Duration) {
         if self.num_running > 0 {
-            self.silent_until(end);
+            self.silent_until(at);
         }
-        self.faults.into_iter().map(|fault| fault.outcome).collect()
+        self.num_running = 0;
     }
 
-    fn ended(&mut self, at: Duration) {
+    /// What became of the faults so far.
+    pub fn outcomes(&self) -> Vec<FaultOutcome> {
+        self.faults.iter().map(|fault| fault.outcome.clone()).collect()
+    }
+
+    fn left(&mut self, at: Duration) {
         self.num_running = self.num_running.saturating_sub(1);
         if self.num_running == 0 {
             self.silent_until(at);
@@ -191,6 +196,40 @@ impl FaultWatch {
             }
         }
     }
+}
+
+/// What became of a fault, on one line.
+pub fn sentence(outcome: &FaultOutcome) -> String {
+    let FaultOutcome { at, error, failed, first_failure, last_failure, .. } = outcome;
+    let mut said = Vec::new();
+    match (at, error) {
+        (Some(at), _) => said.push(format!("at {at:.2} s")),
+        (None, None) => said.push("not injected: the run ended before".to_string()),
+        (None, Some(_)) => said.push("not injected".to_string()),
+    }
+    said.extend(error.clone());
+    if at.is_none() {
+        return said.join(": ");
+    }
+    let seconds = |value: &Option<f64>| value.map_or(String::new(), |s| time(s * 1e3));
+    match failed {
+        0 => said.push("no request failed".to_string()),
+        num => said.push(format!(
+            "{num} requests failed, from {} to {} after it",
+            seconds(first_failure),
+            seconds(last_failure),
+        )),
+    }
+    said.push(match outcome.recovered {
+        Some(_) => {
+            format!("first token of a later request after {}", seconds(&outcome.recovered))
+        }
+        None => "no later request got a token".to_string(),
+    });
+    if outcome.longest_silence.is_some() {
+        said.push(format!("longest silence {}", seconds(&outcome.longest_silence)));
+    }
+    said.join(", ")
 }
 
 fn since(injected: Duration, at: Duration) -> f64 {
@@ -264,7 +303,8 @@ mod tests {
         watch.sent(ms(3300));
         watch.token(ms(3300), ms(3700));
         watch.completed(ms(3800));
-        let outcome = &watch.outcomes(ms(9000))[0];
+        watch.ended(ms(9000));
+        let outcome = &watch.outcomes()[0];
         let expected = FaultOutcome {
             fault: "kill:pid=71@1s".into(),
             at: Some(1.0),
@@ -276,6 +316,9 @@ mod tests {
             longest_silence: Some(0.4),
         };
         assert_eq!(*outcome, expected);
+        let said = "at 1.00 s, 2 requests failed, from 100 ms to 2.20 s after it, \
+                    first token of a later request after 2.70 s, longest silence 400 ms";
+        assert_eq!(sentence(outcome), said);
     }
 
     #[test]
@@ -291,7 +334,8 @@ mod tests {
         watch.failed(ms(3500));
         watch.sent(ms(4000));
         watch.token(ms(4000), ms(4125));
-        let outcomes = watch.outcomes(ms(5000));
+        watch.ended(ms(5000));
+        let outcomes = watch.outcomes();
         let [stop, cont] = &outcomes[..] else { panic!("{outcomes:?}") };
         assert_eq!((stop.failed, stop.first_failure), (1, Some(1.5)));
         assert_eq!((stop.longest_silence, stop.recovered), (Some(2.25), Some(2.25)));
@@ -306,8 +350,10 @@ mod tests {
         let mut watch = faults(&["kill:pid=71@1s"]);
         watch.sent(ms(0));
         watch.failed(ms(10));
-        let outcome = &watch.outcomes(ms(20))[0];
+        watch.ended(ms(20));
+        let outcome = &watch.outcomes()[0];
         assert_eq!((outcome.at, outcome.failed, outcome.longest_silence), (None, 0, None));
+        assert_eq!(sentence(outcome), "not injected: the run ended before");
     }
 
     #[test]
@@ -316,8 +362,11 @@ mod tests {
         watch.sent(ms(0));
         watch.injected(0, ms(1000));
         watch.went_wrong(0, "it would not".into());
-        let outcome = &watch.outcomes(ms(31_000))[0];
+        watch.ended(ms(31_000));
+        let outcome = &watch.outcomes()[0];
         assert_eq!((outcome.recovered, outcome.longest_silence), (None, Some(30.0)));
-        assert_eq!(outcome.error.as_deref(), Some("it would not"));
+        let said = "at 1.00 s, it would not, no request failed, no later request got a token, \
+                    longest silence 30.00 s";
+        assert_eq!(sentence(outcome), said);
     }
 }

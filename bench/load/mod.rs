@@ -8,6 +8,7 @@ mod alarm;
 pub mod align;
 pub mod client_use;
 pub mod fault;
+pub mod inject;
 pub mod metrics;
 pub mod mix;
 pub mod observe;

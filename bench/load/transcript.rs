@@ -158,6 +158,11 @@ impl Recording {
         }
     }
 
+    /// A stream has been opened, or an answer begun.
+    pub fn begin(&mut self) {
+        self.has_begun = true;
+    }
+
     /// Whether there is an answer at all, if not a whole one.
     pub fn has_begun(&self) -> bool {
         self.has_begun
@@ -244,7 +249,7 @@ impl Recording {
 
 impl Listen for &mut Recording {
     fn begin(&mut self) {
-        self.has_begun = true;
+        Recording::begin(self);
     }
 
     fn event(&mut self, event: &Value) {
@@ -333,7 +338,7 @@ fn tokens(choice: &Value) -> Vec<Token> {
 /// The pieces of text in a choice of an event.
 fn pieces(choice: &Value) -> impl Iterator<Item = Piece> {
     let number = choice.get("index").and_then(Value::as_u64).unwrap_or(0);
-    let delta = choice.get("delta");
+    let delta = choice.get("delta").or_else(|| choice.get("message"));
     let fields = [
         ("text", choice.get("text")),
         ("content", delta.and_then(|delta| delta.get("content"))),

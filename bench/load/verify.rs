@@ -2,16 +2,23 @@
 //! (`--verify`).
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
+use tokio::sync::Notify;
 
 use super::align::Difference;
+use super::observe::{Observe, ObserveAnswer};
+use super::pace::{Pace, Ramp};
 use super::transcript::{Compared, Comparison, Recording, Reference};
+use super::workload::{History, Workload};
+use super::{Extent, Load, Progress};
 use crate::client::failure::{Failure, FailureKind};
 use crate::client::request::Endpoint;
 use crate::client::{Answer, Server};
+use crate::distribution::Delays;
 use crate::numbers::grouped;
 use crate::report::result::Verification;
 
@@ -24,81 +31,187 @@ const MAX_NAME_CHARS: usize = 40;
 const NOT_OF_THE_ANSWER: [&str; 5] =
     ["stream_options", "service_tier", "priority", "user", "metadata"];
 
-/// The references of a run, and what was found by them.
+/// The references of a load, and what was found by them since it was last asked. It observes the
+/// load.
 #[derive(Debug)]
 pub struct Verifier {
+    endpoint: Endpoint,
     compared: Compared,
     references: HashMap<String, Arc<Reference>>,
-    verification: Mutex<Verification>,
+    verification: Arc<Mutex<Verification>>,
 }
 
 impl Verifier {
-    /// Asks for each distinct one of `bodies`, one after the other, and keeps the answers.
-    /// `on_reference` is told how many there are after each.
+    /// Asks for each different request of `load`, of which there are as many as
+    /// [`Workload::distinct`] says, one after the other, and keeps the answers. `progress` counts
+    /// them. When `stop` resolves before that, there is no verifier.
     ///
     /// # Errors
-    /// When a body's answer is left to chance, or a request isn't answered whole.
+    /// When there are more requests than can be told, a body's answer is left to chance, or a
+    /// request isn't answered whole.
     pub async fn take_references(
         server: &Server,
-        endpoint: Endpoint,
-        bodies: impl IntoIterator<Item = &Value>,
-        mut on_reference: impl FnMut(usize),
-    ) -> Result<Self> {
-        let mut references = HashMap::new();
-        let mut compared = None;
-        for body in bodies {
-            let key = key(body);
-            if references.contains_key(&key) {
-                continue;
-            }
-            check_determined(body)?;
-            let reference = match compared {
-                Some(compared) => ask(server, endpoint, body, compared).await,
-                None => ask_first(server, endpoint, body).await.map(|(reference, best)| {
-                    compared = Some(best);
-                    reference
-                }),
-            };
-            let reference = reference
-                .with_context(|| format!("no reference answer to {}: not started", name(body)))?;
-            references.insert(key, Arc::new(reference));
-            on_reference(references.len());
-        }
-        let compared = compared.unwrap_or(Compared::Text);
-        let verification = Verification {
-            references: references.len() as u64,
-            compared: compared.to_string(),
-            ..Verification::default()
+        load: &Load,
+        progress: &Arc<Progress>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Option<Self>> {
+        let Some(num_conversations) = load.workload.distinct else {
+            bail!("a load whose requests never repeat can't be verified");
         };
-        Ok(Self { compared, references, verification: Mutex::new(verification) })
-    }
+        let workload = Workload { think: Delays::default(), ..load.workload.clone() };
+        let endpoint = load.parameters.endpoint;
+        let first = workload.conversation(0).body(
+            0,
+            &History::default(),
+            &load.parameters,
+            workload.seed,
+        )?;
+        check_determined(&first)?;
+        let (_, compared) = ask_first(server, endpoint, &first)
+            .await
+            .with_context(|| format!("no reference answer to {}: not started", name(&first)))?;
 
-    /// Makes a body ask for what answers are compared by.
-    pub fn prepare(&self, endpoint: Endpoint, body: &mut Value) {
-        self.compared.ask(endpoint, body);
-    }
-
-    /// What records the answer to a body, before [`Verifier::prepare`]; none without a reference.
-    pub fn recording(&self, body: &Value) -> Option<Recording> {
-        self.references.get(&key(body)).map(|reference| Recording::new(reference.clone()))
-    }
-
-    /// Counts what became of the request with this body. One that no stream was opened for is a
-    /// failure, and no answer that could be compared.
-    pub fn judge(&self, body: &Value, recording: &Recording, outcome: &Result<Answer, Failure>) {
-        if !recording.has_begun() {
-            return;
+        let turns = (0..num_conversations).map(|index| workload.conversation(index).turns.len());
+        let num_requests = turns.map(|turns| turns as u64).sum();
+        let taker = Arc::new(Taker {
+            endpoint,
+            compared,
+            references: Mutex::default(),
+            failure: Mutex::default(),
+            failed: Notify::new(),
+        });
+        let alone = Load {
+            parameters: load.parameters.clone(),
+            workload,
+            pace: Pace::Closed { concurrency: Ramp::constant(1.0) },
+            extent: Extent::requests(num_requests),
+            slo: Default::default(),
+            observer: Some(Arc::new(taker.clone())),
+        };
+        let stop = async {
+            tokio::select! {
+                () = stop => {}
+                () = taker.failed.notified() => {}
+            }
+        };
+        let measured = alone.run(server, progress, stop).await?;
+        if let Some(failure) = lock(&taker.failure).take() {
+            return Err(anyhow!(failure));
         }
-        let failure = outcome.as_ref().err();
-        let comparison = recording.compare(failure.is_none());
-        let mut verification = self.verification.lock().unwrap_or_else(PoisonError::into_inner);
-        count(&mut verification, &comparison, failure, || name(body));
+        if measured.interrupted {
+            return Ok(None);
+        }
+        let references = std::mem::take(&mut *lock(&taker.references));
+        Ok(Some(Self { endpoint, compared, references, verification: Arc::default() }))
     }
 
-    /// What was found so far.
-    pub fn verification(&self) -> Verification {
-        self.verification.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What was found since the last time, or the beginning.
+    pub fn take(&self) -> Verification {
+        Verification {
+            references: self.references.len() as u64,
+            compared: self.compared.to_string(),
+            ..std::mem::take(&mut *lock(&self.verification))
+        }
     }
+}
+
+impl Observe for Verifier {
+    fn sent(&self, body: &mut Value, _at: Duration) -> Option<Box<dyn ObserveAnswer>> {
+        // A turn after an answer that differed has no reference.
+        let reference = self.references.get(&key(body))?.clone();
+        let checking = Checking {
+            name: name(body),
+            recording: Recording::new(reference),
+            verification: self.verification.clone(),
+        };
+        self.compared.ask(self.endpoint, body);
+        Some(Box::new(checking))
+    }
+}
+
+/// One answer that is being checked.
+struct Checking {
+    name: String,
+    recording: Recording,
+    verification: Arc<Mutex<Verification>>,
+}
+
+impl ObserveAnswer for Checking {
+    fn begin(&mut self) {
+        self.recording.begin();
+    }
+
+    fn event(&mut self, event: &Value) {
+        self.recording.take(event);
+    }
+
+    /// One that no stream was opened for is a failure, and no answer that could be compared.
+    fn ended(self: Box<Self>, outcome: &Result<Answer, Failure>, _at: Duration) {
+        if self.recording.has_begun() {
+            let failure = outcome.as_ref().err();
+            let comparison = self.recording.compare(failure.is_none());
+            count(&mut lock(&self.verification), &comparison, failure, &self.name);
+        }
+    }
+}
+
+/// Observes the requests that are asked alone.
+struct Taker {
+    endpoint: Endpoint,
+    compared: Compared,
+    references: Mutex<HashMap<String, Arc<Reference>>>,
+    failure: Mutex<Option<String>>,
+    failed: Notify,
+}
+
+impl Observe for Arc<Taker> {
+    fn sent(&self, body: &mut Value, _at: Duration) -> Option<Box<dyn ObserveAnswer>> {
+        let taking = Taking {
+            key: key(body),
+            name: name(body),
+            recording: Recording::new(Arc::default()),
+            taker: self.clone(),
+        };
+        self.compared.ask(self.endpoint, body);
+        Some(Box::new(taking))
+    }
+}
+
+struct Taking {
+    key: String,
+    name: String,
+    recording: Recording,
+    taker: Arc<Taker>,
+}
+
+impl ObserveAnswer for Taking {
+    fn event(&mut self, event: &Value) {
+        self.recording.take(event);
+    }
+
+    fn ended(self: Box<Self>, outcome: &Result<Answer, Failure>, _at: Duration) {
+        let Self { key, name, recording, taker } = *self;
+        let reference = match outcome {
+            Ok(_) => recording.into_reference().ok_or_else(|| TOO_LONG.to_string()),
+            Err(failure) => Err(failure.to_string()),
+        };
+        match reference {
+            Ok(reference) => {
+                lock(&taker.references).insert(key, Arc::new(reference));
+            }
+            Err(cause) => {
+                let failure = format!("no reference answer to {name}: not started: {cause}");
+                lock(&taker.failure).get_or_insert(failure);
+                taker.failed.notify_one();
+            }
+        }
+    }
+}
+
+const TOO_LONG: &str = "the answer is too long to be a reference";
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What was found, on one line.
@@ -136,7 +249,7 @@ fn count(
     verification: &mut Verification,
     comparison: &Comparison,
     failure: Option<&Failure>,
-    name: impl FnOnce() -> String,
+    name: &str,
 ) {
     let Difference { lost, repeated, differing } = comparison.difference;
     verification.checked += 1;
@@ -148,7 +261,7 @@ fn count(
     if failure.is_none() && comparison.is_identical() {
         verification.identical += 1;
     } else if verification.examples.len() < MAX_EXAMPLES {
-        verification.examples.push(describe(comparison, failure, &name()));
+        verification.examples.push(describe(comparison, failure, name));
     }
 }
 
@@ -163,7 +276,10 @@ fn describe(comparison: &Comparison, failure: Option<&Failure>, name: &str) -> S
         said.push(format!("after {equal} equal tokens: {}", counts.join(", ")));
     }
     said.extend(comparison.ending.clone());
-    said.extend(failure.map(|failure| format!("the stream broke: {failure}")));
+    said.extend(failure.map(|failure| match comparison.num_equal {
+        0 => format!("the stream broke: {failure}"),
+        num => format!("the stream broke, with {num} equal tokens: {failure}"),
+    }));
     format!("{name}: {}", said.join("; "))
 }
 
@@ -194,9 +310,8 @@ async fn ask(
     let mut body = body.clone();
     compared.ask(endpoint, &mut body);
     server.ask(endpoint, &body, &mut recording).await?;
-    recording.into_reference().ok_or_else(|| {
-        Failure::new(FailureKind::Malformed, "the answer is too long to be a reference")
-    })
+    let failure = || Failure::new(FailureKind::Malformed, TOO_LONG);
+    recording.into_reference().ok_or_else(failure)
 }
 
 /// An answer can only be compared when neither the clock nor chance has a part in it.
@@ -252,7 +367,7 @@ mod tests {
         let broken = Failure::new(FailureKind::Truncated, "stream ended without [DONE]");
         let clean = || Difference::default();
         let mut add = |comparison: Comparison, failure: Option<&Failure>| {
-            count(&mut verification, &comparison, failure, || "\"Hi\"".to_string());
+            count(&mut verification, &comparison, failure, "\"Hi\"");
             (sentence(&verification), verification.clone())
         };
         let (said, after) = add(found(clean(), None), None);
@@ -271,9 +386,10 @@ mod tests {
         assert_eq!(said, expected);
         assert_eq!((after.checked, after.identical, after.broken_streams), (5, 1, 2));
         let examples = [
-            "\"Hi\": the stream broke: stream ended without [DONE]",
+            "\"Hi\": the stream broke, with 7 equal tokens: stream ended without [DONE]",
             "\"Hi\": after 7 equal tokens: 1 lost, 2 repeated",
-            "\"Hi\": after 7 equal tokens: 4 other; the stream broke: stream ended without [DONE]",
+            "\"Hi\": after 7 equal tokens: 4 other; the stream broke, with 7 equal tokens: \
+             stream ended without [DONE]",
             "\"Hi\": finish_reason \"a\" where …",
         ];
         assert_eq!(after.examples, examples);

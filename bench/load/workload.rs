@@ -26,6 +26,9 @@ pub struct Workload {
     pub think: Delays,
     /// A beginning that prompts share.
     pub prefix: Option<Prefix>,
+    /// How many different conversations there are: they come in turn, and again from the first,
+    /// with the same seeds. Without it each is another.
+    pub distinct: Option<u64>,
     /// The service tiers, by share of the conversations.
     pub tiers: Mix,
     /// The tenants, by share of the conversations.
@@ -98,6 +101,7 @@ impl Workload {
             turns: 1,
             think: Delays::default(),
             prefix: None,
+            distinct: None,
             tiers: Mix::default(),
             tenants: Mix::default(),
             seed: None,
@@ -120,8 +124,17 @@ impl Workload {
         }
     }
 
+    /// Conversations before a list begins again; none where none is like another.
+    pub fn period(&self) -> Option<u64> {
+        match &self.source {
+            Source::List(scripts) => Some(scripts.len() as u64),
+            Source::Lengths(_) | Source::Random(_) => None,
+        }
+    }
+
     /// Conversation number `index`.
     pub fn conversation(&self, index: u64) -> Conversation {
+        let index = self.distinct.map_or(index, |distinct| index % distinct.max(1));
         let mut random = random(Purpose::Conversation, self.seed.unwrap_or(0), index);
         let mut turns = self.turns(index, &mut random);
         if let Some(prefix) = &self.prefix {
@@ -305,6 +318,8 @@ mod tests {
         let shown = |seed, index| format!("{:?}", workload(seed).conversation(index));
         assert_eq!(shown(Some(4), 71), shown(Some(4), 71));
         assert_ne!(shown(Some(4), 71), shown(Some(5), 71));
+        let distinct = Workload { distinct: Some(30), ..workload(Some(4)) };
+        assert_eq!(format!("{:?}", distinct.conversation(71)), shown(Some(4), 11));
         let lengths = (0..500).map(|index| {
             let conversation = workload(None).conversation(index);
             text(&conversation.turns[0].prompt).split(' ').count()

@@ -81,6 +81,11 @@ async fn answer(seen: Arc<Seen>, body: Value, prompt: &str, choice: fn(&str) -> 
         }
         "error event" => events([pa, event(json!({"error": {"message": "a stage was lost"}}))]),
         "garbage" => events([pa, "data: {not json}\n\n".into()]),
+        // Its mind changes when it has been asked for the fifth time.
+        "fickle" => {
+            let num_asked = seen.bodies.lock().unwrap().len();
+            events([if num_asked < 5 { pa } else { text("Ro") }, ris, usage, done])
+        }
         "silent" => std::future::pending().await,
         "no usage" => events([role, pa, ris, done]),
         "no blank line" => events([pa, ris, usage, "data: [DONE]\n".into()]),

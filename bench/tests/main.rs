@@ -7,3 +7,4 @@ mod loads;
 mod pages;
 mod qualities;
 mod requests;
+mod verification;
