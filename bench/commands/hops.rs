@@ -51,6 +51,7 @@ pub(crate) async fn time_hops(arguments: HopsArguments) -> Result<ExitCode> {
         max_tokens: arguments.tokens,
         temperature: Some(0.0),
         ignore_eos: true,
+        ..Parameters::default()
     };
     let body = parameters.body(&Prompt::Text("a".to_owned()))?;
     let mut samples = Vec::new();
