@@ -54,7 +54,7 @@ impl Sum {
         *self.0.finalize().as_bytes()
     }
 
-    /// A role's tensors: name, type, order, shape and a sample of each.
+    /// A role's tensors: name, type, order, shape and a sample of each and of its factors.
     pub(crate) fn role(&mut self, weights: &Weights, role: Role, layer: usize) {
         for piece in weights.pieces(role, layer) {
             self.text(role.name());
@@ -64,6 +64,12 @@ impl Sum {
             self.number(piece.cols as u64);
             let bytes = weights.bytes(piece);
             self.bytes(&bytes[..bytes.len().min(SAMPLE_BYTES)]);
+            if let Some(scales) = &piece.scales {
+                self.number(scales.block.0 as u64);
+                self.number(scales.block.1 as u64);
+                let bytes = weights.scale_bytes(scales);
+                self.bytes(&bytes[..bytes.len().min(SAMPLE_BYTES)]);
+            }
         }
     }
 

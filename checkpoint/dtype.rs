@@ -12,6 +12,9 @@ pub enum DType {
     F16,
     /// The upper half of 32-bit floats.
     BF16,
+    /// 8-bit floats with four bits of exponent and no infinities; a tensor beside them holds
+    /// factors.
+    F8_E4M3,
     /// Blocks of 32: a scale, 32 signed bytes.
     Q8_0,
     /// Blocks of 32: a scale, 32 four-bit numbers centred on 8.
@@ -27,12 +30,13 @@ pub enum DType {
 }
 
 impl DType {
-    pub(crate) const NAMES: &'static str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q4_K and Q6_K";
+    pub(crate) const NAMES: &'static str =
+        "F32, F16, BF16, F8_E4M3, Q8_0, Q4_0, Q4_1, Q5_0, Q4_K and Q6_K";
 
     /// Values in one block; 1 for plain floats.
     pub fn block_values(self) -> usize {
         match self {
-            Self::F32 | Self::F16 | Self::BF16 => 1,
+            Self::F32 | Self::F16 | Self::BF16 | Self::F8_E4M3 => 1,
             Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 => 32,
             Self::Q4_K | Self::Q6_K => 256,
         }
@@ -43,6 +47,7 @@ impl DType {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
+            Self::F8_E4M3 => 1,
             Self::Q8_0 => 34,
             Self::Q4_0 => 18,
             Self::Q4_1 => 20,
@@ -60,6 +65,7 @@ impl DType {
         match self {
             Self::F32 => Format::F32,
             Self::BF16 => Format::BF16,
+            Self::F8_E4M3 => Format::Fp8,
             Self::Q8_0 => Format::Int8,
             Self::Q4_0 | Self::Q4_1 => Format::Int4,
             Self::F16 | Self::Q5_0 | Self::Q4_K | Self::Q6_K => Format::F16,
@@ -78,11 +84,14 @@ impl fmt::Display for DType {
     }
 }
 
-/// Values that share a scale in a grouped format.
+/// Values that share a scale in an integer format.
 pub(crate) const GROUP: usize = 32;
 
-/// As what a matrix is handed over, little-endian. A row of a grouped format is ggml's blocks; its
-/// last group is filled with zeros.
+/// Values that share a scale in [`Format::Fp8`].
+pub(crate) const FP8_GROUP: usize = 128;
+
+/// As what a matrix is handed over, little-endian. A row of an integer format is ggml's blocks; the
+/// last group of a row is filled with zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// 32-bit floats.
@@ -95,6 +104,8 @@ pub enum Format {
     Int8,
     /// Groups of 32, each `d: f16, m: f16, q: [u8; 16]` (`block_q4_1`): values `d q + m`.
     Int4,
+    /// Groups of 128, each `d: f32, q: [u8; 128]`, q in e4m3: values `d q`. None of them is NaN.
+    Fp8,
 }
 
 impl Format {
@@ -105,6 +116,7 @@ impl Format {
             Self::F16 | Self::BF16 => 2 * cols,
             Self::Int8 => cols.div_ceil(GROUP) * DType::Q8_0.block_bytes(),
             Self::Int4 => cols.div_ceil(GROUP) * DType::Q4_1.block_bytes(),
+            Self::Fp8 => cols.div_ceil(FP8_GROUP) * (4 + FP8_GROUP),
         }
     }
 
@@ -112,13 +124,18 @@ impl Format {
     pub(crate) fn device_row_bytes(self, cols: usize) -> usize {
         match self {
             Self::Int8 => cols.div_ceil(GROUP) * (GROUP + 4),
+            Self::Fp8 => cols.next_multiple_of(GROUP) + cols.div_ceil(FP8_GROUP) * 4,
             _ => self.row_bytes(cols),
         }
     }
 
     /// The narrowest floats that hold the values of both, unless both are the same.
     pub(crate) fn widest(self, other: Self) -> Self {
-        let float = |it: Self| if matches!(it, Self::Int8 | Self::Int4) { Self::F16 } else { it };
+        let float = |it: Self| match it {
+            Self::Int8 | Self::Int4 => Self::F16,
+            Self::Fp8 => Self::F32,
+            float => float,
+        };
         match (self, other) {
             _ if self == other => self,
             _ if float(self) == float(other) => float(self),

@@ -100,6 +100,26 @@ pub enum CheckpointError {
         /// As the file names it.
         found: String,
     },
+    /// 8-bit floats mean nothing without the factors beside them.
+    #[error("{path}: tensor {tensor} is stored as F8_E4M3, neither {first} nor {second} is there")]
+    MissingScales {
+        /// The file or directory.
+        path: PathBuf,
+        /// Its name.
+        tensor: String,
+        /// A name of its factors that was looked for.
+        first: String,
+        /// The other one.
+        second: String,
+    },
+    /// An 8-bit float or its factor is no number that can be computed with.
+    #[error("tensor {tensor} has a value in row {row} that is NaN, infinite or above 2^119")]
+    NotFinite {
+        /// Its name, or that of its factors.
+        tensor: String,
+        /// The row of weights, as stored.
+        row: usize,
+    },
     /// A quantised weight doesn't fit into the format it is handed over in.
     #[error("tensor {tensor} has a value of {value} in row {row}, f16 holds at most ±65504")]
     F16Range {

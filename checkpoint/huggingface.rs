@@ -12,6 +12,7 @@ use crate::config::{
     Refused,
 };
 use crate::error::CheckpointError;
+use crate::fp8::{Scaling, scaling};
 use crate::mapped::{Mapped, read_small};
 use crate::safetensors;
 use crate::tensors::Tensors;
@@ -27,7 +28,9 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Reads config.json and, where there is one, generation_config.json.
-pub(crate) fn config(dir: &Path) -> Result<(ModelConfig, &'static Layout), CheckpointError> {
+pub(crate) fn config(
+    dir: &Path,
+) -> Result<(ModelConfig, &'static Layout, Option<Scaling>), CheckpointError> {
     let path = dir.join(CONFIG);
     let fields = read_json(&path, MAX_CONFIG_BYTES)?;
     let layout = layout(&path, &fields)?;
@@ -46,7 +49,8 @@ pub(crate) fn config(dir: &Path) -> Result<(ModelConfig, &'static Layout), Check
     if let Some(ids) = tokens(&generation, "eos_token_id").map_err(refused(&generation_path))? {
         config.eos_token_ids = ids;
     }
-    Ok((config.check().map_err(refused(&path))?, layout))
+    let scaling = scaling(&fields).map_err(refused(&path))?;
+    Ok((config.check().map_err(refused(&path))?, layout, scaling))
 }
 
 fn layout(path: &Path, fields: &Value) -> Result<&'static Layout, CheckpointError> {
@@ -140,14 +144,6 @@ fn refuse_what_is_not_computed(fields: &Value) -> Result<(), Refused> {
             _ => return Err(Refused::new(key, "must be one object of numbers and names")),
         }
     }
-    let quantization = &fields["quantization_config"];
-    if !quantization.is_null() {
-        let method = &quantization["quant_method"];
-        return Err(Refused::new(
-            "quantization_config",
-            format!("asks for {method}, supported are plain floats and GGUF files"),
-        ));
-    }
     Ok(())
 }
 
@@ -219,13 +215,13 @@ fn first_token(fields: &Value, key: &str) -> Result<Option<u32>, Refused> {
     Ok(tokens(fields, key)?.and_then(|ids| ids.first().copied()))
 }
 
-/// Maps the weight files and reads their headers.
-pub(crate) fn tensors(dir: &Path) -> Result<Tensors, CheckpointError> {
+/// Maps the weight files and reads their headers. `scaling` is what the configuration says.
+pub(crate) fn tensors(dir: &Path, scaling: Option<Scaling>) -> Result<Tensors, CheckpointError> {
     let single = dir.join(SINGLE);
     if single.exists() {
         let mapped = Mapped::open(&single)?;
         let by_name = safetensors::read(&mapped, 0)?;
-        return Ok(Tensors { path: single, files: vec![mapped], by_name });
+        return Ok(Tensors { path: single, files: vec![mapped], by_name, scaling });
     }
     let index_path = dir.join(INDEX);
     if !index_path.exists() {
@@ -255,7 +251,7 @@ pub(crate) fn tensors(dir: &Path) -> Result<Tensors, CheckpointError> {
         };
         by_name.insert(tensor.clone(), stored);
     }
-    Ok(Tensors { path: dir.to_owned(), files, by_name })
+    Ok(Tensors { path: dir.to_owned(), files, by_name, scaling })
 }
 
 /// File by tensor.

@@ -14,6 +14,9 @@ mod config;
 mod digest;
 mod dtype;
 mod error;
+mod fp8;
+#[cfg(test)]
+mod fp8_tests;
 mod gguf;
 #[cfg(test)]
 mod gguf_format_tests;
@@ -117,8 +120,8 @@ impl Checkpoint {
     }
 
     fn open_directory(dir: &Path) -> Result<Self, CheckpointError> {
-        let (config, layout) = huggingface::config(dir)?;
-        let weights = Weights::find(huggingface::tensors(dir)?, layout, &config)?;
+        let (config, layout, scaling) = huggingface::config(dir)?;
+        let weights = Weights::find(huggingface::tensors(dir, scaling)?, layout, &config)?;
         let io = |source| CheckpointError::Io { path: dir.to_owned(), source };
         // So that "." has a name too.
         let full = dir.canonicalize().map_err(io)?;
@@ -138,7 +141,8 @@ impl Checkpoint {
         let (config, layout) = gguf_model::config(&mapped, &header)?;
         let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         let by_name = std::mem::take(&mut header.tensors);
-        let tensors = Tensors { path: path.to_owned(), files: vec![mapped], by_name };
+        let files = vec![mapped];
+        let tensors = Tensors { path: path.to_owned(), files, by_name, scaling: None };
         let weights = Weights::find(tensors, layout, &config)?;
         Ok(Self { name, config, weights, source: Source::Gguf(header), quantize: Quantize::None })
     }

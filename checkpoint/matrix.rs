@@ -7,8 +7,9 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::architecture::Role;
-use crate::dtype::{DType, Format, GROUP, Quantize};
+use crate::dtype::{DType, FP8_GROUP, Format, GROUP, Quantize};
 use crate::error::CheckpointError;
+use crate::fp8;
 use crate::quantize::{int4_group, int8_group};
 use crate::quants::decode_row;
 use crate::tensors::{Piece, Weights};
@@ -78,10 +79,18 @@ impl Vector {
 /// A matrix in its files. Reading decodes the rows that are asked for and nothing else.
 #[derive(Clone, Debug)]
 pub struct MatrixView<'a> {
-    pieces: Vec<(&'a Piece, &'a [u8])>,
+    sources: Vec<Source<'a>>,
     rows: usize,
     cols: usize,
     format: Format,
+}
+
+/// One of its tensors, and its bytes and those of its factors, as stored.
+#[derive(Clone, Copy, Debug)]
+struct Source<'a> {
+    piece: &'a Piece,
+    stored: &'a [u8],
+    scales: &'a [u8],
 }
 
 impl<'a> MatrixView<'a> {
@@ -93,15 +102,20 @@ impl<'a> MatrixView<'a> {
         is_layer: bool,
     ) -> Self {
         let rows = pieces.iter().map(|piece| piece.rows).sum();
-        let pieces: Vec<_> = pieces.iter().map(|piece| (piece, weights.bytes(piece))).collect();
+        let source = |piece: &'a Piece| Source {
+            piece,
+            stored: weights.bytes(piece),
+            scales: piece.scales.as_ref().map_or(&[], |scales| weights.scale_bytes(scales)),
+        };
+        let sources: Vec<_> = pieces.iter().map(source).collect();
         let format = pieces
             .iter()
-            .map(|(piece, _)| piece.dtype.format())
+            .map(|piece| piece.dtype.format())
             .reduce(Format::widest)
             .unwrap_or(Format::F32);
         let format = quantize.format(format, is_layer);
-        let cols = pieces.first().map_or(0, |(piece, _)| piece.cols);
-        Self { pieces, rows, cols, format }
+        let cols = pieces.first().map_or(0, |piece| piece.cols);
+        Self { sources, rows, cols, format }
     }
 
     /// Values of the output.
@@ -135,9 +149,9 @@ impl<'a> MatrixView<'a> {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Rows`] if the range or the size is wrong, and
-    /// [`CheckpointError::F16Range`] if a quantised value is none that f16 holds; `out` is then
-    /// partly written.
+    /// [`CheckpointError::Rows`] if the range or the size is wrong,
+    /// [`CheckpointError::F16Range`] if a quantised value is none that f16 holds, and
+    /// [`CheckpointError::NotFinite`] if an 8-bit float is NaN; `out` is then partly written.
     pub fn read_rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<(), CheckpointError> {
         let size = rows.end.checked_sub(rows.start).and_then(|n| n.checked_mul(self.row_bytes()));
         if rows.end > self.rows || size != Some(out.len()) {
@@ -152,14 +166,15 @@ impl<'a> MatrixView<'a> {
         let mut scratch = Scratch::new(self.cols);
         let mut out = out;
         let mut first = 0;
-        for (piece, stored) in &self.pieces {
-            // This piece holds rows `first..first + piece.rows` of the matrix.
-            let start = rows.start.clamp(first, first + piece.rows) - first;
-            let end = rows.end.clamp(first, first + piece.rows) - first;
+        for source in &self.sources {
+            // This piece holds rows `first..first + num_rows` of the matrix.
+            let num_rows = source.piece.rows;
+            let start = rows.start.clamp(first, first + num_rows) - first;
+            let end = rows.end.clamp(first, first + num_rows) - first;
             let (part, rest) = out.split_at_mut((end - start) * self.row_bytes());
-            self.read_piece(piece, stored, start..end, part, &mut scratch)?;
+            self.read_source(source, start..end, part, &mut scratch)?;
             out = rest;
-            first += piece.rows;
+            first += num_rows;
         }
         Ok(())
     }
@@ -172,12 +187,13 @@ impl<'a> MatrixView<'a> {
     /// long.
     pub fn row_f32(&self, row: usize, out: &mut [f32]) -> Result<(), CheckpointError> {
         let mut first = 0;
-        for (piece, stored) in &self.pieces {
-            if row < first + piece.rows && out.len() == self.cols {
-                decode_row(piece.dtype, stored_row(piece, stored, row - first).1, out);
+        for source in &self.sources {
+            if row < first + source.piece.rows && out.len() == self.cols {
+                let (number, stored) = source.row(row - first);
+                source.decode(number, stored, out);
                 return Ok(());
             }
-            first += piece.rows;
+            first += source.piece.rows;
         }
         Err(CheckpointError::Rows {
             start: row,
@@ -188,14 +204,14 @@ impl<'a> MatrixView<'a> {
         })
     }
 
-    fn read_piece(
+    fn read_source(
         &self,
-        piece: &Piece,
-        stored: &[u8],
+        source: &Source<'_>,
         rows: Range<usize>,
         out: &mut [u8],
         scratch: &mut Scratch,
     ) -> Result<(), CheckpointError> {
+        let &Source { piece, stored, .. } = source;
         let dtype = piece.dtype;
         let as_stored = dtype.is_handed_over_as_stored() && dtype.format() == self.format;
         if as_stored && piece.half_split.is_none() {
@@ -204,7 +220,7 @@ impl<'a> MatrixView<'a> {
             return Ok(());
         }
         for (row, out) in rows.zip(out.chunks_exact_mut(self.row_bytes())) {
-            let (number, stored) = stored_row(piece, stored, row);
+            let (number, stored) = source.row(row);
             if as_stored {
                 out.copy_from_slice(stored);
                 continue;
@@ -218,13 +234,18 @@ impl<'a> MatrixView<'a> {
                 q4_0_as_int4(stored, out).map_err(range)?;
                 continue;
             }
-            decode_row(dtype, stored, &mut scratch.f32);
+            if dtype == DType::F8_E4M3 {
+                source.check_fp8(number, stored)?;
+            }
+            source.decode(number, stored, &mut scratch.f32);
             match self.format {
                 Format::F32 => {
                     for (out, value) in out.as_chunks_mut().0.iter_mut().zip(&scratch.f32) {
                         *out = value.to_le_bytes();
                     }
                 }
+                // Only what is stored so becomes it.
+                Format::Fp8 => fp8::write_row(stored, source.factors(number), out),
                 // Nothing is ever stored as bf16 and as something that bf16 holds.
                 Format::F16 | Format::BF16 => scratch.write_f16(out).map_err(range)?,
                 Format::Int8 | Format::Int4 => {
@@ -258,11 +279,41 @@ fn q4_0_as_int4(stored: &[u8], out: &mut [u8]) -> Result<(), f32> {
     Ok(())
 }
 
-/// The bytes of a row in the order that the matrix has, and its number in the file.
-fn stored_row<'b>(piece: &Piece, stored: &'b [u8], row: usize) -> (usize, &'b [u8]) {
-    let row = piece.half_split.map_or(row, |half_split| half_split.stored_row(row));
-    let row_bytes = stored.len() / piece.rows;
-    (row, &stored[row * row_bytes..(row + 1) * row_bytes])
+impl<'a> Source<'a> {
+    /// The bytes of a row in the order that the matrix has, and its number in the file.
+    fn row(&self, row: usize) -> (usize, &'a [u8]) {
+        let row = self.piece.half_split.map_or(row, |half_split| half_split.stored_row(row));
+        let row_bytes = self.stored.len() / self.piece.rows;
+        (row, &self.stored[row * row_bytes..(row + 1) * row_bytes])
+    }
+
+    /// A row's values. `number`: its number in the file.
+    fn decode(&self, number: usize, stored: &[u8], out: &mut [f32]) {
+        decode_row(self.piece.dtype, stored, out);
+        for (values, factor) in out.chunks_mut(FP8_GROUP).zip(self.factors(number)) {
+            values.iter_mut().for_each(|value| *value *= factor);
+        }
+    }
+
+    /// What the values of each group of 128 are multiplied with; none but for 8-bit floats.
+    fn factors(&self, number: usize) -> impl Iterator<Item = f32> {
+        let scales = self.piece.scales.as_ref();
+        scales.into_iter().flat_map(move |scales| scales.of_row(self.scales, number))
+    }
+
+    fn check_fp8(&self, number: usize, codes: &[u8]) -> Result<(), CheckpointError> {
+        let not_finite = |tensor: &str| {
+            Err(CheckpointError::NotFinite { tensor: tensor.to_owned(), row: number })
+        };
+        if !codes.iter().all(|code| fp8::is_number(*code)) {
+            return not_finite(&self.piece.name);
+        }
+        let num_groups = codes.len().div_ceil(FP8_GROUP);
+        if !self.factors(number).take(num_groups).all(fp8::is_factor) {
+            return not_finite(self.piece.scales.as_ref().map_or("", |scales| &scales.name));
+        }
+        Ok(())
+    }
 }
 
 /// One row on its way from blocks to f16.
@@ -303,7 +354,8 @@ pub(crate) fn vector(weights: &Weights, pieces: &[Piece]) -> Vec<f32> {
     out
 }
 
-/// What stands for a type in digests, and so must never change: its number in `enum ggml_type`.
+/// What stands for a type in digests, and so must never change: its number in `enum ggml_type`, or
+/// one far above those.
 pub(crate) fn dtype_number(dtype: DType) -> u8 {
     match dtype {
         DType::F32 => 0,
@@ -315,5 +367,6 @@ pub(crate) fn dtype_number(dtype: DType) -> u8 {
         DType::Q4_K => 12,
         DType::Q6_K => 14,
         DType::BF16 => 30,
+        DType::F8_E4M3 => 200,
     }
 }

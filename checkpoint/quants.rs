@@ -28,12 +28,29 @@ pub(crate) fn decode_row(dtype: DType, stored: &[u8], out: &mut [f32]) {
                 *out = bf16::from_le_bytes(*block).to_f32();
             }
         }
+        DType::F8_E4M3 => {
+            for (code, out) in stored.iter().zip(out) {
+                *out = e4m3(*code);
+            }
+        }
         DType::Q8_0 => blocks.zip(values).for_each(|(block, out)| q8_0(block, out)),
         DType::Q4_0 => blocks.zip(values).for_each(|(block, out)| q4_0(block, out)),
         DType::Q4_1 => blocks.zip(values).for_each(|(block, out)| q4_1(block, out)),
         DType::Q5_0 => blocks.zip(values).for_each(|(block, out)| q5_0(block, out)),
         DType::Q4_K => blocks.zip(values).for_each(|(block, out)| q4_k(block, out)),
         DType::Q6_K => blocks.zip(values).for_each(|(block, out)| q6_k(block, out)),
+    }
+}
+
+/// Sign, four bits of exponent with a bias of 7, three of mantissa; NaN where all of the last
+/// seven are set (OCP 8-bit Floating Point Specification, 5.1).
+fn e4m3(code: u8) -> f32 {
+    let sign = if code & 0x80 == 0 { 1.0 } else { -1.0 };
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    match (exponent, code & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => sign * mantissa / 512.0,
+        _ => sign * (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
     }
 }
 
@@ -147,6 +164,20 @@ mod tests {
         assert_eq!(out, [1.5, -2.0]);
         decode_row(DType::BF16, &[0xc0, 0x3f, 0, 0xc0], &mut out);
         assert_eq!(out, [1.5, -2.0]);
+    }
+
+    #[test]
+    fn e4m3_by_hand() {
+        let mut out = [0.0; 8];
+        let codes = [0x00, 0x01, 0x87, 0x08, 0x38, 0xb9, 0x7e, 0x7f];
+        decode_row(DType::F8_E4M3, &codes, &mut out);
+        let expected = [0.0, 1.0 / 512.0, -7.0 / 512.0, 1.0 / 64.0, 1.0, -1.125, 448.0];
+        assert_eq!(out[..7], expected);
+        assert!(out[7].is_nan());
+        // Above zero a larger code is a larger number.
+        let mut all = [0.0; 127];
+        decode_row(DType::F8_E4M3, &(0..127).collect::<Vec<u8>>(), &mut all);
+        assert!(all.is_sorted_by(|a, b| a < b));
     }
 
     #[test]

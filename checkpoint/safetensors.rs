@@ -80,6 +80,7 @@ fn dtype(dtype: Dtype) -> Result<DType, String> {
         Dtype::F32 => Ok(DType::F32),
         Dtype::F16 => Ok(DType::F16),
         Dtype::BF16 => Ok(DType::BF16),
+        Dtype::F8_E4M3 => Ok(DType::F8_E4M3),
         other => Err(format!("{other:?}")),
     }
 }
@@ -112,8 +113,8 @@ mod tests {
 
     #[test]
     fn other_types_are_kept_by_name() {
-        let header = r#"{"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}"#;
-        assert_eq!(parse(&file(header, 2), 0).unwrap()["a"].dtype, Err("F8_E4M3".to_owned()));
+        let header = r#"{"a":{"dtype":"F8_E5M2","shape":[2],"data_offsets":[0,2]}}"#;
+        assert_eq!(parse(&file(header, 2), 0).unwrap()["a"].dtype, Err("F8_E5M2".to_owned()));
     }
 
     #[test]

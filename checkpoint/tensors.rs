@@ -7,6 +7,7 @@ use crate::architecture::{Layout, Role, RowOrder};
 use crate::config::ModelConfig;
 use crate::dtype::DType;
 use crate::error::CheckpointError;
+use crate::fp8::{Scales, Scaling, is_of_activations};
 use crate::mapped::Mapped;
 
 /// A tensor as its file's header describes it, with bounds that have been checked.
@@ -30,6 +31,8 @@ pub(crate) struct Tensors {
     pub(crate) path: PathBuf,
     pub(crate) files: Vec<Mapped>,
     pub(crate) by_name: HashMap<String, Stored>,
+    /// Of 8-bit floats, if the model says that it has any.
+    pub(crate) scaling: Option<Scaling>,
 }
 
 /// One of the tensors that a role is made of: readable, and of the right shape.
@@ -42,6 +45,8 @@ pub(crate) struct Piece {
     pub(crate) cols: usize,
     /// `Some` when the rows of each head are to be reordered.
     pub(crate) half_split: Option<HalfSplit>,
+    /// Of 8-bit floats.
+    pub(crate) scales: Option<Scales>,
     pub(crate) file: usize,
     pub(crate) start: usize,
     pub(crate) len: usize,
@@ -95,7 +100,10 @@ impl Weights {
             }
         }
         // The first by name, so that the message is the same every time.
-        let unexpected = tensors.by_name.keys().filter(|name| !layout.ignores(name, config)).min();
+        let has_fp8 = tensors.scaling.is_some();
+        let ignores =
+            |name: &str| layout.ignores(name, config) || (has_fp8 && is_of_activations(name));
+        let unexpected = tensors.by_name.keys().filter(|name| !ignores(name)).min();
         if let Some(name) = unexpected {
             return Err(CheckpointError::UnexpectedTensor {
                 path: tensors.path.clone(),
@@ -114,6 +122,11 @@ impl Weights {
     /// A tensor's bytes, as stored.
     pub(crate) fn bytes(&self, piece: &Piece) -> &[u8] {
         &self.files[piece.file].bytes()[piece.start..piece.start + piece.len]
+    }
+
+    /// A tensor's factors, as stored.
+    pub(crate) fn scale_bytes(&self, scales: &Scales) -> &[u8] {
+        &self.files[scales.file].bytes()[scales.start..scales.start + scales.len]
     }
 }
 
@@ -148,8 +161,12 @@ fn claim(
                 rotary_dim: config.rotary_dim,
             });
         let cols = role.cols(config);
-        let piece = Shape { rows, cols, half_split };
-        pieces.push(piece.of(name, stored, &tensors.path)?);
+        let shape = Shape { rows, cols, half_split };
+        let mut piece = shape.of(name, stored, &tensors.path)?;
+        if piece.dtype == DType::F8_E4M3 {
+            piece.scales = Some(Scales::claim(tensors, name, (piece.rows, piece.cols))?);
+        }
+        pieces.push(piece);
     }
     Ok(pieces)
 }
@@ -177,12 +194,19 @@ impl Shape {
             tensor: name.to_owned(),
             found,
         })?;
+        if dtype == DType::F8_E4M3 && self.cols.is_none() {
+            return Err(CheckpointError::Malformed {
+                path: path.to_owned(),
+                problem: format!("tensor {name} is a vector in F8_E4M3, which only matrices are"),
+            });
+        }
         Ok(Piece {
             name: name.to_owned(),
             dtype,
             rows: self.rows,
             cols: self.cols.unwrap_or(1),
             half_split: self.half_split,
+            scales: None,
             file: stored.file,
             start: stored.start,
             len: stored.len,

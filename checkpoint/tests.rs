@@ -275,7 +275,7 @@ fn configurations_that_lie_are_refused() {
         ("rope_parameters", json!({"rope_type": "yarn"}), "asks for \"yarn\" scaling"),
         ("rope_parameters", json!({"full": {"rope_theta": 1}}), "must be one object of numbers"),
         ("rope_parameters", json!(3), "rope_parameters must be one object"),
-        ("quantization_config", json!({"quant_method": "fp8"}), "asks for \"fp8\", supported"),
+        ("quantization_config", json!({"quant_method": "awq"}), "asks for \"awq\", supported"),
         ("pad_token_id", json!(640), "pad token is 640, the vocabulary has 640 tokens"),
         ("bos_token_id", json!("x"), "bos_token_id is \"x\", it must name tokens by number"),
     ];
@@ -425,7 +425,10 @@ proptest! {
         let mut fields: Value =
             serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
         let mut keys: Vec<String> = fields.as_object().unwrap().keys().cloned().collect();
-        keys.extend(["rope_parameters", "rope_scaling", "bos_token_id"].map(str::to_owned));
+        keys.extend(
+            ["rope_parameters", "rope_scaling", "bos_token_id", "quantization_config"]
+                .map(str::to_owned),
+        );
         for (key, value) in changes {
             fields[&keys[key.index(keys.len())]] = value;
         }
@@ -434,8 +437,8 @@ proptest! {
         fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
         fs::write(dir.path().join("tokenizer_config.json"), fields.to_string()).unwrap();
         let _ = tokenizer::read(dir.path());
-        let Ok((config, layout)) = huggingface::config(dir.path()) else { return Ok(()) };
-        let tensors = huggingface::tensors(&from).unwrap();
+        let Ok((config, layout, scaling)) = huggingface::config(dir.path()) else { return Ok(()) };
+        let tensors = huggingface::tensors(&from, scaling).unwrap();
         let _ = Weights::find(tensors, layout, &config);
     }
 }

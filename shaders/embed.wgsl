@@ -54,7 +54,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let num_quads = (params.num_blocks + {QUAD_BLOCKS}u - 1u) / {QUAD_BLOCKS}u;
     let quad =
         ((row / {TILE}u) * num_quads + block / {QUAD_BLOCKS}u) * {TILE}u + row % {TILE}u;
-    let group = block / {STEP_BLOCKS}u % 4u;
+    let group = block / {GROUP_BLOCKS}u % 4u;
 //! if IMAGES
     let scale = scale_of(textureLoad(scales, texel(quad))[group]);
 //! else
@@ -63,10 +63,14 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 //! end
 //! for p in 0..PARTS
     if (block * {PARTS}u + {p}u < params.row_vec4s) {
-//! if GROUPED
+//! if OFFSET
         let value_{p} = decode_{p}(values) * scale.x + scale.y;
 //! else
+//! if GROUPED
+        let value_{p} = decode_{p}(values) * scale.x;
+//! else
         let value_{p} = decode_{p}(values);
+//! end
 //! end
         let at_{p} = token * params.row_vec4s + block * {PARTS}u + {p}u;
 //! if IMAGES

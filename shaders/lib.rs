@@ -17,6 +17,7 @@
 pub mod adapters;
 pub mod ahead;
 pub mod error;
+mod format;
 pub mod gpu;
 pub mod inputs;
 pub mod kernel;

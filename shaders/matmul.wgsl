@@ -11,8 +11,9 @@
 //
 // The order of additions is one for all variants, and a function of K alone: K is cut into chunks
 // of CHUNK values; in a chunk one chain of fma in ascending k, from zero; the sums of the chunks
-// are added in ascending order. Where the weights of a group of 32 share a scale, the chain runs in
-// the group, and the chunk's chain takes in scale * sum, then offset * (sum of the group's x).
+// are added in ascending order. Where the weights of a group share a scale, the chain runs in the
+// group, and the chunk's chain takes in scale * sum, then, of formats that have one, offset * (sum
+// of the group's x). A group is 32 values, in LONG_GROUPS half a chunk.
 
 //! if SPLIT
 var<workgroup> sh_sums: array<f32, {SPLIT_SUMS}>;  // [SPLIT, TM, TN, LANES]
@@ -111,6 +112,24 @@ fn main(
         var sum_{m}_{j} = 0.0;
 //! end
 //! end
+//! if LONG_GROUPS
+        // Some lanes may have no chunk.
+        let quad = min(start / {QUAD_BLOCKS}u, num_quads - 1u);
+//! for j in 0..TN
+        var scales_{j} =
+            scales_at(scales_start + quad * {TILE}u + {j}u * {J_STRIDE}u);
+        // A chunk has two of the four.
+        scales_{j} = select(scales_{j}, scales_{j}.zwxy, start % {QUAD_BLOCKS}u != 0u);
+//! end
+        for (var group_start = start; group_start < end; group_start += {GROUP_BLOCKS}u) {
+//! for m in 0..TM
+//! for j in 0..TN
+        var acc_{m}_{j} = 0.0;
+//! end
+//! end
+        let group_end = min(group_start + {GROUP_BLOCKS}u, end);
+        for (var block = group_start; block < group_end; block += {STEP_BLOCKS}u) {
+//! else
         for (var quad = start; quad < end; quad += {QUAD_BLOCKS}u) {
 //! for j in 0..TN
         var scales_{j} =
@@ -122,7 +141,6 @@ fn main(
 //! for j in 0..TN
             var acc_{m}_{j} = 0.0;
 //! end
-//! if GROUPED
             var x_sum_{m} = 0.0;
 //! end
 //! end
@@ -146,7 +164,7 @@ fn main(
 //! else
             var x_{m} = x_at(p, row_{m}, at);
 //! end
-//! if GROUPED
+//! if OFFSET
             let x_part_{m} = (x_{m}.x + x_{m}.y) + (x_{m}.z + x_{m}.w);
 //! for i in 0..8
             x_sum_{m} += subgroupBroadcast(x_part_{m}, {i}u);
@@ -181,7 +199,7 @@ fn main(
 //! end
 //! if SUBGROUP
 //! else
-//! if GROUPED
+//! if OFFSET
             x_sum_{m} += (x_{m}_{b}_{q}.x + x_{m}_{b}_{q}.y) + (x_{m}_{b}_{q}.z + x_{m}_{b}_{q}.w);
 //! end
 //! end
@@ -198,17 +216,25 @@ fn main(
 //! end
 //! end
 //! if GROUPED
+//! if LONG_GROUPS
+        }
+//! end
 //! for j in 0..TN
             let factor_{j} = scale_of(scales_{j}.x);
             // The next group's is the first again.
             scales_{j} = scales_{j}.yzwx;
 //! for m in 0..TM
             sum_{m}_{j} = fma(factor_{j}.x, acc_{m}_{j}, sum_{m}_{j});
+//! if OFFSET
             sum_{m}_{j} = fma(factor_{j}.y, x_sum_{m}, sum_{m}_{j});
 //! end
 //! end
+//! end
         }
+//! if LONG_GROUPS
+//! else
         }
+//! end
 //! else
         }
 //! for m in 0..TM

@@ -250,7 +250,8 @@ impl Variant {
             ("STRIPS", self.strips()),
             ("CHUNK_BLOCKS", CHUNK / block),
             // Lanes that share values of x can afford to scale them.
-            ("SCALED", (subgroup && format.is_grouped()).into()),
+            ("SCALED", (subgroup && format.has_offset()).into()),
+            ("LONG_GROUPS", (format.group() > GROUP).into()),
             ("NORM", norm.into()),
             ("NORM_LANES", norm_lanes),
             ("NORM_EIGHTHS", norm_lanes / 8),

@@ -48,9 +48,9 @@ fn staged_x(p: Params, first_row: u32, r: u32, index: u32) -> vec4<f32> {
 }
 
 //! if GROUPED
-// Scale and offset of the group that starts at `block`, of one column.
+// Scale and offset of the group that `block` is in, of one column.
 fn factor_at(scales_start: u32, block: u32, column: u32) -> vec2<f32> {
     let quad = scales_at(scales_start + (block / {QUAD_BLOCKS}u) * {TILE}u + column);
-    return scale_of(quad[(block / {STEP_BLOCKS}u) % 4u]);
+    return scale_of(quad[(block / {GROUP_BLOCKS}u) % 4u]);
 }
 //! end

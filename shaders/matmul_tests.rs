@@ -249,6 +249,7 @@ fn all_ways_of_a_gpu_give_the_same_bits() {
     let Some(gpu) = testing::gpu() else { return };
     for (format, kind, norm) in [
         (Format::Bf16, Kind::Residual, true),
+        (Format::Fp8, Kind::Residual, true),
         (Format::Int8, Kind::Store, false),
         (Format::Int4, Kind::Swiglu, true),
     ] {
@@ -261,6 +262,32 @@ fn all_ways_of_a_gpu_give_the_same_bits() {
         let expected = outputs.next().unwrap();
         assert_close(&expected, &case.expected(kind, norm), 5e-3);
         outputs.for_each(|output| assert_bits_eq(&output, &expected));
+    }
+}
+
+#[test]
+fn every_e4m3_number_is_exact() {
+    // A row of all codes but NaN's, under two factors; x picks one at a time.
+    let code = |i: usize| if i & 127 == 127 { 0 } else { i as u8 };
+    let group = |factor: f32, first: usize| {
+        let codes = (first..first + 128).map(code);
+        factor.to_le_bytes().into_iter().chain(codes).collect::<Vec<_>>()
+    };
+    let bytes = [group(1.0, 0), group(0.3, 128)].concat();
+    let identity: Vec<f32> =
+        (0..256 * 256).map(|i| if i / 256 == i % 256 { 1.0 } else { 0.0 }).collect();
+    let form = (Format::Fp8, RowOrder::Plain);
+    for gpu in testing::both_layouts() {
+        let case = Case {
+            weights: WeightMatrix::from_bytes(&gpu, (1, 256), form, &bytes).unwrap(),
+            decoded: Format::Fp8.decode(256, &bytes),
+            norm: vec![1.0; 256],
+            residual: vec![0.0; 256],
+            x: identity.clone(),
+        };
+        let expected: Vec<f32> = case.decoded.iter().map(|value| value + 0.0).collect();
+        let out = case.run(&gpu, &Matmul::new(&gpu), Kind::Store, false, &case.all());
+        assert_bits_eq(&out, &expected);
     }
 }
 

@@ -1,6 +1,6 @@
 // The products of matmul.wgsl for many rows: operands pass through workgroup memory, so that each
 // is loaded and decoded once for a whole tile of the product
-// one workgroup per GROUPS * TM rows t, LANES * TN columns n; the order of additions is matmul.wgsl's
+// one workgroup per GROUPS * TM rows t, LANES * TN columns n; additions in matmul.wgsl's order
 
 var<workgroup> sh_x: array<vec4<f32>, {TILE_X}>;            // [GROUP / 4, GROUPS * TM]
 var<workgroup> sh_weights: array<vec4<f32>, {TILE_WEIGHTS}>; // [GROUP / 4, TN, LANES]
@@ -37,6 +37,9 @@ fn main(
 //! for m in 0..TM
 //! for j in 0..TN
         var sum_{m}_{j} = 0.0;
+//! if LONG_GROUPS
+        var acc_{m}_{j} = 0.0;
+//! end
 //! end
 //! end
         let end = min(chunk + {CHUNK_BLOCKS}u, p.num_blocks);
@@ -62,7 +65,7 @@ fn main(
             }
 //! end
             workgroupBarrier();
-//! if GROUPED
+//! if OFFSET
 //! for m in 0..TM
             var x_sum_{m} = 0.0;
 //! for j in 0..TN
@@ -76,7 +79,7 @@ fn main(
 //! end
 //! for m in 0..TM
                 let x_{m} = sh_x[q * {TILE_ROWS}u + {m}u * {GROUPS}u + group];
-//! if GROUPED
+//! if OFFSET
                 x_sum_{m} += (x_{m}.x + x_{m}.y) + (x_{m}.z + x_{m}.w);
 //! end
 //! for j in 0..TN
@@ -94,7 +97,19 @@ fn main(
 //! end
 //! end
             }
-//! if GROUPED
+//! if LONG_GROUPS
+            let next = block + {STEP_BLOCKS}u;
+            if (next % {GROUP_BLOCKS}u == 0u || next >= end) {
+//! for j in 0..TN
+                let factor_{j} = sh_factors[{j}u * {LANES}u + lane];
+//! for m in 0..TM
+                sum_{m}_{j} = fma(factor_{j}.x, acc_{m}_{j}, sum_{m}_{j});
+                acc_{m}_{j} = 0.0;
+//! end
+//! end
+            }
+//! end
+//! if OFFSET
 //! for j in 0..TN
             let factor_{j} = sh_factors[{j}u * {LANES}u + lane];
 //! for m in 0..TM

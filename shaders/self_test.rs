@@ -79,6 +79,14 @@ fn check_near(adapter: &str, result: &[u8], plain: &[u8]) -> Result<(), GpuError
     )))
 }
 
+/// The class of layers with weights of several formats, from the class of each.
+pub fn of_several(classes: &[[u8; 32]]) -> [u8; 32] {
+    match classes {
+        [one] => *one,
+        _ => blake3::hash(classes.as_flattened()).into(),
+    }
+}
+
 /// The kernels of a layer and of sampling, as this device runs them.
 fn sources(caps: Caps, format: Format, shape: HeadShape) -> Vec<KernelSource> {
     let images = caps.images;
@@ -264,7 +272,10 @@ mod tests {
         let shape = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 };
         let class = fingerprint(&gpu, Format::F16, shape).unwrap();
         assert_eq!(fingerprint(&gpu, Format::F16, shape).unwrap(), class);
-        assert_ne!(fingerprint(&gpu, Format::Bf16, shape).unwrap(), class);
+        let other = fingerprint(&gpu, Format::Fp8, shape).unwrap();
+        assert_ne!(other, class);
+        assert_eq!(of_several(&[class]), class);
+        assert!(![class, other].contains(&of_several(&[class, other])));
     }
 
     #[test]

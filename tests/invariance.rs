@@ -11,7 +11,7 @@ use protocol::{
     TokenId,
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use tests::golden;
+use tests::{fp8, golden};
 
 use crate::stages::{Device, LIMITS, Pipeline, device};
 
@@ -262,6 +262,13 @@ fn bits_hang_on_nothing_but_the_sequence_in_f16() {
     let folder = tempfile::tempdir().unwrap();
     f16_model(folder.path());
     is_invariant(&Checkpoint::open(folder.path()).unwrap(), "f16");
+}
+
+#[test]
+fn bits_hang_on_nothing_but_the_sequence_in_fp8() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, _) = fp8::models(&golden::fixture("glm").join("bf16"), folder.path());
+    is_invariant(&Checkpoint::open(&model).unwrap(), "fp8");
 }
 
 #[test]

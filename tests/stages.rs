@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Mutex;
 
-use checkpoint::{Checkpoint, Part};
+use checkpoint::{Checkpoint, Format, Matrix, Part};
 use node::model::Kernels;
 use node::stage::{Stage, StepOutput};
 use protocol::{
@@ -13,6 +13,7 @@ use protocol::{
     StepId, TokenId,
 };
 use shaders::gpu::Gpu;
+use tests::fp8;
 use tests::golden::{self, Golden};
 
 /// f32 sums in another order, over 4 layers.
@@ -240,12 +241,51 @@ fn glm4_computes_its_golden_at_every_cut() {
     fixture_computes_its_golden("glm4", "bf16");
 }
 
+/// Layers in fp8 between an embedding and a head in bf16, against the same numbers in f32.
+#[test]
+fn fp8_weights_compute_what_they_stand_for() {
+    let Some(device) = device() else { return };
+    let device = device.as_ref().unwrap();
+    for name in ["glm", "glm4"] {
+        let fixture = golden::fixture(name);
+        let folder = tempfile::tempdir().unwrap();
+        let (model, floats) = fp8::models(&fixture.join("bf16"), folder.path());
+        let [model, floats] = [model, floats].map(|path| Checkpoint::open(&path).unwrap());
+        let format = |matrix| model.matrix(matrix).unwrap().format();
+        assert_eq!(format(Matrix::GateUp(1)), Format::Fp8);
+        assert_eq!([Matrix::Embedding, Matrix::LmHead].map(format), [Format::BF16; 2]);
+        let vocab_size = model.config().vocab_size;
+        let mut pipelines = [(&model, [0, 2, 4]), (&floats, [0, 4, 4])]
+            .map(|(files, cut)| Pipeline::of(device, files, &cut));
+        for (i, prompt) in Golden::open(&fixture).prompts().iter().enumerate() {
+            let num_blocks = (prompt.ids.len() + 16).div_ceil(BLOCK_TOKENS) as u32;
+            // The prompt at once, and some tokens one by one.
+            let mut ids = prompt.ids.clone();
+            for start in [0].into_iter().chain(ids.len()..ids.len() + 8) {
+                let num_blocks = if start == 0 { num_blocks } else { 0 };
+                let sampled = pipelines
+                    .each_mut()
+                    .map(|pipeline| pipeline.compute(start, &ids[start..], num_blocks).1);
+                let [found, expected] =
+                    pipelines.each_mut().map(|pipeline| pipeline.last_logits(vocab_size));
+                let error = worst(&found, &expected);
+                assert!(error < LOGITS_TOLERANCE, "{name} prompt {i} at {start}: {error}");
+                ids.push(sampled[1]);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_stage_takes_the_memory_that_it_says() {
     let Some(device) = device() else { return };
     let device = device.as_ref().unwrap();
-    for (model, cut) in [("glm-edge", &[0, 2, 4]), ("glm4", &[0, 4, 4])] {
-        let model = golden::fixture(model).join("bf16");
+    let folder = tempfile::tempdir().unwrap();
+    let bf16 = |name| golden::fixture(name).join("bf16");
+    let (fp8, _) = fp8::models(&bf16("glm4"), folder.path());
+    for (model, cut) in
+        [(bf16("glm-edge"), &[0, 2, 4]), (bf16("glm4"), &[0, 4, 4]), (fp8, &[0, 2, 4])]
+    {
         // The first load tries the kernels, once for each form of layer.
         Pipeline::load(device, &model, cut);
         let before = device.gpu.usage().allocated_bytes;

@@ -184,7 +184,7 @@ impl Worker {
         let kernels = Kernels::new(&gpu)?;
         // Whatever is loaded later has a class of its own; this one proves the adapter.
         let heads = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 64 };
-        let fingerprint = kernels.class(&gpu, Format::F16, heads)?;
+        let fingerprint = kernels.class(&gpu, &[Format::F16], heads)?;
         let report = AdapterReport {
             name: gpu.info().name.clone(),
             driver: gpu.info().driver.clone(),

@@ -4,6 +4,7 @@
 //! to the residual stream as it is, `Glm4ForCausalLM` normalises it first (sandwich norms).
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use checkpoint::{Checkpoint, Matrix, ModelConfig, Vector};
 use protocol::{Digest, config};
@@ -27,7 +28,7 @@ pub struct Kernels {
     pub(crate) rms_norm: RmsNorm,
     pub(crate) matmul: Matmul,
     // Computed once for each form of layer: the self-test takes a second.
-    classes: RefCell<Vec<(Format, HeadShape, Digest)>>,
+    classes: RefCell<Vec<(Format, HeadShape, [u8; 32])>>,
 }
 
 impl Kernels {
@@ -43,18 +44,28 @@ impl Kernels {
         })
     }
 
-    /// The device class of layers of this form, and the proof that the device computes them.
+    /// The device class of layers with weights of these formats and such heads, and the proof that
+    /// the device computes them.
     ///
     /// # Errors
     /// When a kernel doesn't compute what it should.
-    pub fn class(&self, gpu: &Gpu, format: Format, heads: HeadShape) -> Result<Digest, StageError> {
-        let mut classes = self.classes.borrow_mut();
-        if let Some((.., class)) = classes.iter().find(|(f, h, _)| (*f, *h) == (format, heads)) {
-            return Ok(*class);
-        }
-        let class = Digest(self_test::fingerprint(gpu, format, heads)?);
-        classes.push((format, heads, class));
-        Ok(class)
+    pub fn class(
+        &self,
+        gpu: &Gpu,
+        formats: &[Format],
+        heads: HeadShape,
+    ) -> Result<Digest, StageError> {
+        let class = |format: &Format| -> Result<[u8; 32], StageError> {
+            let mut classes = self.classes.borrow_mut();
+            if let Some((.., class)) = classes.iter().find(|(f, h, _)| (f, *h) == (format, heads)) {
+                return Ok(*class);
+            }
+            let class = self_test::fingerprint(gpu, *format, heads)?;
+            classes.push((*format, heads, class));
+            Ok(class)
+        };
+        let classes = formats.iter().map(class).collect::<Result<Vec<_>, _>>()?;
+        Ok(Digest(self_test::of_several(&classes)))
     }
 }
 
@@ -266,6 +277,26 @@ pub fn format(files: &Checkpoint) -> Result<Format, StageError> {
     Ok(on_device(files.matrix(Matrix::Qkv(0))?.format()))
 }
 
+/// The formats of the products of layers, each once; that of the model where there are no layers.
+///
+/// # Errors
+/// When the files don't hold them.
+pub fn formats(files: &Checkpoint, layers: Range<usize>) -> Result<Vec<Format>, StageError> {
+    if layers.is_empty() {
+        return Ok(vec![format(files)?]);
+    }
+    let mut formats = Vec::new();
+    for layer in layers {
+        for matrix in [Matrix::Qkv, Matrix::Output, Matrix::GateUp, Matrix::Down] {
+            let format = on_device(files.matrix(matrix(layer))?.format());
+            if !formats.contains(&format) {
+                formats.push(format);
+            }
+        }
+    }
+    Ok(formats)
+}
+
 /// The format on the device of weights that the files hand over in `format`.
 pub fn on_device(format: checkpoint::Format) -> Format {
     match format {
@@ -274,5 +305,6 @@ pub fn on_device(format: checkpoint::Format) -> Format {
         checkpoint::Format::BF16 => Format::Bf16,
         checkpoint::Format::Int8 => Format::Int8,
         checkpoint::Format::Int4 => Format::Int4,
+        checkpoint::Format::Fp8 => Format::Fp8,
     }
 }

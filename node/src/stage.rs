@@ -18,7 +18,7 @@ use shaders::weights::{RowOrder, WeightMatrix};
 use crate::error::StageError;
 use crate::head::Head;
 use crate::memory::{input_limits, num_blocks, stage_bytes};
-use crate::model::{Kernels, Layer, Scratch, Shared, format, head_shape, upload};
+use crate::model::{Kernels, Layer, Scratch, Shared, formats, head_shape, upload};
 use crate::sequences::Sequences;
 
 /// What a loaded stage holds.
@@ -157,7 +157,7 @@ impl Stage {
             hidden_size: model.hidden_size as u32,
             num_blocks,
             memory_bytes,
-            fingerprint: kernels.class(gpu, format(files)?, heads)?,
+            fingerprint: kernels.class(gpu, &formats(files, first..end)?, heads)?,
         };
         let sequences = Sequences::new(*limits, num_blocks, model.vocab_size as u32);
         let mut stage = Self {
