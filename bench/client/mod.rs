@@ -31,6 +31,8 @@ const MAX_SHOWN_CHARS: usize = 200;
 
 /// The header that names whose a request is.
 pub const TENANT: &str = "x-tenant";
+/// The header that names a request's service tier where the body doesn't.
+pub const TIER: &str = "x-service-tier";
 
 /// What becomes of a connection when its answer has come.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -155,24 +157,24 @@ impl Server {
         body: &Value,
         listener: impl Listen,
     ) -> Result<Answer, Failure> {
-        self.ask_for(None, endpoint, body, listener).await
+        self.ask_with(&[], endpoint, body, listener).await
     }
 
-    /// The same on behalf of a tenant, who is named in a header, [`TENANT`].
+    /// The same with further headers: names and values.
     ///
     /// # Errors
     /// As for [`Server::ask`].
-    pub async fn ask_for(
+    pub async fn ask_with(
         &self,
-        tenant: Option<&str>,
+        headers: &[(&'static str, &str)],
         endpoint: Endpoint,
         body: &Value,
         listener: impl Listen,
     ) -> Result<Answer, Failure> {
         let sent = Instant::now();
         let mut request = self.client.post(format!("{}{}", self.url, endpoint.path())).json(body);
-        if let Some(tenant) = tenant {
-            request = request.header(TENANT, tenant);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
         let asked = async {
             let response = request.send().await.map_err(|error| self.lost(&error))?;

@@ -16,6 +16,7 @@ use bench::load::{Extent, Load, Measured, Progress, report};
 use bench::numbers::parse_time;
 use bench::report::provenance;
 use bench::report::result::{FORMAT, Metric, Series};
+use clap::ArgGroup;
 use serde::Serialize;
 
 use super::checks::{self, CheckArguments};
@@ -23,10 +24,14 @@ use super::server::ServerArguments;
 use super::terminal::{say, show};
 use super::workload::WorkloadArguments;
 
+/// The options of which one says when requests start.
+const PACES: [&str; 5] = ["rate", "trace", "concurrency", "sweep_rate", "sweep_concurrency"];
+
 /// Files that a load has open beside its connections.
 const OTHER_FILES: u64 = 64;
 
 #[derive(clap::Args)]
+#[command(group(ArgGroup::new("pace").required(true).args(PACES)))]
 pub(crate) struct LoadArguments {
     #[command(flatten)]
     server: ServerArguments,
@@ -60,8 +65,7 @@ pub(crate) struct LoadArguments {
 }
 
 #[derive(clap::Args)]
-#[group(id = "pace", required = true, multiple = false, args =
-    ["rate", "trace", "concurrency", "sweep_rate", "sweep_concurrency"])]
+#[group(skip)]
 struct PaceArguments {
     /// Requests a second, whether or not others have ended (an open loop).
     #[arg(long, value_name = "R")]

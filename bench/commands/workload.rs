@@ -53,6 +53,9 @@ pub(crate) struct WorkloadArguments {
     /// Service tiers by share, as in interactive:0.7,batch:0.3, sent as `service_tier`.
     #[arg(long, value_name = "MIX")]
     tier: Option<Mix>,
+    /// Names tiers in the header x-service-tier, for servers that refuse `service_tier`.
+    #[arg(long, requires = "tier")]
+    tier_in_header: bool,
     /// Tenants by share, as in a:1,b:2, sent as `user` and in the header x-tenant.
     #[arg(long, value_name = "MIX")]
     tenant: Option<Mix>,
@@ -104,6 +107,7 @@ impl WorkloadArguments {
             prefix,
             distinct: None,
             tiers: self.tier.clone().unwrap_or_default(),
+            tier_in_header: self.tier_in_header,
             tenants: self.tenant.clone().unwrap_or_default(),
             seed: self.seed,
         })

@@ -144,8 +144,8 @@ impl Running {
         self.sums().started(sent);
         let listener =
             Listener { progress: &self.progress, watch: &mut watch, text, start: self.start };
-        let tenant = conversation.tenant.as_deref();
-        let answer = self.server.ask_for(tenant, parameters.endpoint, &body, listener).await;
+        let headers = conversation.headers();
+        let answer = self.server.ask_with(&headers, parameters.endpoint, &body, listener).await;
         drop(body);
         let ended = self.start.elapsed();
         self.progress.ended(answer.is_err());

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::mix::Mix;
 use crate::client::request::{Endpoint, Parameters, Prompt};
+use crate::client::{TENANT, TIER};
 use crate::distribution::{Delays, Lengths, Purpose, random};
 
 /// What is asked.
@@ -31,6 +32,8 @@ pub struct Workload {
     pub distinct: Option<u64>,
     /// The service tiers, by share of the conversations.
     pub tiers: Mix,
+    /// Tiers are named in a header, for servers that refuse a `service_tier` in the body.
+    pub tier_in_header: bool,
     /// The tenants, by share of the conversations.
     pub tenants: Mix,
     /// Decides whatever is drawn, and is sent with each request, plus its number. Without it
@@ -76,6 +79,8 @@ pub struct Conversation {
     pub turns: Vec<Turn>,
     /// Its service tier.
     pub tier: Option<Arc<str>>,
+    /// Whether a header names the tier, and not the body.
+    pub tier_in_header: bool,
     /// Whose it is.
     pub tenant: Option<Arc<str>>,
 }
@@ -103,6 +108,7 @@ impl Workload {
             prefix: None,
             distinct: None,
             tiers: Mix::default(),
+            tier_in_header: false,
             tenants: Mix::default(),
             seed: None,
         }
@@ -147,7 +153,7 @@ impl Workload {
             turn.think = self.think.sample(&mut random);
         }
         let (tier, tenant) = (self.tiers.draw(&mut random), self.tenants.draw(&mut random));
-        Conversation { index, turns, tier, tenant }
+        Conversation { index, turns, tier, tier_in_header: self.tier_in_header, tenant }
     }
 
     fn turns(&self, index: u64, random: &mut StdRng) -> Vec<Turn> {
@@ -215,13 +221,20 @@ impl Conversation {
             let number = self.index.wrapping_add((turn as u64) << 32);
             body["seed"] = seed.wrapping_add(number).into();
         }
-        if let Some(tier) = &self.tier {
+        if let Some(tier) = self.tier.as_ref().filter(|_| !self.tier_in_header) {
             body["service_tier"] = tier.as_ref().into();
         }
         if let Some(tenant) = &self.tenant {
             body["user"] = tenant.as_ref().into();
         }
         Ok(body)
+    }
+
+    /// The headers of its requests.
+    pub fn headers(&self) -> Vec<(&'static str, &str)> {
+        let tier = self.tier.as_deref().filter(|_| self.tier_in_header);
+        let tier = tier.map(|tier| (TIER, tier));
+        tier.into_iter().chain(self.tenant.as_deref().map(|tenant| (TENANT, tenant))).collect()
     }
 }
 
@@ -362,9 +375,17 @@ mod tests {
             tenants: "anna:1".parse().unwrap(),
             ..Workload::of([Prompt::Text("a".into())])
         };
-        let body = workload.conversation(0).body(0, &History::default(), &parameters(), None);
-        let body = body.unwrap();
+        let asked = |workload: &Workload| {
+            let conversation = workload.conversation(0);
+            let body = conversation.body(0, &History::default(), &parameters(), None).unwrap();
+            (body, format!("{:?}", conversation.headers()))
+        };
+        let (body, headers) = asked(&workload);
         assert_eq!((&body["service_tier"], &body["user"]), (&json!("gold"), &json!("anna")));
+        assert_eq!(headers, "[(\"x-tenant\", \"anna\")]");
         assert!(body.get("seed").is_none());
+        let (body, headers) = asked(&Workload { tier_in_header: true, ..workload });
+        assert_eq!(headers, "[(\"x-service-tier\", \"gold\"), (\"x-tenant\", \"anna\")]");
+        assert!(body.get("service_tier").is_none());
     }
 }

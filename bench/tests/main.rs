@@ -3,6 +3,7 @@
 
 mod connections;
 mod fake_server;
+mod honesty;
 mod loads;
 mod pages;
 mod qualities;
