@@ -10,9 +10,10 @@ use bench::experiments::outcome::Outcome;
 use bench::experiments::server::Started;
 use bench::numbers::{decimal, time};
 use bench::report::compare::{Against, Source};
-use bench::report::result::{FORMAT, Metric, Series};
+use bench::report::result::{FORMAT, Metric, RunResult, Series};
 
-use super::load::LoadArguments;
+use super::checks;
+use super::load::{self, LoadArguments, write_json};
 use super::report::write_page;
 use super::terminal::say;
 
@@ -45,14 +46,17 @@ pub(crate) async fn experiment(arguments: ExperimentArguments) -> Result<ExitCod
         LoadArguments::of(&second.load).with_context(|| in_file(&arguments.second))?,
     ];
     let mut servers = Vec::new();
-    let measured = measure(&arguments, &configurations, &loads, &mut servers).await;
+    let measured = measure(&arguments, &configurations, loads, &mut servers).await;
     for server in servers {
         server.end().await;
     }
     let series = measured?;
-    let Some(outcome) = Outcome::of(&series) else { bail!("interrupted before both were measured") };
+    let Some(outcome) = Outcome::of(&series) else {
+        bail!("interrupted before both were measured")
+    };
     say(&format!("\n{}", outcome.text()));
-    let whole = series.runs.iter().all(|run| run.failed == 0 && !run.interrupted);
+    let is_whole = |run: &RunResult| run.failed == 0 && !run.interrupted && checks::is_clean(run);
+    let whole = series.runs.iter().all(is_whole);
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -61,7 +65,7 @@ pub(crate) async fn experiment(arguments: ExperimentArguments) -> Result<ExitCod
 async fn measure(
     arguments: &ExperimentArguments,
     configurations: &[Configuration; 2],
-    loads: &[LoadArguments; 2],
+    loads: [LoadArguments; 2],
     servers: &mut Vec<Started>,
 ) -> Result<Series> {
     let mut urls: Vec<String> = Vec::new();
@@ -80,6 +84,8 @@ async fn measure(
         };
         urls.push(url);
     }
+    let [first, second] = loads;
+    let loads = [first.at(&urls[0]), second.at(&urls[1])];
     let mut series = Series {
         format: FORMAT,
         kind: "experiment".to_string(),
@@ -91,7 +97,8 @@ async fn measure(
         let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
         for index in order {
             let name = &configurations[index].name;
-            let mut run = loads[index].measure(&urls[index], name).await?;
+            let mut runs = load::measure(&loads[index], Some(name)).await?;
+            let Some(mut run) = runs.pop() else { return Ok(series) };
             run.provenance.flags = flags(&configurations[index]);
             let mean = run.statistic("mean", Metric::E2el).map_or("-".to_string(), time);
             let qps = decimal(run.request_throughput);
@@ -113,9 +120,7 @@ async fn measure(
 
 fn write(arguments: &ExperimentArguments, series: &Series) -> Result<()> {
     if let Some(path) = &arguments.json {
-        let json = serde_json::to_string_pretty(series).context("a result that is no JSON")?;
-        std::fs::write(path, json + "\n")
-            .with_context(|| format!("can't write {}", path.display()))?;
+        write_json(path, series)?;
     }
     if let Some(path) = &arguments.html {
         let source = Source { name: "experiment".to_string(), series: series.clone() };

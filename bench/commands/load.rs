@@ -14,12 +14,14 @@ use bench::load::sweep::{self, Steps};
 use bench::load::trace::{Trace, Unit};
 use bench::load::{Extent, Load, Measured, Progress, report};
 use bench::numbers::parse_time;
+use bench::report::compare::{Against, Source};
 use bench::report::provenance;
-use bench::report::result::{FORMAT, Metric, Series};
-use clap::ArgGroup;
+use bench::report::result::{FORMAT, Metric, RunResult, Series};
+use clap::{ArgGroup, Parser as _};
 use serde::Serialize;
 
 use super::checks::{self, CheckArguments};
+use super::report::write_page;
 use super::server::ServerArguments;
 use super::terminal::{say, show};
 use super::workload::WorkloadArguments;
@@ -59,6 +61,9 @@ pub(crate) struct LoadArguments {
     /// Where to write the result as JSON, under the names that vllm bench uses.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Where to write a page with plots.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Writes PREFIX-ttft.hgrm, -tpot, -itl, -e2el: percentile logs for HdrHistogram's tools.
     #[arg(long, value_name = "PREFIX")]
     hgrm: Option<PathBuf>,
@@ -114,6 +119,21 @@ fn parse_ramp(text: &str) -> Result<(Growth, f64), String> {
 }
 
 pub(crate) async fn load(arguments: LoadArguments) -> Result<ExitCode> {
+    let runs = measure(&arguments, None).await?;
+    if let Some(varied) = arguments.pace.varied() {
+        say(&format!("\n{}", report::sweep_table(varied, &runs)));
+    }
+    let is_whole = |run: &RunResult| run.failed == 0 && !run.interrupted && checks::is_clean(run);
+    let whole = !runs.is_empty() && runs.iter().all(is_whole);
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Makes the runs, prints their tables and writes them. A run that has a name given by somebody
+/// else is theirs to print.
+pub(crate) async fn measure(
+    arguments: &LoadArguments,
+    named: Option<&str>,
+) -> Result<Vec<RunResult>> {
     if !(0.0..=1.0).contains(&arguments.slo_share) {
         bail!("--slo-share {} is no share: use 0 to 1", arguments.slo_share);
     }
@@ -128,15 +148,16 @@ pub(crate) async fn load(arguments: LoadArguments) -> Result<ExitCode> {
     let mut provenance = provenance::here();
     provenance::ask(&server, &mut provenance).await;
 
-    let (mut runs, mut whole) = (Vec::new(), true);
+    let mut runs = Vec::new();
     let steps = arguments.pace.steps(extent, trace.as_ref())?;
     let is_sweep = arguments.pace.varied().is_some();
-    let Some((_, pace)) = steps.first() else { return Ok(ExitCode::SUCCESS) };
+    let Some((_, pace)) = steps.first() else { return Ok(runs) };
     let pace = pace.clone();
     let mut load = Load { parameters, workload, pace, extent, slo, observer: None };
     let begun = arguments.checks.begin(&server, &mut load, is_sweep, interrupted()).await?;
-    let Some(checks) = begun else { return Ok(ExitCode::FAILURE) };
+    let Some(checks) = begun else { return Ok(runs) };
     for (label, pace) in steps {
+        let label = named.map_or(label, str::to_owned);
         load.pace = pace;
         check_files(&load, limit)?;
         if is_sweep {
@@ -151,9 +172,10 @@ pub(crate) async fn load(arguments: LoadArguments) -> Result<ExitCode> {
             never = show(progress.clone(), extent) => match never {},
         };
         checks.end(injection, &mut result).await;
-        say(&report::table(&result));
-        say(&checks::table(&result));
-        whole &= result.failed == 0 && !result.interrupted && checks::is_clean(&result);
+        if named.is_none() {
+            say(&report::table(&result));
+            say(&checks::table(&result));
+        }
         let broken = sweep::broken(&measured.sums.all, &load.slo, arguments.slo_share);
         runs.push(result);
         arguments.write(&runs)?;
@@ -161,7 +183,7 @@ pub(crate) async fn load(arguments: LoadArguments) -> Result<ExitCode> {
         if measured.interrupted {
             break;
         }
-        if let Some(broken) = broken {
+        if let Some(broken) = broken.filter(|_| named.is_none()) {
             say(&format!("\n  the objective breaks at {label}: {broken}\n"));
             if is_sweep {
                 break;
@@ -171,10 +193,7 @@ pub(crate) async fn load(arguments: LoadArguments) -> Result<ExitCode> {
             say("\n");
         }
     }
-    if let Some(varied) = arguments.pace.varied() {
-        say(&format!("\n{}", report::sweep_table(varied, &runs)));
-    }
-    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(runs)
 }
 
 /// Resolves at ctrl-c.
@@ -201,21 +220,54 @@ fn check_files(load: &Load, limit: Option<u64>) -> Result<()> {
 }
 
 impl LoadArguments {
-    /// Writes all that was measured so far.
-    fn write(&self, runs: &[bench::report::result::RunResult]) -> Result<()> {
-        let Some(path) = &self.json else { return Ok(()) };
-        match (self.pace.varied(), runs) {
-            (None, [run]) => write_json(path, run),
-            (varied, runs) => write_json(
-                path,
-                &Series {
-                    format: FORMAT,
-                    kind: "sweep".to_owned(),
-                    varied: varied.unwrap_or_default().to_owned(),
-                    runs: runs.to_vec(),
-                },
-            ),
+    /// What the words of a configuration say, to be asked of a server at `url`.
+    ///
+    /// # Errors
+    /// When they aren't options of a load, or ask for more than one run.
+    pub(crate) fn of(words: &[String]) -> Result<Self> {
+        #[derive(clap::Parser)]
+        #[command(name = "load", no_binary_name = true, disable_help_flag = true)]
+        struct Words {
+            #[command(flatten)]
+            load: LoadArguments,
         }
+        let load = match Words::try_parse_from(words) {
+            Ok(words) => words.load,
+            Err(error) => {
+                let text = error.to_string();
+                let said = text.split("\n\nUsage").next().unwrap_or_default();
+                bail!("{}", said.trim_start_matches("error: ").trim());
+            }
+        };
+        if load.pace.varied().is_some() {
+            bail!("a sweep is more than one run");
+        }
+        Ok(load)
+    }
+
+    /// The same load, asked of a server at `url`.
+    pub(crate) fn at(mut self, url: &str) -> Self {
+        self.server.url = url.to_owned();
+        self
+    }
+
+    /// Writes all that was measured so far.
+    fn write(&self, runs: &[RunResult]) -> Result<()> {
+        let series = Series {
+            format: FORMAT,
+            kind: if self.pace.varied().is_some() { "sweep" } else { "run" }.to_owned(),
+            varied: self.pace.varied().unwrap_or_default().to_owned(),
+            runs: runs.to_vec(),
+        };
+        match (&self.json, runs) {
+            (None, _) => {}
+            (Some(path), [run]) if series.kind == "run" => write_json(path, run)?,
+            (Some(path), _) => write_json(path, &series)?,
+        }
+        if let Some(path) = &self.html {
+            write_page(path, &[Source { name: "load".to_owned(), series }], Against::First)?;
+        }
+        Ok(())
     }
 
     fn write_logs(&self, label: Option<&str>, measured: &Measured) -> Result<()> {
@@ -236,7 +288,7 @@ impl LoadArguments {
     }
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let json = serde_json::to_string_pretty(value).context("a result that is no JSON")?;
     write(path, &format!("{json}\n"))
 }

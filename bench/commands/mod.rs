@@ -2,6 +2,7 @@
 
 mod ask;
 mod checks;
+mod experiment;
 mod hops;
 mod kernels;
 mod load;
@@ -22,6 +23,8 @@ use clap::Subcommand;
 pub(crate) enum Command {
     /// Sends many requests and measures how they are answered.
     Load(Box<load::LoadArguments>),
+    /// Measures two configurations in turn, and says whether they differ.
+    Experiment(experiment::ExperimentArguments),
     /// Compares results of load and experiment with each other.
     Report(report::ReportArguments),
     /// Asks one question and prints the answer as it arrives.
@@ -51,6 +54,7 @@ impl Command {
         };
         match self {
             Self::Load(arguments) => runtime()?.block_on(load::load(*arguments)),
+            Self::Experiment(arguments) => runtime()?.block_on(experiment::experiment(arguments)),
             Self::Report(arguments) => report::report(&arguments),
             Self::Ask(arguments) => runtime()?.block_on(ask::ask(arguments)),
             Self::Mock(arguments) => runtime()?.block_on(mock::mock(arguments)),

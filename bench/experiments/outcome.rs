@@ -124,39 +124,47 @@ impl Outcome {
             ]
         }));
         let mut text = aligned(&lines, 1);
-        text.push('\n');
-        for sentence in self.sentences() {
-            let _ = writeln!(text, "{sentence}");
+        for sentences in [self.findings(), self.checks(), self.doubts()] {
+            if !sentences.is_empty() {
+                let _ = writeln!(text, "\n{}", sentences.join("\n"));
+            }
         }
         text
     }
 
-    /// Whether the differences are real, whether the numbers fit together, and what to mistrust.
-    pub fn sentences(&self) -> Vec<String> {
-        let mut said: Vec<String> =
-            self.differences.iter().map(|found| self.judged(found)).collect();
+    /// Whether the differences are real.
+    pub fn findings(&self) -> Vec<String> {
         if self.differences.is_empty() {
-            said.push(format!(
+            return vec![format!(
                 "Nothing can be said of a difference: {} rounds in which both configurations \
                  answered; it takes two, and five to mean something.",
                 self.num_rounds,
-            ));
+            )];
         }
-        for found in &self.configurations {
-            if let Some(little) = found.little {
-                said.push(format!(
-                    "Little's law, {}: {:.1} in flight, QPS × mean latency = {:.1}: {} off.",
-                    found.label,
-                    little.in_flight,
-                    little.product,
-                    change(little.product / little.in_flight - 1.0),
-                ));
-            }
-            if let Some(why) = &found.bottleneck {
-                said.push(format!("{}: the client was the bottleneck: {why}", found.label));
-            }
-        }
-        said
+        self.differences.iter().map(|found| self.judged(found)).collect()
+    }
+
+    /// Whether the generator's numbers fit together.
+    pub fn checks(&self) -> Vec<String> {
+        let checked = self.configurations.iter().filter_map(|found| {
+            let Little { in_flight, product } = found.little?;
+            Some(format!(
+                "Little's law, {}: {in_flight:.1} in flight, QPS × mean latency = {product:.1}, \
+                 {} off.",
+                found.label,
+                change(product / in_flight - 1.0),
+            ))
+        });
+        checked.collect()
+    }
+
+    /// What to mistrust.
+    pub fn doubts(&self) -> Vec<String> {
+        let doubts = self.configurations.iter().filter_map(|found| {
+            let why = found.bottleneck.as_ref()?;
+            Some(format!("{}: the client was the bottleneck: {why}.", found.label))
+        });
+        doubts.collect()
     }
 
     fn judged(&self, found: &Difference) -> String {
@@ -320,7 +328,7 @@ mod tests {
         assert!(text.contains("pool against fresh: -52.00 ms (-30 %), 95 % interval"), "{text}");
         assert!(text.contains("the difference is real; sign-flip test p = 0.062"), "{text}");
         assert!(
-            text.contains("Little's law, pool: 180.0 in flight, QPS × mean latency = 180.0"),
+            text.contains("Little's law, pool: 180.0 in flight, QPS × mean latency = 180.0,"),
             "{text}"
         );
         assert!(text.contains("not verified"), "{text}");

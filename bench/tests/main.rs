@@ -1,7 +1,9 @@
 //! The client and the binary against a server that can misbehave.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod browser;
 mod connections;
+mod experiments;
 mod fake_server;
 mod honesty;
 mod loads;

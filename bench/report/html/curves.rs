@@ -6,13 +6,14 @@ use super::Drawn;
 use super::markup::{escape, figures, legend};
 use super::plot::{Axis, Line, Plot, Unit, colour};
 use super::scale::Scale;
-use crate::numbers::time;
+use crate::numbers::{median, time};
 use crate::report::answers::{self, Verdict};
 use crate::report::compare::Source;
 use crate::report::result::{Metric, RunResult};
 
-/// From so many times its least value on, a curve is drawn by logarithm.
-const WIDE: f64 = 30.0;
+/// Times of which the greatest is so many times the median of the values drawn are drawn by
+/// logarithm.
+const WIDE: f64 = 15.0;
 
 /// One plot for each metric, a line for each run.
 pub(super) fn percentiles(runs: &[Drawn<'_>]) -> String {
@@ -130,12 +131,11 @@ fn same(mut values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
     values.all(|value| value == Some(first)).then_some(first)
 }
 
-/// By logarithm when the times differ much.
+/// By logarithm when a few times are far above most.
 fn scale(lines: &[Line]) -> Scale {
-    let times = || lines.iter().flat_map(|line| &line.points).map(|point| point.1);
-    let least = times().filter(|time| *time > 0.0).fold(f64::INFINITY, f64::min);
-    let most = times().fold(0.0, f64::max);
-    if most > WIDE * least { Scale::Log } else { Scale::Linear }
+    let times: Vec<f64> = lines.iter().flat_map(|line| &line.points).map(|point| point.1).collect();
+    let most = times.iter().copied().fold(0.0, f64::max);
+    if most > WIDE * median(&times) { Scale::Log } else { Scale::Linear }
 }
 
 fn capital(text: &str) -> String {

@@ -28,16 +28,22 @@ pub(super) fn section(series: &Series) -> String {
         .collect();
     let head = ["configuration", "mean ms", "p50", "p95", "p99", "QPS", "error %", "answers"];
     let real = outcome.differences.iter().any(|found| found.interval.excludes_zero());
-    let sentences = outcome.sentences();
-    let rest: String =
-        sentences.iter().skip(1).map(|sentence| format!("<p>{}</p>", escape(sentence))).collect();
     let weight = if real { Weight::Good } else { Weight::Plain };
     format!(
-        "<section id=\"experiment\"><h2>Do they differ?</h2>\n{}{}{}</section>\n",
+        "<section id=\"experiment\"><h2>Do they differ?</h2>\n{}{}{}{}{}</section>\n",
         table(&head, &rows),
-        note(weight, sentences.first().map_or("", String::as_str), &rest),
+        said(weight, &outcome.findings()),
+        said(Weight::Plain, &outcome.checks()),
+        said(Weight::Warning, &outcome.doubts()),
         figures(&rounds(series)),
     )
+}
+
+/// Sentences in one box; none when there is none.
+fn said(weight: Weight, sentences: &[String]) -> String {
+    let Some((first, rest)) = sentences.split_first() else { return String::new() };
+    let rest: String = rest.iter().map(|rest| format!("<p>{}</p>", escape(rest))).collect();
+    note(weight, first, &rest)
 }
 
 /// Each round's mean latency and throughput, a line for each configuration.

@@ -23,6 +23,8 @@ pub(super) struct Range {
     high: f64,
 }
 
+/// Decades of a logarithmic axis; what is lower isn't drawn.
+const MAX_DECADES: f64 = 3.5;
 /// How far past the last percentile that is less than 100 the maximum is drawn, in nines.
 const MAX_GAP: f64 = 0.45;
 
@@ -38,7 +40,7 @@ impl Range {
             Scale::Linear => (0.0, if max > 0.0 { max * 1.04 } else { 1.0 }),
             // At least a decade's third: a flat line would otherwise fill the plot with noise.
             Scale::Ordinal => (0.5, max + 0.5),
-            Scale::Log => (min - 0.05, max.max(min + 0.3) + 0.05),
+            Scale::Log => (min.max(max - MAX_DECADES) - 0.05, max.max(min + 0.3) + 0.05),
             Scale::Percentile => (0.0, max.max(1.0) + MAX_GAP),
         };
         Self { scale, low, high }

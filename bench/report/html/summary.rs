@@ -23,8 +23,14 @@ pub(super) fn provenance(runs: &[Drawn<'_>]) -> String {
     let mut html = String::new();
     for (provenance, drawn) in &kinds {
         if kinds.len() > 1 {
-            let more = drawn.len().saturating_sub(MAX_NAMED);
-            let named: Vec<_> = drawn.iter().take(MAX_NAMED).map(|run| name(&run.name)).collect();
+            let label = drawn[0].run.label.as_str();
+            let same = !label.is_empty() && drawn.iter().all(|run| run.run.label == label);
+            let names: Vec<&str> = match same && drawn.len() > 1 {
+                true => vec![label],
+                false => drawn.iter().map(|run| run.name.as_str()).collect(),
+            };
+            let more = names.len().saturating_sub(MAX_NAMED);
+            let named: Vec<_> = names.iter().take(MAX_NAMED).map(|run| name(run)).collect();
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             html.push_str(&format!("<h3>{}{more}</h3>\n", named.join(", ")));
         }
