@@ -10,6 +10,7 @@ use bench::load::inject::Injection;
 use bench::load::observe::{All, Observe};
 use bench::load::verify::{self, Verifier};
 use bench::load::{Extent, Load, Progress};
+use bench::report::answers;
 use bench::report::result::RunResult;
 
 use super::terminal::{say, show};
@@ -102,12 +103,13 @@ pub(crate) fn is_clean(result: &RunResult) -> bool {
 
 /// The lines about it, below a run's table.
 pub(crate) fn table(result: &RunResult) -> String {
-    let mut text = String::new();
-    if let Some(verification) = &result.verification {
-        text += &format!("\n  {:<18}{}\n", "answers", verify::sentence(verification));
-        for example in &verification.examples {
-            text += &format!("  {:<18}{example}\n", "");
-        }
+    let answers = match &result.verification {
+        Some(verification) => verify::sentence(verification),
+        None => answers::short(result),
+    };
+    let mut text = format!("\n  {:<18}{answers}\n", "answers");
+    for example in result.verification.iter().flat_map(|found| &found.examples) {
+        text += &format!("  {:<18}{example}\n", "");
     }
     for outcome in &result.faults {
         text += &format!("\n  {:<18}{}\n", "fault", outcome.fault);

@@ -155,7 +155,7 @@ pub(crate) async fn measure(
     let pace = pace.clone();
     let mut load = Load { parameters, workload, pace, extent, slo, observer: None };
     let begun = arguments.checks.begin(&server, &mut load, is_sweep, interrupted()).await?;
-    let Some(checks) = begun else { return Ok(runs) };
+    let Some(checks) = begun else { bail!("stopped before the load began: nothing was measured") };
     for (label, pace) in steps {
         let label = named.map_or(label, str::to_owned);
         load.pace = pace;

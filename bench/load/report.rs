@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::numbers::{grouped, time};
+use crate::report::answers;
 use crate::report::result::{Metric, RunResult};
 
 /// The columns of the table of times.
@@ -80,7 +81,7 @@ pub fn sweep_table(varied: &str, runs: &[RunResult]) -> String {
     if runs.iter().any(|run| run.request_goodput.is_some()) {
         text.push_str("    goodput");
     }
-    text.push('\n');
+    text.push_str("  answers\n");
     for run in runs {
         let ms =
             |statistic: &str, metric| run.statistic(statistic, metric).map_or("-".into(), time);
@@ -97,7 +98,7 @@ pub fn sweep_table(varied: &str, runs: &[RunResult]) -> String {
         values.extend(run.request_goodput.map(|goodput| format!("{goodput:.2}")));
         let _ = write!(text, "  {:<18}", run.label);
         values.iter().for_each(|value| text.push_str(&format!("{value:>11}")));
-        text.push('\n');
+        let _ = writeln!(text, "  {}", answers::short(run));
     }
     text
 }
