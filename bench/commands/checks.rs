@@ -13,7 +13,7 @@ use bench::load::{Extent, Load, Progress};
 use bench::report::answers;
 use bench::report::result::RunResult;
 
-use super::terminal::{say, show};
+use super::terminal::show;
 
 #[derive(clap::Args)]
 pub(crate) struct CheckArguments {
@@ -59,7 +59,8 @@ impl CheckArguments {
         let most = [load.workload.period(), load.extent.requests].into_iter().flatten().min();
         let most = most.unwrap_or(u64::MAX);
         load.workload.distinct = Some(self.references.get().min(most));
-        say("  taking references, one request after the other\n");
+        let num = load.workload.distinct.unwrap_or(0);
+        eprintln!("autoglm-bench: takes {num} references first, one request after the other");
         let progress = Arc::new(Progress::default());
         let verifier = tokio::select! {
             verifier = Verifier::take_references(server, load, &progress, stop) => verifier?,
