@@ -27,6 +27,8 @@ pub struct Config {
     pub transport: Transport,
     /// What is logged.
     pub log: Log,
+    /// Spans for an OpenTelemetry collector.
+    pub traces: Traces,
 }
 
 /// What is served.
@@ -181,6 +183,55 @@ pub struct Log {
     pub level: String,
     /// `text` or `json`.
     pub format: LogFormat,
+    /// Whether each request has a line when it ends.
+    pub requests: bool,
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("choose text or json".into()),
+        }
+    }
+}
+
+/// Spans for an OpenTelemetry collector.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Traces {
+    /// Where a collector takes OTLP over HTTP, as in `http://127.0.0.1:4318`: spans go to
+    /// `/v1/traces` there. Empty: nothing is traced.
+    pub endpoint: String,
+    /// Share of requests that are traced, 0 to 1, where the client's `traceparent` doesn't say.
+    pub sample_ratio: f64,
+    /// Stages have spans for every prefill step of a traced answer, for its first decode step, and
+    /// for each so-many-th after it.
+    pub steps_every: u32,
+    /// Whether spans hold prompts and answers.
+    pub content: bool,
+    /// Bytes of a prompt or an answer that a span may hold; the rest is cut off.
+    pub max_content_bytes: usize,
+    /// Spans that may wait to be sent; one more is dropped.
+    pub max_queued_spans: usize,
+    /// Spans of one message to the collector.
+    pub max_batch_spans: usize,
+    /// Milliseconds between two messages, unless a batch is full before.
+    pub export_interval_ms: u64,
+    /// Milliseconds that the collector gets to take a message.
+    pub export_timeout_ms: u64,
 }
 
 /// How a line of the log looks.
@@ -250,7 +301,50 @@ impl Default for Transport {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: "info,ractor_cluster=error".into(), format: LogFormat::Text }
+        Self {
+            level: "info,ractor_cluster=error".into(),
+            format: LogFormat::Text,
+            requests: true,
+        }
+    }
+}
+
+impl Default for Traces {
+    fn default() -> Self {
+        Self {
+            endpoint: String::new(),
+            sample_ratio: 1.0,
+            steps_every: 16,
+            content: false,
+            max_content_bytes: 16 << 10,
+            max_queued_spans: 2048,
+            max_batch_spans: 512,
+            export_interval_ms: 5000,
+            export_timeout_ms: 10_000,
+        }
+    }
+}
+
+impl Traces {
+    /// # Errors
+    /// When spans can't be sent so.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |key, value: &dyn fmt::Display, expected| {
+            Err(ConfigError::Value { key, value: value.to_string(), expected })
+        };
+        if !self.endpoint.is_empty() && !self.endpoint.starts_with("http://") {
+            let expected = "must be http://HOST:PORT of a collector (for one that speaks TLS, run \
+                            another beside this process that passes on)";
+            return refuse("traces.endpoint", &self.endpoint, expected);
+        }
+        if !(0.0..=1.0).contains(&self.sample_ratio) {
+            return refuse("traces.sample_ratio", &self.sample_ratio, "must be from 0 to 1");
+        }
+        if !(1..=self.max_queued_spans).contains(&self.max_batch_spans) {
+            let expected = "must be from 1 to traces.max_queued_spans";
+            return refuse("traces.max_batch_spans", &self.max_batch_spans, expected);
+        }
+        Ok(())
     }
 }
 
@@ -286,7 +380,7 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         let (scheduler, http, transport) = (&self.scheduler, &self.http, &self.transport);
-        let at_least_one: [(&'static str, u64); 9] = [
+        let at_least_one: [(&'static str, u64); 12] = [
             ("scheduler.max_queued_requests", scheduler.max_queued_requests as u64),
             ("scheduler.max_num_seqs", scheduler.max_num_seqs.into()),
             ("scheduler.max_batched_tokens", scheduler.max_batched_tokens.into()),
@@ -296,6 +390,9 @@ impl Config {
             ("transport.keep_alive_ms", transport.keep_alive_ms),
             ("transport.max_buffered_frames", transport.max_buffered_frames.into()),
             ("transport.max_connections", transport.max_connections.into()),
+            ("traces.steps_every", self.traces.steps_every.into()),
+            ("traces.export_interval_ms", self.traces.export_interval_ms),
+            ("traces.export_timeout_ms", self.traces.export_timeout_ms),
         ];
         for (key, value) in at_least_one {
             if value == 0 {
@@ -310,7 +407,7 @@ impl Config {
                 expected: "must be at least twice transport.keep_alive_ms",
             });
         }
-        Ok(())
+        self.traces.check()
     }
 }
 
@@ -350,5 +447,16 @@ mod tests {
             error.to_string(),
             "transport.idle_timeout_ms = 100: must be at least twice transport.keep_alive_ms"
         );
+        for (lines, name) in [
+            ("endpoint = \"https://collector:4318\"", "traces.endpoint = https://collector:4318"),
+            ("endpoint = \"4318\"", "traces.endpoint = 4318"),
+            ("sample_ratio = 1.5", "traces.sample_ratio = 1.5"),
+            ("sample_ratio = nan", "traces.sample_ratio = NaN"),
+            ("max_batch_spans = 4096", "traces.max_batch_spans = 4096"),
+            ("steps_every = 0", "traces.steps_every = 0"),
+        ] {
+            let error = Config::parse(&format!("[traces]\n{lines}")).unwrap_err().to_string();
+            assert!(error.starts_with(name), "{error}");
+        }
     }
 }

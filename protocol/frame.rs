@@ -15,7 +15,7 @@
 //! masks are sections to come.
 
 use crate::{
-    Batch, Epoch, ModelId, PipelineId, SliceOutput, StageIndex, StepId, WIRE_VERSION,
+    Batch, Epoch, ModelId, PipelineId, SliceOutput, StageIndex, StepId, TraceContext, WIRE_VERSION,
     codec::{self, CodecError},
 };
 use bincode::{Decode, Encode};
@@ -64,6 +64,9 @@ pub struct Step {
     pub hidden: Vec<f32>,
     /// Of the stages so far.
     pub timings: Vec<StageTiming>,
+    /// Under which spans the stages' own are to stand: one for each sequence whose trace keeps this
+    /// step.
+    pub traces: Vec<TraceContext>,
 }
 
 /// What the last stage sampled in one step.
@@ -194,13 +197,15 @@ enum Section {
     Hidden = 2,
     Outputs = 4,
     Failed = 5,
+    Traces = 6,
     // 3 held timings of fewer parts: a section whose content changes gets another number.
     Timings = 7,
 }
 
 impl Section {
     fn is_known(kind: u16) -> bool {
-        [Self::Batch, Self::Hidden, Self::Outputs, Self::Failed, Self::Timings]
+        use Section as S;
+        [S::Batch, S::Hidden, S::Outputs, S::Failed, S::Traces, S::Timings]
             .into_iter()
             .any(|section| section as u16 == kind)
     }
@@ -230,6 +235,9 @@ impl Frame {
                     b.extend(step.hidden.iter().flat_map(|x| x.to_le_bytes()));
                 });
                 section(Section::Timings, 0, &mut |b| b.extend(codec::encode(&step.timings)));
+                if !step.traces.is_empty() {
+                    section(Section::Traces, 0, &mut |b| b.extend(codec::encode(&step.traces)));
+                }
                 1
             }
             Body::Sampled(sampled) => {
@@ -295,6 +303,7 @@ impl Frame {
                 batch: codec::decode(sections.one(Section::Batch, "batch")?)?,
                 hidden: floats(sections.one(Section::Hidden, "hidden")?)?,
                 timings: sections.optional(Section::Timings)?,
+                traces: sections.optional(Section::Traces)?,
             }),
             2 => Body::Sampled(Sampled {
                 outputs: codec::decode(sections.one(Section::Outputs, "outputs")?)?,
@@ -415,6 +424,11 @@ mod tests {
             batch: Batch { finished: vec![crate::SequenceId(4)], slices: vec![slice] },
             hidden: vec![1.5, -0.0, f32::MIN_POSITIVE / 2.0, f32::MAX],
             timings: vec![StageTiming { compute_us: 5, ..StageTiming::default() }],
+            traces: vec![TraceContext {
+                trace: crate::TraceId([3; 16]),
+                span: crate::SpanId(8),
+                sampled: true,
+            }],
         }
     }
 

@@ -11,6 +11,7 @@ pub mod id;
 pub mod message;
 pub mod node;
 pub mod plan;
+pub mod trace;
 
 pub use batch::{Batch, Begin, Input, Logprobs, SamplingParams, Slice, SliceOutput, TokenLogprob};
 pub use config::{Config, ConfigError};
@@ -21,6 +22,7 @@ pub use id::{
 };
 pub use node::{AdapterReport, NodeReport};
 pub use plan::{LayerRange, Peer, StageEcho, StageLimits, StagePlan};
+pub use trace::{SpanId, TraceContext, TraceId};
 
 /// Version of everything that two processes say to each other. Processes of different versions
 /// refuse each other when they meet, by name.

@@ -102,7 +102,7 @@ impl<'a> Pipeline<'a> {
         let mut hidden_states = Vec::new();
         let mut hidden = Vec::new();
         for (number, stage) in self.stages.iter_mut().enumerate() {
-            let step = Step { batch: batch.clone(), hidden, timings: Vec::new() };
+            let step = Step { batch: batch.clone(), hidden, ..Step::default() };
             let frame = Frame {
                 model: ModelId::default(),
                 pipeline: PipelineId(0),

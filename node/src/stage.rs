@@ -261,7 +261,7 @@ impl Stage {
             };
             let batch = self.sequences.probe(num_tokens);
             let hidden = vec![0.0; num_values];
-            self.step(gpu, &Step { batch, hidden, timings: Vec::new() })?;
+            self.step(gpu, &Step { batch, hidden, ..Step::default() })?;
         }
         self.sequences.clear();
         Ok(())
