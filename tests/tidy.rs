@@ -4,8 +4,17 @@ use std::path::{Path, PathBuf};
 
 fn sources(extension: &str) -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let crates =
-        ["protocol", "transport", "checkpoint", "shaders", "node", "coordinator", "bench", "tests"];
+    let crates = [
+        "protocol",
+        "transport",
+        "telemetry",
+        "checkpoint",
+        "shaders",
+        "node",
+        "coordinator",
+        "bench",
+        "tests",
+    ];
     let mut found = Vec::new();
     let mut folders: Vec<_> = crates.iter().map(|name| root.join(name)).collect();
     while let Some(folder) = folders.pop() {
@@ -46,11 +55,12 @@ fn lines_are_short() {
 /// Who may name a library: the rest of the system can do without it.
 #[test]
 fn libraries_are_named_only_where_they_belong() {
-    let rules: [(&str, &[&str]); 5] = [
+    let rules: [(&str, &[&str]); 6] = [
         ("wgpu::", &["shaders/"]),
         ("quinn::", &["transport/"]),
         ("rustls::", &["transport/"]),
         ("axum::", &["coordinator/src/http", "bench/mock/", "bench/tests/"]),
+        ("opentelemetry", &["telemetry/"]),
         ("bincode::encode_to_vec", &["protocol/codec.rs"]),
     ];
     for (path, text) in sources("rs") {
