@@ -301,11 +301,7 @@ impl Default for Transport {
 
 impl Default for Log {
     fn default() -> Self {
-        Self {
-            level: "info,ractor_cluster=error".into(),
-            format: LogFormat::Text,
-            requests: true,
-        }
+        Self { level: "info,ractor_cluster=error".into(), format: LogFormat::Text, requests: true }
     }
 }
 

@@ -12,6 +12,7 @@ use ractor::{
     Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent, call_t, pg,
     pg::GroupChangeMessage,
 };
+use telemetry::Tracer;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
@@ -19,6 +20,7 @@ use crate::cluster::{Action, Cluster, Input};
 use crate::engine::Submission;
 use crate::metrics::{Metrics, StepReport};
 use crate::request::Event;
+use crate::spans;
 use crate::stages::Stages;
 use crate::status::Status;
 
@@ -54,6 +56,8 @@ pub struct Arguments {
     pub status: watch::Sender<Arc<Status>>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Where spans go.
+    pub tracer: Tracer,
 }
 
 /// What the coordinator's actor changes.
@@ -217,6 +221,9 @@ impl State {
                     self.arguments.metrics.step(&step);
                 }
                 Action::Admitted(wait) => self.arguments.metrics.admitted(wait),
+                Action::Traced(ended) => {
+                    self.arguments.tracer.record(spans::of_phase(*ended, Instant::now()));
+                }
                 Action::Publish => self.publish(),
                 Action::Stuck(cause) => error!(%cause, "the model can't be placed"),
             }

@@ -9,7 +9,7 @@ use protocol::config::Config;
 use protocol::message::{Progress, StageFailed};
 use protocol::{
     Body, Digest, Epoch, Frame, ModelId, NodeId, NodeReport, RequestId, StageEcho, StagePlan,
-    StageTiming, StepId,
+    StageTiming, Step, StepId,
 };
 
 use crate::pipeline::Pipeline;
@@ -17,6 +17,7 @@ use crate::placement::ModelCost;
 use crate::request::{Event, Request, RequestError, SubmitError};
 use crate::scheduler::Scheduler;
 use crate::status::{NodeStatus, Status};
+use crate::trace::PhaseEnded;
 
 /// Everything that can happen to the cluster, requests apart.
 #[derive(Debug)]
@@ -89,6 +90,8 @@ pub enum Action {
     },
     /// A sequence was admitted after this wait.
     Admitted(Duration),
+    /// A phase of a traced request has ended.
+    Traced(Box<PhaseEnded>),
     /// Nodes or pipelines have changed.
     Publish,
     /// Nothing can serve as configured, and waiting won't help.
@@ -159,7 +162,7 @@ impl Cluster {
         }
         self.scheduler.add(request, now)?;
         self.schedule(now);
-        Ok(std::mem::take(&mut self.actions))
+        Ok(self.take_actions())
     }
 
     /// Everything else that can happen.
@@ -186,7 +189,7 @@ impl Cluster {
             Input::Tick => self.tick(now),
         }
         self.schedule(now);
-        std::mem::take(&mut self.actions)
+        self.take_actions()
     }
 
     /// Fails whatever runs or waits, and places nothing any more: the coordinator stops.
@@ -194,7 +197,7 @@ impl Cluster {
         self.is_stopping = true;
         self.pipeline = None;
         self.tell_all(&RequestError::ShuttingDown);
-        std::mem::take(&mut self.actions)
+        self.take_actions()
     }
 
     /// How full the scheduler is.
@@ -219,6 +222,12 @@ impl Cluster {
                 .as_ref()
                 .map_or_else(String::new, |pipeline| pipeline.fingerprint(self.model.id)),
         }
+    }
+
+    fn take_actions(&mut self) -> Vec<Action> {
+        let traced = self.scheduler.take_traced().into_iter().map(Box::new);
+        self.actions.extend(traced.map(Action::Traced));
+        std::mem::take(&mut self.actions)
     }
 
     fn epoch(&self) -> Option<Epoch> {
@@ -475,10 +484,12 @@ impl Cluster {
             return;
         };
         let actions = &mut self.actions;
-        while let Some((step, batch)) =
+        while let Some((step, batch, traces)) =
             self.scheduler.schedule(now, |wait| actions.push(Action::Admitted(wait)))
         {
-            actions.push(Action::Send(Box::new(pipeline.step(self.model.id, step, batch))));
+            let step =
+                pipeline.step(self.model.id, step, Step { batch, traces, ..Step::default() });
+            actions.push(Action::Send(Box::new(step)));
         }
     }
 }

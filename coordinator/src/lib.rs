@@ -15,6 +15,7 @@ pub mod placement;
 pub mod scheduler;
 pub mod sequence;
 pub mod status;
+pub mod trace;
 
 // The shells.
 pub mod actor;
@@ -24,6 +25,7 @@ pub mod local_nodes;
 pub mod metrics;
 pub mod model;
 pub mod serve;
+mod spans;
 pub mod stages;
 pub mod start_number;
 pub mod trips;

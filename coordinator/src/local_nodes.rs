@@ -6,27 +6,30 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use protocol::config::Config;
 use tokio::process::{Child, Command};
 use tracing::{info, warn};
 
-/// Starts `num_nodes` of them and calls `exited(pid, cause)` for each that ends.
+/// Starts as many as are configured and calls `exited(pid, cause)` for each that ends.
 ///
 /// # Errors
 /// When the binary isn't there or can't be started.
 pub fn start(
-    num_nodes: u32,
+    config: &Config,
     coordinator: SocketAddr,
     data_dir: &Path,
     exited: impl Fn(u32, String) + Clone + Send + 'static,
 ) -> Result<Vec<u32>> {
     let binary = beside_this_binary("autoglm-node")?;
-    (0..num_nodes)
+    (0..config.coordinator.local_nodes)
         .map(|index| {
             let mut child = Command::new(&binary)
                 .arg("--join")
                 .arg(coordinator.to_string())
                 .arg("--data-dir")
                 .arg(data_dir.join(format!("node-{index}")))
+                .args(["--log-format", &config.log.format.to_string()])
+                .args(otlp_endpoint(config))
                 // Ends with its coordinator, also with one that was killed.
                 .arg("--exit-with-coordinator")
                 .stdin(Stdio::null())
@@ -45,6 +48,12 @@ pub fn start(
             Ok(pid)
         })
         .collect()
+}
+
+fn otlp_endpoint(config: &Config) -> impl Iterator<Item = &str> {
+    let endpoint = config.traces.endpoint.as_str();
+    let is_on = !endpoint.is_empty();
+    ["--otlp-endpoint", endpoint].into_iter().filter(move |_| is_on)
 }
 
 /// Asks a child to end, and makes sure that it does.

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use coordinator::serve::{self, Misconfigured};
-use protocol::config::{Config, Quantize};
+use protocol::config::{Config, LogFormat, Quantize};
+use telemetry::{Service, Tracer};
 
 /// Serves GLM language models on the GPUs you own.
 #[derive(Parser)]
@@ -49,6 +50,13 @@ struct ServeArguments {
     /// Where certificates and the start counter are kept [default: under your home directory].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// How a line of the log looks [default: text].
+    #[arg(long, value_name = "text|json")]
+    log_format: Option<LogFormat>,
+    /// A collector that takes OTLP over HTTP, as in http://127.0.0.1:4318: requests are traced, in
+    /// local nodes too [default: none].
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<String>,
     /// A file of the form of cluster.toml; flags win over it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -77,6 +85,9 @@ impl ServeArguments {
         set(&mut config.coordinator.cluster_addr, self.cluster);
         set(&mut config.coordinator.data_dir, self.data_dir);
         set(&mut config.http.addr, self.http);
+        set(&mut config.log.format, self.log_format);
+        set(&mut config.traces.endpoint, self.otlp_endpoint);
+        config.traces.check()?;
         Ok(config)
     }
 }
@@ -94,25 +105,15 @@ fn main() -> ExitCode {
 }
 
 fn run(config: Config) -> Result<()> {
-    protocol_log(&config);
+    telemetry::init_logs(&config.log);
+    let service = Service { name: "autoglm", version: env!("CARGO_PKG_VERSION") };
+    let tracer = Tracer::open(&config.traces, &service).map_err(Misconfigured)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(serve::serve(config, shutdown_signal()));
+    let ended = runtime.block_on(serve::serve(config, tracer.clone(), shutdown_signal()));
     // A task that waits for a client must not hold up the end.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    tracer.shut_down();
     ended
-}
-
-fn protocol_log(config: &Config) {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(&config.log.level));
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    match config.log.format {
-        protocol::config::LogFormat::Text => lines.init(),
-        protocol::config::LogFormat::Json => lines.json().init(),
-    }
 }
 
 /// Resolves at ctrl-c or SIGTERM.

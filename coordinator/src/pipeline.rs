@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use protocol::config::Config;
 use protocol::{
-    Batch, Body, Epoch, Frame, ModelId, NodeId, NodeReport, Peer, PipelineId, StageEcho,
-    StageIndex, StageLimits, StagePlan, Step, StepId,
+    Body, Epoch, Frame, ModelId, NodeId, NodeReport, Peer, PipelineId, StageEcho, StageIndex,
+    StageLimits, StagePlan, Step, StepId,
 };
 
 use crate::cluster::Model;
@@ -103,14 +103,14 @@ impl Pipeline {
         Some(Capacity { num_blocks, num_stages: self.stages.len() })
     }
 
-    pub(crate) fn step(&self, model: ModelId, step: StepId, batch: Batch) -> Frame {
+    pub(crate) fn step(&self, model: ModelId, number: StepId, step: Step) -> Frame {
         Frame {
             model,
             pipeline: self.id,
             stage: StageIndex(0),
             epoch: self.epoch,
-            step,
-            body: Body::Step(Step { batch, ..Step::default() }),
+            step: number,
+            body: Body::Step(step),
         }
     }
 

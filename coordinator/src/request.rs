@@ -5,6 +5,7 @@ use std::sync::Arc;
 use protocol::{Logprobs, ModelId, RequestId, SamplingParams, TokenId};
 
 use crate::text::TextStream;
+use crate::trace::RequestTrace;
 
 /// One completion, parsed: every value is legal for the model that is served.
 #[derive(Clone, Debug)]
@@ -25,6 +26,8 @@ pub struct Request {
     pub stop_tokens: Arc<[TokenId]>,
     /// Turns tokens into text and notices stop strings; each choice gets a copy.
     pub text: TextStream,
+    /// Its place in a trace, where it is traced.
+    pub trace: Option<Box<RequestTrace>>,
 }
 
 /// What a request's client hears, in order. The last event of a request is `Finished` of its last
@@ -78,6 +81,17 @@ pub enum RequestError {
     /// The coordinator stops.
     #[error("the server is shutting down")]
     ShuttingDown,
+}
+
+impl RequestError {
+    /// Its name in answers (`code`) and in spans (`error.type`).
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::PipelineLost(_) => "pipeline_lost",
+            Self::StepFailed(_) => "step_failed",
+            Self::ShuttingDown => "shutting_down",
+        }
+    }
 }
 
 /// Why a request is not admitted.

@@ -8,11 +8,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use protocol::{Batch, RequestId, Sampled, SequenceId, StepId, config};
+use protocol::{Batch, RequestId, Sampled, SequenceId, StepId, TraceContext, config};
 
 use crate::block_manager::BlockManager;
 use crate::request::{Event, FinishReason, Request, RequestError, SubmitError};
 use crate::sequence::Sequence;
+use crate::trace::PhaseEnded;
 
 /// What a pipeline can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Scheduler {
     // Sequences that stages may forget, told with the next batch.
     finished: Vec<SequenceId>,
     num_choices_left: HashMap<RequestId, u32>,
+    // Phases of traced requests that have ended, until somebody asks.
+    traced: Vec<PhaseEnded>,
     next_sequence: u64,
     next_step: u64,
 }
@@ -85,6 +88,7 @@ impl Scheduler {
             steps: VecDeque::new(),
             finished: Vec::new(),
             num_choices_left: HashMap::new(),
+            traced: Vec::new(),
             next_sequence: 0,
             next_step: 0,
         }
@@ -102,6 +106,10 @@ impl Scheduler {
     pub fn detach(&mut self, error: &RequestError) -> Vec<(RequestId, Event)> {
         let mut requests: Vec<_> = self.num_choices_left.drain().map(|(id, _)| id).collect();
         requests.sort_unstable();
+        let Self { waiting, running, traced, .. } = self;
+        for sequence in running.iter_mut().chain(waiting.iter_mut().map(|(waits, _)| waits)) {
+            traced.extend(end_trace(sequence, Some(error.kind())));
+        }
         self.waiting.clear();
         self.running.clear();
         self.steps.clear();
@@ -130,7 +138,7 @@ impl Scheduler {
         let sequences: Vec<_> = (0..request.num_choices)
             .map(|choice| {
                 let id = SequenceId(self.next_sequence + u64::from(choice));
-                (Sequence::new(id, request, choice), now)
+                (Sequence::new(id, request, choice, now), now)
             })
             .collect();
         let needed = sequences.first().map_or(0, |(first, _)| first.num_blocks_needed());
@@ -145,23 +153,41 @@ impl Scheduler {
 
     /// The client went away: its sequences end when the steps that name them have returned.
     pub fn cancel(&mut self, request: RequestId) {
+        self.give_up(request, "cancelled");
+    }
+
+    fn give_up(&mut self, request: RequestId, cause: &'static str) {
         if self.num_choices_left.remove(&request).is_none() {
             return;
         }
-        self.waiting.retain(|(sequence, _)| sequence.request != request);
-        for sequence in &mut self.running {
-            sequence.ended |= sequence.request == request;
+        let Self { waiting, running, traced, .. } = self;
+        for sequence in running.iter_mut().filter(|running| running.request == request) {
+            sequence.ended = true;
+            traced.extend(end_trace(sequence, Some(cause)));
         }
+        waiting.retain_mut(|(sequence, _)| {
+            let stays = sequence.request != request;
+            if !stays {
+                traced.extend(end_trace(sequence, Some(cause)));
+            }
+            stays
+        });
         self.free_ended();
     }
 
+    /// Phases of traced requests that have ended since this was last asked, in order.
+    pub fn take_traced(&mut self) -> Vec<PhaseEnded> {
+        std::mem::take(&mut self.traced)
+    }
+
     /// The next batch, when there is something to compute and the pipeline has room for a step.
-    /// `waits` hears how long each sequence admitted now has waited.
+    /// `waits` hears how long each sequence admitted now has waited. With the batch come the places
+    /// in traces that its stages are to tell of.
     pub fn schedule(
         &mut self,
         now: Instant,
         mut waits: impl FnMut(Duration),
-    ) -> Option<(StepId, Batch)> {
+    ) -> Option<(StepId, Batch, Vec<TraceContext>)> {
         if self.steps.len() >= self.capacity.num_stages {
             return None;
         }
@@ -175,7 +201,7 @@ impl Scheduler {
         // A group: with every stage busy, each gets its share of the sequences.
         let max_slices = self.running.len().div_ceil(self.capacity.num_stages);
         let mut budget = self.config.max_batched_tokens as usize;
-        let mut slices = Vec::new();
+        let (mut slices, mut traces) = (Vec::new(), Vec::new());
         // Running sequences first: whoever has begun to answer has one token pending, and goes
         // before those whose prompt is still being computed.
         let mut order: Vec<usize> = (0..self.running.len()).collect();
@@ -189,6 +215,7 @@ impl Scheduler {
                 let slice = sequence.take_slice(budget);
                 budget -= slice.num_tokens();
                 slices.push(slice);
+                traces.extend(sequence.trace.as_mut().and_then(|trace| trace.step()));
             }
         }
         let step = StepId(self.next_step);
@@ -201,7 +228,7 @@ impl Scheduler {
             sequences: batch.slices.iter().map(|slice| slice.sequence).collect(),
         });
         self.check_invariants();
-        Some((step, batch))
+        Some((step, batch, traces))
     }
 
     /// Records what a step sampled. A step that isn't under way is ignored: it came twice.
@@ -225,6 +252,7 @@ impl Scheduler {
                 events.push((request, Event::Prompt(prompt_logprobs)));
             }
             let finished = if let Some(token) = output.token {
+                self.traced.extend(sequence.trace.as_mut().and_then(|trace| trace.token(now)));
                 let accepted = sequence.accept(token);
                 let (logprobs, text) = (output.logprobs, accepted.text);
                 events.push((request, Event::Token { choice, token, logprobs, text }));
@@ -234,6 +262,7 @@ impl Scheduler {
             };
             if let Some((reason, text)) = finished {
                 sequence.ended = true;
+                self.traced.extend(end_trace(sequence, None));
                 events.push((request, Event::Finished { choice, reason, text }));
                 let left = self.num_choices_left.get_mut(&request);
                 if left.is_some_and(|left| {
@@ -262,11 +291,11 @@ impl Scheduler {
             .map(|s| s.request)
             .collect();
         requests.dedup();
+        let error = RequestError::StepFailed(cause.to_owned());
         for &request in &requests {
-            self.cancel(request);
+            self.give_up(request, error.kind());
         }
         self.free_ended();
-        let error = RequestError::StepFailed(cause.to_owned());
         requests.into_iter().map(|id| (id, Event::Failed(error.clone()))).collect()
     }
 
@@ -294,6 +323,7 @@ impl Scheduler {
         let blocks = self.blocks.allocate(first.num_blocks_needed())?;
         let (mut sequence, since) = self.waiting.pop_front().expect("there is a first one");
         sequence.blocks = blocks;
+        self.traced.extend(sequence.trace.as_mut().map(|trace| trace.admitted(now)));
         self.running.push(sequence);
         Some(now.saturating_duration_since(since))
     }
@@ -327,6 +357,11 @@ impl Scheduler {
         debug_assert!(self.steps.len() <= self.capacity.num_stages);
         debug_assert!(self.running.len() <= self.config.max_num_seqs as usize);
     }
+}
+
+/// The phase that a traced sequence was in, when it ends.
+fn end_trace(sequence: &mut Sequence, error: Option<&'static str>) -> Option<PhaseEnded> {
+    sequence.trace.take().and_then(|trace| trace.ended(error))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! One choice of a request: its tokens, and how far the pipeline is with them.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use protocol::{
     Begin, BlockId, Input, Logprobs, RequestId, SamplingParams, SequenceId, Slice, TokenId,
@@ -9,6 +10,7 @@ use protocol::{
 use crate::block_manager::BlockManager;
 use crate::request::{FinishReason, Request};
 use crate::text::TextStream;
+use crate::trace::SequenceTrace;
 
 /// One choice of a request.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub struct Sequence {
     pub num_in_flight: usize,
     /// Ended, cancelled or failed: it goes when the steps that name it have returned.
     pub ended: bool,
+    /// Its part of a trace, where its request is traced.
+    pub trace: Option<Box<SequenceTrace>>,
     tokens: Vec<TokenId>,
     num_prompt_tokens: usize,
     // Tokens of which a slice was made; the first `num_scheduled` of `tokens`.
@@ -47,8 +51,11 @@ pub struct Accepted {
 }
 
 impl Sequence {
-    /// A choice of `request` that nothing was computed for yet.
-    pub fn new(id: SequenceId, request: &Request, choice: u32) -> Self {
+    /// A choice of `request` that nothing was computed for yet and that waits since `now`.
+    pub fn new(id: SequenceId, request: &Request, choice: u32, now: Instant) -> Self {
+        let trace = request.trace.as_ref().map(|trace| {
+            Box::new(SequenceTrace::new(**trace, (request.id, choice), request.prompt.len(), now))
+        });
         Self {
             id,
             request: request.id,
@@ -57,6 +64,7 @@ impl Sequence {
             blocks: Vec::new(),
             num_in_flight: 0,
             ended: false,
+            trace,
             tokens: request.prompt.to_vec(),
             num_prompt_tokens: request.prompt.len(),
             num_scheduled: 0,

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use protocol::config::Config;
 use protocol::{Frame, NodeId, TokenId};
 use ractor::{Actor, ActorRef};
+use telemetry::Tracer;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{info, warn};
 use transport::{Authority, Connection, Endpoint, Incoming, PeerName};
@@ -34,14 +35,18 @@ pub struct Misconfigured(pub anyhow::Error);
 ///
 /// # Errors
 /// A [`Misconfigured`] when it can't start as configured; anything else when it can't go on.
-pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result<()> {
+pub async fn serve(
+    config: Config,
+    tracer: Tracer,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
     let listener = tokio::net::TcpListener::bind(config.http.addr)
         .await
         .with_context(|| {
             format!("can't listen on {} for HTTP; choose another with --http", config.http.addr)
         })
         .map_err(Misconfigured)?;
-    let started = start(&config).await.map_err(Misconfigured)?;
+    let started = start(&config, tracer).await.map_err(Misconfigured)?;
     let served = &started.api.model;
     info!(
         model = served.name,
@@ -82,7 +87,7 @@ struct Started {
     renewal: tokio::task::JoinHandle<()>,
 }
 
-async fn start(config: &Config) -> Result<Started> {
+async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
     let path = &config.model.path;
     anyhow::ensure!(!path.as_os_str().is_empty(), "no model: give --model PATH");
     let path = std::path::absolute(path)?;
@@ -117,8 +122,13 @@ async fn start(config: &Config) -> Result<Started> {
     let (status, status_seen) = watch::channel(Arc::new(Status::default()));
     let cluster = Cluster::new(config.clone(), described.clone(), start, Instant::now());
     status.send_replace(Arc::new(cluster.status()));
-    let arguments =
-        Arguments { cluster, stages: Arc::clone(&stages), status, metrics: Arc::clone(&metrics) };
+    let arguments = Arguments {
+        cluster,
+        stages: Arc::clone(&stages),
+        status,
+        metrics: Arc::clone(&metrics),
+        tracer: tracer.clone(),
+    };
     let (coordinator, _) = Actor::spawn(None, CoordinatorActor, arguments).await?;
     Actor::spawn_linked(None, GateActor, coordinator.clone(), coordinator.get_cell()).await?;
 
@@ -146,12 +156,7 @@ async fn start(config: &Config) -> Result<Started> {
             happened(&coordinator, Input::Exited { pid, cause });
         }
     };
-    let children = local_nodes::start(
-        config.coordinator.local_nodes,
-        endpoint.local_addr(),
-        &data_dir,
-        exited,
-    )?;
+    let children = local_nodes::start(config, endpoint.local_addr(), &data_dir, exited)?;
 
     let name = match config.model.name.as_str() {
         "" => files.name().to_owned(),
@@ -175,6 +180,9 @@ async fn start(config: &Config) -> Result<Started> {
         config: config.http.clone(),
         permits: Arc::new(Semaphore::new(config.http.max_concurrent_requests)),
         metrics,
+        tracer,
+        traces: config.traces.clone(),
+        log_requests: config.log.requests,
     });
     Ok(Started { api, endpoint, coordinator, children, accepting, renewal })
 }

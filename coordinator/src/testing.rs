@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use protocol::{
-    Batch, ModelId, RequestId, Sampled, SamplingParams, SliceOutput, StepId, TokenId, config,
+    Batch, ModelId, RequestId, Sampled, SamplingParams, SliceOutput, SpanId, StepId, TokenId,
+    TraceContext, TraceId, config,
 };
 
 use crate::request::{Event, FinishReason, Request};
 use crate::scheduler::{Capacity, Scheduler};
 use crate::text::TextStream;
 use crate::tokenizer::Tokenizer;
+use crate::trace::RequestTrace;
 
 /// The tokenizer of the small model that the repository carries.
 pub(crate) fn tokenizer() -> Arc<Tokenizer> {
@@ -31,6 +33,19 @@ pub(crate) fn request(id: u64, num_prompt_tokens: u32, max_tokens: u32) -> Reque
         max_tokens,
         stop_tokens: Arc::new([]),
         text: TextStream::new(tokenizer(), Arc::new([])),
+        trace: None,
+    }
+}
+
+/// A place in a trace, with every so-many-th decode step kept.
+pub(crate) fn request_trace(steps_every: u32) -> RequestTrace {
+    let context = TraceContext { trace: TraceId([7; 16]), span: SpanId(1), sampled: true };
+    RequestTrace {
+        operation: context,
+        queue: SpanId(100),
+        prefill: SpanId(200),
+        decode: SpanId(300),
+        steps_every,
     }
 }
 
@@ -59,9 +74,16 @@ impl Pipeline {
     }
 
     pub(crate) fn step(&mut self) -> Option<Batch> {
-        let (step, batch) = self.scheduler.schedule(self.now, |_| {})?;
+        let (step, batch, _) = self.scheduler.schedule(self.now, |_| {})?;
         self.steps.push_back((step, batch.clone()));
         Some(batch)
+    }
+
+    /// As [`step`](Self::step): what the step carries of traces.
+    pub(crate) fn step_traces(&mut self) -> Option<Vec<TraceContext>> {
+        let (step, batch, traces) = self.scheduler.schedule(self.now, |_| {})?;
+        self.steps.push_back((step, batch));
+        Some(traces)
     }
 
     pub(crate) fn sampled(batch: &Batch) -> Sampled {

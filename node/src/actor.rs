@@ -12,6 +12,7 @@ use protocol::{
     Body, Failed, Frame, NodeReport, Sampled, StageEcho, StageIndex, StagePlan, StageTiming, Step,
 };
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent, pg};
+use telemetry::Tracer;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 use transport::Sent;
@@ -21,6 +22,7 @@ use crate::error::StageError;
 use crate::links::{Arrived, Links, Outlet};
 use crate::progress::Bar;
 use crate::stage::{Held, StepOutput};
+use crate::trace::TracedStep;
 
 /// Between two reports of how far loading has come.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -36,6 +38,8 @@ pub struct Node {
     pub devices: Vec<DeviceThread>,
     /// Its connections.
     pub links: Arc<Links>,
+    /// Where spans of traced steps go.
+    pub tracer: Tracer,
 }
 
 /// What the node's actor changes.
@@ -311,10 +315,13 @@ impl Courier {
         let Frame { model, pipeline, stage, epoch, step: number, body } = frame;
         let Body::Step(step) = body else { return Ok(()) };
         let (batch, mut timings) = (step.batch.clone(), step.timings.clone());
+        let (traces, traced) = (step.traces.clone(), TracedStep::of(number, &step, at));
         let device = &self.node.devices[self.plan.adapter as usize];
-        let (stage, body) = match device.step(self.key, step).await {
+        let computed = device.step(self.key, step).await;
+        let end = Instant::now();
+        let (stage, body) = match computed {
             Ok(Computed { output, wait, handoff, times, done }) => {
-                timings.push(StageTiming {
+                let timing = StageTiming {
                     stage,
                     decode_us: micros(decode),
                     wait_us: micros(queued + wait),
@@ -326,10 +333,14 @@ impl Courier {
                     send_us: micros(self.sent.write),
                     rtt_us: micros(self.sent.rtt),
                     received_bytes: num_bytes as u32,
-                });
+                };
+                timings.push(timing);
+                if let Some(traced) = traced {
+                    traced.record(&self.node, &self.plan, end, Ok(&timing));
+                }
                 match output {
                     StepOutput::Hidden(hidden) => {
-                        (self.next_stage(), Body::Step(Step { batch, hidden, timings }))
+                        (self.next_stage(), Body::Step(Step { batch, hidden, timings, traces }))
                     }
                     StepOutput::Sampled(outputs) => {
                         (stage, Body::Sampled(Sampled { outputs, timings }))
@@ -337,7 +348,11 @@ impl Courier {
                 }
             }
             Err(cause) => {
-                warn!(%stage, step = %number, %cause, "step failed");
+                let trace_id = traced.as_ref().and_then(TracedStep::first);
+                warn!(%stage, step = %number, trace_id, %cause, "step failed");
+                if let Some(traced) = traced {
+                    traced.record(&self.node, &self.plan, end, Err(&cause));
+                }
                 (stage, Body::Failed(Failed { cause: cause.to_string(), fatal: cause.is_fatal() }))
             }
         };

@@ -15,3 +15,4 @@ pub mod rows;
 pub mod run;
 pub mod sequences;
 pub mod stage;
+mod trace;

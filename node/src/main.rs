@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use node::devices::parse_size;
 use node::run::{Options, run};
-use protocol::config::Log;
+use protocol::config::{Log, LogFormat, Traces};
+use telemetry::{Service, Tracer};
 
 /// Joins a cluster and computes the layers that it is given.
 #[derive(Parser)]
@@ -29,6 +30,13 @@ struct Arguments {
     /// many rows, in a device class of its own. Refused where the adapter has none.
     #[arg(long, env = "AUTOGLM_COOPERATIVE_MATRIX")]
     cooperative_matrix: bool,
+    /// How a line of the log looks.
+    #[arg(long, value_name = "text|json", default_value = "text")]
+    log_format: LogFormat,
+    /// A collector that takes OTLP over HTTP, as in http://127.0.0.1:4318: spans of the steps of
+    /// traced requests go there [default: none].
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<String>,
     /// End when the coordinator does.
     #[arg(long, hide = true)]
     exit_with_coordinator: bool,
@@ -36,13 +44,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(Log::default().level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
+    telemetry::init_logs(&Log { format: arguments.log_format, ..Log::default() });
     if !arguments.join.contains(':') {
         eprintln!(
             "autoglm-node: --join {} has no port: give HOST:PORT, as in {}:7000",
@@ -50,6 +52,13 @@ fn main() -> ExitCode {
         );
         return ExitCode::from(2);
     }
+    let tracer = match tracer(arguments.otlp_endpoint) {
+        Ok(tracer) => tracer,
+        Err(cause) => {
+            eprintln!("autoglm-node: --otlp-endpoint: {cause:#}");
+            return ExitCode::from(2);
+        }
+    };
     let options = Options {
         coordinator: arguments.join,
         data_dir: arguments.data_dir,
@@ -57,14 +66,23 @@ fn main() -> ExitCode {
         max_memory: arguments.max_memory,
         cooperative_matrix: arguments.cooperative_matrix,
         exit_with_coordinator: arguments.exit_with_coordinator,
+        tracer: tracer.clone(),
     };
-    match serve(options) {
+    let ended = serve(options);
+    tracer.shut_down();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
             eprintln!("autoglm-node: {cause:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn tracer(endpoint: Option<String>) -> anyhow::Result<Tracer> {
+    let traces = Traces { endpoint: endpoint.unwrap_or_default(), ..Traces::default() };
+    traces.check()?;
+    Tracer::open(&traces, &Service { name: "autoglm-node", version: env!("CARGO_PKG_VERSION") })
 }
 
 fn serve(options: Options) -> anyhow::Result<()> {

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use protocol::message::CoordinatorMsg;
 use protocol::{NodeId, NodeReport};
 use ractor::Actor;
+use telemetry::Tracer;
 use tracing::{info, warn};
 use transport::{Endpoint, Incoming, PeerName, Purpose};
 
@@ -35,6 +36,8 @@ pub struct Options {
     pub cooperative_matrix: bool,
     /// Whether to end when the coordinator does, instead of waiting for the next.
     pub exit_with_coordinator: bool,
+    /// Where spans of traced steps go.
+    pub tracer: Tracer,
 }
 
 /// Between two tries to join.
@@ -168,7 +171,12 @@ impl Session {
             data_addr: endpoint.local_addr(),
             adapters: devices.iter().map(|device| device.report.clone()).collect(),
         };
-        let held = Arc::new(Node { report, devices: devices.to_vec(), links });
+        let held = Arc::new(Node {
+            report,
+            devices: devices.to_vec(),
+            links,
+            tracer: options.tracer.clone(),
+        });
         let (actor, _) = Actor::spawn(None, NodeActor, held).await?;
         let control = endpoint.dial(coordinator, Purpose::Control, PeerName::Coordinator).await?;
         let name = format!("node-{node}-{}", std::process::id());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::HeaderValue;
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
@@ -14,6 +14,7 @@ use futures::stream::{self, BoxStream, SelectAll};
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::ending::Ending;
 use super::{ApiResult, ApiState, body};
 use crate::metrics::{Metrics, Tokens};
 use crate::openai::{Answer, ApiError, Context, Parsed, Style, parse_chat, parse_completion};
@@ -28,9 +29,6 @@ const MAX_BUFFERED_CHUNKS: usize = 64;
 /// A client that reads nothing for this long, with all of those waiting, counts as gone.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// nginx's code for a client that left before its answer; nobody is told it.
-const CLIENT_LEFT: u16 = 499;
-
 pub(super) async fn chat(State(state): State<Arc<ApiState>>, request: Request) -> ApiResult {
     respond(state, request, Style::Chat, parse_chat).await
 }
@@ -43,37 +41,65 @@ type Parse = fn(&[u8], Context<'_>) -> Result<Parsed, ApiError>;
 
 async fn respond(state: Arc<ApiState>, request: Request, style: Style, parse: Parse) -> ApiResult {
     let start = Instant::now();
-    let mut ending = Ending::new(&state);
+    let mut ending = Ending::new(&state, style, request.headers(), start);
     let admitted = async {
         let permit = body::admit(&state)?;
-        let parsed = body::parsed(&state, request, parse).await?;
+        let mut content = ending.traced.as_mut().and_then(|traced| traced.content.take());
+        let parse = move |body: &[u8], context: Context<'_>| {
+            let parsed = parse(body, context)?;
+            if let Some(content) = &mut content {
+                content.asked(body);
+            }
+            Ok((parsed, content))
+        };
+        let (mut parsed, content) = body::parsed(&state, request, parse).await?;
+        if let Some(traced) = &mut ending.traced {
+            traced.content = content;
+        }
         let stream = parsed.options.stream;
         let answer = describe(&state, style, &parsed);
+        ending.parsed(&answer, &mut parsed);
         let events = submit(&state, parsed).await?;
         Ok::<_, ApiError>((stream, answer, events, permit))
     };
     let (stream, answer, events, permit) = match admitted.await {
         Ok(admitted) => admitted,
         Err(error) => {
-            ending.code = error.status;
+            ending.failed(&error);
             if let (503, Some(code)) = (error.status, error.code) {
                 state.metrics.shed(code);
             }
-            return Err(error);
+            let mut response = error.into_response();
+            if let Some(traced) = &ending.traced {
+                traced.announce(response.headers_mut());
+            }
+            return Ok(response);
         }
     };
-    let id = HeaderValue::from_str(answer.id());
+    let mut headers = HeaderMap::new();
+    if let Ok(id) = HeaderValue::from_str(answer.id()) {
+        headers.insert("x-request-id", id);
+    }
+    if let Some(traced) = &ending.traced {
+        traced.announce(&mut headers);
+    }
+    if stream {
+        ending.streams();
+    }
     let clock = Clock::new(start, answer.num_choices());
     let mut answering = Answering { state, answer, events, clock, ending, _permit: permit };
     let mut response = if stream {
         answering.stream()
     } else {
-        while answering.advance().await?.is_some() {}
-        Json(answering.answer.finish()).into_response()
+        loop {
+            match answering.advance().await {
+                Ok(Some(_)) => {}
+                Ok(None) => break Json(answering.answer.finish()).into_response(),
+                Err(error) => break error.into_response(),
+            }
+        }
     };
-    if let Ok(id) = id {
-        response.headers_mut().insert("x-request-id", id);
-    }
+    response.headers_mut().extend(headers);
     Ok(response)
 }
 
@@ -122,9 +148,12 @@ impl Answering {
         let failed = match self.events.next().await {
             Some((_, Event::Failed(cause))) => ApiError::from(cause),
             Some((request, event)) => {
-                if let Event::Token { choice, .. } = event {
-                    let choice = self.answer.index(request, choice);
-                    self.clock.token(choice, Instant::now(), &self.state.metrics);
+                if let Event::Token { choice, .. } | Event::Finished { choice, .. } = event {
+                    let (choice, now) = (self.answer.index(request, choice), Instant::now());
+                    if let Event::Token { .. } = event {
+                        self.clock.token(choice, now, &self.state.metrics);
+                    }
+                    self.ending.heard(choice, &event, now);
                 }
                 return Ok(Some(self.answer.take(request, event)));
             }
@@ -132,12 +161,12 @@ impl Answering {
             None => ApiError::internal("the answer ended unexpectedly; send the request again")
                 .code("answer_lost"),
         };
-        self.ending.code = failed.status;
+        self.ending.failed(&failed);
         Err(failed)
     }
 
     fn end(&mut self) {
-        self.ending.code = 200;
+        self.ending.answered();
         let tokens = Tokens {
             num_prompt: self.answer.num_prompt_tokens(),
             num_generated: self.answer.num_generated_tokens(),
@@ -186,27 +215,6 @@ impl Answering {
             send(chunk.to_string()).await;
         }
         send("[DONE]".into()).await;
-    }
-}
-
-/// Counts a request once, whichever way it ends.
-struct Ending {
-    metrics: Arc<Metrics>,
-    model: String,
-    code: u16,
-}
-
-impl Ending {
-    fn new(state: &ApiState) -> Self {
-        // Dropped without another code, the client has left.
-        let (metrics, model) = (Arc::clone(&state.metrics), state.model.name.clone());
-        Self { metrics, model, code: CLIENT_LEFT }
-    }
-}
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        self.metrics.ended(&self.model, self.code);
     }
 }
 

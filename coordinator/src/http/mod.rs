@@ -2,12 +2,15 @@
 
 mod answer;
 mod body;
+mod content;
+mod ending;
 mod error;
 mod health;
 mod models;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod trace;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -22,7 +25,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::ListenerExt;
 use futures::StreamExt;
-use protocol::config::Http;
+use protocol::config::{Http, Traces};
+use telemetry::Tracer;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::debug;
@@ -52,6 +56,12 @@ pub struct ApiState {
     pub metrics: Arc<Metrics>,
     /// A permit for each request that may be answered at once.
     pub permits: Arc<Semaphore>,
+    /// Where spans go.
+    pub tracer: Tracer,
+    /// Which requests are traced, and how.
+    pub traces: Traces,
+    /// Whether each completion has a line in the log.
+    pub log_requests: bool,
 }
 
 impl ApiState {

@@ -109,6 +109,9 @@ impl Server {
             permits: Arc::new(Semaphore::new(served.config.max_concurrent_requests)),
             config: served.config,
             metrics: Arc::clone(&metrics),
+            tracer: telemetry::Tracer::default(),
+            traces: protocol::config::Traces::default(),
+            log_requests: true,
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();

@@ -99,11 +99,12 @@ impl From<SubmitError> for ApiError {
 
 impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
-        let message = error.to_string();
+        let (message, code) = (error.to_string(), error.kind());
         match error {
-            RequestError::PipelineLost(_) => Self::unavailable(message, "pipeline_lost"),
-            RequestError::ShuttingDown => Self::unavailable(message, "shutting_down"),
-            RequestError::StepFailed(_) => Self::internal(message).code("step_failed"),
+            RequestError::PipelineLost(_) | RequestError::ShuttingDown => {
+                Self::unavailable(message, code)
+            }
+            RequestError::StepFailed(_) => Self::internal(message).code(code),
         }
     }
 }

@@ -153,6 +153,7 @@ impl Common {
             max_tokens: max_tokens as u32,
             stop_tokens: Arc::clone(&self.stop_tokens),
             text: TextStream::new(Arc::clone(context.tokenizer), Arc::clone(&self.stop_strings)),
+            trace: None,
         })
     }
 }

@@ -1,0 +1,195 @@
+//! The end of a completion, whichever way it comes: counted, logged and traced once.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::http::HeaderMap;
+use tracing::info;
+
+use super::ApiState;
+use super::trace::Traced;
+use crate::openai::{Answer, ApiError, Parsed, Style};
+use crate::request::{Event, FinishReason};
+
+/// nginx's code for a client that left before its answer; nobody is told it.
+const CLIENT_LEFT: u16 = 499;
+
+/// Characters of a client's own name for its request; a longer one is not repeated.
+const MAX_CLIENT_ID_CHARS: usize = 128;
+
+/// What is known of a completion.
+pub(super) struct Facts {
+    pub(super) start: Instant,
+    pub(super) route: &'static str,
+    /// `gen_ai.operation.name`
+    pub(super) operation: &'static str,
+    /// The id that clients see, once the body was found legal.
+    pub(super) id: Option<String>,
+    /// What the client calls it.
+    pub(super) client_request: Option<String>,
+    pub(super) code: u16,
+    /// `error.type`, unless it was answered.
+    pub(super) error: Option<&'static str>,
+    /// Whether the response has begun, with status 200.
+    pub(super) is_stream: bool,
+    pub(super) num_prompt: usize,
+    pub(super) num_generated: usize,
+    /// By choice, as they end.
+    pub(super) finish_reasons: Vec<&'static str>,
+    first_token: Option<Duration>,
+}
+
+impl Facts {
+    /// Whether it is the server's fault that there is no answer.
+    pub(super) fn is_failure(&self) -> bool {
+        self.code >= 500
+    }
+
+    /// The status of the response's head.
+    pub(super) fn status_sent(&self) -> u16 {
+        if self.is_stream { 200 } else { self.code }
+    }
+}
+
+/// Dropped when the completion ends; without another word, its client has left.
+pub(super) struct Ending {
+    state: Arc<ApiState>,
+    facts: Facts,
+    /// Where it is traced.
+    pub(super) traced: Option<Box<Traced>>,
+}
+
+impl Ending {
+    pub(super) fn new(
+        state: &Arc<ApiState>,
+        style: Style,
+        headers: &HeaderMap,
+        start: Instant,
+    ) -> Self {
+        let (route, operation) = match style {
+            Style::Chat => ("/v1/chat/completions", "chat"),
+            Style::Completion => ("/v1/completions", "text_completion"),
+        };
+        let facts = Facts {
+            start,
+            route,
+            operation,
+            id: None,
+            client_request: client_request(headers),
+            code: CLIENT_LEFT,
+            error: Some("cancelled"),
+            is_stream: false,
+            num_prompt: 0,
+            num_generated: 0,
+            finish_reasons: Vec::new(),
+            first_token: None,
+        };
+        Self { state: Arc::clone(state), facts, traced: Traced::begin(state, headers) }
+    }
+
+    /// The body is legal.
+    pub(super) fn parsed(&mut self, answer: &Answer, parsed: &mut Parsed) {
+        self.facts.id = Some(answer.id().to_owned());
+        self.facts.num_prompt = answer.num_prompt_tokens();
+        if let Some(traced) = &mut self.traced {
+            traced.parsed(parsed);
+        }
+    }
+
+    /// The response begins before the answer ends.
+    pub(super) fn streams(&mut self) {
+        self.facts.is_stream = true;
+    }
+
+    /// Choice number `choice` of all has gone on.
+    pub(super) fn heard(&mut self, choice: usize, event: &Event, now: Instant) {
+        let facts = &mut self.facts;
+        match event {
+            Event::Token { .. } => {
+                facts.num_generated += 1;
+                facts.first_token.get_or_insert(now - facts.start);
+            }
+            Event::Finished { reason, .. } => {
+                if facts.finish_reasons.len() <= choice {
+                    facts.finish_reasons.resize(choice + 1, "");
+                }
+                facts.finish_reasons[choice] = match reason {
+                    FinishReason::Stop => "stop",
+                    FinishReason::Length => "length",
+                };
+            }
+            Event::Prompt(_) | Event::Failed(_) => {}
+        }
+        if let Some(content) = self.traced.as_mut().and_then(|traced| traced.content.as_mut()) {
+            content.heard(choice, event);
+        }
+    }
+
+    pub(super) fn answered(&mut self) {
+        (self.facts.code, self.facts.error) = (200, None);
+    }
+
+    pub(super) fn failed(&mut self, error: &ApiError) {
+        (self.facts.code, self.facts.error) =
+            (error.status, Some(error.code.unwrap_or(error.kind)));
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let Self { state, facts, traced } = self;
+        state.metrics.ended(&state.model.name, facts.code);
+        if state.log_requests {
+            let millis = |duration: Duration| duration.as_micros() as f64 / 1e3;
+            info!(
+                request = facts.id,
+                client_request = facts.client_request,
+                trace_id = traced.as_ref().map(|traced| tracing::field::display(traced.id())),
+                route = facts.route,
+                model = state.model.name,
+                status = facts.code,
+                error = facts.error,
+                num_prompt_tokens = facts.num_prompt,
+                num_tokens = facts.num_generated,
+                first_token_ms = facts.first_token.map(millis),
+                duration_ms = millis(facts.start.elapsed()),
+                "request ended"
+            );
+        }
+        if let Some(traced) = traced.take() {
+            traced.record(state, facts);
+        }
+    }
+}
+
+/// What a client or a proxy calls its request, where that is a plain word: it goes into logs.
+fn client_request(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get("x-request-id")?.to_str().ok()?;
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:/+=".contains(c);
+    let is_sane = (1..=MAX_CLIENT_ID_CHARS).contains(&id.len()) && id.chars().all(is_plain);
+    is_sane.then(|| id.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_names_its_request_in_plain_words_or_not_at_all() {
+        let long = "x".repeat(129);
+        let cases = [
+            ("7b3e-a.b_c:1", true),
+            (&long[1..], true),
+            ("", false),
+            (&long[..], false),
+            ("a b", false),
+            ("a\"b", false),
+            ("caf\u{e9}", false),
+        ];
+        for (id, is_taken) in cases {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-request-id", id.parse().unwrap());
+            assert_eq!(client_request(&headers).is_some(), is_taken, "{id}");
+        }
+    }
+}
