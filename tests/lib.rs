@@ -3,5 +3,6 @@
 
 pub mod cluster;
 pub mod fp8;
+pub mod collector;
 pub mod golden;
 pub mod proxy;

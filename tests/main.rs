@@ -10,3 +10,4 @@ mod openai_python;
 mod stages;
 mod tidy;
 mod verification;
+mod traces;
