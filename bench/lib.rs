@@ -11,6 +11,8 @@
 //!
 //! [`hops`] starts clusters of ours, to see what a hop between their stages costs.
 //!
+//! [`overhead`] starts clusters of ours to measure what a configuration costs.
+//!
 //! [`engine`] knows no server: it times kernels and whole models on this machine's adapter.
 
 pub mod client;
@@ -21,4 +23,5 @@ pub mod hops;
 pub mod load;
 pub mod mock;
 pub mod numbers;
+pub mod overhead;
 pub mod report;

@@ -32,10 +32,10 @@ impl Collector {
     pub async fn start() -> Self {
         let bodies = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&bodies);
-        let take = async move |headers: HeaderMap, body: Bytes| {
+        let take = move |headers: HeaderMap, body: Bytes| {
             assert_eq!(headers["content-type"], "application/x-protobuf");
             kept.lock().unwrap().push(body);
-            StatusCode::OK
+            std::future::ready(StatusCode::OK)
         };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());

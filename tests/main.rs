@@ -9,5 +9,5 @@ mod invariance;
 mod openai_python;
 mod stages;
 mod tidy;
-mod verification;
 mod traces;
+mod verification;

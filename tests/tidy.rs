@@ -59,7 +59,7 @@ fn libraries_are_named_only_where_they_belong() {
         ("wgpu::", &["shaders/"]),
         ("quinn::", &["transport/"]),
         ("rustls::", &["transport/"]),
-        ("axum::", &["coordinator/src/http", "bench/mock/", "bench/tests/"]),
+        ("axum::", &["coordinator/src/http", "bench/mock/", "bench/overhead/", "bench/tests/"]),
         ("opentelemetry", &["telemetry/"]),
         ("bincode::encode_to_vec", &["protocol/codec.rs"]),
     ];

@@ -8,6 +8,7 @@ mod kernels;
 mod load;
 mod mock;
 mod model;
+mod overhead;
 mod quality;
 mod report;
 mod server;
@@ -39,6 +40,8 @@ pub(crate) enum Command {
     Model(model::ModelArguments),
     /// Compares what a model says in int8 and int4 with what it says in its own format.
     Quality(quality::QualityArguments),
+    /// Measures what metrics and traces cost: two clusters do the same work in turns.
+    Overhead(overhead::OverheadArguments),
     /// Writes a GGUF file of a published shape with random weights.
     RandomModel(model::RandomModelArguments),
 }
@@ -62,6 +65,7 @@ impl Command {
             Self::Kernels(arguments) => kernels::time_kernels(&arguments),
             Self::Model(arguments) => model::time_model(&arguments),
             Self::Quality(arguments) => quality::compare_formats(&arguments),
+            Self::Overhead(arguments) => runtime()?.block_on(overhead::overhead(arguments)),
             Self::RandomModel(arguments) => model::write_random_model(&arguments),
         }
     }

@@ -75,6 +75,11 @@ impl Started {
         &self.url
     }
 
+    /// Its process, while there is one.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Asks it to end, and kills what is left.
     pub async fn end(mut self) {
         self.signal(Signal::End);

@@ -1,0 +1,82 @@
+//! Processor time of a process and of its children, as Linux keeps it.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+/// Linux counts in hundredths of a second.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Processor seconds since a process began, user and system.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Seconds {
+    /// Of the process and of its children.
+    pub all: f64,
+    /// Of the process alone.
+    pub own: f64,
+}
+
+/// What a process and its children have taken of the processors so far.
+///
+/// # Errors
+/// Where there is no /proc, or a process is gone.
+pub fn seconds(pid: u32) -> Result<Seconds> {
+    let own = own_seconds(pid)?;
+    let children = children(pid)?.into_iter().map(own_seconds).sum::<Result<f64>>()?;
+    Ok(Seconds { all: own + children, own })
+}
+
+fn own_seconds(pid: u32) -> Result<f64> {
+    let ticks = |name| -> Result<u64> { Ok(stat(pid, name)?.parse()?) };
+    Ok((ticks(Stat::User)? + ticks(Stat::System)?) as f64 / TICKS_PER_SECOND)
+}
+
+fn children(pid: u32) -> Result<Vec<u32>> {
+    let entries = std::fs::read_dir("/proc").context("processor time is read from /proc")?;
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_child = |child: &u32| stat(*child, Stat::Parent).is_ok_and(|it| it == pid.to_string());
+    Ok(pids.filter(is_child).collect())
+}
+
+/// Fields of /proc/PID/stat, counted after the command's name, which may hold anything.
+#[derive(Clone, Copy)]
+enum Stat {
+    Parent = 1,
+    User = 11,
+    System = 12,
+}
+
+fn stat(pid: u32, field: Stat) -> Result<String> {
+    let path = Path::new("/proc").join(pid.to_string()).join("stat");
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
+    let (_, fields) = text.rsplit_once(')').context("stat names no command")?;
+    let found = fields.split_whitespace().nth(field as usize);
+    Ok(found.context("stat is too short")?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn work_shows_in_the_seconds_of_its_process() {
+        let before = seconds(std::process::id()).unwrap();
+        let start = Instant::now();
+        let mut x = 1u64;
+        while start.elapsed() < Duration::from_millis(300) {
+            x = std::hint::black_box(x.wrapping_mul(3));
+        }
+        // Others may run beside it, so it may get less than it asked for.
+        assert!(seconds(std::process::id()).unwrap().own - before.own >= 0.01);
+    }
+
+    #[test]
+    fn children_are_found() {
+        let mut child = std::process::Command::new("sleep").arg("5").spawn().unwrap();
+        assert!(children(std::process::id()).unwrap().contains(&child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
