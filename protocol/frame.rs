@@ -204,10 +204,9 @@ enum Section {
 
 impl Section {
     fn is_known(kind: u16) -> bool {
-        use Section as S;
-        [S::Batch, S::Hidden, S::Outputs, S::Failed, S::Traces, S::Timings]
-            .into_iter()
-            .any(|section| section as u16 == kind)
+        let known =
+            [Self::Batch, Self::Hidden, Self::Outputs, Self::Failed, Self::Traces, Self::Timings];
+        known.into_iter().any(|section| section as u16 == kind)
     }
 }
 
