@@ -1,6 +1,7 @@
 //! Sends one request and times every token of its answer: what is asked ([`request`]), how the
-//! stream is read ([`sse`]), what can go wrong ([`failure`]).
+//! stream is read ([`sse`]), what comes of it ([`answer`]), what can go wrong ([`failure`]).
 
+pub mod answer;
 pub mod failure;
 pub mod request;
 pub mod sse;
@@ -13,6 +14,7 @@ use reqwest::{Client, Response};
 use serde_json::Value;
 use tokio::time::Instant;
 
+pub use answer::Answer;
 use failure::{Failure, FailureKind};
 use request::Endpoint;
 
@@ -69,19 +71,6 @@ impl<F: FnMut(&str)> Listen for F {
     fn text(&mut self, text: &str) {
         self(text);
     }
-}
-
-/// A whole answer and its times, each since the request was sent.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Answer {
-    /// When each piece of text arrived. Pieces that came in one packet share its time.
-    pub pieces: Vec<Duration>,
-    /// When the stream ended.
-    pub end: Duration,
-    /// Tokens of the prompt, if the server told.
-    pub num_prompt_tokens: Option<u64>,
-    /// Tokens of the answer, if the server told.
-    pub num_completion_tokens: Option<u64>,
 }
 
 impl Server {
@@ -287,53 +276,6 @@ impl FromStr for Connections {
             "per-request" => Ok(Self::PerRequest),
             _ => Err(format!("{name:?} is no policy: use pooled or per-request")),
         }
-    }
-}
-
-impl Answer {
-    /// Tokens of the answer: as the server counts them, else the pieces that it sent.
-    pub fn num_tokens(&self) -> u64 {
-        self.num_completion_tokens.unwrap_or(self.pieces.len() as u64)
-    }
-
-    /// Time to the first token; none when the answer has no text.
-    pub fn first_token(&self) -> Option<Duration> {
-        self.pieces.first().copied()
-    }
-
-    /// The times from one piece of text to the next.
-    pub fn gaps(&self) -> impl Iterator<Item = Duration> {
-        self.pieces.windows(2).map(|two| two[1] - two[0])
-    }
-
-    /// Time of each token after the first, on the average of this answer.
-    pub fn time_per_token(&self) -> Option<Duration> {
-        let (first, last) = (self.pieces.first()?, self.pieces.last()?);
-        let after_first = self.num_tokens().checked_sub(1).filter(|&num| num > 0)?;
-        Some((*last - *first).div_f64(after_first as f64))
-    }
-
-    /// Reads an event: counts are kept, the pieces of text are returned.
-    fn take(&mut self, event: &Value) -> Result<Vec<String>, Failure> {
-        if let Some(message) = error_message(event) {
-            return Err(Failure::new(FailureKind::ErrorEvent, message));
-        }
-        if let Some(usage) = event.get("usage").filter(|usage| usage.is_object()) {
-            let count = |name: &str| usage.get(name).and_then(Value::as_u64);
-            self.num_prompt_tokens = count("prompt_tokens").or(self.num_prompt_tokens);
-            self.num_completion_tokens = count("completion_tokens").or(self.num_completion_tokens);
-        }
-        let choices = event.get("choices").and_then(Value::as_array);
-        let texts = choices.into_iter().flatten().filter_map(|choice| {
-            let delta = choice.get("delta").or_else(|| choice.get("message"));
-            let text = choice
-                .get("text")
-                .or_else(|| delta?.get("content").filter(|text| !text.is_null()))
-                .or_else(|| delta?.get("reasoning_content"))?
-                .as_str()?;
-            (!text.is_empty()).then(|| text.to_string())
-        });
-        Ok(texts.collect())
     }
 }
 

@@ -55,8 +55,10 @@ impl Metrics {
             }
         };
         self.num_completed += 1;
-        self.num_prompt_tokens += answer.num_prompt_tokens.unwrap_or(0);
-        self.num_completion_tokens += answer.num_tokens();
+        // A server may count what it likes.
+        let prompt_tokens = answer.num_prompt_tokens.unwrap_or(0);
+        self.num_prompt_tokens = self.num_prompt_tokens.saturating_add(prompt_tokens);
+        self.num_completion_tokens = self.num_completion_tokens.saturating_add(answer.num_tokens());
         let timing = outcome.timing(answer);
         self.ttft.extend(timing.ttft);
         self.tpot.extend(timing.tpot);
@@ -193,7 +195,7 @@ mod tests {
     use super::*;
     use crate::client::Answer;
 
-    fn ms(times: &[u64]) -> Vec<Duration> {
+    fn ms(times: &[u64]) -> crate::client::answer::Pieces {
         times.iter().map(|&time| Duration::from_millis(time)).collect()
     }
 

@@ -69,7 +69,7 @@ fn closed(concurrency: f64) -> Pace {
 
 /// An answer of two tokens.
 fn two_tokens(first: Duration, second: Duration) -> Answer {
-    let pieces = vec![first, first + second];
+    let pieces = [first, first + second].into_iter().collect();
     Answer { end: first + second, pieces, ..Answer::default() }
 }
 

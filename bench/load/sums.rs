@@ -107,7 +107,7 @@ impl Sums {
             second.num_ttft += 1;
             second.ttft += waited + first;
         }
-        let pieces = answer.pieces.iter().map(|&piece| outcome.sent + piece);
+        let pieces = answer.pieces.iter().map(|piece| outcome.sent + piece);
         let per_piece = answer.num_tokens() as f64 / answer.pieces.len().max(1) as f64;
         let last = [end];
         let pieces: &mut dyn Iterator<Item = Duration> =
@@ -120,7 +120,8 @@ impl Sums {
         }
         if self.in_window(end) {
             self.arrived.answers += 1;
-            self.arrived.prompt_tokens += answer.num_prompt_tokens.unwrap_or(0);
+            let prompt_tokens = answer.num_prompt_tokens.unwrap_or(0);
+            self.arrived.prompt_tokens = self.arrived.prompt_tokens.saturating_add(prompt_tokens);
             let is_good = self.slo.broken(&outcome.timing(answer)).next().is_none();
             self.arrived.good += u64::from(is_good);
         }
