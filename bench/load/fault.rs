@@ -88,7 +88,9 @@ impl fmt::Display for Fault {
 pub struct FaultWatch {
     faults: Vec<Watched>,
     num_running: u64,
-    /// Since when nothing has come although requests were in flight.
+    /// Nothing is in flight, and the last that was has been answered whole.
+    is_idle: bool,
+    /// Since when nothing has come although something should.
     silent_since: Duration,
 }
 
@@ -106,7 +108,7 @@ impl FaultWatch {
             at: None,
         };
         let faults = faults.iter().map(watched).collect();
-        Self { faults, num_running: 0, silent_since: Duration::ZERO }
+        Self { faults, num_running: 0, is_idle: true, silent_since: Duration::ZERO }
     }
 
     /// Fault number `index` of the list was injected.
@@ -126,7 +128,7 @@ impl FaultWatch {
 
     /// A request was sent.
     pub fn sent(&mut self, at: Duration) {
-        if self.num_running == 0 {
+        if std::mem::take(&mut self.is_idle) {
             self.silent_since = at;
         }
         self.num_running += 1;
@@ -146,12 +148,16 @@ impl FaultWatch {
 
     /// A request has been answered whole.
     pub fn completed(&mut self, at: Duration) {
-        self.left(at);
+        self.num_running = self.num_running.saturating_sub(1);
+        if self.num_running == 0 {
+            self.silent_until(at);
+            self.is_idle = true;
+        }
     }
 
-    /// A request has failed.
+    /// A request has failed. Where each is refused at once, nobody waits, but it is silent.
     pub fn failed(&mut self, at: Duration) {
-        self.left(at);
+        self.num_running = self.num_running.saturating_sub(1);
         let latest = self.faults.iter_mut().filter(|fault| fault.at.is_some_and(|from| from <= at));
         let Some(fault) = latest.max_by_key(|fault| fault.at) else { return };
         let after = fault.at.map(|injected| since(injected, at));
@@ -162,7 +168,7 @@ impl FaultWatch {
 
     /// The run has ended; what is still in flight won't be answered.
     pub fn ended(&mut self, at: Duration) {
-        if self.num_running > 0 {
+        if !std::mem::replace(&mut self.is_idle, true) {
             self.silent_until(at);
         }
         self.num_running = 0;
@@ -171,14 +177,6 @@ impl FaultWatch {
     /// What became of the faults so far.
     pub fn outcomes(&self) -> Vec<FaultOutcome> {
         self.faults.iter().map(|fault| fault.outcome.clone()).collect()
-    }
-
-    fn left(&mut self, at: Duration) {
-        self.num_running = self.num_running.saturating_sub(1);
-        if self.num_running == 0 {
-            self.silent_until(at);
-            self.silent_since = at;
-        }
     }
 
     /// Counts the silence for each fault that had come when it began, or came in it, and was not
@@ -297,13 +295,17 @@ mod tests {
         // A token that was under way, of a request from before: no recovery.
         watch.token(ms(200), ms(1010));
         watch.failed(ms(1100));
-        // Nothing in flight is no silence.
+        // Being refused doesn't end a silence.
         watch.sent(ms(3000));
         watch.failed(ms(3200));
         watch.sent(ms(3300));
         watch.token(ms(3300), ms(3700));
         watch.completed(ms(3800));
-        watch.ended(ms(9000));
+        // Nobody asks: that is no silence.
+        watch.sent(ms(8000));
+        watch.token(ms(8000), ms(8010));
+        watch.completed(ms(8020));
+        watch.ended(ms(20_000));
         let outcome = &watch.outcomes()[0];
         let expected = FaultOutcome {
             fault: "kill:pid=71@1s".into(),
@@ -313,11 +315,11 @@ mod tests {
             first_failure: Some(0.1),
             last_failure: Some(2.2),
             recovered: Some(2.7),
-            longest_silence: Some(0.4),
+            longest_silence: Some(2.69),
         };
         assert_eq!(*outcome, expected);
         let said = "at 1.00 s, 2 requests failed, from 100 ms to 2.20 s after it, \
-                    first token of a later request after 2.70 s, longest silence 400 ms";
+                    first token of a later request after 2.70 s, longest silence 2.69 s";
         assert_eq!(sentence(outcome), said);
     }
 

@@ -243,8 +243,9 @@ pub struct FaultOutcome {
     pub last_failure: Option<f64>,
     /// Seconds from the fault to the first token of a request that was sent after it.
     pub recovered: Option<f64>,
-    /// The longest time after it without any token although requests were in flight, in seconds;
-    /// a silence that begins after the next fault is the next fault's.
+    /// The longest time after it without any token, in seconds. Times in which nothing was asked,
+    /// after an answer that came whole, are no silence; one that begins after the next fault is the
+    /// next fault's.
     pub longest_silence: Option<f64>,
 }
 
