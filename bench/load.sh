@@ -10,8 +10,8 @@ source demo/setup.sh
 phase "A sweep"
 # A sweep ends where the objective breaks; only failed requests are a failure.
 "${bin:?}/autoglm-bench" load --url "${url:?}" --model "${name:?}" --endpoint "${endpoint:?}" \
-  --sweep-rate 1..64x2 --warmup 2s --duration 12s --slo ttft=1s,tpot=150ms \
-  --max-tokens 16 --temperature 0 --seed 1 --verify \
+  --sweep-rate 0.5..64x2 --warmup 2s --duration 12s --slo ttft=1s,tpot=150ms \
+  --max-tokens 16 --temperature 0 --seed 1 --verify --references 16 \
   --json .demo/load.json --html .demo/report.html
 phases
 heading "Look at"

@@ -35,7 +35,8 @@ pub fn table(run: &RunResult) -> String {
     if run.completed > 0 {
         line("prompt tokens", grouped(run.total_input_tokens));
         line("answer tokens", grouped(run.total_output_tokens));
-        line("tokens/s", format!("{:.1}", run.output_throughput));
+        let answers = answers::short(run);
+        line("tokens/s", format!("{:.1}, answers {answers}", run.output_throughput));
         let offered = match run.request_rate {
             Some(rate) => format!(", {rate:.2} offered"),
             None => String::new(),

@@ -10,28 +10,38 @@ pub enum Verdict {
     NotVerified,
     /// All that were compared are as the reference says.
     Verified,
-    /// Some are not.
+    /// Streams broke; all that came until then is as the reference says.
+    Broken,
+    /// Some are not as the reference says.
     Wrong,
 }
 
 /// The verdict on a run.
 pub fn verdict(run: &RunResult) -> Verdict {
-    match &run.verification {
-        Some(found) if found.checked > found.identical => Verdict::Wrong,
-        Some(found) if found.checked > 0 => Verdict::Verified,
-        _ => Verdict::NotVerified,
+    let Some(found) = run.verification.as_ref().filter(|found| found.checked > 0) else {
+        return Verdict::NotVerified;
+    };
+    let not_equal =
+        found.lost_tokens + found.repeated_tokens + found.differing_tokens + found.differing_ends;
+    match found.checked - found.identical.min(found.checked) {
+        0 if found.broken_streams == 0 => Verdict::Verified,
+        odd if not_equal == 0 && odd <= found.broken_streams => Verdict::Broken,
+        _ => Verdict::Wrong,
     }
 }
 
 /// A few words for a table.
 pub fn short(run: &RunResult) -> String {
-    match (&run.verification, verdict(run)) {
-        (Some(found), Verdict::Verified) => format!("verified ({})", grouped(found.identical)),
-        (Some(found), Verdict::Wrong) => {
-            let wrong = found.checked - found.identical;
-            format!("{} of {} wrong", grouped(wrong), grouped(found.checked))
+    let found = run.verification.clone().unwrap_or_default();
+    let checked = grouped(found.checked);
+    match verdict(run) {
+        Verdict::NotVerified => "not verified".to_string(),
+        Verdict::Verified => format!("verified ({checked})"),
+        Verdict::Broken => format!("{} of {checked} broken", grouped(found.broken_streams)),
+        Verdict::Wrong => {
+            let wrong = found.checked - found.identical.min(found.checked);
+            format!("{} of {checked} wrong", grouped(wrong))
         }
-        _ => "not verified".to_string(),
     }
 }
 
@@ -42,23 +52,31 @@ pub fn sentence(run: &RunResult) -> String {
                 may count wrong ones."
             .to_string();
     };
+    let by = match found.compared.as_str() {
+        "" => String::new(),
+        compared => format!(" by {compared}, with {} references", grouped(found.references)),
+    };
+    let checked = grouped(found.checked);
     match verdict(run) {
         Verdict::NotVerified => {
-            "Answers not verified: no answer could be compared with the reference.".to_string()
+            "Answers not verified: none came that could be compared with a reference.".to_string()
         }
-        Verdict::Verified => format!(
-            "Answers verified: all {} that were compared are the reference's, token by token.",
-            grouped(found.checked),
+        Verdict::Verified => {
+            format!("Answers verified: all {checked} that were compared{by} are identical.")
+        }
+        Verdict::Broken => format!(
+            "{} of {checked} streams broke; all that came was identical, compared{by}.",
+            grouped(found.broken_streams),
         ),
         Verdict::Wrong => format!(
-            "{} of {} answers are not the reference's: {} broken streams, {} tokens lost, {} \
-             repeated, {} differing.",
-            grouped(found.checked - found.identical),
-            grouped(found.checked),
+            "{} of {checked} answers, compared{by}, are not the reference's: {} broken streams, \
+             {} tokens lost, {} repeated, {} differing, {} other ends.",
+            grouped(found.checked - found.identical.min(found.checked)),
             grouped(found.broken_streams),
             grouped(found.lost_tokens),
             grouped(found.repeated_tokens),
             grouped(found.differing_tokens),
+            grouped(found.differing_ends),
         ),
     }
 }
@@ -74,6 +92,15 @@ mod tests {
         let of = |checked, identical| {
             run(Some(Verification { checked, identical, ..Verification::default() }))
         };
+        let broken = Verification {
+            checked: 10,
+            identical: 8,
+            broken_streams: 2,
+            ..Verification::default()
+        };
+        assert_eq!(short(&run(Some(broken.clone()))), "2 of 10 broken");
+        let worse = Verification { differing_tokens: 1, ..broken };
+        assert_eq!(verdict(&run(Some(worse))), Verdict::Wrong);
         assert_eq!(short(&run(None)), "not verified");
         assert_eq!(verdict(&of(0, 0)), Verdict::NotVerified);
         assert_eq!(short(&of(2000, 2000)), "verified (2,000)");

@@ -26,8 +26,8 @@ fn configuration(name: &str, ttft: &str) -> String {
     let mock = env!("CARGO_BIN_EXE_autoglm-bench");
     format!(
         "[server]\n\
-         command = [\"sh\", \"-c\", \"echo $$ > {{here}}/{name}.pid; exec {mock} mock --port {{port}} \
-         --ttft {ttft} --itl 1ms --tokens 2\"]\n\
+         command = [\"sh\", \"-c\", \"echo $$ > {{here}}/{name}.pid; \
+         exec {mock} mock --port {{port}} --ttft {ttft} --itl 1ms --tokens 2\"]\n\
          [load]\nconcurrency = 4\nrequests = 24\nmax_tokens = 2\n"
     )
 }
@@ -65,7 +65,8 @@ async fn what_cannot_be_an_experiment_is_one_clear_sentence() {
     let good = file(here, "good.toml", &configuration("good", "1ms"));
     let typo =
         file(here, "typo.toml", "[server]\nurl = \"http://127.0.0.1:1\"\n[load]\nratee = 4\n");
-    let dead = "[server]\ncommand = [\"sh\", \"-c\", \"echo no model {port}; exit 3\"]\n[load]\nrate = 1\nrequests = 1\n";
+    let dead = "[server]\ncommand = [\"sh\", \"-c\", \"echo no model {port}; exit 3\"]\n\
+                [load]\nrate = 1\nrequests = 1\n";
     let dead = file(here, "dead.toml", dead);
     let url = "[server]\nurl = \"http://127.0.0.1:1\"\n[load]\nrate = 1\nrequests = 1\n";
     let nobody = file(here, "nobody.toml", url);

@@ -111,6 +111,8 @@ pub(super) fn against_load(source: &Source, several: bool) -> String {
         "Some answers of these runs are wrong: see each run."
     } else if verdicts.contains(&Verdict::NotVerified) {
         "Answers not verified, so the throughput may count wrong ones."
+    } else if verdicts.contains(&Verdict::Broken) {
+        "Some streams broke; all that came is the reference's."
     } else {
         "All answers that were compared with the reference are right."
     };

@@ -62,7 +62,7 @@ fn described(run: &RunResult) -> String {
 fn verification(run: &RunResult) -> String {
     let weight = match answers::verdict(run) {
         Verdict::Verified => Weight::Good,
-        Verdict::NotVerified => Weight::Warning,
+        Verdict::NotVerified | Verdict::Broken => Weight::Warning,
         Verdict::Wrong => Weight::Bad,
     };
     let examples = run.verification.iter().flat_map(|found| &found.examples);

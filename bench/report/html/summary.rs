@@ -117,7 +117,7 @@ pub(super) fn section(runs: &[Drawn<'_>]) -> String {
 fn answered(run: &RunResult) -> Cell {
     let class = match answers::verdict(run) {
         Verdict::Verified => "word-good",
-        Verdict::NotVerified => "word-warning",
+        Verdict::NotVerified | Verdict::Broken => "word-warning",
         Verdict::Wrong => "word-bad",
     };
     Cell::Html(format!("<span class=\"{class}\">{}</span>", escape(&answers::short(run))))
