@@ -29,6 +29,8 @@ pub struct Config {
     pub log: Log,
     /// Spans for an OpenTelemetry collector.
     pub traces: Traces,
+    /// What is counted.
+    pub metrics: Metrics,
 }
 
 /// What is served.
@@ -243,6 +245,37 @@ pub enum LogFormat {
     Text,
     /// For machines: one object a line.
     Json,
+}
+
+/// What is counted.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Names of another server under which metrics are told as well: `none` or `vllm`.
+    pub compat: MetricsCompat,
+}
+
+/// Whose names metrics have besides our own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MetricsCompat {
+    /// Nobody's.
+    #[default]
+    None,
+    /// vLLM's, for dashboards and autoscalers made for it.
+    Vllm,
+}
+
+impl FromStr for MetricsCompat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "vllm" => Ok(Self::Vllm),
+            _ => Err("must be none or vllm".into()),
+        }
+    }
 }
 
 impl Default for Coordinator {

@@ -6,6 +6,7 @@ mod bad_input;
 mod faults;
 mod hops;
 mod invariance;
+mod monitoring;
 mod openai_python;
 mod stages;
 mod tidy;

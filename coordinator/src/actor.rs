@@ -277,13 +277,8 @@ impl State {
             warn!(cause = status.waiting_for, "the pipeline is lost");
             self.arguments.metrics.pipeline_lost();
         }
-        for node in &before.nodes {
-            let up = status.nodes.iter().any(|known| known.node == node.node);
-            self.arguments.metrics.node_up(node.node, up);
-        }
-        for node in &status.nodes {
-            self.arguments.metrics.node_up(node.node, true);
-        }
+        let joined = status.nodes.iter().map(|node| node.node);
+        self.arguments.metrics.nodes(joined, status.is_ready());
         self.arguments.status.send_replace(Arc::new(status));
     }
 }

@@ -216,7 +216,7 @@ impl Cluster {
         Status {
             waiting_for: self.waiting_for(),
             nodes: nodes.collect(),
-            pipelines: self.pipeline.iter().map(Pipeline::status).collect(),
+            pipelines: self.pipeline.iter().map(|it| it.status(&self.nodes)).collect(),
             system_fingerprint: self
                 .pipeline
                 .as_ref()

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use coordinator::serve::{self, Misconfigured};
-use protocol::config::{Config, LogFormat, Quantize};
+use protocol::config::{Config, LogFormat, MetricsCompat, Quantize};
 use telemetry::{Service, Tracer};
 
 /// Serves GLM language models on the GPUs you own.
@@ -57,6 +57,9 @@ struct ServeArguments {
     /// local nodes too [default: none].
     #[arg(long, value_name = "URL")]
     otlp_endpoint: Option<String>,
+    /// Names of another server under which metrics are told as well [default: none].
+    #[arg(long, value_name = "none|vllm")]
+    metrics_compat: Option<MetricsCompat>,
     /// A file of the form of cluster.toml; flags win over it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -88,6 +91,7 @@ impl ServeArguments {
         set(&mut config.log.format, self.log_format);
         set(&mut config.traces.endpoint, self.otlp_endpoint);
         config.traces.check()?;
+        set(&mut config.metrics.compat, self.metrics_compat);
         Ok(config)
     }
 }

@@ -132,17 +132,26 @@ impl Pipeline {
         format!("fp_{hash:016x}")
     }
 
-    pub(crate) fn status(&self) -> PipelineStatus {
-        let stages = self.stages.iter().map(|stage| StageStatus {
-            stage: stage.plan.stage,
-            node: stage.node,
-            layers: stage.plan.layers,
-            state: match stage.echo {
-                Some(_) => StageState::Serving,
-                None => StageState::Loading,
-            },
-            num_blocks: stage.echo.as_ref().map_or(0, |echo| echo.num_blocks),
-            memory_bytes: stage.loaded_bytes,
+    /// Its stages on `nodes`.
+    pub(crate) fn status(&self, nodes: &[NodeReport]) -> PipelineStatus {
+        let stages = self.stages.iter().map(|stage| {
+            let node = nodes.iter().find(|node| node.node == stage.node);
+            let adapter = node.and_then(|node| node.adapters.get(stage.plan.adapter as usize));
+            StageStatus {
+                stage: stage.plan.stage,
+                node: stage.node,
+                hostname: node.map_or_else(String::new, |node| node.hostname.clone()),
+                pid: node.map_or(0, |node| node.pid),
+                adapter: adapter.map_or_else(String::new, |adapter| adapter.name.clone()),
+                driver: adapter.map_or_else(String::new, |adapter| adapter.driver.clone()),
+                layers: stage.plan.layers,
+                state: match stage.echo {
+                    Some(_) => StageState::Serving,
+                    None => StageState::Loading,
+                },
+                num_blocks: stage.echo.as_ref().map_or(0, |echo| echo.num_blocks),
+                memory_bytes: stage.loaded_bytes,
+            }
         });
         PipelineStatus { pipeline: self.id, stages: stages.collect() }
     }

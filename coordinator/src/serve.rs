@@ -117,7 +117,11 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
         &config.transport,
     )?;
 
-    let metrics = Arc::new(Metrics::new());
+    let name = match config.model.name.as_str() {
+        "" => files.name().to_owned(),
+        name => name.to_owned(),
+    };
+    let metrics = Arc::new(Metrics::new(&name, config.metrics.compat));
     let stages = Arc::new(Stages::new(&config.transport));
     let (status, status_seen) = watch::channel(Arc::new(Status::default()));
     let cluster = Cluster::new(config.clone(), described.clone(), start, Instant::now());
@@ -158,10 +162,6 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
     };
     let children = local_nodes::start(config, endpoint.local_addr(), &data_dir, exited)?;
 
-    let name = match config.model.name.as_str() {
-        "" => files.name().to_owned(),
-        name => name.to_owned(),
-    };
     let files = files.config();
     let api = Arc::new(ApiState {
         engine: Engine::new(submissions, status_seen),

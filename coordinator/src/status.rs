@@ -60,6 +60,14 @@ pub struct StageStatus {
     pub stage: StageIndex,
     /// Who holds it.
     pub node: NodeId,
+    /// On which machine.
+    pub hostname: String,
+    /// The process there.
+    pub pid: u32,
+    /// Its adapter, as the driver calls it.
+    pub adapter: String,
+    /// That driver and its version.
+    pub driver: String,
     /// Its layers.
     pub layers: LayerRange,
     /// How far it is.

@@ -87,6 +87,7 @@ async fn respond(state: Arc<ApiState>, request: Request, style: Style, parse: Pa
         ending.streams();
     }
     let clock = Clock::new(start, answer.num_choices());
+    ending.admitted(&answer);
     let mut answering = Answering { state, answer, events, clock, ending, _permit: permit };
     let mut response = if stream {
         answering.stream()

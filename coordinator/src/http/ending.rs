@@ -9,7 +9,7 @@ use tracing::info;
 use super::ApiState;
 use super::trace::Traced;
 use crate::openai::{Answer, ApiError, Parsed, Style};
-use crate::request::{Event, FinishReason};
+use crate::request::Event;
 
 /// nginx's code for a client that left before its answer; nobody is told it.
 const CLIENT_LEFT: u16 = 499;
@@ -36,6 +36,8 @@ pub(super) struct Facts {
     pub(super) num_generated: usize,
     /// By choice, as they end.
     pub(super) finish_reasons: Vec<&'static str>,
+    /// Choices that are computed.
+    num_open: usize,
     first_token: Option<Duration>,
 }
 
@@ -82,6 +84,7 @@ impl Ending {
             num_prompt: 0,
             num_generated: 0,
             finish_reasons: Vec::new(),
+            num_open: 0,
             first_token: None,
         };
         Self { state: Arc::clone(state), facts, traced: Traced::begin(state, headers) }
@@ -94,6 +97,11 @@ impl Ending {
         if let Some(traced) = &mut self.traced {
             traced.parsed(parsed);
         }
+    }
+
+    /// All its choices will be computed.
+    pub(super) fn admitted(&mut self, answer: &Answer) {
+        self.facts.num_open = answer.num_choices();
     }
 
     /// The response begins before the answer ends.
@@ -113,10 +121,9 @@ impl Ending {
                 if facts.finish_reasons.len() <= choice {
                     facts.finish_reasons.resize(choice + 1, "");
                 }
-                facts.finish_reasons[choice] = match reason {
-                    FinishReason::Stop => "stop",
-                    FinishReason::Length => "length",
-                };
+                facts.finish_reasons[choice] = reason.name();
+                facts.num_open = facts.num_open.saturating_sub(1);
+                self.state.metrics.finished(reason.name(), 1);
             }
             Event::Prompt(_) | Event::Failed(_) => {}
         }
@@ -130,15 +137,20 @@ impl Ending {
     }
 
     pub(super) fn failed(&mut self, error: &ApiError) {
-        (self.facts.code, self.facts.error) =
-            (error.status, Some(error.code.unwrap_or(error.kind)));
+        let kind = error.code.unwrap_or(error.kind);
+        (self.facts.code, self.facts.error) = (error.status, Some(kind));
+        self.state.metrics.failed(kind);
     }
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
         let Self { state, facts, traced } = self;
-        state.metrics.ended(&state.model.name, facts.code);
+        state.metrics.ended(facts.code);
+        if facts.num_open > 0 {
+            let reason = if facts.code == CLIENT_LEFT { "abort" } else { "error" };
+            state.metrics.finished(reason, facts.num_open);
+        }
         if state.log_requests {
             let millis = |duration: Duration| duration.as_micros() as f64 / 1e3;
             info!(

@@ -39,6 +39,10 @@ pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
             json!({
                 "stage": stage.stage.0,
                 "node": stage.node.to_string(),
+                "hostname": stage.hostname,
+                "pid": stage.pid,
+                "adapter": stage.adapter,
+                "driver": stage.driver,
                 "layers": [stage.layers.first, stage.layers.end],
                 "state": match stage.state {
                     StageState::Loading => "loading",

@@ -6,6 +6,8 @@ mod content;
 mod ending;
 mod error;
 mod health;
+#[cfg(test)]
+mod metrics_tests;
 mod models;
 #[cfg(test)]
 mod tests;
@@ -19,7 +21,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -33,7 +35,7 @@ use tracing::debug;
 
 use crate::chat_template::ChatTemplate;
 use crate::engine::Engine;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::openai::{ApiError, Context};
 use crate::tokenizer::Tokenizer;
 
@@ -87,7 +89,7 @@ pub fn router(state: Arc<ApiState>) -> Router {
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
         .route("/health/stages", get(health::stages))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(counted))
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(DefaultBodyLimit::max(state.config.max_body_bytes))
@@ -113,10 +115,18 @@ pub async fn serve(
     axum::serve(listener, router(state)).with_graceful_shutdown(shutdown).await
 }
 
-async fn metrics(State(state): State<Arc<ApiState>>) -> Response {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], state.metrics.text()).into_response()
+async fn counted(State(state): State<Arc<ApiState>>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let (kind, text) = if accept.is_some_and(metrics::wants_plain) {
+        (metrics::PLAIN, state.metrics.plain_text())
+    } else {
+        (metrics::OPEN_METRICS, state.metrics.text())
+    };
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
+
+/// The label of whatever isn't ours.
+const OTHER: &str = "other";
 
 /// Measures every response, to the end of its body.
 async fn measure(State(state): State<Arc<ApiState>>, request: Request, next: Next) -> Response {
@@ -125,9 +135,13 @@ async fn measure(State(state): State<Arc<ApiState>>, request: Request, next: Nex
     let endpoint = request
         .extensions()
         .get::<MatchedPath>()
-        .map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
-    let measured = Measured { state, method, endpoint, start };
+        .map_or_else(|| OTHER.to_owned(), |path| path.as_str().to_owned());
+    let mut measured = Measured { state, method, endpoint, start };
     let mut response = next.run(request).await;
+    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+        // Of methods and routes only those go together that clients can't choose freely.
+        measured.endpoint = OTHER.to_owned();
+    }
     response.headers_mut().insert(header::SERVER, HeaderValue::from_static("autoglm"));
     if response.body().size_hint().exact().is_some() {
         // All of it is there; wrapped, it would lose its length.
@@ -151,7 +165,7 @@ fn name_of(method: &Method) -> &'static str {
         Method::PUT => "PUT",
         Method::DELETE => "DELETE",
         Method::PATCH => "PATCH",
-        _ => "other",
+        _ => OTHER,
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use protocol::TokenId;
+use protocol::config::MetricsCompat;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,7 +19,7 @@ use crate::request::{Event, FinishReason, Request, RequestError, SubmitError};
 use crate::status::{PipelineStatus, Status};
 
 /// What the engine does with a request.
-enum Script {
+pub(super) enum Script {
     /// Sends these events; like the real one, it keeps the channel open until the client leaves.
     Say(Vec<Event>),
     /// Sends these events and is gone.
@@ -26,9 +27,9 @@ enum Script {
     Refuse(SubmitError),
 }
 
-struct Server {
-    addr: std::net::SocketAddr,
-    metrics: Arc<Metrics>,
+pub(super) struct Server {
+    pub(super) addr: std::net::SocketAddr,
+    pub(super) metrics: Arc<Metrics>,
     status: watch::Sender<Arc<Status>>,
     /// Requests whose receivers were dropped.
     num_closed: Arc<AtomicUsize>,
@@ -65,7 +66,7 @@ impl Response {
 }
 
 impl Server {
-    async fn start(script: impl Fn(&Request) -> Script + Send + 'static) -> Self {
+    pub(super) async fn start(script: impl Fn(&Request) -> Script + Send + 'static) -> Self {
         Self::with(script, |_| {}).await
     }
 
@@ -100,7 +101,7 @@ impl Server {
                 }
             }
         });
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::new("m", MetricsCompat::None));
         let state = Arc::new(ApiState {
             engine: Engine::new(submissions, seen),
             tokenizer: served.tokenizer,
@@ -185,7 +186,7 @@ fn unchunk(mut body: &str) -> String {
 }
 
 /// The events of choices that all say this text, token by token and in turn.
-fn say(request: &Request, text: &str) -> Vec<Event> {
+pub(super) fn say(request: &Request, text: &str) -> Vec<Event> {
     let tokens = Served::chat().tokenizer.encode(text, false).unwrap();
     let mut streams = vec![request.text.clone(); request.num_choices as usize];
     let mut events = Vec::new();

@@ -1,9 +1,14 @@
-//! What is counted, for Prometheus. Labels take few values by construction: stages, nodes, routes
-//! and the served model.
+//! What is counted, for Prometheus.
+//!
+//! Labels take few values by construction: the served model, stages, joined nodes, routes and
+//! methods of the API, and words of this program. Nothing that a client says becomes one.
 
 mod stages;
+mod text;
+mod vllm;
 
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -14,9 +19,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use protocol::NodeId;
+use protocol::config::MetricsCompat;
 
 use stages::StageMetrics;
 pub use stages::StepReport;
+pub use text::{OPEN_METRICS, PLAIN, wants_plain};
 
 type Float = Gauge<f64, AtomicU64>;
 
@@ -29,12 +36,15 @@ const SECONDS: [f64; 20] = [
     1.0, 3.0, 10.0, 60.0, 300.0,
 ];
 
+/// Nodes that may come and go without a pipeline, and still be told of.
+const MAX_LOST: usize = 64;
+
 const TOKENS: [f64; 14] =
     [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0];
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct RequestLabels {
-    model: String,
+    model: Arc<str>,
     class: &'static str,
     code: u32,
 }
@@ -55,6 +65,17 @@ struct ReasonLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
+/// vLLM's name of the label.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct FinishLabels {
+    finished_reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct StateLabels {
     state: &'static str,
 }
@@ -69,8 +90,12 @@ struct HttpLabels {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    model: Arc<str>,
     requests: Family<RequestLabels, Counter>,
+    errors: Family<KindLabels, Counter>,
+    choices: Family<FinishLabels, Counter>,
     queue_depth: Family<ClassLabels, Gauge>,
+    waiting: Gauge,
     queue_wait: Histogram,
     running: Gauge,
     first_token: Histogram,
@@ -79,12 +104,17 @@ pub struct Metrics {
     duration: Histogram,
     prompt_tokens: Counter,
     generation_tokens: Counter,
+    request_prompt: Histogram,
+    request_answer: Histogram,
     kv_usage: Float,
     kv_blocks: Family<StateLabels, Gauge>,
     step: Histogram,
     batch_tokens: Histogram,
     stages: StageMetrics,
     node_up: Family<NodeLabels, Gauge>,
+    // Nodes with a series, and whether they are there.
+    nodes: Mutex<Vec<(NodeId, bool)>>,
+    pipeline_ready: Gauge,
     pipelines_lost: Counter,
     shed: Family<ReasonLabels, Counter>,
     http: Family<HttpLabels, Histogram>,
@@ -94,19 +124,17 @@ fn seconds() -> Histogram {
     Histogram::new(SECONDS)
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Metrics {
-    /// Everything at zero.
-    pub fn new() -> Self {
+    /// Everything at zero, for the model of this name.
+    pub fn new(model: &str, compat: MetricsCompat) -> Self {
         let mut metrics = Self {
             registry: Registry::default(),
+            model: model.into(),
             requests: Family::default(),
+            errors: Family::default(),
+            choices: Family::default(),
             queue_depth: Family::default(),
+            waiting: Gauge::default(),
             queue_wait: seconds(),
             running: Gauge::default(),
             first_token: seconds(),
@@ -115,30 +143,40 @@ impl Metrics {
             duration: seconds(),
             prompt_tokens: Counter::default(),
             generation_tokens: Counter::default(),
+            request_prompt: Histogram::new(TOKENS),
+            request_answer: Histogram::new(TOKENS),
             kv_usage: Float::default(),
             kv_blocks: Family::default(),
             step: seconds(),
             batch_tokens: Histogram::new(TOKENS),
             stages: StageMetrics::new(),
             node_up: Family::default(),
+            nodes: Mutex::default(),
+            pipeline_ready: Gauge::default(),
             pipelines_lost: Counter::default(),
             shed: Family::default(),
             http: Family::new_with_constructor(seconds),
         };
-        metrics.register();
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        if compat == MetricsCompat::Vllm {
+            vllm::register(&metrics, &mut registry);
+        }
+        metrics.registry = registry;
         metrics
     }
 
-    fn register(&mut self) {
-        let mut http = std::mem::take(&mut self.registry);
-        http.register_with_unit(
+    fn register(&self, registry: &mut Registry) {
+        registry.register_with_unit(
             "http_request_duration",
             "From a request's arrival to the end of its answer",
             Unit::Seconds,
             self.http.clone(),
         );
-        let ours = http.sub_registry_with_prefix("autoglm");
+        let ours = registry.sub_registry_with_prefix("autoglm");
         ours.register("requests", "Requests, by HTTP status", self.requests.clone());
+        ours.register("errors", "Requests that failed, by cause", self.errors.clone());
+        ours.register("choices", "Answers that ended, by reason", self.choices.clone());
         ours.register("queue_depth", "Sequences that wait", self.queue_depth.clone());
         ours.register("requests_running", "Sequences that run", self.running.clone());
         let histograms = [
@@ -155,6 +193,13 @@ impl Metrics {
         ours.register("batch_tokens", "Tokens computed in one step", self.batch_tokens.clone());
         ours.register("prompt_tokens", "Tokens of prompts", self.prompt_tokens.clone());
         ours.register("generation_tokens", "Tokens of answers", self.generation_tokens.clone());
+        let lengths = [
+            ("request_prompt_tokens", "Tokens of a request's prompts", &self.request_prompt),
+            ("request_generation_tokens", "Tokens of a request's answers", &self.request_answer),
+        ];
+        for (name, help, histogram) in lengths {
+            ours.register(name, help, histogram.clone());
+        }
         ours.register("kv_usage_ratio", "Share of KV blocks that is held", self.kv_usage.clone());
         ours.register(
             "kv_blocks",
@@ -162,10 +207,12 @@ impl Metrics {
             self.kv_blocks.clone(),
         );
         self.stages.register(ours);
-        ours.register("node_up", "Whether a node is joined", self.node_up.clone());
+        let help = "1 while a node is joined; 0 from its loss until a pipeline serves again";
+        ours.register("node_up", help, self.node_up.clone());
+        let help = "Whether a pipeline serves";
+        ours.register("pipeline_ready", help, self.pipeline_ready.clone());
         ours.register("pipeline_lost", "Pipelines that were lost", self.pipelines_lost.clone());
         ours.register("shed", "Requests that were refused for load", self.shed.clone());
-        self.registry = http;
     }
 
     /// All of it, in OpenMetrics text.
@@ -176,8 +223,14 @@ impl Metrics {
         text
     }
 
+    /// All of it, in Prometheus' older text format.
+    pub fn plain_text(&self) -> String {
+        text::plain(&self.text())
+    }
+
     /// Sequences that wait.
     pub fn queued(&self, num_waiting: usize) {
+        self.waiting.set(num_waiting as i64);
         self.queue_depth.get_or_create(&ClassLabels { class: CLASS }).set(num_waiting as i64);
     }
 
@@ -206,15 +259,30 @@ impl Metrics {
         self.stages.step(step);
     }
 
-    /// Whether a node is joined.
-    pub fn node_up(&self, node: NodeId, up: bool) {
-        let labels = NodeLabels { node: node.to_string() };
-        if up {
-            self.node_up.get_or_create(&labels).set(1);
-        } else {
-            // A node that never comes back must not stay in the list for ever.
-            self.node_up.remove(&labels);
+    /// The nodes that are joined, and whether a pipeline serves on them. A node that is lost is
+    /// told of until one does; it may never come back, so its series ends then.
+    pub fn nodes(&self, joined: impl Iterator<Item = NodeId>, is_ready: bool) {
+        self.pipeline_ready.set(is_ready.into());
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes.iter_mut().for_each(|(_, up)| *up = false);
+        for node in joined {
+            match nodes.iter_mut().find(|(known, _)| *known == node) {
+                Some((_, up)) => *up = true,
+                None => nodes.push((node, true)),
+            }
         }
+        let num_lost = nodes.iter().filter(|(_, up)| !up).count();
+        let mut num_forgotten = if is_ready { num_lost } else { num_lost.saturating_sub(MAX_LOST) };
+        nodes.retain(|&(node, up)| {
+            let labels = NodeLabels { node: node.to_string() };
+            if !up && num_forgotten > 0 {
+                num_forgotten -= 1;
+                self.node_up.remove(&labels);
+                return false;
+            }
+            self.node_up.get_or_create(&labels).set(up.into());
+            true
+        });
     }
 
     /// The pipeline was lost.
@@ -242,14 +310,28 @@ impl Metrics {
     /// A whole answer has ended.
     pub fn answered(&self, tokens: Tokens, duration: Duration) {
         self.duration.observe(duration.as_secs_f64());
+        self.request_prompt.observe(tokens.num_prompt as f64);
+        self.request_answer.observe(tokens.num_generated as f64);
         self.prompt_tokens.inc_by(tokens.num_prompt as u64);
         self.generation_tokens.inc_by(tokens.num_generated as u64);
     }
 
     /// A request has ended with this status, or 499: its client left.
-    pub fn ended(&self, model: &str, code: u16) {
-        let labels = RequestLabels { model: model.to_owned(), class: CLASS, code: code.into() };
+    pub fn ended(&self, code: u16) {
+        let labels =
+            RequestLabels { model: Arc::clone(&self.model), class: CLASS, code: code.into() };
         self.requests.get_or_create(&labels).inc();
+    }
+
+    /// A request has failed.
+    pub fn failed(&self, kind: &'static str) {
+        self.errors.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    /// Choices have ended: `stop`, `length`, `abort` (the client left) or `error`.
+    pub fn finished(&self, finished_reason: &'static str, num_choices: usize) {
+        let labels = FinishLabels { finished_reason };
+        self.choices.get_or_create(&labels).inc_by(num_choices as u64);
     }
 
     /// A request was refused for load.
@@ -280,8 +362,8 @@ mod tests {
     use std::collections::HashSet;
     use std::time::Instant;
 
-    fn counted() -> Metrics {
-        let metrics = Metrics::new();
+    fn counted(compat: MetricsCompat) -> Metrics {
+        let metrics = Metrics::new("a \"name\"\n", compat);
         let timing = StageTiming { compute_us: 1500, received_bytes: 64, ..StageTiming::default() };
         metrics.step(&StepReport {
             ended: Instant::now(),
@@ -294,7 +376,7 @@ mod tests {
         metrics.running(2);
         metrics.admitted(Duration::from_millis(1));
         metrics.kv(3, 4);
-        metrics.node_up(NodeId(1), true);
+        metrics.nodes([NodeId(1)].into_iter(), true);
         metrics.pipeline_lost();
         metrics.first_token(Duration::from_millis(12));
         metrics.next_token(Duration::from_millis(12));
@@ -302,7 +384,9 @@ mod tests {
         metrics.decoded(Duration::ZERO, 1);
         let tokens = Tokens { num_prompt: 3, num_generated: 2 };
         metrics.answered(tokens, Duration::from_secs(1));
-        metrics.ended("a \"name\"\n", 200);
+        metrics.ended(200);
+        metrics.failed("queue_full");
+        metrics.finished("stop", 2);
         metrics.shed("queue_full");
         metrics.http("POST", "/v1/completions", Duration::from_secs(1));
         metrics
@@ -310,10 +394,12 @@ mod tests {
 
     #[test]
     fn the_text_holds_what_was_counted() {
-        let metrics = counted();
+        let metrics = counted(MetricsCompat::None);
         let text = metrics.text();
         for line in [
             "autoglm_requests_total{model=\"a \\\"name\\\"\\n\",class=\"standard\",code=\"200\"} 1",
+            "autoglm_errors_total{kind=\"queue_full\"} 1",
+            "autoglm_choices_total{finished_reason=\"stop\"} 2",
             "autoglm_queue_depth{class=\"standard\"} 1",
             "autoglm_requests_running 2",
             "autoglm_queue_wait_seconds_count 1",
@@ -324,6 +410,8 @@ mod tests {
             "autoglm_request_duration_seconds_count 1",
             "autoglm_prompt_tokens_total 3",
             "autoglm_generation_tokens_total 2",
+            "autoglm_request_prompt_tokens_bucket{le=\"4.0\"} 1",
+            "autoglm_request_generation_tokens_sum 2.0",
             "autoglm_kv_usage_ratio 0.75",
             "autoglm_kv_blocks{state=\"used\"} 3",
             "autoglm_kv_blocks{state=\"free\"} 1",
@@ -334,20 +422,73 @@ mod tests {
             "autoglm_stage_bubble_ratio{stage=\"0\"} 0.5",
             "autoglm_activation_bytes_total{stage=\"0\"} 64",
             "autoglm_node_up{node=\"0000000000000001\"} 1",
+            "autoglm_pipeline_ready 1",
             "autoglm_pipeline_lost_total 1",
             "autoglm_shed_total{reason=\"queue_full\"} 1",
             "http_request_duration_seconds_count{method=\"POST\",endpoint=\"/v1/completions\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
         }
-        metrics.node_up(NodeId(1), false);
-        assert!(!metrics.text().contains("autoglm_node_up{"), "a node that left is no series");
+    }
+
+    #[test]
+    fn a_lost_node_is_told_of_until_a_pipeline_serves() {
+        let metrics = Metrics::new("m", MetricsCompat::None);
+        let up = |node: u64| {
+            let (series, text) =
+                (format!("autoglm_node_up{{node=\"{node:016x}\"}} "), metrics.text());
+            let line = text.lines().find_map(|line| line.strip_prefix(&series));
+            line.map(|value| value.parse::<u8>().unwrap())
+        };
+        metrics.nodes([NodeId(1), NodeId(2)].into_iter(), true);
+        metrics.nodes([NodeId(2)].into_iter(), false);
+        assert_eq!((up(1), up(2)), (Some(0), Some(1)));
+        metrics.nodes([NodeId(2), NodeId(1)].into_iter(), false);
+        assert_eq!((up(1), up(2)), (Some(1), Some(1)), "it came back");
+        metrics.nodes([NodeId(3)].into_iter(), false);
+        metrics.nodes([NodeId(3)].into_iter(), true);
+        assert_eq!((up(1), up(2), up(3)), (None, None, Some(1)), "others took their place");
+        for node in 10..1000 {
+            metrics.nodes([NodeId(node)].into_iter(), false);
+        }
+        let num_series = metrics.text().matches("autoglm_node_up{").count();
+        assert_eq!(num_series, MAX_LOST + 1, "nodes that come and go");
+    }
+
+    #[test]
+    fn vllms_names_are_there_when_asked_for_with_vllms_labels() {
+        assert!(!counted(MetricsCompat::None).text().contains("vllm:"));
+        let text = counted(MetricsCompat::Vllm).text();
+        let labels = "model_name=\"a \\\"name\\\"\\n\",engine=\"0\"";
+        for (name, more, value) in [
+            ("num_requests_running", "", "2"),
+            ("num_requests_waiting", "", "1"),
+            ("kv_cache_usage_perc", "", "0.75"),
+            ("prompt_tokens_total", "", "3"),
+            ("generation_tokens_total", "", "2"),
+            ("request_success_total", ",finished_reason=\"stop\"", "2"),
+            ("time_to_first_token_seconds_bucket", ",le=\"0.015\"", "1"),
+            ("inter_token_latency_seconds_count", "", "1"),
+            ("e2e_request_latency_seconds_sum", "", "1.0"),
+            ("request_queue_time_seconds_count", "", "1"),
+        ] {
+            let same = |line: &str| {
+                let Some(rest) = line.strip_prefix(&format!("vllm:{name}{{")) else { return false };
+                // The order of labels is the library's.
+                let Some((found, is)) = rest.rsplit_once("} ") else { return false };
+                is == value
+                    && found.len() == labels.len() + more.len()
+                    && found.contains(labels)
+                    && found.contains(more.trim_start_matches(','))
+            };
+            assert!(text.lines().any(same), "no {name} {more} {value} in\n{text}");
+        }
     }
 
     /// What promtool's linter asks for, and OpenMetrics' grammar where a scraper would stumble.
     #[test]
     fn the_text_is_openmetrics() {
-        let text = counted().text();
+        let text = counted(MetricsCompat::None).text();
         let body = text.strip_suffix("# EOF\n").unwrap();
         let (mut names, mut kind, mut name) = (HashSet::new(), "", "");
         let (mut helped, mut units) = (HashSet::new(), HashSet::new());

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::logprobs::{Naming, Shown};
 use super::{Options, Parsed};
-use crate::request::{Event, FinishReason};
+use crate::request::Event;
 use crate::tokenizer::Tokenizer;
 
 /// Which endpoint's bodies.
@@ -164,10 +164,7 @@ impl Answer {
                 (choice, Piece { text, tokens: vec![(token, logprobs)], ..Piece::default() })
             }
             Event::Finished { choice, reason, text } => {
-                let finish_reason = Some(match reason {
-                    FinishReason::Stop => "stop",
-                    FinishReason::Length => "length",
-                });
+                let finish_reason = Some(reason.name());
                 (choice, Piece { text, finish_reason, ..Piece::default() })
             }
             // Whoever reads the events turns a failure into an error.
@@ -337,6 +334,7 @@ mod tests {
     use super::*;
     use crate::openai::testing::Served;
     use crate::openai::{parse_chat, parse_completion};
+    use crate::request::FinishReason;
     use protocol::TokenLogprob;
 
     fn answer(style: Style, more: Value) -> (Answer, Served) {
