@@ -248,9 +248,11 @@ pub enum LogFormat {
 }
 
 /// What is counted.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Metrics {
+    /// Whether anything is counted. Without it /metrics is empty or at zero.
+    pub enabled: bool,
     /// Names of another server under which metrics are told as well: `none` or `vllm`.
     pub compat: MetricsCompat,
 }
@@ -335,6 +337,12 @@ impl Default for Transport {
 impl Default for Log {
     fn default() -> Self {
         Self { level: "info,ractor_cluster=error".into(), format: LogFormat::Text, requests: true }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { enabled: true, compat: MetricsCompat::None }
     }
 }
 

@@ -121,7 +121,7 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
         "" => files.name().to_owned(),
         name => name.to_owned(),
     };
-    let metrics = Arc::new(Metrics::new(&name, config.metrics.compat));
+    let metrics = Arc::new(Metrics::new(&name, &config.metrics));
     let stages = Arc::new(Stages::new(&config.transport));
     let (status, status_seen) = watch::channel(Arc::new(Status::default()));
     let cluster = Cluster::new(config.clone(), described.clone(), start, Instant::now());

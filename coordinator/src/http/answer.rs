@@ -11,6 +11,7 @@ use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream, SelectAll};
+use protocol::TraceId;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -86,7 +87,8 @@ async fn respond(state: Arc<ApiState>, request: Request, style: Style, parse: Pa
     if stream {
         ending.streams();
     }
-    let clock = Clock::new(start, answer.num_choices());
+    let trace = ending.traced.as_ref().map(|traced| traced.id());
+    let clock = Clock::new(start, answer.num_choices(), trace);
     ending.admitted(&answer);
     let mut answering = Answering { state, answer, events, clock, ending, _permit: permit };
     let mut response = if stream {
@@ -172,7 +174,8 @@ impl Answering {
             num_prompt: self.answer.num_prompt_tokens(),
             num_generated: self.answer.num_generated_tokens(),
         };
-        self.state.metrics.answered(tokens, self.clock.start.elapsed());
+        let duration = self.clock.start.elapsed();
+        self.state.metrics.answered(tokens, duration, self.clock.trace);
         self.clock.ended(&self.state.metrics);
     }
 
@@ -223,6 +226,7 @@ impl Answering {
 struct Clock {
     start: Instant,
     choices: Vec<Option<Decoding>>,
+    trace: Option<TraceId>,
 }
 
 /// Of one choice: its first and its last token, and how many.
@@ -234,17 +238,17 @@ struct Decoding {
 }
 
 impl Clock {
-    fn new(start: Instant, num_choices: usize) -> Self {
-        Self { start, choices: vec![None; num_choices] }
+    fn new(start: Instant, num_choices: usize, trace: Option<TraceId>) -> Self {
+        Self { start, choices: vec![None; num_choices], trace }
     }
 
     fn token(&mut self, choice: usize, now: Instant, metrics: &Metrics) {
         if self.choices.iter().all(Option::is_none) {
-            metrics.first_token(now - self.start);
+            metrics.first_token(now - self.start, self.trace);
         }
         match &mut self.choices[choice] {
             Some(decoding) => {
-                metrics.next_token(now - decoding.last);
+                metrics.next_token(now - decoding.last, self.trace);
                 decoding.last = now;
                 decoding.num_tokens += 1;
             }
@@ -254,7 +258,8 @@ impl Clock {
 
     fn ended(&self, metrics: &Metrics) {
         for decoding in self.choices.iter().flatten() {
-            metrics.decoded(decoding.last - decoding.first, decoding.num_tokens);
+            let time = decoding.last - decoding.first;
+            metrics.decoded(time, decoding.num_tokens, self.trace);
         }
     }
 }

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use protocol::TokenId;
-use protocol::config::MetricsCompat;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -101,7 +100,7 @@ impl Server {
                 }
             }
         });
-        let metrics = Arc::new(Metrics::new("m", MetricsCompat::None));
+        let metrics = Arc::new(Metrics::new("m", &protocol::config::Metrics::default()));
         let state = Arc::new(ApiState {
             engine: Engine::new(submissions, seen),
             tokenizer: served.tokenizer,

@@ -9,17 +9,18 @@ mod vllm;
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-use protocol::NodeId;
-use protocol::config::MetricsCompat;
+use protocol::config::{self, MetricsCompat};
+use protocol::{NodeId, TraceId};
 
 use stages::StageMetrics;
 pub use stages::StepReport;
@@ -86,9 +87,32 @@ struct HttpLabels {
     endpoint: String,
 }
 
+/// Says which trace a sample comes from: OpenMetrics has one such for each bucket.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct TraceLabels {
+    trace_id: String,
+}
+
+/// Seconds, of traced requests with their traces.
+#[derive(Clone, Debug)]
+struct Latency(HistogramWithExemplars<TraceLabels>);
+
+impl Latency {
+    fn new() -> Self {
+        Self(HistogramWithExemplars::new(SECONDS.into_iter()))
+    }
+
+    fn observe(&self, seconds: f64, trace: Option<TraceId>) {
+        let exemplar = trace.map(|trace| TraceLabels { trace_id: trace.to_string() });
+        let now = exemplar.is_some().then(SystemTime::now);
+        self.0.observe(seconds, exemplar, now);
+    }
+}
+
 /// Every series of the coordinator.
 #[derive(Debug)]
 pub struct Metrics {
+    is_on: bool,
     registry: Registry,
     model: Arc<str>,
     requests: Family<RequestLabels, Counter>,
@@ -98,10 +122,10 @@ pub struct Metrics {
     waiting: Gauge,
     queue_wait: Histogram,
     running: Gauge,
-    first_token: Histogram,
-    per_token: Histogram,
-    between_tokens: Histogram,
-    duration: Histogram,
+    first_token: Latency,
+    per_token: Latency,
+    between_tokens: Latency,
+    duration: Latency,
     prompt_tokens: Counter,
     generation_tokens: Counter,
     request_prompt: Histogram,
@@ -126,8 +150,9 @@ fn seconds() -> Histogram {
 
 impl Metrics {
     /// Everything at zero, for the model of this name.
-    pub fn new(model: &str, compat: MetricsCompat) -> Self {
+    pub fn new(model: &str, config: &config::Metrics) -> Self {
         let mut metrics = Self {
+            is_on: config.enabled,
             registry: Registry::default(),
             model: model.into(),
             requests: Family::default(),
@@ -137,10 +162,10 @@ impl Metrics {
             waiting: Gauge::default(),
             queue_wait: seconds(),
             running: Gauge::default(),
-            first_token: seconds(),
-            per_token: seconds(),
-            between_tokens: seconds(),
-            duration: seconds(),
+            first_token: Latency::new(),
+            per_token: Latency::new(),
+            between_tokens: Latency::new(),
+            duration: Latency::new(),
             prompt_tokens: Counter::default(),
             generation_tokens: Counter::default(),
             request_prompt: Histogram::new(TOKENS),
@@ -159,7 +184,7 @@ impl Metrics {
         };
         let mut registry = Registry::default();
         metrics.register(&mut registry);
-        if compat == MetricsCompat::Vllm {
+        if config.compat == MetricsCompat::Vllm {
             vllm::register(&metrics, &mut registry);
         }
         metrics.registry = registry;
@@ -181,14 +206,19 @@ impl Metrics {
         ours.register("requests_running", "Sequences that run", self.running.clone());
         let histograms = [
             ("queue_wait", "From arrival to admission", &self.queue_wait),
-            ("time_to_first_token", "From arrival to the first token", &self.first_token),
-            ("time_per_output_token", "Decoding time by token of an answer", &self.per_token),
-            ("inter_token_latency", "Between two tokens of an answer", &self.between_tokens),
-            ("request_duration", "From arrival to the last token", &self.duration),
             ("step", "One pass of one batch through the pipeline", &self.step),
         ];
         for (name, help, histogram) in histograms {
             ours.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+        }
+        let latencies = [
+            ("time_to_first_token", "From arrival to the first token", &self.first_token),
+            ("time_per_output_token", "Decoding time by token of an answer", &self.per_token),
+            ("inter_token_latency", "Between two tokens of an answer", &self.between_tokens),
+            ("request_duration", "From arrival to the last token", &self.duration),
+        ];
+        for (name, help, latency) in latencies {
+            ours.register_with_unit(name, help, Unit::Seconds, latency.0.clone());
         }
         ours.register("batch_tokens", "Tokens computed in one step", self.batch_tokens.clone());
         ours.register("prompt_tokens", "Tokens of prompts", self.prompt_tokens.clone());
@@ -230,22 +260,34 @@ impl Metrics {
 
     /// Sequences that wait.
     pub fn queued(&self, num_waiting: usize) {
+        if !self.is_on {
+            return;
+        }
         self.waiting.set(num_waiting as i64);
         self.queue_depth.get_or_create(&ClassLabels { class: CLASS }).set(num_waiting as i64);
     }
 
     /// Sequences that run.
     pub fn running(&self, num_running: usize) {
+        if !self.is_on {
+            return;
+        }
         self.running.set(num_running as i64);
     }
 
     /// A sequence was admitted after this wait.
     pub fn admitted(&self, wait: Duration) {
+        if !self.is_on {
+            return;
+        }
         self.queue_wait.observe(wait.as_secs_f64());
     }
 
     /// Blocks of the KV cache.
     pub fn kv(&self, num_used: usize, num_blocks: usize) {
+        if !self.is_on {
+            return;
+        }
         for (state, num) in [("used", num_used), ("free", num_blocks.saturating_sub(num_used))] {
             self.kv_blocks.get_or_create(&StateLabels { state }).set(num as i64);
         }
@@ -254,6 +296,9 @@ impl Metrics {
 
     /// A step has returned.
     pub fn step(&self, step: &StepReport<'_>) {
+        if !self.is_on {
+            return;
+        }
         self.step.observe(step.duration.as_secs_f64());
         self.batch_tokens.observe(step.num_tokens as f64);
         self.stages.step(step);
@@ -291,25 +336,38 @@ impl Metrics {
     }
 
     /// The first token of an answer, after this time.
-    pub fn first_token(&self, after: Duration) {
-        self.first_token.observe(after.as_secs_f64());
+    pub fn first_token(&self, after: Duration, trace: Option<TraceId>) {
+        if !self.is_on {
+            return;
+        }
+        self.first_token.observe(after.as_secs_f64(), trace);
     }
 
     /// Another token of a choice, after this time.
-    pub fn next_token(&self, after: Duration) {
-        self.between_tokens.observe(after.as_secs_f64());
+    pub fn next_token(&self, after: Duration, trace: Option<TraceId>) {
+        if !self.is_on {
+            return;
+        }
+        self.between_tokens.observe(after.as_secs_f64(), trace);
     }
 
     /// A choice has ended, its last token this time after its first.
-    pub fn decoded(&self, decoding: Duration, num_tokens: usize) {
+    pub fn decoded(&self, decoding: Duration, num_tokens: usize, trace: Option<TraceId>) {
+        if !self.is_on {
+            return;
+        }
         if num_tokens > 1 {
-            self.per_token.observe(decoding.as_secs_f64() / (num_tokens - 1) as f64);
+            let per_token = decoding.as_secs_f64() / (num_tokens - 1) as f64;
+            self.per_token.observe(per_token, trace);
         }
     }
 
     /// A whole answer has ended.
-    pub fn answered(&self, tokens: Tokens, duration: Duration) {
-        self.duration.observe(duration.as_secs_f64());
+    pub fn answered(&self, tokens: Tokens, duration: Duration, trace: Option<TraceId>) {
+        if !self.is_on {
+            return;
+        }
+        self.duration.observe(duration.as_secs_f64(), trace);
         self.request_prompt.observe(tokens.num_prompt as f64);
         self.request_answer.observe(tokens.num_generated as f64);
         self.prompt_tokens.inc_by(tokens.num_prompt as u64);
@@ -318,6 +376,9 @@ impl Metrics {
 
     /// A request has ended with this status, or 499: its client left.
     pub fn ended(&self, code: u16) {
+        if !self.is_on {
+            return;
+        }
         let labels =
             RequestLabels { model: Arc::clone(&self.model), class: CLASS, code: code.into() };
         self.requests.get_or_create(&labels).inc();
@@ -325,11 +386,17 @@ impl Metrics {
 
     /// A request has failed.
     pub fn failed(&self, kind: &'static str) {
+        if !self.is_on {
+            return;
+        }
         self.errors.get_or_create(&KindLabels { kind }).inc();
     }
 
     /// Choices have ended: `stop`, `length`, `abort` (the client left) or `error`.
     pub fn finished(&self, finished_reason: &'static str, num_choices: usize) {
+        if !self.is_on {
+            return;
+        }
         let labels = FinishLabels { finished_reason };
         self.choices.get_or_create(&labels).inc_by(num_choices as u64);
     }
@@ -341,6 +408,9 @@ impl Metrics {
 
     /// A response has ended. `endpoint` is a route's template, never a path.
     pub fn http(&self, method: &'static str, endpoint: &str, duration: Duration) {
+        if !self.is_on {
+            return;
+        }
         let labels = HttpLabels { method, endpoint: endpoint.to_owned() };
         self.http.get_or_create(&labels).observe(duration.as_secs_f64());
     }
@@ -363,7 +433,8 @@ mod tests {
     use std::time::Instant;
 
     fn counted(compat: MetricsCompat) -> Metrics {
-        let metrics = Metrics::new("a \"name\"\n", compat);
+        let metrics =
+            Metrics::new("a \"name\"\n", &config::Metrics { compat, ..Default::default() });
         let timing = StageTiming { compute_us: 1500, received_bytes: 64, ..StageTiming::default() };
         metrics.step(&StepReport {
             ended: Instant::now(),
@@ -378,12 +449,12 @@ mod tests {
         metrics.kv(3, 4);
         metrics.nodes([NodeId(1)].into_iter(), true);
         metrics.pipeline_lost();
-        metrics.first_token(Duration::from_millis(12));
-        metrics.next_token(Duration::from_millis(12));
-        metrics.decoded(Duration::from_millis(20), 3);
-        metrics.decoded(Duration::ZERO, 1);
+        metrics.first_token(Duration::from_millis(12), None);
+        metrics.next_token(Duration::from_millis(12), None);
+        metrics.decoded(Duration::from_millis(20), 3, None);
+        metrics.decoded(Duration::ZERO, 1, None);
         let tokens = Tokens { num_prompt: 3, num_generated: 2 };
-        metrics.answered(tokens, Duration::from_secs(1));
+        metrics.answered(tokens, Duration::from_secs(1), None);
         metrics.ended(200);
         metrics.failed("queue_full");
         metrics.finished("stop", 2);
@@ -432,8 +503,42 @@ mod tests {
     }
 
     #[test]
+    fn a_bucket_names_the_trace_of_a_traced_request() {
+        let metrics = Metrics::new("m", &config::Metrics::default());
+        let trace = TraceId([0xab; 16]);
+        metrics.first_token(Duration::from_millis(12), Some(trace));
+        metrics.first_token(Duration::from_millis(13), None);
+        metrics.answered(
+            Tokens { num_prompt: 1, num_generated: 1 },
+            Duration::from_millis(14),
+            Some(trace),
+        );
+        let text = metrics.text();
+        for name in ["time_to_first_token", "request_duration"] {
+            let bucket = format!("autoglm_{name}_seconds_bucket{{le=\"0.015\"}} ");
+            let sample = text.lines().find_map(|line| line.strip_prefix(&bucket)).unwrap();
+            let exemplar = format!("# {{trace_id=\"{trace}\"}} 0.01");
+            assert!(sample.contains(&exemplar), "{sample}");
+        }
+        assert_eq!(text.matches("trace_id").count(), 2, "{text}");
+        assert!(!metrics.plain_text().contains("trace_id"));
+    }
+
+    #[test]
+    fn nothing_is_counted_where_that_is_switched_off() {
+        let metrics = Metrics::new("m", &config::Metrics { enabled: false, ..Default::default() });
+        metrics.first_token(Duration::from_millis(12), None);
+        metrics.ended(200);
+        metrics.running(3);
+        let text = metrics.text();
+        assert!(text.contains("time_to_first_token_seconds_count 0"), "{text}");
+        assert!(text.contains("autoglm_requests_running 0"), "{text}");
+        assert!(!text.contains("autoglm_requests_total{"), "{text}");
+    }
+
+    #[test]
     fn a_lost_node_is_told_of_until_a_pipeline_serves() {
-        let metrics = Metrics::new("m", MetricsCompat::None);
+        let metrics = Metrics::new("m", &config::Metrics::default());
         let up = |node: u64| {
             let (series, text) =
                 (format!("autoglm_node_up{{node=\"{node:016x}\"}} "), metrics.text());

@@ -34,11 +34,16 @@ pub(super) fn register(metrics: &Metrics, registry: &mut Registry) {
     }
     let help = "Answers that ended, by reason";
     vllm.register("vllm:request_success", help, metrics.choices.clone());
-    let histograms = [
+    let latencies = [
         ("time_to_first_token_seconds", "Until the first token", &metrics.first_token),
         ("inter_token_latency_seconds", "Between two tokens", &metrics.between_tokens),
         ("request_time_per_output_token_seconds", "By token of an answer", &metrics.per_token),
         ("e2e_request_latency_seconds", "Until the last token", &metrics.duration),
+    ];
+    for (name, help, latency) in latencies {
+        vllm.register(format!("vllm:{name}"), help, latency.0.clone());
+    }
+    let histograms = [
         ("request_queue_time_seconds", "Until admission", &metrics.queue_wait),
         ("request_prompt_tokens", "Tokens of a request's prompts", &metrics.request_prompt),
         ("request_generation_tokens", "Tokens of a request's answers", &metrics.request_answer),
