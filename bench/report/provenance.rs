@@ -7,10 +7,10 @@ use serde_json::Value;
 use super::result::Provenance;
 use crate::client::Server;
 
-/// Depth to which a server's answer is searched.
-const MAX_DEPTH: usize = 16;
 /// Names that are kept of adapters and of drivers.
 const MAX_NAMES: usize = 64;
+/// Characters of a name.
+const MAX_NAME_CHARS: usize = 200;
 
 /// This machine, this binary and its command line.
 pub fn here() -> Provenance {
@@ -27,42 +27,21 @@ pub fn here() -> Provenance {
 }
 
 /// Adds what a server tells of itself: its `server` header, and, where it is ours, the adapters
-/// and drivers of its stages. One that tells nothing, or can't be asked, leaves these open.
+/// and drivers of its nodes. One that tells nothing, or can't be asked, leaves these open.
 pub async fn ask(server: &Server, provenance: &mut Provenance) {
     let Some((name, stages)) = server.about().await else { return };
     provenance.server = name;
-    let join = |names: BTreeSet<String>| {
-        (!names.is_empty()).then(|| names.into_iter().collect::<Vec<_>>().join(", "))
-    };
-    let mut adapters = BTreeSet::new();
-    find(&stages, &["adapter", "adapter_name"], &mut adapters, 0);
-    provenance.adapter = join(adapters);
-    let mut drivers = BTreeSet::new();
-    find(&stages, &["driver", "driver_info"], &mut drivers, 0);
-    provenance.driver = join(drivers);
+    provenance.adapter = of_nodes(&stages, "adapters");
+    provenance.driver = of_nodes(&stages, "drivers");
 }
 
-/// The texts under one of these names, however deep.
-fn find(value: &Value, names: &[&str], found: &mut BTreeSet<String>, depth: usize) {
-    if depth > MAX_DEPTH || found.len() >= MAX_NAMES {
-        return;
-    }
-    match value {
-        Value::Array(values) => {
-            values.iter().for_each(|value| find(value, names, found, depth + 1))
-        }
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                match value {
-                    Value::String(text) if names.contains(&name.as_str()) && !text.is_empty() => {
-                        found.insert(text.chars().take(200).collect());
-                    }
-                    value => find(value, names, found, depth + 1),
-                }
-            }
-        }
-        _ => {}
-    }
+/// The texts that nodes list under `name`, each once, with commas; none where there is none.
+fn of_nodes(stages: &Value, name: &str) -> Option<String> {
+    let nodes = stages["nodes"].as_array().into_iter().flatten();
+    let texts = nodes.filter_map(|node| node[name].as_array()).flatten().filter_map(Value::as_str);
+    let short = |text: &str| text.chars().take(MAX_NAME_CHARS).collect::<String>();
+    let found: BTreeSet<String> = texts.take(MAX_NAMES).map(short).collect();
+    (!found.is_empty()).then(|| found.into_iter().collect::<Vec<_>>().join(", "))
 }
 
 /// As in `AMD EPYC 9B14, 2 cores, 16 GB, Debian GNU/Linux 13`.
@@ -91,19 +70,14 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn adapters_and_drivers_are_found_however_the_server_puts_them() {
-        let stages = json!({"pipelines": [{"stages": [
-            {"node": 1, "adapter": "llvmpipe", "driver": "Mesa 25"},
-            {"node": 2, "adapter": {"adapter_name": "H200", "driver_info": "580"}},
-            {"node": 3, "adapter": "llvmpipe"},
-        ]}]});
-        let found = |names: &[&str]| {
-            let mut found = BTreeSet::new();
-            find(&stages, names, &mut found, 0);
-            found.into_iter().collect::<Vec<_>>()
-        };
-        assert_eq!(found(&["adapter", "adapter_name"]), ["H200", "llvmpipe"]);
-        assert_eq!(found(&["driver", "driver_info"]), ["580", "Mesa 25"]);
+    fn adapters_and_drivers_are_told_once_each() {
+        let stages = json!({"nodes": [
+            {"node": "1", "adapters": ["llvmpipe"], "drivers": ["Mesa 25"]},
+            {"node": "2", "adapters": ["H200", "llvmpipe"], "drivers": [580, "580"]},
+        ]});
+        assert_eq!(of_nodes(&stages, "adapters").as_deref(), Some("H200, llvmpipe"));
+        assert_eq!(of_nodes(&stages, "drivers").as_deref(), Some("580, Mesa 25"));
+        assert_eq!(of_nodes(&json!("another server"), "adapters"), None);
     }
 
     #[test]

@@ -212,6 +212,7 @@ impl Cluster {
             hostname: report.hostname.clone(),
             data_addr: report.data_addr,
             adapters: report.adapters.iter().map(|adapter| adapter.name.clone()).collect(),
+            drivers: report.adapters.iter().map(|adapter| adapter.driver.clone()).collect(),
         });
         Status {
             waiting_for: self.waiting_for(),

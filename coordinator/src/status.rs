@@ -35,6 +35,8 @@ pub struct NodeStatus {
     pub data_addr: SocketAddr,
     /// Its adapters' names.
     pub adapters: Vec<String>,
+    /// Their drivers, in the same order.
+    pub drivers: Vec<String>,
 }
 
 /// A pipeline and its stages.

@@ -32,6 +32,7 @@ pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
             "hostname": node.hostname,
             "data_addr": node.data_addr.to_string(),
             "adapters": node.adapters,
+            "drivers": node.drivers,
         })
     });
     let pipelines = status.pipelines.iter().map(|pipeline| {
