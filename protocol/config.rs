@@ -46,6 +46,9 @@ pub struct Model {
     /// What weights are rounded to while they are loaded, unless the files have them smaller:
     /// `none`, `int8`, or `int4` (embedding and head then have 8 bits).
     pub quantize: Quantize,
+    /// How keys and values are stored: `f32` as they are computed, `f16` rounded, in half the
+    /// memory; `auto` is `f32`.
+    pub kv_cache_dtype: KvCacheDtype,
 }
 
 /// What weights are rounded to while they are loaded.
@@ -84,6 +87,53 @@ impl FromStr for Quantize {
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|quantize| quantize.to_string() == text);
         found.ok_or_else(|| "choose among none, int8, int4".to_owned())
+    }
+}
+
+/// How keys and values are stored.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, Encode, Decode,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum KvCacheDtype {
+    /// As is best: [`F32`](Self::F32).
+    #[default]
+    Auto,
+    /// As they are computed.
+    F32,
+    /// IEEE half precision.
+    F16,
+}
+
+impl KvCacheDtype {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::F32, Self::F16];
+
+    /// Bytes of a value.
+    pub fn num_bytes(self) -> u64 {
+        match self {
+            Self::Auto | Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
+impl fmt::Display for KvCacheDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+        })
+    }
+}
+
+impl FromStr for KvCacheDtype {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|dtype| dtype.to_string() == text);
+        found.ok_or_else(|| "choose among auto, f32, f16".to_owned())
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use bincode::{Decode, Encode};
 
-use crate::config::Quantize;
+use crate::config::{KvCacheDtype, Quantize};
 use crate::{Digest, Epoch, ModelId, NodeId, PipelineId, StageIndex};
 
 /// Consecutive layers: `first..end`.
@@ -57,6 +57,8 @@ pub struct StagePlan {
     pub digests: Vec<Digest>,
     /// What its matrices are rounded to.
     pub quantize: Quantize,
+    /// How its keys and values are stored.
+    pub kv_cache_dtype: KvCacheDtype,
     /// The next stage's node; none for the last.
     pub next: Option<Peer>,
     /// The sizes to prepare for.

@@ -6,7 +6,7 @@ use crate::error::GpuError;
 use crate::gpu::{Caps, Gpu};
 use crate::inputs::{BLOCK_TOKENS, Inputs, StepShape};
 use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
-use crate::kv_cache::{HeadShape, KvCache};
+use crate::kv_cache::{HeadShape, KvCache, KvFormat};
 use crate::template::expand_vec4s;
 use crate::tensor::Tensor;
 
@@ -24,6 +24,7 @@ struct Params {
 /// The kernel, compiled for one shape of heads.
 pub struct Attention {
     shape: HeadShape,
+    format: KvFormat,
     variant: Variant,
     kernel: Kernel,
 }
@@ -37,18 +38,19 @@ pub struct BoundAttention {
 }
 
 impl Attention {
-    /// Compiles the kernel for layers of this shape.
-    pub fn new(gpu: &Gpu, shape: HeadShape) -> Result<Self, GpuError> {
-        Self::with_variant(gpu, shape, Variant::choose(gpu.caps(), shape))
+    /// Compiles the kernel for layers of this shape, with a cache of this format.
+    pub fn new(gpu: &Gpu, shape: HeadShape, format: KvFormat) -> Result<Self, GpuError> {
+        Self::with_variant(gpu, shape, format, Variant::choose(gpu.caps(), shape))
     }
 
     pub(crate) fn with_variant(
         gpu: &Gpu,
         shape: HeadShape,
+        format: KvFormat,
         variant: Variant,
     ) -> Result<Self, GpuError> {
-        let kernel = Kernel::new(gpu, &variant.source(shape, gpu.caps().images))?;
-        Ok(Self { shape, variant, kernel })
+        let kernel = Kernel::new(gpu, &variant.source(shape, format, gpu.caps().images))?;
+        Ok(Self { shape, format, variant, kernel })
     }
 
     /// Each token attends to all positions of its sequence up to its own, which [`crate::matmul`]
@@ -63,7 +65,8 @@ impl Attention {
         scale: f32,
         (q, out): (&Tensor, &Tensor),
     ) -> Result<BoundAttention, GpuError> {
-        assert_eq!(cache.shape, self.shape, "the kernel was compiled for the shape of the cache");
+        let own = (self.shape, self.format);
+        assert_eq!((cache.shape, cache.format), own, "the kernel was compiled for the cache");
         Ok(BoundAttention {
             bound: self.kernel.bind(gpu, &[&inputs.tensor, q, &cache.keys, &cache.values, out])?,
             params: Params {
@@ -121,7 +124,7 @@ impl Variant {
         Self { lanes, queries: queries.unwrap_or(1) as u32, subgroup: min_subgroup >= lanes }
     }
 
-    pub(crate) fn source(&self, shape: HeadShape, images: bool) -> KernelSource {
+    pub(crate) fn source(&self, shape: HeadShape, format: KvFormat, images: bool) -> KernelSource {
         let Self { lanes, queries, subgroup } = *self;
         let head_vec4s = shape.head_vec4s() as u32;
         let slice = (1..=head_vec4s.min(lanes))
@@ -132,6 +135,7 @@ impl Variant {
             ("LANES", lanes),
             ("QUERIES", queries),
             ("SUBGROUP", subgroup.into()),
+            ("KV_F16", (format == KvFormat::F16).into()),
             ("BLOCK", BLOCK_TOKENS as u32),
             ("PARTITION", PARTITION),
             ("KEYS", PARTITION / lanes),
@@ -143,10 +147,11 @@ impl Variant {
             ("SHARED_P", queries * PARTITION),
         ];
         let wgsl = expand_vec4s(include_str!("attention.wgsl"), images, &constants);
-        let read = Access::read_vec4s(images);
-        let bindings = [Access::Read, read, read, read, Access::write_vec4s(images)];
+        let (read, cached) = (Access::read_vec4s(images), format.read(images));
+        let bindings = [Access::Read, read, cached, cached, Access::write_vec4s(images)];
+        let kv = if format == KvFormat::F16 { " f16" } else { "" };
         let name =
-            format!("attention {head_vec4s} lanes{lanes} queries{queries} subgroup {subgroup}");
+            format!("attention{kv} {head_vec4s} lanes{lanes} queries{queries} subgroup {subgroup}");
         KernelSource::new::<Params>(name, wgsl, &bindings)
     }
 }

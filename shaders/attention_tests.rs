@@ -36,8 +36,10 @@ fn variants(shape: HeadShape) -> Vec<Variant> {
 fn params_are_the_shader_s() {
     for shape in SHAPES {
         for variant in variants(shape) {
-            for images in [false, true] {
-                let source = variant.source(shape, images);
+            for (images, format) in
+                [false, true].into_iter().flat_map(|it| KvFormat::ALL.map(|format| (it, format)))
+            {
+                let source = variant.source(shape, format, images);
                 testing::assert_kernel(&source);
                 testing::assert_params(
                     &source,
@@ -92,17 +94,17 @@ fn identity(gpu: &Gpu, size: usize) -> WeightMatrix {
 }
 
 impl<'a> Layer<'a> {
-    fn new(gpu: &'a Gpu, shape: HeadShape, variant: Option<Variant>) -> Self {
+    fn new(gpu: &'a Gpu, shape: HeadShape, format: KvFormat, variant: Option<Variant>) -> Self {
         let variant = variant.unwrap_or(Variant::choose(gpu.caps(), shape));
         let inv_freq = inverse_frequencies(10_000.0, shape.head_dim / 2);
         Self {
             gpu,
             shape,
-            attention: Attention::with_variant(gpu, shape, variant).unwrap(),
+            attention: Attention::with_variant(gpu, shape, format, variant).unwrap(),
             matmul: Matmul::new(gpu),
             identity: identity(gpu, shape.qkv_size()),
             rotary: Rotary::new(gpu, &inv_freq, 4096).unwrap(),
-            cache: KvCache::new(gpu, shape, 64).unwrap(),
+            cache: KvCache::new(gpu, shape, format, 64).unwrap(),
         }
     }
 
@@ -150,14 +152,37 @@ impl<'a> Layer<'a> {
     }
 }
 
-fn expected(shape: HeadShape, sequence: &Sequence) -> Vec<Vec<f32>> {
+/// What attention reads: rotated queries, and keys and values as the cache has them, which may be
+/// either neighbour of a number that has to be rounded.
+fn rotated(layer: &Layer<'_>, sequence: &Sequence) -> Vec<Vec<f32>> {
+    let Layer { shape, cache, .. } = layer;
+    let [keys, values] = cache.read(layer.gpu);
     let inv_freq = inverse_frequencies(10_000.0, shape.head_dim / 2);
-    let rotated: Vec<Vec<f32>> = sequence
-        .qkv
-        .chunks(shape.qkv_size())
-        .enumerate()
-        .map(|(position, row)| crate::rotary::reference(shape, &inv_freq, position, row))
-        .collect();
+    let within = if cache.format == KvFormat::F16 { 1.0 / 1024.0 } else { 2e-6 };
+    let rows = sequence.qkv.chunks(shape.qkv_size()).enumerate();
+    rows.map(|(position, row)| {
+        let mut row = crate::rotary::reference(*shape, &inv_freq, position, row);
+        let (block, slot) =
+            (sequence.table[position / BLOCK_TOKENS] as usize, position % BLOCK_TOKENS);
+        let (key, value) = row[shape.q_size()..].split_at_mut(shape.num_kv_heads * shape.head_dim);
+        for (at, (key, value)) in key.iter_mut().zip(value).enumerate() {
+            let (head, d) = (at / shape.head_dim, at % shape.head_dim);
+            let start = (block * shape.num_kv_heads + head) * BLOCK_TOKENS * shape.head_dim;
+            let stored = (
+                keys[start + (d / 4 * BLOCK_TOKENS + slot) * 4 + d % 4],
+                values[start + slot * shape.head_dim + d],
+            );
+            for (exact, stored) in [(*key, stored.0), (*value, stored.1)] {
+                assert!((exact - stored).abs() <= exact.abs() * within + 2e-6, "{exact} {stored}");
+            }
+            (*key, *value) = stored;
+        }
+        row
+    })
+    .collect()
+}
+
+fn expected(shape: HeadShape, rotated: &[Vec<f32>]) -> Vec<Vec<f32>> {
     let head =
         |row: &Vec<f32>, head: usize| row[head * shape.head_dim..][..shape.head_dim].to_vec();
     (0..rotated.len())
@@ -185,15 +210,19 @@ fn expected(shape: HeadShape, sequence: &Sequence) -> Vec<Vec<f32>> {
 #[test]
 fn agrees_with_the_reference_in_every_variant() {
     for gpu in testing::both_layouts() {
-        for shape in SHAPES {
+        let f32s = SHAPES.map(|shape| (shape, KvFormat::F32));
+        let f16s = SHAPES[..2].iter().map(|shape| (*shape, KvFormat::F16));
+        for (shape, format) in f32s.into_iter().chain(f16s) {
             // Compiling is what takes time here, most of all with buffers.
             if !gpu.caps().images && gpu.caps().is_cpu && shape.head_dim > 64 {
                 continue;
             }
             let mut sequence = Sequence::random(shape, 70, 31);
             sequence.table = vec![9, 3, 0, 8, 1];
-            let chosen = Layer::new(&gpu, shape, None).step(&[(&sequence, 0..70)]);
-            for (actual, expected) in chosen.iter().zip(&expected(shape, &sequence)) {
+            let layer = Layer::new(&gpu, shape, format, None);
+            let chosen = layer.step(&[(&sequence, 0..70)]);
+            let rotated = rotated(&layer, &sequence);
+            for (actual, expected) in chosen.iter().zip(&expected(shape, &rotated)) {
                 // 70 weighted values, exp good to a few units in the last place.
                 assert_close(actual, expected, 2e-5);
             }
@@ -206,7 +235,8 @@ fn agrees_with_the_reference_in_every_variant() {
                 if variant.subgroup && gpu.caps().min_subgroup_size < variant.lanes {
                     continue;
                 }
-                let other = Layer::new(&gpu, shape, Some(variant)).step(&[(&sequence, 0..70)]);
+                let other = Layer::new(&gpu, shape, format, Some(variant));
+                let other = other.step(&[(&sequence, 0..70)]);
                 assert_bits_eq(&other.concat(), &chosen.concat());
             }
         }
@@ -216,8 +246,13 @@ fn agrees_with_the_reference_in_every_variant() {
 #[test]
 fn chunks_batches_and_blocks_change_nothing() {
     let Some(gpu) = testing::gpu() else { return };
+    for format in KvFormat::ALL {
+        change_nothing(&Layer::new(&gpu, SMALL, format, None));
+    }
+}
+
+fn change_nothing(layer: &Layer<'_>) {
     let mut random = Random::new(33);
-    let layer = Layer::new(&gpu, SMALL, None);
     let mut a = Sequence::random(SMALL, 100, 34);
     let mut b = Sequence::random(SMALL, 40, 35);
     a.table = (0..7).collect();

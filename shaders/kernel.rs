@@ -22,6 +22,10 @@ pub enum Access {
     ReadWordsImage,
     /// `texture_storage_2d<rgba32float, write>`
     WriteImage,
+    /// `texture_storage_2d<rg32uint, read>`
+    ReadPairsImage,
+    /// `texture_storage_2d<rg32uint, write>`
+    WritePairsImage,
 }
 
 impl Access {
@@ -59,6 +63,8 @@ impl Access {
             Self::ReadImage => image(wgpu::StorageTextureAccess::ReadOnly, Texel::F32),
             Self::ReadWordsImage => image(wgpu::StorageTextureAccess::ReadOnly, Texel::U32),
             Self::WriteImage => image(wgpu::StorageTextureAccess::WriteOnly, Texel::F32),
+            Self::ReadPairsImage => image(wgpu::StorageTextureAccess::ReadOnly, Texel::Pair),
+            Self::WritePairsImage => image(wgpu::StorageTextureAccess::WriteOnly, Texel::Pair),
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::error::GpuError;
 use crate::gpu::Gpu;
 use crate::inputs::BLOCK_TOKENS;
+use crate::kernel::Access;
 use crate::tensor::Tensor;
 
 /// Heads of an attention layer.
@@ -28,8 +29,8 @@ impl HeadShape {
     }
 
     /// Bytes that a block takes in the cache of one layer.
-    pub fn block_bytes(&self) -> u64 {
-        (2 * self.block_len() * 4) as u64
+    pub fn block_bytes(&self, format: KvFormat) -> u64 {
+        2 * self.block_len() as u64 * format.num_bytes()
     }
 
     pub(crate) fn head_vec4s(&self) -> usize {
@@ -41,32 +42,99 @@ impl HeadShape {
     }
 }
 
-/// Keys and values of one layer, in blocks of [`BLOCK_TOKENS`] tokens, f32.
+/// How keys and values are stored. They are read in no other form, so that a sequence's bits don't
+/// depend on what was computed in the same step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum KvFormat {
+    /// As they are computed.
+    #[default]
+    F32,
+    /// Rounded to IEEE half precision, at most ±65504.
+    F16,
+}
+
+impl KvFormat {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::F32, Self::F16];
+
+    /// Bytes of a value.
+    pub fn num_bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+
+    /// How a kernel reads four values.
+    pub(crate) fn read(self, images: bool) -> Access {
+        match self {
+            Self::F16 if images => Access::ReadPairsImage,
+            _ => Access::read_vec4s(images),
+        }
+    }
+
+    /// How a kernel writes four values.
+    pub(crate) fn write(self, images: bool) -> Access {
+        match self {
+            Self::F16 if images => Access::WritePairsImage,
+            _ => Access::write_vec4s(images),
+        }
+    }
+}
+
+/// Keys and values of one layer, in blocks of [`BLOCK_TOKENS`] tokens.
 ///
 /// Keys lie with the tokens of a block side by side, since lanes score a token each; values with
 /// the dimensions side by side, since lanes sum a dimension each.
 pub struct KvCache {
     pub(crate) shape: HeadShape,
+    pub(crate) format: KvFormat,
     pub(crate) keys: Tensor, // [num_blocks, num_kv_heads, head_dim / 4, BLOCK_TOKENS, 4]
     pub(crate) values: Tensor, // [num_blocks, num_kv_heads, BLOCK_TOKENS, head_dim]
 }
 
 impl KvCache {
     /// A cache of `num_blocks`, all zero.
-    pub fn new(gpu: &Gpu, shape: HeadShape, num_blocks: usize) -> Result<Self, GpuError> {
+    pub fn new(
+        gpu: &Gpu,
+        shape: HeadShape,
+        format: KvFormat,
+        num_blocks: usize,
+    ) -> Result<Self, GpuError> {
         assert!(shape.head_dim.is_multiple_of(4), "kernels take four values at a time");
         assert!(shape.num_heads.is_multiple_of(shape.num_kv_heads), "kv heads are shared evenly");
         let len = num_blocks * shape.block_len();
-        Ok(Self { shape, keys: gpu.alloc_vec4s(len)?, values: gpu.alloc_vec4s(len)? })
+        let alloc = || match format {
+            KvFormat::F32 => gpu.alloc_vec4s(len),
+            KvFormat::F16 => gpu.alloc_pairs(len / 2),
+        };
+        Ok(Self { shape, format, keys: alloc()?, values: alloc()? })
     }
 
     /// Bytes that a cache of `num_blocks` takes.
-    pub fn num_bytes(gpu: &Gpu, shape: HeadShape, num_blocks: usize) -> u64 {
-        2 * gpu.vec4s_bytes(num_blocks * shape.block_len())
+    pub fn num_bytes(gpu: &Gpu, shape: HeadShape, format: KvFormat, num_blocks: usize) -> u64 {
+        let len = num_blocks * shape.block_len();
+        2 * match format {
+            KvFormat::F32 => gpu.vec4s_bytes(len),
+            KvFormat::F16 => gpu.pairs_bytes(len / 2),
+        }
+    }
+
+    /// Keys and values as f32.
+    #[cfg(test)]
+    pub(crate) fn read(&self, gpu: &Gpu) -> [Vec<f32>; 2] {
+        let half = |half: u32| half::f16::from_bits(half as u16).to_f32();
+        [&self.keys, &self.values].map(|tensor| match self.format {
+            KvFormat::F32 => gpu.read_f32(tensor).unwrap(),
+            KvFormat::F16 => {
+                let words = gpu.read_u32(tensor).unwrap();
+                words.iter().flat_map(|word| [half(word & 0xffff), half(word >> 16)]).collect()
+            }
+        })
     }
 
     /// The most blocks that a cache of this shape can have on an adapter.
-    pub fn max_blocks(gpu: &Gpu, shape: HeadShape) -> usize {
-        (gpu.caps().max_binding_bytes / (shape.block_len() as u64 * 4)) as usize
+    pub fn max_blocks(gpu: &Gpu, shape: HeadShape, format: KvFormat) -> usize {
+        (gpu.caps().max_binding_bytes / (shape.block_len() as u64 * format.num_bytes())) as usize
     }
 }

@@ -105,7 +105,7 @@ impl Output<'_> {
             Self::Store(_) => Kind::Store,
             Self::Residual { .. } => Kind::Residual,
             Self::Swiglu(_) => Kind::Swiglu,
-            Self::Qkv(_) => Kind::Qkv,
+            Self::Qkv(qkv) => Kind::Qkv(qkv.cache.format),
         }
     }
 }

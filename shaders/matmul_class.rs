@@ -3,6 +3,7 @@
 use crate::gpu::Caps;
 use crate::inputs::BLOCK_TOKENS;
 use crate::kernel::{Access, KernelSource};
+use crate::kv_cache::KvFormat;
 use crate::matmul::{CHUNK, Params};
 use crate::template::expand_vec4s;
 use crate::weights::{Format, GROUP, TILE};
@@ -13,11 +14,15 @@ pub(crate) enum Kind {
     Store,
     Residual,
     Swiglu,
-    Qkv,
+    /// Keys and values go to a cache of this format.
+    Qkv(KvFormat),
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 4] = [Self::Store, Self::Residual, Self::Swiglu, Self::Qkv];
+    /// Those of layers with a cache of this format.
+    pub(crate) fn all(kv: KvFormat) -> [Self; 4] {
+        [Self::Store, Self::Residual, Self::Swiglu, Self::Qkv(kv)]
+    }
 
     /// Columns that become a vec4 of results.
     pub(crate) fn unit(self) -> u32 {
@@ -168,7 +173,12 @@ impl Class {
 impl Form {
     pub(crate) fn name(self) -> String {
         let Self { format, norm, kind } = self;
-        format!("{kind:?}{} {format:?}", if norm { " norm" } else { "" }).to_lowercase()
+        let kind = match kind {
+            Kind::Qkv(KvFormat::F32) => "Qkv".to_owned(),
+            Kind::Qkv(kv) => format!("Qkv {kv:?} cache"),
+            kind => format!("{kind:?}"),
+        };
+        format!("{kind}{} {format:?}", if norm { " norm" } else { "" }).to_lowercase()
     }
 }
 
@@ -265,7 +275,8 @@ impl Variant {
             ("STORE", (kind == Kind::Store).into()),
             ("RESIDUAL", (kind == Kind::Residual).into()),
             ("SWIGLU", (kind == Kind::Swiglu).into()),
-            ("QKV", (kind == Kind::Qkv).into()),
+            ("QKV", matches!(kind, Kind::Qkv(_)).into()),
+            ("KV_F16", (kind == Kind::Qkv(KvFormat::F16)).into()),
         ];
         let (vec4s, blocks) = (Access::read_vec4s(images), Access::read_blocks(images));
         let write = Access::write_vec4s(images);
@@ -276,13 +287,13 @@ impl Variant {
             Kind::Store => bindings.push(("AT_OUT", Access::ReadWrite)),
             Kind::Residual => bindings.extend([("AT_OUT", write), ("AT_RESIDUAL", vec4s)]),
             Kind::Swiglu => bindings.push(("AT_OUT", write)),
-            Kind::Qkv => bindings.extend([
+            Kind::Qkv(kv) => bindings.extend([
                 ("AT_OUT", write),
                 ("AT_INPUTS", Access::Read),
                 ("AT_BIAS", vec4s),
                 ("AT_COS_SIN", vec4s),
-                ("AT_KEYS", write),
-                ("AT_VALUES", write),
+                ("AT_KEYS", kv.write(images)),
+                ("AT_VALUES", kv.write(images)),
             ]),
         }
         let places = (0..).zip(&bindings).map(|(place, (name, _))| (*name, place));

@@ -69,18 +69,32 @@ var<immediate> params: Params;
 @group(0) @binding({AT_BIAS}) var bias: texture_storage_2d<rgba32float, read>; // [num_columns / 4]
 // [max_positions, rotary dimensions / 4], cosine and sine of two pairs
 @group(0) @binding({AT_COS_SIN}) var cos_sin: texture_storage_2d<rgba32float, read>;
+//! if KV_F16
+// [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
+@group(0) @binding({AT_KEYS}) var keys: texture_storage_2d<rg32uint, write>;
+// [num_blocks, num_kv_heads, BLOCK, head_dim / 4]
+@group(0) @binding({AT_VALUES}) var values: texture_storage_2d<rg32uint, write>;
+//! else
 // [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
 @group(0) @binding({AT_KEYS}) var keys: texture_storage_2d<rgba32float, write>;
 // [num_blocks, num_kv_heads, BLOCK, head_dim / 4]
 @group(0) @binding({AT_VALUES}) var values: texture_storage_2d<rgba32float, write>;
+//! end
 //! else
 @group(0) @binding({AT_BIAS}) var<storage, read>       bias: array<vec4<f32>>;
 // [max_positions, rotary dimensions / 4], cosine and sine of two pairs
 @group(0) @binding({AT_COS_SIN}) var<storage, read>       cos_sin: array<vec4<f32>>;
+//! if KV_F16
+// [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
+@group(0) @binding({AT_KEYS}) var<storage, read_write> keys: array<vec2<u32>>;
+// [num_blocks, num_kv_heads, BLOCK, head_dim / 4]
+@group(0) @binding({AT_VALUES}) var<storage, read_write> values: array<vec2<u32>>;
+//! else
 // [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
 @group(0) @binding({AT_KEYS}) var<storage, read_write> keys: array<vec4<f32>>;
 // [num_blocks, num_kv_heads, BLOCK, head_dim / 4]
 @group(0) @binding({AT_VALUES}) var<storage, read_write> values: array<vec4<f32>>;
+//! end
 //! end
 //! end
 

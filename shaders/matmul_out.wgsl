@@ -32,25 +32,63 @@ fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>
         write_out((row * p.num_heads + head) * p.head_vec4s + d, value);
         return;
     }
+//! if KV_F16
+    // What a number out of range would become is left to the device.
+    let most = vec4<f32>(65504.0);
+    let bounded = clamp(value, -most, most);
+    let stored = vec2<u32>(pack2x16float(bounded.xy), pack2x16float(bounded.zw));
+//! else
+    let stored = value;
+//! end
     let slot = place.x % {BLOCK}u;
     if (head < p.num_heads + p.num_kv_heads) {
         let kv_head = place.y * p.num_kv_heads + head - p.num_heads;
         let index = (kv_head * p.head_vec4s + d) * {BLOCK}u + slot;
-//! if IMAGES
-        textureStore(keys, texel(index), value);
-//! else
-        keys[index] = value;
-//! end
+        store_key(index, stored);
     } else {
         let kv_head = place.y * p.num_kv_heads + head - p.num_heads - p.num_kv_heads;
         let index = (kv_head * {BLOCK}u + slot) * p.head_vec4s + d;
-//! if IMAGES
-        textureStore(values, texel(index), value);
-//! else
-        values[index] = value;
-//! end
+        store_value(index, stored);
     }
 }
+
+//! if KV_F16
+//! if IMAGES
+fn store_key(index: u32, stored: vec2<u32>) {
+    textureStore(keys, texel(index), vec4<u32>(stored, 0u, 0u));
+}
+
+fn store_value(index: u32, stored: vec2<u32>) {
+    textureStore(values, texel(index), vec4<u32>(stored, 0u, 0u));
+}
+//! else
+fn store_key(index: u32, stored: vec2<u32>) {
+    keys[index] = stored;
+}
+
+fn store_value(index: u32, stored: vec2<u32>) {
+    values[index] = stored;
+}
+//! end
+//! else
+//! if IMAGES
+fn store_key(index: u32, stored: vec4<f32>) {
+    textureStore(keys, texel(index), stored);
+}
+
+fn store_value(index: u32, stored: vec4<f32>) {
+    textureStore(values, texel(index), stored);
+}
+//! else
+fn store_key(index: u32, stored: vec4<f32>) {
+    keys[index] = stored;
+}
+
+fn store_value(index: u32, stored: vec4<f32>) {
+    values[index] = stored;
+}
+//! end
+//! end
 
 fn bias_in(index: u32) -> vec4<f32> {
 //! if IMAGES

@@ -4,7 +4,7 @@ use std::mem::offset_of;
 
 use super::*;
 use crate::inputs::{BLOCK_TOKENS, StepInputs};
-use crate::kv_cache::HeadShape;
+use crate::kv_cache::{HeadShape, KvFormat};
 use crate::matmul_class::Operands;
 use crate::rotary::inverse_frequencies;
 use crate::testing::{self, Random, assert_bits_eq, assert_close};
@@ -47,9 +47,8 @@ fn classes(gpu: &Gpu) -> impl Iterator<Item = Class> {
 }
 
 fn forms(format: Format) -> impl Iterator<Item = Form> {
-    Kind::ALL
-        .into_iter()
-        .flat_map(move |kind| [false, true].map(|norm| Form { format, norm, kind }))
+    let kinds = Kind::all(KvFormat::F32).into_iter().chain([Kind::Qkv(KvFormat::F16)]);
+    kinds.flat_map(move |kind| [false, true].map(|norm| Form { format, norm, kind }))
 }
 
 #[test]
@@ -381,10 +380,11 @@ fn queries_keys_and_values_find_their_places() {
     for gpu in testing::both_layouts() {
         // Compiling is what takes time here, most of all with buffers.
         let some = classes(&gpu).skip(2).step_by(2);
-        for class in some.chain([Class::choose(gpu.caps())]) {
+        for (number, class) in some.chain([Class::choose(gpu.caps())]).enumerate() {
             let matmul = Matmul::with_class(class);
+            let kv = KvFormat::ALL[number % 2];
             for (shape, rotary_dim) in shapes {
-                check_qkv(&gpu, &matmul, shape, rotary_dim, (&step, &positions, &tables));
+                check_qkv(&gpu, &matmul, (shape, kv), rotary_dim, (&step, &positions, &tables));
             }
         }
     }
@@ -393,16 +393,18 @@ fn queries_keys_and_values_find_their_places() {
 fn check_qkv(
     gpu: &Gpu,
     matmul: &Matmul,
-    shape: HeadShape,
+    (shape, kv): (HeadShape, KvFormat),
     rotary_dim: usize,
     (step, positions, tables): (&StepInputs, &[usize], &[u32]),
 ) {
     let plain = (Format::F32, RowOrder::Plain);
     let case = Case::new(gpu, plain, (positions.len(), shape.qkv_size(), 36), 21);
-    let bias_values = Random::new(22).normal(shape.qkv_size());
+    let mut bias_values = Random::new(22).normal(shape.qkv_size());
+    // The last value of each token, too large for f16.
+    bias_values[shape.qkv_size() - 1] = -1e6;
     let inv_freq = inverse_frequencies(100.0, rotary_dim);
     let rotary = Rotary::new(gpu, &inv_freq, 4096).unwrap();
-    let cache = KvCache::new(gpu, shape, 6).unwrap();
+    let cache = KvCache::new(gpu, shape, kv, 6).unwrap();
     let (inputs, step) = testing::inputs(gpu, step);
     let queries = gpu.alloc_vec4s(positions.len() * shape.q_size()).unwrap();
     let bias = gpu.upload_vec4s(&bias_values).unwrap();
@@ -421,11 +423,10 @@ fn check_qkv(
         .record_step(&mut pass, step);
     gpu.run(&pass).unwrap();
 
-    let (queries, keys, values) = (
-        gpu.read_f32(&queries).unwrap(),
-        gpu.read_f32(&cache.keys).unwrap(),
-        gpu.read_f32(&cache.values).unwrap(),
-    );
+    let queries = gpu.read_f32(&queries).unwrap();
+    let [keys, values] = cache.read(gpu);
+    // f16 has eleven digits, and a device may take either neighbour.
+    let tolerance = if kv == KvFormat::F16 { 1e-3 } else { 2e-5 };
     let product = reference(36, &case.x, &case.decoded);
     for (token, &position) in positions.iter().enumerate() {
         let row = product[token * shape.qkv_size()..][..shape.qkv_size()].iter();
@@ -433,6 +434,8 @@ fn check_qkv(
         let expected = crate::rotary::reference(shape, &inv_freq, position, &row);
         let (expected_q, expected_kv) = expected.split_at(shape.q_size());
         assert_close(&queries[token * shape.q_size()..][..shape.q_size()], expected_q, 2e-5);
+        let most = if kv == KvFormat::F16 { 65504.0 } else { f32::MAX };
+        let expected_kv: Vec<f32> = expected_kv.iter().map(|x| x.clamp(-most, most)).collect();
         let (expected_k, expected_v) = expected_kv.split_at(expected_kv.len() / 2);
         let (block, slot) = (tables[position / BLOCK_TOKENS] as usize, position % BLOCK_TOKENS);
         for head in 0..shape.num_kv_heads {
@@ -441,9 +444,9 @@ fn check_qkv(
             let key: Vec<f32> = (0..shape.head_dim)
                 .map(|d| keys[at + (d / 4 * BLOCK_TOKENS + slot) * 4 + d % 4])
                 .collect();
-            assert_close(&key, &expected_k[range.clone()], 2e-5);
+            assert_close(&key, &expected_k[range.clone()], tolerance);
             let value = &values[at + slot * shape.head_dim..][..shape.head_dim];
-            assert_close(value, &expected_v[range], 2e-5);
+            assert_close(value, &expected_v[range], tolerance);
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::gather_rows::BoundGatherRows;
 use crate::gpu::{Caps, Gpu};
 use crate::inputs::{BLOCK_TOKENS, InputLimits, Inputs, StepInputs};
 use crate::kernel::{KernelSource, Pass};
-use crate::kv_cache::{HeadShape, KvCache};
+use crate::kv_cache::{HeadShape, KvCache, KvFormat};
 use crate::matmul::{BoundMatmul, Matmul, Norm, Operand, Output, Qkv};
 use crate::matmul_class::{Class, Form, Kind};
 use crate::rms_norm::{BoundRmsNorm, RmsNorm};
@@ -22,20 +22,25 @@ use crate::rotary::{Rotary, inverse_frequencies};
 use crate::tensor::Tensor;
 use crate::weights::{Format, RowOrder, WeightMatrix};
 
-/// The class of this device for layers with weights of type `format` and heads of `shape`. An error
-/// if a row depends on its batch here, which no device should do.
-pub fn fingerprint(gpu: &Gpu, format: Format, shape: HeadShape) -> Result<[u8; 32], GpuError> {
+/// The class of this device for layers with weights of type `format`, heads of `shape` and a cache
+/// of type `kv`. An error if a row depends on its batch here, which no device should do.
+pub fn fingerprint(
+    gpu: &Gpu,
+    format: Format,
+    shape: HeadShape,
+    kv: KvFormat,
+) -> Result<[u8; 32], GpuError> {
     let mut hasher = blake3::Hasher::new();
     let info = gpu.info();
     for text in [&info.name, &info.driver, &info.backend] {
         hash(&mut hasher, text.as_bytes());
     }
-    for source in sources(gpu.caps(), format, shape) {
+    for source in sources(gpu.caps(), format, shape, kv) {
         hash(&mut hasher, source.wgsl.as_bytes());
     }
     let mut first_way = None;
     for class in Class::choose(gpu.caps()).ways() {
-        let mut layer = Layer::new(gpu, format, shape, class)?;
+        let mut layer = Layer::new(gpu, format, (shape, kv), class)?;
         let together = layer.run(gpu, 0..NUM_TOKENS)?;
         let expected = first_way.get_or_insert(together);
         let mut first = 0;
@@ -54,7 +59,8 @@ pub fn fingerprint(gpu: &Gpu, format: Format, shape: HeadShape) -> Result<[u8; 3
     }
     let result = first_way.unwrap_or_default();
     if gpu.caps().cooperative {
-        let plain = Layer::new(gpu, format, shape, Class::gpu())?.run(gpu, 0..NUM_TOKENS)?;
+        let mut plain = Layer::new(gpu, format, (shape, kv), Class::gpu())?;
+        let plain = plain.run(gpu, 0..NUM_TOKENS)?;
         check_near(&info.name, &result, &plain)?;
     }
     hash(&mut hasher, &result);
@@ -88,16 +94,16 @@ pub fn of_several(classes: &[[u8; 32]]) -> [u8; 32] {
 }
 
 /// The kernels of a layer and of sampling, as this device runs them.
-fn sources(caps: Caps, format: Format, shape: HeadShape) -> Vec<KernelSource> {
+fn sources(caps: Caps, format: Format, shape: HeadShape, kv: KvFormat) -> Vec<KernelSource> {
     let images = caps.images;
     let mut sources = vec![
         crate::embed::source(format, images),
         crate::gather_rows::source(images),
         crate::rms_norm::source(images),
-        crate::attention::Variant::choose(caps, shape).source(shape, images),
+        crate::attention::Variant::choose(caps, shape).source(shape, kv, images),
     ];
     let products = Class::choose(caps);
-    for kind in Kind::ALL {
+    for kind in Kind::all(kv) {
         for norm in [false, true] {
             sources.extend(products.sources(Form { format, norm, kind }, images));
         }
@@ -139,7 +145,12 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(gpu: &Gpu, format: Format, shape: HeadShape, class: Class) -> Result<Self, GpuError> {
+    fn new(
+        gpu: &Gpu,
+        format: Format,
+        (shape, kv): (HeadShape, KvFormat),
+        class: Class,
+    ) -> Result<Self, GpuError> {
         let limits = InputLimits {
             max_tokens: NUM_TOKENS,
             max_outputs: NUM_TOKENS,
@@ -171,7 +182,7 @@ impl Layer {
         let rows = gpu.alloc_vec4s(NUM_TOKENS * HIDDEN_SIZE)?;
         let logits = gpu.alloc_f32(NUM_TOKENS * VOCAB_SIZE)?;
 
-        let cache = KvCache::new(gpu, shape, NUM_BLOCKS)?;
+        let cache = KvCache::new(gpu, shape, kv, NUM_BLOCKS)?;
         // The largest part of a head that is rotated in whole vec4s of pairs.
         let inv_freq = inverse_frequencies(10_000.0, shape.head_dim / 8 * 8);
         let rotary = Rotary::new(gpu, &inv_freq, NUM_TOKENS)?;
@@ -189,7 +200,7 @@ impl Layer {
         Ok(Self {
             embed: BoundEmbed::new(gpu, &inputs, &table, &hidden)?,
             qkv: matmul.bind(gpu, normed(&hidden), &qkv_weights, Output::Qkv(qkv))?,
-            attention: Attention::new(gpu, shape)?.bind(
+            attention: Attention::new(gpu, shape, kv)?.bind(
                 gpu,
                 &inputs,
                 &cache,
@@ -270,9 +281,10 @@ mod tests {
     fn a_class_is_stable_and_knows_its_format() {
         let Some(gpu) = testing::gpu() else { return };
         let shape = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 };
-        let class = fingerprint(&gpu, Format::F16, shape).unwrap();
-        assert_eq!(fingerprint(&gpu, Format::F16, shape).unwrap(), class);
-        let other = fingerprint(&gpu, Format::Fp8, shape).unwrap();
+        let class = fingerprint(&gpu, Format::F16, shape, KvFormat::F32).unwrap();
+        assert_eq!(fingerprint(&gpu, Format::F16, shape, KvFormat::F32).unwrap(), class);
+        assert_ne!(fingerprint(&gpu, Format::F16, shape, KvFormat::F16).unwrap(), class);
+        let other = fingerprint(&gpu, Format::Fp8, shape, KvFormat::F32).unwrap();
         assert_ne!(other, class);
         assert_eq!(of_several(&[class]), class);
         assert!(![class, other].contains(&of_several(&[class, other])));
@@ -283,7 +295,7 @@ mod tests {
         let shape = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 };
         let results: Vec<_> = testing::both_layouts()
             .map(|gpu| {
-                Layer::new(&gpu, Format::F32, shape, Class::choose(gpu.caps()))
+                Layer::new(&gpu, Format::F32, (shape, KvFormat::F16), Class::choose(gpu.caps()))
                     .unwrap()
                     .run(&gpu, 0..NUM_TOKENS)
                     .unwrap()

@@ -25,10 +25,11 @@ pub struct Tensor {
 #[derive(Debug, Clone)]
 pub(crate) enum Storage {
     Buffer(wgpu::Buffer),
-    /// Element `4 * (y * IMAGE_WIDTH + x) + c` is channel `c` of the texel at (x, y).
+    /// Element `n * (y * IMAGE_WIDTH + x) + c` is channel `c` of the texel at (x, y), which has n.
     Image {
         texture: wgpu::Texture,
         view: wgpu::TextureView,
+        texel: Texel,
     },
 }
 
@@ -37,13 +38,12 @@ pub(crate) enum Storage {
 pub(crate) enum Texel {
     F32,
     U32,
+    /// Two of u32.
+    Pair,
 }
 
 /// Texels in a row of an image. `image.wgsl` has it from here.
 pub(crate) const IMAGE_WIDTH: usize = 8192;
-
-/// Size of a texel, or of a vec4, in bytes.
-const VEC4_BYTES: usize = 16;
 
 impl Tensor {
     /// Whether both are the same memory.
@@ -82,9 +82,9 @@ impl Tensor {
                     num_bytes,
                 );
             }
-            Storage::Image { texture, .. } => {
+            Storage::Image { texture, texel, .. } => {
                 let mut offset = offset;
-                for rectangle in rectangles(elements) {
+                for rectangle in rectangles(elements, *texel) {
                     let layout =
                         wgpu::TexelCopyBufferLayout { offset, ..rectangle.buffer_layout() };
                     encoder.copy_texture_to_buffer(
@@ -105,18 +105,20 @@ struct Rectangle {
     y: usize,
     width: usize,
     height: usize,
+    texel: Texel,
 }
 
 /// What a range of elements is made of: the end of a row, rows, the start of a row.
-fn rectangles(elements: &Range<usize>) -> impl Iterator<Item = Rectangle> {
+fn rectangles(elements: &Range<usize>, texel: Texel) -> impl Iterator<Item = Rectangle> {
+    let len = texel.len();
     assert!(
-        elements.start.is_multiple_of(4) && elements.end.is_multiple_of(4),
+        elements.start.is_multiple_of(len) && elements.end.is_multiple_of(len),
         "images are copied by texels"
     );
-    let (mut texel, end) = (elements.start / 4, elements.end / 4);
+    let (mut next, end) = (elements.start / len, elements.end / len);
     std::iter::from_fn(move || {
-        let (x, y) = (texel % IMAGE_WIDTH, texel / IMAGE_WIDTH);
-        let remaining = end - texel;
+        let (x, y) = (next % IMAGE_WIDTH, next / IMAGE_WIDTH);
+        let remaining = end - next;
         if remaining == 0 {
             return None;
         }
@@ -125,14 +127,14 @@ fn rectangles(elements: &Range<usize>) -> impl Iterator<Item = Rectangle> {
         } else {
             (remaining.min(IMAGE_WIDTH - x), 1)
         };
-        texel += width * height;
-        Some(Rectangle { x, y, width, height })
+        next += width * height;
+        Some(Rectangle { x, y, width, height, texel })
     })
 }
 
 impl Rectangle {
     fn num_bytes(&self) -> usize {
-        self.width * self.height * VEC4_BYTES
+        self.width * self.height * self.texel.num_bytes()
     }
 
     fn of<'a>(&self, texture: &'a wgpu::Texture) -> wgpu::TexelCopyTextureInfo<'a> {
@@ -153,7 +155,8 @@ impl Rectangle {
         wgpu::TexelCopyBufferLayout {
             offset: 0,
             // One row needs none, and its length would have to be aligned.
-            bytes_per_row: (self.height > 1).then_some((self.width * VEC4_BYTES) as u32),
+            bytes_per_row: (self.height > 1)
+                .then_some((self.width * self.texel.num_bytes()) as u32),
             rows_per_image: None,
         }
     }
@@ -180,6 +183,11 @@ impl Gpu {
         if self.caps().images { self.alloc_image(len, Texel::U32) } else { self.alloc_buffer(len) }
     }
 
+    /// A tensor of `len` words, all zero, that kernels take two at a time.
+    pub(crate) fn alloc_pairs(&self, len: usize) -> Result<Tensor, GpuError> {
+        if self.caps().images { self.alloc_image(len, Texel::Pair) } else { self.alloc_buffer(len) }
+    }
+
     /// A tensor with a copy of `data`, whose type has four bytes or a multiple of them.
     pub fn upload<T: Pod>(&self, data: &[T]) -> Result<Tensor, GpuError> {
         let tensor = self.alloc_buffer(size_of_val(data).div_ceil(4))?;
@@ -197,7 +205,7 @@ impl Gpu {
     /// Copies `data` into `tensor` from element `offset` on, before any pass that is submitted
     /// later.
     pub fn write<T: Pod>(&self, tensor: &Tensor, offset: usize, data: &[T]) {
-        let bytes: &[u8] = bytemuck::cast_slice(data);
+        let mut bytes: &[u8] = bytemuck::cast_slice(data);
         assert!(bytes.len().is_multiple_of(4), "elements have four bytes");
         assert!(offset + bytes.len() / 4 <= tensor.len, "a write lies within its tensor");
         if bytes.is_empty() {
@@ -205,7 +213,18 @@ impl Gpu {
         }
         match &tensor.storage {
             Storage::Buffer(buffer) => self.queue.write_buffer(buffer, offset as u64 * 4, bytes),
-            Storage::Image { texture, .. } => self.write_image(texture, offset, bytes),
+            Storage::Image { texture, texel, .. } => {
+                for rectangle in rectangles(&(offset..offset + bytes.len() / 4), *texel) {
+                    let part;
+                    (part, bytes) = bytes.split_at(rectangle.num_bytes());
+                    self.queue.write_texture(
+                        rectangle.of(texture),
+                        part,
+                        rectangle.buffer_layout(),
+                        rectangle.extent(),
+                    );
+                }
+            }
         }
     }
 
@@ -254,10 +273,11 @@ impl Gpu {
     }
 
     fn alloc_image(&self, len: usize, texel: Texel) -> Result<Tensor, GpuError> {
-        let num_texels = len.max(1).div_ceil(4);
-        self.check_size((num_texels * VEC4_BYTES) as u64)?;
+        let num_texels = len.max(1).div_ceil(texel.len());
+        self.check_size((num_texels * texel.num_bytes()) as u64)?;
         let height = num_texels.div_ceil(IMAGE_WIDTH);
-        let (texture, view) = self.guarded((height * IMAGE_WIDTH * VEC4_BYTES) as u64, || {
+        let num_bytes = height * IMAGE_WIDTH * texel.num_bytes();
+        let (texture, view) = self.guarded(num_bytes as u64, || {
             let texture = self.device.create_texture(&wgpu::TextureDescriptor {
                 label: None,
                 size: extent(IMAGE_WIDTH, height),
@@ -274,14 +294,25 @@ impl Gpu {
             let view = texture.create_view(&wgpu::TextureViewDescriptor::default());
             (texture, view)
         })?;
-        Ok(Tensor { storage: Storage::Image { texture, view }, len })
+        Ok(Tensor { storage: Storage::Image { texture, view, texel }, len })
     }
 
     /// Bytes that [`alloc_vec4s`](Self::alloc_vec4s) takes for `len` values: images are whole rows.
     pub fn vec4s_bytes(&self, len: usize) -> u64 {
-        let texels = len.max(1).div_ceil(4);
+        self.texels_bytes(len, Texel::F32)
+    }
+
+    /// Bytes that [`alloc_pairs`](Self::alloc_pairs) takes for `len` words.
+    pub(crate) fn pairs_bytes(&self, len: usize) -> u64 {
+        self.texels_bytes(len, Texel::Pair)
+    }
+
+    fn texels_bytes(&self, len: usize, texel: Texel) -> u64 {
+        // Buffers are whole vec4s, whatever is in them.
+        let texel = if self.caps().images { texel } else { Texel::F32 };
+        let texels = len.max(1).div_ceil(texel.len());
         let texels = if self.caps().images { texels.next_multiple_of(IMAGE_WIDTH) } else { texels };
-        (texels * VEC4_BYTES) as u64
+        (texels * texel.num_bytes()) as u64
     }
 
     fn check_size(&self, num_bytes: u64) -> Result<(), GpuError> {
@@ -292,19 +323,6 @@ impl Gpu {
             Ok(())
         }
     }
-
-    fn write_image(&self, texture: &wgpu::Texture, offset: usize, mut bytes: &[u8]) {
-        for rectangle in rectangles(&(offset..offset + bytes.len() / 4)) {
-            let part;
-            (part, bytes) = bytes.split_at(rectangle.num_bytes());
-            self.queue.write_texture(
-                rectangle.of(texture),
-                part,
-                rectangle.buffer_layout(),
-                rectangle.extent(),
-            );
-        }
-    }
 }
 
 impl Texel {
@@ -312,7 +330,17 @@ impl Texel {
         match self {
             Self::F32 => wgpu::TextureFormat::Rgba32Float,
             Self::U32 => wgpu::TextureFormat::Rgba32Uint,
+            Self::Pair => wgpu::TextureFormat::Rg32Uint,
         }
+    }
+
+    /// Elements of a texel.
+    fn len(self) -> usize {
+        if self == Self::Pair { 2 } else { 4 }
+    }
+
+    fn num_bytes(self) -> usize {
+        4 * self.len()
     }
 }
 
@@ -348,6 +376,12 @@ mod tests {
             assert_eq!(read[..12], [0.0; 12]);
             assert_eq!(read[12..len - 12], values);
             assert_eq!(read[len - 12..], [0.0; 12]);
+
+            let pairs = gpu.alloc_pairs(2 * 3 * super::IMAGE_WIDTH).unwrap();
+            let words: Vec<u32> = (0..pairs.len() as u32 - 6).collect();
+            gpu.write(&pairs, 2, &words);
+            let read = gpu.read_u32(&pairs).unwrap();
+            assert_eq!((&read[..2], &read[2..read.len() - 4]), (&[0; 2][..], &words[..]));
         }
     }
 

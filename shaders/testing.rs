@@ -119,10 +119,16 @@ pub(crate) fn assert_kernel(source: &KernelSource) {
             }
             (naga::AddressSpace::Storage { .. }, _) => Access::Read,
             (_, naga::TypeInner::Image { class, .. }) => match class {
-                naga::ImageClass::Storage { access, .. }
+                naga::ImageClass::Storage { access, format }
                     if access.contains(naga::StorageAccess::STORE) =>
                 {
-                    Access::WriteImage
+                    match format {
+                        naga::StorageFormat::Rg32Uint => Access::WritePairsImage,
+                        _ => Access::WriteImage,
+                    }
+                }
+                naga::ImageClass::Storage { format: naga::StorageFormat::Rg32Uint, .. } => {
+                    Access::ReadPairsImage
                 }
                 naga::ImageClass::Storage { format: naga::StorageFormat::Rgba32Uint, .. } => {
                     Access::ReadWordsImage

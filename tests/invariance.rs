@@ -6,6 +6,7 @@ use std::path::Path;
 use checkpoint::{Checkpoint, Quantize};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use protocol::config::KvCacheDtype;
 use protocol::{
     BLOCK_TOKENS, Batch, Begin, BlockId, Input, Logprobs, SamplingParams, SequenceId, Slice,
     TokenId,
@@ -211,10 +212,16 @@ fn bits(logprobs: &Logprobs) -> Vec<(TokenId, u32)> {
 }
 
 fn is_invariant(files: &Checkpoint, name: &str) {
+    for kv in [KvCacheDtype::F32, KvCacheDtype::F16] {
+        is_invariant_with(files, kv, &format!("{name}, cache {kv}"));
+    }
+}
+
+fn is_invariant_with(files: &Checkpoint, kv: KvCacheDtype, name: &str) {
     let Some(device) = device() else { return };
     let device: &Device = device.as_ref().unwrap();
     let vocab_size = files.config().vocab_size;
-    let mut pipeline = Pipeline::of(device, files, &[0, 4]);
+    let mut pipeline = Pipeline::with_cache(device, files, &[0, 4], kv);
     let references = references(&mut pipeline, vocab_size);
     let different = references.iter().flatten().map(bits).collect::<std::collections::HashSet<_>>();
     assert!(different.len() > NUM_TEXTS * TEXT_LEN / 2, "{name}: the reference tells texts apart");

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use checkpoint::{Checkpoint, Format, Matrix, Part};
 use node::model::Kernels;
 use node::stage::{Stage, StepOutput};
+use protocol::config::{KvCacheDtype, Quantize};
 use protocol::{
     BLOCK_TOKENS, Batch, Begin, BlockId, Body, Digest, Epoch, Frame, Input, LayerRange, ModelId,
     PipelineId, SamplingParams, SequenceId, Slice, StageIndex, StageLimits, StagePlan, Step,
@@ -65,6 +66,15 @@ impl<'a> Pipeline<'a> {
     }
 
     pub(crate) fn of(device: &'a Device, files: &Checkpoint, cut: &[u32]) -> Self {
+        Self::with_cache(device, files, cut, KvCacheDtype::Auto)
+    }
+
+    pub(crate) fn with_cache(
+        device: &'a Device,
+        files: &Checkpoint,
+        cut: &[u32],
+        kv_cache_dtype: KvCacheDtype,
+    ) -> Self {
         let num_stages = cut.len() as u32 - 1;
         let stages = cut.windows(2).enumerate().map(|(stage, layers)| {
             let layers = LayerRange { first: layers[0], end: layers[1] };
@@ -86,7 +96,8 @@ impl<'a> Pipeline<'a> {
                 model: ModelId::default(),
                 model_path: String::new(),
                 digests: parts.iter().map(|part| Digest(files.digest(*part).unwrap())).collect(),
-                quantize: protocol::config::Quantize::None,
+                quantize: Quantize::None,
+                kv_cache_dtype,
                 next: None,
                 limits: LIMITS,
                 memory_bytes: 1 << 30,
@@ -276,6 +287,35 @@ fn fp8_weights_compute_what_they_stand_for() {
     }
 }
 
+/// What half precision of keys and values may change a logit by, of the fixtures' size of 1 to 10.
+const F16_CACHE_TOLERANCE: f32 = 2e-2;
+
+#[test]
+fn an_f16_cache_changes_logits_within_its_bound() {
+    let Some(device) = device() else { return };
+    let device = device.as_ref().unwrap();
+    for name in ["glm", "glm-edge", "glm4"] {
+        let folder = golden::fixture(name);
+        let golden = Golden::open(&folder);
+        let files = Checkpoint::open(&folder.join("bf16")).unwrap();
+        let mut pipeline = Pipeline::with_cache(device, &files, &[0, 2, 4], KvCacheDtype::F16);
+        let mut most = 0.0_f32;
+        for (i, prompt) in golden.prompts().iter().enumerate() {
+            let logits = golden.tensor(&format!("logits.{i}"));
+            let num_blocks = prompt.ids.len().div_ceil(BLOCK_TOKENS) as u32;
+            let mut start = 0;
+            for (row, &position) in prompt.positions.iter().enumerate() {
+                pipeline.compute(start, &prompt.ids[start..=position], num_blocks);
+                start = position + 1;
+                most = most.max(worst(&pipeline.last_logits(logits.width), logits.row(row)));
+            }
+        }
+        println!("{name}: {most}");
+        // Nothing changed would mean that it isn't used.
+        assert!((LOGITS_TOLERANCE..F16_CACHE_TOLERANCE).contains(&most), "{name}: {most}");
+    }
+}
+
 #[test]
 fn a_stage_takes_the_memory_that_it_says() {
     let Some(device) = device() else { return };
@@ -283,16 +323,24 @@ fn a_stage_takes_the_memory_that_it_says() {
     let folder = tempfile::tempdir().unwrap();
     let bf16 = |name| golden::fixture(name).join("bf16");
     let (fp8, _) = fp8::models(&bf16("glm4"), folder.path());
-    for (model, cut) in
-        [(bf16("glm-edge"), &[0, 2, 4]), (bf16("glm4"), &[0, 4, 4]), (fp8, &[0, 2, 4])]
-    {
+    let mut cache_bytes = Vec::new();
+    for (model, cut, kv) in [
+        (bf16("glm-edge"), &[0, 2, 4], KvCacheDtype::F32),
+        (bf16("glm-edge"), &[0, 2, 4], KvCacheDtype::F16),
+        (bf16("glm4"), &[0, 4, 4], KvCacheDtype::Auto),
+        (fp8, &[0, 2, 4], KvCacheDtype::Auto),
+    ] {
+        let files = Checkpoint::open(&model).unwrap();
         // The first load tries the kernels, once for each form of layer.
-        Pipeline::load(device, &model, cut);
+        Pipeline::with_cache(device, &files, cut, kv);
         let before = device.gpu.usage().allocated_bytes;
-        let pipeline = Pipeline::load(device, &model, cut);
+        let pipeline = Pipeline::with_cache(device, &files, cut, kv);
         let taken = device.gpu.usage().allocated_bytes - before;
         let said: u64 = pipeline.stages.iter().map(|stage| stage.held().memory_bytes).sum();
         assert!(taken <= said, "{taken} bytes were taken, {said} were said");
         assert!(said < taken + taken / 100, "{taken} bytes were taken, {said} were said");
+        cache_bytes.push(taken);
     }
+    // 4 layers of 2 heads of 16 values, keys and values, 512 blocks of 16 tokens: 2 bytes less.
+    assert_eq!(cache_bytes[0] - cache_bytes[1], 4 * 2 * 16 * 2 * 512 * 16 * 2);
 }

@@ -12,7 +12,7 @@ use bench::engine::random_model::{SHAPES, Shape, Storage};
 use bench::engine::{Engine, OWN_TOKENS, Options};
 use checkpoint::Checkpoint;
 use protocol::BLOCK_TOKENS;
-use protocol::config::Quantize;
+use protocol::config::{KvCacheDtype, Quantize};
 use serde_json::json;
 use shaders::profile::Timed;
 
@@ -32,6 +32,9 @@ pub(crate) struct ModelArguments {
     /// What float weights are rounded to while they are loaded: none, int8 or int4.
     #[arg(long, value_name = "FORMAT", default_value = "none")]
     quantize: Quantize,
+    /// How keys and values are stored: auto, f32 or f16.
+    #[arg(long, value_name = "DTYPE", default_value = "auto")]
+    kv_cache_dtype: KvCacheDtype,
     /// Tokens of a prompt.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "512")]
     prompt: Vec<NonZeroUsize>,
@@ -133,6 +136,7 @@ pub(crate) fn time_model(arguments: &ModelArguments) -> Result<ExitCode> {
     let options = Options {
         adapter: arguments.adapter.clone(),
         quantize: arguments.quantize,
+        kv_cache_dtype: arguments.kv_cache_dtype,
         max_batched_tokens: arguments.max_batched_tokens.get().max(max_num_seqs),
         // And the contexts.
         max_num_seqs: max_num_seqs + arguments.contexts.len(),

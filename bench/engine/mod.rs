@@ -29,6 +29,8 @@ pub struct Options {
     pub adapter: Option<String>,
     /// What float weights are rounded to.
     pub quantize: config::Quantize,
+    /// How keys and values are stored.
+    pub kv_cache_dtype: config::KvCacheDtype,
     /// Tokens of one step.
     pub max_batched_tokens: usize,
     /// Sequences that run at once.
@@ -97,6 +99,7 @@ impl Engine {
             model_path: String::new(),
             digests,
             quantize: options.quantize,
+            kv_cache_dtype: options.kv_cache_dtype,
             next: None,
             limits: StageLimits {
                 max_batched_tokens: u32::try_from(options.max_batched_tokens)?,

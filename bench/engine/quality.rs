@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use checkpoint::Checkpoint;
 use coordinator::tokenizer::Tokenizer;
 use protocol::TokenId;
-use protocol::config::Quantize;
+use protocol::config::{KvCacheDtype, Quantize};
 use serde_json::{Value, json};
 
 use crate::engine::{Engine, Options, token};
@@ -86,6 +86,7 @@ pub fn listen(
     let options = Options {
         adapter: adapter.map(str::to_owned),
         quantize,
+        kv_cache_dtype: KvCacheDtype::Auto,
         max_batched_tokens: longest,
         max_num_seqs: 1,
         max_model_len: longest,

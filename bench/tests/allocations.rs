@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use bench::engine::{Engine, Options};
-use protocol::config::Quantize;
+use protocol::config::{KvCacheDtype, Quantize};
 use serde_json::Value;
 
 #[global_allocator]
@@ -23,6 +23,7 @@ fn a_steady_step_allocates_nothing() {
     let options = Options {
         adapter: None,
         quantize: Quantize::None,
+        kv_cache_dtype: KvCacheDtype::Auto,
         max_batched_tokens: 64,
         max_num_seqs: 4,
         max_model_len: 64,

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use coordinator::serve::{self, Misconfigured};
-use protocol::config::{Config, LogFormat, MetricsCompat, Quantize};
+use protocol::config::{Config, KvCacheDtype, LogFormat, MetricsCompat, Quantize};
 use telemetry::{Service, Tracer};
 
 /// Serves GLM language models on the GPUs you own.
@@ -35,6 +35,9 @@ struct ServeArguments {
     /// Round weights while they are loaded [default: none].
     #[arg(long, value_name = "none|int8|int4")]
     quantize: Option<Quantize>,
+    /// Store keys and values in this type [default: auto, which is f32].
+    #[arg(long, value_name = "auto|f32|f16")]
+    kv_cache_dtype: Option<KvCacheDtype>,
     /// Node processes to run on this machine [default: none, wait for nodes to join].
     #[arg(long, value_name = "N")]
     local_nodes: Option<u32>,
@@ -83,6 +86,7 @@ impl ServeArguments {
         set(&mut config.model.path, self.model);
         set(&mut config.model.name, self.model_name);
         set(&mut config.model.quantize, self.quantize);
+        set(&mut config.model.kv_cache_dtype, self.kv_cache_dtype);
         set(&mut config.coordinator.local_nodes, self.local_nodes);
         set(&mut config.coordinator.stages, self.stages);
         set(&mut config.coordinator.cluster_addr, self.cluster);

@@ -8,7 +8,7 @@ use protocol::{BLOCK_TOKENS, Digest, ModelId, config::Config};
 use crate::cluster;
 use crate::placement::ModelCost;
 
-/// Bytes of one element of the KV cache and of a hidden state: both are f32.
+/// Bytes of one element of a hidden state: f32.
 const ELEMENT_BYTES: u64 = 4;
 
 /// The model, as the cluster needs to know it.
@@ -24,7 +24,8 @@ pub fn describe(
     let layers = (0..model.num_layers).map(Part::Layer);
     let parts = [Part::Embedding].into_iter().chain(layers.clone()).chain([Part::Head]);
     let max_model_len = max_model_len(files, config);
-    let kv_row = (model.num_kv_heads * model.head_dim) as u64 * 2 * ELEMENT_BYTES;
+    let kv_bytes = config.model.kv_cache_dtype.num_bytes();
+    let kv_row = (model.num_kv_heads * model.head_dim) as u64 * 2 * kv_bytes;
     let blocks = u64::from(max_model_len).div_ceil(BLOCK_TOKENS as u64);
     // The widest rows of a stage, each kept once: hidden states, qkv, gate and up, logits.
     let widest = model.hidden_size * 4

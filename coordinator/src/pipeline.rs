@@ -81,6 +81,7 @@ impl Pipeline {
                 model_path: model.path.clone(),
                 digests,
                 quantize: config.model.quantize,
+                kv_cache_dtype: config.model.kv_cache_dtype,
                 next: (stage + 1 < num_stages).then(|| places[place_of(stage + 1)].peer),
                 limits: limits(config, model),
                 memory_bytes: slots[stage].memory,

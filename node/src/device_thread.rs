@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use checkpoint::{Checkpoint, Quantize};
 use protocol::{AdapterReport, Epoch, PipelineId, StageIndex, StagePlan, Step};
 use shaders::gpu::{Gpu, GpuOptions};
-use shaders::kv_cache::HeadShape;
+use shaders::kv_cache::{HeadShape, KvFormat};
 use shaders::weights::Format;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
@@ -184,7 +184,7 @@ impl Worker {
         let kernels = Kernels::new(&gpu)?;
         // Whatever is loaded later has a class of its own; this one proves the adapter.
         let heads = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 64 };
-        let fingerprint = kernels.class(&gpu, &[Format::F16], heads)?;
+        let fingerprint = kernels.class(&gpu, &[Format::F16], heads, KvFormat::F32)?;
         let report = AdapterReport {
             name: gpu.info().name.clone(),
             driver: gpu.info().driver.clone(),

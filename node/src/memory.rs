@@ -10,7 +10,7 @@ use shaders::weights::WeightMatrix;
 
 use crate::error::StageError;
 use crate::head::MAX_ROWS;
-use crate::model::{Scratch, head_shape, on_device};
+use crate::model::{Scratch, head_shape, kv_format, on_device};
 
 /// Most bytes of KV cache on a software driver, if one sequence needs no more.
 const MAX_SOFTWARE_KV_BYTES: u64 = 1 << 30;
@@ -71,7 +71,8 @@ pub fn num_blocks(
     let heads = head_shape(model);
     let num_layers = plan.layers.len() as u64;
     // Of a cache of `blocks` blocks, in all layers.
-    let cache = |blocks| num_layers * KvCache::num_bytes(gpu, heads, blocks as usize);
+    let kv = kv_format(plan.kv_cache_dtype);
+    let cache = |blocks| num_layers * KvCache::num_bytes(gpu, heads, kv, blocks as usize);
     let one_sequence = u64::from(plan.limits.max_model_len).div_ceil(BLOCK_TOKENS as u64);
     let needed = other_bytes + cache(one_sequence);
     let Some(left) = allowed.checked_sub(needed) else {
@@ -85,9 +86,9 @@ pub fn num_blocks(
     } else {
         left
     };
-    let bindable = KvCache::max_blocks(gpu, heads) as u64;
+    let bindable = KvCache::max_blocks(gpu, heads, kv) as u64;
     let most = bindable.min(plan.limits.max_blocks.into());
-    let per_block = num_layers * heads.block_bytes();
+    let per_block = num_layers * heads.block_bytes(kv);
     let mut blocks = left.checked_div(per_block).unwrap_or(u64::MAX).min(most);
     // Images are whole rows.
     while blocks > one_sequence && cache(blocks) > left {

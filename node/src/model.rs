@@ -13,7 +13,7 @@ use shaders::error::GpuError;
 use shaders::gpu::Gpu;
 use shaders::inputs::{Inputs, StepShape};
 use shaders::kernel::Pass;
-use shaders::kv_cache::{HeadShape, KvCache};
+use shaders::kv_cache::{HeadShape, KvCache, KvFormat};
 use shaders::matmul::{BoundMatmul, Matmul, Norm, Operand, Output, Qkv};
 use shaders::rms_norm::{BoundRmsNorm, RmsNorm};
 use shaders::rotary::Rotary;
@@ -28,7 +28,7 @@ pub struct Kernels {
     pub(crate) rms_norm: RmsNorm,
     pub(crate) matmul: Matmul,
     // Computed once for each form of layer: the self-test takes a second.
-    classes: RefCell<Vec<(Format, HeadShape, [u8; 32])>>,
+    classes: RefCell<Vec<((Format, HeadShape, KvFormat), [u8; 32])>>,
 }
 
 impl Kernels {
@@ -44,8 +44,8 @@ impl Kernels {
         })
     }
 
-    /// The device class of layers with weights of these formats and such heads, and the proof that
-    /// the device computes them.
+    /// The device class of layers with weights of these formats, such heads and such a cache, and
+    /// the proof that the device computes them.
     ///
     /// # Errors
     /// When a kernel doesn't compute what it should.
@@ -54,14 +54,16 @@ impl Kernels {
         gpu: &Gpu,
         formats: &[Format],
         heads: HeadShape,
+        kv: KvFormat,
     ) -> Result<Digest, StageError> {
         let class = |format: &Format| -> Result<[u8; 32], StageError> {
             let mut classes = self.classes.borrow_mut();
-            if let Some((.., class)) = classes.iter().find(|(f, h, _)| (f, *h) == (format, heads)) {
+            let form = (*format, heads, kv);
+            if let Some((_, class)) = classes.iter().find(|(other, _)| *other == form) {
                 return Ok(*class);
             }
-            let class = self_test::fingerprint(gpu, *format, heads)?;
-            classes.push((*format, heads, class));
+            let class = self_test::fingerprint(gpu, *format, heads, kv)?;
+            classes.push((form, class));
             Ok(class)
         };
         let classes = formats.iter().map(class).collect::<Result<Vec<_>, _>>()?;
@@ -257,6 +259,14 @@ pub fn quantize(quantize: config::Quantize) -> checkpoint::Quantize {
         config::Quantize::None => checkpoint::Quantize::None,
         config::Quantize::Int8 => checkpoint::Quantize::Int8,
         config::Quantize::Int4 => checkpoint::Quantize::Int4,
+    }
+}
+
+/// How keys and values are stored, as kernels take it.
+pub fn kv_format(dtype: config::KvCacheDtype) -> KvFormat {
+    match dtype {
+        config::KvCacheDtype::Auto | config::KvCacheDtype::F32 => KvFormat::F32,
+        config::KvCacheDtype::F16 => KvFormat::F16,
     }
 }
 

@@ -18,7 +18,7 @@ use shaders::weights::{RowOrder, WeightMatrix};
 use crate::error::StageError;
 use crate::head::Head;
 use crate::memory::{input_limits, num_blocks, stage_bytes};
-use crate::model::{Kernels, Layer, Scratch, Shared, formats, head_shape, upload};
+use crate::model::{Kernels, Layer, Scratch, Shared, formats, head_shape, kv_format, upload};
 use crate::sequences::Sequences;
 
 /// What a loaded stage holds.
@@ -107,7 +107,8 @@ impl Stage {
         let other_bytes = stage_bytes(gpu, files, plan)?;
         let num_blocks = num_blocks(gpu, model, plan, other_bytes)?;
         let heads = head_shape(model);
-        let cache_bytes = KvCache::num_bytes(gpu, heads, num_blocks as usize);
+        let kv = kv_format(plan.kv_cache_dtype);
+        let cache_bytes = KvCache::num_bytes(gpu, heads, kv, num_blocks as usize);
         let memory_bytes = other_bytes + cache_bytes * (end - first) as u64;
 
         let mut done = 0;
@@ -118,7 +119,7 @@ impl Stage {
         loaded(0);
         let inputs = Inputs::new(gpu, input_limits(model, limits, num_blocks))?;
         let scratch = Scratch::new(gpu, model, max_tokens)?;
-        let attention = Attention::new(gpu, heads)?;
+        let attention = Attention::new(gpu, heads, kv)?;
         let inv_freq = inverse_frequencies(model.rope_theta.into(), model.rotary_dim);
         let rotary = Rotary::new(gpu, &inv_freq, limits.max_model_len as usize)?;
         let table = plan
@@ -140,7 +141,7 @@ impl Stage {
         };
         let mut layers = Vec::with_capacity(end - first);
         for layer in first..end {
-            let cache = KvCache::new(gpu, heads, num_blocks as usize)?;
+            let cache = KvCache::new(gpu, heads, kv, num_blocks as usize)?;
             layers.push(Layer::load(&shared, layer, &cache, &mut loaded)?);
         }
         let head = plan
@@ -157,7 +158,7 @@ impl Stage {
             hidden_size: model.hidden_size as u32,
             num_blocks,
             memory_bytes,
-            fingerprint: kernels.class(gpu, &formats(files, first..end)?, heads)?,
+            fingerprint: kernels.class(gpu, &formats(files, first..end)?, heads, kv)?,
         };
         let sequences = Sequences::new(*limits, num_blocks, model.vocab_size as u32);
         let mut stage = Self {
