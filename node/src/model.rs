@@ -28,8 +28,11 @@ pub struct Kernels {
     pub(crate) rms_norm: RmsNorm,
     pub(crate) matmul: Matmul,
     // Computed once for each form of layer: the self-test takes a second.
-    classes: RefCell<Vec<((Format, HeadShape, KvFormat), [u8; 32])>>,
+    classes: RefCell<Vec<(LayerForm, [u8; 32])>>,
 }
+
+/// What the class of a layer depends on, beside the device.
+type LayerForm = (Format, HeadShape, KvFormat);
 
 impl Kernels {
     /// Compiles them.
