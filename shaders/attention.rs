@@ -33,7 +33,7 @@ pub struct Attention {
 pub struct BoundAttention {
     bound: Bound,
     params: Params,
-    queries: u32,
+    variant: Variant,
     max_tokens: usize,
 }
 
@@ -76,13 +76,19 @@ impl Attention {
                 num_kv_heads: self.shape.num_kv_heads as u32,
                 scale,
             },
-            queries: self.variant.queries,
+            variant: self.variant,
             max_tokens: q.len().min(out.len()) / self.shape.q_size(),
         })
     }
 }
 
 impl BoundAttention {
+    /// How the work is laid out: query heads a workgroup, lanes.
+    pub fn layout(&self) -> String {
+        let Variant { queries, lanes, .. } = self.variant;
+        format!("{queries}x{lanes}")
+    }
+
     /// Takes the tokens of a step.
     pub fn record(&self, pass: &mut Pass, step: StepShape) {
         assert!(step.num_tokens <= self.max_tokens, "a batch fits the tensors of its stage");
@@ -94,7 +100,7 @@ impl BoundAttention {
         pass.dispatch(
             &self.bound,
             &params,
-            [params.num_tokens, params.num_heads / self.queries, 1],
+            [params.num_tokens, params.num_heads / self.variant.queries, 1],
         );
     }
 }

@@ -35,7 +35,7 @@ impl Format {
     }
 
     /// Whether a group's values have an offset beside their scale, or codes that take one.
-    pub(crate) fn has_offset(self) -> bool {
+    pub fn has_offset(self) -> bool {
         matches!(self, Self::Int8 | Self::Int4)
     }
 
@@ -49,7 +49,7 @@ impl Format {
     }
 
     /// Values that share a scale, in grouped formats.
-    pub(crate) fn group(self) -> usize {
+    pub fn group(self) -> usize {
         if self == Self::Fp8 { 128 } else { GROUP }
     }
 
@@ -68,7 +68,7 @@ impl Format {
     }
 
     /// Values in a block of 16 bytes.
-    pub(crate) fn block(self) -> usize {
+    pub fn block(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 8,
@@ -78,12 +78,12 @@ impl Format {
     }
 
     /// Blocks of a group.
-    pub(crate) fn group_blocks(self) -> usize {
+    pub fn group_blocks(self) -> usize {
         self.group() / self.block()
     }
 
     /// The functions that decode a block, to append to a kernel; of grouped formats without scale.
-    pub(crate) fn decoder(self) -> &'static str {
+    pub fn decoder(self) -> &'static str {
         match self {
             Self::F32 => include_str!("decode_f32.wgsl"),
             Self::F16 => include_str!("decode_f16.wgsl"),
@@ -95,7 +95,7 @@ impl Format {
     }
 
     /// The constants of kernels that read blocks, beside their own.
-    pub(crate) fn constants(self) -> [(&'static str, u32); 7] {
+    pub fn constants(self) -> [(&'static str, u32); 7] {
         let block = self.block() as u32;
         let group_blocks = self.group_blocks() as u32;
         [

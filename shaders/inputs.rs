@@ -33,7 +33,8 @@ pub struct BadInputs(&'static str);
 
 /// Limits that the inputs of a step must keep, and the tensor they are written to.
 pub struct Inputs {
-    pub(crate) tensor: Tensor,
+    /// `token_ids`, `positions`, `table_starts`, `output_rows`, `tables`, one after another.
+    pub tensor: Tensor,
     limits: InputLimits,
     words: Vec<u32>,
 }
@@ -141,7 +142,7 @@ impl StepShape {
     }
 
     /// Where the block tables start.
-    pub(crate) fn tables_at(&self) -> u32 {
+    pub fn tables_at(&self) -> u32 {
         (3 * self.num_tokens + self.num_outputs) as u32
     }
 }

@@ -30,17 +30,17 @@ pub enum Access {
 
 impl Access {
     /// How a kernel reads values four at a time.
-    pub(crate) fn read_vec4s(images: bool) -> Self {
+    pub fn read_vec4s(images: bool) -> Self {
         if images { Self::ReadImage } else { Self::Read }
     }
 
     /// How a kernel reads blocks of weights.
-    pub(crate) fn read_blocks(images: bool) -> Self {
+    pub fn read_blocks(images: bool) -> Self {
         if images { Self::ReadWordsImage } else { Self::Read }
     }
 
     /// How a kernel writes values four at a time.
-    pub(crate) fn write_vec4s(images: bool) -> Self {
+    pub fn write_vec4s(images: bool) -> Self {
         if images { Self::WriteImage } else { Self::ReadWrite }
     }
 
@@ -109,7 +109,8 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Compiles `source`.
+    /// Compiles `source`, which is trusted: nothing is checked on the device, so its text and its
+    /// launcher must be part of a program that keeps every index within what is bound.
     pub fn new(gpu: &Gpu, source: &KernelSource) -> Result<Self, GpuError> {
         assert!(
             source.params_bytes as usize <= MAX_PARAMS_BYTES,
@@ -136,8 +137,8 @@ impl Kernel {
             source: wgpu::ShaderSource::Wgsl(source.wgsl.as_str().into()),
         };
         gpu.guarded(0, || {
-            // SAFETY: kernels come from this repository only, and their launchers assert that every
-            // index they compute lies within the tensors that are bound.
+            // SAFETY: kernels are part of the program, as `new` asks, and their launchers assert
+            // that every index they compute lies within the tensors that are bound.
             #[allow(unsafe_code, reason = "checks cost more than the arithmetic they guard")]
             let module =
                 unsafe { gpu.device.create_shader_module_trusted(module_descriptor, checks) };

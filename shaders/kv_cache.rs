@@ -33,7 +33,8 @@ impl HeadShape {
         2 * self.block_len() as u64 * format.num_bytes()
     }
 
-    pub(crate) fn head_vec4s(&self) -> usize {
+    /// Vec4s of a head.
+    pub fn head_vec4s(&self) -> usize {
         self.head_dim / 4
     }
 
@@ -87,10 +88,14 @@ impl KvFormat {
 /// Keys lie with the tokens of a block side by side, since lanes score a token each; values with
 /// the dimensions side by side, since lanes sum a dimension each.
 pub struct KvCache {
-    pub(crate) shape: HeadShape,
-    pub(crate) format: KvFormat,
-    pub(crate) keys: Tensor, // [num_blocks, num_kv_heads, head_dim / 4, BLOCK_TOKENS, 4]
-    pub(crate) values: Tensor, // [num_blocks, num_kv_heads, BLOCK_TOKENS, head_dim]
+    /// The layer's heads.
+    pub shape: HeadShape,
+    /// How keys and values are stored.
+    pub format: KvFormat,
+    /// [num_blocks, num_kv_heads, head_dim / 4, BLOCK_TOKENS, 4], vec4s
+    pub keys: Tensor,
+    /// [num_blocks, num_kv_heads, BLOCK_TOKENS, head_dim], vec4s
+    pub values: Tensor,
 }
 
 impl KvCache {

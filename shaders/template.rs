@@ -34,7 +34,7 @@ pub fn expand(source: &str, constants: &[(&str, u32)]) -> String {
 
 /// Expands a kernel that takes values four at a time, from images or from buffers: `IMAGES` and the
 /// function `texel` are there for it.
-pub(crate) fn expand_vec4s(source: &str, images: bool, constants: &[(&str, u32)]) -> String {
+pub fn expand_vec4s(source: &str, images: bool, constants: &[(&str, u32)]) -> String {
     let constants =
         [constants, &[("IMAGES", images.into()), ("IMAGE_WIDTH", IMAGE_WIDTH as u32)]].concat();
     let helpers = if images { include_str!("image.wgsl") } else { "" };

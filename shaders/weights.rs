@@ -21,7 +21,7 @@ pub const TILE: usize = 64;
 pub const GROUP: usize = 32;
 
 /// Groups whose scales a kernel loads at a time.
-pub(crate) const GROUPS_PER_QUAD: usize = 4;
+pub const GROUPS_PER_QUAD: usize = 4;
 
 /// How the rows of a matrix are ordered on the adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,16 +44,19 @@ pub struct WeightMatrix {
     pub format: Format,
     /// How rows are ordered.
     pub order: RowOrder,
-    pub(crate) shards: Vec<Shard>,
+    /// Its rows, in as few parts as bindings allow.
+    pub shards: Vec<Shard>,
 }
 
 /// Rows of a matrix that one binding holds.
 #[derive(Debug, Clone)]
-pub(crate) struct Shard {
-    pub(crate) rows: Range<usize>,
-    pub(crate) blocks: Tensor,
+pub struct Shard {
+    /// Which they are.
+    pub rows: Range<usize>,
+    /// Blocks, interleaved.
+    pub blocks: Tensor,
     /// Of grouped formats.
-    pub(crate) scales: Option<Tensor>,
+    pub scales: Option<Tensor>,
 }
 
 impl WeightMatrix {
@@ -146,7 +149,7 @@ impl WeightMatrix {
     }
 
     /// Blocks of a row, padding included.
-    pub(crate) fn num_blocks(&self) -> usize {
+    pub fn num_blocks(&self) -> usize {
         self.cols.next_multiple_of(GROUP) / self.format.block()
     }
 }

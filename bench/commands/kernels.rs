@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use bench::engine::kernels;
+use bench::engine::kernels::{self, Kernel};
+use bench::engine::random_model::Shape;
+use bench::engine::rival;
 use shaders::gpu::{Gpu, GpuOptions};
+use shaders::kv_cache::HeadShape;
 use shaders::weights::Format;
 
 use super::terminal::{dim, say};
@@ -16,6 +19,9 @@ pub(crate) struct KernelsArguments {
     /// Which adapter: its number, or a part of its name [default: the fastest kind there is].
     #[arg(long, value_name = "NAME|INDEX")]
     adapter: Option<String>,
+    /// Which kernels.
+    #[arg(long, value_delimiter = ',', default_value = "matmul,attention,sampler,embed,norm")]
+    kernels: Vec<Kernel>,
     /// Formats of weights.
     #[arg(long, value_delimiter = ',', value_parser = format, default_value = "f16,bf16,int8,int4")]
     formats: Vec<Format>,
@@ -27,6 +33,27 @@ pub(crate) struct KernelsArguments {
     #[arg(long, value_name = "ROWS", value_delimiter = ',', default_value = "1,4,16,64,512",
           value_parser = clap::value_parser!(u32).range(1..=65_535))]
     rows: Vec<u32>,
+    /// Heads of attention: query heads, key and value heads, values of a head.
+    #[arg(long, value_name = "QxKVxD", value_delimiter = ',', value_parser = heads,
+          default_value = "16x4x64,32x2x128")]
+    heads: Vec<HeadShape>,
+    /// Positions that a decoded token attends to.
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "512,4096",
+          value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    contexts: Vec<u32>,
+    /// Sequences that are decoded, or sampled, at once.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,4,16",
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
+    sequences: Vec<u32>,
+    /// Tokens in the vocabulary of the sampler.
+    #[arg(long, value_name = "TOKENS", default_value = "151552",
+          value_parser = clap::value_parser!(u32).range(1..1 << 24))]
+    vocabulary: u32,
+    /// Instead of all this: what row invariance costs a model of this shape, against kernels that
+    /// add in any order, tuned for each shape; with --formats, --contexts and --rounds.
+    #[arg(long, value_name = "SHAPE", num_args = 0..=1, default_missing_value = "glm-0.3b",
+          value_parser = super::model::shape)]
+    rival: Option<Shape>,
     /// Rounds, of which medians are taken.
     #[arg(long, value_name = "N", default_value = "5")]
     rounds: NonZeroUsize,
@@ -53,23 +80,58 @@ fn shape(text: &str) -> Result<(usize, usize), String> {
     }
 }
 
+fn heads(text: &str) -> Result<HeadShape, String> {
+    let number = |text: &str| text.parse().ok().filter(|number| (1..=1024).contains(number));
+    let numbers: Option<Vec<usize>> = text.split('x').map(number).collect();
+    match numbers.as_deref() {
+        Some(&[num_heads, num_kv_heads, head_dim])
+            if num_heads.is_multiple_of(num_kv_heads) && head_dim.is_multiple_of(4) =>
+        {
+            Ok(HeadShape { num_heads, num_kv_heads, head_dim })
+        }
+        Some([_, _, _]) => Err("KV must divide Q, and D be a multiple of 4".to_owned()),
+        _ => Err("give QxKVxD, as in 32x2x128, numbers from 1 to 1024".to_owned()),
+    }
+}
+
 pub(crate) fn time_kernels(arguments: &KernelsArguments) -> Result<ExitCode> {
     let gpu = Gpu::open_with(arguments.adapter.as_deref(), GpuOptions::kept())?;
+    let info = gpu.info();
+    let adapter = format!("{}, {}, {}", info.name, info.driver, info.backend);
+    let sizes = |sizes: &[u32]| sizes.iter().map(|&size| size as usize).collect();
+    if let Some(model) = arguments.rival {
+        let options = rival::Options {
+            model,
+            formats: arguments.formats.clone(),
+            contexts: sizes(&arguments.contexts),
+            num_rounds: arguments.rounds.get(),
+        };
+        let pairs = rival::compare(&gpu, &options, &mut |text| eprintln!("{}", dim(text)))?;
+        say(&rival::report::table(&adapter, &options, &pairs));
+        write_json(arguments, &rival::report::json(&adapter, &options, &pairs))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let options = kernels::Options {
+        kernels: arguments.kernels.clone(),
         formats: arguments.formats.clone(),
         shapes: arguments.shapes.clone(),
-        batches: arguments.rows.iter().map(|&rows| rows as usize).collect(),
+        batches: sizes(&arguments.rows),
+        heads: arguments.heads.clone(),
+        contexts: sizes(&arguments.contexts),
+        sequences: sizes(&arguments.sequences),
+        vocab_size: arguments.vocabulary as usize,
         num_rounds: arguments.rounds.get(),
     };
     let (limits, measured) = kernels::measure(&gpu, &options, |done, all| {
         eprintln!("{}", dim(&format!("round {done} of {all}")));
     })?;
-    let info = gpu.info();
-    let adapter = format!("{}, {}, {}", info.name, info.driver, info.backend);
-    say(&kernels::table(&adapter, &limits, &measured));
-    if let Some(path) = &arguments.json {
-        let json = format!("{:#}\n", kernels::report(&adapter, &limits, &measured));
-        std::fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
-    }
+    say(&kernels::report::table(&adapter, &limits, &measured));
+    write_json(arguments, &kernels::report::json(&adapter, &limits, &measured))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn write_json(arguments: &KernelsArguments, json: &serde_json::Value) -> Result<()> {
+    let Some(path) = &arguments.json else { return Ok(()) };
+    std::fs::write(path, format!("{json:#}\n"))
+        .with_context(|| format!("can't write {}", path.display()))
 }

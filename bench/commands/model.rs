@@ -74,7 +74,7 @@ pub(crate) struct RandomModelArguments {
     storage: Storage,
 }
 
-fn shape(name: &str) -> Result<Shape, String> {
+pub(crate) fn shape(name: &str) -> Result<Shape, String> {
     Shape::named(name).ok_or_else(|| format!("choose among {}", names()))
 }
 

@@ -1,12 +1,14 @@
 //! A whole model on one adapter, stepped by hand: the engine without its cluster.
 //!
-//! [`model`] times it, perhaps a [`random_model`]; [`kernels`] times its kernels; [`quality`]
-//! compares what it says in one format and another.
+//! [`model`] times it, perhaps a [`random_model`]; [`kernels`] times its kernels,
+//! [`rival`] what their row invariance costs; [`quality`] compares what it says in one format and
+//! another.
 
 pub mod kernels;
 pub mod model;
 pub mod quality;
 pub mod random_model;
+pub mod rival;
 
 use std::path::Path;
 use std::time::Duration;
@@ -259,4 +261,17 @@ pub fn processor_time() -> Option<Duration> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     let ticks: u64 = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
     Some(Duration::from_millis(ticks * 10))
+}
+
+/// Processor time of the threads that this process has now, finer than [`processor_time`]; `None`
+/// where the system doesn't say. Comparable only while no thread ends.
+pub fn processor_nanoseconds() -> Option<u64> {
+    let mut sum = 0;
+    for thread in std::fs::read_dir("/proc/self/task").ok()? {
+        // A thread may end meanwhile.
+        let path = thread.ok()?.path().join("schedstat");
+        let Ok(text) = std::fs::read_to_string(path) else { continue };
+        sum += text.split_whitespace().next()?.parse::<u64>().ok()?;
+    }
+    (sum > 0).then_some(sum)
 }

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use shaders::kv_cache::HeadShape;
+
 /// A model's shape, in the words of GGUF.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shape {
@@ -213,6 +215,31 @@ impl Shape {
     /// The shape of this name.
     pub fn named(name: &str) -> Option<Self> {
         SHAPES.into_iter().find(|shape| shape.name == name)
+    }
+
+    /// Decoder layers.
+    pub fn num_layers(&self) -> usize {
+        self.layers as usize
+    }
+
+    /// Heads of attention.
+    pub fn head_shape(&self) -> HeadShape {
+        let [num_heads, num_kv_heads, head_dim] =
+            [self.heads, self.kv_heads, self.head_dim].map(|size| size as usize);
+        HeadShape { num_heads, num_kv_heads, head_dim }
+    }
+
+    /// The matrices of a layer, as products take them: values of a row, rows. Queries, keys and
+    /// values; output; gate and up; down.
+    pub fn layer_matrices(&self) -> [(usize, usize); 4] {
+        let [hidden, width] = [self.hidden, self.feed_forward].map(|size| size as usize);
+        let heads = self.head_shape();
+        [(hidden, heads.qkv_size()), (heads.q_size(), hidden), (hidden, 2 * width), (width, hidden)]
+    }
+
+    /// The matrix of the head, in the same way.
+    pub fn head_matrix(&self) -> (usize, usize) {
+        (self.hidden as usize, self.vocabulary as usize)
     }
 
     /// Writes a GGUF file of this shape, architecture `llama`, or `qwen2` where it has biases. It
