@@ -6,7 +6,7 @@ use shaders::attention::Attention;
 use shaders::error::GpuError;
 use shaders::gpu::Gpu;
 use shaders::inputs::{BLOCK_TOKENS, InputLimits, Inputs, StepInputs, StepShape};
-use shaders::kv_cache::{HeadShape, KvCache};
+use shaders::kv_cache::{HeadShape, KvCache, KvFormat};
 use shaders::tensor::Tensor;
 
 use super::{About, Options, Work, numbers};
@@ -117,7 +117,7 @@ impl Operands {
         };
         let mut inputs = Inputs::new(gpu, limits)?;
         let shape = inputs.write(gpu, &step.inputs()).context("a step that was made to fit")?;
-        let cache = KvCache::new(gpu, heads, num_blocks)?;
+        let cache = KvCache::new(gpu, heads, KvFormat::F32, num_blocks)?;
         // Written in parts, since the driver keeps a copy of what it was handed.
         let part = numbers(cache.keys.len().min(1 << 22));
         for tensor in [&cache.keys, &cache.values] {
@@ -141,7 +141,7 @@ pub fn scale(heads: HeadShape) -> f32 {
 pub(super) fn works(gpu: &Gpu, options: &Options) -> Result<Vec<Work>> {
     let mut works = Vec::new();
     for &heads in &options.heads {
-        let attention = Attention::new(gpu, heads)?;
+        let attention = Attention::new(gpu, heads, KvFormat::F32)?;
         let decode = options.contexts.iter().flat_map(|&context| {
             options.sequences.iter().map(move |&sequences| Step::Decode { sequences, context })
         });

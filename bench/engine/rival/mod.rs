@@ -17,6 +17,7 @@ use anyhow::{Result, bail, ensure};
 use shaders::attention::Attention;
 use shaders::gpu::Gpu;
 use shaders::kernel::Pass;
+use shaders::kv_cache::KvFormat;
 use shaders::matmul::{Matmul, Output};
 use shaders::tensor::Tensor;
 use shaders::weights::{Format, WeightMatrix};
@@ -163,7 +164,7 @@ pub fn compare(gpu: &Gpu, options: &Options, progress: &mut dyn FnMut(&str)) -> 
         }
     }
     let heads = options.model.head_shape();
-    let kernel = Attention::new(gpu, heads)?;
+    let kernel = Attention::new(gpu, heads, KvFormat::F32)?;
     for &phase in &phases {
         let operands = Operands::new(gpu, heads, phase.step())?;
         let (pair, sides) = attentions(gpu, &kernel, &operands, (phase, layers), progress)?;
