@@ -288,7 +288,7 @@ fn fp8_weights_compute_what_they_stand_for() {
 }
 
 /// What half precision of keys and values may change a logit by, of the fixtures' size of 1 to 10.
-const F16_CACHE_TOLERANCE: f32 = 2e-2;
+const F16_CACHE_TOLERANCE: f32 = 5e-2;
 
 #[test]
 fn an_f16_cache_changes_logits_within_its_bound() {
