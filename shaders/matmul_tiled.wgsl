@@ -5,6 +5,7 @@
 var<workgroup> sh_x: array<vec4<f32>, {TILE_X}>;            // [GROUP / 4, GROUPS * TM]
 var<workgroup> sh_weights: array<vec4<f32>, {TILE_WEIGHTS}>; // [GROUP / 4, TN, LANES]
 //! if GROUPED
+var<workgroup> sh_x_parts: array<f32, {TILE_X}>;            // [GROUP / 4, GROUPS * TM]
 var<workgroup> sh_factors: array<vec2<f32>, {STRIP}>;       // [TN, LANES], scale and offset
 //! end
 
@@ -49,6 +50,12 @@ fn main(
                 let r = i / 8u;
                 let value = staged_x(p, first_row, r, block * {PARTS}u + i % 8u);
                 sh_x[i % 8u * {TILE_ROWS}u + r] = value;
+//! if GROUPED
+                // Of products, as in matmul.wgsl: a driver may add products in a way of its own, so
+                // that the sum of what was stored would have other bits.
+                sh_x_parts[i % 8u * {TILE_ROWS}u + r] =
+                    (value.x + value.y) + (value.z + value.w);
+//! end
             }
             for (var i = local; i < {STRIP}u * {STEP_BLOCKS}u; i += {WORKGROUP}u) {
                 let column = i % {STRIP}u;
@@ -80,7 +87,7 @@ fn main(
 //! for m in 0..TM
                 let x_{m} = sh_x[q * {TILE_ROWS}u + {m}u * {GROUPS}u + group];
 //! if OFFSET
-                x_sum_{m} += (x_{m}.x + x_{m}.y) + (x_{m}.z + x_{m}.w);
+                x_sum_{m} += sh_x_parts[q * {TILE_ROWS}u + {m}u * {GROUPS}u + group];
 //! end
 //! for j in 0..TN
 //! if GROUPED
