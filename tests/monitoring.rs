@@ -136,6 +136,27 @@ fn queries(dashboard: &Value) -> Vec<String> {
     found
 }
 
+/// Goal: Prometheus understands every query of the dashboard. Method: as rules, with Grafana's
+/// variables filled in.
+#[test]
+fn the_dashboards_queries_parse() {
+    if !has_promtool() {
+        return;
+    }
+    let dashboard = std::fs::read(deploy("grafana/autoglm.json")).unwrap();
+    let mut rules = "groups:\n- name: dashboard\n  rules:\n".to_owned();
+    for (number, query) in queries(&serde_json::from_slice(&dashboard).unwrap()).iter().enumerate()
+    {
+        let query = query.replace("$__rate_interval", "1m").replace("$instance", ".*");
+        assert!(!query.contains('$'), "{query}");
+        rules += &format!("  - record: query_{number}\n    expr: {}\n", json!(query));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("dashboard.yml");
+    std::fs::write(&file, rules).unwrap();
+    promtool(&["check", "rules", file.to_str().unwrap()], "").unwrap();
+}
+
 #[test]
 fn the_metrics_of_an_expression_are_found() {
     let expression = r#"1 - sum by (le, a_b) (rate(x_bucket{y="z{",w=~"u.."}[5m])) / ignoring (c)

@@ -333,6 +333,7 @@ impl Metrics {
     /// The pipeline was lost.
     pub fn pipeline_lost(&self) {
         self.pipelines_lost.inc();
+        self.stages.forget();
     }
 
     /// The first token of an answer, after this time.
@@ -435,6 +436,7 @@ mod tests {
     fn counted(compat: MetricsCompat) -> Metrics {
         let metrics =
             Metrics::new("a \"name\"\n", &config::Metrics { compat, ..Default::default() });
+        metrics.pipeline_lost();
         let timing = StageTiming { compute_us: 1500, received_bytes: 64, ..StageTiming::default() };
         metrics.step(&StepReport {
             ended: Instant::now(),
@@ -448,7 +450,6 @@ mod tests {
         metrics.admitted(Duration::from_millis(1));
         metrics.kv(3, 4);
         metrics.nodes([NodeId(1)].into_iter(), true);
-        metrics.pipeline_lost();
         metrics.first_token(Duration::from_millis(12), None);
         metrics.next_token(Duration::from_millis(12), None);
         metrics.decoded(Duration::from_millis(20), 3, None);
@@ -500,6 +501,9 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
         }
+        metrics.pipeline_lost();
+        let is_now = metrics.text().contains("autoglm_stage_bubble_ratio{");
+        assert!(!is_now, "a lost pipeline has no stages");
     }
 
     #[test]

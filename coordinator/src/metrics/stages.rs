@@ -156,6 +156,13 @@ impl StageMetrics {
         ours.register("stage_bubble_ratio", help, self.bubble.clone());
     }
 
+    /// The pipeline is lost: nothing is known of the present of its stages.
+    pub(super) fn forget(&self) {
+        self.rtt.clear();
+        self.bubble.clear();
+        *self.recent.lock().unwrap_or_else(PoisonError::into_inner) = Recent::default();
+    }
+
     pub(super) fn step(&self, step: &StepReport<'_>) {
         let micros = |micros: u32| f64::from(micros) / 1e6;
         for timing in step.timings {
