@@ -65,11 +65,11 @@ pub fn sentence(run: &RunResult) -> String {
             format!("Answers verified: all {checked} that were compared{by} are identical.")
         }
         Verdict::Broken => format!(
-            "{} of {checked} streams broke; all that came was identical, compared{by}.",
+            "{} of {checked} streams broke; all that came, compared{by}, was identical.",
             grouped(found.broken_streams),
         ),
         Verdict::Wrong => format!(
-            "{} of {checked} answers, compared{by}, are not the reference's: {} broken streams, \
+            "{} of {checked} answers are not the reference's, compared{by}: {} broken streams, \
              {} tokens lost, {} repeated, {} differing, {} other ends.",
             grouped(found.checked - found.identical.min(found.checked)),
             grouped(found.broken_streams),
