@@ -37,8 +37,9 @@ pub(crate) struct OverheadArguments {
     /// Tokens of an answer.
     #[arg(long, value_name = "N", default_value = "100")]
     tokens: NonZeroU32,
-    /// Nodes of each cluster.
-    #[arg(long, value_name = "N", default_value = "2")]
+    /// Nodes of each cluster. With several, which requests share a step is chance that lasts, and
+    /// weighs more than what is measured.
+    #[arg(long, value_name = "N", default_value = "1")]
     nodes: NonZeroU32,
 }
 
