@@ -60,6 +60,18 @@ impl Cost {
     pub fn per_token_us(&self) -> f64 {
         self.seconds * 1e6 / self.num_tokens as f64
     }
+
+    /// Of them, the coordinator's.
+    pub fn coordinator_us(&self) -> f64 {
+        self.coordinator * 1e6 / self.num_tokens as f64
+    }
+}
+
+impl Work {
+    /// A tenth of it, to warm up.
+    pub fn tenth(self) -> Self {
+        Self { num_requests: self.num_requests.div_ceil(10), ..self }
+    }
 }
 
 impl Launch {
