@@ -19,10 +19,11 @@ pub struct Seconds {
 /// What a process and its children have taken of the processors so far.
 ///
 /// # Errors
-/// Where there is no /proc, or a process is gone.
+/// Where there is no /proc, or the process is gone.
 pub fn seconds(pid: u32) -> Result<Seconds> {
     let own = own_seconds(pid)?;
-    let children = children(pid)?.into_iter().map(own_seconds).sum::<Result<f64>>()?;
+    // One that has ended since it was found is a child no more.
+    let children: f64 = children(pid)?.into_iter().flat_map(own_seconds).sum();
     Ok(Seconds { all: own + children, own })
 }
 
