@@ -3,6 +3,8 @@
 //! Labels take few values by construction: the served model, stages, joined nodes, routes and
 //! methods of the API, and words of this program. Nothing that a client says becomes one.
 
+#[cfg(test)]
+mod cost;
 mod stages;
 mod text;
 mod vllm;
