@@ -13,8 +13,11 @@
 //!
 //! [`overhead`] starts clusters of ours to measure what a configuration costs.
 //!
+//! [`alarm`] wakes them all, more exactly than the runtime's timers.
+//!
 //! [`engine`] knows no server: it times kernels and whole models on this machine's adapter.
 
+pub mod alarm;
 pub mod client;
 pub mod distribution;
 pub mod engine;

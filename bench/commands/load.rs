@@ -21,6 +21,7 @@ use clap::{ArgGroup, Parser as _};
 use serde::Serialize;
 
 use super::checks::{self, CheckArguments};
+use super::interrupt::interrupted;
 use super::report::write_page;
 use super::server::ServerArguments;
 use super::terminal::{say, show};
@@ -194,14 +195,6 @@ pub(crate) async fn measure(
         }
     }
     Ok(runs)
-}
-
-/// Resolves at ctrl-c.
-pub(crate) async fn interrupted() {
-    // Without the signal's handler ctrl-c just ends us.
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
-    }
 }
 
 /// Each request in flight has a connection, and each connection is an open file.

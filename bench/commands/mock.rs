@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use bench::distribution::{Delays, Lengths};
 use bench::mock::{Mock, Stall, serve};
 
+use super::interrupt::interrupted;
 use super::terminal::say;
 
 #[derive(clap::Args)]
@@ -57,7 +58,7 @@ pub(crate) async fn mock(arguments: MockArguments) -> Result<ExitCode> {
     };
     tokio::select! {
         ended = serve(listener, mock) => ended?,
-        _ = tokio::signal::ctrl_c() => {}
+        () = interrupted() => {}
     }
     Ok(ExitCode::SUCCESS)
 }

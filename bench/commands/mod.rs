@@ -4,6 +4,7 @@ mod ask;
 mod checks;
 mod experiment;
 mod hops;
+mod interrupt;
 mod kernels;
 mod load;
 mod mock;
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
+use interrupt::unless_interrupted;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -57,15 +59,21 @@ impl Command {
         };
         match self {
             Self::Load(arguments) => runtime()?.block_on(load::load(*arguments)),
-            Self::Experiment(arguments) => runtime()?.block_on(experiment::experiment(arguments)),
+            Self::Experiment(arguments) => {
+                runtime()?.block_on(unless_interrupted(experiment::experiment(arguments)))
+            }
             Self::Report(arguments) => report::report(&arguments),
             Self::Ask(arguments) => runtime()?.block_on(ask::ask(arguments)),
             Self::Mock(arguments) => runtime()?.block_on(mock::mock(arguments)),
-            Self::Hops(arguments) => runtime()?.block_on(hops::time_hops(arguments)),
+            Self::Hops(arguments) => {
+                runtime()?.block_on(unless_interrupted(hops::time_hops(arguments)))
+            }
             Self::Kernels(arguments) => kernels::time_kernels(&arguments),
             Self::Model(arguments) => model::time_model(&arguments),
             Self::Quality(arguments) => quality::compare_formats(&arguments),
-            Self::Overhead(arguments) => runtime()?.block_on(overhead::overhead(arguments)),
+            Self::Overhead(arguments) => {
+                runtime()?.block_on(unless_interrupted(overhead::overhead(arguments)))
+            }
             Self::RandomModel(arguments) => model::write_random_model(&arguments),
         }
     }

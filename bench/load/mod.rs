@@ -4,7 +4,6 @@
 //! requests count, [`result`] makes of it the result that is kept, [`report`] a table.
 //! Who wants to hear of each request and each token is an [`observe::Observe`].
 
-mod alarm;
 pub mod align;
 pub mod client_use;
 pub mod fault;

@@ -10,7 +10,6 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::alarm::Alarm;
 use super::client_use::Meter;
 use super::observe::ObserveAnswer;
 use super::outcome::Outcome;
@@ -18,6 +17,7 @@ use super::pace::{Pacer, Start};
 use super::sums::Sums;
 use super::workload::{Conversation, History};
 use super::{Load, Measured, Progress};
+use crate::alarm::Alarm;
 use crate::client::failure::{Failure, FailureKind};
 use crate::client::{Listen, Server};
 
@@ -30,6 +30,7 @@ struct Running {
     load: Load,
     server: Server,
     start: Instant,
+    alarm: Alarm,
     sums: Mutex<Sums>,
     progress: Arc<Progress>,
 }
@@ -48,10 +49,10 @@ pub(super) async fn drive(
         load: load.clone(),
         server: server.clone(),
         start: Instant::now(),
+        alarm: Alarm::new(),
         sums: Mutex::new(Sums::new(load.slo.clone(), warmup, end)),
         progress: progress.clone(),
     });
-    let alarm = Alarm::new();
     let mut pacer = Pacer::new(&load.pace, load.workload.seed.unwrap_or(0), end);
     let mut left = load.extent.requests.unwrap_or(u64::MAX);
     let mut tasks = JoinSet::new();
@@ -72,7 +73,7 @@ pub(super) async fn drive(
         }
         let wait = async {
             match wake {
-                Some(time) => alarm.at(running.start + time).await,
+                Some(time) => running.alarm.at(running.start + time).await,
                 None => std::future::pending().await,
             }
         };
@@ -120,7 +121,7 @@ async fn converse(running: Arc<Running>, conversation: Conversation, start: Star
         if running.load.extent.end().is_some_and(|end| intended >= end) {
             break;
         }
-        tokio::time::sleep_until(running.start + intended).await;
+        running.alarm.at(running.start + intended).await;
         start = Start { intended, due: intended };
     }
     running.start.elapsed()

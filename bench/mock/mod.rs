@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::alarm::Alarm;
 use crate::distribution::{Delays, Lengths, Purpose, random};
 
 /// How a mock server answers.
@@ -48,6 +49,7 @@ pub struct Stall {
 struct Running {
     mock: Mock,
     start: Instant,
+    alarm: Alarm,
     num_requests: AtomicU64,
     slots: Semaphore,
 }
@@ -69,6 +71,7 @@ pub async fn serve(listener: TcpListener, mock: Mock) -> Result<()> {
     let running = Running {
         mock,
         start: Instant::now(),
+        alarm: Alarm::new(),
         num_requests: AtomicU64::new(0),
         slots: Semaphore::new(slots),
     };
@@ -109,15 +112,6 @@ impl Schedule {
                 self.due = self.running.start + end;
             }
         }
-        wait_until(self.due).await;
-    }
-}
-
-/// Timers tick in milliseconds and fire at the first tick after their time, half a tick late on
-/// the average: so they are set half a tick early.
-async fn wait_until(due: Instant) {
-    let due = due.checked_sub(Duration::from_micros(500)).unwrap_or(due);
-    if due > Instant::now() {
-        tokio::time::sleep_until(due).await;
+        self.running.alarm.at(self.due).await;
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Output;
+use std::time::Duration;
 
 use bench::report::result::{self, FORMAT, RunResult};
 
@@ -56,6 +57,30 @@ async fn an_experiment_measures_both_in_turn_and_ends_what_it_started() {
         let process = Path::new("/proc").join(pid.trim());
         assert!(!process.exists(), "{name} still runs as {}", pid.trim());
     }
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_experiment_that_is_terminated_leaves_no_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let slow = file(folder.path(), "slow.toml", &configuration("slow", "10s"));
+    let fast = file(folder.path(), "fast.toml", &configuration("fast", "10s"));
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_autoglm-bench"));
+    let mut process =
+        command.args(["experiment", &slow, &fast]).kill_on_drop(true).spawn().unwrap();
+    let written = folder.path().join("slow.pid");
+    let server = loop {
+        match std::fs::read_to_string(&written) {
+            Ok(pid) if pid.ends_with('\n') => break Path::new("/proc").join(pid.trim()),
+            _ => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    };
+    assert!(server.exists());
+    let pid = process.id().unwrap().to_string();
+    let kill = tokio::process::Command::new("kill").args(["-TERM", &pid]).status().await;
+    assert!(kill.unwrap().success());
+    assert_eq!(process.wait().await.unwrap().code(), Some(130));
+    assert!(!server.exists(), "{} still runs", server.display());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
