@@ -86,7 +86,10 @@ fn tracer(endpoint: Option<String>) -> anyhow::Result<Tracer> {
 }
 
 fn serve(options: Options) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    // Steps are computed by threads of the adapters: what is left is moving frames, one after
+    // another, and waking a second worker for it takes longer than the work.
+    let runtime = runtime.worker_threads(1).enable_all().build()?;
     let ended = runtime.block_on(run(options, shutdown_signal()));
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     ended
