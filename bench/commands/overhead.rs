@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use bench::numbers::median;
-use bench::overhead::{Collector, Cost, Launch, Work, round};
+use bench::overhead::{Collector, Cost, Counted, Launch, Work};
 use bench::report::statistics::{Interval, mean_interval};
 
 use super::terminal::say;
@@ -22,9 +22,12 @@ pub(crate) struct OverheadArguments {
     /// Lines of cluster.toml of the first cluster [default: metrics and traces are off].
     #[arg(long, value_name = "FILE")]
     without: Option<PathBuf>,
-    /// Of the second [default: metrics are on, and 1 % of the requests are traced].
+    /// Of the second [default: metrics are on, and some requests are traced].
     #[arg(long, value_name = "FILE")]
     with: Option<PathBuf>,
+    /// Share of the requests that the second traces by default.
+    #[arg(long, value_name = "SHARE", default_value = "0.01", conflicts_with = "with")]
+    sample_ratio: f64,
     /// Rounds of each.
     #[arg(long, value_name = "N", default_value = "20")]
     pairs: NonZeroUsize,
@@ -41,6 +44,10 @@ pub(crate) struct OverheadArguments {
     /// weighs more than what is measured.
     #[arg(long, value_name = "N", default_value = "1")]
     nodes: NonZeroU32,
+    /// Count the coordinator's instructions instead of the processor time of all: slow, but alike
+    /// from pair to pair (needs valgrind).
+    #[arg(long)]
+    instructions: bool,
 }
 
 pub(crate) async fn overhead(arguments: OverheadArguments) -> Result<ExitCode> {
@@ -55,59 +62,73 @@ pub(crate) async fn overhead(arguments: OverheadArguments) -> Result<ExitCode> {
         Ok(path)
     };
     let without = "[metrics]\nenabled = false\n".to_owned();
-    let with = format!("[traces]\nendpoint = \"{}\"\nsample_ratio = 0.01\n", collector.endpoint());
+    let with = format!(
+        "[traces]\nendpoint = \"{}\"\nsample_ratio = {}\n",
+        collector.endpoint(),
+        arguments.sample_ratio
+    );
     let without = file(arguments.without, "without.toml", without)?;
     let with = file(arguments.with, "with.toml", with)?;
-    let launch = Launch { model: arguments.model, num_nodes: arguments.nodes.get() };
+    let counted = if arguments.instructions { Counted::Instructions } else { Counted::Time };
+    let launch = Launch { model: arguments.model, num_nodes: arguments.nodes.get(), counted };
     let work = Work {
         num_requests: arguments.requests.get(),
         concurrency: arguments.concurrency.get(),
         num_tokens: arguments.tokens.get(),
     };
 
-    say("  pair   without      with   difference   (processor time for each token)\n");
+    say(&format!(
+        "  pair      without         with   difference   ({} for each token)\n",
+        what(counted)
+    ));
     let mut pairs = Vec::new();
     for pair in 0..arguments.pairs.get() {
         // Two processes differ by luck that lasts as long as they: each pair has new ones.
         let clusters = [launch.start(&without).await?, launch.start(&with).await?];
         for cluster in &clusters {
-            round(cluster, work.tenth()).await?;
+            cluster.round(work.tenth()).await?;
         }
         // Whoever goes first finds the machine as the other left it: they take turns.
         let mut costs = [None; 2];
         for index in if pair % 2 == 0 { [0, 1] } else { [1, 0] } {
-            costs[index] = Some(round(&clusters[index], work).await?);
+            costs[index] = Some(clusters[index].round(work).await?);
         }
         for cluster in clusters {
             cluster.end().await;
         }
         let [Some(without), Some(with)] = costs else { continue };
         say(&format!(
-            "  {:>4}  {:>5.1} µs  {:>5.1} µs  {:>+9.2} %\n",
+            "  {:>4}  {:>11.1}  {:>11.1}  {:>+9.2} %\n",
             pair + 1,
-            without.per_token_us(),
-            with.per_token_us(),
-            (with.per_token_us() / without.per_token_us() - 1.0) * 100.0,
+            without.all,
+            with.all,
+            (with.all / without.all - 1.0) * 100.0,
         ));
         pairs.push((without, with));
     }
-    say(&summary(&pairs));
+    say(&summary(counted, &pairs));
     say(&format!("  {} bytes of spans were sent\n", collector.num_bytes()));
     Ok(ExitCode::SUCCESS)
 }
 
-fn summary(pairs: &[(Cost, Cost)]) -> String {
-    let of = |pick: fn(&Cost) -> f64| {
-        let middle = |side: fn(&(Cost, Cost)) -> &Cost| {
-            median(&pairs.iter().map(|pair| pick(side(pair))).collect::<Vec<_>>())
-        };
-        (middle(|pair| &pair.0), middle(|pair| &pair.1))
-    };
-    let (all, coordinator) = (of(Cost::per_token_us), of(Cost::coordinator_us));
+fn what(counted: Counted) -> &'static str {
+    match counted {
+        Counted::Time => "µs of processors",
+        Counted::Instructions => "instructions of the coordinator",
+    }
+}
+
+fn summary(counted: Counted, pairs: &[(Cost, Cost)]) -> String {
+    let middle =
+        |pick: fn(&(Cost, Cost)) -> f64| median(&pairs.iter().map(pick).collect::<Vec<_>>());
     let mut text = format!(
-        "\n  median, all processes  {:.1} µs without, {:.1} µs with\n  \
-         median, coordinator    {:.1} µs without, {:.1} µs with\n",
-        all.0, all.1, coordinator.0, coordinator.1
+        "\n  median, all counted    {:.1} without, {:.1} with\n  \
+         median, coordinator    {:.1} without, {:.1} with   ({})\n",
+        middle(|pair| pair.0.all),
+        middle(|pair| pair.1.all),
+        middle(|pair| pair.0.coordinator),
+        middle(|pair| pair.1.coordinator),
+        what(counted),
     );
     let mut line = |what: &str, share: fn(&(Cost, Cost)) -> f64| {
         let shares: Vec<_> = pairs.iter().map(share).collect();
@@ -119,11 +140,9 @@ fn summary(pairs: &[(Cost, Cost)]) -> String {
             );
         }
     };
-    line("overhead              ", |(a, b)| b.per_token_us() / a.per_token_us() - 1.0);
+    line("overhead              ", |(a, b)| b.all / a.all - 1.0);
     // Nodes count nothing, and have spans of few steps: what they differ by is mostly luck.
-    line("of the coordinator    ", |(a, b)| {
-        (b.coordinator_us() - a.coordinator_us()) / a.per_token_us()
-    });
+    line("of the coordinator    ", |(a, b)| (b.coordinator - a.coordinator) / a.all);
     text
 }
 
@@ -133,11 +152,11 @@ mod tests {
 
     #[test]
     fn the_overhead_is_the_mean_of_the_pairs() {
-        let cost = |seconds| Cost { seconds, coordinator: seconds / 2.0, num_tokens: 1000 };
+        let cost = |all| Cost { all, coordinator: all / 2.0 };
         let pairs = [(cost(1.0), cost(1.01)), (cost(2.0), cost(2.02)), (cost(1.0), cost(1.01))];
-        let text = summary(&pairs);
+        let text = summary(Counted::Time, &pairs);
         assert!(text.contains("overhead               +1.00 % (95 %: +1.00 to +1.00 %)"), "{text}");
         assert!(text.contains("coordinator     +0.50 % (95 %: +0.50 to +0.50 %)"), "{text}");
-        assert!(text.contains("1000.0 µs without, 1010.0 µs with"), "{text}");
+        assert!(text.contains("1.0 without, 1.0 with"), "{text}");
     }
 }

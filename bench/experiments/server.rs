@@ -157,7 +157,7 @@ async fn is_ready(client: &reqwest::Client, url: &str) -> bool {
 }
 
 /// A program without a folder is looked for beside ours first.
-fn program(word: &str) -> PathBuf {
+pub(crate) fn program(word: &str) -> PathBuf {
     let ours = std::env::current_exe().ok();
     let beside = ours.as_deref().and_then(Path::parent).map(|folder| folder.join(word));
     let is_name = Path::new(word).components().count() == 1;

@@ -1,7 +1,8 @@
 //! What a configuration costs: two clusters of ours on one machine, the same work for one and then
-//! for the other, again and again, in processor seconds for each token.
+//! for the other, again and again, in processor time or instructions for each token.
 
 mod collector;
+mod instructions;
 pub mod processes;
 
 use std::path::{Path, PathBuf};
@@ -14,9 +15,10 @@ use serde_json::json;
 use crate::client::Server;
 use crate::client::request::Endpoint;
 use crate::experiments::configuration::Command;
-use crate::experiments::server::Started;
+use crate::experiments::server::{Started, program};
 
 pub use collector::Collector;
+use instructions::Callgrind;
 
 /// How long one answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
@@ -31,6 +33,24 @@ pub struct Launch {
     pub model: PathBuf,
     /// Node processes, one stage on each.
     pub num_nodes: u32,
+    /// What is counted.
+    pub counted: Counted,
+}
+
+/// What a round's cost is counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// Microseconds of processors, of all processes.
+    Time,
+    /// Instructions of the coordinator: valgrind runs it, nodes run as they are.
+    Instructions,
+}
+
+/// A cluster that serves, and who counts.
+#[derive(Debug)]
+pub struct Cluster {
+    started: Started,
+    callgrind: Option<Callgrind>,
 }
 
 /// The work of one round.
@@ -44,27 +64,13 @@ pub struct Work {
     pub num_tokens: u32,
 }
 
-/// What a round took.
+/// What a round took for each token, in microseconds or instructions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cost {
-    /// Processor seconds of all processes.
-    pub seconds: f64,
+    /// Of all processes that are counted.
+    pub all: f64,
     /// Of them, the coordinator's.
     pub coordinator: f64,
-    /// Tokens of answers.
-    pub num_tokens: u64,
-}
-
-impl Cost {
-    /// Microseconds of processors for each token.
-    pub fn per_token_us(&self) -> f64 {
-        self.seconds * 1e6 / self.num_tokens as f64
-    }
-
-    /// Of them, the coordinator's.
-    pub fn coordinator_us(&self) -> f64 {
-        self.coordinator * 1e6 / self.num_tokens as f64
-    }
 }
 
 impl Work {
@@ -79,11 +85,16 @@ impl Launch {
     ///
     /// # Errors
     /// When it doesn't.
-    pub async fn start(&self, config: &Path) -> Result<Started> {
+    pub async fn start(&self, config: &Path) -> Result<Cluster> {
+        let callgrind = match self.counted {
+            Counted::Time => None,
+            Counted::Instructions => Some(Callgrind::new().await?),
+        };
+        let coordinator = program("autoglm").display().to_string();
         let nodes = self.num_nodes.to_string();
         let (model, config) = (self.model.to_string_lossy(), config.to_string_lossy());
         let words = [
-            ["autoglm", "serve"],
+            [coordinator.as_str(), "serve"],
             ["--model", &model],
             ["--local-nodes", &nodes],
             ["--stages", &nodes],
@@ -92,18 +103,46 @@ impl Launch {
             ["--data-dir", "{dir}"],
             ["--config", &config],
         ];
-        let words = words.concat().into_iter().map(str::to_owned).collect();
-        Started::start(&Command { words, ready_seconds: READY_SECONDS }).await
+        let mut words: Vec<_> = words.concat().into_iter().map(str::to_owned).collect();
+        if let Some(callgrind) = &callgrind {
+            words.splice(0..0, callgrind.words());
+        }
+        let started = Started::start(&Command { words, ready_seconds: READY_SECONDS }).await?;
+        Ok(Cluster { started, callgrind })
     }
 }
 
-/// Does the work once.
-///
-/// # Errors
-/// When the cluster doesn't answer, or answers other than asked.
-pub async fn round(cluster: &Started, work: Work) -> Result<Cost> {
-    let pid = cluster.pid().context("the cluster has ended")?;
-    let server = Server::new(cluster.url(), ANSWER_TIMEOUT)?;
+impl Cluster {
+    /// Does the work once.
+    ///
+    /// # Errors
+    /// When the cluster doesn't answer, or answers other than asked.
+    pub async fn round(&self, work: Work) -> Result<Cost> {
+        let pid = self.started.pid().context("the cluster has ended")?;
+        if let Some(callgrind) = &self.callgrind {
+            callgrind.begin(pid).await?;
+            let num_tokens = ask(self.started.url(), work).await?;
+            let each = callgrind.end(pid).await? / num_tokens;
+            return Ok(Cost { all: each, coordinator: each });
+        }
+        let before = processes::seconds(pid)?;
+        let num_tokens = ask(self.started.url(), work).await?;
+        let after = processes::seconds(pid)?;
+        Ok(Cost {
+            all: (after.all - before.all) * 1e6 / num_tokens,
+            coordinator: (after.own - before.own) * 1e6 / num_tokens,
+        })
+    }
+
+    /// Ends its processes.
+    pub async fn end(self) {
+        self.started.end().await;
+    }
+}
+
+/// Asks for everything; how many tokens came.
+async fn ask(url: &str, work: Work) -> Result<f64> {
+    let server = Server::new(url, ANSWER_TIMEOUT)?;
     let (server, model) = (&server, &server.first_model().await?);
     let ask = move |number: usize| async move {
         let body = json!({
@@ -119,13 +158,7 @@ pub async fn round(cluster: &Started, work: Work) -> Result<Cost> {
         );
         Ok(num_tokens)
     };
-    let before = processes::seconds(pid)?;
     let answers = futures::stream::iter((0..work.num_requests).map(ask));
     let tokens: Vec<u64> = answers.buffer_unordered(work.concurrency).try_collect().await?;
-    let after = processes::seconds(pid)?;
-    Ok(Cost {
-        seconds: after.all - before.all,
-        coordinator: after.own - before.own,
-        num_tokens: tokens.iter().sum(),
-    })
+    Ok(tokens.iter().sum::<u64>() as f64)
 }
