@@ -6,6 +6,8 @@ use crate::error::GpuError;
 
 /// The adapters of this machine, in the order of their index.
 pub struct Adapters {
+    #[cfg(feature = "raw")]
+    pub(crate) instance: wgpu::Instance,
     adapters: Vec<wgpu::Adapter>,
 }
 
@@ -27,7 +29,11 @@ impl Adapters {
         };
         let instance = wgpu::Instance::new(descriptor);
         let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-        Self { adapters }
+        Self {
+            #[cfg(feature = "raw")]
+            instance,
+            adapters,
+        }
     }
 
     fn infos(&self) -> Vec<AdapterInfo> {
@@ -177,8 +183,9 @@ pub(crate) fn experimental_features(wanted: bool) -> wgpu::ExperimentalFeatures 
     if !wanted {
         return wgpu::ExperimentalFeatures::disabled();
     }
-    // SAFETY: of the experimental features only cooperative matrices are asked for, and only the
-    // kernels of this repository use them, each of whose results the self-test compares.
+    // SAFETY: of the experimental features the kernels of this repository use only cooperative
+    // matrices, and the self-test compares each of their results. What a peer uses (the feature
+    // `raw`) is compared with ours.
     #[allow(unsafe_code, reason = "there is no safe way to use cooperative matrices")]
     unsafe {
         wgpu::ExperimentalFeatures::enabled()

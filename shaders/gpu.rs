@@ -129,6 +129,16 @@ impl Gpu {
     /// Opens an adapter as `options` say.
     pub fn open_with(selector: Option<&str>, options: GpuOptions) -> Result<Self, GpuError> {
         let (adapter, info) = Adapters::find(options.checked).select(selector)?;
+        Self::open_adapter(&adapter, info, options, wgpu::Features::empty())
+    }
+
+    /// Opens `adapter` with what kernels use of it, and `more` features.
+    pub(crate) fn open_adapter(
+        adapter: &wgpu::Adapter,
+        info: AdapterInfo,
+        options: GpuOptions,
+        more: wgpu::Features,
+    ) -> Result<Self, GpuError> {
         if !adapter.features().contains(wgpu::Features::IMMEDIATES) {
             return Err(GpuError::Unsupported {
                 adapter: info.name,
@@ -140,7 +150,7 @@ impl Gpu {
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::PIPELINE_CACHE;
         if options.cooperative {
-            if !adapters::multiplies_cooperatively(&adapter) {
+            if !adapters::multiplies_cooperatively(adapter) {
                 return Err(GpuError::Unsupported {
                     adapter: info.name,
                     missing: "cooperative matrices (16 x 16 x 16 of f16 with sums in f32, \
@@ -150,7 +160,7 @@ impl Gpu {
             }
             wanted |= adapters::COOPERATIVE;
         }
-        let features = adapter.features() & wanted;
+        let features = adapter.features() & (wanted | more);
         let limits = adapter.limits();
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: None,
@@ -158,7 +168,9 @@ impl Gpu {
             required_limits: limits.clone(),
             // Tensors are few and large; the allocator's own pools would only hold memory back.
             memory_hints: wgpu::MemoryHints::MemoryUsage,
-            experimental_features: adapters::experimental_features(options.cooperative),
+            experimental_features: adapters::experimental_features(
+                features.intersects(wgpu::Features::all_experimental_mask()),
+            ),
             ..Default::default()
         }))
         .map_err(|error| GpuError::Open {

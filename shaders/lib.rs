@@ -24,6 +24,8 @@ pub mod kernel;
 pub mod kv_cache;
 mod pipeline_cache;
 pub mod profile;
+#[cfg(feature = "raw")]
+pub mod raw;
 pub mod template;
 pub mod tensor;
 mod tuning;

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use bench::engine::kernels::{self, Kernel};
-use bench::engine::random_model::Shape;
+use bench::engine::random_model::{SHAPES, Shape};
 use bench::engine::rival;
+use clap::builder::ArgPredicate;
 use shaders::gpu::{Gpu, GpuOptions};
 use shaders::kv_cache::HeadShape;
 use shaders::weights::Format;
@@ -23,14 +24,17 @@ pub(crate) struct KernelsArguments {
     #[arg(long, value_delimiter = ',', default_value = "matmul,attention,sampler,embed,norm")]
     kernels: Vec<Kernel>,
     /// Formats of weights.
-    #[arg(long, value_delimiter = ',', value_parser = format, default_value = "f16,bf16,int8,int4")]
+    #[arg(long, value_delimiter = ',', value_parser = format, default_value = "f16,bf16,int8,int4",
+          default_value_if("peer", ArgPredicate::IsPresent, "f32,f16,bf16"))]
     formats: Vec<Format>,
-    /// Shapes of weights: values of a row, rows.
-    #[arg(long, value_name = "KxN", value_delimiter = ',', value_parser = shape,
-          default_value = "2048x2048,4096x4096")]
-    shapes: Vec<(usize, usize)>,
+    /// Shapes of weights: values of a row, rows; or a model's, as in glm-0.3b.
+    #[arg(long, value_name = "KxN|SHAPE", value_delimiter = ',', value_parser = matrices,
+          default_value = "2048x2048,4096x4096",
+          default_value_if("peer", ArgPredicate::IsPresent, "glm-0.3b"))]
+    shapes: Vec<Matrices>,
     /// Rows multiplied at once.
     #[arg(long, value_name = "ROWS", value_delimiter = ',', default_value = "1,4,16,64,512",
+          default_value_if("peer", ArgPredicate::IsPresent, "1,16,512"),
           value_parser = clap::value_parser!(u32).range(1..=65_535))]
     rows: Vec<u32>,
     /// Heads of attention: query heads, key and value heads, values of a head.
@@ -54,12 +58,23 @@ pub(crate) struct KernelsArguments {
     #[arg(long, value_name = "SHAPE", num_args = 0..=1, default_missing_value = "glm-0.3b",
           value_parser = super::model::shape)]
     rival: Option<Shape>,
+    /// Products only, beside those of another library on the same device: of glm-0.3b, in f32, f16
+    /// and bf16, of 1, 16 and 512 rows, unless --shapes, --formats and --rows say otherwise.
+    #[arg(long, value_name = "PEER", conflicts_with = "rival")]
+    peer: Option<Peer>,
     /// Rounds, of which medians are taken.
     #[arg(long, value_name = "N", default_value = "5")]
     rounds: NonZeroUsize,
     /// Where to write the result as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// A library that products are compared with.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Peer {
+    /// burn-wgpu.
+    Burn,
 }
 
 fn format(text: &str) -> Result<Format, String> {
@@ -71,11 +86,21 @@ fn format(text: &str) -> Result<Format, String> {
         .ok_or_else(|| format!("choose among {known}"))
 }
 
-fn shape(text: &str) -> Result<(usize, usize), String> {
+/// One matrix, or all of a model.
+#[derive(Debug, Clone)]
+struct Matrices(Vec<(usize, usize)>);
+
+fn matrices(text: &str) -> Result<Matrices, String> {
+    if let Some(model) = Shape::named(text) {
+        return Ok(Matrices([&model.layer_matrices()[..], &[model.head_matrix()]].concat()));
+    }
     let number = |text: &str| text.parse().ok().filter(|number| (1..=1 << 20).contains(number));
-    let (k, n) = text.split_once('x').ok_or("give KxN, as in 4096x4096")?;
+    let (k, n) = text.split_once('x').ok_or_else(|| {
+        let names = SHAPES.map(|shape| shape.name).join(", ");
+        format!("give KxN, as in 4096x4096, or a model of {names}")
+    })?;
     match (number(k), number(n)) {
-        (Some(k), Some(n)) if k % 4 == 0 => Ok((k, n)),
+        (Some(k), Some(n)) if k % 4 == 0 => Ok(Matrices(vec![(k, n)])),
         _ => Err("K must be a multiple of 4, both from 1 to 1048576".to_owned()),
     }
 }
@@ -95,10 +120,11 @@ fn heads(text: &str) -> Result<HeadShape, String> {
 }
 
 pub(crate) fn time_kernels(arguments: &KernelsArguments) -> Result<ExitCode> {
+    if let Some(Peer::Burn) = arguments.peer {
+        return compare_burn(arguments);
+    }
     let gpu = Gpu::open_with(arguments.adapter.as_deref(), GpuOptions::kept())?;
-    let info = gpu.info();
-    let adapter = format!("{}, {}, {}", info.name, info.driver, info.backend);
-    let sizes = |sizes: &[u32]| sizes.iter().map(|&size| size as usize).collect();
+    let adapter = kernels::report::adapter(&gpu);
     if let Some(model) = arguments.rival {
         let options = rival::Options {
             model,
@@ -111,23 +137,59 @@ pub(crate) fn time_kernels(arguments: &KernelsArguments) -> Result<ExitCode> {
         write_json(arguments, &rival::report::json(&adapter, &options, &pairs))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let options = kernels::Options {
+    let (limits, measured) = kernels::measure(&gpu, &options(arguments), |done, all| {
+        eprintln!("{}", dim(&format!("round {done} of {all}")));
+    })?;
+    say(&kernels::report::table(&adapter, &limits, &measured));
+    write_json(arguments, &kernels::report::json(&adapter, &limits, &measured))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(feature = "peer-burn")]
+fn compare_burn(arguments: &KernelsArguments) -> Result<ExitCode> {
+    use bench::engine::peer_burn;
+
+    let mut progress = |text: &str| eprintln!("{}", dim(text));
+    let peer_burn::Compared { adapter, limits, measured, missing } =
+        peer_burn::compare(arguments.adapter.as_deref(), &options(arguments), &mut progress)?;
+    let peer = format!("burn-wgpu {}", peer_burn::VERSION);
+    let mut text = kernels::report::table(&adapter, &limits, &measured);
+    text += &format!("\nburn is {peer}, on the same device and queue\n");
+    for why in &missing {
+        text += &format!("not compared: {why}\n");
+    }
+    say(&text);
+    let mut json = kernels::report::json(&adapter, &limits, &measured);
+    json["peer"] = peer.into();
+    json["not_compared"] = missing.into();
+    write_json(arguments, &json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(not(feature = "peer-burn"))]
+fn compare_burn(_: &KernelsArguments) -> Result<ExitCode> {
+    anyhow::bail!(
+        "this autoglm-bench was built without burn, which takes minutes to build: run \
+         `cargo run -p bench --features peer-burn -- kernels --peer burn`"
+    )
+}
+
+fn options(arguments: &KernelsArguments) -> kernels::Options {
+    kernels::Options {
         kernels: arguments.kernels.clone(),
         formats: arguments.formats.clone(),
-        shapes: arguments.shapes.clone(),
+        shapes: arguments.shapes.iter().flat_map(|matrices| matrices.0.clone()).collect(),
         batches: sizes(&arguments.rows),
         heads: arguments.heads.clone(),
         contexts: sizes(&arguments.contexts),
         sequences: sizes(&arguments.sequences),
         vocab_size: arguments.vocabulary as usize,
         num_rounds: arguments.rounds.get(),
-    };
-    let (limits, measured) = kernels::measure(&gpu, &options, |done, all| {
-        eprintln!("{}", dim(&format!("round {done} of {all}")));
-    })?;
-    say(&kernels::report::table(&adapter, &limits, &measured));
-    write_json(arguments, &kernels::report::json(&adapter, &limits, &measured))?;
-    Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn sizes(sizes: &[u32]) -> Vec<usize> {
+    sizes.iter().map(|&size| size as usize).collect()
 }
 
 fn write_json(arguments: &KernelsArguments, json: &serde_json::Value) -> Result<()> {

@@ -6,6 +6,8 @@
 
 pub mod kernels;
 pub mod model;
+#[cfg(feature = "peer-burn")]
+pub mod peer_burn;
 pub mod quality;
 pub mod random_model;
 pub mod rival;

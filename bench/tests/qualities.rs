@@ -1,4 +1,4 @@
-//! What quantisation costs, on weights that were never quantised.
+//! What quantisation costs, on weights that were never quantised; and a peer that is left out.
 
 use std::path::Path;
 
@@ -29,4 +29,14 @@ fn rounding_a_trained_model_costs_no_more_than_is_said() {
         assert!(change < most, "{quantize:?}: {change}");
         assert!(said.logit_error(&none) > 0.0, "{quantize:?} rounds");
     }
+}
+
+#[cfg(not(feature = "peer-burn"))]
+#[test]
+fn a_peer_that_is_not_built_in_is_said_how_to_get() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_autoglm-bench"));
+    let ended = command.args(["kernels", "--peer", "burn"]).output().unwrap();
+    assert_eq!(ended.status.code(), Some(1));
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(said.contains("cargo run -p bench --features peer-burn -- kernels --peer"), "{said}");
 }

@@ -5,6 +5,7 @@ use serde_json::json;
 use shaders::error::GpuError;
 use shaders::gpu::Gpu;
 use shaders::matmul::{Matmul, Output};
+use shaders::tensor::Tensor;
 use shaders::weights::{Format, RowOrder, WeightMatrix};
 
 use super::{About, Options, Work, numbers};
@@ -17,14 +18,15 @@ pub(super) fn works(gpu: &Gpu, options: &Options) -> Result<Vec<Work>> {
         for &format in &options.formats {
             let weights = weights(gpu, shape, format)?;
             for &batch in &options.batches {
-                works.push(work(gpu, &matmul, &weights, batch)?);
+                works.push(work(gpu, &matmul, &weights, batch)?.0);
             }
         }
     }
     Ok(works)
 }
 
-/// Our product of `batch` rows with `weights`.
+/// Our product of [`numbers`], `[batch, cols]`, with `weights`, and where it is left,
+/// `[batch, rows]`.
 ///
 /// # Errors
 /// When the device has no room or fails.
@@ -33,7 +35,7 @@ pub fn work(
     matmul: &Matmul,
     weights: &WeightMatrix,
     batch: usize,
-) -> Result<Work, GpuError> {
+) -> Result<(Work, Tensor), GpuError> {
     let (cols, rows, format) = (weights.cols, weights.rows, weights.format);
     let x = gpu.upload_vec4s(&numbers(batch * cols))?;
     let out = gpu.alloc_f32(batch * rows)?;
@@ -48,7 +50,7 @@ pub fn work(
         num_operations: 2.0 * (rows * cols * batch) as f64,
         keys: json!({ "format": name, "k": cols, "n": rows }),
     };
-    Ok(Work { about, record: Box::new(move |pass| bound.record(pass, batch)) })
+    Ok((Work { about, record: Box::new(move |pass| bound.record(pass, batch)) }, out))
 }
 
 /// Bytes of weights, activations and results.

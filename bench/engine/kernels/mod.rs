@@ -23,6 +23,8 @@ use shaders::weights::Format;
 
 use rounds::{Task, interleave};
 
+use crate::numbers::median;
+
 /// A kernel that can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kernel {
@@ -79,6 +81,16 @@ pub struct Work {
     pub record: Box<dyn Fn(&mut Pass)>,
 }
 
+impl Work {
+    /// To be timed.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn ready(self, gpu: &Gpu) -> Result<(About, Task<'_>)> {
+        Ok((self.about, Task::of_pass(gpu, self.record)?))
+    }
+}
+
 /// What is known of a kernel on a shape before it runs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct About {
@@ -103,19 +115,26 @@ pub struct About {
 pub struct Measured {
     /// What was measured.
     pub about: About,
-    /// Seconds of one run.
-    pub seconds: f64,
+    /// Seconds of one run, round by round.
+    pub rounds: Vec<f64>,
+    /// Our time over this one's, if it is a peer's: the median round's.
+    pub ratio: Option<f64>,
 }
 
 impl Measured {
+    /// Seconds of one run, the median round's.
+    pub fn seconds(&self) -> f64 {
+        median(&self.rounds)
+    }
+
     /// Bytes a second.
     pub fn bytes_rate(&self) -> f64 {
-        self.about.num_bytes / self.seconds
+        self.about.num_bytes / self.seconds()
     }
 
     /// Floating-point operations a second.
     pub fn operations_rate(&self) -> f64 {
-        self.about.num_operations / self.seconds
+        self.about.num_operations / self.seconds()
     }
 
     /// Of the device's memory speed, in percent.
@@ -148,24 +167,37 @@ pub fn measure(
             Kernel::Norm => rows::norm_works(gpu, options)?,
         });
     }
-    let (mut abouts, mut tasks) = (Vec::new(), Vec::new());
+    let ready = works.into_iter().map(|work| work.ready(gpu)).collect::<Result<_>>()?;
+    measure_ready(gpu, ready, options.num_rounds, progress)
+}
+
+/// Measures what is ready, and the limits in the same rounds.
+///
+/// # Errors
+/// When the device has no room or fails.
+pub fn measure_ready<'a>(
+    gpu: &'a Gpu,
+    ready: Vec<(About, Task<'a>)>,
+    num_rounds: usize,
+    progress: impl FnMut(usize, usize),
+) -> Result<(Limits, Vec<Measured>)> {
+    let mut tasks = Vec::new();
     let fma_operations = limits(gpu, &mut tasks)?;
-    for Work { about, record } in works {
-        tasks.push(Task::of_pass(gpu, record)?);
-        abouts.push(about);
-    }
+    let (abouts, works): (Vec<_>, Vec<_>) = ready.into_iter().unzip();
+    tasks.extend(works);
     gpu.save_kernels();
-    interleave(&mut tasks, options.num_rounds, progress)?;
+    interleave(&mut tasks, num_rounds, progress)?;
     let (limits, tasks) = tasks.split_at(NUM_LIMITS);
     let copy_seconds = limits[0].median().min(limits[1].median());
     let limits = Limits {
         copy_bytes: 2.0 * COPY_BYTES as f64 / copy_seconds,
         fma_operations: fma_operations / limits[2].median(),
     };
-    let measured = abouts
-        .into_iter()
-        .zip(tasks)
-        .map(|(about, task)| Measured { about, seconds: task.median() });
+    let measured = abouts.into_iter().zip(tasks).map(|(about, task)| Measured {
+        about,
+        rounds: task.seconds(),
+        ratio: None,
+    });
     Ok((limits, measured.collect()))
 }
 

@@ -2,8 +2,16 @@
 
 use serde_json::{Value, json};
 
+use shaders::gpu::Gpu;
+
 use super::{Limits, Measured};
 use crate::numbers;
+
+/// What an adapter is called.
+pub fn adapter(gpu: &Gpu) -> String {
+    let info = gpu.info();
+    format!("{}, {}, {}", info.name, info.driver, info.backend)
+}
 
 /// The measurements for people.
 pub fn table(adapter: &str, limits: &Limits, measured: &[Measured]) -> String {
@@ -30,15 +38,18 @@ pub fn table(adapter: &str, limits: &Limits, measured: &[Measured]) -> String {
                 format!("{:.1}", one.arithmetic_percent(limits)),
             ),
         };
+        let last = match one.ratio {
+            Some(ratio) => format!("ours/{} {ratio:.3}", about.kernel),
+            None => about.layout.clone(),
+        };
         let line = format!(
-            "{:<9}  {:<26} {:>5} {:>10} {:>8.2} {:>7.1} {operations:>8} {percent:>7}  {}",
+            "{:<9}  {:<26} {:>5} {:>10} {:>8.2} {:>7.1} {operations:>8} {percent:>7}  {last}",
             about.kernel,
             about.shape,
             about.rows,
-            numbers::time(one.seconds * 1e3),
+            numbers::time(one.seconds() * 1e3),
             one.bytes_rate() / 1e9,
             one.memory_percent(limits),
-            about.layout,
         );
         text += line.trim_end();
         text.push('\n');
@@ -56,7 +67,7 @@ pub fn json(adapter: &str, limits: &Limits, measured: &[Measured]) -> Value {
             let more = json!({
                 "rows": about.rows,
                 "layout": about.layout,
-                "seconds": one.seconds,
+                "seconds": one.seconds(),
                 "bytes_per_second": one.bytes_rate(),
                 "flops": one.operations_rate(),
                 "copy_percent": one.memory_percent(limits),
@@ -66,6 +77,7 @@ pub fn json(adapter: &str, limits: &Limits, measured: &[Measured]) -> Value {
                 for object in [&about.keys, &more] {
                     entry.extend(object.as_object().cloned().unwrap_or_default());
                 }
+                entry.extend(one.ratio.map(|ratio| ("ours_over_peer".to_owned(), ratio.into())));
             }
             entry
         })

@@ -79,7 +79,12 @@ impl<'a> Task<'a> {
 
     /// Seconds of one repetition by the clock, the median round's.
     pub fn median(&self) -> f64 {
-        median(&self.times.iter().map(|times| times.wall).collect::<Vec<_>>())
+        median(&self.seconds())
+    }
+
+    /// Seconds of one repetition by the clock, round by round.
+    pub fn seconds(&self) -> Vec<f64> {
+        self.times.iter().map(|times| times.wall).collect()
     }
 }
 
