@@ -6,7 +6,7 @@
 //! and KV cache, the gate of the feed-forward layer, the residual stream.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use bytemuck::{Pod, Zeroable};
 
@@ -15,10 +15,10 @@ use crate::gpu::Gpu;
 use crate::inputs::{Inputs, StepShape};
 use crate::kernel::{Bound, Kernel, Pass};
 use crate::kv_cache::KvCache;
-use crate::matmul_class::{Class, Form, Kind, Variant};
+use crate::matmul_class::{Class, Form, Kind, Order, Variant};
 use crate::rotary::Rotary;
 use crate::tensor::Tensor;
-use crate::weights::{RowOrder, TILE, WeightMatrix};
+use crate::weights::{Format, RowOrder, TILE, WeightMatrix};
 
 /// The parameters of `matmul.wgsl`.
 #[repr(C)]
@@ -112,7 +112,8 @@ impl Output<'_> {
 
 /// The compiled kernels, compiled when first bound.
 pub struct Matmul {
-    class: Class,
+    /// By format of weights.
+    class: Box<dyn Fn(Format) -> Class + Send>,
     kernels: RefCell<HashMap<(Form, Variant), Kernel>>,
 }
 
@@ -120,11 +121,15 @@ impl Matmul {
     /// The variants for this adapter. Where there is a choice, it is made for each shape when it is
     /// bound, by trying, if the adapter was opened with a place to keep what was found.
     pub fn new(gpu: &Gpu) -> Self {
-        Self::with_class(Class::choose(gpu.caps()))
+        let caps = gpu.caps();
+        Self {
+            class: Box::new(move |format| Class::choose(caps, format)),
+            kernels: RefCell::default(),
+        }
     }
 
     pub(crate) fn with_class(class: Class) -> Self {
-        Self { class, kernels: RefCell::default() }
+        Self { class: Box::new(move |_| class.clone()), kernels: RefCell::default() }
     }
 
     /// `product[t, n] = sum over k of x[t, k] * weights[n, k]`, and what becomes of it.
@@ -143,6 +148,7 @@ impl Matmul {
         );
         let Operand { x, norm } = operand;
         let form = Form { format: weights.format, norm: norm.is_some(), kind };
+        let class = (self.class)(weights.format);
         let mut common = Params {
             num_columns: weights.rows as u32,
             row_vec4s: (weights.cols / 4) as u32,
@@ -184,7 +190,7 @@ impl Matmul {
         assert!(whole, "results are whole vec4s");
         let max_rows = max_rows.min(x.len() / weights.cols);
         let bind = |variant: Variant| -> Result<BoundMatmul, GpuError> {
-            let kernel = self.compiled(gpu, form, variant)?;
+            let kernel = self.compiled(gpu, form, (variant, class.order))?;
             let name = format!("{} k{} n{}", kernel.name(), weights.cols, weights.rows);
             let mut shards = Vec::new();
             for shard in &weights.shards {
@@ -201,7 +207,7 @@ impl Matmul {
             Ok(BoundMatmul { variants: vec![(variant, shards)], max_rows })
         };
         let mut chosen = BoundMatmul { variants: Vec::new(), max_rows };
-        for ways in self.class.choices() {
+        for ways in class.choices() {
             let (k, n) = (weights.cols, weights.rows);
             // What is fastest for many rows hangs little on how many they are.
             let (num_rows, rows) = match ways[0].max_rows {
@@ -225,17 +231,28 @@ impl Matmul {
 
     /// A number of rows for each variant that computes it: a driver compiles a kernel when it first
     /// runs.
-    pub fn batch_sizes(&self) -> impl Iterator<Item = usize> {
-        let before = self.class.choices().map(|ways| ways[0].max_rows);
-        let num_choices = self.class.choices().count();
-        [0].into_iter().chain(before).take(num_choices).map(|max_rows| max_rows + 1)
+    pub fn batch_sizes(&self) -> BTreeSet<usize> {
+        let mut sizes = BTreeSet::new();
+        for class in Format::ALL.map(&self.class) {
+            let mut least = 1;
+            for ways in class.choices() {
+                sizes.insert(least);
+                least = ways[0].max_rows.saturating_add(1);
+            }
+        }
+        sizes
     }
 
-    fn compiled(&self, gpu: &Gpu, form: Form, variant: Variant) -> Result<Kernel, GpuError> {
+    fn compiled(
+        &self,
+        gpu: &Gpu,
+        form: Form,
+        (variant, order): (Variant, Order),
+    ) -> Result<Kernel, GpuError> {
         if let Some(kernel) = self.kernels.borrow().get(&(form, variant)) {
             return Ok(kernel.clone());
         }
-        let source = variant.source(form, self.class.norm_lanes, gpu.caps().images);
+        let source = variant.source(form, order, gpu.caps().images);
         let kernel = Kernel::new(gpu, &source)?;
         self.kernels.borrow_mut().insert((form, variant), kernel.clone());
         Ok(kernel)
@@ -285,11 +302,11 @@ impl BoundMatmul {
     }
 }
 
-/// Values of k whose products are added in one chain. Part of what defines the bits of every
-/// result.
+/// Values of k whose products are added in one chain, in classes that cut k. Part of what defines
+/// the bits of their results.
 pub(crate) const CHUNK: u32 = 256;
 
-/// A product, in the kernel's order of additions.
+/// A product, in the order of additions of the classes that cut k.
 ///
 /// * `x`: [num_rows, cols]
 /// * `weights`: [rows, cols]

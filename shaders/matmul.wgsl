@@ -9,11 +9,11 @@
 // QKV:      of y + bias, queries and keys are rotated; keys and values go to the cache, queries to
 //           out
 //
-// The order of additions is one for all variants, and a function of K alone: K is cut into chunks
-// of CHUNK values; in a chunk one chain of fma in ascending k, from zero; the sums of the chunks
-// are added in ascending order. Where the weights of a group share a scale, the chain runs in the
-// group, and the chunk's chain takes in scale * sum, then, of formats that have one, offset * (sum
-// of the group's x). A group is 32 values, in LONG_GROUPS half a chunk.
+// The order of additions is one for all variants, and a function of K alone: one chain of fma in
+// ascending k, from zero. Where the weights of a group share a scale, the chain runs in the group,
+// and another takes in scale * sum, then, of formats that have one, offset * (sum of the group's
+// x). CHUNKED: K is cut into chunks of CHUNK values that have such chains each; their sums are
+// added in ascending order. A group is 32 values, in LONG_GROUPS half a chunk.
 
 //! if SPLIT
 var<workgroup> sh_sums: array<f32, {SPLIT_SUMS}>;  // [SPLIT, TM, TN, LANES]
@@ -103,9 +103,15 @@ fn main(
 //! end
 //! end
 
+//! if CHUNKED
     for (var chunk = 0u; chunk < p.num_blocks; chunk += {CHUNK_BLOCKS}u * {GROUPS}u) {
         let start = chunk + group * {CHUNK_BLOCKS}u;
         let end = min(start + {CHUNK_BLOCKS}u, p.num_blocks);
+//! else
+    {
+        let start = 0u;
+        let end = p.num_blocks;
+//! end
 //! if GROUPED
 //! for m in 0..TM
 //! for j in 0..TN

@@ -44,8 +44,16 @@ pub(crate) struct Class {
     /// By ascending number of rows; those for the same number are ways among which the fastest is
     /// chosen by trying, the first one where nothing is tried.
     pub(crate) variants: Vec<Variant>,
-    /// Lanes that the squares of a norm are summed over; a multiple of eight. Part of what defines
-    /// the bits of a result.
+    /// What they have in common.
+    pub(crate) order: Order,
+}
+
+/// The order of additions: with the format of weights, what defines the bits of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Order {
+    /// Whether k is cut into chunks, so that groups of lanes can share it.
+    pub(crate) chunked: bool,
+    /// Lanes that the squares of a norm are summed over; a multiple of eight.
     pub(crate) norm_lanes: u32,
 }
 
@@ -70,6 +78,9 @@ pub(crate) struct Variant {
 /// Rows, columns and values of k of a cooperative matrix.
 const SIDE: u32 = 16;
 
+/// More blocks than a row of weights has.
+const MAX_BLOCKS: u32 = 1 << 30;
+
 /// Values from one row to the next of operands of cooperative matrices, in workgroup memory.
 const PADDED_GROUP: u32 = GROUP as u32 + 8;
 
@@ -87,34 +98,35 @@ pub(crate) enum Operands {
 }
 
 impl Class {
-    /// The class of an adapter.
-    pub(crate) fn choose(caps: Caps) -> Self {
+    /// The class of an adapter, for weights of a format.
+    pub(crate) fn choose(caps: Caps, format: Format) -> Self {
         let broadcast = caps.subgroups && caps.min_subgroup_size >= 8;
         match caps {
             Caps { cooperative: true, .. } => Self::cooperative(),
-            Caps { is_cpu: true, .. } => Self::cpu(broadcast),
+            Caps { is_cpu: true, .. } => Self::cpu(broadcast, format),
             _ => Self::gpu(),
         }
     }
 
     /// A software driver loads lane by lane: what counts is the number of loads, so a broadcast
-    /// pays, and one subgroup per workgroup keeps its reads together.
-    fn cpu(broadcast: bool) -> Self {
-        let any = usize::MAX;
+    /// pays, and one subgroup per workgroup keeps its reads together. Its sums don't fit the
+    /// registers: more rows or columns at once make it no faster, and k in chunks a tenth slower.
+    fn cpu(broadcast: bool, format: Format) -> Self {
         let operands = if broadcast { Operands::Broadcast } else { Operands::Loaded };
         let one = Variant { max_rows: 1, tm: 1, tn: 8, lanes: 8, groups: 1, operands };
+        // As measured.
+        let tn = match format {
+            Format::F32 | Format::Bf16 | Format::Fp8 => 4,
+            Format::F16 | Format::Int8 | Format::Int4 => 8,
+        };
         let variants = vec![
             one,
-            Variant { max_rows: 2, tm: 2, ..one },
-            Variant { max_rows: 4, tm: 4, ..one },
-            Variant { max_rows: 8, tm: 8, ..one },
-            // All but the first are compiled anyway: on a slow compiler a further way costs more
-            // than it gains.
-            Variant { max_rows: any, tm: 16, ..one },
-            Variant { max_rows: any, tm: 8, ..one },
-            Variant { max_rows: any, tm: 4, ..one },
+            Variant { max_rows: 2, tm: 2, tn, ..one },
+            Variant { max_rows: usize::MAX, tm: 4, tn, ..one },
         ];
-        Self { variants, norm_lanes: 8 }
+        // Long groups have their scales by chunks.
+        let chunked = format.group() > GROUP;
+        Self { variants, order: Order { chunked, norm_lanes: 8 } }
     }
 
     /// With few rows there are too few columns for one lane each: chunks of k run side by side.
@@ -139,7 +151,7 @@ impl Class {
             Variant { groups: 16, ..staged },
             Variant { tm: 8, groups: 8, ..staged },
         ];
-        Self { variants, norm_lanes: 64 }
+        Self { variants, order: Order { chunked: true, norm_lanes: 64 } }
     }
 
     /// Matrix cores take 16 rows or none: with fewer, the others are computed and not stored.
@@ -147,7 +159,8 @@ impl Class {
         let (any, operands) = (usize::MAX, Operands::Cooperative);
         let few = Variant { max_rows: 16, tm: 16, tn: 1, lanes: 64, groups: 1, operands };
         let many = Variant { max_rows: any, groups: 4, ..few };
-        Self { variants: vec![few, many, Variant { groups: 2, ..many }], norm_lanes: 64 }
+        let variants = vec![few, many, Variant { groups: 2, ..many }];
+        Self { variants, order: Order { chunked: true, norm_lanes: 64 } }
     }
 
     /// The variants for each number of rows.
@@ -160,14 +173,14 @@ impl Class {
         let num_ways = self.choices().map(<[_]>::len).max().unwrap_or(0);
         let way = |way: usize| Self {
             variants: self.choices().map(|ways| ways[way.min(ways.len() - 1)]).collect(),
-            norm_lanes: self.norm_lanes,
+            order: self.order,
         };
         (0..num_ways).map(way).collect()
     }
 
     /// The kernels of a form, one for each variant.
     pub(crate) fn sources(&self, form: Form, images: bool) -> Vec<KernelSource> {
-        let source = |variant: &Variant| variant.source(form, self.norm_lanes, images);
+        let source = |variant: &Variant| variant.source(form, self.order, images);
         self.variants.iter().map(source).collect()
     }
 }
@@ -224,7 +237,8 @@ impl Variant {
         TILE as u32 / self.strip()
     }
 
-    pub(crate) fn source(&self, form: Form, norm_lanes: u32, images: bool) -> KernelSource {
+    pub(crate) fn source(&self, form: Form, order: Order, images: bool) -> KernelSource {
+        let Order { chunked, norm_lanes } = order;
         let Self { tm, tn, lanes, groups, operands, .. } = *self;
         let (subgroup, staged) = (operands == Operands::Broadcast, self.is_staged());
         let workgroup = self.workgroup();
@@ -233,6 +247,7 @@ impl Variant {
         assert!(norm_lanes.is_multiple_of(8), "squares are summed by eights");
         assert!(!subgroup || norm_lanes == 8, "eight lanes sum the squares");
         assert!(norm_lanes <= workgroup, "a workgroup sums the squares");
+        assert!(chunked || groups == 1 || staged, "groups share chunks");
         assert!(!staged || workgroup.is_multiple_of(norm_lanes), "by whole rows where it stages");
         let block = format.block() as u32;
         // Results leave as vec4s: a lane has all four values of one, or gets them from its
@@ -260,7 +275,8 @@ impl Variant {
             ("SUBGROUP", subgroup.into()),
             ("STRIP", self.strip()),
             ("STRIPS", self.strips()),
-            ("CHUNK_BLOCKS", CHUNK / block),
+            ("CHUNKED", chunked.into()),
+            ("CHUNK_BLOCKS", if chunked { CHUNK / block } else { MAX_BLOCKS }),
             // Lanes that share values of x can afford to scale them.
             ("SCALED", (subgroup && format.has_offset()).into()),
             ("LONG_GROUPS", (format.group() > GROUP).into()),

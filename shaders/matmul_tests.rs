@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use super::*;
 use crate::inputs::{BLOCK_TOKENS, StepInputs};
 use crate::kv_cache::{HeadShape, KvFormat};
-use crate::matmul_class::Operands;
+use crate::matmul_class::{Operands, Order};
 use crate::rotary::inverse_frequencies;
 use crate::testing::{self, Random, assert_bits_eq, assert_close};
 use crate::weights::Format;
@@ -34,16 +34,16 @@ fn variants() -> Vec<Variant> {
     ]
 }
 
-/// Each of them as the only one of a class that sums squares as the device's own does.
-fn classes(gpu: &Gpu) -> impl Iterator<Item = Class> {
-    let norm_lanes = Class::choose(gpu.caps()).norm_lanes;
+/// Each of them as the only one of a class that adds in the order of the device's own.
+fn classes(gpu: &Gpu, format: Format) -> impl Iterator<Item = Class> {
+    let order = Class::choose(gpu.caps(), format).order;
     let subgroups = gpu.caps().subgroups && gpu.caps().min_subgroup_size >= 8;
     let can = move |variant: &Variant| {
-        norm_lanes <= variant.lanes * variant.groups
-            && (variant.operands != Operands::Broadcast || (subgroups && norm_lanes == 8))
+        order.norm_lanes <= variant.lanes * variant.groups
+            && (variant.operands != Operands::Broadcast || (subgroups && order.norm_lanes == 8))
+            && (order.chunked || variant.groups == 1 || variant.operands == Operands::Staged)
     };
-    let class = move |variant| Class { variants: vec![variant], norm_lanes };
-    variants().into_iter().filter(can).map(class)
+    variants().into_iter().filter(can).map(move |variant| Class { variants: vec![variant], order })
 }
 
 fn forms(format: Format) -> impl Iterator<Item = Form> {
@@ -56,9 +56,14 @@ fn params_are_the_shader_s() {
     let gpu = Class::gpu();
     for (format, images) in testing::formats_and_layouts() {
         for form in forms(format) {
-            let sources = variants().into_iter().map(|variant| variant.source(form, 8, images));
+            let order = |variant: &Variant| Order {
+                chunked: variant.groups > 1 || format == Format::Fp8,
+                norm_lanes: 8,
+            };
+            let sources = variants().into_iter();
+            let sources = sources.map(|variant| variant.source(form, order(&variant), images));
             let ends = [gpu.variants.first(), gpu.variants.last()].into_iter().flatten();
-            let ends = ends.map(|variant| variant.source(form, gpu.norm_lanes, images));
+            let ends = ends.map(|variant| variant.source(form, gpu.order, images));
             for source in sources.chain(ends) {
                 testing::assert_kernel(&source);
                 testing::assert_params(
@@ -234,7 +239,7 @@ fn all_variants_give_the_same_bits() {
                 let case = Case::new(&gpu, (format, order(kind)), (17, 136, 900), 13);
                 let run = |matmul: &Matmul| case.run(&gpu, matmul, kind, norm, &case.all());
                 let expected = run(&Matmul::new(&gpu));
-                for class in classes(&gpu) {
+                for class in classes(&gpu, format) {
                     assert_bits_eq(&run(&Matmul::with_class(class)), &expected);
                 }
             }
@@ -379,8 +384,8 @@ fn queries_keys_and_values_find_their_places() {
     ];
     for gpu in testing::both_layouts() {
         // Compiling is what takes time here, most of all with buffers.
-        let some = classes(&gpu).skip(2).step_by(2);
-        for (number, class) in some.chain([Class::choose(gpu.caps())]).enumerate() {
+        let some = classes(&gpu, Format::F32).skip(2).step_by(2);
+        for (number, class) in some.chain([Class::choose(gpu.caps(), Format::F32)]).enumerate() {
             let matmul = Matmul::with_class(class);
             let kv = KvFormat::ALL[number % 2];
             for (shape, rotary_dim) in shapes {
@@ -454,7 +459,7 @@ fn check_qkv(
 #[test]
 fn every_way_is_in_a_class_without_a_choice() {
     for gpu in testing::both_layouts() {
-        let class = Class::choose(gpu.caps());
+        let class = Class::choose(gpu.caps(), Format::Int4);
         let ways = class.ways();
         assert!(ways.iter().all(|way| way.choices().all(|choice| choice.len() == 1)));
         for variant in &class.variants {

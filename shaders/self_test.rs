@@ -39,7 +39,7 @@ pub fn fingerprint(
         hash(&mut hasher, source.wgsl.as_bytes());
     }
     let mut first_way = None;
-    for class in Class::choose(gpu.caps()).ways() {
+    for class in Class::choose(gpu.caps(), format).ways() {
         let mut layer = Layer::new(gpu, format, (shape, kv), class)?;
         let together = layer.run(gpu, 0..NUM_TOKENS)?;
         let expected = first_way.get_or_insert(together);
@@ -102,7 +102,7 @@ fn sources(caps: Caps, format: Format, shape: HeadShape, kv: KvFormat) -> Vec<Ke
         crate::rms_norm::source(images),
         crate::attention::Variant::choose(caps, shape).source(shape, kv, images),
     ];
-    let products = Class::choose(caps);
+    let products = Class::choose(caps, format);
     for kind in Kind::all(kv) {
         for norm in [false, true] {
             sources.extend(products.sources(Form { format, norm, kind }, images));
@@ -295,10 +295,15 @@ mod tests {
         let shape = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 };
         let results: Vec<_> = testing::both_layouts()
             .map(|gpu| {
-                Layer::new(&gpu, Format::F32, (shape, KvFormat::F16), Class::choose(gpu.caps()))
-                    .unwrap()
-                    .run(&gpu, 0..NUM_TOKENS)
-                    .unwrap()
+                Layer::new(
+                    &gpu,
+                    Format::F32,
+                    (shape, KvFormat::F16),
+                    Class::choose(gpu.caps(), Format::F32),
+                )
+                .unwrap()
+                .run(&gpu, 0..NUM_TOKENS)
+                .unwrap()
             })
             .collect();
         assert!(results.windows(2).all(|pair| pair[0] == pair[1]));
