@@ -10,10 +10,13 @@ use crate::kv_cache::{HeadShape, KvCache, KvFormat};
 use crate::template::expand_vec4s;
 use crate::tensor::Tensor;
 
-/// The parameters of `attention.wgsl`.
+/// How a kernel of attention reads its operands: `Params`, bindings and loads, to append to it.
+pub const INPUTS: &str = include_str!("attention_in.wgsl");
+
+/// The parameters of kernels with [`INPUTS`].
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-struct Params {
+pub struct Params {
     num_tokens: u32,
     tables_at: u32,
     num_heads: u32,
@@ -21,36 +24,63 @@ struct Params {
     scale: f32,
 }
 
-/// The kernel, compiled for one shape of heads.
+impl Params {
+    /// For heads of `shape`: no tokens yet.
+    pub fn new(shape: HeadShape, scale: f32) -> Self {
+        Self {
+            num_tokens: 0,
+            tables_at: 0,
+            num_heads: shape.num_heads as u32,
+            num_kv_heads: shape.num_kv_heads as u32,
+            scale,
+        }
+    }
+
+    /// With the tokens of a step.
+    #[must_use]
+    pub fn of_step(self, step: StepShape) -> Self {
+        Self { num_tokens: step.num_tokens as u32, tables_at: step.tables_at(), ..self }
+    }
+}
+
+/// The kernels, compiled for one shape of heads.
 pub struct Attention {
     shape: HeadShape,
     format: KvFormat,
-    variant: Variant,
-    kernel: Kernel,
+    kernels: Vec<(Variant, Kernel)>,
 }
 
-/// The kernel bound to a layer's cache.
+/// The kernels bound to a layer's cache.
 pub struct BoundAttention {
-    bound: Bound,
+    /// The last one for many tokens.
+    variants: Vec<(Variant, Bound)>,
     params: Params,
-    variant: Variant,
     max_tokens: usize,
 }
 
 impl Attention {
-    /// Compiles the kernel for layers of this shape, with a cache of this format.
+    /// Compiles the kernels for layers of this shape, with a cache of this format.
     pub fn new(gpu: &Gpu, shape: HeadShape, format: KvFormat) -> Result<Self, GpuError> {
-        Self::with_variant(gpu, shape, format, Variant::choose(gpu.caps(), shape))
+        Self::with_variants(gpu, shape, format, Variant::choose(gpu.caps(), shape))
     }
 
-    pub(crate) fn with_variant(
+    pub(crate) fn with_variants(
         gpu: &Gpu,
         shape: HeadShape,
         format: KvFormat,
-        variant: Variant,
+        variants: Vec<Variant>,
     ) -> Result<Self, GpuError> {
-        let kernel = Kernel::new(gpu, &variant.source(shape, format, gpu.caps().images))?;
-        Ok(Self { shape, format, variant, kernel })
+        let compiled = |variant: Variant| -> Result<_, GpuError> {
+            let source = variant.source(shape, format, gpu.caps().images);
+            Ok((variant, Kernel::new(gpu, &source)?))
+        };
+        let kernels = variants.into_iter().map(compiled).collect::<Result<_, _>>()?;
+        Ok(Self { shape, format, kernels })
+    }
+
+    /// A number of tokens for each kernel: a driver compiles one when it first runs.
+    pub fn batch_sizes() -> [usize; 2] {
+        [1, MAX_LONE_TOKENS + 1]
     }
 
     /// Each token attends to all positions of its sequence up to its own, which [`crate::matmul`]
@@ -67,41 +97,38 @@ impl Attention {
     ) -> Result<BoundAttention, GpuError> {
         let own = (self.shape, self.format);
         assert_eq!((cache.shape, cache.format), own, "the kernel was compiled for the cache");
+        let tensors = [&inputs.tensor, q, &cache.keys, &cache.values, out];
+        let bind = |(variant, kernel): &(Variant, Kernel)| -> Result<_, GpuError> {
+            Ok((*variant, kernel.bind(gpu, &tensors)?))
+        };
         Ok(BoundAttention {
-            bound: self.kernel.bind(gpu, &[&inputs.tensor, q, &cache.keys, &cache.values, out])?,
-            params: Params {
-                num_tokens: 0,
-                tables_at: 0,
-                num_heads: self.shape.num_heads as u32,
-                num_kv_heads: self.shape.num_kv_heads as u32,
-                scale,
-            },
-            variant: self.variant,
+            variants: self.kernels.iter().map(bind).collect::<Result<_, _>>()?,
+            params: Params::new(self.shape, scale),
             max_tokens: q.len().min(out.len()) / self.shape.q_size(),
         })
     }
 }
 
 impl BoundAttention {
-    /// How the work is laid out: query heads a workgroup, lanes.
-    pub fn layout(&self) -> String {
-        let Variant { queries, lanes, .. } = self.variant;
-        format!("{queries}x{lanes}")
+    /// How the work for so many tokens is laid out: tokens and query heads a workgroup, lanes.
+    pub fn layout(&self, num_tokens: usize) -> String {
+        self.variant(num_tokens).map_or_else(String::new, |(variant, _)| {
+            let Variant { tokens, queries, lanes, .. } = variant;
+            format!("{tokens}x{queries}x{lanes}")
+        })
+    }
+
+    fn variant(&self, num_tokens: usize) -> Option<&(Variant, Bound)> {
+        if num_tokens > MAX_LONE_TOKENS { self.variants.last() } else { self.variants.first() }
     }
 
     /// Takes the tokens of a step.
     pub fn record(&self, pass: &mut Pass, step: StepShape) {
         assert!(step.num_tokens <= self.max_tokens, "a batch fits the tensors of its stage");
-        let params = Params {
-            num_tokens: step.num_tokens as u32,
-            tables_at: step.tables_at(),
-            ..self.params
-        };
-        pass.dispatch(
-            &self.bound,
-            &params,
-            [params.num_tokens, params.num_heads / self.variant.queries, 1],
-        );
+        let Some((variant, bound)) = self.variant(step.num_tokens) else { return };
+        let params = self.params.of_step(step);
+        let tiles = params.num_tokens.div_ceil(variant.tokens);
+        pass.dispatch(bound, &params, [tiles, params.num_heads / variant.queries, 1]);
     }
 }
 
@@ -110,6 +137,9 @@ impl BoundAttention {
 pub(crate) struct Variant {
     /// Lanes in a workgroup, all of one subgroup if that is used.
     pub(crate) lanes: u32,
+    /// Tokens of a workgroup: those of one sequence are computed from one reading of keys and
+    /// values.
+    pub(crate) tokens: u32,
     /// Query heads that a workgroup computes from one reading of keys and values.
     pub(crate) queries: u32,
     /// Whether lanes exchange values through the subgroup, or through workgroup memory.
@@ -117,7 +147,8 @@ pub(crate) struct Variant {
 }
 
 impl Variant {
-    pub(crate) fn choose(caps: Caps, shape: HeadShape) -> Self {
+    /// Those for few tokens and for many.
+    pub(crate) fn choose(caps: Caps, shape: HeadShape) -> Vec<Self> {
         let min_subgroup = if caps.subgroups { caps.min_subgroup_size } else { 0 };
         let lanes = if (8..32).contains(&min_subgroup) { 8 } else { 32 };
         // The inner loops are written out: more queries would make a kernel that takes seconds to
@@ -127,11 +158,14 @@ impl Variant {
         let queries = (1..=max_queries.clamp(1, shared))
             .rev()
             .find(|queries| shared.is_multiple_of(*queries));
-        Self { lanes, queries: queries.unwrap_or(1) as u32, subgroup: min_subgroup >= lanes }
+        let queries = queries.unwrap_or(1) as u32;
+        let lone = Self { lanes, tokens: 1, queries, subgroup: min_subgroup >= lanes };
+        // Elsewhere the lone tokens among many need all the workgroups that they can have.
+        if caps.is_cpu { vec![lone, Self { tokens: 2, ..lone }] } else { vec![lone] }
     }
 
     pub(crate) fn source(&self, shape: HeadShape, format: KvFormat, images: bool) -> KernelSource {
-        let Self { lanes, queries, subgroup } = *self;
+        let Self { lanes, tokens, queries, subgroup } = *self;
         let head_vec4s = shape.head_vec4s() as u32;
         let slice = (1..=head_vec4s.min(lanes))
             .rev()
@@ -139,6 +173,9 @@ impl Variant {
             .unwrap_or(1);
         let constants = [
             ("LANES", lanes),
+            ("TOKENS", tokens),
+            ("TILED", (tokens > 1).into()),
+            ("FURTHER", (tokens - 1).max(1)),
             ("QUERIES", queries),
             ("SUBGROUP", subgroup.into()),
             ("KV_F16", (format == KvFormat::F16).into()),
@@ -148,19 +185,26 @@ impl Variant {
             ("HEAD_VEC4S", head_vec4s),
             ("SLICE", slice),
             ("SLICES", head_vec4s / slice),
-            ("SHARED_Q", queries * head_vec4s),
-            ("SHARED_MAX", queries * lanes),
-            ("SHARED_P", queries * PARTITION),
+            ("SHARED_Q", tokens * queries * head_vec4s),
+            ("SHARED_MAX", tokens * queries * lanes),
+            ("SHARED_P", tokens * queries * PARTITION),
         ];
-        let wgsl = expand_vec4s(include_str!("attention.wgsl"), images, &constants);
+        let template = [include_str!("attention.wgsl"), INPUTS].concat();
+        let wgsl = expand_vec4s(&template, images, &constants);
         let (read, cached) = (Access::read_vec4s(images), format.read(images));
         let bindings = [Access::Read, read, cached, cached, Access::write_vec4s(images)];
         let kv = if format == KvFormat::F16 { " f16" } else { "" };
-        let name =
-            format!("attention{kv} {head_vec4s} lanes{lanes} queries{queries} subgroup {subgroup}");
+        let name = format!(
+            "attention{kv} {head_vec4s} lanes{lanes} tokens{tokens} queries{queries} subgroup \
+             {subgroup}"
+        );
         KernelSource::new::<Params>(name, wgsl, &bindings)
     }
 }
+
+/// Most tokens of a step that is taken to be of many sequences: where it isn't, time is lost and
+/// nothing else.
+const MAX_LONE_TOKENS: usize = 16;
 
 /// Positions that are taken together. Part of what defines the bits of every result.
 const PARTITION: u32 = 32;

@@ -22,12 +22,12 @@ const SHAPES: [HeadShape; 5] = [
 fn variants(shape: HeadShape) -> Vec<Variant> {
     let shared = (shape.num_heads / shape.num_kv_heads) as u32;
     let mut variants = vec![
-        Variant { lanes: 8, queries: 1, subgroup: false },
-        Variant { lanes: 8, queries: 1, subgroup: true },
-        Variant { lanes: 32, queries: shared, subgroup: false },
+        Variant { lanes: 8, tokens: 3, queries: 1, subgroup: false },
+        Variant { lanes: 8, tokens: 1, queries: 1, subgroup: true },
+        Variant { lanes: 32, tokens: 1, queries: shared, subgroup: false },
     ];
     if shape.head_dim <= 64 {
-        variants.push(Variant { lanes: 8, queries: shared, subgroup: true });
+        variants.push(Variant { lanes: 8, tokens: 1, queries: shared, subgroup: true });
     }
     variants
 }
@@ -95,12 +95,13 @@ fn identity(gpu: &Gpu, size: usize) -> WeightMatrix {
 
 impl<'a> Layer<'a> {
     fn new(gpu: &'a Gpu, shape: HeadShape, format: KvFormat, variant: Option<Variant>) -> Self {
-        let variant = variant.unwrap_or(Variant::choose(gpu.caps(), shape));
+        let variants = variant.map(|variant| vec![variant]);
+        let variants = variants.unwrap_or_else(|| Variant::choose(gpu.caps(), shape));
         let inv_freq = inverse_frequencies(10_000.0, shape.head_dim / 2);
         Self {
             gpu,
             shape,
-            attention: Attention::with_variant(gpu, shape, format, variant).unwrap(),
+            attention: Attention::with_variants(gpu, shape, format, variants).unwrap(),
             matmul: Matmul::new(gpu),
             identity: identity(gpu, shape.qkv_size()),
             rotary: Rotary::new(gpu, &inv_freq, 4096).unwrap(),

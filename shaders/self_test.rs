@@ -100,8 +100,10 @@ fn sources(caps: Caps, format: Format, shape: HeadShape, kv: KvFormat) -> Vec<Ke
         crate::embed::source(format, images),
         crate::gather_rows::source(images),
         crate::rms_norm::source(images),
-        crate::attention::Variant::choose(caps, shape).source(shape, kv, images),
     ];
+    for variant in crate::attention::Variant::choose(caps, shape) {
+        sources.push(variant.source(shape, kv, images));
+    }
     let products = Class::choose(caps, format);
     for kind in Kind::all(kv) {
         for norm in [false, true] {
@@ -120,7 +122,8 @@ fn hash(hasher: &mut blake3::Hasher, bytes: &[u8]) {
     hasher.update(bytes);
 }
 
-/// As many as the largest variant of a product takes, and one more.
+/// As many as the largest variant of a product takes, and the attention of few tokens, and one
+/// more.
 const NUM_TOKENS: usize = 17;
 const NUM_BLOCKS: usize = NUM_TOKENS.div_ceil(BLOCK_TOKENS);
 /// More than one chunk of a product, and not a multiple of what kernels take at a time.

@@ -254,7 +254,9 @@ impl Stage {
     fn warm_up(&mut self, gpu: &Gpu, kernels: &Kernels) -> Result<(), StageError> {
         let max_tokens = self.sequences.limits().max_batched_tokens as usize;
         let max_tokens = max_tokens.min(self.sequences.limits().max_model_len as usize);
-        for num_tokens in kernels.matmul.batch_sizes() {
+        let mut batch_sizes = kernels.matmul.batch_sizes();
+        batch_sizes.extend(Attention::batch_sizes());
+        for num_tokens in batch_sizes {
             let num_tokens = num_tokens.min(max_tokens);
             let num_values = match self.embed {
                 Some(_) => 0,

@@ -177,7 +177,7 @@ pub fn work(
         kernel: "attention",
         shape: format!("{what} {name}{suffix}"),
         rows: step.num_rows(),
-        layout: bound.layout(),
+        layout: bound.layout(step.num_rows()),
         num_bytes: kv_bytes as f64,
         // A product with the key, another with the value.
         num_operations: 4.0 * (step.num_attended() * heads.q_size()) as f64,

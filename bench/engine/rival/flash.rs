@@ -2,7 +2,7 @@
 //! context, and flash attention of a prompt, in tiles of tokens and heads. The cache is ours.
 
 use anyhow::Result;
-use bytemuck::{Pod, Zeroable};
+use shaders::attention::{INPUTS, Params};
 use shaders::gpu::{Caps, Gpu};
 use shaders::inputs::BLOCK_TOKENS;
 use shaders::kernel::{Access, Bound, Kernel, KernelSource, Pass};
@@ -11,18 +11,6 @@ use shaders::template::expand_vec4s;
 
 use super::merge::BoundMerge;
 use crate::engine::kernels::attention::{Operands, Step, scale};
-
-/// The parameters of `flash.wgsl`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-struct Params {
-    num_tokens: u32,
-    tables_at: u32,
-    num_heads: u32,
-    num_kv_heads: u32,
-    scale: f32,
-    part_span: u32,
-}
 
 /// One way of computing attention. Each adds in an order of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +85,7 @@ impl Way {
             ("KEYS", keys),
             ("SUBGROUP", subgroup.into()),
             ("PARTED", (parts > 1).into()),
+            ("KV_F16", 0),
             ("BLOCK", BLOCK_TOKENS as u32),
             ("PARTITION", lanes * keys),
             ("HEAD_VEC4S", head_vec4s),
@@ -106,7 +95,8 @@ impl Way {
             ("SHARED_LANE", rows * lanes),
             ("SHARED_P", rows * lanes * keys),
         ];
-        let wgsl = expand_vec4s(include_str!("flash.wgsl"), images, &constants);
+        let template = [include_str!("flash.wgsl"), INPUTS].concat();
+        let wgsl = expand_vec4s(&template, images, &constants);
         let read = Access::read_vec4s(images);
         let mut accesses = vec![Access::Read, read, read, read, Access::write_vec4s(images)];
         accesses.extend((parts > 1).then_some(Access::ReadWrite));
@@ -118,6 +108,8 @@ impl Way {
 pub(super) struct BoundFlash {
     bound: Bound,
     params: Params,
+    /// Tiles of tokens, tiles of heads, parts.
+    grid: [u32; 3],
     merge: Option<BoundMerge>,
     way: Way,
 }
@@ -132,10 +124,10 @@ impl BoundFlash {
     ) -> Result<Self> {
         let Operands { inputs, shape, cache, q, .. } = operands;
         let heads = cache.shape;
-        let context = inputs.limits().max_positions as u32;
-        let keys = way.lanes * way.keys;
-        let part_span = context.div_ceil(way.parts).next_multiple_of(keys);
-        let way = Way { parts: context.div_ceil(part_span), ..way };
+        // No more parts than there are partitions.
+        let num_partitions =
+            inputs.limits().max_positions.div_ceil((way.lanes * way.keys) as usize);
+        let way = Way { parts: way.parts.min(num_partitions as u32), ..way };
         let kernel = Kernel::new(gpu, &way.source(gpu.caps().images, heads))?;
         let parts = way.parts as usize;
         let (bound, merge) = if parts == 1 {
@@ -148,15 +140,10 @@ impl BoundFlash {
             let merge = BoundMerge::new(gpu, heads, (&unfinished, &states, out))?;
             (kernel.bind(gpu, &tensors)?, Some(merge))
         };
-        let params = Params {
-            num_tokens: shape.num_tokens as u32,
-            tables_at: shape.tables_at(),
-            num_heads: heads.num_heads as u32,
-            num_kv_heads: heads.num_kv_heads as u32,
-            scale: scale(heads),
-            part_span,
-        };
-        Ok(Self { bound, params, merge, way })
+        let params = Params::new(heads, scale(heads)).of_step(*shape);
+        let tiles = (shape.num_tokens as u32).div_ceil(way.tokens);
+        let grid = [tiles, heads.num_heads as u32 / way.queries, way.parts];
+        Ok(Self { bound, params, grid, merge, way })
     }
 
     pub(super) fn name(&self) -> String {
@@ -164,10 +151,7 @@ impl BoundFlash {
     }
 
     pub(super) fn record(&self, pass: &mut Pass) {
-        let Way { tokens, queries, parts, .. } = self.way;
-        let tiles = self.params.num_tokens.div_ceil(tokens);
-        let grid = [tiles, self.params.num_heads / queries, parts];
-        pass.dispatch(&self.bound, &self.params, grid);
+        pass.dispatch(&self.bound, &self.params, self.grid);
         if let Some(merge) = &self.merge {
             merge.record(pass);
         }

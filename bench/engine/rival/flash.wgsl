@@ -5,37 +5,6 @@
 // Sums run over whatever positions a part has, and are rescaled whenever a larger score comes.
 // PARTED: unfinished sums go to parts, with their largest score and weight, for merge.wgsl.
 
-struct Params {
-    num_tokens: u32,
-    tables_at: u32,     // in inputs
-    num_heads: u32,
-    num_kv_heads: u32,
-    scale: f32,
-    part_span: u32,     // positions of a part
-}
-
-var<immediate> params: Params;
-// ..., positions, table_starts, ..., tables
-@group(0) @binding(0) var<storage, read>       inputs: array<u32>;
-//! if IMAGES
-// [num_tokens, num_heads, HEAD_VEC4S]
-@group(0) @binding(1) var q: texture_storage_2d<rgba32float, read>;
-// [num_blocks, num_kv_heads, HEAD_VEC4S, BLOCK]
-@group(0) @binding(2) var keys: texture_storage_2d<rgba32float, read>;
-// [num_blocks, num_kv_heads, BLOCK, HEAD_VEC4S]
-@group(0) @binding(3) var values: texture_storage_2d<rgba32float, read>;
-// [num_parts, num_tokens, num_heads, HEAD_VEC4S]
-@group(0) @binding(4) var out: texture_storage_2d<rgba32float, write>;
-//! else
-// [num_tokens, num_heads, HEAD_VEC4S]
-@group(0) @binding(1) var<storage, read>       q: array<vec4<f32>>;
-// [num_blocks, num_kv_heads, HEAD_VEC4S, BLOCK]
-@group(0) @binding(2) var<storage, read>       keys: array<vec4<f32>>;
-// [num_blocks, num_kv_heads, BLOCK, HEAD_VEC4S]
-@group(0) @binding(3) var<storage, read>       values: array<vec4<f32>>;
-// [num_parts, num_tokens, num_heads, HEAD_VEC4S]
-@group(0) @binding(4) var<storage, read_write> out: array<vec4<f32>>;
-//! end
 //! if PARTED
 // [num_parts, num_tokens, num_heads]: largest score, sum of weights
 @group(0) @binding(5) var<storage, read_write> states: array<vec2<f32>>;
@@ -50,7 +19,11 @@ var<workgroup> sh_value: array<u32, {PARTITION}>;
 //! end
 
 @compute @workgroup_size({LANES})
-fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) num_workgroups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let first_token = workgroup.x * {TOKENS}u;
     let first_head = workgroup.y * {QUERIES}u;
     let kv_head = first_head / (params.num_heads / params.num_kv_heads);
@@ -83,8 +56,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     workgroupBarrier();
 //! end
 
-    let part_start = workgroup.z * params.part_span;
-    let part_end = min(part_start + params.part_span, last + 1u);
+    let num_partitions = last / {PARTITION}u + 1u;
+    let part_span =
+        (num_partitions + num_workgroups.z - 1u) / num_workgroups.z * {PARTITION}u;
+    let part_start = workgroup.z * part_span;
+    let part_end = min(part_start + part_span, last + 1u);
     for (var start = part_start; start < part_end; start += {PARTITION}u) {
 //! for u in 0..KEYS
         let key_{u} = start + {u}u * {LANES}u + lane;
@@ -259,38 +235,4 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 //! end
     }
 }
-
-//! if IMAGES
-fn q_at(index: u32) -> vec4<f32> {
-    return textureLoad(q, texel(index));
-}
-
-fn key_at(index: u32) -> vec4<f32> {
-    return textureLoad(keys, texel(index));
-}
-
-fn value_at(index: u32) -> vec4<f32> {
-    return textureLoad(values, texel(index));
-}
-
-fn store(index: u32, value: vec4<f32>) {
-    textureStore(out, texel(index), value);
-}
-//! else
-fn q_at(index: u32) -> vec4<f32> {
-    return q[index];
-}
-
-fn key_at(index: u32) -> vec4<f32> {
-    return keys[index];
-}
-
-fn value_at(index: u32) -> vec4<f32> {
-    return values[index];
-}
-
-fn store(index: u32, value: vec4<f32>) {
-    out[index] = value;
-}
-//! end
 

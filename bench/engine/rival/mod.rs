@@ -231,7 +231,7 @@ fn attentions<'a>(
 ) -> Result<(Pair, [Task<'a>; 2])> {
     let Operands { inputs, shape, cache, q, out } = operands;
     let ours = kernel.bind(gpu, inputs, cache, attention::scale(cache.shape), (q, out))?;
-    let (layout, shape) = (ours.layout(), *shape);
+    let (layout, shape) = (ours.layout(shape.num_tokens), *shape);
     let ours = Side::new(layout, move |pass, _| ours.record(pass, shape));
     let other = gpu.alloc_vec4s(out.len())?;
     let mut ways = Vec::new();
