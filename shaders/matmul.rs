@@ -18,13 +18,17 @@ use crate::kv_cache::KvCache;
 use crate::matmul_class::{Class, Form, Kind, Order, Variant};
 use crate::rotary::Rotary;
 use crate::tensor::Tensor;
-use crate::weights::{Format, RowOrder, TILE, WeightMatrix};
+use crate::weights::{Format, RowOrder, Shard, TILE, WeightMatrix};
 
-/// The parameters of `matmul.wgsl`.
+/// How a kernel of products reads its operands: `Params`, bindings and loads, to append to it.
+pub const INPUTS: &str = include_str!("matmul_in.wgsl");
+
+/// The parameters of kernels with [`INPUTS`].
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
-pub(crate) struct Params {
-    num_rows: u32,
+pub struct Params {
+    /// Rows of x.
+    pub num_rows: u32,
     num_columns: u32,
     first_column: u32,
     num_computed: u32,
@@ -37,6 +41,28 @@ pub(crate) struct Params {
     head_vec4s: u32,
     rotary_vec4s: u32,
     has_bias: u32,
+}
+
+impl Params {
+    /// Of a product with `weights`: no columns of it yet, and no rows.
+    pub fn new(weights: &WeightMatrix) -> Self {
+        Self {
+            num_columns: weights.rows as u32,
+            row_vec4s: (weights.cols / 4) as u32,
+            num_blocks: weights.num_blocks() as u32,
+            ..Self::default()
+        }
+    }
+
+    /// With the columns that a shard of the weights computes.
+    #[must_use]
+    pub fn of_shard(self, shard: &Shard) -> Self {
+        Self {
+            first_column: shard.rows.start as u32,
+            num_computed: shard.rows.len() as u32,
+            ..self
+        }
+    }
 }
 
 /// What is multiplied.
@@ -149,13 +175,8 @@ impl Matmul {
         let Operand { x, norm } = operand;
         let form = Form { format: weights.format, norm: norm.is_some(), kind };
         let class = (self.class)(weights.format);
-        let mut common = Params {
-            num_columns: weights.rows as u32,
-            row_vec4s: (weights.cols / 4) as u32,
-            num_blocks: weights.num_blocks() as u32,
-            eps: norm.map_or(0.0, |norm| norm.eps),
-            ..Params::default()
-        };
+        let eps = norm.map_or(0.0, |norm| norm.eps);
+        let mut common = Params { eps, ..Params::new(weights) };
         assert!(norm.is_none_or(|norm| norm.weight.len() == weights.cols), "a weight per value");
         let (tensors, max_rows) = match output {
             Output::Store(out) => (vec![out], out.len() / weights.rows),
@@ -194,11 +215,7 @@ impl Matmul {
             let name = format!("{} k{} n{}", kernel.name(), weights.cols, weights.rows);
             let mut shards = Vec::new();
             for shard in &weights.shards {
-                let params = Params {
-                    first_column: shard.rows.start as u32,
-                    num_computed: shard.rows.len() as u32,
-                    ..common
-                };
+                let params = common.of_shard(shard);
                 let before = [Some(x), Some(&shard.blocks), shard.scales.as_ref()];
                 let before = before.into_iter().chain([norm.map(|norm| norm.weight)]).flatten();
                 let all: Vec<_> = before.chain(tensors.iter().copied()).collect();

@@ -4,7 +4,7 @@ use crate::gpu::Caps;
 use crate::inputs::BLOCK_TOKENS;
 use crate::kernel::{Access, KernelSource};
 use crate::kv_cache::KvFormat;
-use crate::matmul::{CHUNK, Params};
+use crate::matmul::{CHUNK, INPUTS, Params};
 use crate::template::expand_vec4s;
 use crate::weights::{Format, GROUP, TILE};
 
@@ -323,7 +323,7 @@ impl Variant {
                 Operands::Cooperative => include_str!("matmul_cooperative.wgsl"),
             },
             if staged { include_str!("matmul_staged.wgsl") } else { "" },
-            include_str!("matmul_in.wgsl"),
+            INPUTS,
             include_str!("matmul_out.wgsl"),
             format.decoder(),
         ]

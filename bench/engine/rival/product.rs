@@ -2,27 +2,14 @@
 //! rows. Weights and their decoding are ours.
 
 use anyhow::Result;
-use bytemuck::{Pod, Zeroable};
 use shaders::gpu::{Caps, Gpu};
 use shaders::kernel::{Access, Bound, Kernel, KernelSource, Pass};
+use shaders::matmul::{INPUTS, Params};
 use shaders::template::expand_vec4s;
 use shaders::tensor::Tensor;
 use shaders::weights::{Format, GROUP, GROUPS_PER_QUAD, TILE, WeightMatrix};
 
 use super::sum::BoundSum;
-
-/// The parameters of `product.wgsl`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-struct Params {
-    num_rows: u32,
-    num_columns: u32,
-    first_column: u32,
-    num_computed: u32,
-    row_vec4s: u32,
-    num_blocks: u32,
-    part_blocks: u32,
-}
 
 /// One way of computing a product. Each adds in an order of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -163,13 +150,20 @@ impl Way {
             ("SHARED_SUMS", workgroup * tm * tn),
             ("LONG_GROUPS", (format.group() > GROUP).into()),
             ("UNIT", self.unit(format) as u32),
+            ("AT_SCALES", 2),
+            ("AT_OUT", if grouped { 3 } else { 2 }),
+            ("STORE", 1),
+            ("NORM", 0),
+            ("RESIDUAL", 0),
+            ("QKV", 0),
         ];
         let constants = [&own[..], &format.constants()].concat();
-        let template = [include_str!("product.wgsl"), format.decoder()].concat();
+        let template = [include_str!("product.wgsl"), INPUTS, format.decoder()].concat();
         let wgsl = expand_vec4s(&template, caps.images, &constants);
         let blocks = Access::read_blocks(caps.images);
-        let mut accesses = vec![Access::read_vec4s(caps.images), blocks, Access::ReadWrite];
+        let mut accesses = vec![Access::read_vec4s(caps.images), blocks];
         accesses.extend(grouped.then_some(blocks));
+        accesses.push(Access::ReadWrite);
         KernelSource::new::<Params>(format!("rival product {}", self.name()), wgsl, &accesses)
     }
 
@@ -184,7 +178,8 @@ impl Way {
 
 /// The rival's product, bound.
 pub(super) struct BoundProduct {
-    shards: Vec<(Bound, Params)>,
+    /// The kernel bound to each shard, and the strips of columns that it takes.
+    shards: Vec<(Bound, Params, u32)>,
     sum: Option<BoundSum>,
     num_columns: usize,
     way: Way,
@@ -204,30 +199,20 @@ impl BoundProduct {
     ) -> Result<Self> {
         anyhow::ensure!(weights.cols.is_multiple_of(GROUP), "the rival takes whole groups of k");
         let kernel = Kernel::new(gpu, &way.source(gpu.caps(), weights.format))?;
-        let num_rows = (x.len() / weights.cols) as u32;
-        let unit = way.unit(weights.format);
-        let num_units = weights.num_blocks().div_ceil(unit);
-        let part_blocks = num_units.div_ceil(way.parts as usize) * unit;
+        let num_units = weights.num_blocks().div_ceil(way.unit(weights.format));
         // No more parts than there is k for.
-        let num_parts = weights.num_blocks().div_ceil(part_blocks);
+        let num_parts = num_units.div_ceil(num_units.div_ceil(way.parts as usize));
         let parts = match num_parts {
             1 => out.clone(),
             _ => gpu.alloc_f32(num_parts * out.len())?,
         };
         let mut shards = Vec::new();
         for shard in &weights.shards {
-            let params = Params {
-                num_rows,
-                num_columns: weights.rows as u32,
-                first_column: shard.rows.start as u32,
-                num_computed: shard.rows.len() as u32,
-                row_vec4s: (weights.cols / 4) as u32,
-                num_blocks: weights.num_blocks() as u32,
-                part_blocks: part_blocks as u32,
-            };
-            let tensors = [Some(x), Some(&shard.blocks), Some(&parts), shard.scales.as_ref()];
+            let tensors = [Some(x), Some(&shard.blocks), shard.scales.as_ref(), Some(&parts)];
             let tensors: Vec<_> = tensors.into_iter().flatten().collect();
-            shards.push((kernel.bind(gpu, &tensors)?, params));
+            let strips = shard.rows.len().div_ceil(TILE) as u32 * TILE as u32 / way.strip();
+            let params = Params::new(weights).of_shard(shard);
+            shards.push((kernel.bind(gpu, &tensors)?, params, strips));
         }
         let sum = match num_parts {
             1 => None,
@@ -248,10 +233,10 @@ impl BoundProduct {
     /// Computes the first `num_rows` rows.
     pub(super) fn record(&self, pass: &mut Pass, num_rows: usize) {
         let Way { tm, parts, .. } = self.way;
-        for (bound, params) in &self.shards {
-            let strips = params.num_computed.div_ceil(TILE as u32) * TILE as u32 / self.way.strip();
-            let params = Params { num_rows: num_rows as u32, ..*params };
-            pass.dispatch(bound, &params, [strips, params.num_rows.div_ceil(tm), parts]);
+        for (bound, params, strips) in &self.shards {
+            let mut params = *params;
+            params.num_rows = num_rows as u32;
+            pass.dispatch(bound, &params, [*strips, params.num_rows.div_ceil(tm), parts]);
         }
         if let Some(sum) = &self.sum {
             sum.record(pass, num_rows * self.num_columns);

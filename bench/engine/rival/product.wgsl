@@ -1,40 +1,9 @@
-// parts[s, t, n] = sum over the k of part s of x[t, k] * weights[n, k], in whatever order is fast
+// out[s, t, n] = sum over the k of part s of x[t, k] * weights[n, k], in whatever order is fast
 // one workgroup per TM rows t, STRIP columns n, part s
 //
 // ALONG_K: the lanes of a workgroup share TN columns and take every LANES-th group of k; their sums
 // are added at the end. Otherwise a lane has TN columns of its own, and GROUPS groups of lanes
-// share k. A column has CHAINS chains of multiply-adds.
-
-struct Params {
-    num_rows: u32,      // of x
-    num_columns: u32,   // of the product
-    first_column: u32,  // of the product that these weights compute
-    num_computed: u32,  // columns that these weights compute, without padding
-    row_vec4s: u32,     // K / 4, whole groups of 32
-    num_blocks: u32,    // blocks of a row of weights
-    part_blocks: u32,   // blocks of a part, whole units
-}
-
-var<immediate> params: Params;
-//! if IMAGES
-@group(0) @binding(0) var x: texture_storage_2d<rgba32float, read>; // [num_rows, K / 4]
-// [tiles of TILE columns, num_blocks, TILE]
-@group(0) @binding(1) var weights: texture_storage_2d<rgba32uint, read>;
-//! else
-@group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>;        // [num_rows, K / 4]
-// [tiles of TILE columns, num_blocks, TILE]
-@group(0) @binding(1) var<storage, read>       weights: array<vec4<u32>>;
-//! end
-// [num_parts, num_rows, num_columns]
-@group(0) @binding(2) var<storage, read_write> parts: array<f32>;
-//! if GROUPED
-// [tiles of TILE columns, num_quads, TILE], a word for each of four groups: scale, offset
-//! if IMAGES
-@group(0) @binding(3) var scales: texture_storage_2d<rgba32uint, read>;
-//! else
-@group(0) @binding(3) var<storage, read>       scales: array<vec4<u32>>;
-//! end
-//! end
+// share k. A column has CHAINS chains of multiply-adds. k is whole groups of 32.
 
 //! if SHARED
 var<workgroup> sh_sums: array<f32, {SHARED_SUMS}>;  // [WORKGROUP, TM, TN]
@@ -43,6 +12,7 @@ var<workgroup> sh_sums: array<f32, {SHARED_SUMS}>;  // [WORKGROUP, TM, TN]
 @compute @workgroup_size({WORKGROUP})
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) num_workgroups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
     let p = params;
@@ -56,8 +26,10 @@ fn main(
 //! end
     let tile_start = tile * p.num_blocks * {TILE}u + column;
     let first_row = workgroup.y * {TM}u;
-    let part_start = workgroup.z * p.part_blocks;
-    let part_end = min(part_start + p.part_blocks, p.num_blocks);
+    let num_units = (p.num_blocks + {UNIT}u - 1u) / {UNIT}u;
+    let part_blocks = (num_units + num_workgroups.z - 1u) / num_workgroups.z * {UNIT}u;
+    let part_start = workgroup.z * part_blocks;
+    let part_end = min(part_start + part_blocks, p.num_blocks);
 //! if GROUPED
     let num_quads = (p.num_blocks + {QUAD_BLOCKS}u - 1u) / {QUAD_BLOCKS}u;
     let scales_start = tile * num_quads * {TILE}u + column;
@@ -230,33 +202,6 @@ fn main(
 
 fn store(p: Params, part: u32, row: u32, computed: u32, sum: f32) {
     if (row < p.num_rows && computed < p.num_computed) {
-        parts[(part * p.num_rows + row) * p.num_columns + p.first_column + computed] = sum;
+        out[(part * p.num_rows + row) * p.num_columns + p.first_column + computed] = sum;
     }
 }
-
-fn x_in(index: u32) -> vec4<f32> {
-//! if IMAGES
-    return textureLoad(x, texel(index));
-//! else
-    return x[index];
-//! end
-}
-
-fn weights_at(index: u32) -> vec4<u32> {
-//! if IMAGES
-    return textureLoad(weights, texel(index));
-//! else
-    return weights[index];
-//! end
-}
-
-//! if GROUPED
-fn scales_at(index: u32) -> vec4<u32> {
-//! if IMAGES
-    return textureLoad(scales, texel(index));
-//! else
-    return scales[index];
-//! end
-}
-//! end
-
