@@ -34,6 +34,11 @@ impl Format {
         self.scale_bytes() > 0
     }
 
+    /// Whether a weight is an integer under a scale.
+    pub fn is_integer(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int4)
+    }
+
     /// Whether a group's values have an offset beside their scale, or codes that take one.
     pub fn has_offset(self) -> bool {
         matches!(self, Self::Int8 | Self::Int4)

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::adapters::{self, AdapterInfo, Adapters};
 use crate::error::GpuError;
 use crate::kernel::Pass;
+use crate::matmul::Products;
 use crate::pipeline_cache::PipelineCache;
 use crate::profile::Timed;
 use crate::tensor::Tensor;
@@ -33,9 +34,8 @@ pub struct GpuOptions {
     pub cache_dir: Option<PathBuf>,
     /// Whether every dispatch is timed, for [`Gpu::take_profile`]: slow.
     pub profile: bool,
-    /// Whether products are computed by cooperative matrices (tensor cores), with operands rounded
-    /// to f16: several times as fast for many rows, in a device class of its own.
-    pub cooperative: bool,
+    /// How products with weights are computed.
+    pub products: Products,
 }
 
 impl Default for GpuOptions {
@@ -48,7 +48,7 @@ impl Default for GpuOptions {
             max_wait: Duration::from_secs(120),
             cache_dir: None,
             profile: false,
-            cooperative: false,
+            products: Products::Plain,
         }
     }
 }
@@ -84,8 +84,8 @@ pub struct Caps {
     pub images: bool,
     /// Whether kernels run on the processor, through a software driver.
     pub is_cpu: bool,
-    /// Whether products are computed by cooperative matrices.
-    pub cooperative: bool,
+    /// How products with weights are computed.
+    pub products: Products,
 }
 
 /// What was asked of an adapter since it was opened.
@@ -149,7 +149,7 @@ impl Gpu {
             | wgpu::Features::SUBGROUP
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::PIPELINE_CACHE;
-        if options.cooperative {
+        if options.products == Products::Cooperative {
             if !adapters::multiplies_cooperatively(adapter) {
                 return Err(GpuError::Unsupported {
                     adapter: info.name,
@@ -205,7 +205,7 @@ impl Gpu {
             max_workgroup_lanes: limits.max_compute_invocations_per_workgroup,
             images: options.images.unwrap_or(info.is_cpu()),
             is_cpu: info.is_cpu(),
-            cooperative: options.cooperative,
+            products: options.products,
         };
         let folder = options.cache_dir.as_deref();
         let pipelines = folder.and_then(|folder| PipelineCache::open(&device, &own, folder));
@@ -461,6 +461,7 @@ fn failure(error: wgpu::Error) -> GpuError {
 mod tests {
     use crate::gpu::{Gpu, GpuOptions};
     use crate::kernel::Pass;
+    use crate::matmul::Products;
     use crate::rms_norm::RmsNorm;
 
     #[test]
@@ -482,9 +483,10 @@ mod tests {
     fn an_adapter_without_cooperative_matrices_says_so() {
         let plain = Gpu::open_with(None, GpuOptions::default());
         let Ok(plain) = plain else { return };
-        let options = GpuOptions { cooperative: true, ..GpuOptions::default() };
+        let products = Products::Cooperative;
+        let options = GpuOptions { products, ..GpuOptions::default() };
         match Gpu::open_with(None, options) {
-            Ok(gpu) => assert!(gpu.caps().cooperative && !plain.caps().is_cpu),
+            Ok(gpu) => assert!(gpu.caps().products == products && !plain.caps().is_cpu),
             Err(error) => assert!(error.to_string().contains("cooperative matrices"), "{error}"),
         }
     }

@@ -22,6 +22,8 @@ pub enum Access {
     ReadWordsImage,
     /// `texture_storage_2d<rgba32float, write>`
     WriteImage,
+    /// `texture_storage_2d<rgba32uint, write>`
+    WriteWordsImage,
     /// `texture_storage_2d<rg32uint, read>`
     ReadPairsImage,
     /// `texture_storage_2d<rg32uint, write>`
@@ -37,6 +39,11 @@ impl Access {
     /// How a kernel reads blocks of weights.
     pub fn read_blocks(images: bool) -> Self {
         if images { Self::ReadWordsImage } else { Self::Read }
+    }
+
+    /// How a kernel writes blocks.
+    pub fn write_blocks(images: bool) -> Self {
+        if images { Self::WriteWordsImage } else { Self::ReadWrite }
     }
 
     /// How a kernel writes values four at a time.
@@ -63,6 +70,7 @@ impl Access {
             Self::ReadImage => image(wgpu::StorageTextureAccess::ReadOnly, Texel::F32),
             Self::ReadWordsImage => image(wgpu::StorageTextureAccess::ReadOnly, Texel::U32),
             Self::WriteImage => image(wgpu::StorageTextureAccess::WriteOnly, Texel::F32),
+            Self::WriteWordsImage => image(wgpu::StorageTextureAccess::WriteOnly, Texel::U32),
             Self::ReadPairsImage => image(wgpu::StorageTextureAccess::ReadOnly, Texel::Pair),
             Self::WritePairsImage => image(wgpu::StorageTextureAccess::WriteOnly, Texel::Pair),
         }

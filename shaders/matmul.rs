@@ -11,11 +11,12 @@ use std::collections::{BTreeSet, HashMap};
 use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
-use crate::gpu::Gpu;
+use crate::gpu::{Caps, Gpu};
 use crate::inputs::{Inputs, StepShape};
 use crate::kernel::{Bound, Kernel, Pass};
 use crate::kv_cache::KvCache;
 use crate::matmul_class::{Class, Form, Kind, Order, Variant};
+use crate::quantize_rows::{self, BoundQuantizeRows, QuantizeRows, QuantizedRows};
 use crate::rotary::Rotary;
 use crate::tensor::Tensor;
 use crate::weights::{Format, RowOrder, Shard, TILE, WeightMatrix};
@@ -65,6 +66,21 @@ impl Params {
     }
 }
 
+/// How products with weights are computed. All but plain ones are a choice of whoever opens the
+/// adapter, and a device class of their own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Products {
+    /// In f32.
+    #[default]
+    Plain,
+    /// By cooperative matrices (tensor cores), with operands rounded to f16: several times as fast
+    /// for many rows.
+    Cooperative,
+    /// With integer weights by dot products of four bytes, with x rounded to eight bits
+    /// ([`crate::quantize_rows`]); with others in f32.
+    PackedDot,
+}
+
 /// What is multiplied.
 #[derive(Clone, Copy)]
 pub struct Operand<'a> {
@@ -72,11 +88,13 @@ pub struct Operand<'a> {
     pub x: &'a Tensor,
     /// The norm that it goes through first.
     pub norm: Option<Norm<'a>>,
+    /// Where it waits in bytes, where the product takes it so ([`Matmul::quantizes`]).
+    pub quantized: Option<&'a QuantizedRows>,
 }
 
 impl<'a> From<&'a Tensor> for Operand<'a> {
     fn from(x: &'a Tensor) -> Self {
-        Self { x, norm: None }
+        Self { x, norm: None, quantized: None }
     }
 }
 
@@ -140,6 +158,7 @@ impl Output<'_> {
 pub struct Matmul {
     /// By format of weights.
     class: Box<dyn Fn(Format) -> Class + Send>,
+    quantize_rows: QuantizeRows,
     kernels: RefCell<HashMap<(Form, Variant), Kernel>>,
 }
 
@@ -147,15 +166,33 @@ impl Matmul {
     /// The variants for this adapter. Where there is a choice, it is made for each shape when it is
     /// bound, by trying, if the adapter was opened with a place to keep what was found.
     pub fn new(gpu: &Gpu) -> Self {
-        let caps = gpu.caps();
+        Self::of(gpu, gpu.caps().products)
+    }
+
+    /// Those for products that are computed so, whatever the adapter was opened for; for tools.
+    pub fn of(gpu: &Gpu, products: Products) -> Self {
+        let caps = Caps { products, ..gpu.caps() };
+        let norm_lanes = Class::choose(caps, Format::Int8).order.norm_lanes;
+        Self::by_format(norm_lanes, move |format| Class::choose(caps, format))
+    }
+
+    /// Those of one class, for whatever weights.
+    pub(crate) fn with_class(class: Class) -> Self {
+        let norm_lanes = class.order.norm_lanes;
+        Self::by_format(norm_lanes, move |_| class.clone())
+    }
+
+    fn by_format(norm_lanes: u32, class: impl Fn(Format) -> Class + Send + 'static) -> Self {
         Self {
-            class: Box::new(move |format| Class::choose(caps, format)),
+            class: Box::new(class),
+            quantize_rows: QuantizeRows::new(norm_lanes),
             kernels: RefCell::default(),
         }
     }
 
-    pub(crate) fn with_class(class: Class) -> Self {
-        Self { class: Box::new(move |_| class.clone()), kernels: RefCell::default() }
+    /// Whether activations are rounded to eight bits before products with such weights.
+    pub fn quantizes(&self, format: Format) -> bool {
+        (self.class)(format).is_packed()
     }
 
     /// `product[t, n] = sum over k of x[t, k] * weights[n, k]`, and what becomes of it.
@@ -172,12 +209,22 @@ impl Matmul {
             kind == Kind::Swiglu,
             "gate and up are paired for their kernel"
         );
-        let Operand { x, norm } = operand;
-        let form = Form { format: weights.format, norm: norm.is_some(), kind };
-        let class = (self.class)(weights.format);
-        let eps = norm.map_or(0.0, |norm| norm.eps);
-        let mut common = Params { eps, ..Params::new(weights) };
+        let Operand { mut x, mut norm, quantized } = operand;
         assert!(norm.is_none_or(|norm| norm.weight.len() == weights.cols), "a weight per value");
+        let class = (self.class)(weights.format);
+        let mut rows_of_x = x.len() / weights.cols;
+        let mut row_vec4s = weights.cols / 4;
+        let mut before = None;
+        if class.is_packed() {
+            let packed = quantized.expect("x in bytes has a place");
+            before = Some(self.quantize_rows.bind(gpu, operand, weights.cols, packed)?);
+            rows_of_x = rows_of_x.min(packed.max_rows(weights.cols));
+            row_vec4s = quantize_rows::row_words(weights.cols) / 4;
+            (x, norm) = (packed.tensor(), None);
+        }
+        let form = Form { format: weights.format, norm: norm.is_some(), kind };
+        let eps = norm.map_or(0.0, |norm| norm.eps);
+        let mut common = Params { eps, row_vec4s: row_vec4s as u32, ..Params::new(weights) };
         let (tensors, max_rows) = match output {
             Output::Store(out) => (vec![out], out.len() / weights.rows),
             Output::Residual { residual, out } => {
@@ -209,7 +256,7 @@ impl Matmul {
         };
         let whole = kind == Kind::Store || weights.rows.is_multiple_of(kind.unit() as usize);
         assert!(whole, "results are whole vec4s");
-        let max_rows = max_rows.min(x.len() / weights.cols);
+        let max_rows = max_rows.min(rows_of_x);
         let bind = |variant: Variant| -> Result<BoundMatmul, GpuError> {
             let kernel = self.compiled(gpu, form, (variant, class.order))?;
             let name = format!("{} k{} n{}", kernel.name(), weights.cols, weights.rows);
@@ -221,9 +268,9 @@ impl Matmul {
                 let all: Vec<_> = before.chain(tensors.iter().copied()).collect();
                 shards.push((kernel.bind(gpu, &all)?.named(&name), params));
             }
-            Ok(BoundMatmul { variants: vec![(variant, shards)], max_rows })
+            Ok(BoundMatmul { before: None, variants: vec![(variant, shards)], max_rows })
         };
-        let mut chosen = BoundMatmul { variants: Vec::new(), max_rows };
+        let mut chosen = BoundMatmul { before, variants: Vec::new(), max_rows };
         for ways in class.choices() {
             let (k, n) = (weights.cols, weights.rows);
             // What is fastest for many rows hangs little on how many they are.
@@ -231,7 +278,8 @@ impl Matmul {
                 usize::MAX => (TRIED_ROWS.min(max_rows), "many rows".to_owned()),
                 most => (most.min(max_rows), format!("{most} rows")),
             };
-            let what = format!("matmul {} k{k} n{n} {rows}", form.name());
+            let packed = if class.is_packed() { " packed" } else { "" };
+            let what = format!("matmul {}{packed} k{k} n{n} {rows}", form.name());
             let names: Vec<_> = ways.iter().map(Variant::name).collect();
             let names: Vec<_> = names.iter().map(String::as_str).collect();
             let way = gpu.tuning.choose(&what, &names, |way| {
@@ -281,6 +329,8 @@ const TRIED_ROWS: usize = 64;
 
 /// A product with one matrix of a layer.
 pub struct BoundMatmul {
+    /// What quantises x.
+    before: Option<BoundQuantizeRows>,
     /// For each variant, the kernel bound to each shard.
     variants: Vec<(Variant, Vec<(Bound, Params)>)>,
     max_rows: usize,
@@ -310,6 +360,9 @@ impl BoundMatmul {
         let num_rows = step.num_tokens;
         assert!(num_rows <= self.max_rows, "a batch fits the tensors of its stage");
         let Some((variant, shards)) = self.variant(num_rows) else { return };
+        if let Some(before) = &self.before {
+            before.record(pass, num_rows);
+        }
         for (bound, params) in shards {
             let tables_at = step.tables_at();
             let params = Params { num_rows: num_rows as u32, tables_at, ..*params };
@@ -360,3 +413,7 @@ pub fn swiglu_reference(width: usize, gate_up: &[f32]) -> Vec<f32> {
 #[cfg(test)]
 #[path = "matmul_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "matmul_packed_tests.rs"]
+mod packed_tests;

@@ -4,7 +4,8 @@ use crate::gpu::Caps;
 use crate::inputs::BLOCK_TOKENS;
 use crate::kernel::{Access, KernelSource};
 use crate::kv_cache::KvFormat;
-use crate::matmul::{CHUNK, INPUTS, Params};
+use crate::matmul::{CHUNK, INPUTS, Params, Products};
+use crate::quantize_rows;
 use crate::template::expand_vec4s;
 use crate::weights::{Format, GROUP, TILE};
 
@@ -84,6 +85,10 @@ const MAX_BLOCKS: u32 = 1 << 30;
 /// Values from one row to the next of operands of cooperative matrices, in workgroup memory.
 const PADDED_GROUP: u32 = GROUP as u32 + 8;
 
+/// Groups of each row and column that a workgroup has in its memory at a time, where both are
+/// packed.
+const STAGED_GROUPS: u32 = 2;
+
 /// How lanes come by the operands of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Operands {
@@ -95,17 +100,26 @@ pub(crate) enum Operands {
     Staged,
     /// The same in f16, multiplied by cooperative matrices.
     Cooperative,
+    /// As loaded, by dot products of four bytes: of x, which was quantised before, and of weights.
+    Packed,
+    /// The same through a workgroup's memory.
+    PackedStaged,
 }
 
 impl Class {
-    /// The class of an adapter, for weights of a format.
+    /// The class of an adapter for weights of this format.
     pub(crate) fn choose(caps: Caps, format: Format) -> Self {
-        let broadcast = caps.subgroups && caps.min_subgroup_size >= 8;
-        match caps {
-            Caps { cooperative: true, .. } => Self::cooperative(),
-            Caps { is_cpu: true, .. } => Self::cpu(broadcast, format),
-            _ => Self::gpu(),
+        match caps.products {
+            Products::Cooperative => Self::cooperative(),
+            Products::PackedDot if format.is_integer() => Self::packed(caps.is_cpu),
+            Products::Plain | Products::PackedDot => Self::plain(caps, format),
         }
+    }
+
+    /// In f32: what others are compared with.
+    pub(crate) fn plain(caps: Caps, format: Format) -> Self {
+        let broadcast = caps.subgroups && caps.min_subgroup_size >= 8;
+        if caps.is_cpu { Self::cpu(broadcast, format) } else { Self::gpu() }
     }
 
     /// A software driver loads lane by lane: what counts is the number of loads, so a broadcast
@@ -163,6 +177,39 @@ impl Class {
         Self { variants, order: Order { chunked: true, norm_lanes: 64 } }
     }
 
+    /// As plain ones are laid out. A broadcast would gain nothing on a software driver, which has
+    /// more to do for a product of four bytes than for a load.
+    pub(crate) fn packed(is_cpu: bool) -> Self {
+        let (any, operands) = (usize::MAX, Operands::Packed);
+        if is_cpu {
+            let one = Variant { max_rows: 1, tm: 1, tn: 8, lanes: 8, groups: 1, operands };
+            let variants = vec![
+                one,
+                Variant { max_rows: 4, tm: 4, ..one },
+                Variant { max_rows: any, tm: 8, ..one },
+            ];
+            return Self { variants, order: Order { chunked: true, norm_lanes: 8 } };
+        }
+        let one = Variant { max_rows: 1, tm: 1, tn: 1, lanes: 32, groups: 8, operands };
+        let operands = Operands::PackedStaged;
+        let staged = Variant { max_rows: any, tm: 4, tn: 8, lanes: 8, groups: 16, operands };
+        let variants = vec![
+            one,
+            Variant { lanes: 64, groups: 4, ..one },
+            Variant { lanes: 16, groups: 16, ..one },
+            Variant { max_rows: 8, tm: 4, ..one },
+            Variant { max_rows: 8, tm: 2, ..one },
+            staged,
+            Variant { groups: 8, ..staged },
+        ];
+        Self { variants, order: Order { chunked: true, norm_lanes: 64 } }
+    }
+
+    /// Whether x is quantised before.
+    pub(crate) fn is_packed(&self) -> bool {
+        self.variants.iter().all(|variant| variant.operands.are_packed())
+    }
+
     /// The variants for each number of rows.
     pub(crate) fn choices(&self) -> impl Iterator<Item = &[Variant]> {
         self.variants.chunk_by(|one, other| one.max_rows == other.max_rows)
@@ -178,10 +225,26 @@ impl Class {
         (0..num_ways).map(way).collect()
     }
 
-    /// The kernels of a form, one for each variant.
-    pub(crate) fn sources(&self, form: Form, images: bool) -> Vec<KernelSource> {
+    /// The kernels of a form, one for each variant, and what quantises its x.
+    pub(crate) fn sources(&self, mut form: Form, images: bool) -> Vec<KernelSource> {
+        let mut before = Vec::new();
+        if self.is_packed() {
+            before.push(quantize_rows::source(self.order.norm_lanes, form.norm, images));
+            form.norm = false;
+        }
         let source = |variant: &Variant| variant.source(form, self.order, images);
-        self.variants.iter().map(source).collect()
+        before.into_iter().chain(self.variants.iter().map(source)).collect()
+    }
+}
+
+impl Operands {
+    fn are_packed(self) -> bool {
+        matches!(self, Self::Packed | Self::PackedStaged)
+    }
+
+    /// Whether a workgroup loads them for all its lanes.
+    fn are_staged(self) -> bool {
+        matches!(self, Self::Staged | Self::Cooperative | Self::PackedStaged)
     }
 }
 
@@ -205,6 +268,8 @@ impl Variant {
             Operands::Loaded | Operands::Broadcast => "",
             Operands::Staged => " staged",
             Operands::Cooperative => " cooperative",
+            Operands::Packed => " packed",
+            Operands::PackedStaged => " packed staged",
         };
         format!("{tm}x{tn}x{lanes}x{groups}{how}")
     }
@@ -220,11 +285,7 @@ impl Variant {
 
     /// Rows of a workgroup.
     pub(crate) fn rows(&self) -> u32 {
-        if self.is_staged() { self.tm * self.groups } else { self.tm }
-    }
-
-    fn is_staged(&self) -> bool {
-        matches!(self.operands, Operands::Staged | Operands::Cooperative)
+        if self.operands.are_staged() { self.tm * self.groups } else { self.tm }
     }
 
     /// Columns of a workgroup.
@@ -240,7 +301,8 @@ impl Variant {
     pub(crate) fn source(&self, form: Form, order: Order, images: bool) -> KernelSource {
         let Order { chunked, norm_lanes } = order;
         let Self { tm, tn, lanes, groups, operands, .. } = *self;
-        let (subgroup, staged) = (operands == Operands::Broadcast, self.is_staged());
+        let (subgroup, staged) = (operands == Operands::Broadcast, operands.are_staged());
+        let packed = operands.are_packed();
         let workgroup = self.workgroup();
         let Form { format, norm, kind } = form;
         assert!((TILE as u32).is_multiple_of(self.strip()), "strips fill a tile");
@@ -249,11 +311,13 @@ impl Variant {
         assert!(norm_lanes <= workgroup, "a workgroup sums the squares");
         assert!(chunked || groups == 1 || staged, "groups share chunks");
         assert!(!staged || workgroup.is_multiple_of(norm_lanes), "by whole rows where it stages");
+        assert!(!packed || (format.is_integer() && !norm), "x was normalised as it was quantised");
         let block = format.block() as u32;
         // Results leave as vec4s: a lane has all four values of one, or gets them from its
         // neighbours.
         let wide = tn.is_multiple_of(kind.unit());
-        assert!(wide || operands != Operands::Staged, "lanes of a tile have whole results");
+        let needs_wide = matches!(operands, Operands::Staged | Operands::PackedStaged);
+        assert!(wide || !needs_wide, "lanes of a tile have whole results");
         let group_vec4s = GROUP as u32 / 4;
         let (lane_stride, j_stride) = if wide { (tn, 1) } else { (1, lanes) };
         let own = [
@@ -270,6 +334,14 @@ impl Variant {
             ("HALF_X", PADDED_GROUP * self.rows()),
             ("HALF_WEIGHTS", PADDED_GROUP * self.strip()),
             ("COOPERATIVE_OUT", self.rows() * self.strip()),
+            ("PACKED", packed.into()),
+            ("NIBBLES", (format == Format::Int4).into()),
+            ("LAST_BLOCK", format.group_blocks() as u32 - 1),
+            ("STAGED", STAGED_GROUPS),
+            ("PACKED_X", 2 * STAGED_GROUPS * self.rows()),
+            ("X_FACTORS", STAGED_GROUPS * self.rows()),
+            ("PACKED_WEIGHTS", 2 * STAGED_GROUPS * self.strip()),
+            ("FACTORS", STAGED_GROUPS * self.strip()),
             ("SPLIT", (groups > 1).into()),
             ("SPLIT_SUMS", groups * tm * tn * lanes),
             ("SUBGROUP", subgroup.into()),
@@ -297,8 +369,9 @@ impl Variant {
             ("KV_F16", (kind == Kind::Qkv(KvFormat::F16)).into()),
         ];
         let (vec4s, blocks) = (Access::read_vec4s(images), Access::read_blocks(images));
+        let x = if packed { blocks } else { vec4s };
         let write = Access::write_vec4s(images);
-        let mut bindings = vec![("AT_X", vec4s), ("AT_WEIGHTS", blocks)];
+        let mut bindings = vec![("AT_X", x), ("AT_WEIGHTS", blocks)];
         bindings.extend(format.is_grouped().then_some(("AT_SCALES", blocks)));
         bindings.extend(norm.then_some(("AT_NORM", vec4s)));
         match kind {
@@ -321,8 +394,11 @@ impl Variant {
                 Operands::Loaded | Operands::Broadcast => include_str!("matmul.wgsl"),
                 Operands::Staged => include_str!("matmul_tiled.wgsl"),
                 Operands::Cooperative => include_str!("matmul_cooperative.wgsl"),
+                Operands::Packed => include_str!("matmul_packed.wgsl"),
+                Operands::PackedStaged => include_str!("matmul_packed_tiled.wgsl"),
             },
-            if staged { include_str!("matmul_staged.wgsl") } else { "" },
+            if packed { include_str!("matmul_packed_in.wgsl") } else { "" },
+            if staged && !packed { include_str!("matmul_staged.wgsl") } else { "" },
             INPUTS,
             include_str!("matmul_out.wgsl"),
             format.decoder(),

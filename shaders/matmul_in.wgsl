@@ -5,7 +5,7 @@ struct Params {
     num_columns: u32,   // of y
     first_column: u32,  // of y that these weights compute
     num_computed: u32,  // columns that these weights compute, without padding
-    row_vec4s: u32,     // K / 4
+    row_vec4s: u32,     // of a row of x: K / 4; PACKED: groups * 3
     num_blocks: u32,    // blocks of a row of weights, padding included
     eps: f32,           // NORM
     tables_at: u32,     // QKV: in inputs
@@ -17,12 +17,24 @@ struct Params {
 }
 
 var<immediate> params: Params;
+//! if PACKED
+// [num_rows, groups, 3], of quantize_rows.wgsl
+//! if IMAGES
+@group(0) @binding(0) var x: texture_storage_2d<rgba32uint, read>;
+//! else
+@group(0) @binding(0) var<storage, read>       x: array<vec4<u32>>;
+//! end
+//! else
 //! if IMAGES
 @group(0) @binding(0) var x: texture_storage_2d<rgba32float, read>; // [num_rows, K / 4]
+//! else
+@group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>; // [num_rows, K / 4]
+//! end
+//! end
+//! if IMAGES
 // [tiles of TILE columns, num_blocks, TILE]
 @group(0) @binding(1) var weights: texture_storage_2d<rgba32uint, read>;
 //! else
-@group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>;        // [num_rows, K / 4]
 // [tiles of TILE columns, num_blocks, TILE]
 @group(0) @binding(1) var<storage, read>       weights: array<vec4<u32>>;
 //! end
@@ -98,6 +110,15 @@ var<immediate> params: Params;
 //! end
 //! end
 
+//! if PACKED
+fn packed_x(index: u32) -> vec4<u32> {
+//! if IMAGES
+    return textureLoad(x, texel(index));
+//! else
+    return x[index];
+//! end
+}
+//! else
 // A vec4 of x; zero where the weights are padded, since whatever follows a row in memory may be
 // infinite.
 fn x_at(p: Params, row: u32, index: u32) -> vec4<f32> {
@@ -112,6 +133,7 @@ fn x_in(index: u32) -> vec4<f32> {
     return x[index];
 //! end
 }
+//! end
 
 //! if NORM
 fn norm_in(index: u32) -> vec4<f32> {

@@ -36,7 +36,7 @@ fn variants() -> Vec<Variant> {
 
 /// Each of them as the only one of a class that adds in the order of the device's own.
 fn classes(gpu: &Gpu, format: Format) -> impl Iterator<Item = Class> {
-    let order = Class::choose(gpu.caps(), format).order;
+    let order = Class::plain(gpu.caps(), format).order;
     let subgroups = gpu.caps().subgroups && gpu.caps().min_subgroup_size >= 8;
     let can = move |variant: &Variant| {
         order.norm_lanes <= variant.lanes * variant.groups
@@ -108,18 +108,19 @@ fn references_by_hand() {
 }
 
 /// A product, and the numbers it is made of.
-struct Case {
-    weights: WeightMatrix,
-    decoded: Vec<f32>,
-    norm: Vec<f32>,
-    residual: Vec<f32>,
-    x: Vec<f32>,
+#[derive(Clone)]
+pub(super) struct Case {
+    pub(super) weights: WeightMatrix,
+    pub(super) decoded: Vec<f32>,
+    pub(super) norm: Vec<f32>,
+    pub(super) residual: Vec<f32>,
+    pub(super) x: Vec<f32>,
 }
 
-const EPS: f32 = 1e-5;
+pub(super) const EPS: f32 = 1e-5;
 
 impl Case {
-    fn new(
+    pub(super) fn new(
         gpu: &Gpu,
         (format, order): (Format, RowOrder),
         (num_rows, rows, cols): (usize, usize, usize),
@@ -137,7 +138,14 @@ impl Case {
     }
 
     /// The product of these rows of x, normed or not, stored, gated, or added to `residual`.
-    fn run(&self, gpu: &Gpu, matmul: &Matmul, kind: Kind, norm: bool, rows: &[usize]) -> Vec<f32> {
+    pub(super) fn run(
+        &self,
+        gpu: &Gpu,
+        matmul: &Matmul,
+        kind: Kind,
+        norm: bool,
+        rows: &[usize],
+    ) -> Vec<f32> {
         let (n, cols) = (self.weights.rows, self.weights.cols);
         let pick = |values: &[f32], width: usize| -> Vec<f32> {
             rows.iter().flat_map(|&row| values[row * width..][..width].to_vec()).collect()
@@ -159,7 +167,8 @@ impl Case {
             (_, Some(residual)) => Output::Residual { residual, out: &out },
             _ => Output::Swiglu(&out),
         };
-        let operand = Operand { x: &x, norm };
+        let quantized = QuantizedRows::new(gpu, rows.len(), cols).unwrap();
+        let operand = Operand { x: &x, norm, quantized: Some(&quantized) };
         let mut pass = Pass::new();
         let bound = matmul.bind(gpu, operand, &self.weights, output).unwrap();
         bound.record(&mut pass, rows.len());
@@ -167,12 +176,12 @@ impl Case {
         gpu.read_f32(&out).unwrap()
     }
 
-    fn all(&self) -> Vec<usize> {
+    pub(super) fn all(&self) -> Vec<usize> {
         (0..self.x.len() / self.weights.cols).collect()
     }
 
     /// What [`run`](Self::run) gives for all rows.
-    fn expected(&self, kind: Kind, norm: bool) -> Vec<f32> {
+    pub(super) fn expected(&self, kind: Kind, norm: bool) -> Vec<f32> {
         let cols = self.weights.cols;
         let normed = crate::rms_norm::reference(EPS, &self.x, &self.norm);
         let x = if norm { &normed } else { &self.x };
@@ -193,7 +202,7 @@ fn formats(gpu: &Gpu) -> Vec<Format> {
     }
 }
 
-fn order(kind: Kind) -> RowOrder {
+pub(super) fn order(kind: Kind) -> RowOrder {
     if kind == Kind::Swiglu { RowOrder::Paired } else { RowOrder::Plain }
 }
 
@@ -385,7 +394,7 @@ fn queries_keys_and_values_find_their_places() {
     for gpu in testing::both_layouts() {
         // Compiling is what takes time here, most of all with buffers.
         let some = classes(&gpu, Format::F32).skip(2).step_by(2);
-        for (number, class) in some.chain([Class::choose(gpu.caps(), Format::F32)]).enumerate() {
+        for (number, class) in some.chain([Class::plain(gpu.caps(), Format::F32)]).enumerate() {
             let matmul = Matmul::with_class(class);
             let kv = KvFormat::ALL[number % 2];
             for (shape, rotary_dim) in shapes {
@@ -459,7 +468,7 @@ fn check_qkv(
 #[test]
 fn every_way_is_in_a_class_without_a_choice() {
     for gpu in testing::both_layouts() {
-        let class = Class::choose(gpu.caps(), Format::Int4);
+        let class = Class::plain(gpu.caps(), Format::Int4);
         let ways = class.ways();
         assert!(ways.iter().all(|way| way.choices().all(|choice| choice.len() == 1)));
         for variant in &class.variants {

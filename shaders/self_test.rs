@@ -15,8 +15,9 @@ use crate::gpu::{Caps, Gpu};
 use crate::inputs::{BLOCK_TOKENS, InputLimits, Inputs, StepInputs};
 use crate::kernel::{KernelSource, Pass};
 use crate::kv_cache::{HeadShape, KvCache, KvFormat};
-use crate::matmul::{BoundMatmul, Matmul, Norm, Operand, Output, Qkv};
+use crate::matmul::{BoundMatmul, Matmul, Norm, Operand, Output, Products, Qkv};
 use crate::matmul_class::{Class, Form, Kind};
+use crate::quantize_rows::QuantizedRows;
 use crate::rms_norm::{BoundRmsNorm, RmsNorm};
 use crate::rotary::{Rotary, inverse_frequencies};
 use crate::tensor::Tensor;
@@ -58,30 +59,34 @@ pub fn fingerprint(
         }
     }
     let result = first_way.unwrap_or_default();
-    if gpu.caps().cooperative {
-        let mut plain = Layer::new(gpu, format, (shape, kv), Class::gpu())?;
-        let plain = plain.run(gpu, 0..NUM_TOKENS)?;
-        check_near(&info.name, &result, &plain)?;
+    let plain = Class::plain(gpu.caps(), format);
+    if Class::choose(gpu.caps(), format).variants != plain.variants {
+        let plain = Layer::new(gpu, format, (shape, kv), plain)?.run(gpu, 0..NUM_TOKENS)?;
+        check_near(gpu, &result, &plain)?;
     }
     hash(&mut hasher, &result);
     Ok(hasher.finalize().into())
 }
 
-/// Compares what cooperative matrices computed with what plain kernels did: rounding to f16 costs
-/// some 2^-11 of each operand, a fault of the driver far more.
-fn check_near(adapter: &str, result: &[u8], plain: &[u8]) -> Result<(), GpuError> {
-    const MAX_ERROR: f32 = 0.02;
+/// Compares what the adapter was opened to compute with what plain kernels did. A fault of the
+/// driver costs far more than rounding does: to f16 2^-11 of each operand, to eight bits 2^-8 of
+/// the largest of a group of x, at each of five products one after another.
+fn check_near(gpu: &Gpu, result: &[u8], plain: &[u8]) -> Result<(), GpuError> {
+    let (how, max_error) = match gpu.caps().products {
+        Products::PackedDot => ("packed dot products", 0.15),
+        _ => ("cooperative matrices", 0.02),
+    };
     let floats = |bytes: &[u8]| -> Vec<f32> { bytemuck::pod_collect_to_vec(bytes) };
     let (result, plain) = (floats(result), floats(plain));
     let size = plain.iter().fold(0.0, |size: f32, value| size.max(value.abs()));
     let error = result.iter().zip(&plain).fold(0.0, |worst: f32, (a, b)| worst.max((a - b).abs()));
     // Whatever isn't a number fails, too.
-    if error <= MAX_ERROR * size && result.iter().all(|value| value.is_finite()) {
+    if error <= max_error * size && result.iter().all(|value| value.is_finite()) {
         return Ok(());
     }
     Err(GpuError::Failed(format!(
-        "{adapter} multiplies cooperative matrices wrongly (off by {error} in {size}): use it \
-         without them"
+        "{} multiplies wrongly by {how} (off by {error} in {size}): use it without them",
+        gpu.info().name
     )))
 }
 
@@ -190,8 +195,12 @@ impl Layer {
         let inv_freq = inverse_frequencies(10_000.0, shape.head_dim / 8 * 8);
         let rotary = Rotary::new(gpu, &inv_freq, NUM_TOKENS)?;
         let scale = 1.0 / (shape.head_dim as f32).sqrt();
+        let quantized = QuantizedRows::new(gpu, NUM_TOKENS, HIDDEN_SIZE.max(shape.q_size()))?;
+        let quantized = class.is_packed().then_some(&quantized);
         let matmul = Matmul::with_class(class);
-        let normed = |x| Operand { x, norm: Some(Norm { weight: &norm_weight, eps: EPS }) };
+        let operand = |x| Operand { x, norm: None, quantized };
+        let norm = Norm { weight: &norm_weight, eps: EPS };
+        let normed = |x| Operand { norm: Some(norm), ..operand(x) };
         let qkv = Qkv {
             bias: Some(&bias),
             inputs: &inputs,
@@ -210,14 +219,14 @@ impl Layer {
                 scale,
                 (&queries, &attended),
             )?,
-            attention_out: matmul.bind(gpu, (&attended).into(), &out_weights, attention_out)?,
+            attention_out: matmul.bind(gpu, operand(&attended), &out_weights, attention_out)?,
             gate_up: matmul.bind(
                 gpu,
                 normed(&attended_hidden),
                 &gate_up_weights,
                 Output::Swiglu(&gated),
             )?,
-            down: matmul.bind(gpu, (&gated).into(), &down_weights, Output::Store(&sublayer))?,
+            down: matmul.bind(gpu, operand(&gated), &down_weights, Output::Store(&sublayer))?,
             post_norm: RmsNorm::new(gpu)?.bind(
                 gpu,
                 EPS,
@@ -278,6 +287,7 @@ impl Numbers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::GpuOptions;
     use crate::testing;
 
     #[test]
@@ -294,6 +304,30 @@ mod tests {
     }
 
     #[test]
+    fn packed_dot_products_have_a_class_of_their_own() {
+        let Some(plain) = testing::gpu() else { return };
+        let options = GpuOptions { products: Products::PackedDot, ..GpuOptions::default() };
+        let packed = Gpu::open_with(None, options).unwrap();
+        let shape = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 };
+        fingerprint(&packed, Format::Int4, shape, KvFormat::F32).unwrap();
+        let texts = |gpu: &Gpu, format| -> Vec<String> {
+            let sources = sources(gpu.caps(), format, shape, KvFormat::F32);
+            sources.into_iter().map(|source| source.wgsl).collect()
+        };
+        assert_ne!(texts(&packed, Format::Int4), texts(&plain, Format::Int4));
+        // They are for integers.
+        assert_eq!(texts(&packed, Format::F16), texts(&plain, Format::F16));
+
+        let bytes = |values: [f32; 3]| bytemuck::cast_slice::<f32, u8>(&values).to_vec();
+        let right = bytes([-8.0, 1.0, 0.0]);
+        check_near(&packed, &bytes([-8.0, 1.9, 0.1]), &right).unwrap();
+        for wrong in [[8.0, 1.0, 0.0], [-8.0, 2.5, 0.0], [-8.0, 1.0, f32::NAN]] {
+            let cause = check_near(&packed, &bytes(wrong), &right).unwrap_err().to_string();
+            assert!(cause.contains("packed dot products"), "{cause}");
+        }
+    }
+
+    #[test]
     fn both_layouts_compute_the_same_bits() {
         let shape = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 };
         let results: Vec<_> = testing::both_layouts()
@@ -302,7 +336,7 @@ mod tests {
                     &gpu,
                     Format::F32,
                     (shape, KvFormat::F16),
-                    Class::choose(gpu.caps(), Format::F32),
+                    Class::plain(gpu.caps(), Format::F32),
                 )
                 .unwrap()
                 .run(&gpu, 0..NUM_TOKENS)

@@ -124,6 +124,7 @@ pub(crate) fn assert_kernel(source: &KernelSource) {
                 {
                     match format {
                         naga::StorageFormat::Rg32Uint => Access::WritePairsImage,
+                        naga::StorageFormat::Rgba32Uint => Access::WriteWordsImage,
                         _ => Access::WriteImage,
                     }
                 }

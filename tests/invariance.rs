@@ -212,14 +212,13 @@ fn bits(logprobs: &Logprobs) -> Vec<(TokenId, u32)> {
 }
 
 fn is_invariant(files: &Checkpoint, name: &str) {
+    let Some(device) = device() else { return };
     for kv in [KvCacheDtype::F32, KvCacheDtype::F16] {
-        is_invariant_with(files, kv, &format!("{name}, cache {kv}"));
+        is_invariant_on(device.as_ref().unwrap(), files, kv, &format!("{name}, cache {kv}"));
     }
 }
 
-fn is_invariant_with(files: &Checkpoint, kv: KvCacheDtype, name: &str) {
-    let Some(device) = device() else { return };
-    let device: &Device = device.as_ref().unwrap();
+pub(crate) fn is_invariant_on(device: &Device, files: &Checkpoint, kv: KvCacheDtype, name: &str) {
     let vocab_size = files.config().vocab_size;
     let mut pipeline = Pipeline::with_cache(device, files, &[0, 4], kv);
     let references = references(&mut pipeline, vocab_size);

@@ -13,7 +13,8 @@ use protocol::{
     PipelineId, SamplingParams, SequenceId, Slice, StageIndex, StageLimits, StagePlan, Step,
     StepId, TokenId,
 };
-use shaders::gpu::Gpu;
+use shaders::gpu::{Gpu, GpuOptions};
+use shaders::matmul::Products;
 use tests::fp8;
 use tests::golden::{self, Golden};
 
@@ -34,23 +35,30 @@ pub(crate) struct Device {
     kernels: Kernels,
 }
 
+impl Device {
+    /// Of its own; `None` without an adapter.
+    pub(crate) fn open(products: Products) -> Option<Self> {
+        match Gpu::open_with(None, GpuOptions { products, ..GpuOptions::default() }) {
+            Ok(gpu) => {
+                let kernels = Kernels::new(&gpu).unwrap();
+                Some(Self { gpu, kernels })
+            }
+            Err(cause) => {
+                eprintln!("skipped: stages (no adapter: {cause})");
+                None
+            }
+        }
+    }
+}
+
 /// One adapter for all tests of this file, used by one at a time.
 pub(crate) fn device() -> Option<std::sync::MutexGuard<'static, Option<Device>>> {
     static DEVICE: Mutex<Option<Device>> = Mutex::new(None);
     let mut device = DEVICE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if device.is_none() {
-        match Gpu::open(None) {
-            Ok(gpu) => {
-                let kernels = Kernels::new(&gpu).unwrap();
-                *device = Some(Device { gpu, kernels });
-            }
-            Err(cause) => {
-                eprintln!("skipped: stages (no adapter: {cause})");
-                return None;
-            }
-        }
+        *device = Device::open(Products::Plain);
     }
-    Some(device)
+    device.is_some().then_some(device)
 }
 
 /// A pipeline whose stages hold these layers; a first or last stage may hold none.
@@ -159,13 +167,29 @@ impl<'a> Pipeline<'a> {
         (hidden, outputs[0].token.unwrap().0)
     }
 
+    /// The logits after each position of the prompts for which there are golden ones.
+    pub(crate) fn logits_of(&mut self, golden: &Golden) -> Vec<f32> {
+        let mut found = Vec::new();
+        for (i, prompt) in golden.prompts().iter().enumerate() {
+            let vocab_size = golden.tensor(&format!("logits.{i}")).width;
+            let num_blocks = prompt.ids.len().div_ceil(BLOCK_TOKENS) as u32;
+            let mut start = 0;
+            for &position in &prompt.positions {
+                self.compute(start, &prompt.ids[start..=position], num_blocks);
+                start = position + 1;
+                found.extend(self.last_logits(vocab_size));
+            }
+        }
+        found
+    }
+
     fn last_logits(&self, vocab_size: usize) -> Vec<f32> {
         let logits = self.stages.last().unwrap().logits(self.gpu).unwrap().unwrap();
         logits[..vocab_size].to_vec()
     }
 }
 
-fn worst(found: &[f32], expected: &[f32]) -> f32 {
+pub(crate) fn worst(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
@@ -299,21 +323,31 @@ fn an_f16_cache_changes_logits_within_its_bound() {
         let golden = Golden::open(&folder);
         let files = Checkpoint::open(&folder.join("bf16")).unwrap();
         let mut pipeline = Pipeline::with_cache(device, &files, &[0, 2, 4], KvCacheDtype::F16);
-        let mut most = 0.0_f32;
-        for (i, prompt) in golden.prompts().iter().enumerate() {
-            let logits = golden.tensor(&format!("logits.{i}"));
-            let num_blocks = prompt.ids.len().div_ceil(BLOCK_TOKENS) as u32;
-            let mut start = 0;
-            for (row, &position) in prompt.positions.iter().enumerate() {
-                pipeline.compute(start, &prompt.ids[start..=position], num_blocks);
-                start = position + 1;
-                most = most.max(worst(&pipeline.last_logits(logits.width), logits.row(row)));
-            }
-        }
+        let logits = (0..golden.prompts().len()).map(|i| golden.tensor(&format!("logits.{i}")));
+        let expected: Vec<f32> = logits.flat_map(|logits| logits.values).collect();
+        let most = worst(&pipeline.logits_of(&golden), &expected);
         println!("{name}: {most}");
         // Nothing changed would mean that it isn't used.
         assert!((LOGITS_TOLERANCE..F16_CACHE_TOLERANCE).contains(&most), "{name}: {most}");
     }
+}
+
+/// Bytes on the adapter of a pipeline, which are those that its stages say.
+pub(crate) fn bytes_taken(
+    device: &Device,
+    files: &Checkpoint,
+    cut: &[u32],
+    kv: KvCacheDtype,
+) -> u64 {
+    // The first load tries the kernels, once for each form of layer.
+    Pipeline::with_cache(device, files, cut, kv);
+    let before = device.gpu.usage().allocated_bytes;
+    let pipeline = Pipeline::with_cache(device, files, cut, kv);
+    let taken = device.gpu.usage().allocated_bytes - before;
+    let said: u64 = pipeline.stages.iter().map(|stage| stage.held().memory_bytes).sum();
+    assert!(taken <= said, "{taken} bytes were taken, {said} were said");
+    assert!(said < taken + taken / 100, "{taken} bytes were taken, {said} were said");
+    taken
 }
 
 #[test]
@@ -331,15 +365,7 @@ fn a_stage_takes_the_memory_that_it_says() {
         (fp8, &[0, 2, 4], KvCacheDtype::Auto),
     ] {
         let files = Checkpoint::open(&model).unwrap();
-        // The first load tries the kernels, once for each form of layer.
-        Pipeline::with_cache(device, &files, cut, kv);
-        let before = device.gpu.usage().allocated_bytes;
-        let pipeline = Pipeline::with_cache(device, &files, cut, kv);
-        let taken = device.gpu.usage().allocated_bytes - before;
-        let said: u64 = pipeline.stages.iter().map(|stage| stage.held().memory_bytes).sum();
-        assert!(taken <= said, "{taken} bytes were taken, {said} were said");
-        assert!(said < taken + taken / 100, "{taken} bytes were taken, {said} were said");
-        cache_bytes.push(taken);
+        cache_bytes.push(bytes_taken(device, &files, cut, kv));
     }
     // 4 layers of 2 heads of 16 values, keys and values, 512 blocks of 16 tokens: 2 bytes less.
     assert_eq!(cache_bytes[0] - cache_bytes[1], 4 * 2 * 16 * 2 * 512 * 16 * 2);

@@ -27,6 +27,10 @@ pub(crate) struct KernelsArguments {
     #[arg(long, value_delimiter = ',', value_parser = format, default_value = "f16,bf16,int8,int4",
           default_value_if("peer", ArgPredicate::IsPresent, "f32,f16,bf16"))]
     formats: Vec<Format>,
+    /// Products with int8 and int4 weights by packed int8 dot products, too, as
+    /// `autoglm-node --packed-dot` computes them.
+    #[arg(long)]
+    packed_dot: bool,
     /// Shapes of weights: values of a row, rows; or a model's, as in glm-0.3b.
     #[arg(long, value_name = "KxN|SHAPE", value_delimiter = ',', value_parser = matrices,
           default_value = "2048x2048,4096x4096",
@@ -178,6 +182,7 @@ fn options(arguments: &KernelsArguments) -> kernels::Options {
     kernels::Options {
         kernels: arguments.kernels.clone(),
         formats: arguments.formats.clone(),
+        packed_dot: arguments.packed_dot,
         shapes: arguments.shapes.iter().flat_map(|matrices| matrices.0.clone()).collect(),
         batches: sizes(&arguments.rows),
         heads: arguments.heads.clone(),

@@ -8,6 +8,7 @@ use bench::engine::quality;
 use bench::engine::random_model::Storage;
 use checkpoint::Checkpoint;
 use protocol::config::Quantize;
+use shaders::matmul::Products;
 
 use super::model::find_or_write;
 use super::terminal::{dim, say};
@@ -23,6 +24,10 @@ pub(crate) struct QualityArguments {
     /// What float weights are rounded to, beside `none`.
     #[arg(long, value_name = "FORMAT", value_delimiter = ',', default_value = "int8,int4")]
     quantize: Vec<Quantize>,
+    /// Also multiply rounded weights by packed int8 dot products, as `autoglm-node --packed-dot`
+    /// does.
+    #[arg(long)]
+    packed_dot: bool,
     /// How the random weights of a shape are stored.
     #[arg(long, value_name = "FORMAT", default_value = "bf16")]
     storage: Storage,
@@ -48,10 +53,15 @@ pub(crate) fn compare_formats(arguments: &QualityArguments) -> Result<ExitCode> 
         );
     }
     let windows = quality::windows(&model, text.as_deref())?;
+    let mut ways = vec![(Quantize::None, Products::Plain)];
+    for &quantize in &arguments.quantize {
+        ways.push((quantize, Products::Plain));
+        ways.extend(arguments.packed_dot.then_some((quantize, Products::PackedDot)));
+    }
     let mut all = Vec::new();
-    for &quantize in [Quantize::None].iter().chain(&arguments.quantize) {
-        eprintln!("{}", dim(&format!("{} windows, {quantize}", windows.len())));
-        all.push(quality::listen(&model, arguments.adapter.as_deref(), quantize, &windows)?);
+    for way in ways {
+        eprintln!("{}", dim(&format!("{} windows, {}", windows.len(), way.0)));
+        all.push(quality::listen(&model, arguments.adapter.as_deref(), way, &windows)?);
     }
     say(&quality::table(&all, text.is_some()));
     if let Some(path) = &arguments.json {

@@ -25,6 +25,7 @@ use protocol::{
     TokenId, config,
 };
 use shaders::gpu::{Gpu, GpuOptions};
+use shaders::matmul::Products;
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
@@ -35,6 +36,8 @@ pub struct Options {
     pub quantize: config::Quantize,
     /// How keys and values are stored.
     pub kv_cache_dtype: config::KvCacheDtype,
+    /// How products with weights are computed.
+    pub products: Products,
     /// Tokens of one step.
     pub max_batched_tokens: usize,
     /// Sequences that run at once.
@@ -80,7 +83,8 @@ impl Engine {
     /// When the files or the adapter don't allow it.
     pub fn load(path: &Path, options: &Options) -> Result<Self> {
         let files = Checkpoint::open(path)?.quantized(quantize(options.quantize));
-        let gpu_options = GpuOptions { profile: options.profile, ..GpuOptions::kept() };
+        let Options { profile, products, .. } = *options;
+        let gpu_options = GpuOptions { profile, products, ..GpuOptions::kept() };
         let gpu = Gpu::open_with(options.adapter.as_deref(), gpu_options)?;
         let kernels = Kernels::new(&gpu)?;
         let num_layers = files.config().num_layers;

@@ -186,6 +186,7 @@ mod tests {
         let options = Options {
             kernels: vec![Kernel::Matmul],
             formats: vec![Format::F32, Format::F16, Format::Bf16, Format::Int4],
+            packed_dot: false,
             shapes: vec![(64, 48)],
             batches: vec![1, 3],
             heads: Vec::new(),

@@ -9,6 +9,7 @@ use coordinator::tokenizer::Tokenizer;
 use protocol::TokenId;
 use protocol::config::{KvCacheDtype, Quantize};
 use serde_json::{Value, json};
+use shaders::matmul::Products;
 
 use crate::engine::{Engine, Options, token};
 
@@ -23,6 +24,8 @@ const RANDOM_WINDOWS: (usize, usize) = (8, 32);
 pub struct Said {
     /// How its weights were rounded.
     pub quantize: Quantize,
+    /// How products with them were computed.
+    pub products: Products,
     /// Sum of the natural logarithms of the probabilities of all tokens but the windows' first.
     log_likelihood: f64,
     num_scored: usize,
@@ -31,6 +34,12 @@ pub struct Said {
 }
 
 impl Said {
+    /// For people.
+    fn name(&self) -> String {
+        let packed = if self.products == Products::PackedDot { " packed dot" } else { "" };
+        format!("{}{packed}", self.quantize)
+    }
+
     /// `exp` of the mean negative log-likelihood of a token.
     pub fn perplexity(&self) -> f64 {
         (-self.log_likelihood / self.num_scored as f64).exp()
@@ -72,20 +81,21 @@ pub fn windows(model: &Path, text: Option<&str>) -> Result<Vec<Vec<TokenId>>> {
     Ok(windows)
 }
 
-/// What `model` makes of `windows` with its weights rounded.
+/// What `model` makes of `windows` with its weights rounded, and multiplied so.
 ///
 /// # Errors
 /// When it can't be loaded, or the device fails.
 pub fn listen(
     model: &Path,
     adapter: Option<&str>,
-    quantize: Quantize,
+    (quantize, products): (Quantize, Products),
     windows: &[Vec<TokenId>],
 ) -> Result<Said> {
     let longest = windows.iter().map(Vec::len).max().unwrap_or(1);
     let options = Options {
         adapter: adapter.map(str::to_owned),
         quantize,
+        products,
         kv_cache_dtype: KvCacheDtype::Auto,
         max_batched_tokens: longest,
         max_num_seqs: 1,
@@ -94,7 +104,8 @@ pub fn listen(
     };
     let mut engine = Engine::load(model, &options)?;
     let vocab_size = engine.files().config().vocab_size;
-    let mut said = Said { quantize, log_likelihood: 0.0, num_scored: 0, logits: Vec::new() };
+    let mut said =
+        Said { quantize, products, log_likelihood: 0.0, num_scored: 0, logits: Vec::new() };
     for window in windows {
         let logprobs = engine.score(window)?;
         said.num_scored += logprobs.len();
@@ -108,13 +119,13 @@ pub fn listen(
 
 /// For people; the first is what the others are compared with.
 pub fn table(all: &[Said], with_text: bool) -> String {
-    let mut text = format!("{:<8}", "weights");
+    let mut text = format!("{:<16}", "weights");
     if with_text {
         text += &format!(" {:>11} {:>8}", "perplexity", "change");
     }
     text += &format!(" {:>12} {:>12}\n", "logits, rms", "worst");
     for (index, said) in all.iter().enumerate() {
-        text += &format!("{:<8}", said.quantize.to_string());
+        text += &format!("{:<16}", said.name());
         if with_text {
             let change = 100.0 * (said.perplexity() / all[0].perplexity() - 1.0);
             text += &format!(" {:>11.4} {change:>+7.2}%", said.perplexity());
@@ -133,6 +144,7 @@ pub fn report(all: &[Said], with_text: bool) -> Value {
     let one = |said: &Said| {
         json!({
             "quantize": said.quantize,
+            "packed_dot": said.products == Products::PackedDot,
             "tokens": said.num_scored,
             "perplexity": with_text.then(|| said.perplexity()),
             "logit_rms_error": said.logit_error(&all[0]),

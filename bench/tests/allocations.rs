@@ -7,6 +7,7 @@ use std::path::Path;
 use bench::engine::{Engine, Options};
 use protocol::config::{KvCacheDtype, Quantize};
 use serde_json::Value;
+use shaders::matmul::Products;
 
 #[global_allocator]
 static ALLOC: dhat::Alloc = dhat::Alloc;
@@ -20,9 +21,11 @@ const ALLOWED: [&str; 2] = ["wgpu", ": outputs (node/src/"];
 #[test]
 fn a_steady_step_allocates_nothing() {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/glm-edge/bf16");
+    // The dispatches of plain products, and others before them.
     let options = Options {
         adapter: None,
-        quantize: Quantize::None,
+        quantize: Quantize::Int8,
+        products: Products::PackedDot,
         kv_cache_dtype: KvCacheDtype::Auto,
         max_batched_tokens: 64,
         max_num_seqs: 4,

@@ -13,6 +13,7 @@ use checkpoint::{Checkpoint, Quantize};
 use protocol::{AdapterReport, Epoch, PipelineId, StageIndex, StagePlan, Step};
 use shaders::gpu::{Gpu, GpuOptions};
 use shaders::kv_cache::{HeadShape, KvFormat};
+use shaders::matmul::Products;
 use shaders::weights::Format;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
@@ -90,7 +91,7 @@ impl DeviceThread {
     /// When there is no such adapter, or its kernels don't compute what they should.
     pub fn start(
         adapter: Option<String>,
-        cooperative: bool,
+        products: Products,
         memory_bytes: impl FnOnce(&Gpu) -> anyhow::Result<u64> + Send + 'static,
     ) -> anyhow::Result<Self> {
         // As many jobs as a pipeline of some stages has steps under way; each stage keeps at most
@@ -98,7 +99,7 @@ impl DeviceThread {
         let (jobs, queue) = mpsc::channel(16);
         let (opened, opening) = std::sync::mpsc::channel();
         let thread = std::thread::Builder::new().name("device".into()).spawn(move || {
-            let worker = Worker::open(adapter.as_deref(), cooperative, memory_bytes);
+            let worker = Worker::open(adapter.as_deref(), products, memory_bytes);
             let (worker, answer) = match worker {
                 Ok((worker, report)) => (Some(worker), Ok(report)),
                 Err(cause) => (None, Err(cause)),
@@ -175,10 +176,10 @@ struct Worker {
 impl Worker {
     fn open(
         adapter: Option<&str>,
-        cooperative: bool,
+        products: Products,
         memory_bytes: impl FnOnce(&Gpu) -> anyhow::Result<u64>,
     ) -> anyhow::Result<(Self, AdapterReport)> {
-        let options = GpuOptions { cooperative, ..GpuOptions::kept() };
+        let options = GpuOptions { products, ..GpuOptions::kept() };
         let gpu = Gpu::open_with(adapter, options)?;
         let memory_bytes = memory_bytes(&gpu)?;
         let kernels = Kernels::new(&gpu)?;

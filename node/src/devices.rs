@@ -3,25 +3,26 @@
 use anyhow::{Context, Result, bail};
 use shaders::adapters::{AdapterKind, Adapters};
 use shaders::gpu::Gpu;
+use shaders::matmul::Products;
 
 use crate::device_thread::DeviceThread;
 
-/// Opens the adapters: the one that is named, else every GPU, else the software driver; with
-/// `cooperative`, to multiply by cooperative matrices.
+/// Opens the adapters, to multiply as `products` says: the one that is named, else every GPU, else
+/// the software driver.
 ///
 /// # Errors
 /// When there is none, or one of them doesn't compute what it should.
 pub fn open(
     adapter: Option<&str>,
     max_memory: Option<u64>,
-    cooperative: bool,
+    products: Products,
 ) -> Result<Vec<DeviceThread>> {
     let selectors = match adapter {
         Some(adapter) => vec![Some(adapter.to_owned())],
         None => every_gpu(),
     };
     let open =
-        |selector| DeviceThread::start(selector, cooperative, move |gpu| memory(gpu, max_memory));
+        |selector| DeviceThread::start(selector, products, move |gpu| memory(gpu, max_memory));
     selectors.into_iter().map(open).collect()
 }
 

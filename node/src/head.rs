@@ -60,7 +60,8 @@ impl Head {
         let logits = gpu.alloc_f32(MAX_ROWS * model.vocab_size)?;
         let weight = gpu.upload_vec4s(&files.vector(Vector::FinalNorm)?)?;
         let norm = Norm { weight: &weight, eps: model.rms_norm_eps };
-        let operand = Operand { x: &rows, norm: Some(norm) };
+        let quantized = scratch.quantized.as_ref();
+        let operand = Operand { x: &rows, norm: Some(norm), quantized };
         Ok(Self {
             gather: BoundGatherRows::new(gpu, model.hidden_size, inputs, &scratch.hidden, &rows)?,
             lm_head: kernels.matmul.bind(gpu, operand, weights, Output::Store(&logits))?,

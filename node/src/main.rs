@@ -7,6 +7,7 @@ use clap::Parser;
 use node::devices::parse_size;
 use node::run::{Options, run};
 use protocol::config::{Log, LogFormat, Traces};
+use shaders::matmul::Products;
 use telemetry::{Service, Tracer};
 
 /// Joins a cluster and computes the layers that it is given.
@@ -30,6 +31,11 @@ struct Arguments {
     /// many rows, in a device class of its own. Refused where the adapter has none.
     #[arg(long, env = "AUTOGLM_COOPERATIVE_MATRIX")]
     cooperative_matrix: bool,
+    /// Multiply int8 and int4 weights by packed int8 dot products (dp4a), with activations rounded
+    /// to eight bits, in a device class of its own: for GPUs that have them, though not yet measured
+    /// on one.
+    #[arg(long, env = "AUTOGLM_PACKED_DOT")]
+    packed_dot: bool,
     /// How a line of the log looks.
     #[arg(long, value_name = "text|json", default_value = "text")]
     log_format: LogFormat,
@@ -52,6 +58,15 @@ fn main() -> ExitCode {
         );
         return ExitCode::from(2);
     }
+    let products = match (arguments.cooperative_matrix, arguments.packed_dot) {
+        (false, false) => Products::Plain,
+        (true, false) => Products::Cooperative,
+        (false, true) => Products::PackedDot,
+        (true, true) => {
+            eprintln!("autoglm-node: choose one of --cooperative-matrix and --packed-dot");
+            return ExitCode::from(2);
+        }
+    };
     let tracer = match tracer(arguments.otlp_endpoint) {
         Ok(tracer) => tracer,
         Err(cause) => {
@@ -64,7 +79,7 @@ fn main() -> ExitCode {
         data_dir: arguments.data_dir,
         adapter: arguments.adapter,
         max_memory: arguments.max_memory,
-        cooperative_matrix: arguments.cooperative_matrix,
+        products,
         exit_with_coordinator: arguments.exit_with_coordinator,
         tracer: tracer.clone(),
     };

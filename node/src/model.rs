@@ -14,7 +14,8 @@ use shaders::gpu::Gpu;
 use shaders::inputs::{Inputs, StepShape};
 use shaders::kernel::Pass;
 use shaders::kv_cache::{HeadShape, KvCache, KvFormat};
-use shaders::matmul::{BoundMatmul, Matmul, Norm, Operand, Output, Qkv};
+use shaders::matmul::{BoundMatmul, Matmul, Norm, Operand, Output, Products, Qkv};
+use shaders::quantize_rows::QuantizedRows;
 use shaders::rms_norm::{BoundRmsNorm, RmsNorm};
 use shaders::rotary::Rotary;
 use shaders::self_test;
@@ -88,6 +89,9 @@ pub struct Scratch {
     gated: Tensor,
     /// A sublayer's output before its norm, where it has one. [max_tokens, hidden_size]
     sublayer: Option<Tensor>,
+    /// Before a product by packed dot products, where the adapter computes them: the widest of all
+    /// these, in bytes.
+    pub quantized: Option<QuantizedRows>,
 }
 
 impl Scratch {
@@ -105,6 +109,9 @@ impl Scratch {
             attended: gpu.alloc_vec4s(max_tokens * queries)?,
             gated: gpu.alloc_vec4s(max_tokens * model.intermediate_size)?,
             sublayer: sublayer.transpose()?,
+            quantized: quantizes(gpu)
+                .then(|| QuantizedRows::new(gpu, max_tokens, widest(model)))
+                .transpose()?,
         })
     }
 
@@ -112,11 +119,25 @@ impl Scratch {
     pub fn num_bytes(gpu: &Gpu, model: &ModelConfig, max_tokens: usize) -> u64 {
         let rows = |width: usize| gpu.vec4s_bytes(max_tokens * width);
         let sublayer = if model.sandwich_norms { max_tokens * model.hidden_size * 4 } else { 0 };
+        let quantized = match quantizes(gpu) {
+            true => QuantizedRows::num_bytes(gpu, max_tokens, widest(model)),
+            false => 0,
+        };
         2 * rows(model.hidden_size)
             + 2 * rows(model.num_heads * model.head_dim)
             + rows(model.intermediate_size)
             + sublayer as u64
+            + quantized
     }
+}
+
+fn quantizes(gpu: &Gpu) -> bool {
+    gpu.caps().products == Products::PackedDot
+}
+
+/// Values of the longest row that is multiplied.
+fn widest(model: &ModelConfig) -> usize {
+    model.hidden_size.max(model.num_heads * model.head_dim).max(model.intermediate_size)
 }
 
 /// One decoder layer, loaded and bound.
@@ -170,7 +191,7 @@ impl Layer {
         };
         let mut matrix = |matrix, order| upload(gpu, files, matrix, order, loaded);
         let eps = model.rms_norm_eps;
-        let Scratch { hidden, middle, queries, attended, gated, sublayer } = scratch;
+        let Scratch { hidden, middle, queries, attended, gated, sublayer, quantized } = scratch;
         // Where a norm follows a sublayer, its output waits in a tensor of its own.
         let stream = |residual, out| match sublayer {
             Some(sublayer) => Output::Store(sublayer),
@@ -182,7 +203,8 @@ impl Layer {
         };
         let input_norm = norm(Vector::InputNorm(layer))?;
         let post_attention_norm = norm(Vector::PostAttentionNorm(layer))?;
-        let normed = |x, weight| Operand { x, norm: Some(Norm { weight, eps }) };
+        let plain = |x| Operand { x, norm: None, quantized: quantized.as_ref() };
+        let normed = |x, weight| Operand { norm: Some(Norm { weight, eps }), ..plain(x) };
         let product = |operand, weights: &WeightMatrix, output| {
             kernels.matmul.bind(gpu, operand, weights, output)
         };
@@ -207,14 +229,14 @@ impl Layer {
                 (model.head_dim as f32).sqrt().recip(),
                 (queries, attended),
             )?,
-            output: product(attended.into(), &output, stream(hidden, middle))?,
+            output: product(plain(attended), &output, stream(hidden, middle))?,
             post_self_attn_norm: after(Vector::PostSelfAttnNorm(layer), (hidden, middle))?,
             gate_up: product(
                 normed(middle, &post_attention_norm),
                 &gate_up,
                 Output::Swiglu(gated),
             )?,
-            down: product(gated.into(), &down, stream(middle, hidden))?,
+            down: product(plain(gated), &down, stream(middle, hidden))?,
             post_mlp_norm: after(Vector::PostMlpNorm(layer), (middle, hidden))?,
         })
     }

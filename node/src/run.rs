@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use protocol::message::CoordinatorMsg;
 use protocol::{NodeId, NodeReport};
 use ractor::Actor;
+use shaders::matmul::Products;
 use telemetry::Tracer;
 use tracing::{info, warn};
 use transport::{Endpoint, Incoming, PeerName, Purpose};
@@ -32,8 +33,8 @@ pub struct Options {
     pub adapter: Option<String>,
     /// Bytes that stages may take on each adapter.
     pub max_memory: Option<u64>,
-    /// Whether to multiply by cooperative matrices.
-    pub cooperative_matrix: bool,
+    /// How to multiply.
+    pub products: Products,
     /// Whether to end when the coordinator does, instead of waiting for the next.
     pub exit_with_coordinator: bool,
     /// Where spans of traced steps go.
@@ -58,9 +59,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     };
     let node = identity.node;
     let (adapter, max_memory) = (options.adapter.clone(), options.max_memory);
-    let cooperative = options.cooperative_matrix;
+    let products = options.products;
     let opening = tokio::task::spawn_blocking(move || {
-        devices::open(adapter.as_deref(), max_memory, cooperative)
+        devices::open(adapter.as_deref(), max_memory, products)
     });
     tokio::pin!(opening);
     let (opened, is_over) = tokio::select! {

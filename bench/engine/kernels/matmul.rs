@@ -4,7 +4,8 @@ use anyhow::Result;
 use serde_json::json;
 use shaders::error::GpuError;
 use shaders::gpu::Gpu;
-use shaders::matmul::{Matmul, Output};
+use shaders::matmul::{Matmul, Operand, Output, Products};
+use shaders::quantize_rows::QuantizedRows;
 use shaders::tensor::Tensor;
 use shaders::weights::{Format, RowOrder, WeightMatrix};
 
@@ -13,12 +14,16 @@ use super::{About, Options, Work, numbers};
 /// Every format with every shape and number of rows.
 pub(super) fn works(gpu: &Gpu, options: &Options) -> Result<Vec<Work>> {
     let matmul = Matmul::new(gpu);
+    let packed = Matmul::of(gpu, Products::PackedDot);
     let mut works = Vec::new();
     for &shape in &options.shapes {
         for &format in &options.formats {
             let weights = weights(gpu, shape, format)?;
             for &batch in &options.batches {
                 works.push(work(gpu, &matmul, &weights, batch)?.0);
+                if options.packed_dot && packed.quantizes(format) {
+                    works.push(work(gpu, &packed, &weights, batch)?.0);
+                }
             }
         }
     }
@@ -39,7 +44,12 @@ pub fn work(
     let (cols, rows, format) = (weights.cols, weights.rows, weights.format);
     let x = gpu.upload_vec4s(&numbers(batch * cols))?;
     let out = gpu.alloc_f32(batch * rows)?;
-    let bound = matmul.bind(gpu, (&x).into(), weights, Output::Store(&out))?;
+    let quantized = match matmul.quantizes(format) {
+        true => Some(QuantizedRows::new(gpu, batch, cols)?),
+        false => None,
+    };
+    let operand = Operand { x: &x, norm: None, quantized: quantized.as_ref() };
+    let bound = matmul.bind(gpu, operand, weights, Output::Store(&out))?;
     let name = format_name(format);
     let about = About {
         kernel: "matmul",

@@ -47,6 +47,8 @@ pub struct Options {
     pub kernels: Vec<Kernel>,
     /// Formats of weights.
     pub formats: Vec<Format>,
+    /// Whether integer ones are multiplied by packed dot products, too.
+    pub packed_dot: bool,
     /// Weights: values of a row, rows.
     pub shapes: Vec<(usize, usize)>,
     /// Rows of activations multiplied at once.

@@ -153,6 +153,7 @@ impl Way {
             ("AT_SCALES", 2),
             ("AT_OUT", if grouped { 3 } else { 2 }),
             ("STORE", 1),
+            ("PACKED", 0),
             ("NORM", 0),
             ("RESIDUAL", 0),
             ("QKV", 0),

@@ -1,0 +1,116 @@
+// out[t, g] = x[t, 32 g .. 32 g + 32] in bytes: codes, their scale, scale * (sum of the codes)
+// one workgroup per row t and LANES groups g, a lane per group
+//
+// With NORM, x is normalised first: x[t, k] / rms(x[t, :]) * norm[k].
+//
+// scale = max |x| / 127; a code is x / scale, rounded to the nearest integer, the even one of two.
+
+struct Params {
+    row_vec4s: u32,   // K / 4
+    num_groups: u32,  // of a row, the last one padded with zeros
+    eps: f32,         // NORM
+}
+
+var<immediate> params: Params;
+//! if IMAGES
+@group(0) @binding(0) var x: texture_storage_2d<rgba32float, read>; // [num_rows, K / 4]
+// [num_rows, num_groups, 3]: codes, codes, (scale, scale * sum, -, -)
+@group(0) @binding(1) var out: texture_storage_2d<rgba32uint, write>;
+//! if NORM
+@group(0) @binding(2) var norm: texture_storage_2d<rgba32float, read>; // [K / 4]
+//! end
+//! else
+@group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>;    // [num_rows, K / 4]
+// [num_rows, num_groups, 3]: codes, codes, (scale, scale * sum, -, -)
+@group(0) @binding(1) var<storage, read_write> out: array<vec4<u32>>;
+//! if NORM
+@group(0) @binding(2) var<storage, read>       norm: array<vec4<f32>>; // [K / 4]
+//! end
+//! end
+
+//! if NORM
+var<workgroup> sh_squares: array<f32, {LANES}>;
+//! end
+
+@compute @workgroup_size({LANES})
+fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let p = params;
+    let row = workgroup.y * p.row_vec4s;
+//! if NORM
+    var squares = 0.0;
+    for (var i = lane; i < p.row_vec4s; i += {LANES}u) {
+        let s = x_in(row + i);
+        squares = fma(s.x, s.x, squares);
+        squares = fma(s.y, s.y, squares);
+        squares = fma(s.z, s.z, squares);
+        squares = fma(s.w, s.w, squares);
+    }
+    sh_squares[lane] = squares;
+    workgroupBarrier();
+    var mean = 0.0;
+    for (var e = 0u; e < {LANES}u; e += 8u) {
+        var eight = 0.0;
+        for (var i = 0u; i < 8u; i++) {
+            eight += sh_squares[e + i];
+        }
+        mean += eight;
+    }
+    let norm_scale = inverseSqrt(mean / f32(4u * p.row_vec4s) + p.eps);
+//! end
+    let group = workgroup.x * {LANES}u + lane;
+    if (group >= p.num_groups) {
+        return;
+    }
+    var most = vec4<u32>(0u);
+//! for i in 0..8
+    let index_{i} = min(group * 8u + {i}u, p.row_vec4s - 1u);
+//! if NORM
+    let inside_{i} = x_in(row + index_{i}) * norm_scale * norm_in(index_{i});
+//! else
+    let inside_{i} = x_in(row + index_{i});
+//! end
+    let x_{i} = select(vec4<f32>(0.0), inside_{i}, group * 8u + {i}u < p.row_vec4s);
+    // As integers, magnitudes are in the same order, and NaN is the largest: it isn't lost.
+    most = max(most, bitcast<vec4<u32>>(x_{i}) & vec4<u32>(0x7fffffffu));
+//! end
+    let largest = max(max(most.x, most.y), max(most.z, most.w));
+    // Below 2^-100 the inverse might not be finite: such a group is zero.
+    let is_zero = largest < 0x0d800000u;
+    let scale = select(bitcast<f32>(largest) / 127.0, 0.0, is_zero);
+    let inverse = select(127.0 / bitcast<f32>(largest), 0.0, is_zero);
+    var sum = 0;
+//! for i in 0..8
+    let codes_{i} = pack4xI8(vec4<i32>(round(x_{i} * inverse)));
+    sum += dot4I8Packed(codes_{i}, 0x01010101u);
+//! end
+    let at = (workgroup.y * p.num_groups + group) * 3u;
+    write_out(at, vec4<u32>(codes_0, codes_1, codes_2, codes_3));
+    write_out(at + 1u, vec4<u32>(codes_4, codes_5, codes_6, codes_7));
+    write_out(at + 2u, vec4<u32>(bitcast<u32>(scale), bitcast<u32>(scale * f32(sum)), 0u, 0u));
+}
+
+fn x_in(index: u32) -> vec4<f32> {
+//! if IMAGES
+    return textureLoad(x, texel(index));
+//! else
+    return x[index];
+//! end
+}
+
+//! if NORM
+fn norm_in(index: u32) -> vec4<f32> {
+//! if IMAGES
+    return textureLoad(norm, texel(index));
+//! else
+    return norm[index];
+//! end
+}
+//! end
+
+fn write_out(index: u32, value: vec4<u32>) {
+//! if IMAGES
+    textureStore(out, texel(index), value);
+//! else
+    out[index] = value;
+//! end
+}
