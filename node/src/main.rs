@@ -32,8 +32,8 @@ struct Arguments {
     #[arg(long, env = "AUTOGLM_COOPERATIVE_MATRIX")]
     cooperative_matrix: bool,
     /// Multiply int8 and int4 weights by packed int8 dot products (dp4a), with activations rounded
-    /// to eight bits, in a device class of its own: for GPUs that have them, though not yet measured
-    /// on one.
+    /// to eight bits, in a device class of its own: for GPUs that have them, though not yet
+    /// measured on one.
     #[arg(long, env = "AUTOGLM_PACKED_DOT")]
     packed_dot: bool,
     /// How a line of the log looks.
