@@ -86,10 +86,20 @@ fn own_use() -> (Duration, u64) {
         let cpu =
             Duration::from_micros(u64::try_from(microseconds.iter().sum::<i64>()).unwrap_or(0));
         let unit = if cfg!(target_vendor = "apple") { 1 } else { 1024 };
-        (cpu, u64::try_from(usage.max_rss()).unwrap_or(0) * unit)
+        let max_rss = || u64::try_from(usage.max_rss()).unwrap_or(0) * unit;
+        (cpu, peak_of_image().unwrap_or_else(max_rss))
     }
     #[cfg(not(unix))]
     (Duration::ZERO, 0)
+}
+
+/// Linux counts whoever started a process into its `ru_maxrss`: the peak since it became this
+/// program is elsewhere, as a line `VmHWM:  38028 kB`.
+#[cfg(unix)]
+fn peak_of_image() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 #[cfg(test)]

@@ -80,7 +80,16 @@ async fn an_experiment_that_is_terminated_leaves_no_server() {
     let kill = tokio::process::Command::new("kill").args(["-TERM", &pid]).status().await;
     assert!(kill.unwrap().success());
     assert_eq!(process.wait().await.unwrap().code(), Some(130));
-    assert!(!server.exists(), "{} still runs", server.display());
+    // It may be gone but for whoever inherits it to take note.
+    let runs = || {
+        let stat = std::fs::read_to_string(server.join("stat"));
+        stat.is_ok_and(|stat| !stat.contains(") Z "))
+    };
+    let limit = std::time::Instant::now() + Duration::from_secs(10);
+    while runs() && std::time::Instant::now() < limit {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!runs(), "{} still runs", server.display());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
