@@ -164,18 +164,21 @@ impl fmt::Display for AdapterKind {
 pub(crate) const COOPERATIVE: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 
-/// Whether the adapter has the cooperative matrices that the kernels use, in subgroups of the one
-/// size that they count on.
-pub(crate) fn multiplies_cooperatively(adapter: &wgpu::Adapter) -> bool {
+/// The side of the largest cooperative matrices that the kernels can use on an adapter, where all
+/// its subgroups have one size, which they count on.
+pub(crate) fn cooperative_side(adapter: &wgpu::Adapter) -> Option<u32> {
     let info = adapter.get_info();
-    let has = |size: &wgpu::CooperativeMatrixProperties| {
-        [size.m_size, size.n_size, size.k_size] == [16; 3]
-            && size.ab_type == wgpu::CooperativeScalarType::F16
-            && size.cr_type == wgpu::CooperativeScalarType::F32
+    let sizes = adapter.cooperative_matrix_properties();
+    let has = |side: &u32| {
+        sizes.iter().any(|size| {
+            [size.m_size, size.n_size, size.k_size] == [*side; 3]
+                && size.ab_type == wgpu::CooperativeScalarType::F16
+                && size.cr_type == wgpu::CooperativeScalarType::F32
+        })
     };
-    adapter.features().contains(COOPERATIVE)
-        && [info.subgroup_min_size, info.subgroup_max_size] == [32; 2]
-        && adapter.cooperative_matrix_properties().iter().any(has)
+    let can = adapter.features().contains(COOPERATIVE)
+        && info.subgroup_min_size == info.subgroup_max_size;
+    [16, 8].into_iter().find(has).filter(|_| can)
 }
 
 /// What the driver library wants to hear before it lends features that it still works on.

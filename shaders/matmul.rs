@@ -7,6 +7,8 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::str::FromStr;
 
 use bytemuck::{Pod, Zeroable};
 
@@ -79,6 +81,34 @@ pub enum Products {
     /// With integer weights by dot products of four bytes, with x rounded to eight bits
     /// ([`crate::quantize_rows`]); with others in f32.
     PackedDot,
+}
+
+impl Products {
+    const ALL: [Self; 3] = [Self::Plain, Self::Cooperative, Self::PackedDot];
+}
+
+impl fmt::Display for Products {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "plain",
+            Self::Cooperative => "cooperative-matrix",
+            Self::PackedDot => "packed-dot",
+        })
+    }
+}
+
+impl FromStr for Products {
+    type Err = String;
+
+    /// As they are displayed.
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|products| products.to_string() == text).ok_or_else(|| {
+            format!(
+                "{text:?} is none of {}",
+                Self::ALL.map(|products| products.to_string()).join(", ")
+            )
+        })
+    }
 }
 
 /// What is multiplied.
@@ -169,7 +199,8 @@ impl Matmul {
         Self::of(gpu, gpu.caps().products)
     }
 
-    /// Those for products that are computed so, whatever the adapter was opened for; for tools.
+    /// Those for products that are computed so, plain ones if the adapter wasn't opened for those by
+    /// cooperative matrices; for tools.
     pub fn of(gpu: &Gpu, products: Products) -> Self {
         let caps = Caps { products, ..gpu.caps() };
         let norm_lanes = Class::choose(caps, Format::Int8).order.norm_lanes;
@@ -417,3 +448,7 @@ mod tests;
 #[cfg(test)]
 #[path = "matmul_packed_tests.rs"]
 mod packed_tests;
+
+#[cfg(test)]
+#[path = "matmul_cooperative_tests.rs"]
+mod cooperative_tests;

@@ -76,14 +76,11 @@ pub(crate) struct Variant {
     pub(crate) operands: Operands,
 }
 
-/// Rows, columns and values of k of a cooperative matrix.
-const SIDE: u32 = 16;
-
 /// More blocks than a row of weights has.
 const MAX_BLOCKS: u32 = 1 << 30;
 
-/// Values from one row to the next of operands of cooperative matrices, in workgroup memory.
-const PADDED_GROUP: u32 = GROUP as u32 + 8;
+/// Values between two rows of operands of cooperative matrices, in workgroup memory.
+const PADDING: u32 = 8;
 
 /// Groups of each row and column that a workgroup has in its memory at a time, where both are
 /// packed.
@@ -98,21 +95,35 @@ pub(crate) enum Operands {
     Broadcast,
     /// A workgroup loads and decodes a tile of both into its memory.
     Staged,
-    /// The same in f16, multiplied by cooperative matrices.
-    Cooperative,
+    /// The same in f16, multiplied by cooperative matrices: a variant's rows and columns per lane
+    /// are rows of a matrix and matrices side by side.
+    Cooperative(Subgroups),
     /// As loaded, by dot products of four bytes: of x, which was quantised before, and of weights.
     Packed,
     /// The same through a workgroup's memory.
     PackedStaged,
 }
 
+/// How the subgroups of a workgroup share a product by cooperative matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Subgroups {
+    /// Lanes of one.
+    pub(crate) lanes: u32,
+    /// How many share the rows.
+    pub(crate) down: u32,
+    /// How many take a chunk of k each.
+    pub(crate) chunks: u32,
+    /// Groups of values of k in workgroup memory at a time.
+    pub(crate) staged: u32,
+}
+
 impl Class {
     /// The class of an adapter for weights of this format.
     pub(crate) fn choose(caps: Caps, format: Format) -> Self {
-        match caps.products {
-            Products::Cooperative => Self::cooperative(),
-            Products::PackedDot if format.is_integer() => Self::packed(caps.is_cpu),
-            Products::Plain | Products::PackedDot => Self::plain(caps, format),
+        match (caps.products, caps.cooperative_side) {
+            (Products::Cooperative, Some(side)) => Self::cooperative(side, caps.min_subgroup_size),
+            (Products::PackedDot, _) if format.is_integer() => Self::packed(caps.is_cpu),
+            _ => Self::plain(caps, format),
         }
     }
 
@@ -168,12 +179,34 @@ impl Class {
         Self { variants, order: Order { chunked: true, norm_lanes: 64 } }
     }
 
-    /// Matrix cores take 16 rows or none: with fewer, the others are computed and not stored.
-    pub(crate) fn cooperative() -> Self {
-        let (any, operands) = (usize::MAX, Operands::Cooperative);
-        let few = Variant { max_rows: 16, tm: 16, tn: 1, lanes: 64, groups: 1, operands };
-        let many = Variant { max_rows: any, groups: 4, ..few };
-        let variants = vec![few, many, Variant { groups: 2, ..many }];
+    /// Matrix cores take `side` rows or none: with fewer, the others are computed and not stored.
+    /// Few rows need more loads under way than their columns have lanes, so that subgroups share
+    /// k; with many, what a subgroup has read from workgroup memory is used for several matrices.
+    pub(crate) fn cooperative(side: u32, subgroup_lanes: u32) -> Self {
+        let alone = Subgroups { lanes: subgroup_lanes, down: 1, chunks: 1, staged: 1 };
+        let cooperative = Operands::Cooperative;
+        let split = Subgroups { chunks: 8, staged: 2, ..alone };
+        let few = Variant {
+            max_rows: side as usize,
+            tm: side,
+            tn: 1,
+            lanes: side,
+            groups: 1,
+            operands: cooperative(split),
+        };
+        let alone_few = Variant { lanes: 64, operands: cooperative(alone), ..few };
+        let half_split = cooperative(Subgroups { chunks: 4, ..split });
+        let many = Variant { max_rows: usize::MAX, groups: 4, ..alone_few };
+        let shared = cooperative(Subgroups { down: 2, ..alone });
+        let variants = vec![
+            few,
+            Variant { lanes: 2 * side, operands: half_split, ..few },
+            alone_few,
+            many,
+            Variant { groups: 2, ..many },
+            Variant { groups: 8, operands: shared, ..many },
+            Variant { groups: 8, tn: 2, lanes: 32, operands: shared, ..many },
+        ];
         Self { variants, order: Order { chunked: true, norm_lanes: 64 } }
     }
 
@@ -244,7 +277,15 @@ impl Operands {
 
     /// Whether a workgroup loads them for all its lanes.
     fn are_staged(self) -> bool {
-        matches!(self, Self::Staged | Self::Cooperative | Self::PackedStaged)
+        matches!(self, Self::Staged | Self::Cooperative(_) | Self::PackedStaged)
+    }
+
+    /// How subgroups share a product; where lanes don't share matrices, one has it all.
+    fn subgroups(self) -> Subgroups {
+        match self {
+            Self::Cooperative(subgroups) => subgroups,
+            _ => Subgroups { lanes: 1, down: 1, chunks: 1, staged: 1 },
+        }
     }
 }
 
@@ -267,7 +308,9 @@ impl Variant {
         let how = match self.operands {
             Operands::Loaded | Operands::Broadcast => "",
             Operands::Staged => " staged",
-            Operands::Cooperative => " cooperative",
+            Operands::Cooperative(Subgroups { down, chunks, .. }) => {
+                return format!("{tm}x{tn}x{lanes}x{groups} cooperative {down}x{chunks}");
+            }
             Operands::Packed => " packed",
             Operands::PackedStaged => " packed staged",
         };
@@ -277,8 +320,10 @@ impl Variant {
     /// Lanes of a workgroup.
     fn workgroup(&self) -> u32 {
         match self.operands {
-            // A subgroup of 32 lanes for 16 columns.
-            Operands::Cooperative => self.strip() * 2,
+            Operands::Cooperative(subgroups) => {
+                let across = self.lanes / self.tm;
+                across * subgroups.down * subgroups.chunks * subgroups.lanes
+            }
             _ => self.lanes * self.groups,
         }
     }
@@ -312,6 +357,10 @@ impl Variant {
         assert!(chunked || groups == 1 || staged, "groups share chunks");
         assert!(!staged || workgroup.is_multiple_of(norm_lanes), "by whole rows where it stages");
         assert!(!packed || (format.is_integer() && !norm), "x was normalised as it was quantised");
+        let shared = operands.subgroups();
+        assert!(groups.is_multiple_of(shared.down), "each subgroup has as many rows");
+        assert!(shared.chunks == 1 || groups == 1, "of few rows k is shared");
+        let padded = GROUP as u32 * shared.staged + PADDING;
         let block = format.block() as u32;
         // Results leave as vec4s: a lane has all four values of one, or gets them from its
         // neighbours.
@@ -330,19 +379,27 @@ impl Variant {
             ("TILE_X", group_vec4s * self.rows()),
             ("TILE_WEIGHTS", group_vec4s * self.strip()),
             ("NORM_ROWS", workgroup / norm_lanes),
-            ("SIDE", SIDE),
-            ("HALF_X", PADDED_GROUP * self.rows()),
-            ("HALF_WEIGHTS", PADDED_GROUP * self.strip()),
-            ("COOPERATIVE_OUT", self.rows() * self.strip()),
+            ("SIDE", tm),
+            ("SUBGROUP_LANES", shared.lanes),
+            ("ACROSS", lanes / tm),
+            ("DOWN", shared.down),
+            ("CHUNKS", shared.chunks),
+            ("MATRICES", groups / shared.down),
+            ("STAGED_VALUES", GROUP as u32 * shared.staged),
+            ("STAGED_VEC4S", group_vec4s * shared.staged),
+            ("PADDED", padded),
+            ("HALF_X", padded * self.rows() * shared.chunks),
+            ("HALF_WEIGHTS", padded * self.strip() * shared.chunks),
+            ("COOPERATIVE_OUT", shared.chunks * shared.down * tm * self.strip()),
             ("PACKED", packed.into()),
             ("NIBBLES", (format == Format::Int4).into()),
             ("LAST_BLOCK", format.group_blocks() as u32 - 1),
-            ("STAGED", STAGED_GROUPS),
+            ("STAGED", if packed { STAGED_GROUPS } else { shared.staged }),
             ("PACKED_X", 2 * STAGED_GROUPS * self.rows()),
             ("X_FACTORS", STAGED_GROUPS * self.rows()),
             ("PACKED_WEIGHTS", 2 * STAGED_GROUPS * self.strip()),
             ("FACTORS", STAGED_GROUPS * self.strip()),
-            ("SPLIT", (groups > 1).into()),
+            ("SPLIT", (if staged { shared.chunks } else { groups } > 1).into()),
             ("SPLIT_SUMS", groups * tm * tn * lanes),
             ("SUBGROUP", subgroup.into()),
             ("STRIP", self.strip()),
@@ -393,7 +450,7 @@ impl Variant {
             match operands {
                 Operands::Loaded | Operands::Broadcast => include_str!("matmul.wgsl"),
                 Operands::Staged => include_str!("matmul_tiled.wgsl"),
-                Operands::Cooperative => include_str!("matmul_cooperative.wgsl"),
+                Operands::Cooperative(_) => include_str!("matmul_cooperative.wgsl"),
                 Operands::Packed => include_str!("matmul_packed.wgsl"),
                 Operands::PackedStaged => include_str!("matmul_packed_tiled.wgsl"),
             },

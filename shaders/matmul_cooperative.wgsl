@@ -1,19 +1,21 @@
 enable f16;
 enable wgpu_cooperative_matrix;
 
-// The products of matmul.wgsl by cooperative matrices: x and weights rounded to f16, products and
-// their sums as the matrix cores compute them, in f32
-// one workgroup per GROUPS * 16 rows t, STRIP columns n; a subgroup of 32 lanes per 16 columns
+// The products of matmul.wgsl by cooperative matrices of SIDE x SIDE values: x and weights rounded
+// to f16, products and their sums as the matrix cores compute them, in f32
+// one workgroup per GROUPS * SIDE rows t, STRIP columns n; ACROSS * DOWN subgroups share them, each
+// with its own MATRICES * SIDE rows and TN * SIDE columns, and CHUNKS such sets take a chunk of K each
 //
-// Sums run over k in ascending steps of 16, one row or many, so a row doesn't depend on its batch
-// where the cores treat the rows of a tile alike. The bits are those of a class of its own.
+// Sums run over a chunk of K in ascending steps of SIDE, and chunks are added in ascending order,
+// one row or many, so a row doesn't depend on its batch where the cores treat the rows of a matrix
+// alike. The bits are those of a class of its own.
 //
 // No subgroup operations here: a driver crashes on modules that have both.
 
-// Padded rows: 16 lanes that read one column each meet different banks.
-var<workgroup> sh_x: array<f16, {HALF_X}>;             // [TILE_ROWS, GROUP + 8]
-var<workgroup> sh_weights: array<f16, {HALF_WEIGHTS}>; // [STRIP, GROUP + 8]
-var<workgroup> sh_out: array<f32, {COOPERATIVE_OUT}>;  // [TILE_ROWS, STRIP]
+// Padded rows: lanes that read one column each meet different banks.
+var<workgroup> sh_x: array<f16, {HALF_X}>;             // [CHUNKS, TILE_ROWS, PADDED]
+var<workgroup> sh_weights: array<f16, {HALF_WEIGHTS}>; // [CHUNKS, STRIP, PADDED]
+var<workgroup> sh_out: array<f32, {COOPERATIVE_OUT}>;  // [CHUNKS, DOWN * SIDE, STRIP]
 
 @compute @workgroup_size({WORKGROUP})
 fn main(
@@ -21,68 +23,135 @@ fn main(
     @builtin(local_invocation_index) local: u32,
 ) {
     let p = params;
-    let tile = workgroup.x;
-    let tile_start = tile * p.num_blocks * {TILE}u;
+    let tile = workgroup.x / {STRIPS}u;
+    let strip = (workgroup.x % {STRIPS}u) * {STRIP}u;
+    let tile_start = tile * p.num_blocks * {TILE}u + strip;
     let first_row = workgroup.y * {TILE_ROWS}u;
-    let first_column = local / 32u * 16u;
+    let subgroup = local / {SUBGROUP_LANES}u;
+    let across = subgroup % {ACROSS}u * {TN}u * {SIDE}u;
+    let down = subgroup / {ACROSS}u % {DOWN}u;
+    let part = subgroup / {ACROSS}u / {DOWN}u;
+    // Of what this subgroup multiplies and stores, in workgroup memory.
+    let own_x = (part * {TILE_ROWS}u + down * {MATRICES}u * {SIDE}u) * {PADDED}u;
+    let own_weights = (part * {STRIP}u + across) * {PADDED}u;
+    let own_out = (part * {DOWN}u + down) * {SIDE}u * {STRIP}u + across;
 //! if GROUPED
     let num_quads = (p.num_blocks + {QUAD_BLOCKS}u - 1u) / {QUAD_BLOCKS}u;
-    let scales_start = tile * num_quads * {TILE}u;
+    let scales_start = tile * num_quads * {TILE}u + strip;
 //! end
-//! for m in 0..GROUPS
-    var sum_{m}: coop_mat16x16<f32, C>;
+//! for m in 0..MATRICES
+//! for j in 0..TN
+    var total_{m}_{j}: coop_mat{SIDE}x{SIDE}<f32, C>;
+//! end
 //! end
 
 //! if NORM
     scale_rows(p, first_row, local);
 //! end
-    for (var block = 0u; block < p.num_blocks; block += {STEP_BLOCKS}u) {
-        workgroupBarrier();
-        for (var i = local; i < {TILE_X}u; i += {WORKGROUP}u) {
-            let value = vec4<f16>(staged_x(p, first_row, i / 8u, block * {PARTS}u + i % 8u));
-            let place = i / 8u * 40u + i % 8u * 4u;
-//! for c in 0..4
-            sh_x[place + {c}u] = value[{c}u];
+    for (var chunk = 0u; chunk < p.num_blocks; chunk += {CHUNK_BLOCKS}u * {CHUNKS}u) {
+//! for m in 0..MATRICES
+//! for j in 0..TN
+        var sum_{m}_{j} = coop_mat{SIDE}x{SIDE}<f32, C>();
 //! end
-        }
-        for (var i = local; i < {STRIP}u * {STEP_BLOCKS}u; i += {WORKGROUP}u) {
-            let column = i % {STRIP}u;
-            let b = i / {STRIP}u;
-            let w = weights_at(tile_start + (block + b) * {TILE}u + column);
-            let place = column * 40u + b * {PARTS}u * 4u;
+//! end
+        for (var step = 0u; step < {CHUNK_BLOCKS}u; step += {STAGED}u * {STEP_BLOCKS}u) {
+            workgroupBarrier();
+            for (var i = local; i < {CHUNKS}u * {TILE_ROWS}u * {STAGED_VEC4S}u; i += {WORKGROUP}u) {
+                let vec4_at = i % {STAGED_VEC4S}u;
+                let r = i / {STAGED_VEC4S}u % {TILE_ROWS}u;
+                let of_part = i / {STAGED_VEC4S}u / {TILE_ROWS}u;
+                // Rows past the last one are whatever was there: no other row sees them.
+                if (first_row + r < p.num_rows) {
+                    let block = chunk + of_part * {CHUNK_BLOCKS}u + step;
+                    let value = vec4<f16>(staged_x(p, first_row, r, block * {PARTS}u + vec4_at));
+                    let place = (of_part * {TILE_ROWS}u + r) * {PADDED}u + vec4_at * 4u;
+//! for c in 0..4
+                    sh_x[place + {c}u] = value[{c}u];
+//! end
+                }
+            }
+            for (var i = local; i < {CHUNKS}u * {STRIP}u * {STAGED}u * {STEP_BLOCKS}u;
+                i += {WORKGROUP}u) {
+                let column = i % {STRIP}u;
+                let b = i / {STRIP}u % ({STAGED}u * {STEP_BLOCKS}u);
+                let of_part = i / {STRIP}u / ({STAGED}u * {STEP_BLOCKS}u);
+                let block = chunk + of_part * {CHUNK_BLOCKS}u + step + b;
+                // Past the last one x is zero; weights must be finite there.
+                let inside = min(block, p.num_blocks - 1u);
+                let w = weights_at(tile_start + inside * {TILE}u + column);
+                let place = (of_part * {STRIP}u + column) * {PADDED}u + b * {PARTS}u * 4u;
 //! if GROUPED
-            let factor = factor_at(scales_start, block, column);
+                let factor = factor_at(scales_start, inside, column);
 //! end
 //! for q in 0..PARTS
 //! if GROUPED
-            let w_{q} = vec4<f16>(fma(decode_{q}(w), vec4<f32>(factor.x), vec4<f32>(factor.y)));
+                let decoded_{q} = fma(decode_{q}(w), vec4<f32>(factor.x), vec4<f32>(factor.y));
 //! else
-            let w_{q} = vec4<f16>(decode_{q}(w));
+                let decoded_{q} = decode_{q}(w);
 //! end
+                let w_{q} = vec4<f16>(select(vec4<f32>(0.0), decoded_{q}, block < p.num_blocks));
 //! for c in 0..4
-            sh_weights[place + {q}u * 4u + {c}u] = w_{q}[{c}u];
+                sh_weights[place + {q}u * 4u + {c}u] = w_{q}[{c}u];
+//! end
+//! end
+            }
+            workgroupBarrier();
+//! for k in 0..STAGED_VALUES by SIDE
+//! for j in 0..TN
+            let b_{k}_{j} = coopLoad<coop_mat{SIDE}x{SIDE}<f16, B>>(
+                &sh_weights[own_weights + {j}u * {SIDE}u * {PADDED}u + {k}u], {PADDED}u);
+//! end
+//! for m in 0..MATRICES
+            let a_{k}_{m} = coopLoadT<coop_mat{SIDE}x{SIDE}<f16, A>>(
+                &sh_x[own_x + {m}u * {SIDE}u * {PADDED}u + {k}u], {PADDED}u);
+//! for j in 0..TN
+            sum_{m}_{j} = coopMultiplyAdd(a_{k}_{m}, b_{k}_{j}, sum_{m}_{j});
+//! end
 //! end
 //! end
         }
+//! if SPLIT
+        // Each set of subgroups took a chunk; all of them add their sums in the same order.
         workgroupBarrier();
-//! for k in 0..32 by SIDE
-        let b_{k} = coopLoad<coop_mat16x16<f16, B>>(&sh_weights[first_column * 40u + {k}u], 40u);
-//! for m in 0..GROUPS
-        let a_{k}_{m} = coopLoadT<coop_mat16x16<f16, A>>(&sh_x[{m}u * 640u + {k}u], 40u);
-        sum_{m} = coopMultiplyAdd(a_{k}_{m}, b_{k}, sum_{m});
+//! for j in 0..TN
+        coopStoreT(sum_0_{j}, &sh_out[own_out + {j}u * {SIDE}u], {STRIP}u);
+//! end
+        workgroupBarrier();
+        let num_parts = min({CHUNKS}u,
+            (p.num_blocks - chunk + {CHUNK_BLOCKS}u - 1u) / {CHUNK_BLOCKS}u);
+        for (var other = 0u; other < num_parts; other++) {
+//! for j in 0..TN
+            total_0_{j} = total_0_{j} + coopLoadT<coop_mat{SIDE}x{SIDE}<f32, C>>(
+                &sh_out[other * {SIDE}u * {STRIP}u + across + {j}u * {SIDE}u], {STRIP}u);
+//! end
+        }
+//! else
+//! for m in 0..MATRICES
+//! for j in 0..TN
+        total_{m}_{j} = total_{m}_{j} + sum_{m}_{j};
+//! end
 //! end
 //! end
     }
 
-//! for m in 0..GROUPS
-    coopStoreT(sum_{m}, &sh_out[{m}u * 16u * {STRIP}u + first_column], {STRIP}u);
+//! for m in 0..MATRICES
+    workgroupBarrier();
+//! for j in 0..TN
+    coopStoreT(total_{m}_{j}, &sh_out[own_out + {j}u * {SIDE}u], {STRIP}u);
 //! end
     workgroupBarrier();
-    for (var unit = local; unit < {TILE_ROWS}u * {STRIP}u / {UNIT}u; unit += {WORKGROUP}u) {
-        let row = first_row + unit / ({STRIP}u / {UNIT}u);
+    finish_rows(p, first_row + {m}u * {SIDE}u, tile * {TILE}u + strip, local);
+//! end
+}
+
+// What becomes of the matrices in sh_out, whose rows begin at `first_row`.
+fn finish_rows(p: Params, first_row: u32, first_column: u32, local: u32) {
+    for (var unit = local; unit < {DOWN}u * {SIDE}u * {STRIP}u / {UNIT}u; unit += {WORKGROUP}u) {
+        let r = unit / ({STRIP}u / {UNIT}u);
+        let row = first_row + r / {SIDE}u * {MATRICES}u * {SIDE}u + r % {SIDE}u;
         let first = unit * {UNIT}u;
         if (row < p.num_rows) {
-            finish(p, row, tile * {TILE}u + first % {STRIP}u, place_of(p, row),
+            finish(p, row, first_column + first % {STRIP}u, place_of(p, row),
                 vec4<f32>(sh_out[first], sh_out[first + 1u], sh_out[first + 2u],
                     sh_out[first + 3u]),
 //! if SWIGLU

@@ -4,7 +4,7 @@
 use super::tests::{Case, EPS, order};
 use super::*;
 use crate::kv_cache::KvFormat;
-use crate::testing::{self, Random, assert_bits_eq, assert_close};
+use crate::testing::{self, Random, assert_bits_eq, assert_close, rms_share};
 
 const FORMATS: [Format; 2] = [Format::Int8, Format::Int4];
 
@@ -43,12 +43,6 @@ fn rounded(gpu: &Gpu, case: &Case, class: &Class, norm: bool) -> Vec<f32> {
     quantize_rows::decode(cols, &gpu.read_u32(out.tensor()).unwrap())
 }
 
-fn share(found: &[f32], expected: &[f32]) -> f64 {
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let error: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
-    (error / expected.iter().copied().map(square).sum::<f64>()).sqrt()
-}
-
 #[test]
 fn kernels_are_sound_and_become_spirv() {
     for class in classes() {
@@ -75,7 +69,7 @@ fn agrees_with_the_reference_within_its_bound() {
                     let found = case.run(&gpu, &matmul, kind, norm, &case.all());
                     let rounded = Case { x: rounded(&gpu, &case, &class, norm), ..case.clone() };
                     assert_close(&found, &rounded.expected(kind, false), 2e-4);
-                    let error = share(&found, &case.expected(kind, norm));
+                    let error = rms_share(&found, &case.expected(kind, norm));
                     assert!((1e-3..ERROR).contains(&error), "{format:?} {shape:?}: {error}");
                 }
             }

@@ -8,7 +8,8 @@ var<workgroup> sh_squares: array<f32, {WORKGROUP}>;  // [NORM_ROWS, NORM_LANES]
 var<workgroup> sh_scales: array<f32, {TILE_ROWS}>;
 
 fn scale_rows(p: Params, first_row: u32, local: u32) {
-    for (var first = 0u; first < {TILE_ROWS}u; first += {NORM_ROWS}u) {
+    let num_rows = min(p.num_rows - first_row, {TILE_ROWS}u);
+    for (var first = 0u; first < num_rows; first += {NORM_ROWS}u) {
         let r = first + local / {NORM_LANES}u;
         let row = min(first_row + r, p.num_rows - 1u) * p.row_vec4s;
         var squares = 0.0;

@@ -89,17 +89,6 @@ fn params_are_the_shader_s() {
     }
 }
 
-/// Few machines have them; what can be said on any is that a driver gets them.
-#[test]
-fn cooperative_kernels_become_spirv() {
-    for form in Format::ALL.into_iter().flat_map(forms) {
-        for source in Class::cooperative().sources(form, false) {
-            testing::assert_kernel(&source);
-            testing::assert_spirv(&source);
-        }
-    }
-}
-
 #[test]
 fn references_by_hand() {
     assert_eq!(reference(2, &[1.0, 2.0, 0.0, 1.0], &[3.0, 4.0]), [11.0, 4.0]);

@@ -197,6 +197,13 @@ pub(crate) fn assert_spirv(source: &KernelSource) {
     assert!(words.is_ok_and(|words| !words.is_empty()), "{}", source.name);
 }
 
+/// Root of the mean square of the differences, as a share of that of what was expected.
+pub(crate) fn rms_share(found: &[f32], expected: &[f32]) -> f64 {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let error: f64 = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
+    (error / expected.iter().copied().map(square).sum::<f64>()).sqrt()
+}
+
 /// Every number format with vec4 tensors in buffers and in images.
 pub(crate) fn formats_and_layouts() -> impl Iterator<Item = (Format, bool)> {
     Format::ALL.into_iter().flat_map(|format| [(format, false), (format, true)])

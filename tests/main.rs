@@ -8,7 +8,7 @@ mod hops;
 mod invariance;
 mod monitoring;
 mod openai_python;
-mod packed_dot;
+mod products;
 mod stages;
 mod tidy;
 mod traces;

@@ -44,7 +44,7 @@ impl Device {
                 Some(Self { gpu, kernels })
             }
             Err(cause) => {
-                eprintln!("skipped: stages (no adapter: {cause})");
+                println!("skipped: stages, {products} products ({cause})");
                 None
             }
         }

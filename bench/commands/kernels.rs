@@ -11,6 +11,7 @@ use bench::engine::rival;
 use clap::builder::ArgPredicate;
 use shaders::gpu::{Gpu, GpuOptions};
 use shaders::kv_cache::HeadShape;
+use shaders::matmul::Products;
 use shaders::weights::Format;
 
 use super::terminal::{dim, say};
@@ -27,10 +28,10 @@ pub(crate) struct KernelsArguments {
     #[arg(long, value_delimiter = ',', value_parser = format, default_value = "f16,bf16,int8,int4",
           default_value_if("peer", ArgPredicate::IsPresent, "f32,f16,bf16"))]
     formats: Vec<Format>,
-    /// Products with int8 and int4 weights by packed int8 dot products, too, as
-    /// `autoglm-node --packed-dot` computes them.
-    #[arg(long)]
-    packed_dot: bool,
+    /// How products are computed: plain, cooperative-matrix, packed-dot, as by
+    /// `autoglm-node --products`.
+    #[arg(long, value_name = "HOW", value_delimiter = ',', default_value = "plain")]
+    products: Vec<Products>,
     /// Shapes of weights: values of a row, rows; or a model's, as in glm-0.3b.
     #[arg(long, value_name = "KxN|SHAPE", value_delimiter = ',', value_parser = matrices,
           default_value = "2048x2048,4096x4096",
@@ -127,7 +128,10 @@ pub(crate) fn time_kernels(arguments: &KernelsArguments) -> Result<ExitCode> {
     if let Some(Peer::Burn) = arguments.peer {
         return compare_burn(arguments);
     }
-    let gpu = Gpu::open_with(arguments.adapter.as_deref(), GpuOptions::kept())?;
+    let cooperative = arguments.products.contains(&Products::Cooperative);
+    let products = if cooperative { Products::Cooperative } else { Products::Plain };
+    let opened = GpuOptions { products, ..GpuOptions::kept() };
+    let gpu = Gpu::open_with(arguments.adapter.as_deref(), opened)?;
     let adapter = kernels::report::adapter(&gpu);
     if let Some(model) = arguments.rival {
         let options = rival::Options {
@@ -182,7 +186,7 @@ fn options(arguments: &KernelsArguments) -> kernels::Options {
     kernels::Options {
         kernels: arguments.kernels.clone(),
         formats: arguments.formats.clone(),
-        packed_dot: arguments.packed_dot,
+        products: arguments.products.clone(),
         shapes: arguments.shapes.iter().flat_map(|matrices| matrices.0.clone()).collect(),
         batches: sizes(&arguments.rows),
         heads: arguments.heads.clone(),

@@ -36,10 +36,10 @@ pub(crate) struct ModelArguments {
     /// How keys and values are stored: auto, f32 or f16.
     #[arg(long, value_name = "DTYPE", default_value = "auto")]
     kv_cache_dtype: KvCacheDtype,
-    /// Multiply int8 and int4 weights by packed int8 dot products, as `autoglm-node --packed-dot`
-    /// does.
-    #[arg(long)]
-    packed_dot: bool,
+    /// How products are computed: plain, cooperative-matrix or packed-dot, as by
+    /// `autoglm-node --products`.
+    #[arg(long, value_name = "HOW", default_value = "plain")]
+    products: Products,
     /// Tokens of a prompt.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "512")]
     prompt: Vec<NonZeroUsize>,
@@ -142,7 +142,7 @@ pub(crate) fn time_model(arguments: &ModelArguments) -> Result<ExitCode> {
         adapter: arguments.adapter.clone(),
         quantize: arguments.quantize,
         kv_cache_dtype: arguments.kv_cache_dtype,
-        products: if arguments.packed_dot { Products::PackedDot } else { Products::Plain },
+        products: arguments.products,
         max_batched_tokens: arguments.max_batched_tokens.get().max(max_num_seqs),
         // And the contexts.
         max_num_seqs: max_num_seqs + arguments.contexts.len(),
@@ -170,11 +170,13 @@ pub(crate) fn time_model(arguments: &ModelArguments) -> Result<ExitCode> {
 
 fn about(arguments: &ModelArguments, engine: &Engine) -> Result<About> {
     let info = engine.gpu().info();
-    let packed = if arguments.packed_dot { ", packed dot" } else { "" };
     let format = format!("{:?}", node::model::format(engine.files())?).to_lowercase();
     Ok(About {
         model: arguments.model.clone(),
-        format: format!("{format}{packed}"),
+        format: match arguments.products {
+            Products::Plain => format,
+            products => format!("{format}, {products}"),
+        },
         memory_bytes: engine.memory_bytes(),
         adapter: format!("{}, {}, {}", info.name, info.driver, info.backend),
     })

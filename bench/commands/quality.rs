@@ -24,10 +24,10 @@ pub(crate) struct QualityArguments {
     /// What float weights are rounded to, beside `none`.
     #[arg(long, value_name = "FORMAT", value_delimiter = ',', default_value = "int8,int4")]
     quantize: Vec<Quantize>,
-    /// Also multiply rounded weights by packed int8 dot products, as `autoglm-node --packed-dot`
-    /// does.
-    #[arg(long)]
-    packed_dot: bool,
+    /// How products are computed: plain, cooperative-matrix, packed-dot (of rounded weights), as by
+    /// `autoglm-node --products`.
+    #[arg(long, value_name = "HOW", value_delimiter = ',', default_value = "plain")]
+    products: Vec<Products>,
     /// How the random weights of a shape are stored.
     #[arg(long, value_name = "FORMAT", default_value = "bf16")]
     storage: Storage,
@@ -53,10 +53,14 @@ pub(crate) fn compare_formats(arguments: &QualityArguments) -> Result<ExitCode> 
         );
     }
     let windows = quality::windows(&model, text.as_deref())?;
-    let mut ways = vec![(Quantize::None, Products::Plain)];
-    for &quantize in &arguments.quantize {
-        ways.push((quantize, Products::Plain));
-        ways.extend(arguments.packed_dot.then_some((quantize, Products::PackedDot)));
+    // What the others are compared with.
+    let plain = (Quantize::None, Products::Plain);
+    let mut ways = vec![plain];
+    for quantize in [Quantize::None].into_iter().chain(arguments.quantize.iter().copied()) {
+        let pairs = arguments.products.iter().map(|&products| (quantize, products));
+        ways.extend(
+            pairs.filter(|&way| way != plain && way != (Quantize::None, Products::PackedDot)),
+        );
     }
     let mut all = Vec::new();
     for way in ways {

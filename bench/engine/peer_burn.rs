@@ -12,7 +12,7 @@ use burn_backend::{Backend, BackendTypes, DType, TensorData};
 use burn_wgpu::{CubeBackend, CubeTensor, RuntimeOptions, WgpuSetup, try_init_device};
 use shaders::gpu::{Gpu, GpuOptions};
 use shaders::kernel::Pass;
-use shaders::matmul::Matmul;
+use shaders::matmul::{Matmul, Products};
 use shaders::raw::Raw;
 use shaders::weights::{Format, RowOrder, WeightMatrix};
 
@@ -186,7 +186,7 @@ mod tests {
         let options = Options {
             kernels: vec![Kernel::Matmul],
             formats: vec![Format::F32, Format::F16, Format::Bf16, Format::Int4],
-            packed_dot: false,
+            products: vec![Products::Plain],
             shapes: vec![(64, 48)],
             batches: vec![1, 3],
             heads: Vec::new(),

@@ -36,8 +36,10 @@ pub struct Said {
 impl Said {
     /// For people.
     fn name(&self) -> String {
-        let packed = if self.products == Products::PackedDot { " packed dot" } else { "" };
-        format!("{}{packed}", self.quantize)
+        match self.products {
+            Products::Plain => self.quantize.to_string(),
+            products => format!("{} {products}", self.quantize),
+        }
     }
 
     /// `exp` of the mean negative log-likelihood of a token.
@@ -119,13 +121,13 @@ pub fn listen(
 
 /// For people; the first is what the others are compared with.
 pub fn table(all: &[Said], with_text: bool) -> String {
-    let mut text = format!("{:<16}", "weights");
+    let mut text = format!("{:<24}", "weights");
     if with_text {
         text += &format!(" {:>11} {:>8}", "perplexity", "change");
     }
     text += &format!(" {:>12} {:>12}\n", "logits, rms", "worst");
     for (index, said) in all.iter().enumerate() {
-        text += &format!("{:<16}", said.name());
+        text += &format!("{:<24}", said.name());
         if with_text {
             let change = 100.0 * (said.perplexity() / all[0].perplexity() - 1.0);
             text += &format!(" {:>11.4} {change:>+7.2}%", said.perplexity());
@@ -144,7 +146,7 @@ pub fn report(all: &[Said], with_text: bool) -> Value {
     let one = |said: &Said| {
         json!({
             "quantize": said.quantize,
-            "packed_dot": said.products == Products::PackedDot,
+            "products": said.products.to_string(),
             "tokens": said.num_scored,
             "perplexity": with_text.then(|| said.perplexity()),
             "logit_rms_error": said.logit_error(&all[0]),

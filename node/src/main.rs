@@ -27,15 +27,17 @@ struct Arguments {
     /// driver says; on a software driver half of what is available].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_memory: Option<u64>,
-    /// Multiply by cooperative matrices (tensor cores), with operands rounded to f16: faster for
-    /// many rows, in a device class of its own. Refused where the adapter has none.
-    #[arg(long, env = "AUTOGLM_COOPERATIVE_MATRIX")]
-    cooperative_matrix: bool,
-    /// Multiply int8 and int4 weights by packed int8 dot products (dp4a), with activations rounded
-    /// to eight bits, in a device class of its own: for GPUs that have them, though not yet
-    /// measured on one.
-    #[arg(long, env = "AUTOGLM_PACKED_DOT")]
-    packed_dot: bool,
+    /// How products are computed, each a device class of its own: in f32; by cooperative matrices
+    /// (tensor cores), with operands rounded to f16; or, of int8 and int4 weights, by packed int8
+    /// dot products (dp4a), with activations rounded to eight bits. Refused where the adapter can't;
+    /// none but plain ones have been measured on a GPU yet.
+    #[arg(
+        long,
+        value_name = "plain|cooperative-matrix|packed-dot",
+        default_value = "plain",
+        env = "AUTOGLM_PRODUCTS"
+    )]
+    products: Products,
     /// How a line of the log looks.
     #[arg(long, value_name = "text|json", default_value = "text")]
     log_format: LogFormat,
@@ -58,15 +60,6 @@ fn main() -> ExitCode {
         );
         return ExitCode::from(2);
     }
-    let products = match (arguments.cooperative_matrix, arguments.packed_dot) {
-        (false, false) => Products::Plain,
-        (true, false) => Products::Cooperative,
-        (false, true) => Products::PackedDot,
-        (true, true) => {
-            eprintln!("autoglm-node: choose one of --cooperative-matrix and --packed-dot");
-            return ExitCode::from(2);
-        }
-    };
     let tracer = match tracer(arguments.otlp_endpoint) {
         Ok(tracer) => tracer,
         Err(cause) => {
@@ -79,7 +72,7 @@ fn main() -> ExitCode {
         data_dir: arguments.data_dir,
         adapter: arguments.adapter,
         max_memory: arguments.max_memory,
-        products,
+        products: arguments.products,
         exit_with_coordinator: arguments.exit_with_coordinator,
         tracer: tracer.clone(),
     };

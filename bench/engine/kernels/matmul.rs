@@ -13,16 +13,16 @@ use super::{About, Options, Work, numbers};
 
 /// Every format with every shape and number of rows.
 pub(super) fn works(gpu: &Gpu, options: &Options) -> Result<Vec<Work>> {
-    let matmul = Matmul::new(gpu);
-    let packed = Matmul::of(gpu, Products::PackedDot);
+    let ways: Vec<_> = options.products.iter().map(|&how| (how, Matmul::of(gpu, how))).collect();
     let mut works = Vec::new();
     for &shape in &options.shapes {
         for &format in &options.formats {
             let weights = weights(gpu, shape, format)?;
             for &batch in &options.batches {
-                works.push(work(gpu, &matmul, &weights, batch)?.0);
-                if options.packed_dot && packed.quantizes(format) {
-                    works.push(work(gpu, &packed, &weights, batch)?.0);
+                for (how, matmul) in &ways {
+                    if *how != Products::PackedDot || matmul.quantizes(format) {
+                        works.push(work(gpu, matmul, &weights, batch)?.0);
+                    }
                 }
             }
         }

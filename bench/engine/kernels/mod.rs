@@ -19,6 +19,7 @@ use shaders::fma::BoundFma;
 use shaders::gpu::Gpu;
 use shaders::kernel::Pass;
 use shaders::kv_cache::HeadShape;
+use shaders::matmul::Products;
 use shaders::weights::Format;
 
 use rounds::{Task, interleave};
@@ -47,8 +48,8 @@ pub struct Options {
     pub kernels: Vec<Kernel>,
     /// Formats of weights.
     pub formats: Vec<Format>,
-    /// Whether integer ones are multiplied by packed dot products, too.
-    pub packed_dot: bool,
+    /// How they are multiplied; packed dot products are those of integer ones only.
+    pub products: Vec<Products>,
     /// Weights: values of a row, rows.
     pub shapes: Vec<(usize, usize)>,
     /// Rows of activations multiplied at once.
