@@ -1,4 +1,4 @@
-.PHONY: demo test bench-load bench-peers
+.PHONY: demo test bench-load bench-peers bench-gpu
 
 # A cluster on this machine that answers a question: one command. KEEP=1: it stays up.
 demo:
@@ -15,3 +15,7 @@ bench-load:
 # llama.cpp's processor backend beside ours, on the same weights; builds it first (minutes).
 bench-peers:
 	@bash bench/peers/run.sh
+
+# What this machine's GPU and our kernels on it do, into bench/results/NAME.md (minutes).
+bench-gpu:
+	@bash bench/gpu.sh $(NAME) $(ADAPTER)

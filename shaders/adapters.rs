@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::error::GpuError;
+use crate::matmul::Products;
 
 /// The adapters of this machine, in the order of their index.
 pub struct Adapters {
@@ -15,6 +16,13 @@ impl Adapters {
     /// What the drivers of this machine offer. Empty if there is none.
     pub fn list() -> Vec<AdapterInfo> {
         Self::find(false).infos()
+    }
+
+    /// All that the drivers of this machine tell, in the same order.
+    pub fn details() -> Vec<AdapterDetails> {
+        let found = Self::find(false);
+        let pairs = found.infos().into_iter().zip(&found.adapters);
+        pairs.map(|(info, adapter)| AdapterDetails::new(info, adapter)).collect()
     }
 
     pub(crate) fn find(checked: bool) -> Self {
@@ -118,6 +126,53 @@ impl AdapterInfo {
 impl fmt::Display for AdapterInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} ({}, {})", self.index, self.name, self.kind, self.backend)
+    }
+}
+
+/// All that an adapter's driver tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterDetails {
+    /// What it is.
+    pub info: AdapterInfo,
+    /// Lanes of its smallest and its largest subgroups.
+    pub subgroup_sizes: [u32; 2],
+    /// Its cooperative matrices, as in `16x16x16 F16 F32`: rows, columns, values of k, types of
+    /// operands and sums.
+    pub cooperative_matrices: Vec<String>,
+    /// How products can be computed on it.
+    pub products: Vec<Products>,
+    /// Features, by the driver library's names.
+    pub features: Vec<String>,
+    /// Limits, by the driver library's names.
+    pub limits: Vec<String>,
+}
+
+impl AdapterDetails {
+    fn new(info: AdapterInfo, adapter: &wgpu::Adapter) -> Self {
+        let own = adapter.get_info();
+        let size = |size: &wgpu::CooperativeMatrixProperties| {
+            let wgpu::CooperativeMatrixProperties { m_size, n_size, k_size, .. } = size;
+            format!("{m_size}x{n_size}x{k_size} {:?} {:?}", size.ab_type, size.cr_type)
+        };
+        let can = |products: &Products| match products {
+            Products::Plain | Products::PackedDot => true,
+            Products::Cooperative => cooperative_side(adapter).is_some(),
+        };
+        // The library has no other way to name them all.
+        let limits = format!("{:#?}", adapter.limits());
+        let limits = limits.lines().filter(|line| line.contains(": "));
+        Self {
+            info,
+            subgroup_sizes: [own.subgroup_min_size, own.subgroup_max_size],
+            cooperative_matrices: adapter
+                .cooperative_matrix_properties()
+                .iter()
+                .map(size)
+                .collect(),
+            products: Products::ALL.into_iter().filter(can).collect(),
+            features: adapter.features().iter_names().map(|(name, _)| name.to_owned()).collect(),
+            limits: limits.map(|line| line.trim().trim_end_matches(',').to_owned()).collect(),
+        }
     }
 }
 

@@ -84,7 +84,8 @@ pub enum Products {
 }
 
 impl Products {
-    const ALL: [Self; 3] = [Self::Plain, Self::Cooperative, Self::PackedDot];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Plain, Self::Cooperative, Self::PackedDot];
 }
 
 impl fmt::Display for Products {

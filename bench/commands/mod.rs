@@ -1,5 +1,6 @@
 //! What is typed, one file a subcommand.
 
+mod adapters;
 mod ask;
 mod checks;
 mod experiment;
@@ -36,6 +37,8 @@ pub(crate) enum Command {
     Mock(mock::MockArguments),
     /// Times what each further stage of a pipeline adds to a token, on this machine.
     Hops(hops::HopsArguments),
+    /// Says what the drivers of this machine tell of its adapters.
+    Adapters(adapters::AdaptersArguments),
     /// Times the kernels on this machine's adapter, beside what the adapter could do.
     Kernels(kernels::KernelsArguments),
     /// Times a whole model on this machine's adapter: prompts, answers, batches.
@@ -68,6 +71,7 @@ impl Command {
             Self::Hops(arguments) => {
                 runtime()?.block_on(unless_interrupted(hops::time_hops(arguments)))
             }
+            Self::Adapters(arguments) => adapters::list(&arguments),
             Self::Kernels(arguments) => kernels::time_kernels(&arguments),
             Self::Model(arguments) => model::time_model(&arguments),
             Self::Quality(arguments) => quality::compare_formats(&arguments),

@@ -178,6 +178,8 @@ fn about(arguments: &ModelArguments, engine: &Engine) -> Result<About> {
             products => format!("{format}, {products}"),
         },
         memory_bytes: engine.memory_bytes(),
+        matrices: engine.matrices()?,
+        max_batched_tokens: arguments.max_batched_tokens.get(),
         adapter: format!("{}, {}, {}", info.name, info.driver, info.backend),
     })
 }

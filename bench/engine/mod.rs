@@ -16,7 +16,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use checkpoint::{Checkpoint, Part};
+use checkpoint::{Checkpoint, Matrix, Part};
 use node::model::{Kernels, quantize};
 use node::stage::{Stage, StepOutput};
 use protocol::{
@@ -64,6 +64,17 @@ impl Sequence {
     pub fn num_tokens(&self) -> usize {
         self.len
     }
+}
+
+/// What a model multiplies tokens with.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Matrices {
+    /// Values of all layers.
+    pub layer_values: f64,
+    /// Values of the head.
+    pub head_values: f64,
+    /// Bytes of both on the adapter, read once a step at least.
+    pub num_bytes: f64,
 }
 
 /// A model on an adapter.
@@ -138,6 +149,28 @@ impl Engine {
     /// Bytes on the adapter.
     pub fn memory_bytes(&self) -> u64 {
         self.stage.held().memory_bytes
+    }
+
+    /// The matrices that tokens are multiplied with.
+    ///
+    /// # Errors
+    /// When the files don't hold them.
+    pub fn matrices(&self) -> Result<Matrices> {
+        let num_layers = self.files.config().num_layers;
+        let parts = [Matrix::Qkv, Matrix::Output, Matrix::GateUp, Matrix::Down];
+        let layers = (0..num_layers).flat_map(|layer| parts.map(|part| part(layer)));
+        let mut matrices = Matrices::default();
+        for matrix in layers.chain([Matrix::LmHead]) {
+            let view = self.files.matrix(matrix)?;
+            matrices.num_bytes += view.device_bytes() as f64;
+            let num_values = (view.rows() * view.cols()) as f64;
+            if matrix == Matrix::LmHead {
+                matrices.head_values += num_values;
+            } else {
+                matrices.layer_values += num_values;
+            }
+        }
+        Ok(matrices)
     }
 
     /// A sequence that begins with all of `context`, if given: it shares its blocks. `context`

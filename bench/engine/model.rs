@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use protocol::BLOCK_TOKENS;
 use serde_json::{Value, json};
 
-use crate::engine::{Engine, OWN_TOKENS, Sequence, processor_time};
+use crate::engine::{Engine, Matrices, OWN_TOKENS, Sequence, processor_time};
 use crate::numbers::median;
 
 /// One test.
@@ -202,21 +202,45 @@ pub struct About {
     pub format: String,
     /// Bytes on the device, KV cache and activations included.
     pub memory_bytes: u64,
+    /// What tokens are multiplied with.
+    pub matrices: Matrices,
+    /// Tokens of a prompt's step.
+    pub max_batched_tokens: usize,
     /// Adapter, driver, backend.
     pub adapter: String,
 }
 
+impl About {
+    /// Bytes of weights that a test reads, once a step, and the floating-point operations of its
+    /// products; a multiply-add counts as two, and attention isn't in it.
+    fn work(&self, test: Test) -> (f64, f64) {
+        let Matrices { layer_values, head_values, num_bytes } = self.matrices;
+        let (num_steps, num_sampled) = match test {
+            Test::Prompt { num_tokens } => {
+                let num_steps = num_tokens.div_ceil(self.max_batched_tokens);
+                (num_steps, num_steps)
+            }
+            Test::Decode { batch, num_tokens, .. } => (num_tokens, batch * num_tokens),
+        };
+        let num_products =
+            layer_values * test.num_tokens() as f64 + head_values * num_sampled as f64;
+        (num_steps as f64 * num_bytes, 2.0 * num_products)
+    }
+}
+
 /// The measurements for people.
 pub fn table(about: &About, measured: &[Measured]) -> String {
-    let About { model, format, memory_bytes, adapter } = about;
+    let About { model, format, memory_bytes, adapter, .. } = about;
     let mut text = format!(
         "{model}, {format}, {:.2} GiB on {adapter}\n\n\
-         {:<18} {:>10} {:>17} {:>16} {:>14}\n",
+         {:<18} {:>10} {:>17} {:>13} {:>8} {:>9} {:>13}\n",
         *memory_bytes as f64 / f64::from(1 << 30),
         "test",
         "tokens/s",
         "least … most",
         "tokens/CPU-s",
+        "GB/s",
+        "GFLOP/s",
         "encoding, µs",
     );
     for one in measured {
@@ -224,16 +248,19 @@ pub fn table(about: &About, measured: &[Measured]) -> String {
         rates.sort_by(f64::total_cmp);
         let least = rates.first().copied().unwrap_or(f64::NAN);
         let most = rates.last().copied().unwrap_or(f64::NAN);
+        let (num_bytes, num_operations) = about.work(one.test);
         text += &format!(
-            "{:<18} {:>10.2} {:>17} {:>16} {:>14.0}\n",
+            "{:<18} {:>10.2} {:>17} {:>13} {:>8.2} {:>9.2} {:>13.0}\n",
             one.test.name(),
             one.rate(),
             format!("{least:.2} … {most:.2}"),
             one.processor_rate().map_or("?".to_owned(), |rate| format!("{rate:.2}")),
+            num_bytes / 1e9 / median(&one.seconds),
+            num_operations / 1e9 / median(&one.seconds),
             median(&one.encoding_us),
         );
     }
-    text
+    text + "\nGB/s: of weights, read once a step; GFLOP/s: of products with them.\n"
 }
 
 /// The measurements for machines, with llama-bench's keys where it has one.
@@ -245,6 +272,7 @@ pub fn report(about: &About, measured: &[Measured]) -> Value {
                 Test::Prompt { num_tokens } => (num_tokens, 0, 0, 1),
                 Test::Decode { batch, context, num_tokens } => (0, num_tokens, context, batch),
             };
+            let (num_bytes, num_operations) = about.work(one.test);
             json!({
                 "test": one.test.name(),
                 "n_prompt": n_prompt, "n_gen": n_gen, "n_depth": n_depth, "n_parallel": parallel,
@@ -252,6 +280,8 @@ pub fn report(about: &About, measured: &[Measured]) -> Value {
                 "median_ts_per_cpu": one.processor_rate(),
                 "samples_ts": one.rates(),
                 "median_encoding_us": median(&one.encoding_us),
+                "weight_bytes_per_second": num_bytes / median(&one.seconds),
+                "flops": num_operations / median(&one.seconds),
             })
         })
         .collect();

@@ -74,6 +74,8 @@ pub struct Limits {
     pub copy_bytes: f64,
     /// Floating-point operations a second of multiply-adds in registers.
     pub fma_operations: f64,
+    /// Seconds that a dispatch costs which has next to nothing to do and waits for the one before.
+    pub dispatch: f64,
 }
 
 /// One kernel on one shape, ready to be recorded any number of times.
@@ -195,6 +197,7 @@ pub fn measure_ready<'a>(
     let limits = Limits {
         copy_bytes: 2.0 * COPY_BYTES as f64 / copy_seconds,
         fma_operations: fma_operations / limits[2].median(),
+        dispatch: limits[3].median() / CHAINED as f64,
     };
     let measured = abouts.into_iter().zip(tasks).map(|(about, task)| Measured {
         about,
@@ -210,10 +213,12 @@ const COPY_BYTES: usize = 96 << 20;
 const FMA_LANES: usize = 1 << 16;
 /// Rounds of 96 multiply-adds a lane.
 const FMA_ROUNDS: u32 = 64;
-/// A kernel's copy, the driver's, multiply-adds.
-const NUM_LIMITS: usize = 3;
+/// Dispatches of a chain.
+const CHAINED: usize = 64;
+/// A kernel's copy, the driver's, multiply-adds, a chain of dispatches.
+const NUM_LIMITS: usize = 4;
 
-/// Adds what measures the device's limits; the operations of the last.
+/// Adds what measures the device's limits; the operations of the multiply-adds.
 fn limits<'a>(gpu: &'a Gpu, tasks: &mut Vec<Task<'a>>) -> Result<f64> {
     let copied = gpu.alloc_vec4s(COPY_BYTES / 4)?;
     let copy = BoundCopy::new(gpu, &copied, &gpu.alloc_vec4s(COPY_BYTES / 4)?)?;
@@ -228,6 +233,11 @@ fn limits<'a>(gpu: &'a Gpu, tasks: &mut Vec<Task<'a>>) -> Result<f64> {
     let num_operations = fma.record(&mut Pass::new(), FMA_ROUNDS);
     tasks.push(Task::of_pass(gpu, move |pass| {
         fma.record(pass, FMA_ROUNDS);
+    })?);
+    let [one, other] = [gpu.alloc_vec4s(4)?, gpu.alloc_vec4s(4)?];
+    let chain = [BoundCopy::new(gpu, &one, &other)?, BoundCopy::new(gpu, &other, &one)?];
+    tasks.push(Task::of_pass(gpu, move |pass| {
+        chain.iter().cycle().take(CHAINED).for_each(|copy| copy.record(pass));
     })?);
     Ok(num_operations)
 }

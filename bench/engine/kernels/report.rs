@@ -16,10 +16,11 @@ pub fn adapter(gpu: &Gpu) -> String {
 /// The measurements for people.
 pub fn table(adapter: &str, limits: &Limits, measured: &[Measured]) -> String {
     let mut text = format!(
-        "{adapter}\n  copy {:.1} GB/s · multiply-add {:.1} GFLOP/s\n\n\
+        "{adapter}\n  copy {:.1} GB/s · multiply-add {:.1} GFLOP/s · dispatch {:.1} µs\n\n\
          {:<9}  {:<26} {:>5} {:>10} {:>8} {:>7} {:>8} {:>7}  layout\n",
         limits.copy_bytes / 1e9,
         limits.fma_operations / 1e9,
+        limits.dispatch * 1e6,
         "kernel",
         "shape",
         "rows",
@@ -86,6 +87,7 @@ pub fn json(adapter: &str, limits: &Limits, measured: &[Measured]) -> Value {
         "adapter": adapter,
         "copy_bytes_per_second": limits.copy_bytes,
         "fma_flops": limits.fma_operations,
+        "dispatch_seconds": limits.dispatch,
         "kernels": kernels,
     })
 }

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Measures this machine's adapter and writes bench/results/NAME.md, with JSON in bench/results/NAME/:
+# what its driver tells, every kernel against its reference, what the adapter can do and what the
+# kernels reach of it, and whole models of random weights.
+#
+#   make bench-gpu NAME=h200 [ADAPTER=0]
+#
+# SHAPES: models, as `autoglm-bench model` names them. AUTOGLM_BIN, KERNEL_TESTS: a folder of built
+# binaries and the built tests of `shaders`, for a machine without a Rust toolchain. ROUNDS, TOKENS,
+# PROMPT, BATCHES, CONTEXTS, MATRICES: smaller ones for a slow adapter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+name=${1:?give the results a name, as in: make bench-gpu NAME=h200} adapter=${2:-}
+rounds=${ROUNDS:-5} tokens=${TOKENS:-128} prompt=${PROMPT:-512,2048} batches=${BATCHES:-1,8,32}
+contexts=${CONTEXTS:-0,4096} matrices=${MATRICES:-4096x4096,4096x27392}
+results=bench/results/$name page=bench/results/$name.md
+mkdir -p "$results"
+if [ -z "${AUTOGLM_BIN:-}" ]; then
+  cargo build --release --bin autoglm-bench
+  AUTOGLM_BIN=target/release
+fi
+bench=$AUTOGLM_BIN/autoglm-bench
+choice=(${adapter:+--adapter "$adapter"})
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+# section TITLE COMMAND...: the command and what it prints, onto the page; a failure is written
+# down, and the rest goes on.
+section() {
+  local title=$1 code=0 began=$SECONDS
+  shift
+  printf '%s\n' "$title" >&2
+  printf '\n## %s\n\n```\n$ %s\n' "$title" "${*//$scratch\//}" >>"$page"
+  "$@" >>"$page" 2>"$scratch/errors" || code=$?
+  [ $code = 0 ] || { tail -n 5 "$scratch/errors" && printf 'exit status %s\n' $code; } >>"$page"
+  printf '```\n\n%s s\n' $((SECONDS - began)) >>"$page"
+}
+
+printf '# %s\n\nBy `make bench-gpu`, %s, %s.\n' "$name" "$(date -u +%F)" \
+  "$(git describe --always --dirty 2>/dev/null || echo 'no commit')" >"$page"
+section 'Adapters' "$bench" adapters --json "$results/adapters.json"
+if [ -n "${KERNEL_TESTS:-}" ]; then
+  section 'Kernels against their references' "$KERNEL_TESTS" --show-output
+else
+  section 'Kernels against their references' cargo test --quiet -p shaders -- --show-output
+fi
+ways=plain,packed-dot
+[[ $("$bench" adapters) == *cooperative-matrix* ]] && ways=plain,cooperative-matrix,packed-dot
+section 'What kernels reach' "$bench" kernels "${choice[@]}" --shapes "$matrices" \
+  --rows 1,16,512 --formats bf16,f16,int8,int4,fp8 --products "$ways" --rounds "$rounds" \
+  --json "$results/kernels.json"
+for shape in ${SHAPES:-glm-edge-1.5b glm-4-9b}; do
+  "$bench" random-model "$shape" "$scratch/$shape.gguf"
+  for quantize in none int8 int4; do
+    for products in ${ways//,/ }; do
+      # They are of integer weights.
+      [ $products-$quantize = packed-dot-none ] && continue
+      section "$shape, weights rounded: $quantize, products: $products" \
+        "$bench" model "$scratch/$shape.gguf" "${choice[@]}" --quantize "$quantize" \
+        --products "$products" --prompt "$prompt" --tokens "$tokens" --batches "$batches" \
+        --contexts "$contexts" --rounds "$rounds" --json "$results/$shape-$quantize-$products.json"
+    done
+  done
+  rm "$scratch/$shape.gguf"
+done
+printf 'written: %s\n' "$page" >&2
