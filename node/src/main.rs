@@ -29,8 +29,8 @@ struct Arguments {
     max_memory: Option<u64>,
     /// How products are computed, each a device class of its own: in f32; by cooperative matrices
     /// (tensor cores), with operands rounded to f16; or, of int8 and int4 weights, by packed int8
-    /// dot products (dp4a), with activations rounded to eight bits. Refused where the adapter can't;
-    /// none but plain ones have been measured on a GPU yet.
+    /// dot products (dp4a), with activations rounded to eight bits. Refused where the adapter
+    /// can't. None of them has been measured on a GPU yet.
     #[arg(
         long,
         value_name = "plain|cooperative-matrix|packed-dot",
