@@ -40,7 +40,7 @@ fn kernels_are_sound_and_become_spirv() {
     }
 }
 
-/// As a reference that rounds both operands to f16 has it, which leaves only the order of additions.
+/// As a reference has it that rounds both operands to f16: what is left is the order of additions.
 #[test]
 fn agrees_with_the_reference() {
     for images in [false, true] {
