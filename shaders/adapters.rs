@@ -219,10 +219,11 @@ impl fmt::Display for AdapterKind {
 pub(crate) const COOPERATIVE: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 
-/// The side of the largest cooperative matrices that the kernels can use on an adapter, where all
-/// its subgroups have one size, which they count on.
+/// The side of the largest cooperative matrices that the kernels can use on an adapter.
 pub(crate) fn cooperative_side(adapter: &wgpu::Adapter) -> Option<u32> {
-    let info = adapter.get_info();
+    if !adapter.features().contains(COOPERATIVE) {
+        return None;
+    }
     let sizes = adapter.cooperative_matrix_properties();
     let has = |side: &u32| {
         sizes.iter().any(|size| {
@@ -231,9 +232,7 @@ pub(crate) fn cooperative_side(adapter: &wgpu::Adapter) -> Option<u32> {
                 && size.cr_type == wgpu::CooperativeScalarType::F32
         })
     };
-    let can = adapter.features().contains(COOPERATIVE)
-        && info.subgroup_min_size == info.subgroup_max_size;
-    [16, 8].into_iter().find(has).filter(|_| can)
+    [16, 8].into_iter().find(has)
 }
 
 /// What the driver library wants to hear before it lends features that it still works on.

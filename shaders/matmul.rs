@@ -200,8 +200,8 @@ impl Matmul {
         Self::of(gpu, gpu.caps().products)
     }
 
-    /// Those for products that are computed so, plain ones if the adapter wasn't opened for those by
-    /// cooperative matrices; for tools.
+    /// Those for products that are computed so, for tools; plain ones if the adapter wasn't opened
+    /// for those by cooperative matrices.
     pub fn of(gpu: &Gpu, products: Products) -> Self {
         let caps = Caps { products, ..gpu.caps() };
         let norm_lanes = Class::choose(caps, Format::Int8).order.norm_lanes;

@@ -107,7 +107,7 @@ pub(crate) enum Operands {
 /// How the subgroups of a workgroup share a product by cooperative matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Subgroups {
-    /// Lanes of one.
+    /// Lanes of one, at most: where they are smaller, some do the same.
     pub(crate) lanes: u32,
     /// How many share the rows.
     pub(crate) down: u32,
@@ -121,7 +121,7 @@ impl Class {
     /// The class of an adapter for weights of this format.
     pub(crate) fn choose(caps: Caps, format: Format) -> Self {
         match (caps.products, caps.cooperative_side) {
-            (Products::Cooperative, Some(side)) => Self::cooperative(side, caps.min_subgroup_size),
+            (Products::Cooperative, Some(side)) => Self::cooperative(side, caps.max_subgroup_size),
             (Products::PackedDot, _) if format.is_integer() => Self::packed(caps.is_cpu),
             _ => Self::plain(caps, format),
         }

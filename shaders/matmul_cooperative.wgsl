@@ -4,7 +4,7 @@ enable wgpu_cooperative_matrix;
 // The products of matmul.wgsl by cooperative matrices of SIDE x SIDE values: x and weights rounded
 // to f16, products and their sums as the matrix cores compute them, in f32
 // one workgroup per GROUPS * SIDE rows t, STRIP columns n; ACROSS * DOWN subgroups share them, each
-// with its own MATRICES * SIDE rows and TN * SIDE columns, and CHUNKS such sets take a chunk of K each
+// with its own MATRICES * SIDE rows and TN * SIDE columns, and CHUNKS such sets have a chunk of K
 //
 // Sums run over a chunk of K in ascending steps of SIDE, and chunks are added in ascending order,
 // one row or many, so a row doesn't depend on its batch where the cores treat the rows of a matrix
