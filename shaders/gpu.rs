@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::adapters::{self, AdapterInfo, Adapters};
 use crate::error::GpuError;
-use crate::kernel::Pass;
+use crate::kernel::{Layouts, Pass};
 use crate::matmul::Products;
 use crate::pipeline_cache::PipelineCache;
 use crate::profile::Timed;
@@ -109,6 +109,8 @@ pub struct Gpu {
     pub(crate) pipelines: Option<PipelineCache>,
     /// How work is laid out over lanes, where there is a choice.
     pub(crate) tuning: Tuning,
+    /// How kernels were bound so far.
+    pub(crate) layouts: Layouts,
     pub(crate) checked: bool,
     info: AdapterInfo,
     caps: Caps,
@@ -222,6 +224,7 @@ impl Gpu {
             queue,
             pipelines,
             tuning,
+            layouts: Layouts::default(),
             checked: options.checked,
             info,
             caps,

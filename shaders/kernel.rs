@@ -1,5 +1,7 @@
 //! Kernels, what they are bound to, and the pass that one step records.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytemuck::Pod;
@@ -10,7 +12,7 @@ use crate::tensor::{Storage, Tensor, Texel};
 
 /// How a kernel uses a tensor. The same tensor can't be read by one binding and written by another
 /// of one dispatch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Access {
     /// `var<storage, read>`
     Read,
@@ -126,15 +128,6 @@ impl Kernel {
         );
         assert!(source.params_bytes.is_multiple_of(4), "parameters are whole words");
         let label = Some(source.name.as_str());
-        let entries: Vec<_> = (0..)
-            .zip(&source.bindings)
-            .map(|(binding, access)| wgpu::BindGroupLayoutEntry {
-                binding,
-                visibility: wgpu::ShaderStages::COMPUTE,
-                ty: access.binding_type(),
-                count: None,
-            })
-            .collect();
         let checks = if gpu.checked {
             wgpu::ShaderRuntimeChecks::checked()
         } else {
@@ -150,19 +143,10 @@ impl Kernel {
             #[allow(unsafe_code, reason = "checks cost more than the arithmetic they guard")]
             let module =
                 unsafe { gpu.device.create_shader_module_trusted(module_descriptor, checks) };
-            let layout = gpu.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-                label,
-                entries: &entries,
-            });
-            let pipeline_layout =
-                gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                    label,
-                    bind_group_layouts: &[Some(&layout)],
-                    immediate_size: source.params_bytes,
-                });
+            let layout = Layout::of(gpu, source);
             let pipeline = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label,
-                layout: Some(&pipeline_layout),
+                layout: Some(&layout.pipeline),
                 module: &module,
                 entry_point: Some("main"),
                 compilation_options: wgpu::PipelineCompilationOptions {
@@ -174,8 +158,8 @@ impl Kernel {
             Self {
                 name: source.name.as_str().into(),
                 pipeline,
-                layout,
-                num_bindings: entries.len(),
+                layout: layout.bindings,
+                num_bindings: source.bindings.len(),
                 params_bytes: source.params_bytes,
             }
         })
@@ -217,6 +201,43 @@ impl Kernel {
             bind_group,
             params_bytes: self.params_bytes,
         })
+    }
+}
+
+/// How a kernel is bound. Kernels that are bound alike share one: from one layout to another, the
+/// driver library clears the parameters by a command of its own, with every dispatch.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    bindings: wgpu::BindGroupLayout,
+    pipeline: wgpu::PipelineLayout,
+}
+
+/// Those of an adapter's kernels, by their bindings and the size of their parameters.
+pub(crate) type Layouts = RefCell<HashMap<(Vec<Access>, u32), Layout>>;
+
+impl Layout {
+    fn of(gpu: &Gpu, source: &KernelSource) -> Self {
+        let key = (source.bindings.clone(), source.params_bytes);
+        let create = || {
+            let entries: Vec<_> = (0..)
+                .zip(&source.bindings)
+                .map(|(binding, access)| wgpu::BindGroupLayoutEntry {
+                    binding,
+                    visibility: wgpu::ShaderStages::COMPUTE,
+                    ty: access.binding_type(),
+                    count: None,
+                })
+                .collect();
+            let descriptor = wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries };
+            let bindings = gpu.device.create_bind_group_layout(&descriptor);
+            let pipeline = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: None,
+                bind_group_layouts: &[Some(&bindings)],
+                immediate_size: source.params_bytes,
+            });
+            Self { bindings, pipeline }
+        };
+        gpu.layouts.borrow_mut().entry(key).or_insert_with(create).clone()
     }
 }
 

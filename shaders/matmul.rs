@@ -296,8 +296,9 @@ impl Matmul {
             for shard in &weights.shards {
                 let params = common.of_shard(shard);
                 let before = [Some(x), Some(&shard.blocks), shard.scales.as_ref()];
-                let before = before.into_iter().chain([norm.map(|norm| norm.weight)]).flatten();
-                let all: Vec<_> = before.chain(tensors.iter().copied()).collect();
+                let after = norm.map(|norm| norm.weight);
+                let before = before.into_iter().flatten().chain(tensors.iter().copied());
+                let all: Vec<_> = before.chain(after).collect();
                 shards.push((kernel.bind(gpu, &all)?.named(&name), params));
             }
             Ok(BoundMatmul { before: None, variants: vec![(variant, shards)], max_rows })

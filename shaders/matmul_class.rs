@@ -430,7 +430,6 @@ impl Variant {
         let write = Access::write_vec4s(images);
         let mut bindings = vec![("AT_X", x), ("AT_WEIGHTS", blocks)];
         bindings.extend(format.is_grouped().then_some(("AT_SCALES", blocks)));
-        bindings.extend(norm.then_some(("AT_NORM", vec4s)));
         match kind {
             Kind::Store => bindings.push(("AT_OUT", Access::ReadWrite)),
             Kind::Residual => bindings.extend([("AT_OUT", write), ("AT_RESIDUAL", vec4s)]),
@@ -444,6 +443,8 @@ impl Variant {
                 ("AT_VALUES", kv.write(images)),
             ]),
         }
+        // Last, so that a product with a norm and a gate is bound as one with a residual is.
+        bindings.extend(norm.then_some(("AT_NORM", vec4s)));
         let places = (0..).zip(&bindings).map(|(place, (name, _))| (*name, place));
         let constants: Vec<_> = own.into_iter().chain(format.constants()).chain(places).collect();
         let template = [
