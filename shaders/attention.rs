@@ -110,11 +110,12 @@ impl Attention {
 }
 
 impl BoundAttention {
-    /// How the work for so many tokens is laid out: tokens and query heads a workgroup, lanes.
+    /// How the work for so many tokens is laid out: tokens and query heads a workgroup, lanes, keys
+    /// a lane.
     pub fn layout(&self, num_tokens: usize) -> String {
         self.variant(num_tokens).map_or_else(String::new, |(variant, _)| {
-            let Variant { tokens, queries, lanes, .. } = variant;
-            format!("{tokens}x{queries}x{lanes}")
+            let Variant { tokens, queries, lanes, keys, .. } = variant;
+            format!("{tokens}x{queries}x{lanes}x{keys}")
         })
     }
 
@@ -132,11 +133,13 @@ impl BoundAttention {
     }
 }
 
-/// One way of laying the work out over lanes. All give the same bits.
+/// One way of laying the work out over lanes. All with as many lanes and keys give the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Variant {
     /// Lanes in a workgroup, all of one subgroup if that is used.
     pub(crate) lanes: u32,
+    /// Positions that a lane scores at a time.
+    pub(crate) keys: u32,
     /// Tokens of a workgroup: those of one sequence are computed from one reading of keys and
     /// values.
     pub(crate) tokens: u32,
@@ -151,21 +154,24 @@ impl Variant {
     pub(crate) fn choose(caps: Caps, shape: HeadShape) -> Vec<Self> {
         let min_subgroup = if caps.subgroups { caps.min_subgroup_size } else { 0 };
         let lanes = if (8..32).contains(&min_subgroup) { 8 } else { 32 };
-        // The inner loops are written out: more queries would make a kernel that takes seconds to
-        // compile.
-        let shared = shape.num_heads / shape.num_kv_heads;
-        let max_queries = MAX_UNROLLED / (shape.head_vec4s() * (PARTITION / lanes) as usize);
-        let queries = (1..=max_queries.clamp(1, shared))
-            .rev()
-            .find(|queries| shared.is_multiple_of(*queries));
-        let queries = queries.unwrap_or(1) as u32;
-        let lone = Self { lanes, tokens: 1, queries, subgroup: min_subgroup >= lanes };
-        // Elsewhere the lone tokens among many need all the workgroups that they can have.
-        if caps.is_cpu { vec![lone, Self { tokens: 2, ..lone }] } else { vec![lone] }
+        let keys = if caps.is_cpu { CPU_KEYS } else { GPU_PARTITION / lanes };
+        let vec4s_of_query = shape.head_vec4s() as u32 * keys;
+        let shared = (shape.num_heads / shape.num_kv_heads) as u32;
+        let max_queries = (MAX_LONE_VEC4S / vec4s_of_query).clamp(1, shared);
+        let queries = (1..=max_queries).rev().find(|queries| shared.is_multiple_of(*queries));
+        let queries = queries.unwrap_or(1);
+        let lone = Self { lanes, keys, tokens: 1, queries, subgroup: min_subgroup >= lanes };
+        if !caps.is_cpu {
+            // The lone tokens among many need all the workgroups that they can have.
+            return vec![lone];
+        }
+        let max_tokens = (MAX_VEC4S / (vec4s_of_query * queries)).clamp(1, MAX_TOKENS);
+        vec![lone, Self { tokens: 1 << max_tokens.ilog2(), ..lone }]
     }
 
     pub(crate) fn source(&self, shape: HeadShape, format: KvFormat, images: bool) -> KernelSource {
-        let Self { lanes, tokens, queries, subgroup } = *self;
+        let Self { lanes, keys, tokens, queries, subgroup } = *self;
+        let partition = lanes * keys;
         let head_vec4s = shape.head_vec4s() as u32;
         let slice = (1..=head_vec4s.min(lanes))
             .rev()
@@ -180,14 +186,15 @@ impl Variant {
             ("SUBGROUP", subgroup.into()),
             ("KV_F16", (format == KvFormat::F16).into()),
             ("BLOCK", BLOCK_TOKENS as u32),
-            ("PARTITION", PARTITION),
-            ("KEYS", PARTITION / lanes),
+            ("PARTITION", partition),
+            ("KEYS", keys),
+            ("FEW_LANES", (lanes == 8).into()),
             ("HEAD_VEC4S", head_vec4s),
             ("SLICE", slice),
             ("SLICES", head_vec4s / slice),
             ("SHARED_Q", tokens * queries * head_vec4s),
-            ("SHARED_MAX", tokens * queries * lanes),
-            ("SHARED_P", tokens * queries * PARTITION),
+            ("SHARED_LANE", tokens * queries * lanes),
+            ("SHARED_P", tokens * queries * partition),
         ];
         let template = [include_str!("attention.wgsl"), INPUTS].concat();
         let wgsl = expand_vec4s(&template, images, &constants);
@@ -195,8 +202,8 @@ impl Variant {
         let bindings = [Access::Read, read, cached, cached, Access::write_vec4s(images)];
         let kv = if format == KvFormat::F16 { " f16" } else { "" };
         let name = format!(
-            "attention{kv} {head_vec4s} lanes{lanes} tokens{tokens} queries{queries} subgroup \
-             {subgroup}"
+            "attention{kv} {head_vec4s} lanes{lanes} keys{keys} tokens{tokens} queries{queries} \
+             subgroup {subgroup}"
         );
         KernelSource::new::<Params>(name, wgsl, &bindings)
     }
@@ -206,11 +213,19 @@ impl Variant {
 /// nothing else.
 const MAX_LONE_TOKENS: usize = 16;
 
-/// Positions that are taken together. Part of what defines the bits of every result.
-const PARTITION: u32 = 32;
+/// Positions that a lane scores at a time on a software driver, whose registers hold no more.
+const CPU_KEYS: u32 = 2;
 
-/// Most vec4s of keys that the text of a kernel multiplies with queries.
-const MAX_UNROLLED: usize = 256;
+/// Positions that all lanes score at a time elsewhere.
+const GPU_PARTITION: u32 = 32;
+
+/// Most vec4s of keys that the text of a kernel multiplies with the queries of a token, and of all
+/// its tokens: it is written out, and more would take seconds to compile.
+const MAX_LONE_VEC4S: u32 = 256;
+const MAX_VEC4S: u32 = 512;
+
+/// Most tokens of a workgroup.
+const MAX_TOKENS: u32 = 4;
 
 /// What one query head of a token attends to.
 ///

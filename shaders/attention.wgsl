@@ -4,14 +4,17 @@
 //
 // Tokens of one sequence share the reading of keys and values; others are taken one by one.
 //
-// Keys are taken in partitions of PARTITION positions, counted from 0. In a partition scores,
-// weights and the weighted sum of values are computed in ascending order; partitions are merged in
-// ascending order. So the bits of a row depend on its own position and sequence only.
+// Positions are taken in partitions of LANES * KEYS, counted from 0, in ascending order. When one
+// brings a larger score, what was summed before is made as much smaller; values are then added in
+// ascending order. Each lane adds the weights of the positions that it scores, and the lanes' sums
+// are added at the end, in order. A position after a row's own has no weight, and changes nothing:
+// values are finite, and what was summed is kept as it is where no score is larger (exp(0) is 1
+// where tokens share a reading). So the bits of a row depend on its own position and sequence only.
 
 //! if SUBGROUP
 //! else
 var<workgroup> sh_q: array<vec4<f32>, {SHARED_Q}>;  // [TOKENS, QUERIES, HEAD_VEC4S]
-var<workgroup> sh_max: array<f32, {SHARED_MAX}>;    // [TOKENS, QUERIES, LANES]
+var<workgroup> sh_lane: array<f32, {SHARED_LANE}>;  // [TOKENS, QUERIES, LANES]
 var<workgroup> sh_p: array<f32, {SHARED_P}>;        // [TOKENS, QUERIES, PARTITION]
 var<workgroup> sh_value: array<u32, {PARTITION}>;
 //! end
@@ -59,7 +62,7 @@ fn attend_{ROWS}(first: u32, last: u32, first_head: u32, lane: u32) {
 //! for r in 0..QUERIES
 //! for i in 0..SLICES
     let q_{t}_{r}_{i} = q_at((token_{t} * params.num_heads + first_head + {r}u) * {HEAD_VEC4S}u
-        + {i}u * {SLICE}u + lane % {SLICE}u);
+        + {i}u * {SLICE}u + lane % {SLICE}u) * params.scale;
     var total_{t}_{r}_{i} = vec4<f32>(0.0);
 //! if SUBGROUP
 //! else
@@ -68,7 +71,7 @@ fn attend_{ROWS}(first: u32, last: u32, first_head: u32, lane: u32) {
     }
 //! end
 //! end
-    var max_{t}_{r} = 0.0;
+    var max_{t}_{r} = -3.4028234e38;
     var sum_{t}_{r} = 0.0;
 //! end
 //! end
@@ -120,14 +123,21 @@ fn attend_{ROWS}(first: u32, last: u32, first_head: u32, lane: u32) {
 //! for r in 0..QUERIES
         var lane_max_{t}_{r} = -3.4028234e38;
 //! for u in 0..KEYS
-        score_{t}_{r}_{u} *= params.scale;
         lane_max_{t}_{r} = select(lane_max_{t}_{r}, max(lane_max_{t}_{r}, score_{t}_{r}_{u}),
             key_{u} <= position_{t});
 //! end
+        var new_max_{t}_{r} = max_{t}_{r};
 //! if SUBGROUP
-        let part_max_{t}_{r} = subgroupMax(lane_max_{t}_{r});
+//! if FEW_LANES
+        // A software driver would reduce them in a loop.
+//! for l in 0..LANES
+        new_max_{t}_{r} = max(new_max_{t}_{r}, subgroupBroadcast(lane_max_{t}_{r}, {l}u));
+//! end
 //! else
-        sh_max[({t}u * {QUERIES}u + {r}u) * {LANES}u + lane] = lane_max_{t}_{r};
+        new_max_{t}_{r} = max(new_max_{t}_{r}, subgroupMax(lane_max_{t}_{r}));
+//! end
+//! else
+        sh_lane[({t}u * {QUERIES}u + {r}u) * {LANES}u + lane] = lane_max_{t}_{r};
 //! end
 //! end
 //! end
@@ -136,10 +146,9 @@ fn attend_{ROWS}(first: u32, last: u32, first_head: u32, lane: u32) {
         workgroupBarrier();
 //! for t in 0..ROWS
 //! for r in 0..QUERIES
-        var part_max_{t}_{r} = -3.4028234e38;
         for (var other = 0u; other < {LANES}u; other++) {
-            part_max_{t}_{r} = max(part_max_{t}_{r},
-                sh_max[({t}u * {QUERIES}u + {r}u) * {LANES}u + other]);
+            new_max_{t}_{r} = max(new_max_{t}_{r},
+                sh_lane[({t}u * {QUERIES}u + {r}u) * {LANES}u + other]);
         }
 //! end
 //! end
@@ -147,17 +156,20 @@ fn attend_{ROWS}(first: u32, last: u32, first_head: u32, lane: u32) {
 
 //! for t in 0..ROWS
 //! for r in 0..QUERIES
+        let keep_{t}_{r} = exp(max_{t}_{r} - new_max_{t}_{r});
+        max_{t}_{r} = new_max_{t}_{r};
+        sum_{t}_{r} *= keep_{t}_{r};
+//! for i in 0..SLICES
+        total_{t}_{r}_{i} *= keep_{t}_{r};
+//! end
 //! for u in 0..KEYS
         let p_{t}_{r}_{u} =
-            select(0.0, exp(score_{t}_{r}_{u} - part_max_{t}_{r}), key_{u} <= position_{t});
+            select(0.0, exp(score_{t}_{r}_{u} - new_max_{t}_{r}), key_{u} <= position_{t});
+        sum_{t}_{r} += p_{t}_{r}_{u};
 //! if SUBGROUP
 //! else
         sh_p[({t}u * {QUERIES}u + {r}u) * {PARTITION}u + {u}u * {LANES}u + lane] = p_{t}_{r}_{u};
 //! end
-//! end
-        var part_sum_{t}_{r} = 0.0;
-//! for i in 0..SLICES
-        var part_{t}_{r}_{i} = vec4<f32>(0.0);
 //! end
 //! end
 //! end
@@ -171,52 +183,28 @@ fn attend_{ROWS}(first: u32, last: u32, first_head: u32, lane: u32) {
 
         // Each lane sums four dimensions of each slice, over all positions.
 //! for u in 0..KEYS
-        if (start + {u}u * {LANES}u <= last_position) {
 //! for l in 0..LANES
 //! if SUBGROUP
-            let value_at_{u}_{l} = subgroupBroadcast(value_at_{u}, {l}u) + lane % {SLICE}u;
+        let value_at_{u}_{l} = subgroupBroadcast(value_at_{u}, {l}u) + lane % {SLICE}u;
 //! else
-            let value_at_{u}_{l} = sh_value[{u}u * {LANES}u + {l}u] + lane % {SLICE}u;
+        let value_at_{u}_{l} = sh_value[{u}u * {LANES}u + {l}u] + lane % {SLICE}u;
 //! end
 //! for i in 0..SLICES
-            let value_{u}_{l}_{i} = value_at(value_at_{u}_{l} + {i}u * {SLICE}u);
+        let value_{u}_{l}_{i} = value_at(value_at_{u}_{l} + {i}u * {SLICE}u);
 //! end
 //! for t in 0..ROWS
-//! for i in 0..SLICES
-            // A later token's infinity stays its own: it would outlive a weight of zero.
-            let value_{t}_{u}_{l}_{i} = select(vec4<f32>(0.0), value_{u}_{l}_{i},
-                start + {u}u * {LANES}u + {l}u <= position_{t} || token_{t} == last);
-//! end
 //! for r in 0..QUERIES
 //! if SUBGROUP
-            let p_{t}_{r}_{u}_{l} = subgroupBroadcast(p_{t}_{r}_{u}, {l}u);
+        let p_{t}_{r}_{u}_{l} = subgroupBroadcast(p_{t}_{r}_{u}, {l}u);
 //! else
-            let p_{t}_{r}_{u}_{l} =
-                sh_p[({t}u * {QUERIES}u + {r}u) * {PARTITION}u + {u}u * {LANES}u + {l}u];
+        let p_{t}_{r}_{u}_{l} =
+            sh_p[({t}u * {QUERIES}u + {r}u) * {PARTITION}u + {u}u * {LANES}u + {l}u];
 //! end
-            part_sum_{t}_{r} += p_{t}_{r}_{u}_{l};
-//! for i in 0..SLICES
-            part_{t}_{r}_{i} =
-                fma(vec4<f32>(p_{t}_{r}_{u}_{l}), value_{t}_{u}_{l}_{i}, part_{t}_{r}_{i});
-//! end
-//! end
-//! end
-//! end
-        }
-//! end
-
-//! for t in 0..ROWS
-//! for r in 0..QUERIES
-        // The first partition replaces the empty total.
-        let new_max_{t}_{r} =
-            select(max(max_{t}_{r}, part_max_{t}_{r}), part_max_{t}_{r}, start == 0u);
-        let keep_{t}_{r} = select(exp(max_{t}_{r} - new_max_{t}_{r}), 0.0, start == 0u);
-        let take_{t}_{r} = exp(part_max_{t}_{r} - new_max_{t}_{r});
-        max_{t}_{r} = new_max_{t}_{r};
-        sum_{t}_{r} = fma(sum_{t}_{r}, keep_{t}_{r}, part_sum_{t}_{r} * take_{t}_{r});
 //! for i in 0..SLICES
         total_{t}_{r}_{i} =
-            fma(total_{t}_{r}_{i}, vec4<f32>(keep_{t}_{r}), part_{t}_{r}_{i} * take_{t}_{r});
+            fma(vec4<f32>(p_{t}_{r}_{u}_{l}), value_{u}_{l}_{i}, total_{t}_{r}_{i});
+//! end
+//! end
 //! end
 //! end
 //! end
@@ -226,16 +214,41 @@ fn attend_{ROWS}(first: u32, last: u32, first_head: u32, lane: u32) {
 //! end
     }
 
+//! for t in 0..ROWS
+//! for r in 0..QUERIES
+    var weight_{t}_{r} = 0.0;
+//! if SUBGROUP
+//! for l in 0..LANES
+    weight_{t}_{r} += subgroupBroadcast(sum_{t}_{r}, {l}u);
+//! end
+//! else
+    sh_lane[({t}u * {QUERIES}u + {r}u) * {LANES}u + lane] = sum_{t}_{r};
+//! end
+//! end
+//! end
+//! if SUBGROUP
+//! else
+    workgroupBarrier();
+//! for t in 0..ROWS
+//! for r in 0..QUERIES
+    for (var other = 0u; other < {LANES}u; other++) {
+        weight_{t}_{r} += sh_lane[({t}u * {QUERIES}u + {r}u) * {LANES}u + other];
+    }
+//! end
+//! end
+//! end
     if (lane < {SLICE}u) {
 //! for t in 0..ROWS
 //! for r in 0..QUERIES
 //! for i in 0..SLICES
+        // A zero of either sign is one: nothing, added by positions without weight, turns it.
         store((token_{t} * params.num_heads + first_head + {r}u) * {HEAD_VEC4S}u
-            + {i}u * {SLICE}u + lane, total_{t}_{r}_{i} / sum_{t}_{r});
+            + {i}u * {SLICE}u + lane,
+            select(total_{t}_{r}_{i} / weight_{t}_{r}, vec4<f32>(0.0),
+                total_{t}_{r}_{i} == vec4<f32>(0.0)));
 //! end
 //! end
 //! end
     }
 }
 //! end
-

@@ -18,24 +18,29 @@ const SHAPES: [HeadShape; 5] = [
     HeadShape { num_heads: 1, num_kv_heads: 1, head_dim: 256 },
 ];
 
-/// Ways of laying the work out, beside the one that is chosen.
-fn variants(shape: HeadShape) -> Vec<Variant> {
+/// Ways of laying the work out with the bits of `chosen`.
+fn variants(shape: HeadShape, chosen: Variant) -> Vec<Variant> {
     let shared = (shape.num_heads / shape.num_kv_heads) as u32;
-    let mut variants = vec![
-        Variant { lanes: 8, tokens: 3, queries: 1, subgroup: false },
-        Variant { lanes: 8, tokens: 1, queries: 1, subgroup: true },
-        Variant { lanes: 32, tokens: 1, queries: shared, subgroup: false },
-    ];
-    if shape.head_dim <= 64 {
-        variants.push(Variant { lanes: 8, tokens: 1, queries: shared, subgroup: true });
-    }
-    variants
+    let plain = Variant { tokens: 1, queries: 1, subgroup: false, ..chosen };
+    vec![
+        Variant { tokens: 3, ..plain },
+        Variant { queries: shared, ..plain },
+        Variant { subgroup: true, ..plain },
+        Variant { tokens: 2, queries: shared, subgroup: true, ..plain },
+    ]
+}
+
+/// The most lanes that any adapter has.
+fn wide(shape: HeadShape) -> Variant {
+    let queries = (shape.num_heads / shape.num_kv_heads) as u32;
+    Variant { lanes: 32, keys: 1, tokens: 1, queries, subgroup: false }
 }
 
 #[test]
 fn params_are_the_shader_s() {
     for shape in SHAPES {
-        for variant in variants(shape) {
+        let narrow = Variant { lanes: 8, keys: 2, ..wide(shape) };
+        for variant in [variants(shape, narrow), vec![wide(shape)]].concat() {
             for (images, format) in
                 [false, true].into_iter().flat_map(|it| KvFormat::ALL.map(|format| (it, format)))
             {
@@ -223,16 +228,21 @@ fn agrees_with_the_reference_in_every_variant() {
             let layer = Layer::new(&gpu, shape, format, None);
             let chosen = layer.step(&[(&sequence, 0..70)]);
             let rotated = rotated(&layer, &sequence);
-            for (actual, expected) in chosen.iter().zip(&expected(shape, &rotated)) {
-                // 70 weighted values, exp good to a few units in the last place.
-                assert_close(actual, expected, 2e-5);
-            }
-            for variant in variants(shape) {
-                // Written out for large heads, a software driver takes half a minute to compile
-                // them.
-                if shape.head_dim > 64 && gpu.caps().is_cpu {
-                    continue;
+            let expected = expected(shape, &rotated);
+            let is_right = |rows: &[Vec<f32>]| {
+                for (actual, expected) in rows.iter().zip(&expected) {
+                    // 70 weighted values, exp good to a few units in the last place.
+                    assert_close(actual, expected, 2e-5);
                 }
+            };
+            is_right(&chosen);
+            // Written out for large heads, a software driver takes half a minute to compile the
+            // others.
+            if shape.head_dim > 64 && gpu.caps().is_cpu {
+                continue;
+            }
+            let first = Variant::choose(gpu.caps(), shape)[0];
+            for variant in variants(shape, first) {
                 if variant.subgroup && gpu.caps().min_subgroup_size < variant.lanes {
                     continue;
                 }
@@ -240,7 +250,25 @@ fn agrees_with_the_reference_in_every_variant() {
                 let other = other.step(&[(&sequence, 0..70)]);
                 assert_bits_eq(&other.concat(), &chosen.concat());
             }
+            let other = Layer::new(&gpu, shape, format, Some(wide(shape)));
+            is_right(&other.step(&[(&sequence, 0..70)]));
         }
+    }
+}
+
+#[test]
+fn what_a_later_token_holds_changes_nothing() {
+    let Some(gpu) = testing::gpu() else { return };
+    for format in KvFormat::ALL {
+        let layer = Layer::new(&gpu, SMALL, format, None);
+        let mut sequence = Sequence::random(SMALL, 40, 36);
+        sequence.table = vec![2, 0, 1];
+        let sound = layer.step(&[(&sequence, 0..40)]);
+        // In the middle of whatever tokens share.
+        sequence.qkv[21 * SMALL.qkv_size()] = f32::INFINITY;
+        let broken = layer.step(&[(&sequence, 0..40)]);
+        assert_bits_eq(&broken[..21].concat(), &sound[..21].concat());
+        assert!(broken[39].iter().any(|value| value.is_nan()), "it shows in later ones");
     }
 }
 

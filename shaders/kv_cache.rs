@@ -67,7 +67,7 @@ impl KvFormat {
     }
 
     /// How a kernel reads four values.
-    pub(crate) fn read(self, images: bool) -> Access {
+    pub fn read(self, images: bool) -> Access {
         match self {
             Self::F16 if images => Access::ReadPairsImage,
             _ => Access::read_vec4s(images),

@@ -32,16 +32,25 @@ fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>
         write_out((row * p.num_heads + head) * p.head_vec4s + d, value);
         return;
     }
+    let is_value = head >= p.num_heads + p.num_kv_heads;
+    // Attention has positions without weight, whose values must be numbers for that to be nothing;
+    // of a key that is none only the score is. What a half out of range would become is left to the
+    // device, too.
 //! if KV_F16
-    // What a number out of range would become is left to the device.
     let most = vec4<f32>(65504.0);
-    let bounded = clamp(value, -most, most);
+//! else
+    let most = vec4<f32>(3.4028234e38);
+//! end
+    let is_nan = (bitcast<vec4<u32>>(value) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
+    let instead = select(value, vec4<f32>(0.0), is_value);
+    let bounded = select(clamp(value, -most, most), instead, is_nan);
+//! if KV_F16
     let stored = vec2<u32>(pack2x16float(bounded.xy), pack2x16float(bounded.zw));
 //! else
-    let stored = value;
+    let stored = bounded;
 //! end
     let slot = place.x % {BLOCK}u;
-    if (head < p.num_heads + p.num_kv_heads) {
+    if (!is_value) {
         let kv_head = place.y * p.num_kv_heads + head - p.num_heads;
         let index = (kv_head * p.head_vec4s + d) * {BLOCK}u + slot;
         store_key(index, stored);

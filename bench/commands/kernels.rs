@@ -9,8 +9,9 @@ use bench::engine::kernels::{self, Kernel};
 use bench::engine::random_model::{SHAPES, Shape};
 use bench::engine::rival;
 use clap::builder::ArgPredicate;
+use protocol::config::KvCacheDtype;
 use shaders::gpu::{Gpu, GpuOptions};
-use shaders::kv_cache::HeadShape;
+use shaders::kv_cache::{HeadShape, KvFormat};
 use shaders::matmul::Products;
 use shaders::weights::Format;
 
@@ -46,6 +47,9 @@ pub(crate) struct KernelsArguments {
     #[arg(long, value_name = "QxKVxD", value_delimiter = ',', value_parser = heads,
           default_value = "16x4x64,32x2x128")]
     heads: Vec<HeadShape>,
+    /// How keys and values are stored: auto, f32 or f16.
+    #[arg(long, value_name = "DTYPE", default_value = "auto")]
+    kv_cache_dtype: KvCacheDtype,
     /// Positions that a decoded token attends to.
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "512,4096",
           value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
@@ -59,7 +63,8 @@ pub(crate) struct KernelsArguments {
           value_parser = clap::value_parser!(u32).range(1..1 << 24))]
     vocabulary: u32,
     /// Instead of all this: what row invariance costs a model of this shape, against kernels that
-    /// add in any order, tuned for each shape; with --formats, --contexts and --rounds.
+    /// add in any order, tuned for each shape; with --formats, --kv-cache-dtype, --contexts and
+    /// --rounds.
     #[arg(long, value_name = "SHAPE", num_args = 0..=1, default_missing_value = "glm-0.3b",
           value_parser = super::model::shape)]
     rival: Option<Shape>,
@@ -137,6 +142,7 @@ pub(crate) fn time_kernels(arguments: &KernelsArguments) -> Result<ExitCode> {
         let options = rival::Options {
             model,
             formats: arguments.formats.clone(),
+            kv: kv_format(arguments),
             contexts: sizes(&arguments.contexts),
             num_rounds: arguments.rounds.get(),
         };
@@ -190,11 +196,16 @@ fn options(arguments: &KernelsArguments) -> kernels::Options {
         shapes: arguments.shapes.iter().flat_map(|matrices| matrices.0.clone()).collect(),
         batches: sizes(&arguments.rows),
         heads: arguments.heads.clone(),
+        kv: kv_format(arguments),
         contexts: sizes(&arguments.contexts),
         sequences: sizes(&arguments.sequences),
         vocab_size: arguments.vocabulary as usize,
         num_rounds: arguments.rounds.get(),
     }
+}
+
+fn kv_format(arguments: &KernelsArguments) -> KvFormat {
+    node::model::kv_format(arguments.kv_cache_dtype)
 }
 
 fn sizes(sizes: &[u32]) -> Vec<usize> {

@@ -179,6 +179,8 @@ fn task<'a>(device: &Device, x: CubeTensor, weights: CubeTensor) -> Result<Task<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shaders::kv_cache::KvFormat;
+
     use crate::engine::kernels::Kernel;
 
     #[test]
@@ -190,6 +192,7 @@ mod tests {
             shapes: vec![(64, 48)],
             batches: vec![1, 3],
             heads: Vec::new(),
+            kv: KvFormat::F32,
             contexts: Vec::new(),
             sequences: Vec::new(),
             vocab_size: 0,

@@ -104,7 +104,7 @@ impl Operands {
     ///
     /// # Errors
     /// When the device has no room.
-    pub fn new(gpu: &Gpu, heads: HeadShape, step: Step) -> Result<Self> {
+    pub fn new(gpu: &Gpu, heads: HeadShape, format: KvFormat, step: Step) -> Result<Self> {
         let (_, context) = step.extent();
         let num_blocks = step.num_blocks();
         let limits = InputLimits {
@@ -117,9 +117,9 @@ impl Operands {
         };
         let mut inputs = Inputs::new(gpu, limits)?;
         let shape = inputs.write(gpu, &step.inputs()).context("a step that was made to fit")?;
-        let cache = KvCache::new(gpu, heads, KvFormat::F32, num_blocks)?;
+        let cache = KvCache::new(gpu, heads, format, num_blocks)?;
         // Written in parts, since the driver keeps a copy of what it was handed.
-        let part = numbers(cache.keys.len().min(1 << 22));
+        let part = words(format, cache.keys.len().min(1 << 22));
         for tensor in [&cache.keys, &cache.values] {
             for start in (0..tensor.len()).step_by(part.len()) {
                 gpu.write(tensor, start, &part[..part.len().min(tensor.len() - start)]);
@@ -132,6 +132,25 @@ impl Operands {
     }
 }
 
+/// Words of a cache.
+fn words(format: KvFormat, len: usize) -> Vec<u32> {
+    match format {
+        KvFormat::F32 => numbers(len).into_iter().map(f32::to_bits).collect(),
+        KvFormat::F16 => {
+            let halves = numbers(2 * len).into_iter().map(half::f16::from_f32);
+            bytemuck::cast_slice(&halves.collect::<Vec<_>>()).to_vec()
+        }
+    }
+}
+
+/// What a cache other than the usual one is called, after a comma.
+pub fn cache_name(format: KvFormat) -> &'static str {
+    match format {
+        KvFormat::F32 => "",
+        KvFormat::F16 => ", f16 cache",
+    }
+}
+
 /// What scores are multiplied with.
 pub fn scale(heads: HeadShape) -> f32 {
     (heads.head_dim as f32).sqrt().recip()
@@ -141,12 +160,12 @@ pub fn scale(heads: HeadShape) -> f32 {
 pub(super) fn works(gpu: &Gpu, options: &Options) -> Result<Vec<Work>> {
     let mut works = Vec::new();
     for &heads in &options.heads {
-        let attention = Attention::new(gpu, heads, KvFormat::F32)?;
+        let attention = Attention::new(gpu, heads, options.kv)?;
         let decode = options.contexts.iter().flat_map(|&context| {
             options.sequences.iter().map(move |&sequences| Step::Decode { sequences, context })
         });
         for step in decode.chain([Step::Prefill { num_tokens: PROMPT_TOKENS }]) {
-            works.push(work(gpu, &attention, &Operands::new(gpu, heads, step)?, step)?);
+            works.push(work(gpu, &attention, &Operands::new(gpu, heads, options.kv, step)?, step)?);
         }
     }
     Ok(works)
@@ -172,19 +191,20 @@ pub fn work(
         Step::Prefill { .. } => ("prefill", String::new()),
     };
     // Keys and values that some row attends to, each once.
-    let kv_bytes = sequences * context * 2 * heads.num_kv_heads * heads.head_dim * 4;
+    let kv_values = sequences * context * 2 * heads.num_kv_heads * heads.head_dim;
     let about = About {
         kernel: "attention",
-        shape: format!("{what} {name}{suffix}"),
+        shape: format!("{what} {name}{suffix}{}", cache_name(cache.format)),
         rows: step.num_rows(),
         layout: bound.layout(step.num_rows()),
-        num_bytes: kv_bytes as f64,
+        num_bytes: kv_values as f64 * cache.format.num_bytes() as f64,
         // A product with the key, another with the value.
         num_operations: 4.0 * (step.num_attended() * heads.q_size()) as f64,
         keys: json!({
             "phase": what, "context": context, "sequences": sequences,
             "num_heads": heads.num_heads, "num_kv_heads": heads.num_kv_heads,
             "head_dim": heads.head_dim,
+            "bytes_of_value": cache.format.num_bytes(),
         }),
     };
     let shape = *shape;

@@ -18,7 +18,7 @@ use shaders::copy::BoundCopy;
 use shaders::fma::BoundFma;
 use shaders::gpu::Gpu;
 use shaders::kernel::Pass;
-use shaders::kv_cache::HeadShape;
+use shaders::kv_cache::{HeadShape, KvFormat};
 use shaders::matmul::Products;
 use shaders::weights::Format;
 
@@ -56,6 +56,8 @@ pub struct Options {
     pub batches: Vec<usize>,
     /// Heads of attention.
     pub heads: Vec<HeadShape>,
+    /// How keys and values are stored.
+    pub kv: KvFormat,
     /// Positions that a decoded token attends to.
     pub contexts: Vec<usize>,
     /// Sequences that are decoded, or sampled, at once.

@@ -6,7 +6,7 @@ use shaders::attention::{INPUTS, Params};
 use shaders::gpu::{Caps, Gpu};
 use shaders::inputs::BLOCK_TOKENS;
 use shaders::kernel::{Access, Bound, Kernel, KernelSource, Pass};
-use shaders::kv_cache::HeadShape;
+use shaders::kv_cache::{HeadShape, KvFormat};
 use shaders::template::expand_vec4s;
 
 use super::merge::BoundMerge;
@@ -70,7 +70,7 @@ impl Way {
     }
 
     /// The kernel, and whether it leaves parts for another to merge.
-    fn source(&self, images: bool, heads: HeadShape) -> KernelSource {
+    fn source(&self, images: bool, heads: HeadShape, format: KvFormat) -> KernelSource {
         let Self { tokens, queries, lanes, keys, subgroup, parts } = *self;
         let head_vec4s = heads.head_vec4s() as u32;
         let slice = (1..=head_vec4s.min(lanes))
@@ -83,9 +83,10 @@ impl Way {
             ("QUERIES", queries),
             ("LANES", lanes),
             ("KEYS", keys),
+            ("FEW_LANES", (lanes == 8).into()),
             ("SUBGROUP", subgroup.into()),
             ("PARTED", (parts > 1).into()),
-            ("KV_F16", 0),
+            ("KV_F16", (format == KvFormat::F16).into()),
             ("BLOCK", BLOCK_TOKENS as u32),
             ("PARTITION", lanes * keys),
             ("HEAD_VEC4S", head_vec4s),
@@ -98,7 +99,8 @@ impl Way {
         let template = [include_str!("flash.wgsl"), INPUTS].concat();
         let wgsl = expand_vec4s(&template, images, &constants);
         let read = Access::read_vec4s(images);
-        let mut accesses = vec![Access::Read, read, read, read, Access::write_vec4s(images)];
+        let cached = format.read(images);
+        let mut accesses = vec![Access::Read, read, cached, cached, Access::write_vec4s(images)];
         accesses.extend((parts > 1).then_some(Access::ReadWrite));
         KernelSource::new::<Params>(format!("rival flash {}", self.name()), wgsl, &accesses)
     }
@@ -128,7 +130,7 @@ impl BoundFlash {
         let num_partitions =
             inputs.limits().max_positions.div_ceil((way.lanes * way.keys) as usize);
         let way = Way { parts: way.parts.min(num_partitions as u32), ..way };
-        let kernel = Kernel::new(gpu, &way.source(gpu.caps().images, heads))?;
+        let kernel = Kernel::new(gpu, &way.source(gpu.caps().images, heads, cache.format))?;
         let parts = way.parts as usize;
         let (bound, merge) = if parts == 1 {
             let tensors = [&inputs.tensor, q, &cache.keys, &cache.values, out];

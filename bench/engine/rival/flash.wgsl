@@ -106,7 +106,15 @@ fn main(
             key_{u} <= position_{t});
 //! end
 //! if SUBGROUP
+//! if FEW_LANES
+        // A software driver would reduce them in a loop.
+        var new_max_{t}_{r} = max_{t}_{r};
+//! for l in 0..LANES
+        new_max_{t}_{r} = max(new_max_{t}_{r}, subgroupBroadcast(lane_max_{t}_{r}, {l}u));
+//! end
+//! else
         let new_max_{t}_{r} = max(max_{t}_{r}, subgroupMax(lane_max_{t}_{r}));
+//! end
 //! else
         sh_lane[({t}u * {QUERIES}u + {r}u) * {LANES}u + lane] = lane_max_{t}_{r};
 //! end
@@ -154,32 +162,30 @@ fn main(
 //! end
 
 //! for u in 0..KEYS
-        if (start + {u}u * {LANES}u <= last) {
 //! for l in 0..LANES
 //! if SUBGROUP
-            let value_at_{u}_{l} = subgroupBroadcast(value_at_{u}, {l}u) + lane % {SLICE}u;
+        let value_at_{u}_{l} = subgroupBroadcast(value_at_{u}, {l}u) + lane % {SLICE}u;
 //! else
-            let value_at_{u}_{l} = sh_value[{u}u * {LANES}u + {l}u] + lane % {SLICE}u;
+        let value_at_{u}_{l} = sh_value[{u}u * {LANES}u + {l}u] + lane % {SLICE}u;
 //! end
 //! for i in 0..SLICES
-            let value_{u}_{l}_{i} = value_at(value_at_{u}_{l} + {i}u * {SLICE}u);
+        let value_{u}_{l}_{i} = value_at(value_at_{u}_{l} + {i}u * {SLICE}u);
 //! end
 //! for t in 0..TOKENS
 //! for r in 0..QUERIES
 //! if SUBGROUP
-            let p_{t}_{r}_{u}_{l} = subgroupBroadcast(p_{t}_{r}_{u}, {l}u);
+        let p_{t}_{r}_{u}_{l} = subgroupBroadcast(p_{t}_{r}_{u}, {l}u);
 //! else
-            let p_{t}_{r}_{u}_{l} =
-                sh_p[({t}u * {QUERIES}u + {r}u) * {PARTITION}u + {u}u * {LANES}u + {l}u];
+        let p_{t}_{r}_{u}_{l} =
+            sh_p[({t}u * {QUERIES}u + {r}u) * {PARTITION}u + {u}u * {LANES}u + {l}u];
 //! end
 //! for i in 0..SLICES
-            total_{t}_{r}_{i} =
-                fma(vec4<f32>(p_{t}_{r}_{u}_{l}), value_{u}_{l}_{i}, total_{t}_{r}_{i});
+        total_{t}_{r}_{i} =
+            fma(vec4<f32>(p_{t}_{r}_{u}_{l}), value_{u}_{l}_{i}, total_{t}_{r}_{i});
 //! end
 //! end
 //! end
 //! end
-        }
 //! end
 //! if SUBGROUP
 //! else

@@ -120,6 +120,8 @@ pub struct Options {
     pub model: Shape,
     /// Formats of weights.
     pub formats: Vec<Format>,
+    /// Of the KV cache.
+    pub kv: KvFormat,
     /// Contexts of decoding.
     pub contexts: Vec<usize>,
     /// Rounds; medians are over them.
@@ -164,9 +166,9 @@ pub fn compare(gpu: &Gpu, options: &Options, progress: &mut dyn FnMut(&str)) -> 
         }
     }
     let heads = options.model.head_shape();
-    let kernel = Attention::new(gpu, heads, KvFormat::F32)?;
+    let kernel = Attention::new(gpu, heads, options.kv)?;
     for &phase in &phases {
-        let operands = Operands::new(gpu, heads, phase.step())?;
+        let operands = Operands::new(gpu, heads, options.kv, phase.step())?;
         let (pair, sides) = attentions(gpu, &kernel, &operands, (phase, layers), progress)?;
         pairs.push(pair);
         tasks.extend(sides);
@@ -239,7 +241,7 @@ fn attentions<'a>(
         let bound = BoundFlash::new(gpu, way, operands, &other)?;
         ways.push(Side::new(bound.name(), move |pass, _| bound.record(pass)));
     }
-    let what = format!("attention, {}", phase.name());
+    let what = format!("attention, {}{}", phase.name(), attention::cache_name(cache.format));
     let (layouts, tasks) = best(gpu, (&what, ours, out), (ways, &other), progress)?;
     let times = vec![(phase, times)];
     Ok((Pair { what, format: None, times, layouts, seconds: Default::default() }, tasks))

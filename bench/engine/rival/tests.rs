@@ -66,7 +66,7 @@ fn attention_is_the_reference_s() {
     let steps = [Step::Decode { sequences: 3, context: 75 }, Step::Prefill { num_tokens: 41 }];
     for gpu in gpus().into_iter().take(1) {
         for step in steps {
-            let operands = Operands::new(&gpu, heads, step).unwrap();
+            let operands = Operands::new(&gpu, heads, KvFormat::F32, step).unwrap();
             let expected = expected_attention(&gpu, &operands);
             for way in flash::Way::all(gpu.caps(), heads, step) {
                 let out = gpu.alloc_vec4s(expected.len()).unwrap();
