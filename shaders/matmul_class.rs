@@ -79,8 +79,8 @@ pub(crate) struct Variant {
 /// More blocks than a row of weights has.
 const MAX_BLOCKS: u32 = 1 << 30;
 
-/// Values between two rows of operands of cooperative matrices, in workgroup memory.
-const PADDING: u32 = 8;
+/// Vec4s between two rows of operands of cooperative matrices, in workgroup memory.
+const PADDING: u32 = 2;
 
 /// Groups of each row and column that a workgroup has in its memory at a time, where both are
 /// packed.
@@ -357,17 +357,17 @@ impl Variant {
         assert!(chunked || groups == 1 || staged, "groups share chunks");
         assert!(!staged || workgroup.is_multiple_of(norm_lanes), "by whole rows where it stages");
         assert!(!packed || (format.is_integer() && !norm), "x was normalised as it was quantised");
+        let group_vec4s = GROUP as u32 / 4;
         let shared = operands.subgroups();
         assert!(groups.is_multiple_of(shared.down), "each subgroup has as many rows");
         assert!(shared.chunks == 1 || groups == 1, "of few rows k is shared");
-        let padded = GROUP as u32 * shared.staged + PADDING;
+        let padded = group_vec4s * shared.staged + PADDING;
         let block = format.block() as u32;
         // Results leave as vec4s: a lane has all four values of one, or gets them from its
         // neighbours.
         let wide = tn.is_multiple_of(kind.unit());
         let needs_wide = matches!(operands, Operands::Staged | Operands::PackedStaged);
         assert!(wide || !needs_wide, "lanes of a tile have whole results");
-        let group_vec4s = GROUP as u32 / 4;
         let (lane_stride, j_stride) = if wide { (tn, 1) } else { (1, lanes) };
         let own = [
             ("TM", tm),

@@ -13,9 +13,9 @@ enable wgpu_cooperative_matrix;
 // No subgroup operations here: a driver crashes on modules that have both.
 
 // Padded rows: lanes that read one column each meet different banks.
-var<workgroup> sh_x: array<f16, {HALF_X}>;             // [CHUNKS, TILE_ROWS, PADDED]
-var<workgroup> sh_weights: array<f16, {HALF_WEIGHTS}>; // [CHUNKS, STRIP, PADDED]
-var<workgroup> sh_out: array<f32, {COOPERATIVE_OUT}>;  // [CHUNKS, DOWN * SIDE, STRIP]
+var<workgroup> sh_x: array<vec4<f16>, {HALF_X}>;             // [CHUNKS, TILE_ROWS, PADDED]
+var<workgroup> sh_weights: array<vec4<f16>, {HALF_WEIGHTS}>; // [CHUNKS, STRIP, PADDED]
+var<workgroup> sh_out: array<f32, {COOPERATIVE_OUT}>;        // [CHUNKS, DOWN * SIDE, STRIP]
 
 @compute @workgroup_size({WORKGROUP})
 fn main(
@@ -54,7 +54,9 @@ fn main(
         var sum_{m}_{j} = coop_mat{SIDE}x{SIDE}<f32, C>();
 //! end
 //! end
-        for (var step = 0u; step < {CHUNK_BLOCKS}u; step += {STAGED}u * {STEP_BLOCKS}u) {
+        // Of the first part, which has no fewer than the others.
+        let num_blocks = min({CHUNK_BLOCKS}u, p.num_blocks - chunk);
+        for (var step = 0u; step < num_blocks; step += {STAGED}u * {STEP_BLOCKS}u) {
             workgroupBarrier();
             for (var i = local; i < {CHUNKS}u * {TILE_ROWS}u * {STAGED_VEC4S}u; i += {WORKGROUP}u) {
                 let vec4_at = i % {STAGED_VEC4S}u;
@@ -63,11 +65,9 @@ fn main(
                 // Rows past the last one are whatever was there: no other row sees them.
                 if (first_row + r < p.num_rows) {
                     let block = chunk + of_part * {CHUNK_BLOCKS}u + step;
-                    let value = vec4<f16>(staged_x(p, first_row, r, block * {PARTS}u + vec4_at));
-                    let place = (of_part * {TILE_ROWS}u + r) * {PADDED}u + vec4_at * 4u;
-//! for c in 0..4
-                    sh_x[place + {c}u] = value[{c}u];
-//! end
+                    let place = (of_part * {TILE_ROWS}u + r) * {PADDED}u + vec4_at;
+                    sh_x[place] =
+                        vec4<f16>(staged_x(p, first_row, r, block * {PARTS}u + vec4_at));
                 }
             }
             for (var i = local; i < {CHUNKS}u * {STRIP}u * {STAGED}u * {STEP_BLOCKS}u;
@@ -79,7 +79,7 @@ fn main(
                 // Past the last one x is zero; weights must be finite there.
                 let inside = min(block, p.num_blocks - 1u);
                 let w = weights_at(tile_start + inside * {TILE}u + column);
-                let place = (of_part * {STRIP}u + column) * {PADDED}u + b * {PARTS}u * 4u;
+                let place = (of_part * {STRIP}u + column) * {PADDED}u + b * {PARTS}u;
 //! if GROUPED
                 let factor = factor_at(scales_start, inside, column);
 //! end
@@ -89,21 +89,19 @@ fn main(
 //! else
                 let decoded_{q} = decode_{q}(w);
 //! end
-                let w_{q} = vec4<f16>(select(vec4<f32>(0.0), decoded_{q}, block < p.num_blocks));
-//! for c in 0..4
-                sh_weights[place + {q}u * 4u + {c}u] = w_{q}[{c}u];
-//! end
+                sh_weights[place + {q}u] =
+                    vec4<f16>(select(vec4<f32>(0.0), decoded_{q}, block < p.num_blocks));
 //! end
             }
             workgroupBarrier();
 //! for k in 0..STAGED_VALUES by SIDE
 //! for j in 0..TN
             let b_{k}_{j} = coopLoad<coop_mat{SIDE}x{SIDE}<f16, B>>(
-                &sh_weights[own_weights + {j}u * {SIDE}u * {PADDED}u + {k}u], {PADDED}u);
+                &sh_weights[own_weights + {j}u * {SIDE}u * {PADDED}u + {k}u / 4u], {PADDED}u);
 //! end
 //! for m in 0..MATRICES
             let a_{k}_{m} = coopLoadT<coop_mat{SIDE}x{SIDE}<f16, A>>(
-                &sh_x[own_x + {m}u * {SIDE}u * {PADDED}u + {k}u], {PADDED}u);
+                &sh_x[own_x + {m}u * {SIDE}u * {PADDED}u + {k}u / 4u], {PADDED}u);
 //! for j in 0..TN
             sum_{m}_{j} = coopMultiplyAdd(a_{k}_{m}, b_{k}_{j}, sum_{m}_{j});
 //! end
