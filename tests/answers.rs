@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 use tests::cluster::{Cluster, Options, logprob_rows, token_ids};
+use tests::fp8;
 use tests::golden::{self, Golden, log_softmax};
 
 const WHOLE_VOCABULARY: &str = "[http]\nmax_logprobs = 640\n";
@@ -160,6 +161,39 @@ async fn an_answer_does_not_depend_on_who_else_is_asking() {
         assert_ne!(answers[0]["token_ids"], answers[1]["token_ids"], "temperature 1 samples");
         assert_eq!(*first.get_or_insert_with(|| answers.clone()), answers, "{num_nodes} nodes");
         cluster.stop();
+    }
+}
+
+/// e4m3 weights and a cache of f16: bit-equal between cuts, alone and beside others, and near what
+/// the same values in f32 answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn fp8_weights_and_an_f16_cache_answer_alike_in_1_and_3_processes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (fp8, floats) = fp8::models(&golden::fixture("glm4").join("bf16"), folder.path());
+    let prompts = Golden::open(&golden::fixture("glm4")).prompts();
+    let mut answers = Vec::new();
+    for (model, num_nodes) in [(&floats, 1), (&fp8, 1), (&fp8, 3)] {
+        let options = Options::new(model).nodes(num_nodes, num_nodes);
+        let cluster = Cluster::start(options.config("[model]\nkv_cache_dtype = \"f16\"\n")).await;
+        let mut requests = Vec::new();
+        for prompt in &prompts {
+            let more = json!({"max_tokens": 24, "ignore_eos": true, "logprobs": 1});
+            requests.push(cluster.request(&prompt.ids, more).await);
+        }
+        let together = requests.iter().map(|request| cluster.complete(request));
+        let together = futures::future::join_all(together).await;
+        for (request, among) in requests.iter().zip(&together) {
+            assert_eq!(comparable(&cluster.complete(request).await), comparable(among));
+        }
+        let first = |answer: &Value| logprob_rows(&answer["choices"][0]).swap_remove(0)[0];
+        let firsts: Vec<_> = together.iter().map(first).collect();
+        answers.push((together.iter().map(comparable).collect::<Vec<_>>(), firsts));
+        cluster.stop();
+    }
+    let [(_, floats), (alone, firsts), (cut, _)] = &answers[..] else { unreachable!() };
+    assert_eq!(alone, cut);
+    for ((token, found), (same, expected)) in firsts.iter().zip(floats) {
+        assert!(token == same && (found - expected).abs() < 2e-3, "{found}, not {expected}");
     }
 }
 
