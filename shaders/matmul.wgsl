@@ -24,10 +24,6 @@ var<workgroup> sh_sums: array<f32, {SPLIT_SUMS}>;  // [SPLIT, TM, TN, LANES]
 var<workgroup> sh_squares: array<f32, {SQUARES}>;  // [TM, NORM_LANES]
 //! end
 //! end
-//! if WIDE
-//! else
-var<workgroup> sh_out: array<f32, {SHARED_OUT}>;   // [TM, STRIP]
-//! end
 
 @compute @workgroup_size({WORKGROUP})
 fn main(
@@ -303,19 +299,6 @@ fn main(
 //! end
     }
     workgroupBarrier();
-    for (var unit = local; unit < {TM}u * {STRIP}u / {UNIT}u; unit += {WORKGROUP}u) {
-        let row = first_row + unit / ({STRIP}u / {UNIT}u);
-        let first = unit * {UNIT}u;
-        if (row < p.num_rows) {
-            finish(p, row, tile * {TILE}u + strip + first % {STRIP}u, place_of(p, row),
-                vec4<f32>(sh_out[first], sh_out[first + 1u], sh_out[first + 2u],
-                    sh_out[first + 3u]),
-//! if SWIGLU
-                vec4<f32>(sh_out[first + 4u], sh_out[first + 5u], sh_out[first + 6u],
-                    sh_out[first + 7u]),
-//! end
-            );
-        }
-    }
+    finish_shared(p, first_row, tile * {TILE}u + strip, local);
 //! end
 }

@@ -368,6 +368,11 @@ impl Variant {
         let wide = tn.is_multiple_of(kind.unit());
         let needs_wide = matches!(operands, Operands::Staged | Operands::PackedStaged);
         assert!(wide || !needs_wide, "lanes of a tile have whole results");
+        let out_rows = match operands {
+            Operands::Loaded | Operands::Broadcast if wide => 0,
+            Operands::Staged | Operands::PackedStaged => 0,
+            _ => shared.down * tm,
+        };
         let (lane_stride, j_stride) = if wide { (tn, 1) } else { (1, lanes) };
         let own = [
             ("TM", tm),
@@ -390,7 +395,6 @@ impl Variant {
             ("PADDED", padded),
             ("HALF_X", padded * self.rows() * shared.chunks),
             ("HALF_WEIGHTS", padded * self.strip() * shared.chunks),
-            ("COOPERATIVE_OUT", shared.chunks * shared.down * tm * self.strip()),
             ("PACKED", packed.into()),
             ("NIBBLES", (format == Format::Int4).into()),
             ("LAST_BLOCK", format.group_blocks() as u32 - 1),
@@ -417,7 +421,8 @@ impl Variant {
             ("UNIT", kind.unit()),
             ("LANE_STRIDE", lane_stride),
             ("J_STRIDE", j_stride),
-            ("SHARED_OUT", tm * self.strip()),
+            ("OUT_ROWS", out_rows),
+            ("SHARED_OUT", shared.chunks * out_rows * self.strip()),
             ("BLOCK", BLOCK_TOKENS as u32),
             ("STORE", (kind == Kind::Store).into()),
             ("RESIDUAL", (kind == Kind::Residual).into()),

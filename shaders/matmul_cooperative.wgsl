@@ -15,7 +15,6 @@ enable wgpu_cooperative_matrix;
 // Padded rows: lanes that read one column each meet different banks.
 var<workgroup> sh_x: array<vec4<f16>, {HALF_X}>;             // [CHUNKS, TILE_ROWS, PADDED]
 var<workgroup> sh_weights: array<vec4<f16>, {HALF_WEIGHTS}>; // [CHUNKS, STRIP, PADDED]
-var<workgroup> sh_out: array<f32, {COOPERATIVE_OUT}>;        // [CHUNKS, DOWN * SIDE, STRIP]
 
 @compute @workgroup_size({WORKGROUP})
 fn main(
@@ -138,25 +137,6 @@ fn main(
     coopStoreT(total_{m}_{j}, &sh_out[own_out + {j}u * {SIDE}u], {STRIP}u);
 //! end
     workgroupBarrier();
-    finish_rows(p, first_row + {m}u * {SIDE}u, tile * {TILE}u + strip, local);
+    finish_shared(p, first_row + {m}u * {SIDE}u, tile * {TILE}u + strip, local);
 //! end
-}
-
-// What becomes of the matrices in sh_out, whose rows begin at `first_row`.
-fn finish_rows(p: Params, first_row: u32, first_column: u32, local: u32) {
-    for (var unit = local; unit < {DOWN}u * {SIDE}u * {STRIP}u / {UNIT}u; unit += {WORKGROUP}u) {
-        let r = unit / ({STRIP}u / {UNIT}u);
-        let row = first_row + r / {SIDE}u * {MATRICES}u * {SIDE}u + r % {SIDE}u;
-        let first = unit * {UNIT}u;
-        if (row < p.num_rows) {
-            finish(p, row, first_column + first % {STRIP}u, place_of(p, row),
-                vec4<f32>(sh_out[first], sh_out[first + 1u], sh_out[first + 2u],
-                    sh_out[first + 3u]),
-//! if SWIGLU
-                vec4<f32>(sh_out[first + 4u], sh_out[first + 5u], sh_out[first + 6u],
-                    sh_out[first + 7u]),
-//! end
-            );
-        }
-    }
 }

@@ -165,3 +165,28 @@ fn write_out(index: u32, value: vec4<f32>) {
 //! end
 }
 //! end
+
+//! if OUT_ROWS
+// Of lanes that leave results to each other.
+var<workgroup> sh_out: array<f32, {SHARED_OUT}>;  // [CHUNKS, OUT_ROWS, STRIP]
+
+// What becomes of the first OUT_ROWS rows in sh_out: SIDE of the product from `first_row` on, SIDE
+// from MATRICES * SIDE further on, ...
+fn finish_shared(p: Params, first_row: u32, first_column: u32, local: u32) {
+    for (var unit = local; unit < {OUT_ROWS}u * {STRIP}u / {UNIT}u; unit += {WORKGROUP}u) {
+        let r = unit / ({STRIP}u / {UNIT}u);
+        let row = first_row + r / {SIDE}u * {MATRICES}u * {SIDE}u + r % {SIDE}u;
+        let first = unit * {UNIT}u;
+        if (row < p.num_rows) {
+            finish(p, row, first_column + first % {STRIP}u, place_of(p, row),
+                vec4<f32>(sh_out[first], sh_out[first + 1u], sh_out[first + 2u],
+                    sh_out[first + 3u]),
+//! if SWIGLU
+                vec4<f32>(sh_out[first + 4u], sh_out[first + 5u], sh_out[first + 6u],
+                    sh_out[first + 7u]),
+//! end
+            );
+        }
+    }
+}
+//! end

@@ -11,7 +11,6 @@
 //! if SPLIT
 var<workgroup> sh_sums: array<f32, {SPLIT_SUMS}>;  // [SPLIT, TM, TN, LANES]
 //! end
-var<workgroup> sh_out: array<f32, {SHARED_OUT}>;   // [TM, STRIP]
 
 @compute @workgroup_size({WORKGROUP})
 fn main(
@@ -112,18 +111,5 @@ fn main(
 //! end
     }
     workgroupBarrier();
-    for (var unit = local; unit < {TM}u * {STRIP}u / {UNIT}u; unit += {WORKGROUP}u) {
-        let row = first_row + unit / ({STRIP}u / {UNIT}u);
-        let first = unit * {UNIT}u;
-        if (row < p.num_rows) {
-            finish(p, row, tile * {TILE}u + strip + first % {STRIP}u, place_of(p, row),
-                vec4<f32>(sh_out[first], sh_out[first + 1u], sh_out[first + 2u],
-                    sh_out[first + 3u]),
-//! if SWIGLU
-                vec4<f32>(sh_out[first + 4u], sh_out[first + 5u], sh_out[first + 6u],
-                    sh_out[first + 7u]),
-//! end
-            );
-        }
-    }
+    finish_shared(p, first_row, tile * {TILE}u + strip, local);
 }
