@@ -18,4 +18,4 @@ bench-peers:
 
 # What this machine's GPU and our kernels on it do, into bench/results/NAME.md (minutes).
 bench-gpu:
-	@bash bench/gpu.sh $(NAME) $(ADAPTER)
+	@bash bench/gpu.sh "$(NAME)" "$(ADAPTER)"

@@ -20,7 +20,9 @@ if [ -z "${AUTOGLM_BIN:-}" ]; then
   AUTOGLM_BIN=target/release
 fi
 bench=$AUTOGLM_BIN/autoglm-bench
-choice=(${adapter:+--adapter "$adapter"})
+choice=()
+[ -z "$adapter" ] || choice=(--adapter "$adapter")
+export AUTOGLM_TEST_ADAPTER=$adapter
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
@@ -45,22 +47,26 @@ else
   section 'Kernels against their references' cargo test --quiet -p shaders -- --show-output
 fi
 ways=plain,packed-dot
-[[ $("$bench" adapters) == *cooperative-matrix* ]] && ways=plain,cooperative-matrix,packed-dot
-section 'What kernels reach' "$bench" kernels "${choice[@]}" --shapes "$matrices" \
+if "$bench" kernels ${choice[@]+"${choice[@]}"} --kernels norm --rows 1 --rounds 1 \
+  --products cooperative-matrix >/dev/null 2>&1; then
+  ways=plain,cooperative-matrix,packed-dot
+fi
+section 'What kernels reach' "$bench" kernels ${choice[@]+"${choice[@]}"} --shapes "$matrices" \
   --rows 1,16,512 --formats bf16,f16,int8,int4,fp8 --products "$ways" --rounds "$rounds" \
   --json "$results/kernels.json"
 for shape in ${SHAPES:-glm-edge-1.5b glm-4-9b}; do
-  "$bench" random-model "$shape" "$scratch/$shape.gguf"
+  section "$shape" "$bench" random-model "$shape" "$scratch/$shape.gguf"
+  [ -s "$scratch/$shape.gguf" ] || continue
   for quantize in none int8 int4; do
     for products in ${ways//,/ }; do
       # They are of integer weights.
       [ $products-$quantize = packed-dot-none ] && continue
       section "$shape, weights rounded: $quantize, products: $products" \
-        "$bench" model "$scratch/$shape.gguf" "${choice[@]}" --quantize "$quantize" \
+        "$bench" model "$scratch/$shape.gguf" ${choice[@]+"${choice[@]}"} --quantize "$quantize" \
         --products "$products" --prompt "$prompt" --tokens "$tokens" --batches "$batches" \
         --contexts "$contexts" --rounds "$rounds" --json "$results/$shape-$quantize-$products.json"
     done
   done
-  rm "$scratch/$shape.gguf"
+  rm -f "$scratch/$shape.gguf"
 done
 printf 'written: %s\n' "$page" >&2

@@ -219,9 +219,11 @@ impl fmt::Display for AdapterKind {
 pub(crate) const COOPERATIVE: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 
-/// The side of the largest cooperative matrices that the kernels can use on an adapter.
+/// The side of the largest cooperative matrices that the kernels can use on an adapter. Of the
+/// driver library's backends only Vulkan's loads them from arrays of vectors.
 pub(crate) fn cooperative_side(adapter: &wgpu::Adapter) -> Option<u32> {
-    if !adapter.features().contains(COOPERATIVE) {
+    let is_vulkan = adapter.get_info().backend == wgpu::Backend::Vulkan;
+    if !is_vulkan || !adapter.features().contains(COOPERATIVE) {
         return None;
     }
     let sizes = adapter.cooperative_matrix_properties();

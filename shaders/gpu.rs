@@ -162,7 +162,7 @@ impl Gpu {
                 return Err(GpuError::Unsupported {
                     adapter: info.name,
                     missing: "cooperative matrices (16 x 16 x 16 or 8 x 8 x 8 of f16 with sums in \
-                              f32)"
+                              f32, through Vulkan)"
                         .to_owned(),
                 });
             }

@@ -311,8 +311,7 @@ impl Matmul {
                 usize::MAX => (TRIED_ROWS.min(max_rows), "many rows".to_owned()),
                 most => (most.min(max_rows), format!("{most} rows")),
             };
-            let packed = if class.is_packed() { " packed" } else { "" };
-            let what = format!("matmul {}{packed} k{k} n{n} {rows}", form.name());
+            let what = format!("matmul {}{} k{k} n{n} {rows}", form.name(), ways[0].how());
             let names: Vec<_> = ways.iter().map(Variant::name).collect();
             let names: Vec<_> = names.iter().map(String::as_str).collect();
             let way = gpu.tuning.choose(&what, &names, |way| {

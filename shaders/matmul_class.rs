@@ -121,7 +121,9 @@ impl Class {
     /// The class of an adapter for weights of this format.
     pub(crate) fn choose(caps: Caps, format: Format) -> Self {
         match (caps.products, caps.cooperative_side) {
-            (Products::Cooperative, Some(side)) => Self::cooperative(side, caps.max_subgroup_size),
+            (Products::Cooperative, Some(side)) => {
+                Self::cooperative(side, caps.max_subgroup_size).that_fits(caps)
+            }
             (Products::PackedDot, _) if format.is_integer() => Self::packed(caps.is_cpu),
             _ => Self::plain(caps, format),
         }
@@ -183,7 +185,9 @@ impl Class {
     /// Few rows need more loads under way than their columns have lanes, so that subgroups share
     /// k; with many, what a subgroup has read from workgroup memory is used for several matrices.
     pub(crate) fn cooperative(side: u32, subgroup_lanes: u32) -> Self {
-        let alone = Subgroups { lanes: subgroup_lanes, down: 1, chunks: 1, staged: 1 };
+        // Fewer couldn't sum the squares of a norm.
+        let lanes = subgroup_lanes.max(side);
+        let alone = Subgroups { lanes, down: 1, chunks: 1, staged: 1 };
         let cooperative = Operands::Cooperative;
         let split = Subgroups { chunks: 8, staged: 2, ..alone };
         let few = Variant {
@@ -236,6 +240,15 @@ impl Class {
             Variant { groups: 8, ..staged },
         ];
         Self { variants, order: Order { chunked: true, norm_lanes: 64 } }
+    }
+
+    /// Without the variants for which a device has too little of workgroups' lanes or memory.
+    fn that_fits(mut self, caps: Caps) -> Self {
+        self.variants.retain(|variant| {
+            variant.workgroup() <= caps.max_workgroup_lanes
+                && variant.cooperative_bytes() <= caps.max_workgroup_bytes
+        });
+        self
     }
 
     /// Whether x is quantised before.
@@ -305,16 +318,24 @@ impl Variant {
     /// Rows and columns a lane, lanes side by side, groups of them.
     pub(crate) fn name(&self) -> String {
         let Self { tm, tn, lanes, groups, .. } = self;
-        let how = match self.operands {
-            Operands::Loaded | Operands::Broadcast => "",
-            Operands::Staged => " staged",
+        match self.operands {
             Operands::Cooperative(Subgroups { down, chunks, .. }) => {
-                return format!("{tm}x{tn}x{lanes}x{groups} cooperative {down}x{chunks}");
+                format!("{tm}x{tn}x{lanes}x{groups} cooperative {down}x{chunks}")
             }
-            Operands::Packed => " packed",
-            Operands::PackedStaged => " packed staged",
-        };
-        format!("{tm}x{tn}x{lanes}x{groups}{how}")
+            Operands::Staged | Operands::PackedStaged => {
+                format!("{tm}x{tn}x{lanes}x{groups}{} staged", self.how())
+            }
+            _ => format!("{tm}x{tn}x{lanes}x{groups}{}", self.how()),
+        }
+    }
+
+    /// How it multiplies, which the variants of a class have in common.
+    pub(crate) fn how(&self) -> &'static str {
+        match self.operands {
+            Operands::Loaded | Operands::Broadcast | Operands::Staged => "",
+            Operands::Cooperative(_) => " cooperative",
+            Operands::Packed | Operands::PackedStaged => " packed",
+        }
     }
 
     /// Lanes of a workgroup.
@@ -326,6 +347,15 @@ impl Variant {
             }
             _ => self.lanes * self.groups,
         }
+    }
+
+    /// Workgroup memory of a product by cooperative matrices with a norm.
+    fn cooperative_bytes(&self) -> u32 {
+        let Subgroups { down, chunks, staged, .. } = self.operands.subgroups();
+        let operands =
+            (self.rows() + self.strip()) * chunks * (GROUP as u32 / 4 * staged + PADDING);
+        let results = chunks * down * self.tm * self.strip();
+        8 * operands + 4 * (results + self.workgroup() + self.rows())
     }
 
     /// Rows of a workgroup.

@@ -13,8 +13,9 @@ const ERROR: f64 = 1e-3;
 
 /// A device that has them: few do, and few software drivers.
 fn gpu(images: Option<bool>) -> Option<Gpu> {
+    let adapter = testing::adapter();
     let options = GpuOptions { products: Products::Cooperative, images, ..GpuOptions::default() };
-    Gpu::open_with(None, options)
+    Gpu::open_with(adapter.as_deref(), options)
         .inspect_err(|error| println!("skipped: products by cooperative matrices ({error})"))
         .ok()
 }
@@ -26,7 +27,7 @@ fn class(gpu: &Gpu) -> Class {
 /// What can be said where no device has them: that a driver gets what it can take.
 #[test]
 fn kernels_are_sound_and_become_spirv() {
-    for (side, lanes) in [(16, 32), (8, 8), (8, 32)] {
+    for (side, lanes) in [(16, 32), (16, 64), (8, 8), (8, 32), (8, 4)] {
         let class = Class::cooperative(side, lanes);
         for (number, format) in Format::ALL.into_iter().enumerate() {
             let kv = KvFormat::ALL[number % 2];
@@ -55,7 +56,7 @@ fn agrees_with_the_reference() {
             (Format::Int8, Kind::Residual),
             (Format::Int4, Kind::Swiglu),
         ] {
-            for shape in [(3, 64, 36), (9, 72, 256), (70, 136, 1000)] {
+            for shape in [(3, 64, 36), (9, 72, 256), (70, 136, 1000), (2, 64, 2916)] {
                 let case = Case::new(&gpu, (format, order(kind)), shape, 11);
                 let rounded = Case {
                     x: case.x.iter().map(round).collect(),
@@ -82,9 +83,9 @@ fn all_ways_give_the_same_bits() {
         (Format::Int8, Kind::Store, false),
         (Format::Int4, Kind::Swiglu, true),
     ] {
-        // More rows than one workgroup has, and not all of those of the next; a last chunk that is
-        // no multiple of what is staged at a time.
-        let case = Case::new(&gpu, (format, order(kind)), (70, 136, 868), 18);
+        // More rows than one workgroup has, and not all of those of the next; more chunks than are
+        // taken at a time, and a last one that is no multiple of what is staged at a time.
+        let case = Case::new(&gpu, (format, order(kind)), (70, 136, 2916), 18);
         let class = class(&gpu);
         let alone = |variant: &Variant| Class { variants: vec![*variant], ..class.clone() };
         let run = |class| case.run(&gpu, &Matmul::with_class(class), kind, norm, &case.all());

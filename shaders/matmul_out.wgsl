@@ -42,7 +42,7 @@ fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>
     let most = vec4<f32>(3.4028234e38);
 //! end
     let is_nan = (bitcast<vec4<u32>>(value) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
-    let instead = select(value, vec4<f32>(0.0), is_value);
+    let instead = select(value, most, is_value);
     let bounded = select(clamp(value, -most, most), instead, is_nan);
 //! if KV_F16
     let stored = vec2<u32>(pack2x16float(bounded.xy), pack2x16float(bounded.zw));

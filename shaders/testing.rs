@@ -12,6 +12,12 @@ pub(crate) fn gpu() -> Option<MutexGuard<'static, Gpu>> {
     both_layouts().next()
 }
 
+/// The adapter that kernels are tested on, as `AUTOGLM_TEST_ADAPTER` names it: part of its name, or
+/// its number.
+pub(crate) fn adapter() -> Option<String> {
+    std::env::var("AUTOGLM_TEST_ADAPTER").ok().filter(|adapter| !adapter.is_empty())
+}
+
 /// The adapter as it is opened by default, then with vec4 tensors in the other kind of storage.
 /// Empty on a machine without an adapter.
 pub(crate) fn both_layouts() -> impl Iterator<Item = MutexGuard<'static, Gpu>> {
@@ -19,7 +25,7 @@ pub(crate) fn both_layouts() -> impl Iterator<Item = MutexGuard<'static, Gpu>> {
     let gpus = GPUS.get_or_init(|| {
         let open = |images| {
             let options = GpuOptions { images, ..GpuOptions::default() };
-            Gpu::open_with(None, options)
+            Gpu::open_with(adapter().as_deref(), options)
                 .inspect_err(|error| eprintln!("skipped: no adapter ({error})"))
         };
         let Ok(default) = open(None) else { return Vec::new() };
@@ -34,7 +40,7 @@ pub(crate) fn both_layouts() -> impl Iterator<Item = MutexGuard<'static, Gpu>> {
 pub(crate) fn small_gpu(max_binding_bytes: u64) -> Option<Gpu> {
     let options =
         GpuOptions { max_binding_bytes: Some(max_binding_bytes), ..GpuOptions::default() };
-    Gpu::open_with(None, options)
+    Gpu::open_with(adapter().as_deref(), options)
         .inspect_err(|error| eprintln!("skipped: no adapter ({error})"))
         .ok()
 }

@@ -36,7 +36,8 @@ fn text(adapter: &AdapterDetails) -> String {
     let AdapterDetails { info, subgroup_sizes: [least, most], features, .. } = adapter;
     let memory = match info.memory_bytes {
         Some(bytes) => format!("{:.1} GiB of its own", bytes as f64 / f64::from(1 << 30)),
-        None => "the machine's".to_owned(),
+        None if info.is_cpu() => "the machine's".to_owned(),
+        None => "not told by the driver".to_owned(),
     };
     let binding = info.max_binding_bytes >> 20;
     let sizes = match adapter.cooperative_matrices.join(", ") {

@@ -31,7 +31,8 @@ pub(crate) struct KernelsArguments {
     formats: Vec<Format>,
     /// How products are computed: plain, cooperative-matrix, packed-dot, as by
     /// `autoglm-node --products`.
-    #[arg(long, value_name = "HOW", value_delimiter = ',', default_value = "plain")]
+    #[arg(long, value_name = "HOW", value_delimiter = ',', default_value = "plain",
+          conflicts_with_all = ["rival", "peer"])]
     products: Vec<Products>,
     /// Shapes of weights: values of a row, rows; or a model's, as in glm-0.3b.
     #[arg(long, value_name = "KxN|SHAPE", value_delimiter = ',', value_parser = matrices,

@@ -154,7 +154,7 @@ pub(crate) fn time_model(arguments: &ModelArguments) -> Result<ExitCode> {
         bail!("{} tokens in one sequence: the model takes {longest}", options.max_model_len);
     }
     let mut engine = Engine::load(&path, &options)?;
-    let about = about(arguments, &engine)?;
+    let about = about(arguments, options.max_batched_tokens, &engine)?;
     if let Some(file) = &arguments.profile {
         return profile(&mut engine, &about, arguments.prompt[0].get(), file);
     }
@@ -168,7 +168,7 @@ pub(crate) fn time_model(arguments: &ModelArguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn about(arguments: &ModelArguments, engine: &Engine) -> Result<About> {
+fn about(arguments: &ModelArguments, max_batched_tokens: usize, engine: &Engine) -> Result<About> {
     let info = engine.gpu().info();
     let format = format!("{:?}", node::model::format(engine.files())?).to_lowercase();
     Ok(About {
@@ -179,7 +179,7 @@ fn about(arguments: &ModelArguments, engine: &Engine) -> Result<About> {
         },
         memory_bytes: engine.memory_bytes(),
         matrices: engine.matrices()?,
-        max_batched_tokens: arguments.max_batched_tokens.get(),
+        max_batched_tokens,
         adapter: format!("{}, {}, {}", info.name, info.driver, info.backend),
     })
 }

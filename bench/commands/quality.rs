@@ -64,7 +64,7 @@ pub(crate) fn compare_formats(arguments: &QualityArguments) -> Result<ExitCode> 
     }
     let mut all = Vec::new();
     for way in ways {
-        eprintln!("{}", dim(&format!("{} windows, {}", windows.len(), way.0)));
+        eprintln!("{}", dim(&format!("{} windows, {} {}", windows.len(), way.0, way.1)));
         all.push(quality::listen(&model, arguments.adapter.as_deref(), way, &windows)?);
     }
     say(&quality::table(&all, text.is_some()));

@@ -21,7 +21,9 @@ pub(super) fn works(gpu: &Gpu, options: &Options) -> Result<Vec<Work>> {
             for &batch in &options.batches {
                 for (how, matmul) in &ways {
                     if *how != Products::PackedDot || matmul.quantizes(format) {
-                        works.push(work(gpu, matmul, &weights, batch)?.0);
+                        let mut work = work(gpu, matmul, &weights, batch)?.0;
+                        work.about.keys["products"] = how.to_string().into();
+                        works.push(work);
                     }
                 }
             }

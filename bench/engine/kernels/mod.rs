@@ -76,7 +76,8 @@ pub struct Limits {
     pub copy_bytes: f64,
     /// Floating-point operations a second of multiply-adds in registers.
     pub fma_operations: f64,
-    /// Seconds that a dispatch costs which has next to nothing to do and waits for the one before.
+    /// Seconds that a dispatch costs which has next to nothing to do and waits for the one before,
+    /// its encoding and its share of one submission in 64 included.
     pub dispatch: f64,
 }
 
