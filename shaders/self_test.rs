@@ -127,9 +127,8 @@ fn hash(hasher: &mut blake3::Hasher, bytes: &[u8]) {
     hasher.update(bytes);
 }
 
-/// As many as the largest variant of a product takes, and the attention of few tokens, and one
-/// more.
-const NUM_TOKENS: usize = 17;
+/// More than a variant of a product for few rows takes, or the attention of few tokens.
+const NUM_TOKENS: usize = 33;
 const NUM_BLOCKS: usize = NUM_TOKENS.div_ceil(BLOCK_TOKENS);
 /// More than one chunk of a product, and not a multiple of what kernels take at a time.
 const HIDDEN_SIZE: usize = 324;
