@@ -39,8 +39,10 @@ fn wide(shape: HeadShape) -> Variant {
 #[test]
 fn params_are_the_shader_s() {
     for shape in SHAPES {
-        let narrow = Variant { lanes: 8, keys: 2, ..wide(shape) };
-        for variant in [variants(shape, narrow), vec![wide(shape)]].concat() {
+        let narrow =
+            [CPU_KEYS, SHORT_HEAD_CPU_KEYS].map(|keys| Variant { lanes: 8, keys, ..wide(shape) });
+        let narrow = narrow.map(|narrow| variants(shape, narrow)).concat();
+        for variant in [narrow, vec![wide(shape)]].concat() {
             for (images, format) in
                 [false, true].into_iter().flat_map(|it| KvFormat::ALL.map(|format| (it, format)))
             {

@@ -21,7 +21,7 @@ fn variants() -> Vec<Variant> {
     vec![
         plain,
         broadcast,
-        Variant { tm: 8, ..broadcast },
+        Variant { tm: 16, ..broadcast },
         Variant { tn: 4, ..broadcast },
         Variant { tm: 4, tn: 4, ..broadcast },
         Variant { tn: 1, lanes: 16, groups: 16, ..plain },
