@@ -37,6 +37,7 @@ pub mod embed;
 pub mod gather_rows;
 pub mod matmul;
 mod matmul_class;
+mod matmul_variant;
 pub mod quantize_rows;
 pub mod rms_norm;
 pub mod rotary;

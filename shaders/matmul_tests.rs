@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use super::*;
 use crate::inputs::{BLOCK_TOKENS, StepInputs};
 use crate::kv_cache::{HeadShape, KvFormat};
-use crate::matmul_class::{Operands, Order};
+use crate::matmul_variant::{Operands, Order};
 use crate::rotary::inverse_frequencies;
 use crate::testing::{self, Random, assert_bits_eq, assert_close};
 use crate::weights::Format;

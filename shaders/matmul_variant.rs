@@ -1,0 +1,334 @@
+//! The kernels of products: one way of laying the work out over lanes, and its text.
+
+use crate::gpu::Caps;
+use crate::inputs::BLOCK_TOKENS;
+use crate::kernel::{Access, KernelSource};
+use crate::kv_cache::KvFormat;
+use crate::matmul::{CHUNK, INPUTS, Params};
+use crate::template::expand_vec4s;
+use crate::weights::{Format, GROUP, TILE};
+
+/// What becomes of a product, without the tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Store,
+    Residual,
+    Swiglu,
+    /// Keys and values go to a cache of this format.
+    Qkv(KvFormat),
+}
+
+impl Kind {
+    /// Those of layers with a cache of this format.
+    pub(crate) fn all(kv: KvFormat) -> [Self; 4] {
+        [Self::Store, Self::Residual, Self::Swiglu, Self::Qkv(kv)]
+    }
+
+    /// Columns that become a vec4 of results.
+    pub(crate) fn unit(self) -> u32 {
+        if self == Self::Swiglu { 8 } else { 4 }
+    }
+}
+
+/// What a kernel is compiled for, beside its variant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Form {
+    pub(crate) format: Format,
+    pub(crate) norm: bool,
+    pub(crate) kind: Kind,
+}
+
+/// The order of additions: with the format of weights, what defines the bits of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Order {
+    /// Whether k is cut into chunks, so that groups of lanes can share it.
+    pub(crate) chunked: bool,
+    /// Lanes that the squares of a norm are summed over; a multiple of eight.
+    pub(crate) norm_lanes: u32,
+}
+
+/// One way of laying the work out over lanes. All of a class give the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Variant {
+    /// The most rows it is chosen for; the last variant takes any number.
+    pub(crate) max_rows: usize,
+    /// Rows of x per lane.
+    pub(crate) tm: u32,
+    /// Columns of the product per lane.
+    pub(crate) tn: u32,
+    /// Lanes side by side in a workgroup, each with its own columns.
+    pub(crate) lanes: u32,
+    /// Groups of such lanes, each with its own chunks of k; where operands are staged, with its own
+    /// rows.
+    pub(crate) groups: u32,
+    /// How lanes come by x and weights.
+    pub(crate) operands: Operands,
+}
+
+/// More blocks than a row of weights has.
+const MAX_BLOCKS: u32 = 1 << 30;
+
+/// Vec4s between two rows of operands of cooperative matrices, in workgroup memory.
+const PADDING: u32 = 2;
+
+/// Groups of each row and column that a workgroup has in its memory at a time, where both are
+/// packed.
+const STAGED_GROUPS: u32 = 2;
+
+/// How lanes come by the operands of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Operands {
+    /// Each loads what it needs.
+    Loaded,
+    /// Eight lanes load x and broadcast it to their subgroup; each loads its weights.
+    Broadcast,
+    /// A workgroup loads and decodes a tile of both into its memory.
+    Staged,
+    /// The same in f16, multiplied by cooperative matrices: a variant's rows and columns per lane
+    /// are rows of a matrix and matrices side by side.
+    Cooperative(Subgroups),
+    /// As loaded, by dot products of four bytes: of x, which was quantised before, and of weights.
+    Packed,
+    /// The same through a workgroup's memory.
+    PackedStaged,
+}
+
+/// How the subgroups of a workgroup share a product by cooperative matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Subgroups {
+    /// Lanes of one, at most: where they are smaller, some do the same.
+    pub(crate) lanes: u32,
+    /// How many share the rows.
+    pub(crate) down: u32,
+    /// How many take a chunk of k each.
+    pub(crate) chunks: u32,
+    /// Groups of values of k in workgroup memory at a time.
+    pub(crate) staged: u32,
+}
+
+impl Operands {
+    pub(crate) fn are_packed(self) -> bool {
+        matches!(self, Self::Packed | Self::PackedStaged)
+    }
+
+    /// Whether a workgroup loads them for all its lanes.
+    fn are_staged(self) -> bool {
+        matches!(self, Self::Staged | Self::Cooperative(_) | Self::PackedStaged)
+    }
+
+    /// How subgroups share a product; where lanes don't share matrices, one has it all.
+    fn subgroups(self) -> Subgroups {
+        match self {
+            Self::Cooperative(subgroups) => subgroups,
+            _ => Subgroups { lanes: 1, down: 1, chunks: 1, staged: 1 },
+        }
+    }
+}
+
+impl Form {
+    pub(crate) fn name(self) -> String {
+        let Self { format, norm, kind } = self;
+        let kind = match kind {
+            Kind::Qkv(KvFormat::F32) => "Qkv".to_owned(),
+            Kind::Qkv(kv) => format!("Qkv {kv:?} cache"),
+            kind => format!("{kind:?}"),
+        };
+        format!("{kind}{} {format:?}", if norm { " norm" } else { "" }).to_lowercase()
+    }
+}
+
+impl Variant {
+    /// Rows and columns a lane, lanes side by side, groups of them.
+    pub(crate) fn name(&self) -> String {
+        let Self { tm, tn, lanes, groups, .. } = self;
+        match self.operands {
+            Operands::Cooperative(Subgroups { down, chunks, .. }) => {
+                format!("{tm}x{tn}x{lanes}x{groups} cooperative {down}x{chunks}")
+            }
+            Operands::Staged | Operands::PackedStaged => {
+                format!("{tm}x{tn}x{lanes}x{groups}{} staged", self.how())
+            }
+            _ => format!("{tm}x{tn}x{lanes}x{groups}{}", self.how()),
+        }
+    }
+
+    /// How it multiplies, which the variants of a class have in common.
+    pub(crate) fn how(&self) -> &'static str {
+        match self.operands {
+            Operands::Loaded | Operands::Broadcast | Operands::Staged => "",
+            Operands::Cooperative(_) => " cooperative",
+            Operands::Packed | Operands::PackedStaged => " packed",
+        }
+    }
+
+    /// Lanes of a workgroup.
+    fn workgroup(&self) -> u32 {
+        match self.operands {
+            Operands::Cooperative(subgroups) => {
+                let across = self.lanes / self.tm;
+                across * subgroups.down * subgroups.chunks * subgroups.lanes
+            }
+            _ => self.lanes * self.groups,
+        }
+    }
+
+    /// Whether a device has as many lanes and as much memory for a workgroup.
+    pub(crate) fn fits(&self, caps: Caps) -> bool {
+        self.workgroup() <= caps.max_workgroup_lanes
+            && self.cooperative_bytes() <= caps.max_workgroup_bytes
+    }
+
+    /// Workgroup memory of a product by cooperative matrices with a norm.
+    fn cooperative_bytes(&self) -> u32 {
+        let Subgroups { down, chunks, staged, .. } = self.operands.subgroups();
+        let operands =
+            (self.rows() + self.strip()) * chunks * (GROUP as u32 / 4 * staged + PADDING);
+        let results = chunks * down * self.tm * self.strip();
+        8 * operands + 4 * (results + self.workgroup() + self.rows())
+    }
+
+    /// Rows of a workgroup.
+    pub(crate) fn rows(&self) -> u32 {
+        if self.operands.are_staged() { self.tm * self.groups } else { self.tm }
+    }
+
+    /// Columns of a workgroup.
+    fn strip(&self) -> u32 {
+        self.lanes * self.tn
+    }
+
+    /// Strips of columns that a tile is cut into, one workgroup each.
+    pub(crate) fn strips(&self) -> u32 {
+        TILE as u32 / self.strip()
+    }
+
+    pub(crate) fn source(&self, form: Form, order: Order, images: bool) -> KernelSource {
+        let Order { chunked, norm_lanes } = order;
+        let Self { tm, tn, lanes, groups, operands, .. } = *self;
+        let (subgroup, staged) = (operands == Operands::Broadcast, operands.are_staged());
+        let packed = operands.are_packed();
+        let workgroup = self.workgroup();
+        let Form { format, norm, kind } = form;
+        assert!((TILE as u32).is_multiple_of(self.strip()), "strips fill a tile");
+        assert!(norm_lanes.is_multiple_of(8), "squares are summed by eights");
+        assert!(!subgroup || norm_lanes == 8, "eight lanes sum the squares");
+        assert!(norm_lanes <= workgroup, "a workgroup sums the squares");
+        assert!(chunked || groups == 1 || staged, "groups share chunks");
+        assert!(!staged || workgroup.is_multiple_of(norm_lanes), "by whole rows where it stages");
+        assert!(!packed || (format.is_integer() && !norm), "x was normalised as it was quantised");
+        let group_vec4s = GROUP as u32 / 4;
+        let shared = operands.subgroups();
+        assert!(groups.is_multiple_of(shared.down), "each subgroup has as many rows");
+        assert!(shared.chunks == 1 || groups == 1, "of few rows k is shared");
+        let padded = group_vec4s * shared.staged + PADDING;
+        let block = format.block() as u32;
+        // Results leave as vec4s: a lane has all four values of one, or gets them from its
+        // neighbours.
+        let wide = tn.is_multiple_of(kind.unit());
+        let needs_wide = matches!(operands, Operands::Staged | Operands::PackedStaged);
+        assert!(wide || !needs_wide, "lanes of a tile have whole results");
+        let out_rows = match operands {
+            Operands::Loaded | Operands::Broadcast if wide => 0,
+            Operands::Staged | Operands::PackedStaged => 0,
+            _ => shared.down * tm,
+        };
+        let (lane_stride, j_stride) = if wide { (tn, 1) } else { (1, lanes) };
+        let own = [
+            ("TM", tm),
+            ("TN", tn),
+            ("LANES", lanes),
+            ("GROUPS", groups),
+            ("WORKGROUP", workgroup),
+            ("TILE_ROWS", self.rows()),
+            ("TILE_X", group_vec4s * self.rows()),
+            ("TILE_WEIGHTS", group_vec4s * self.strip()),
+            ("NORM_ROWS", workgroup / norm_lanes),
+            ("SIDE", tm),
+            ("SUBGROUP_LANES", shared.lanes),
+            ("ACROSS", lanes / tm),
+            ("DOWN", shared.down),
+            ("CHUNKS", shared.chunks),
+            ("MATRICES", groups / shared.down),
+            ("STAGED_VALUES", GROUP as u32 * shared.staged),
+            ("STAGED_VEC4S", group_vec4s * shared.staged),
+            ("PADDED", padded),
+            ("HALF_X", padded * self.rows() * shared.chunks),
+            ("HALF_WEIGHTS", padded * self.strip() * shared.chunks),
+            ("PACKED", packed.into()),
+            ("NIBBLES", (format == Format::Int4).into()),
+            ("LAST_BLOCK", format.group_blocks() as u32 - 1),
+            ("STAGED", if packed { STAGED_GROUPS } else { shared.staged }),
+            ("PACKED_X", 2 * STAGED_GROUPS * self.rows()),
+            ("X_FACTORS", STAGED_GROUPS * self.rows()),
+            ("PACKED_WEIGHTS", 2 * STAGED_GROUPS * self.strip()),
+            ("FACTORS", STAGED_GROUPS * self.strip()),
+            ("SPLIT", (if staged { shared.chunks } else { groups } > 1).into()),
+            ("SPLIT_SUMS", groups * tm * tn * lanes),
+            ("SUBGROUP", subgroup.into()),
+            ("STRIP", self.strip()),
+            ("STRIPS", self.strips()),
+            ("CHUNKED", chunked.into()),
+            ("CHUNK_BLOCKS", if chunked { CHUNK / block } else { MAX_BLOCKS }),
+            // Lanes that share values of x can afford to scale them.
+            ("SCALED", (subgroup && format.has_offset()).into()),
+            ("LONG_GROUPS", (format.group() > GROUP).into()),
+            ("NORM", norm.into()),
+            ("NORM_LANES", norm_lanes),
+            ("NORM_EIGHTHS", norm_lanes / 8),
+            ("SQUARES", tm * norm_lanes),
+            ("WIDE", wide.into()),
+            ("UNIT", kind.unit()),
+            ("LANE_STRIDE", lane_stride),
+            ("J_STRIDE", j_stride),
+            ("OUT_ROWS", out_rows),
+            ("SHARED_OUT", shared.chunks * out_rows * self.strip()),
+            ("BLOCK", BLOCK_TOKENS as u32),
+            ("STORE", (kind == Kind::Store).into()),
+            ("RESIDUAL", (kind == Kind::Residual).into()),
+            ("SWIGLU", (kind == Kind::Swiglu).into()),
+            ("QKV", matches!(kind, Kind::Qkv(_)).into()),
+            ("KV_F16", (kind == Kind::Qkv(KvFormat::F16)).into()),
+        ];
+        let (vec4s, blocks) = (Access::read_vec4s(images), Access::read_blocks(images));
+        let x = if packed { blocks } else { vec4s };
+        let write = Access::write_vec4s(images);
+        let mut bindings = vec![("AT_X", x), ("AT_WEIGHTS", blocks)];
+        bindings.extend(format.is_grouped().then_some(("AT_SCALES", blocks)));
+        match kind {
+            Kind::Store => bindings.push(("AT_OUT", Access::ReadWrite)),
+            Kind::Residual => bindings.extend([("AT_OUT", write), ("AT_RESIDUAL", vec4s)]),
+            Kind::Swiglu => bindings.push(("AT_OUT", write)),
+            Kind::Qkv(kv) => bindings.extend([
+                ("AT_OUT", write),
+                ("AT_INPUTS", Access::Read),
+                ("AT_BIAS", vec4s),
+                ("AT_COS_SIN", vec4s),
+                ("AT_KEYS", kv.write(images)),
+                ("AT_VALUES", kv.write(images)),
+            ]),
+        }
+        // Last, so that a product with a norm and a gate is bound as one with a residual is.
+        bindings.extend(norm.then_some(("AT_NORM", vec4s)));
+        let places = (0..).zip(&bindings).map(|(place, (name, _))| (*name, place));
+        let constants: Vec<_> = own.into_iter().chain(format.constants()).chain(places).collect();
+        let template = [
+            match operands {
+                Operands::Loaded | Operands::Broadcast => include_str!("matmul.wgsl"),
+                Operands::Staged => include_str!("matmul_tiled.wgsl"),
+                Operands::Cooperative(_) => include_str!("matmul_cooperative.wgsl"),
+                Operands::Packed => include_str!("matmul_packed.wgsl"),
+                Operands::PackedStaged => include_str!("matmul_packed_tiled.wgsl"),
+            },
+            if packed { include_str!("matmul_packed_in.wgsl") } else { "" },
+            if staged && !packed { include_str!("matmul_staged.wgsl") } else { "" },
+            INPUTS,
+            include_str!("matmul_out.wgsl"),
+            format.decoder(),
+        ]
+        .concat();
+        let name = format!("matmul {} {}", form.name(), self.name());
+        let accesses: Vec<_> = bindings.iter().map(|(_, access)| *access).collect();
+        let wgsl = expand_vec4s(&template, images, &constants);
+        KernelSource::new::<Params>(name, wgsl, &accesses)
+    }
+}
