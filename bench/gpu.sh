@@ -14,7 +14,6 @@ name=${1:?give the results a name, as in: make bench-gpu NAME=h200} adapter=${2:
 rounds=${ROUNDS:-5} tokens=${TOKENS:-128} prompt=${PROMPT:-512,2048} batches=${BATCHES:-1,8,32}
 contexts=${CONTEXTS:-0,4096} matrices=${MATRICES:-4096x4096,4096x27392}
 results=bench/results/$name page=bench/results/$name.md
-mkdir -p "$results"
 if [ -z "${AUTOGLM_BIN:-}" ]; then
   cargo build --release --bin autoglm-bench
   AUTOGLM_BIN=target/release
@@ -23,6 +22,13 @@ bench=$AUTOGLM_BIN/autoglm-bench
 choice=()
 [ -z "$adapter" ] || choice=(--adapter "$adapter")
 export AUTOGLM_TEST_ADAPTER=$adapter
+# An adapter that isn't there is refused before gigabytes are written for it.
+if ! said=$("$bench" kernels ${choice[@]+"${choice[@]}"} --kernels norm --rows 1 --rounds 1 \
+  2>&1 >/dev/null); then
+  printf '%s\n' "$said" >&2
+  exit 1
+fi
+mkdir -p "$results"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
