@@ -113,47 +113,52 @@ pub fn place(model: &ModelCost, slots: &[Slot]) -> Result<Vec<LayerRange>, Place
     if num_stages > num_layers || num_stages == 0 {
         return Err(PlacementError::TooManyStages { num_stages, num_layers });
     }
+    cut(model, slots).ok_or_else(|| too_small(model, slots))
+}
+
+/// The best cut of at least as many layers as slots, if one fits.
+fn cut(model: &ModelCost, slots: &[Slot]) -> Option<Vec<LayerRange>> {
+    let (num_layers, num_stages) = (model.layers.len(), slots.len());
     // slowest[s][l]: cost of the slowest of the first s stages when they hold the first l layers;
-    // cut[s][l]: where the last of them begins.
+    // start[s][l]: where the last of them begins.
     let mut slowest = vec![vec![None::<u64>; num_layers + 1]; num_stages + 1];
-    let mut cut = vec![vec![0; num_layers + 1]; num_stages + 1];
+    let mut start = vec![vec![0; num_layers + 1]; num_stages + 1];
     slowest[0][0] = Some(0);
     for stage in 0..num_stages {
         let (is_first, is_last) = (stage == 0, stage + 1 == num_stages);
         for end in stage + 1..=num_layers {
-            for first in stage..end {
-                let Some(before) = slowest[stage][first] else { continue };
+            for first in (stage..end).rev() {
                 let layers = LayerRange { first: first as u32, end: end as u32 };
                 if model.memory(layers, is_first, is_last) > slots[stage].memory {
-                    continue;
+                    // More layers take more.
+                    break;
                 }
+                let Some(before) = slowest[stage][first] else { continue };
                 let cost = before.max(model.compute(layers, is_last));
-                if slowest[stage + 1][end].is_none_or(|best| cost < best) {
+                if slowest[stage + 1][end].is_none_or(|best| cost <= best) {
                     slowest[stage + 1][end] = Some(cost);
-                    cut[stage + 1][end] = first;
+                    start[stage + 1][end] = first;
                 }
             }
         }
     }
-    if slowest[num_stages][num_layers].is_none() {
-        return Err(too_small(model, slots));
-    }
+    slowest[num_stages][num_layers]?;
     let mut stages = Vec::with_capacity(num_stages);
     let mut end = num_layers;
     for stage in (1..=num_stages).rev() {
-        let first = cut[stage][end];
+        let first = start[stage][end];
         stages.push(LayerRange { first: first as u32, end: end as u32 });
         end = first;
     }
     stages.reverse();
-    Ok(stages)
+    Some(stages)
 }
 
 fn too_small(model: &ModelCost, slots: &[Slot]) -> PlacementError {
     let needed = model.total() + model.activations * (slots.len() as u64 - 1);
     let held = slots.iter().map(|slot| slot.memory).sum();
     let most = slots.iter().map(|slot| slot.memory).max().unwrap_or(0);
-    let fits = |n: &usize| place(model, &vec![Slot { memory: most }; *n]).is_ok();
+    let fits = |n: &usize| cut(model, &vec![Slot { memory: most }; *n]).is_some();
     let num_nodes = if slots.iter().all(|slot| slot.memory == most) {
         (slots.len() + 1..=model.layers.len()).find(fits)
     } else {
@@ -216,6 +221,18 @@ mod tests {
              missing; with 0 KiB per node it would fit on 3 nodes"
         );
         assert!(lengths(&model(12), &[5]).unwrap_err().to_string().contains("no number of nodes"));
+    }
+
+    #[test]
+    fn a_large_model_that_fits_on_no_number_of_nodes_is_told_at_once() {
+        let started = std::time::Instant::now();
+        let error = lengths(&model(200), &[50; 3]).unwrap_err().to_string();
+        assert!(error.contains("no number of nodes"), "{error}");
+        // Many numbers of nodes are possible, and none large enough but the last.
+        let mut model = model(92);
+        model.head = 100_000;
+        assert!(lengths(&model, &[300; 2]).is_err());
+        assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
     }
 
     #[test]
