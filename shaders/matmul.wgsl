@@ -10,10 +10,11 @@
 //           out
 //
 // The order of additions is one for all variants, and a function of K alone: one chain of fma in
-// ascending k, from zero. Where the weights of a group share a scale, the chain runs in the group,
-// and another takes in scale * sum, then, of formats that have one, offset * (sum of the group's
-// x). CHUNKED: K is cut into chunks of CHUNK values that have such chains each; their sums are
-// added in ascending order. A group is 32 values, in LONG_GROUPS half a chunk.
+// ascending k, from zero. Where weights share a scale, the chain runs in a group of 32 values, and
+// another takes in scale * sum, then, of formats that have one, offset * (sum of the group's x).
+// CHUNKED: K is cut into chunks of CHUNK values that have such chains each; their sums are added in
+// ascending order. LONG_GROUPS: groups that share a scale stand side by side, as many as half a
+// chunk.
 
 //! if SPLIT
 var<workgroup> sh_sums: array<f32, {SPLIT_SUMS}>;  // [SPLIT, TM, TN, LANES]
@@ -108,50 +109,35 @@ fn main(
         let start = 0u;
         let end = p.num_blocks;
 //! end
-//! if GROUPED
 //! for m in 0..TM
 //! for j in 0..TN
+        // Here also where it is a group's: that, and no more, gives a software driver's compiler
+        // registers enough for a tile.
+        var acc_{m}_{j} = 0.0;
+//! if GROUPED
         var sum_{m}_{j} = 0.0;
 //! end
 //! end
-//! if LONG_GROUPS
-        // Some lanes may have no chunk.
-        let quad = min(start / {QUAD_BLOCKS}u, num_quads - 1u);
-//! for j in 0..TN
-        var scales_{j} =
-            scales_at(scales_start + quad * {TILE}u + {j}u * {J_STRIDE}u);
-        // A chunk has two of the four.
-        scales_{j} = select(scales_{j}, scales_{j}.zwxy, start % {QUAD_BLOCKS}u != 0u);
 //! end
-        for (var group_start = start; group_start < end; group_start += {GROUP_BLOCKS}u) {
-//! for m in 0..TM
-//! for j in 0..TN
-        var acc_{m}_{j} = 0.0;
-//! end
-//! end
-        let group_end = min(group_start + {GROUP_BLOCKS}u, end);
-        for (var block = group_start; block < group_end; block += {STEP_BLOCKS}u) {
-//! else
+//! if GROUPED
         for (var quad = start; quad < end; quad += {QUAD_BLOCKS}u) {
 //! for j in 0..TN
         var scales_{j} =
             scales_at(scales_start + (quad / {QUAD_BLOCKS}u) * {TILE}u + {j}u * {J_STRIDE}u);
+//! if HALF_QUADS
+        // A chunk has two of the four.
+        scales_{j} = select(scales_{j}, scales_{j}.zwxy, quad % {QUAD_BLOCKS}u != 0u);
+//! end
 //! end
         let quad_end = min(quad + {QUAD_BLOCKS}u, end);
         for (var block = quad; block < quad_end; block += {STEP_BLOCKS}u) {
 //! for m in 0..TM
 //! for j in 0..TN
-            var acc_{m}_{j} = 0.0;
+            acc_{m}_{j} = 0.0;
 //! end
             var x_sum_{m} = 0.0;
 //! end
-//! end
 //! else
-//! for m in 0..TM
-//! for j in 0..TN
-        var acc_{m}_{j} = 0.0;
-//! end
-//! end
         for (var block = start; block < end; block += {STEP_BLOCKS}u) {
 //! end
 //! if SUBGROUP
@@ -219,12 +205,16 @@ fn main(
 //! end
 //! if GROUPED
 //! if LONG_GROUPS
-        }
+            let same_scale = (block + {STEP_BLOCKS}u) % {GROUP_BLOCKS}u != 0u;
 //! end
 //! for j in 0..TN
             let factor_{j} = scale_of(scales_{j}.x);
             // The next group's is the first again.
+//! if LONG_GROUPS
+            scales_{j} = select(scales_{j}.yzwx, scales_{j}, same_scale);
+//! else
             scales_{j} = scales_{j}.yzwx;
+//! end
 //! for m in 0..TM
             sum_{m}_{j} = fma(factor_{j}.x, acc_{m}_{j}, sum_{m}_{j});
 //! if OFFSET
@@ -233,10 +223,7 @@ fn main(
 //! end
 //! end
         }
-//! if LONG_GROUPS
-//! else
         }
-//! end
 //! else
         }
 //! for m in 0..TM

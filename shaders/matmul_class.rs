@@ -5,7 +5,7 @@ use crate::kernel::KernelSource;
 use crate::matmul::Products;
 use crate::matmul_variant::{Form, Operands, Order, Subgroups, Variant};
 use crate::quantize_rows;
-use crate::weights::{Format, GROUP};
+use crate::weights::Format;
 
 /// What defines the bits of products on a device, and how they are laid out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,9 +55,7 @@ impl Class {
         } else {
             variants.push(many);
         }
-        // Long groups have their scales by chunks.
-        let chunked = format.group() > GROUP;
-        Self { variants, order: Order { chunked, norm_lanes: 8 } }
+        Self { variants, order: Order { chunked: false, norm_lanes: 8 } }
     }
 
     /// With few rows there are too few columns for one lane each: chunks of k run side by side.

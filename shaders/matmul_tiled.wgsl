@@ -38,9 +38,6 @@ fn main(
 //! for m in 0..TM
 //! for j in 0..TN
         var sum_{m}_{j} = 0.0;
-//! if LONG_GROUPS
-        var acc_{m}_{j} = 0.0;
-//! end
 //! end
 //! end
         let end = min(chunk + {CHUNK_BLOCKS}u, p.num_blocks);
@@ -72,7 +69,7 @@ fn main(
             }
 //! end
             workgroupBarrier();
-//! if OFFSET
+//! if GROUPED
 //! for m in 0..TM
             var x_sum_{m} = 0.0;
 //! for j in 0..TN
@@ -104,24 +101,14 @@ fn main(
 //! end
 //! end
             }
-//! if LONG_GROUPS
-            let next = block + {STEP_BLOCKS}u;
-            if (next % {GROUP_BLOCKS}u == 0u || next >= end) {
-//! for j in 0..TN
-                let factor_{j} = sh_factors[{j}u * {LANES}u + lane];
-//! for m in 0..TM
-                sum_{m}_{j} = fma(factor_{j}.x, acc_{m}_{j}, sum_{m}_{j});
-                acc_{m}_{j} = 0.0;
-//! end
-//! end
-            }
-//! end
-//! if OFFSET
+//! if GROUPED
 //! for j in 0..TN
             let factor_{j} = sh_factors[{j}u * {LANES}u + lane];
 //! for m in 0..TM
             sum_{m}_{j} = fma(factor_{j}.x, acc_{m}_{j}, sum_{m}_{j});
+//! if OFFSET
             sum_{m}_{j} = fma(factor_{j}.y, x_sum_{m}, sum_{m}_{j});
+//! end
 //! end
 //! end
 //! end

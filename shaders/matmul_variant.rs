@@ -272,6 +272,7 @@ impl Variant {
             // Lanes that share values of x can afford to scale them.
             ("SCALED", (subgroup && format.has_offset()).into()),
             ("LONG_GROUPS", (format.group() > GROUP).into()),
+            ("HALF_QUADS", (chunked && format.group() > GROUP).into()),
             ("NORM", norm.into()),
             ("NORM_LANES", norm_lanes),
             ("NORM_EIGHTHS", norm_lanes / 8),
