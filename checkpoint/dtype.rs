@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::fp8;
+
 /// How a tensor is stored in its file. The quantised ones are ggml's block formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types, reason = "these are the names that everyone knows them by")]
@@ -120,6 +122,23 @@ impl Format {
         }
     }
 
+    /// Whether every weight of rows as they are handed over is finite. No branch hangs on a single
+    /// one, so that this vectorises: it runs over a whole model.
+    pub(crate) fn is_finite(self, rows: &[u8]) -> bool {
+        let f16s = |bytes| none(bytes, |value| u16::from_le_bytes(value) & 0x7c00 == 0x7c00);
+        match self {
+            Self::F32 => none(rows, |value| u32::from_le_bytes(value) & 0x7f80_0000 == 0x7f80_0000),
+            Self::F16 => f16s(rows),
+            Self::BF16 => none(rows, |value| u16::from_le_bytes(value) & 0x7f80 == 0x7f80),
+            Self::Int8 => rows.chunks_exact(self.row_bytes(GROUP)).all(|group| f16s(&group[..2])),
+            Self::Int4 => rows.chunks_exact(self.row_bytes(GROUP)).all(|group| f16s(&group[..4])),
+            Self::Fp8 => rows.chunks_exact(4 + FP8_GROUP).all(|group| {
+                let factor = f32::from_le_bytes([group[0], group[1], group[2], group[3]]);
+                fp8::is_factor(factor) && none(&group[4..], |[code]| code & 0x7f == 0x7f)
+            }),
+        }
+    }
+
     /// Bytes of a row on an adapter, where what belongs to a group beside its numbers has a word.
     pub(crate) fn device_row_bytes(self, cols: usize) -> usize {
         match self {
@@ -142,6 +161,11 @@ impl Format {
             _ => Self::F32,
         }
     }
+}
+
+/// Whether no value is bad. Looks at all of them.
+fn none<const N: usize>(values: &[u8], is_bad: impl Fn([u8; N]) -> bool) -> bool {
+    !values.as_chunks().0.iter().fold(false, |any, value| any | is_bad(*value))
 }
 
 /// What weights are rounded to while they are loaded, unless the file has them smaller.

@@ -112,13 +112,21 @@ pub enum CheckpointError {
         /// The other one.
         second: String,
     },
-    /// An 8-bit float or its factor is no number that can be computed with.
-    #[error("tensor {tensor} has a value in row {row} that is NaN, infinite or above 2^119")]
+    /// A weight is NaN or infinite, or a factor of 8-bit floats is, or is above 2^119.
+    #[error(
+        "{path}: tensor {tensor} holds {value:e} at {index:?}, which can't be computed with: the \
+         file is damaged"
+    )]
     NotFinite {
+        /// The file.
+        path: PathBuf,
         /// Its name, or that of its factors.
         tensor: String,
-        /// The row of weights, as stored.
-        row: usize,
+        /// Where it is, as stored, outermost dimension first; under a scale that isn't finite, the
+        /// first value of the block.
+        index: Vec<usize>,
+        /// The value.
+        value: f32,
     },
     /// A quantised weight doesn't fit into the format it is handed over in.
     #[error("tensor {tensor} has a value of {value} in row {row}, f16 holds at most ±65504")]

@@ -183,15 +183,20 @@ impl Scales {
         })
     }
 
+    /// Where the factor of a weight is.
+    pub(crate) fn index(&self, row: usize, col: usize) -> [usize; 2] {
+        [row / self.block.0, (col / self.block.1).min(self.row_len - 1)]
+    }
+
     /// The factors of the groups of 128 of a row. `bytes`: all factors, as stored.
     pub(crate) fn of_row<'b>(
         &'b self,
         bytes: &'b [u8],
         row: usize,
     ) -> impl Iterator<Item = f32> + 'b {
-        let first = row / self.block.0 * self.row_len;
         (0..).step_by(FP8_GROUP).map(move |col: usize| {
-            let at = first + (col / self.block.1).min(self.row_len - 1);
+            let [row, col] = self.index(row, col);
+            let at = row * self.row_len + col;
             match self.dtype {
                 DType::F32 => f32::from_le_bytes(four(bytes, 4 * at)),
                 DType::F16 => f16::from_le_bytes(two(bytes, 2 * at)).to_f32(),
@@ -209,14 +214,10 @@ fn four(bytes: &[u8], at: usize) -> [u8; 4] {
     [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]
 }
 
-/// Whether a code of e4m3 is a number: kernels take the other two for numbers too.
-pub(crate) fn is_number(code: u8) -> bool {
-    code & 0x7f != 0x7f
-}
-
-/// Whether a kernel can multiply with a factor: it multiplies it with 256 first.
+/// Whether a factor can be multiplied with: every code times it is finite, and so is the factor
+/// times 256, with which kernels begin.
 pub(crate) fn is_factor(factor: f32) -> bool {
-    (factor * 256.0).is_finite()
+    factor.abs() <= 2f32.powi(119)
 }
 
 /// A row as it is handed over: groups of `d: f32, q: [u8; 128]`, the last one filled with zeros.

@@ -25,6 +25,8 @@ fn grouped_blocks_keep_their_bits() {
     for name in ["blk.1.attn_q.weight", "blk.1.attn_k.weight", "blk.1.attn_v.weight"] {
         let tensor = file.find(name);
         tensor.data.truncate(tensor.data.len() / 2);
+        // Without the upper half of the exponents, any bits are numbers.
+        tensor.data.iter_mut().skip(1).step_by(2).for_each(|byte| *byte &= 0x3f);
         tensor.kind = if name.contains("_q") { 1 } else { 30 };
     }
     let checkpoint = file.open().unwrap();

@@ -4,7 +4,7 @@
 //! tensor that the architecture needs is there, in its right shape. From then on weights are
 //! asked for by what they do ([`Matrix`], [`Vector`]), never by a file's name for them, and come
 //! out in one form whatever the source: q, k and v stacked, gate above up, rotated pairs next to
-//! each other.
+//! each other, all of them finite.
 //!
 //! Nothing in a file can panic the process or make it allocate without a bound: every length is
 //! checked before it is used. No GPU, no network.
@@ -14,6 +14,8 @@ mod config;
 mod digest;
 mod dtype;
 mod error;
+#[cfg(test)]
+mod finite_tests;
 mod fp8;
 #[cfg(test)]
 mod fp8_tests;
@@ -192,8 +194,9 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::NoSuchLayer`], and [`CheckpointError::NoSuchVector`] for what the
-    /// configuration says the model has not.
+    /// [`CheckpointError::NoSuchLayer`], [`CheckpointError::NoSuchVector`] for what the
+    /// configuration says the model has not, and [`CheckpointError::NotFinite`] if a weight is NaN
+    /// or infinite.
     pub fn vector(&self, vector: Vector) -> Result<Vec<f32>, CheckpointError> {
         let (role, layer) = vector.role();
         self.check_layer(layer)?;
@@ -203,7 +206,7 @@ impl Checkpoint {
                 architecture: self.config.architecture.to_string(),
             });
         }
-        Ok(matrix::vector(&self.weights, self.weights.pieces(role, layer.unwrap_or(0))))
+        matrix::vector(&self.weights, self.weights.pieces(role, layer.unwrap_or(0)))
     }
 
     /// Bytes of a part's weights on an adapter: matrices in their

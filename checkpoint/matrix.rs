@@ -10,6 +10,7 @@ use crate::architecture::Role;
 use crate::dtype::{DType, FP8_GROUP, Format, GROUP, Quantize};
 use crate::error::CheckpointError;
 use crate::fp8;
+use crate::mapped::Mapped;
 use crate::quantize::{int4_group, int8_group};
 use crate::quants::decode_row;
 use crate::tensors::{Piece, Weights};
@@ -88,6 +89,7 @@ pub struct MatrixView<'a> {
 /// One of its tensors, and its bytes and those of its factors, as stored.
 #[derive(Clone, Copy, Debug)]
 struct Source<'a> {
+    files: &'a [Mapped],
     piece: &'a Piece,
     stored: &'a [u8],
     scales: &'a [u8],
@@ -103,6 +105,7 @@ impl<'a> MatrixView<'a> {
     ) -> Self {
         let rows = pieces.iter().map(|piece| piece.rows).sum();
         let source = |piece: &'a Piece| Source {
+            files: &weights.files,
             piece,
             stored: weights.bytes(piece),
             scales: piece.scales.as_ref().map_or(&[], |scales| weights.scale_bytes(scales)),
@@ -151,7 +154,7 @@ impl<'a> MatrixView<'a> {
     ///
     /// [`CheckpointError::Rows`] if the range or the size is wrong,
     /// [`CheckpointError::F16Range`] if a quantised value is none that f16 holds, and
-    /// [`CheckpointError::NotFinite`] if an 8-bit float is NaN; `out` is then partly written.
+    /// [`CheckpointError::NotFinite`] if a weight is NaN or infinite; `out` is then partly written.
     pub fn read_rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<(), CheckpointError> {
         let size = rows.end.checked_sub(rows.start).and_then(|n| n.checked_mul(self.row_bytes()));
         if rows.end > self.rows || size != Some(out.len()) {
@@ -173,6 +176,13 @@ impl<'a> MatrixView<'a> {
             let end = rows.end.clamp(first, first + num_rows) - first;
             let (part, rest) = out.split_at_mut((end - start) * self.row_bytes());
             self.read_source(source, start..end, part, &mut scratch)?;
+            // While they are in the processor's cache. Nothing after this would notice: answers
+            // would just be garbage.
+            if !self.format.is_finite(part)
+                && let Some(error) = source.not_finite(start..end)
+            {
+                return Err(error);
+            }
             out = rest;
             first += num_rows;
         }
@@ -225,17 +235,14 @@ impl<'a> MatrixView<'a> {
                 out.copy_from_slice(stored);
                 continue;
             }
-            let range = |value| CheckpointError::F16Range {
-                tensor: piece.name.clone(),
-                row: number,
-                value,
+            let range = |value| {
+                let tensor = piece.name.clone();
+                let range = CheckpointError::F16Range { tensor, row: number, value };
+                source.not_finite(row..row + 1).unwrap_or(range)
             };
             if dtype == DType::Q4_0 && self.format == Format::Int4 {
                 q4_0_as_int4(stored, out).map_err(range)?;
                 continue;
-            }
-            if dtype == DType::F8_E4M3 {
-                source.check_fp8(number, stored)?;
             }
             source.decode(number, stored, &mut scratch.f32);
             match self.format {
@@ -301,18 +308,26 @@ impl<'a> Source<'a> {
         scales.into_iter().flat_map(move |scales| scales.of_row(self.scales, number))
     }
 
-    fn check_fp8(&self, number: usize, codes: &[u8]) -> Result<(), CheckpointError> {
-        let not_finite = |tensor: &str| {
-            Err(CheckpointError::NotFinite { tensor: tensor.to_owned(), row: number })
+    /// The first value of these rows, or factor of theirs, that can't be computed with.
+    fn not_finite(&self, mut rows: Range<usize>) -> Option<CheckpointError> {
+        let mut values = vec![0.0; self.piece.cols];
+        let error = |file: usize, tensor: &str, index: [usize; 2], value| {
+            let (path, tensor) = (self.files[file].path.clone(), tensor.to_owned());
+            CheckpointError::NotFinite { path, tensor, index: index.to_vec(), value }
         };
-        if !codes.iter().all(|code| fp8::is_number(*code)) {
-            return not_finite(&self.piece.name);
-        }
-        let num_groups = codes.len().div_ceil(FP8_GROUP);
-        if !self.factors(number).take(num_groups).all(fp8::is_factor) {
-            return not_finite(self.piece.scales.as_ref().map_or("", |scales| &scales.name));
-        }
-        Ok(())
+        rows.find_map(|row| {
+            let (number, stored) = self.row(row);
+            let piece = self.piece;
+            decode_row(piece.dtype, stored, &mut values);
+            if let Some(col) = values.iter().position(|value| !value.is_finite()) {
+                return Some(error(piece.file, &piece.name, [number, col], values[col]));
+            }
+            let scales = piece.scales.as_ref()?;
+            let cols = (0..piece.cols).step_by(FP8_GROUP);
+            let mut factors = cols.zip(scales.of_row(self.scales, number));
+            let (col, factor) = factors.find(|(_, factor)| !fp8::is_factor(*factor))?;
+            Some(error(scales.file, &scales.name, scales.index(number, col), factor))
+        })
     }
 }
 
@@ -341,17 +356,25 @@ impl Scratch {
 }
 
 /// A vector, from however many tensors, as f32.
-pub(crate) fn vector(weights: &Weights, pieces: &[Piece]) -> Vec<f32> {
+pub(crate) fn vector(weights: &Weights, pieces: &[Piece]) -> Result<Vec<f32>, CheckpointError> {
     let mut out = Vec::new();
     for piece in pieces {
         let mut stored = vec![0.0; piece.rows];
         decode_row(piece.dtype, weights.bytes(piece), &mut stored);
+        if let Some(row) = stored.iter().position(|value| !value.is_finite()) {
+            return Err(CheckpointError::NotFinite {
+                path: weights.files[piece.file].path.clone(),
+                tensor: piece.name.clone(),
+                index: vec![row],
+                value: stored[row],
+            });
+        }
         match piece.half_split {
             None => out.extend(stored),
             Some(order) => out.extend((0..piece.rows).map(|row| stored[order.stored_row(row)])),
         }
     }
-    out
+    Ok(out)
 }
 
 /// What stands for a type in digests, and so must never change: its number in `enum ggml_type`, or

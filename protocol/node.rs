@@ -29,6 +29,7 @@ pub struct AdapterReport {
     pub driver: String,
     /// Bytes that stages may take together.
     pub memory_bytes: u64,
-    /// The device class (design I1): adapter, driver, kernels, and the bits of a self-test.
+    /// The device class (design I1): adapter, driver, kernels, and the bits of a self-test. Of
+    /// small layers, before any model is known; a stage's echo has that of its model's.
     pub fingerprint: Digest,
 }

@@ -124,6 +124,6 @@ pub struct StageEcho {
     pub num_blocks: u32,
     /// Bytes on the adapter: weights, KV cache, activations.
     pub memory_bytes: u64,
-    /// The device class of its layers.
+    /// The device class for layers of its model.
     pub fingerprint: Digest,
 }

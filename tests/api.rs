@@ -23,6 +23,9 @@ async fn the_api_around_completions() {
     assert_eq!(stages.len(), 2);
     assert!(stages.iter().all(|stage| stage["state"] == "serving"), "{stages:?}");
     assert_ne!(stages[0]["node"], stages[1]["node"]);
+    // Two processes on one adapter.
+    assert_eq!(stages[0]["class"].as_str().map(str::len), Some(16), "{stages:?}");
+    assert_eq!(stages[0]["class"], stages[1]["class"]);
 
     let request = json!({"model": model, "prompt": "Alice was", "max_tokens": 8, "stream": true});
     let text = cluster.stream("/v1/completions", &request).await.text().await.unwrap();

@@ -177,3 +177,26 @@ async fn nodes_that_cannot_serve_say_why() {
     assert_eq!(lost.wait(wait).code(), Some(0));
     cluster.stop();
 }
+
+/// A damaged checkpoint isn't served, and the log names what is damaged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_weight_that_is_no_number_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in golden::model("glass-en").read_dir().unwrap() {
+        let from = entry.unwrap().path();
+        std::fs::copy(&from, dir.path().join(from.file_name().unwrap())).unwrap();
+    }
+    let file = dir.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let name = "model.layers.2.self_attn.v_proj.weight";
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let data = tensors.tensor(name).unwrap().data();
+    let at = data.as_ptr() as usize - bytes.as_ptr() as usize + 2 * (17 * 128 + 4);
+    bytes[at..at + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+    std::fs::write(&file, bytes).unwrap();
+    let mut cluster = Cluster::launch(&Options::new(dir.path().to_owned()).nodes(1, 1));
+    let said = cluster.process.wait_for("stage not loaded", Duration::from_secs(30));
+    assert!(said.contains(&format!("{name} holds NaN at [17, 4]")), "{said}");
+    assert_eq!(cluster.get("/health/ready").await.0, 503);
+    cluster.stop();
+}

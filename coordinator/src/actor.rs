@@ -272,7 +272,15 @@ impl State {
         let status = self.arguments.cluster.status();
         let before = self.arguments.status.borrow().clone();
         if status.is_ready() && !before.is_ready() {
-            info!(stages = status.pipelines[0].stages.len(), "the pipeline serves");
+            let pipeline = &status.pipelines[0];
+            info!(stages = pipeline.stages.len(), "the pipeline serves");
+            if let Some(classes) = pipeline.mixed_classes() {
+                warn!(
+                    classes,
+                    "stages of several device classes serve, their answers are not bit-equal to \
+                     those of a pipeline of one class"
+                );
+            }
         } else if before.is_ready() && !status.is_ready() {
             warn!(cause = status.waiting_for, "the pipeline is lost");
             self.arguments.metrics.pipeline_lost();

@@ -144,6 +144,30 @@ fn a_pipeline_serves_once_every_stage_has_echoed_its_plan() {
 }
 
 #[test]
+fn a_pipeline_of_several_device_classes_serves_and_says_so() {
+    for (classes, expected) in [
+        ([1, 1], None),
+        ([1, 2], Some("0000000000000001: 0101010101010101, 0000000000000002: 0202020202020202")),
+    ] {
+        let mut test = Test::new(two_stages);
+        test.join(1, 1000);
+        test.join(2, 1000);
+        let plans = std::mem::take(&mut test.plans);
+        for ((node, plan), class) in plans.iter().zip(classes) {
+            // A stage that is loading has no class yet, which is none of its own.
+            assert_eq!(test.cluster.status().pipelines[0].mixed_classes(), None);
+            let fingerprint = Digest([class; 32]);
+            test.handle(Input::Ready(StageEcho { fingerprint, ..echo(*node, plan) }));
+        }
+        assert!(test.is_ready());
+        let pipeline = &test.cluster.status().pipelines[0];
+        assert_eq!(pipeline.mixed_classes().as_deref(), expected);
+        let shown: Vec<_> = pipeline.stages.iter().map(|stage| stage.class).collect();
+        assert_eq!(shown, classes.map(|class| Some(Digest([class; 32]))));
+    }
+}
+
+#[test]
 fn stages_share_a_node_when_nobody_else_comes() {
     let mut test = Test::new(two_stages);
     test.join(1, 1000);

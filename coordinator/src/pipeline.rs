@@ -150,6 +150,7 @@ impl Pipeline {
                     Some(_) => StageState::Serving,
                     None => StageState::Loading,
                 },
+                class: stage.echo.as_ref().map(|echo| echo.fingerprint),
                 num_blocks: stage.echo.as_ref().map_or(0, |echo| echo.num_blocks),
                 memory_bytes: stage.loaded_bytes,
             }

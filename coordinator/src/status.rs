@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use protocol::{LayerRange, NodeId, PipelineId, StageIndex};
+use protocol::{Digest, LayerRange, NodeId, PipelineId, StageIndex};
 
 /// Nodes and pipelines.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -53,6 +53,17 @@ impl PipelineStatus {
     pub fn is_ready(&self) -> bool {
         self.stages.iter().all(|stage| stage.state == StageState::Serving)
     }
+
+    /// The nodes of a pipeline that serves with stages of several device classes, each with its
+    /// class: its answers are right, but not bit-equal to those of a pipeline of one class.
+    pub fn mixed_classes(&self) -> Option<String> {
+        let class = |stage: &StageStatus| Some((stage.node, stage.class?));
+        let mut classes = self.stages.iter().map(class).collect::<Option<Vec<_>>>()?;
+        classes.dedup();
+        let is_mixed = classes.windows(2).any(|pair| pair[0].1 != pair[1].1);
+        let said = classes.iter().map(|(node, class)| format!("{node}: {class}"));
+        is_mixed.then(|| said.collect::<Vec<_>>().join(", "))
+    }
 }
 
 /// A stage of a pipeline.
@@ -74,6 +85,8 @@ pub struct StageStatus {
     pub layers: LayerRange,
     /// How far it is.
     pub state: StageState,
+    /// Its device class for layers of this model; none until it serves.
+    pub class: Option<Digest>,
     /// Blocks of its KV cache; 0 until it serves.
     pub num_blocks: u32,
     /// Bytes on its adapter; while loading, what is there so far.

@@ -183,9 +183,11 @@ impl Worker {
         let gpu = Gpu::open_with(adapter, options)?;
         let memory_bytes = memory_bytes(&gpu)?;
         let kernels = Kernels::new(&gpu)?;
-        // Whatever is loaded later has a class of its own; this one proves the adapter.
+        // Whatever is loaded later has a class of its own; this one proves the adapter, and tells
+        // apart all ways to compute products: packed dot products leave floats as they are.
         let heads = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 64 };
-        let fingerprint = kernels.class(&gpu, &[Format::F16], heads, KvFormat::F32)?;
+        let formats = [Format::F16, Format::Int8];
+        let fingerprint = kernels.class(&gpu, &formats, heads, KvFormat::F32)?;
         let report = AdapterReport {
             name: gpu.info().name.clone(),
             driver: gpu.info().driver.clone(),
@@ -263,5 +265,29 @@ impl Worker {
         let held = stage.held().clone();
         self.stages.insert(StageKey::of(plan), stage);
         Ok(held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_to_compute_products_has_a_report_of_its_own() {
+        let class = |products| {
+            let opened = Worker::open(None, products, |_| Ok(0));
+            opened.map(|(_, report)| report.fingerprint)
+        };
+        let plain = match class(Products::Plain) {
+            Ok(plain) => plain,
+            Err(cause) => return println!("skipped: no adapter ({cause})"),
+        };
+        assert_eq!(class(Products::Plain).unwrap(), plain);
+        let packed = class(Products::PackedDot).unwrap();
+        assert_ne!(packed, plain);
+        match class(Products::Cooperative) {
+            Ok(cooperative) => assert!(![plain, packed].contains(&cooperative)),
+            Err(cause) => println!("skipped: cooperative matrices ({cause})"),
+        }
     }
 }

@@ -4,7 +4,6 @@
 //! to the residual stream as it is, `Glm4ForCausalLM` normalises it first (sandwich norms).
 
 use std::cell::RefCell;
-use std::ops::Range;
 
 use checkpoint::{Checkpoint, Matrix, ModelConfig, Vector};
 use protocol::{Digest, config};
@@ -312,16 +311,14 @@ pub fn format(files: &Checkpoint) -> Result<Format, StageError> {
     Ok(on_device(files.matrix(Matrix::Qkv(0))?.format()))
 }
 
-/// The formats of the products of layers, each once; that of the model where there are no layers.
+/// The formats of the products of a model's layers, each once. Of all layers, wherever the model is
+/// cut: stages on devices of one class have one class, also where layers are of several formats.
 ///
 /// # Errors
 /// When the files don't hold them.
-pub fn formats(files: &Checkpoint, layers: Range<usize>) -> Result<Vec<Format>, StageError> {
-    if layers.is_empty() {
-        return Ok(vec![format(files)?]);
-    }
+pub fn formats(files: &Checkpoint) -> Result<Vec<Format>, StageError> {
     let mut formats = Vec::new();
-    for layer in layers {
+    for layer in 0..files.config().num_layers {
         for matrix in [Matrix::Qkv, Matrix::Output, Matrix::GateUp, Matrix::Down] {
             let format = on_device(files.matrix(matrix(layer))?.format());
             if !formats.contains(&format) {

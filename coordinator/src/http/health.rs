@@ -49,6 +49,7 @@ pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
                     StageState::Loading => "loading",
                     StageState::Serving => "serving",
                 },
+                "class": stage.class.map(|class| class.to_string()),
                 "num_blocks": stage.num_blocks,
                 "memory_bytes": stage.memory_bytes,
             })
