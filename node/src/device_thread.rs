@@ -184,10 +184,13 @@ impl Worker {
         let memory_bytes = memory_bytes(&gpu)?;
         let kernels = Kernels::new(&gpu)?;
         // Whatever is loaded later has a class of its own; this one proves the adapter, and tells
-        // apart all ways to compute products: packed dot products leave floats as they are.
+        // apart all ways to compute products, of which one leaves floats as they are.
         let heads = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 64 };
-        let formats = [Format::F16, Format::Int8];
-        let fingerprint = kernels.class(&gpu, &formats, heads, KvFormat::F32)?;
+        let formats: &[Format] = match products {
+            Products::PackedDot => &[Format::F16, Format::Int8],
+            Products::Plain | Products::Cooperative => &[Format::F16],
+        };
+        let fingerprint = kernels.class(&gpu, formats, heads, KvFormat::F32)?;
         let report = AdapterReport {
             name: gpu.info().name.clone(),
             driver: gpu.info().driver.clone(),
