@@ -1,13 +1,16 @@
-"""llama.cpp's processor backend beside autoglm-bench model: same machine, weights and work.
+"""llama.cpp beside autoglm-bench model: same machine, weights and work.
 
   python bench/peers/compare.py run MODEL.gguf ...     one round of llama.cpp, as JSON
   python bench/peers/compare.py compare ...            interleaved rounds of both, with ratios
 
-llama.cpp comes as the PyPI package llama-cpp-python; `make bench-peers` installs it.
+llama.cpp comes as the PyPI package llama-cpp-python; `make bench-peers` installs it, with its
+Vulkan backend where this system can build that.
 """
 
 import argparse
+import ctypes
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -15,6 +18,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+BACKENDS = ["cpu", "vulkan"]
 
 
 def cpu_seconds():
@@ -24,13 +29,22 @@ def cpu_seconds():
 
 def run(arguments):
     """pp, tg and batched tg, as llama-bench and llama-batched-bench time them."""
+    # Named, a software device counts, too.
+    os.environ.setdefault("GGML_VK_VISIBLE_DEVICES", "0")
     import llama_cpp as llama
 
     silent = llama.llama_log_callback(lambda *_: None)
     llama.llama_log_set(silent, None)
     llama.llama_backend_init()
     model_params = llama.llama_model_default_params()
-    model_params.n_gpu_layers = 0
+    on_gpu = arguments.backend == "vulkan"
+    if on_gpu and not llama.llama_supports_gpu_offload():
+        sys.exit("this llama.cpp was built without its Vulkan backend, or finds no Vulkan device")
+    model_params.n_gpu_layers = 1000 if on_gpu else 0
+    if not on_gpu:
+        # Or it gives large products to a GPU all the same.
+        no_devices = (ctypes.c_void_p * 1)(None)
+        model_params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
     model = llama.llama_model_load_from_file(arguments.model.encode(), model_params)
     if not model:
         sys.exit(f"llama.cpp can't load {arguments.model}")
@@ -40,6 +54,7 @@ def run(arguments):
     params.n_seq_max = arguments.batch
     params.kv_unified = True
     params.n_threads = params.n_threads_batch = arguments.threads
+    params.offload_kqv = params.op_offload = on_gpu
     context = llama.llama_init_from_model(model, params)
     if not context:
         sys.exit("llama.cpp can't make a context")
@@ -104,45 +119,46 @@ def compare(arguments):
             report = Path(scratch) / "ours.json"
             ours = [arguments.bench, "model", model, *sizes, "--rounds", "1", "--contexts", "0"]
             ours += ["--batches", str(arguments.batch), "--json", report]
-            theirs = [sys.executable, here, "run", model, *sizes]
-            theirs += ["--batch", str(arguments.batch), "--threads", str(arguments.threads)]
-            rounds = {"ours": [], "theirs": []}
+            work = [model, *sizes, "--batch", str(arguments.batch)]
+            work += ["--threads", str(arguments.threads)]
+            engines = {"ours": ours}
+            for backend in arguments.backends:
+                engines[backend] = [sys.executable, here, "run", "--backend", backend, *work]
+            rounds = {engine: [] for engine in engines}
             for number in range(arguments.rounds):
-                print(f"{storage}: round {number + 1} of {arguments.rounds}", file=sys.stderr)
-                quiet = {"check": True, "capture_output": True}
-                subprocess.run([str(part) for part in ours], **quiet)
-                rounds["ours"].append(json.loads(report.read_text())["tests"])
-                out = subprocess.run([str(part) for part in theirs], **quiet).stdout
-                rounds["theirs"].append(json.loads(out.splitlines()[-1])["tests"])
-            names = [test["test"] for test in rounds["theirs"][0]]
-            for name in names:
-                row = {"storage": storage, "test": name}
-                for engine, tests in rounds.items():
-                    found = [test for one in tests for test in one if test["test"] == name]
-                    for key in ["median_ts", "median_ts_per_cpu"]:
-                        row[f"{engine}_{key}"] = statistics.median(test[key] for test in found)
-                # Round by round, since what disturbs one disturbs its neighbour.
-                ratios = []
-                for one, other in zip(rounds["ours"], rounds["theirs"]):
-                    rate = {
-                        id(tests): next(
-                            test["median_ts_per_cpu"] for test in tests if test["test"] == name
+                for engine, command in engines.items():
+                    print(f"{storage}: round {number + 1}: {engine}", file=sys.stderr)
+                    done = subprocess.run([str(part) for part in command], capture_output=True)
+                    if done.returncode:
+                        sys.exit(f"{engine}: {done.stderr.decode()[-2000:]}")
+                    text = report.read_text() if engine == "ours" else done.stdout.splitlines()[-1]
+                    tests = json.loads(text)["tests"]
+                    rounds[engine].append({test["test"]: test for test in tests})
+            ours = rounds.pop("ours")
+            for backend, theirs in rounds.items():
+                for test in theirs[0]:
+                    row = {"storage": storage, "backend": backend, "test": test}
+                    for key in ["ts", "ts_per_cpu"]:
+                        ours_are, theirs_are = (
+                            [one[test][f"median_{key}"] for one in side] for side in (ours, theirs)
                         )
-                        for tests in (one, other)
-                    }
-                    ratios.append(rate[id(one)] / rate[id(other)])
-                row["ratio_per_cpu"] = statistics.median(ratios)
-                results.append(row)
+                        row[f"ours_{key}"] = statistics.median(ours_are)
+                        row[f"theirs_{key}"] = statistics.median(theirs_are)
+                        # Round by round, since what disturbs one disturbs its neighbour.
+                        row[f"ratio_{key}"] = statistics.median(
+                            one / other for one, other in zip(ours_are, theirs_are)
+                        )
+                    results.append(row)
     print(f"{arguments.shape}, random weights, {arguments.threads} threads for llama.cpp, ", end="")
     print(f"medians of {arguments.rounds} interleaved rounds\n")
-    print(f"{'':8}{'':10}{'AutoGLM':>18}{'llama.cpp':>20}{'ratio':>8}")
-    print(f"{'weights':8}{'test':10}{'tok/s':>9}{'/CPU-s':>9}{'tok/s':>11}{'/CPU-s':>9}{'/CPU-s':>8}")
+    print(f"{'':26}{'AutoGLM':>18}{'llama.cpp':>18}{'ratio':>18}")
+    print(f"{'weights':8}{'backend':8}{'test':10}" + 3 * f"{'tok/s':>9}{'/CPU-s':>9}")
     for row in results:
         print(
-            f"{row['storage']:8}{row['test']:10}"
-            f"{row['ours_median_ts']:9.2f}{row['ours_median_ts_per_cpu']:9.2f}"
-            f"{row['theirs_median_ts']:11.2f}{row['theirs_median_ts_per_cpu']:9.2f}"
-            f"{row['ratio_per_cpu']:8.3f}"
+            f"{row['storage']:8}{row['backend']:8}{row['test']:10}"
+            f"{row['ours_ts']:9.2f}{row['ours_ts_per_cpu']:9.2f}"
+            f"{row['theirs_ts']:9.2f}{row['theirs_ts_per_cpu']:9.2f}"
+            f"{row['ratio_ts']:9.3f}{row['ratio_ts_per_cpu']:9.3f}"
         )
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
@@ -153,10 +169,14 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("run", help="one round of llama.cpp")
     one.add_argument("model")
+    one.add_argument("--backend", choices=BACKENDS, default="cpu")
     both = commands.add_parser("compare", help="interleaved rounds of both")
     both.add_argument("--bench", default="target/debug/autoglm-bench", help="our binary")
     both.add_argument("--shape", default="glm-0.3b")
     both.add_argument("--storages", default="q4_0,q8_0,bf16")
+    both.add_argument(
+        "--backends", nargs="+", choices=BACKENDS, default=["cpu"], help="of llama.cpp"
+    )
     both.add_argument("--rounds", type=int, default=5)
     both.add_argument("--json", help="where to write the result")
     for command in (one, both):
