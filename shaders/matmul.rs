@@ -405,7 +405,7 @@ impl BoundMatmul {
     }
 }
 
-/// Values of k whose products are added in one chain, in classes that cut k. Part of what defines
+/// Values of k whose sums are added before those of the next, in classes that cut k. Part of what defines
 /// the bits of their results.
 pub(crate) const CHUNK: u32 = 256;
 

@@ -135,7 +135,9 @@ fn main(
 //! for j in 0..TN
             acc_{m}_{j} = 0.0;
 //! end
+//! if OFFSET
             var x_sum_{m} = 0.0;
+//! end
 //! end
 //! else
         for (var block = start; block < end; block += {STEP_BLOCKS}u) {

@@ -56,10 +56,7 @@ fn params_are_the_shader_s() {
     let gpu = Class::gpu();
     for (format, images) in testing::formats_and_layouts() {
         for form in forms(format) {
-            let order = |variant: &Variant| Order {
-                chunked: variant.groups > 1 || format == Format::Fp8,
-                norm_lanes: 8,
-            };
+            let order = |variant: &Variant| Order { chunked: variant.groups > 1, norm_lanes: 8 };
             let sources = variants().into_iter();
             let sources = sources.map(|variant| variant.source(form, order(&variant), images));
             let ends = [gpu.variants.first(), gpu.variants.last()].into_iter().flatten();
@@ -255,8 +252,9 @@ fn all_ways_of_a_gpu_give_the_same_bits() {
         (Format::Int8, Kind::Store, false),
         (Format::Int4, Kind::Swiglu, true),
     ] {
-        // More rows than one workgroup stages, and not all of those of the next.
-        let case = Case::new(&gpu, (format, order(kind)), (70, 136, 900), 18);
+        // More rows than one workgroup stages, and not all of those of the next; more chunks than
+        // the most groups of lanes take at a time.
+        let case = Case::new(&gpu, (format, order(kind)), (70, 136, 4484), 18);
         let run = |class| case.run(&gpu, &Matmul::with_class(class), kind, norm, &case.all());
         let class = Class::gpu();
         let alone = |variant| Class { variants: vec![variant], ..class.clone() };

@@ -4,8 +4,10 @@
 
 var<workgroup> sh_x: array<vec4<f32>, {TILE_X}>;            // [GROUP / 4, GROUPS * TM]
 var<workgroup> sh_weights: array<vec4<f32>, {TILE_WEIGHTS}>; // [GROUP / 4, TN, LANES]
-//! if GROUPED
+//! if OFFSET
 var<workgroup> sh_x_parts: array<f32, {TILE_X}>;            // [GROUP / 4, GROUPS * TM]
+//! end
+//! if GROUPED
 var<workgroup> sh_factors: array<vec2<f32>, {STRIP}>;       // [TN, LANES], scale and offset
 //! end
 
@@ -47,7 +49,7 @@ fn main(
                 let r = i / 8u;
                 let value = staged_x(p, first_row, r, block * {PARTS}u + i % 8u);
                 sh_x[i % 8u * {TILE_ROWS}u + r] = value;
-//! if GROUPED
+//! if OFFSET
                 // Of products, as in matmul.wgsl: a driver may add products in a way of its own, so
                 // that the sum of what was stored would have other bits.
                 sh_x_parts[i % 8u * {TILE_ROWS}u + r] =
@@ -71,7 +73,9 @@ fn main(
             workgroupBarrier();
 //! if GROUPED
 //! for m in 0..TM
+//! if OFFSET
             var x_sum_{m} = 0.0;
+//! end
 //! for j in 0..TN
             var acc_{m}_{j} = 0.0;
 //! end

@@ -3,8 +3,8 @@
   python bench/peers/compare.py run MODEL.gguf ...     one round of llama.cpp, as JSON
   python bench/peers/compare.py compare ...            interleaved rounds of both, with ratios
 
-llama.cpp comes as the PyPI package llama-cpp-python; `make bench-peers` installs it, with its
-Vulkan backend where this system can build that.
+llama.cpp comes as the PyPI package llama-cpp-python; `make bench-peers` installs it, with
+its Vulkan backend where that is asked for.
 """
 
 import argparse

@@ -5,6 +5,8 @@
 //! nothing, but its table takes memory. Until pipelines are replicated a node left out would idle,
 //! so every node that joined gets a stage.
 
+use std::ops::Range;
+
 use protocol::LayerRange;
 
 /// What the parts of a model weigh, in bytes.
@@ -82,25 +84,26 @@ impl std::fmt::Display for Size {
 }
 
 impl ModelCost {
-    fn compute(&self, layers: LayerRange, is_last: bool) -> u64 {
-        let layers: u64 = self.layers[layers.first as usize..layers.end as usize].iter().sum();
-        layers + if is_last { self.head } else { 0 }
-    }
-
-    fn memory(&self, layers: LayerRange, is_first: bool, is_last: bool) -> u64 {
-        let weights: u64 = self.layers[layers.first as usize..layers.end as usize].iter().sum();
+    /// Bytes that so many layers take, which weigh `weights`, with what the ends of a pipeline hold.
+    fn memory(&self, weights: u64, num_layers: usize, is_first: bool, is_last: bool) -> u64 {
         let ends = match (is_first, is_last) {
             (true, true) if self.tied => self.head.max(self.embedding),
             (first, last) => {
                 (if first { self.embedding } else { 0 }) + (if last { self.head } else { 0 })
             }
         };
-        weights + ends + self.kv_per_layer * layers.len() as u64 + self.activations
+        weights + ends + self.kv_per_layer * num_layers as u64 + self.activations
+    }
+
+    fn memory_of(&self, layers: Range<usize>) -> u64 {
+        let (is_first, is_last) = (layers.start == 0, layers.end == self.layers.len());
+        let weights = self.layers[layers.clone()].iter().sum();
+        self.memory(weights, layers.len(), is_first, is_last)
     }
 
     /// Bytes of memory that the model needs on one stage.
     pub fn total(&self) -> u64 {
-        self.memory(LayerRange { first: 0, end: self.layers.len() as u32 }, true, true)
+        self.memory_of(0..self.layers.len())
     }
 }
 
@@ -127,14 +130,16 @@ fn cut(model: &ModelCost, slots: &[Slot]) -> Option<Vec<LayerRange>> {
     for stage in 0..num_stages {
         let (is_first, is_last) = (stage == 0, stage + 1 == num_stages);
         for end in stage + 1..=num_layers {
+            let mut weights = 0;
             for first in (stage..end).rev() {
-                let layers = LayerRange { first: first as u32, end: end as u32 };
-                if model.memory(layers, is_first, is_last) > slots[stage].memory {
+                weights += model.layers[first];
+                let memory = model.memory(weights, end - first, is_first, is_last);
+                if memory > slots[stage].memory {
                     // More layers take more.
                     break;
                 }
                 let Some(before) = slowest[stage][first] else { continue };
-                let cost = before.max(model.compute(layers, is_last));
+                let cost = before.max(weights + if is_last { model.head } else { 0 });
                 if slowest[stage + 1][end].is_none_or(|best| cost <= best) {
                     slowest[stage + 1][end] = Some(cost);
                     start[stage + 1][end] = first;
@@ -158,12 +163,6 @@ fn too_small(model: &ModelCost, slots: &[Slot]) -> PlacementError {
     let needed = model.total() + model.activations * (slots.len() as u64 - 1);
     let held = slots.iter().map(|slot| slot.memory).sum();
     let most = slots.iter().map(|slot| slot.memory).max().unwrap_or(0);
-    let fits = |n: &usize| cut(model, &vec![Slot { memory: most }; *n]).is_some();
-    let num_nodes = if slots.iter().all(|slot| slot.memory == most) {
-        (slots.len() + 1..=model.layers.len()).find(fits)
-    } else {
-        (1..=model.layers.len()).find(fits)
-    };
     PlacementError::TooSmall {
         needed: Size(needed),
         num_stages: slots.len(),
@@ -173,9 +172,27 @@ fn too_small(model: &ModelCost, slots: &[Slot]) -> PlacementError {
             Some(missing) => format!("{} are missing; ", Size(missing)),
         },
         most: Size(most),
-        num_nodes: num_nodes
-            .map_or("no number of nodes: one layer is larger".into(), |n| format!("{n} nodes")),
+        num_nodes: fewest_stages(model, most)
+            .map_or("no number of nodes: one part is larger".into(), |n| format!("{n} nodes")),
     }
+}
+
+/// The fewest stages of so much memory each that hold the model, if any number does: each takes as
+/// many layers as fit, which leaves the fewest to the last one, beside the head.
+fn fewest_stages(model: &ModelCost, memory: u64) -> Option<usize> {
+    let fits = |layers| model.memory_of(layers) <= memory;
+    let num_layers = model.layers.len();
+    let (mut num_stages, mut first) = (1, 0);
+    for last in 0..num_layers {
+        if last > first && !fits(first..last + 1) {
+            (num_stages, first) = (num_stages + 1, last);
+        }
+        // The last layer brings the head along.
+        if !fits(first..last + 1) {
+            return None;
+        }
+    }
+    Some(num_stages)
 }
 
 #[cfg(test)]
@@ -228,10 +245,10 @@ mod tests {
         let started = std::time::Instant::now();
         let error = lengths(&model(200), &[50; 3]).unwrap_err().to_string();
         assert!(error.contains("no number of nodes"), "{error}");
-        // Many numbers of nodes are possible, and none large enough but the last.
-        let mut model = model(92);
+        // As many layers as a checkpoint may have: all fit, the head nowhere.
+        let mut model = model(4096);
         model.head = 100_000;
-        assert!(lengths(&model, &[300; 2]).is_err());
+        assert!(lengths(&model, &[90_000; 3]).is_err());
         assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
     }
 
@@ -248,15 +265,17 @@ mod tests {
             memory in proptest::collection::vec(50u64..400, 1..6),
         ) {
             let model = model(num_layers);
+            let most = *memory.iter().max().unwrap();
+            let fewest = (1..=num_layers)
+                .find(|&n| cut(&model, &vec![Slot { memory: most }; n]).is_some());
+            prop_assert_eq!(fewest_stages(&model, most), fewest);
             if let Ok(lengths) = lengths(&model, &memory) {
                 prop_assert_eq!(lengths.iter().sum::<usize>(), num_layers);
                 let mut first = 0;
-                for (i, (len, memory)) in lengths.iter().zip(&memory).enumerate() {
-                    let layers = LayerRange { first, end: first + *len as u32 };
-                    first = layers.end;
-                    prop_assert!(!layers.is_empty());
-                    let used = model.memory(layers, i == 0, i + 1 == lengths.len());
-                    prop_assert!(used <= *memory);
+                for (len, memory) in lengths.iter().zip(&memory) {
+                    prop_assert!(*len > 0);
+                    prop_assert!(model.memory_of(first..first + len) <= *memory);
+                    first += len;
                 }
             }
         }

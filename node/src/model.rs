@@ -311,13 +311,18 @@ pub fn format(files: &Checkpoint) -> Result<Format, StageError> {
     Ok(on_device(files.matrix(Matrix::Qkv(0))?.format()))
 }
 
-/// The formats of the products of a model's layers, each once. Of all layers, wherever the model is
-/// cut: stages on devices of one class have one class, also where layers are of several formats.
+/// The formats of a model's products that a class is of, each once. Of all layers, wherever the
+/// model is cut: stages on devices of one class have one class, also where layers are of several
+/// formats. The head's counts only where another format would be multiplied in another way:
+/// proving a format takes a second on a software driver.
 ///
 /// # Errors
 /// When the files don't hold them.
-pub fn formats(files: &Checkpoint) -> Result<Vec<Format>, StageError> {
+pub fn formats(files: &Checkpoint, products: Products) -> Result<Vec<Format>, StageError> {
     let mut formats = Vec::new();
+    if products == Products::PackedDot {
+        formats.push(on_device(files.matrix(Matrix::LmHead)?.format()));
+    }
     for layer in 0..files.config().num_layers {
         for matrix in [Matrix::Qkv, Matrix::Output, Matrix::GateUp, Matrix::Down] {
             let format = on_device(files.matrix(matrix(layer))?.format());

@@ -158,7 +158,7 @@ impl Stage {
             hidden_size: model.hidden_size as u32,
             num_blocks,
             memory_bytes,
-            fingerprint: kernels.class(gpu, &formats(files)?, heads, kv)?,
+            fingerprint: kernels.class(gpu, &formats(files, gpu.caps().products)?, heads, kv)?,
         };
         let sequences = Sequences::new(*limits, num_blocks, model.vocab_size as u32);
         let mut stage = Self {
