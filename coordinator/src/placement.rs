@@ -84,7 +84,7 @@ impl std::fmt::Display for Size {
 }
 
 impl ModelCost {
-    /// Bytes that so many layers take, which weigh `weights`, with what the ends of a pipeline hold.
+    /// Bytes of so many layers that weigh `weights`, with what the ends of a pipeline hold.
     fn memory(&self, weights: u64, num_layers: usize, is_first: bool, is_last: bool) -> u64 {
         let ends = match (is_first, is_last) {
             (true, true) if self.tied => self.head.max(self.embedding),
