@@ -405,8 +405,8 @@ impl BoundMatmul {
     }
 }
 
-/// Values of k whose sums are added before those of the next, in classes that cut k. Part of what defines
-/// the bits of their results.
+/// Values of k whose sums are added before those of the next, in classes that cut k. Part of what
+/// defines the bits of their results.
 pub(crate) const CHUNK: u32 = 256;
 
 /// A product, in the order of additions of the classes that cut k.
