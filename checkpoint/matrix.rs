@@ -189,8 +189,8 @@ impl<'a> MatrixView<'a> {
         Ok(())
     }
 
-    /// Decodes one row as f32. For references and tests: exact, but not fast, and weights may be NaN
-    /// or infinite.
+    /// Decodes one row as f32. For references and tests: exact, but not fast, and what it gives may
+    /// be NaN or infinite.
     ///
     /// # Errors
     ///
