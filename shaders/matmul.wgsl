@@ -111,8 +111,8 @@ fn main(
 //! end
 //! for m in 0..TM
 //! for j in 0..TN
-        // Here also where it is a group's: that, and no more, gives a software driver's compiler
-        // registers enough for a tile.
+        // Here also where it is a group's: a software driver's compiler then keeps more of a plain
+        // product's tile in registers.
         var acc_{m}_{j} = 0.0;
 //! if GROUPED
         var sum_{m}_{j} = 0.0;
