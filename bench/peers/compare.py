@@ -121,9 +121,11 @@ def compare(arguments):
             ours += ["--batches", str(arguments.batch), "--json", report]
             work = [model, *sizes, "--batch", str(arguments.batch)]
             work += ["--threads", str(arguments.threads)]
-            engines = {"ours": ours}
-            for backend in arguments.backends:
-                engines[backend] = [sys.executable, here, "run", "--backend", backend, *work]
+            engines = {
+                backend: [sys.executable, here, "run", "--backend", backend, *work]
+                for backend in arguments.backends
+            }
+            engines["ours"] = ours
             rounds = {engine: [] for engine in engines}
             for number in range(arguments.rounds):
                 for engine, command in engines.items():
