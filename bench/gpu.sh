@@ -53,10 +53,12 @@ else
   section 'Kernels against their references' cargo test --quiet -p shaders -- --show-output
 fi
 ways=plain,packed-dot
-if "$bench" kernels ${choice[@]+"${choice[@]}"} --kernels norm --rows 1 --rounds 1 \
-  --products cooperative-matrix >/dev/null 2>&1; then
-  ways=plain,cooperative-matrix,packed-dot
-fi
+for products in f16 cooperative-matrix; do
+  if "$bench" kernels ${choice[@]+"${choice[@]}"} --kernels norm --rows 1 --rounds 1 \
+    --products $products >/dev/null 2>&1; then
+    ways+=,$products
+  fi
+done
 section 'What kernels reach' "$bench" kernels ${choice[@]+"${choice[@]}"} --shapes "$matrices" \
   --rows 1,16,512 --formats bf16,f16,int8,int4,fp8 --products "$ways" --rounds "$rounds" \
   --json "$results/kernels.json"

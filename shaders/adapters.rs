@@ -154,10 +154,7 @@ impl AdapterDetails {
             let wgpu::CooperativeMatrixProperties { m_size, n_size, k_size, .. } = size;
             format!("{m_size}x{n_size}x{k_size} {:?} {:?}", size.ab_type, size.cr_type)
         };
-        let can = |products: &Products| match products {
-            Products::Plain | Products::PackedDot => true,
-            Products::Cooperative => cooperative_side(adapter).is_some(),
-        };
+        let can = |products: &Products| features_for(adapter, *products).is_ok();
         // The library has no other way to name them all.
         let limits = format!("{:#?}", adapter.limits());
         let limits = limits.lines().filter(|line| line.contains(": "));
@@ -215,8 +212,28 @@ impl fmt::Display for AdapterKind {
     }
 }
 
+/// The features that products which are computed so take of an adapter; if it hasn't got them, what
+/// is missing.
+pub(crate) fn features_for(
+    adapter: &wgpu::Adapter,
+    products: Products,
+) -> Result<wgpu::Features, &'static str> {
+    match products {
+        Products::Plain | Products::PackedDot => Ok(wgpu::Features::empty()),
+        Products::Half if adapter.features().contains(wgpu::Features::SHADER_F16) => {
+            Ok(wgpu::Features::SHADER_F16)
+        }
+        Products::Half => Err("f16 in shaders"),
+        Products::Cooperative if cooperative_side(adapter).is_some() => Ok(COOPERATIVE),
+        Products::Cooperative => {
+            Err("cooperative matrices (16 x 16 x 16 or 8 x 8 x 8 of f16 with \
+                                      sums in f32, through Vulkan)")
+        }
+    }
+}
+
 /// What cooperative matrices take of a driver.
-pub(crate) const COOPERATIVE: wgpu::Features =
+const COOPERATIVE: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 
 /// The side of the largest cooperative matrices that the kernels can use on an adapter. Of the

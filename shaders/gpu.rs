@@ -97,7 +97,7 @@ pub struct Usage {
     pub allocated_bytes: u64,
     /// Passes that were encoded.
     pub num_encoded: u32,
-    /// The time that took, on the thread that owns the adapter.
+    /// The processor time that took, of the thread that owns the adapter.
     pub encoding: Duration,
 }
 
@@ -153,21 +153,13 @@ impl Gpu {
             | wgpu::Features::SUBGROUP
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::PIPELINE_CACHE;
+        wanted |= adapters::features_for(adapter, options.products).map_err(|missing| {
+            GpuError::Unsupported { adapter: info.name.clone(), missing: missing.to_owned() }
+        })?;
         let cooperative_side = match options.products {
             Products::Cooperative => adapters::cooperative_side(adapter),
-            Products::Plain | Products::PackedDot => None,
+            Products::Plain | Products::Half | Products::PackedDot => None,
         };
-        if options.products == Products::Cooperative {
-            if cooperative_side.is_none() {
-                return Err(GpuError::Unsupported {
-                    adapter: info.name,
-                    missing: "cooperative matrices (16 x 16 x 16 or 8 x 8 x 8 of f16 with sums in \
-                              f32, through Vulkan)"
-                        .to_owned(),
-                });
-            }
-            wanted |= adapters::COOPERATIVE;
-        }
         let features = adapter.features() & (wanted | more);
         let limits = adapter.limits();
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
@@ -271,7 +263,7 @@ impl Gpu {
         readback: Option<Readback<'_>>,
     ) -> Result<Encoded, GpuError> {
         self.check()?;
-        let began = Instant::now();
+        let began = processor_time();
         let mut encoder =
             self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         match &self.profile {
@@ -288,7 +280,7 @@ impl Gpu {
         let commands = encoder.finish();
         let mut usage = self.usage.get();
         usage.num_encoded += 1;
-        usage.encoding += began.elapsed();
+        usage.encoding += processor_time().saturating_sub(began);
         self.usage.set(usage);
         Ok(Encoded { commands, staging })
     }
@@ -453,6 +445,21 @@ pub(crate) struct Encoded {
 pub struct Submission {
     index: wgpu::SubmissionIndex,
     staging: Option<(wgpu::Buffer, u64)>,
+}
+
+/// Of this thread, from some moment on: a software driver's threads may have its processor for a
+/// while.
+#[cfg(unix)]
+fn processor_time() -> Duration {
+    let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
+    nix::time::clock_gettime(clock).map(Duration::from).unwrap_or_default()
+}
+
+/// Where there is no such clock, time that passes.
+#[cfg(not(unix))]
+fn processor_time() -> Duration {
+    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    START.elapsed()
 }
 
 fn record_fault(fault: &Mutex<Option<GpuError>>, error: GpuError) {

@@ -76,6 +76,9 @@ pub enum Products {
     /// In f32.
     #[default]
     Plain,
+    /// With operands rounded to f16 and sums in f32: many rows pass through a workgroup's memory in
+    /// half the bytes.
+    Half,
     /// By cooperative matrices (tensor cores), with operands rounded to f16: several times as fast
     /// for many rows.
     Cooperative,
@@ -86,13 +89,14 @@ pub enum Products {
 
 impl Products {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Plain, Self::Cooperative, Self::PackedDot];
+    pub const ALL: [Self; 4] = [Self::Plain, Self::Half, Self::Cooperative, Self::PackedDot];
 }
 
 impl fmt::Display for Products {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Plain => "plain",
+            Self::Half => "f16",
             Self::Cooperative => "cooperative-matrix",
             Self::PackedDot => "packed-dot",
         })
@@ -312,7 +316,7 @@ impl Matmul {
                 usize::MAX => (TRIED_ROWS.min(max_rows), "many rows".to_owned()),
                 most => (most.min(max_rows), format!("{most} rows")),
             };
-            let what = format!("matmul {}{} k{k} n{n} {rows}", form.name(), ways[0].how());
+            let what = format!("matmul {}{} k{k} n{n} {rows}", form.name(), class.how());
             let names: Vec<_> = ways.iter().map(Variant::name).collect();
             let names: Vec<_> = names.iter().map(String::as_str).collect();
             let way = gpu.tuning.choose(&what, &names, |way| {
@@ -452,5 +456,5 @@ mod tests;
 mod packed_tests;
 
 #[cfg(test)]
-#[path = "matmul_cooperative_tests.rs"]
-mod cooperative_tests;
+#[path = "matmul_f16_tests.rs"]
+mod f16_tests;

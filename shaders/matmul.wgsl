@@ -1,7 +1,11 @@
+//! if HALF
+enable f16;
+//! end
 // y[t, n] = sum over k of x[t, k] * weights[n, k], and what becomes of y (matmul_out.wgsl)
 // one workgroup per TM rows t, LANES * TN columns n
 //
-// With NORM, x is normalised first: x[t, k] / rms(x[t, :]) * norm[k].
+// With NORM, x is normalised first: x[t, k] / rms(x[t, :]) * norm[k]. With HALF, x and weights that
+// f16 doesn't hold are rounded to it; sums are of f32.
 //
 // STORE:    out[t, n] = y[t, n]
 // RESIDUAL: out[t, n] = residual[t, n] + y[t, n]
@@ -150,9 +154,9 @@ fn main(
 //! end
 //! for m in 0..TM
 //! if NORM
-            var x_{m} = x_at(p, row_{m}, at) * scale_{m} * norm_at;
+            var x_{m} = operand(x_at(p, row_{m}, at) * scale_{m} * norm_at);
 //! else
-            var x_{m} = x_at(p, row_{m}, at);
+            var x_{m} = operand(x_at(p, row_{m}, at));
 //! end
 //! if OFFSET
             let x_part_{m} = (x_{m}.x + x_{m}.y) + (x_{m}.z + x_{m}.w);
@@ -166,7 +170,8 @@ fn main(
 //! end
 //! end
 //! for b in 0..STEP_BLOCKS
-//! for j in 0..TN
+//! for c in 0..TN by AT_ONCE
+//! for j in c..c+AT_ONCE
             let w_{b}_{j} = weights_at(tile_start + (block + {b}u) * {TILE}u + {j}u * {J_STRIDE}u);
 //! end
 //! for q in 0..PARTS
@@ -179,28 +184,35 @@ fn main(
 //! end
 //! for m in 0..TM
 //! if SUBGROUP
-            let x_{m}_{b}_{q} = subgroupBroadcast(x_{m}, {b}u * {PARTS}u + {q}u);
+            let x_{m}_{b}_{q}_{c} = subgroupBroadcast(x_{m}, {b}u * {PARTS}u + {q}u);
 //! else
 //! if NORM
-            let x_{m}_{b}_{q} = x_at(p, row_{m}, at_{b}_{q}) * scale_{m} * norm_{b}_{q};
+            let x_{m}_{b}_{q}_{c} =
+                operand(x_at(p, row_{m}, at_{b}_{q}) * scale_{m} * norm_{b}_{q});
 //! else
-            let x_{m}_{b}_{q} = x_at(p, row_{m}, at_{b}_{q});
+            let x_{m}_{b}_{q}_{c} = operand(x_at(p, row_{m}, at_{b}_{q}));
 //! end
 //! end
 //! if SUBGROUP
 //! else
 //! if OFFSET
-            x_sum_{m} += (x_{m}_{b}_{q}.x + x_{m}_{b}_{q}.y) + (x_{m}_{b}_{q}.z + x_{m}_{b}_{q}.w);
+            x_sum_{m} += (x_{m}_{b}_{q}_{c}.x + x_{m}_{b}_{q}_{c}.y)
+                + (x_{m}_{b}_{q}_{c}.z + x_{m}_{b}_{q}_{c}.w);
 //! end
 //! end
 //! end
-//! for j in 0..TN
+//! for j in c..c+AT_ONCE
+//! if ROUNDED
+            let w_{b}_{j}_{q} = operand(decode_{q}(w_{b}_{j}));
+//! else
             let w_{b}_{j}_{q} = decode_{q}(w_{b}_{j});
+//! end
 //! for m in 0..TM
-            acc_{m}_{j} = fma(w_{b}_{j}_{q}.x, x_{m}_{b}_{q}.x, acc_{m}_{j});
-            acc_{m}_{j} = fma(w_{b}_{j}_{q}.y, x_{m}_{b}_{q}.y, acc_{m}_{j});
-            acc_{m}_{j} = fma(w_{b}_{j}_{q}.z, x_{m}_{b}_{q}.z, acc_{m}_{j});
-            acc_{m}_{j} = fma(w_{b}_{j}_{q}.w, x_{m}_{b}_{q}.w, acc_{m}_{j});
+            acc_{m}_{j} = fma(w_{b}_{j}_{q}.x, x_{m}_{b}_{q}_{c}.x, acc_{m}_{j});
+            acc_{m}_{j} = fma(w_{b}_{j}_{q}.y, x_{m}_{b}_{q}_{c}.y, acc_{m}_{j});
+            acc_{m}_{j} = fma(w_{b}_{j}_{q}.z, x_{m}_{b}_{q}_{c}.z, acc_{m}_{j});
+            acc_{m}_{j} = fma(w_{b}_{j}_{q}.w, x_{m}_{b}_{q}_{c}.w, acc_{m}_{j});
+//! end
 //! end
 //! end
 //! end

@@ -16,6 +16,17 @@ struct Params {
     has_bias: u32,      // QKV
 }
 
+// Four values of x or of weights, as they are multiplied.
+//! if HALF
+alias Operand = vec4<f16>;
+//! else
+alias Operand = vec4<f32>;
+//! end
+
+fn operand(value: vec4<f32>) -> vec4<f32> {
+    return vec4<f32>(Operand(value));
+}
+
 var<immediate> params: Params;
 //! if PACKED
 // [num_rows, groups, 3], of quantize_rows.wgsl

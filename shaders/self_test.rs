@@ -61,7 +61,7 @@ pub fn fingerprint(
     }
     let result = first_way.unwrap_or_default();
     let plain = Class::plain(gpu.caps(), format);
-    if Class::choose(gpu.caps(), format).variants != plain.variants {
+    if Class::choose(gpu.caps(), format) != plain {
         let plain = Layer::new(gpu, format, (shape, kv), plain)?.run(gpu, 0..NUM_TOKENS)?;
         check_near(gpu, &result, &plain)?;
     }
@@ -75,6 +75,7 @@ pub fn fingerprint(
 fn check_near(gpu: &Gpu, result: &[u8], plain: &[u8]) -> Result<(), GpuError> {
     let (how, max_error) = match gpu.caps().products {
         Products::PackedDot => ("packed dot products", 0.15),
+        Products::Half => ("f16", 0.02),
         _ => ("cooperative matrices", 0.02),
     };
     let floats = |bytes: &[u8]| -> Vec<f32> { bytemuck::pod_collect_to_vec(bytes) };

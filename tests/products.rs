@@ -13,7 +13,7 @@ use crate::stages::{Device, Pipeline, bytes_taken, device, worst};
 const PACKED: f64 = 0.05;
 
 /// The same for eleven bits of activations and weights.
-const COOPERATIVE: f64 = 0.005;
+const HALF: f64 = 0.005;
 
 /// Of one format: compiling takes the time here, and the kernels' own tests have both.
 #[test]
@@ -23,7 +23,12 @@ fn packed_dot_products_keep_their_promises() {
 
 #[test]
 fn cooperative_matrices_keep_their_promises() {
-    keep_their_promises(Products::Cooperative, Quantize::None, COOPERATIVE);
+    keep_their_promises(Products::Cooperative, Quantize::None, HALF);
+}
+
+#[test]
+fn f16_products_keep_their_promises() {
+    keep_their_promises(Products::Half, Quantize::None, HALF);
 }
 
 fn keep_their_promises(products: Products, quantize: Quantize, tolerance: f64) {

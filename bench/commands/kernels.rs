@@ -29,7 +29,7 @@ pub(crate) struct KernelsArguments {
     #[arg(long, value_delimiter = ',', value_parser = format, default_value = "f16,bf16,int8,int4",
           default_value_if("peer", ArgPredicate::IsPresent, "f32,f16,bf16"))]
     formats: Vec<Format>,
-    /// How products are computed: plain, cooperative-matrix, packed-dot, as by
+    /// How products are computed: plain, f16, cooperative-matrix, packed-dot, as by
     /// `autoglm-node --products`.
     #[arg(long, value_name = "HOW", value_delimiter = ',', default_value = "plain",
           conflicts_with_all = ["rival", "peer"])]
@@ -134,8 +134,10 @@ pub(crate) fn time_kernels(arguments: &KernelsArguments) -> Result<ExitCode> {
     if let Some(Peer::Burn) = arguments.peer {
         return compare_burn(arguments);
     }
-    let cooperative = arguments.products.contains(&Products::Cooperative);
-    let products = if cooperative { Products::Cooperative } else { Products::Plain };
+    // The adapter is opened for what takes most of it.
+    let demanding = [Products::Cooperative, Products::Half];
+    let products = demanding.into_iter().find(|how| arguments.products.contains(how));
+    let products = products.unwrap_or_default();
     let opened = GpuOptions { products, ..GpuOptions::kept() };
     let gpu = Gpu::open_with(arguments.adapter.as_deref(), opened)?;
     let adapter = kernels::report::adapter(&gpu);

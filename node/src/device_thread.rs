@@ -188,7 +188,7 @@ impl Worker {
         let heads = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 64 };
         let formats: &[Format] = match products {
             Products::PackedDot => &[Format::F16, Format::Int8],
-            Products::Plain | Products::Cooperative => &[Format::F16],
+            Products::Plain | Products::Half | Products::Cooperative => &[Format::F16],
         };
         let fingerprint = kernels.class(&gpu, formats, heads, KvFormat::F32)?;
         let report = AdapterReport {
@@ -273,6 +273,8 @@ impl Worker {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -281,16 +283,18 @@ mod tests {
             let opened = Worker::open(None, products, |_| Ok(0));
             opened.map(|(_, report)| report.fingerprint)
         };
-        let plain = match class(Products::Plain) {
-            Ok(plain) => plain,
-            Err(cause) => return println!("skipped: no adapter ({cause})"),
-        };
-        assert_eq!(class(Products::Plain).unwrap(), plain);
-        let packed = class(Products::PackedDot).unwrap();
-        assert_ne!(packed, plain);
-        match class(Products::Cooperative) {
-            Ok(cooperative) => assert!(![plain, packed].contains(&cooperative)),
-            Err(cause) => println!("skipped: cooperative matrices ({cause})"),
+        let mut found = Vec::new();
+        for products in Products::ALL {
+            match class(products) {
+                Ok(class) => found.push(class),
+                Err(cause) => println!("skipped: {products} products ({cause})"),
+            }
         }
+        if let Ok(plain) = class(Products::Plain) {
+            assert_eq!(found[0], plain);
+            assert!(found.len() > 1, "packed dot products run everywhere");
+        }
+        let distinct: HashSet<_> = found.iter().collect();
+        assert_eq!(distinct.len(), found.len());
     }
 }
