@@ -170,8 +170,8 @@ fn main(
 //! end
 //! end
 //! for b in 0..STEP_BLOCKS
-//! for c in 0..TN by AT_ONCE
-//! for j in c..c+AT_ONCE
+//! for first in 0..TN by AT_ONCE
+//! for j in first..first+AT_ONCE
             let w_{b}_{j} = weights_at(tile_start + (block + {b}u) * {TILE}u + {j}u * {J_STRIDE}u);
 //! end
 //! for q in 0..PARTS
@@ -184,34 +184,34 @@ fn main(
 //! end
 //! for m in 0..TM
 //! if SUBGROUP
-            let x_{m}_{b}_{q}_{c} = subgroupBroadcast(x_{m}, {b}u * {PARTS}u + {q}u);
+            let x_{m}_{b}_{q}_{first} = subgroupBroadcast(x_{m}, {b}u * {PARTS}u + {q}u);
 //! else
 //! if NORM
-            let x_{m}_{b}_{q}_{c} =
+            let x_{m}_{b}_{q}_{first} =
                 operand(x_at(p, row_{m}, at_{b}_{q}) * scale_{m} * norm_{b}_{q});
 //! else
-            let x_{m}_{b}_{q}_{c} = operand(x_at(p, row_{m}, at_{b}_{q}));
+            let x_{m}_{b}_{q}_{first} = operand(x_at(p, row_{m}, at_{b}_{q}));
 //! end
 //! end
 //! if SUBGROUP
 //! else
 //! if OFFSET
-            x_sum_{m} += (x_{m}_{b}_{q}_{c}.x + x_{m}_{b}_{q}_{c}.y)
-                + (x_{m}_{b}_{q}_{c}.z + x_{m}_{b}_{q}_{c}.w);
+            x_sum_{m} += (x_{m}_{b}_{q}_{first}.x + x_{m}_{b}_{q}_{first}.y)
+                + (x_{m}_{b}_{q}_{first}.z + x_{m}_{b}_{q}_{first}.w);
 //! end
 //! end
 //! end
-//! for j in c..c+AT_ONCE
+//! for j in first..first+AT_ONCE
 //! if ROUNDED
             let w_{b}_{j}_{q} = operand(decode_{q}(w_{b}_{j}));
 //! else
             let w_{b}_{j}_{q} = decode_{q}(w_{b}_{j});
 //! end
 //! for m in 0..TM
-            acc_{m}_{j} = fma(w_{b}_{j}_{q}.x, x_{m}_{b}_{q}_{c}.x, acc_{m}_{j});
-            acc_{m}_{j} = fma(w_{b}_{j}_{q}.y, x_{m}_{b}_{q}_{c}.y, acc_{m}_{j});
-            acc_{m}_{j} = fma(w_{b}_{j}_{q}.z, x_{m}_{b}_{q}_{c}.z, acc_{m}_{j});
-            acc_{m}_{j} = fma(w_{b}_{j}_{q}.w, x_{m}_{b}_{q}_{c}.w, acc_{m}_{j});
+            acc_{m}_{j} = fma(w_{b}_{j}_{q}.x, x_{m}_{b}_{q}_{first}.x, acc_{m}_{j});
+            acc_{m}_{j} = fma(w_{b}_{j}_{q}.y, x_{m}_{b}_{q}_{first}.y, acc_{m}_{j});
+            acc_{m}_{j} = fma(w_{b}_{j}_{q}.z, x_{m}_{b}_{q}_{first}.z, acc_{m}_{j});
+            acc_{m}_{j} = fma(w_{b}_{j}_{q}.w, x_{m}_{b}_{q}_{first}.w, acc_{m}_{j});
 //! end
 //! end
 //! end

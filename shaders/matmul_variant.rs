@@ -238,8 +238,8 @@ impl Variant {
         let own = [
             ("TM", tm),
             ("TN", tn),
-            // Columns whose weights are loaded before they are multiplied. As measured on a software
-            // driver: one row of bf16 is a tenth faster so, other formats are a quarter slower.
+            // Columns whose weights are loaded before they are multiplied. As measured on software
+            // drivers: one row of bf16 is a tenth faster so, other formats are a quarter slower.
             ("AT_ONCE", if subgroup && tm == 1 && format == Format::Bf16 { 1 } else { tn }),
             ("LANES", lanes),
             ("GROUPS", groups),

@@ -27,6 +27,8 @@ pub(super) struct Way {
     along_k: bool,
     /// Parts of k, each in workgroups of its own.
     parts: u32,
+    /// Columns whose weights are loaded before they are multiplied.
+    at_once: u32,
 }
 
 impl Way {
@@ -34,32 +36,55 @@ impl Way {
     pub(super) fn all(caps: Caps, num_rows: usize) -> Vec<Self> {
         let ways = match (caps.is_cpu, num_rows) {
             (true, 1) => {
-                let one =
-                    Self { tm: 1, tn: 8, lanes: 8, groups: 1, chains: 1, along_k: false, parts: 1 };
+                let one = Self {
+                    tm: 1,
+                    tn: 8,
+                    lanes: 8,
+                    groups: 1,
+                    chains: 1,
+                    along_k: false,
+                    parts: 1,
+                    at_once: 8,
+                };
+                let [narrow, alone] =
+                    [Self { tn: 4, at_once: 4, ..one }, Self { at_once: 1, ..one }];
                 vec![
                     one,
+                    alone,
+                    Self { chains: 2, ..alone },
+                    Self { tn: 4, ..alone },
+                    Self { tn: 4, chains: 2, ..alone },
                     Self { parts: 2, ..one },
                     Self { parts: 4, ..one },
                     Self { chains: 2, ..one },
                     Self { chains: 4, ..one },
-                    Self { tn: 4, ..one },
-                    Self { tn: 4, chains: 2, ..one },
-                    Self { tn: 4, chains: 2, parts: 2, ..one },
+                    narrow,
+                    Self { chains: 2, ..narrow },
+                    Self { chains: 2, parts: 2, ..narrow },
                     Self { along_k: true, ..one },
-                    Self { along_k: true, tn: 4, ..one },
-                    Self { along_k: true, tn: 4, chains: 2, ..one },
+                    Self { along_k: true, ..narrow },
+                    Self { along_k: true, chains: 2, ..narrow },
                 ]
             }
             (true, _) => {
-                let many =
-                    Self { tm: 8, tn: 8, lanes: 8, groups: 1, chains: 1, along_k: false, parts: 1 };
+                let many = Self {
+                    tm: 8,
+                    tn: 8,
+                    lanes: 8,
+                    groups: 1,
+                    chains: 1,
+                    along_k: false,
+                    parts: 1,
+                    at_once: 8,
+                };
+                let narrow = Self { tn: 4, at_once: 4, ..many };
                 vec![
                     many,
                     Self { tm: 16, ..many },
-                    Self { tn: 4, ..many },
+                    narrow,
                     Self { tm: 4, ..many },
-                    Self { tm: 4, tn: 4, ..many },
-                    Self { tm: 16, tn: 4, ..many },
+                    Self { tm: 4, ..narrow },
+                    Self { tm: 16, ..narrow },
                     Self { parts: 2, ..many },
                 ]
             }
@@ -72,6 +97,7 @@ impl Way {
                     chains: 1,
                     along_k: false,
                     parts: 1,
+                    at_once: 1,
                 };
                 let forms = [
                     one,
@@ -79,8 +105,8 @@ impl Way {
                     Self { lanes: 64, groups: 4, ..one },
                     Self { lanes: 16, groups: 16, ..one },
                     Self { lanes: 32, groups: 4, ..one },
-                    Self { tn: 2, chains: 2, ..one },
-                    Self { along_k: true, tn: 4, groups: 4, ..one },
+                    Self { tn: 2, at_once: 2, chains: 2, ..one },
+                    Self { along_k: true, tn: 4, at_once: 4, groups: 4, ..one },
                 ];
                 let split = |form: Self| [1, 2, 4, 8, 16].map(|parts| Self { parts, ..form });
                 forms.into_iter().flat_map(split).collect()
@@ -94,13 +120,14 @@ impl Way {
                     chains: 1,
                     along_k: false,
                     parts: 1,
+                    at_once: 1,
                 };
                 let forms = [
                     many,
                     Self { tm: 4, ..many },
                     Self { tm: 16, ..many },
-                    Self { tn: 2, lanes: 32, ..many },
-                    Self { tn: 4, lanes: 16, groups: 4, ..many },
+                    Self { tn: 2, at_once: 2, lanes: 32, ..many },
+                    Self { tn: 4, at_once: 4, lanes: 16, groups: 4, ..many },
                 ];
                 let split = |form: Self| [1, 2, 4].map(|parts| Self { parts, ..form });
                 forms.into_iter().flat_map(split).collect()
@@ -111,9 +138,10 @@ impl Way {
 
     /// Rows and columns a lane, lanes, groups; chains; parts.
     pub(super) fn name(&self) -> String {
-        let Self { tm, tn, lanes, groups, chains, along_k, parts } = *self;
+        let Self { tm, tn, lanes, groups, chains, along_k, parts, at_once } = *self;
         let along = if along_k { " along k" } else { "" };
-        format!("{tm}x{tn}x{lanes}x{groups}{along}, {chains} chains, {parts} parts")
+        let alone = if at_once < tn { ", one by one" } else { "" };
+        format!("{tm}x{tn}x{lanes}x{groups}{along}, {chains} chains, {parts} parts{alone}")
     }
 
     /// Columns of a workgroup.
@@ -122,7 +150,7 @@ impl Way {
     }
 
     fn source(&self, caps: Caps, format: Format) -> KernelSource {
-        let Self { tm, tn, lanes, groups, chains, along_k, .. } = *self;
+        let Self { tm, tn, lanes, groups, chains, along_k, at_once, .. } = *self;
         let workgroup = lanes * groups;
         let subgroup = caps.subgroups && caps.min_subgroup_size >= 8;
         let broadcast = subgroup && caps.is_cpu && !along_k && workgroup == 8;
@@ -138,6 +166,8 @@ impl Way {
             ("WORKGROUP", workgroup),
             ("STRIP", self.strip()),
             ("STRIPS", TILE as u32 / self.strip()),
+            // Only a broadcast reads x once, however often it is named.
+            ("AT_ONCE", if broadcast { at_once } else { tn }),
             ("CHAINS", chains),
             ("C0", 0),
             ("C1", 1 % chains),
@@ -154,6 +184,7 @@ impl Way {
             ("AT_OUT", if grouped { 3 } else { 2 }),
             ("STORE", 1),
             ("PACKED", 0),
+            ("HALF", 0),
             ("NORM", 0),
             ("RESIDUAL", 0),
             ("QKV", 0),

@@ -86,27 +86,30 @@ fn main(
 //! end
 //! end
 //! for b in 0..STEP_BLOCKS
-//! for j in 0..TN
+//! for first in 0..TN by AT_ONCE
+//! for j in first..first+AT_ONCE
             let w_{b}_{j} = weights_at(tile_start + (block + {b}u) * {TILE}u + {j}u);
 //! end
 //! for q in 0..PARTS
 //! for m in 0..TM
 //! if BROADCAST
-            let x_{m}_{b}_{q} = subgroupBroadcast(x_{m}, {b}u * {PARTS}u + {q}u);
+            let x_{m}_{b}_{q}_{first} = subgroupBroadcast(x_{m}, {b}u * {PARTS}u + {q}u);
 //! else
-            let x_{m}_{b}_{q} = x_in(row_{m} + (block + {b}u) * {PARTS}u + {q}u);
+            let x_{m}_{b}_{q}_{first} = x_in(row_{m} + (block + {b}u) * {PARTS}u + {q}u);
 //! if OFFSET
-            x_sum_{m} += (x_{m}_{b}_{q}.x + x_{m}_{b}_{q}.y) + (x_{m}_{b}_{q}.z + x_{m}_{b}_{q}.w);
+            x_sum_{m} += (x_{m}_{b}_{q}_{first}.x + x_{m}_{b}_{q}_{first}.y)
+                + (x_{m}_{b}_{q}_{first}.z + x_{m}_{b}_{q}_{first}.w);
 //! end
 //! end
 //! end
-//! for j in 0..TN
+//! for j in first..first+AT_ONCE
             let w_{b}_{j}_{q} = decode_{q}(w_{b}_{j});
 //! for m in 0..TM
-            acc_{m}_{j}_{C0} = fma(w_{b}_{j}_{q}.x, x_{m}_{b}_{q}.x, acc_{m}_{j}_{C0});
-            acc_{m}_{j}_{C1} = fma(w_{b}_{j}_{q}.y, x_{m}_{b}_{q}.y, acc_{m}_{j}_{C1});
-            acc_{m}_{j}_{C2} = fma(w_{b}_{j}_{q}.z, x_{m}_{b}_{q}.z, acc_{m}_{j}_{C2});
-            acc_{m}_{j}_{C3} = fma(w_{b}_{j}_{q}.w, x_{m}_{b}_{q}.w, acc_{m}_{j}_{C3});
+            acc_{m}_{j}_{C0} = fma(w_{b}_{j}_{q}.x, x_{m}_{b}_{q}_{first}.x, acc_{m}_{j}_{C0});
+            acc_{m}_{j}_{C1} = fma(w_{b}_{j}_{q}.y, x_{m}_{b}_{q}_{first}.y, acc_{m}_{j}_{C1});
+            acc_{m}_{j}_{C2} = fma(w_{b}_{j}_{q}.z, x_{m}_{b}_{q}_{first}.z, acc_{m}_{j}_{C2});
+            acc_{m}_{j}_{C3} = fma(w_{b}_{j}_{q}.w, x_{m}_{b}_{q}_{first}.w, acc_{m}_{j}_{C3});
+//! end
 //! end
 //! end
 //! end
