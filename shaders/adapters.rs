@@ -218,18 +218,17 @@ pub(crate) fn features_for(
     adapter: &wgpu::Adapter,
     products: Products,
 ) -> Result<wgpu::Features, &'static str> {
-    match products {
-        Products::Plain | Products::PackedDot => Ok(wgpu::Features::empty()),
-        Products::Half if adapter.features().contains(wgpu::Features::SHADER_F16) => {
-            Ok(wgpu::Features::SHADER_F16)
-        }
-        Products::Half => Err("f16 in shaders"),
-        Products::Cooperative if cooperative_side(adapter).is_some() => Ok(COOPERATIVE),
-        Products::Cooperative => {
-            Err("cooperative matrices (16 x 16 x 16 or 8 x 8 x 8 of f16 with \
-                                      sums in f32, through Vulkan)")
-        }
-    }
+    let half = wgpu::Features::SHADER_F16;
+    let (can, features, missing) = match products {
+        Products::Plain | Products::PackedDot => return Ok(wgpu::Features::empty()),
+        Products::Half => (adapter.features().contains(half), half, "f16 in shaders"),
+        Products::Cooperative => (
+            cooperative_side(adapter).is_some(),
+            COOPERATIVE,
+            "cooperative matrices (16 x 16 x 16 or 8 x 8 x 8 of f16 with sums in f32, by Vulkan)",
+        ),
+    };
+    if can { Ok(features) } else { Err(missing) }
 }
 
 /// What cooperative matrices take of a driver.

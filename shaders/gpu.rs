@@ -497,14 +497,21 @@ mod tests {
     }
 
     #[test]
-    fn an_adapter_without_cooperative_matrices_says_so() {
+    fn an_adapter_without_what_is_asked_of_it_says_so() {
         if Gpu::open_with(None, GpuOptions::default()).is_err() {
             return;
         }
-        let options = GpuOptions { products: Products::Cooperative, ..GpuOptions::default() };
-        match Gpu::open_with(None, options) {
-            Ok(gpu) => assert!(gpu.caps().cooperative_side.is_some()),
-            Err(error) => assert!(error.to_string().contains("cooperative matrices"), "{error}"),
+        for (products, missing) in
+            [(Products::Cooperative, "cooperative matrices"), (Products::Half, "f16 in shaders")]
+        {
+            let options = GpuOptions { products, ..GpuOptions::default() };
+            match Gpu::open_with(None, options) {
+                Ok(gpu) => {
+                    let has_matrices = gpu.caps().cooperative_side.is_some();
+                    assert_eq!(has_matrices, products == Products::Cooperative);
+                }
+                Err(error) => assert!(error.to_string().contains(missing), "{error}"),
+            }
         }
     }
 }

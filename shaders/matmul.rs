@@ -76,7 +76,7 @@ pub enum Products {
     /// In f32.
     #[default]
     Plain,
-    /// With operands rounded to f16 and sums in f32: many rows pass through a workgroup's memory in
+    /// With operands rounded to f16 and sums in f32: many rows pass through workgroup memory in
     /// half the bytes.
     Half,
     /// By cooperative matrices (tensor cores), with operands rounded to f16: several times as fast
@@ -206,7 +206,7 @@ impl Matmul {
     }
 
     /// Those for products that are computed so, for tools; plain ones if the adapter wasn't opened
-    /// for those by cooperative matrices.
+    /// for those by cooperative matrices. For f16 products it must have been opened for either.
     pub fn of(gpu: &Gpu, products: Products) -> Self {
         let caps = Caps { products, ..gpu.caps() };
         let norm_lanes = Class::choose(caps, Format::Int8).order.norm_lanes;
@@ -306,9 +306,11 @@ impl Matmul {
                 let all: Vec<_> = before.chain(after).collect();
                 shards.push((kernel.bind(gpu, &all)?.named(&name), params));
             }
-            Ok(BoundMatmul { before: None, variants: vec![(variant, shards)], max_rows })
+            let variants = vec![(variant, shards)];
+            Ok(BoundMatmul { before: None, variants, order: class.order, max_rows })
         };
-        let mut chosen = BoundMatmul { before, variants: Vec::new(), max_rows };
+        let order = class.order;
+        let mut chosen = BoundMatmul { before, variants: Vec::new(), order, max_rows };
         for ways in class.choices() {
             let (k, n) = (weights.cols, weights.rows);
             // What is fastest for many rows hangs little on how many they are.
@@ -370,6 +372,7 @@ pub struct BoundMatmul {
     before: Option<BoundQuantizeRows>,
     /// For each variant, the kernel bound to each shard.
     variants: Vec<(Variant, Vec<(Bound, Params)>)>,
+    order: Order,
     max_rows: usize,
 }
 
@@ -382,7 +385,7 @@ impl BoundMatmul {
     /// How the work for so many rows is laid out: rows and columns a lane, lanes side by side,
     /// groups of them.
     pub fn layout(&self, num_rows: usize) -> String {
-        self.variant(num_rows).map_or_else(String::new, |(variant, _)| variant.name())
+        self.variant(num_rows).map_or_else(String::new, |(variant, _)| variant.name_in(self.order))
     }
 
     fn variant(&self, num_rows: usize) -> Option<&(Variant, Vec<(Bound, Params)>)> {

@@ -4,8 +4,8 @@ enable f16;
 // y[t, n] = sum over k of x[t, k] * weights[n, k], and what becomes of y (matmul_out.wgsl)
 // one workgroup per TM rows t, LANES * TN columns n
 //
-// With NORM, x is normalised first: x[t, k] / rms(x[t, :]) * norm[k]. With HALF, x and weights that
-// f16 doesn't hold are rounded to it; sums are of f32.
+// With NORM, x is normalised first: x[t, k] / rms(x[t, :]) * norm[k]. With HALF, x and weights are
+// rounded to f16, but for integer codes, which it holds; sums are of f32.
 //
 // STORE:    out[t, n] = y[t, n]
 // RESIDUAL: out[t, n] = residual[t, n] + y[t, n]

@@ -120,7 +120,7 @@ impl Class {
             Variant { groups: 8, operands: shared, ..many },
             Variant { groups: 8, tn: 2, lanes: 32, operands: shared, ..many },
         ];
-        Self { variants, order: Order { chunked: true, norm_lanes: 64, half: false } }
+        Self { variants, order: Order { chunked: true, norm_lanes: 64, half: true } }
     }
 
     /// As plain ones are laid out. A broadcast would gain nothing on a software driver, which has
@@ -164,7 +164,10 @@ impl Class {
 
     /// How it multiplies, which decides what is fastest.
     pub(crate) fn how(&self) -> &'static str {
-        if self.order.half { " f16" } else { self.variants[0].how() }
+        match self.variants[0].how() {
+            "" if self.order.half => " f16",
+            how => how,
+        }
     }
 
     /// The variants for each number of rows.

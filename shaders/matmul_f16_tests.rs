@@ -22,7 +22,8 @@ const FORMS: [(Format, Kind); 6] = [
     (Format::Int8, Kind::Residual),
 ];
 
-/// A device that computes such products. Few have cooperative matrices, and few software drivers.
+/// A device that computes such products. Few have cooperative matrices, and of software drivers
+/// only the newest.
 fn gpu(products: Products, images: Option<bool>) -> Option<Gpu> {
     let adapter = testing::adapter();
     let options = GpuOptions { products, images, ..GpuOptions::default() };
@@ -74,8 +75,9 @@ fn agree_with_the_reference(products: Products) {
     let round = |x: &f32| half::f16::from_f32(*x).to_f32();
     for images in [false, true] {
         let Some(gpu) = gpu(products, Some(images)) else { return };
-        // A software driver takes long to compile for buffers.
-        let num_forms = if gpu.caps().is_cpu && !images { 2 } else { FORMS.len() };
+        // A software driver takes long to compile plain kernels for buffers.
+        let is_slow = gpu.caps().is_cpu && !images && products == Products::Half;
+        let num_forms = if is_slow { 2 } else { FORMS.len() };
         let matmul = Matmul::with_class(class(&gpu));
         for (format, kind) in &FORMS[..num_forms] {
             for shape in [(3, 64, 36), (9, 72, 256), (70, 136, 1000), (2, 64, 2916)] {
@@ -138,22 +140,49 @@ fn of_f16_products_a_row_is_the_same_in_any_batch() {
     a_row_is_the_same_in_any_batch(Products::Half);
 }
 
+/// Every number of e4m3, and f16's smallest: what becomes of those becomes of them in every way.
+#[test]
+fn small_weights_are_the_same_in_every_way() {
+    let Some(gpu) = gpu(Products::Half, None) else { return };
+    for format in [Format::Fp8, Format::F16] {
+        let (rows, cols) = (64, 256);
+        let small: Vec<f32> = (0..rows * cols).map(|i| (i % 61) as f32 * 6e-8).collect();
+        let bytes = match format {
+            // Every code but NaN's, under a factor of one for 128 of them.
+            Format::Fp8 => [1.0f32.to_le_bytes().to_vec(), (0..128).map(|i| i % 127).collect()]
+                .concat()
+                .repeat(rows * cols / 128),
+            _ => format.encode(cols, &small),
+        };
+        let form = (format, RowOrder::Plain);
+        let mut random = Random::new(19);
+        let case = Case {
+            weights: WeightMatrix::from_bytes(&gpu, (rows, cols), form, &bytes).unwrap(),
+            decoded: format.decode(cols, &bytes),
+            norm: random.normal(cols),
+            residual: Vec::new(),
+            x: random.normal(20 * cols),
+        };
+        let class = Class::gpu().half();
+        let alone = |variant: &Variant| Class { variants: vec![*variant], ..class.clone() };
+        let run =
+            |class| case.run(&gpu, &Matmul::with_class(class), Kind::Store, false, &case.all());
+        let mut outputs = class.variants.iter().map(alone).map(run);
+        let expected = outputs.next().unwrap();
+        outputs.for_each(|output| assert_bits_eq(&output, &expected));
+    }
+}
+
 fn a_row_is_the_same_in_any_batch(products: Products) {
     let Some(gpu) = gpu(products, None) else { return };
     let matmul = Matmul::with_class(class(&gpu));
     let mut random = Random::new(14);
-    for (format, kind) in [
-        (Format::F16, Kind::Store),
-        (Format::Fp8, Kind::Store),
-        (Format::Int8, Kind::Residual),
-        (Format::Int4, Kind::Swiglu),
-    ] {
+    for (format, kind) in FORMS {
         let mut case = Case::new(&gpu, (format, order(kind)), (64, 72, 580), 15);
-        // A neighbour's infinity stays its own.
+        // A neighbour's infinity stays its own, whatever becomes of it.
         case.x[63 * 580 + 7] = f32::INFINITY;
         let run = |rows: &[usize]| case.run(&gpu, &matmul, kind, true, rows);
         let alone: Vec<Vec<f32>> = case.all().iter().map(|&row| run(&[row])).collect();
-        assert!(alone[63].iter().any(|value| !value.is_finite()));
         for _ in 0..8 {
             let order = &random.permutation(64)[..1 + random.below(64)];
             let out = run(order);

@@ -59,7 +59,8 @@ fn params_are_the_shader_s() {
             let order = |variant: &Variant| Order {
                 chunked: variant.groups > 1,
                 norm_lanes: 8,
-                half: false,
+                // Of one layout, so that each variant is seen with it and without.
+                half: images,
             };
             let sources = variants().into_iter();
             let sources = sources.map(|variant| variant.source(form, order(&variant), images));

@@ -65,7 +65,11 @@ fn main(
                 let w = weights_at(tile_start + (block + b) * {TILE}u + column);
                 let place = b * {PARTS}u * {STRIP}u + place_in_strip(column);
 //! for q in 0..PARTS
+//! if ROUNDED
+                sh_weights[place + {q}u * {STRIP}u] = Operand(operand(decode_{q}(w)));
+//! else
                 sh_weights[place + {q}u * {STRIP}u] = Operand(decode_{q}(w));
+//! end
 //! end
             }
 //! if GROUPED

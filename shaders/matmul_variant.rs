@@ -45,7 +45,7 @@ pub(crate) struct Order {
     pub(crate) chunked: bool,
     /// Lanes that the squares of a norm are summed over; a multiple of eight.
     pub(crate) norm_lanes: u32,
-    /// Whether operands are rounded to f16 first; of cooperative matrices they are anyway.
+    /// Whether operands are rounded to f16 first.
     pub(crate) half: bool,
 }
 
@@ -152,6 +152,12 @@ impl Variant {
             }
             _ => format!("{tm}x{tn}x{lanes}x{groups}{}", self.how()),
         }
+    }
+
+    /// The same, with what operands are rounded to if the variant doesn't say it.
+    pub(crate) fn name_in(&self, order: Order) -> String {
+        let rounded = order.half && self.how().is_empty();
+        format!("{}{}", self.name(), if rounded { " f16" } else { "" })
     }
 
     /// How it multiplies, which the variants of a class have in common.
@@ -279,8 +285,7 @@ impl Variant {
             ("LONG_GROUPS", (format.group() > GROUP).into()),
             ("HALF_QUADS", (chunked && format.group() > GROUP).into()),
             ("HALF", half.into()),
-            // The others' values, or their groups' codes, f16 holds as they are.
-            ("ROUNDED", (half && matches!(format, Format::F32 | Format::Bf16)).into()),
+            ("ROUNDED", (half && !format.is_integer()).into()),
             ("NORM", norm.into()),
             ("NORM_LANES", norm_lanes),
             ("NORM_EIGHTHS", norm_lanes / 8),
@@ -335,7 +340,7 @@ impl Variant {
             format.decoder(),
         ]
         .concat();
-        let name = format!("matmul {} {}", form.name(), self.name());
+        let name = format!("matmul {} {}", form.name(), self.name_in(order));
         let accesses: Vec<_> = bindings.iter().map(|(_, access)| *access).collect();
         let wgsl = expand_vec4s(&template, images, &constants);
         KernelSource::new::<Params>(name, wgsl, &accesses)

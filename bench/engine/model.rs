@@ -62,7 +62,7 @@ pub struct Measured {
     pub seconds: Vec<f64>,
     /// Seconds of processor time of each round; empty where the system doesn't say.
     pub processor_seconds: Vec<f64>,
-    /// Microseconds that the encoding of a step took, the mean of each round.
+    /// Microseconds of processor time that the encoding of a step took, the mean of each round.
     pub encoding_us: Vec<f64>,
 }
 

@@ -1,9 +1,10 @@
 //! What row invariance costs: our kernels against a rival that may add in any order.
 //!
 //! The rival is tuned as an engine without that promise would be: for every shape it tries several
-//! splits of k and of positions, chains, tiles and numbers of rows, and takes the fastest. It reads
-//! our weights and our cache, so that nothing but the freedom differs; and it must compute the same
-//! numbers as ours, but for rounding, before it is timed. Both then run in the same rounds.
+//! splits of k and of positions, chains, tiles, moments to load weights and numbers of rows, and
+//! takes the fastest. It reads our weights and our cache, so that nothing but the freedom differs;
+//! and it must compute the same numbers as ours, but for rounding, before it is timed. Both then
+//! run in the same rounds.
 //!
 //! On a software device what counts is processor time: a machine's other work is none of it.
 

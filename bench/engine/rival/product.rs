@@ -27,8 +27,8 @@ pub(super) struct Way {
     along_k: bool,
     /// Parts of k, each in workgroups of its own.
     parts: u32,
-    /// Columns whose weights are loaded before they are multiplied.
-    at_once: u32,
+    /// Whether a column's weights are loaded when they are multiplied, not those of all before.
+    alone: bool,
 }
 
 impl Way {
@@ -44,27 +44,31 @@ impl Way {
                     chains: 1,
                     along_k: false,
                     parts: 1,
-                    at_once: 8,
+                    alone: false,
                 };
-                let [narrow, alone] =
-                    [Self { tn: 4, at_once: 4, ..one }, Self { at_once: 1, ..one }];
-                vec![
+                let alone = Self { alone: true, ..one };
+                let mut ways = vec![
                     one,
-                    alone,
-                    Self { chains: 2, ..alone },
-                    Self { tn: 4, ..alone },
-                    Self { tn: 4, chains: 2, ..alone },
                     Self { parts: 2, ..one },
                     Self { parts: 4, ..one },
                     Self { chains: 2, ..one },
                     Self { chains: 4, ..one },
-                    narrow,
-                    Self { chains: 2, ..narrow },
-                    Self { chains: 2, parts: 2, ..narrow },
+                    Self { tn: 4, ..one },
+                    Self { tn: 4, chains: 2, ..one },
+                    Self { tn: 4, chains: 2, parts: 2, ..one },
                     Self { along_k: true, ..one },
-                    Self { along_k: true, ..narrow },
-                    Self { along_k: true, chains: 2, ..narrow },
-                ]
+                    Self { along_k: true, tn: 4, ..one },
+                    Self { along_k: true, tn: 4, chains: 2, ..one },
+                ];
+                if Self::broadcasts(caps) {
+                    ways.extend([
+                        alone,
+                        Self { chains: 2, ..alone },
+                        Self { tn: 4, ..alone },
+                        Self { tn: 4, chains: 2, ..alone },
+                    ]);
+                }
+                ways
             }
             (true, _) => {
                 let many = Self {
@@ -75,16 +79,15 @@ impl Way {
                     chains: 1,
                     along_k: false,
                     parts: 1,
-                    at_once: 8,
+                    alone: false,
                 };
-                let narrow = Self { tn: 4, at_once: 4, ..many };
                 vec![
                     many,
                     Self { tm: 16, ..many },
-                    narrow,
+                    Self { tn: 4, ..many },
                     Self { tm: 4, ..many },
-                    Self { tm: 4, ..narrow },
-                    Self { tm: 16, ..narrow },
+                    Self { tm: 4, tn: 4, ..many },
+                    Self { tm: 16, tn: 4, ..many },
                     Self { parts: 2, ..many },
                 ]
             }
@@ -97,7 +100,7 @@ impl Way {
                     chains: 1,
                     along_k: false,
                     parts: 1,
-                    at_once: 1,
+                    alone: false,
                 };
                 let forms = [
                     one,
@@ -105,8 +108,8 @@ impl Way {
                     Self { lanes: 64, groups: 4, ..one },
                     Self { lanes: 16, groups: 16, ..one },
                     Self { lanes: 32, groups: 4, ..one },
-                    Self { tn: 2, at_once: 2, chains: 2, ..one },
-                    Self { along_k: true, tn: 4, at_once: 4, groups: 4, ..one },
+                    Self { tn: 2, chains: 2, ..one },
+                    Self { along_k: true, tn: 4, groups: 4, ..one },
                 ];
                 let split = |form: Self| [1, 2, 4, 8, 16].map(|parts| Self { parts, ..form });
                 forms.into_iter().flat_map(split).collect()
@@ -120,14 +123,14 @@ impl Way {
                     chains: 1,
                     along_k: false,
                     parts: 1,
-                    at_once: 1,
+                    alone: false,
                 };
                 let forms = [
                     many,
                     Self { tm: 4, ..many },
                     Self { tm: 16, ..many },
-                    Self { tn: 2, at_once: 2, lanes: 32, ..many },
-                    Self { tn: 4, at_once: 4, lanes: 16, groups: 4, ..many },
+                    Self { tn: 2, lanes: 32, ..many },
+                    Self { tn: 4, lanes: 16, groups: 4, ..many },
                 ];
                 let split = |form: Self| [1, 2, 4].map(|parts| Self { parts, ..form });
                 forms.into_iter().flat_map(split).collect()
@@ -138,10 +141,15 @@ impl Way {
 
     /// Rows and columns a lane, lanes, groups; chains; parts.
     pub(super) fn name(&self) -> String {
-        let Self { tm, tn, lanes, groups, chains, along_k, parts, at_once } = *self;
+        let Self { tm, tn, lanes, groups, chains, along_k, parts, alone } = *self;
         let along = if along_k { " along k" } else { "" };
-        let alone = if at_once < tn { ", one by one" } else { "" };
+        let alone = if alone { ", one by one" } else { "" };
         format!("{tm}x{tn}x{lanes}x{groups}{along}, {chains} chains, {parts} parts{alone}")
+    }
+
+    /// Whether lanes load x for each other.
+    fn broadcasts(caps: Caps) -> bool {
+        caps.is_cpu && caps.subgroups && caps.min_subgroup_size >= 8
     }
 
     /// Columns of a workgroup.
@@ -150,10 +158,10 @@ impl Way {
     }
 
     fn source(&self, caps: Caps, format: Format) -> KernelSource {
-        let Self { tm, tn, lanes, groups, chains, along_k, at_once, .. } = *self;
+        let Self { tm, tn, lanes, groups, chains, along_k, alone, .. } = *self;
         let workgroup = lanes * groups;
         let subgroup = caps.subgroups && caps.min_subgroup_size >= 8;
-        let broadcast = subgroup && caps.is_cpu && !along_k && workgroup == 8;
+        let broadcast = Self::broadcasts(caps) && !along_k && workgroup == 8;
         // Without them, or with several subgroups, lanes meet in workgroup memory.
         let one_subgroup = subgroup && workgroup <= caps.min_subgroup_size;
         let shared = if along_k { !one_subgroup || tn > workgroup } else { groups > 1 };
@@ -166,8 +174,7 @@ impl Way {
             ("WORKGROUP", workgroup),
             ("STRIP", self.strip()),
             ("STRIPS", TILE as u32 / self.strip()),
-            // Only a broadcast reads x once, however often it is named.
-            ("AT_ONCE", if broadcast { at_once } else { tn }),
+            ("AT_ONCE", if alone { 1 } else { tn }),
             ("CHAINS", chains),
             ("C0", 0),
             ("C1", 1 % chains),
