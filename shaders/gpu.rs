@@ -11,6 +11,7 @@ use crate::error::GpuError;
 use crate::kernel::{Layouts, Pass};
 use crate::matmul::Products;
 use crate::pipeline_cache::PipelineCache;
+use crate::processor_time::processor_time;
 use crate::profile::Timed;
 use crate::tensor::Tensor;
 use crate::tuning::Tuning;
@@ -445,21 +446,6 @@ pub(crate) struct Encoded {
 pub struct Submission {
     index: wgpu::SubmissionIndex,
     staging: Option<(wgpu::Buffer, u64)>,
-}
-
-/// Of this thread, from some moment on: a software driver's threads may have its processor for a
-/// while.
-#[cfg(unix)]
-fn processor_time() -> Duration {
-    let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
-    nix::time::clock_gettime(clock).map(Duration::from).unwrap_or_default()
-}
-
-/// Where there is no such clock, time that passes.
-#[cfg(not(unix))]
-fn processor_time() -> Duration {
-    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
-    START.elapsed()
 }
 
 fn record_fault(fault: &Mutex<Option<GpuError>>, error: GpuError) {

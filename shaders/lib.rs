@@ -23,6 +23,7 @@ pub mod inputs;
 pub mod kernel;
 pub mod kv_cache;
 mod pipeline_cache;
+mod processor_time;
 pub mod profile;
 #[cfg(feature = "raw")]
 pub mod raw;

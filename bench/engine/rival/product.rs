@@ -34,18 +34,18 @@ pub(super) struct Way {
 impl Way {
     /// Those that are tried on an adapter.
     pub(super) fn all(caps: Caps, num_rows: usize) -> Vec<Self> {
+        let one = Self {
+            tm: 1,
+            tn: 8,
+            lanes: 8,
+            groups: 1,
+            chains: 1,
+            along_k: false,
+            parts: 1,
+            alone: false,
+        };
         let ways = match (caps.is_cpu, num_rows) {
             (true, 1) => {
-                let one = Self {
-                    tm: 1,
-                    tn: 8,
-                    lanes: 8,
-                    groups: 1,
-                    chains: 1,
-                    along_k: false,
-                    parts: 1,
-                    alone: false,
-                };
                 let alone = Self { alone: true, ..one };
                 let mut ways = vec![
                     one,
@@ -71,16 +71,7 @@ impl Way {
                 ways
             }
             (true, _) => {
-                let many = Self {
-                    tm: 8,
-                    tn: 8,
-                    lanes: 8,
-                    groups: 1,
-                    chains: 1,
-                    along_k: false,
-                    parts: 1,
-                    alone: false,
-                };
+                let many = Self { tm: 8, ..one };
                 vec![
                     many,
                     Self { tm: 16, ..many },
@@ -92,16 +83,7 @@ impl Way {
                 ]
             }
             (false, 1) => {
-                let one = Self {
-                    tm: 1,
-                    tn: 1,
-                    lanes: 32,
-                    groups: 8,
-                    chains: 1,
-                    along_k: false,
-                    parts: 1,
-                    alone: false,
-                };
+                let one = Self { tn: 1, lanes: 32, groups: 8, ..one };
                 let forms = [
                     one,
                     Self { chains: 4, ..one },
@@ -115,16 +97,7 @@ impl Way {
                 forms.into_iter().flat_map(split).collect()
             }
             (false, _) => {
-                let many = Self {
-                    tm: 8,
-                    tn: 1,
-                    lanes: 64,
-                    groups: 1,
-                    chains: 1,
-                    along_k: false,
-                    parts: 1,
-                    alone: false,
-                };
+                let many = Self { tm: 8, tn: 1, lanes: 64, ..one };
                 let forms = [
                     many,
                     Self { tm: 4, ..many },
