@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use protocol::config::Config;
 use protocol::message::{Progress, StageFailed};
 use protocol::{
-    Body, Digest, Epoch, Frame, ModelId, NodeId, NodeReport, RequestId, StageEcho, StagePlan,
-    StageTiming, Step, StepId,
+    Body, Epoch, Frame, NodeId, NodeReport, RequestId, StageEcho, StagePlan, StageTiming, Step,
+    StepId,
 };
 
+use crate::backoff::Backoff;
+use crate::model::Model;
 use crate::pipeline::Pipeline;
-use crate::placement::ModelCost;
 use crate::request::{Event, Request, RequestError, SubmitError};
 use crate::scheduler::Scheduler;
 use crate::status::{NodeStatus, Status};
@@ -98,23 +99,6 @@ pub enum Action {
     Stuck(String),
 }
 
-/// What is served, as the cluster needs to know it.
-#[derive(Clone, Debug)]
-pub struct Model {
-    /// Which.
-    pub id: ModelId,
-    /// Where its files are.
-    pub path: String,
-    /// What its parts weigh.
-    pub cost: ModelCost,
-    /// Digests of its embedding, of each layer, of its head.
-    pub digests: Vec<Digest>,
-    /// Width of the hidden state.
-    pub hidden_size: u32,
-    /// Tokens of one sequence.
-    pub max_model_len: u32,
-}
-
 /// The cluster.
 #[derive(Debug)]
 pub struct Cluster {
@@ -126,6 +110,8 @@ pub struct Cluster {
     nodes: Vec<NodeReport>,
     last_change: Instant,
     pipeline: Option<Pipeline>,
+    // Of loads by the nodes that are here now.
+    backoff: Backoff,
     // Why there is no pipeline, when waiting alone doesn't explain it.
     trouble: String,
     is_stopping: bool,
@@ -145,6 +131,7 @@ impl Cluster {
             nodes: Vec::new(),
             last_change: now,
             pipeline: None,
+            backoff: Backoff::default(),
             trouble: String::new(),
             is_stopping: false,
             scheduler,
@@ -250,13 +237,15 @@ impl Cluster {
                 "no node has joined; start one with: autoglm-node --join {}",
                 coordinator.cluster_addr
             ),
-            (None, 0) => format!("placing the model: {joined}"),
-            (None, expected) => format!("waiting for {expected} nodes, {joined}"),
+            (None, expected) if num_nodes < expected => {
+                format!("waiting for {expected} nodes, {joined}")
+            }
+            (None, _) => format!("placing the model: {joined}"),
         };
         match (waiting.is_empty(), self.trouble.is_empty()) {
             (_, true) => waiting,
             (true, false) => String::new(),
-            (false, false) => format!("{}; {waiting}", self.trouble),
+            (false, false) => format!("{}{}; {waiting}", self.trouble, self.backoff),
         }
     }
 
@@ -274,6 +263,7 @@ impl Cluster {
         }
         self.nodes.push(report);
         self.last_change = now;
+        self.backoff.reset();
         self.actions.push(Action::Publish);
         self.place_if_settled(now);
     }
@@ -290,11 +280,15 @@ impl Cluster {
         if self.pipeline.as_ref().is_some_and(holds) {
             self.lose_pipeline(&format!("node {node} is lost: {cause}"), now);
         }
+        self.backoff.reset();
     }
 
     /// The pipeline is of no more use: whoever runs on it hears so, its nodes drop its stages.
     fn lose_pipeline(&mut self, cause: &str, now: Instant) {
         let Some(pipeline) = self.pipeline.take() else { return };
+        if !pipeline.is_ready() {
+            self.backoff.failed();
+        }
         self.trouble = cause.to_owned();
         self.last_change = now;
         self.tell_all(&RequestError::PipelineLost(cause.to_owned()));
@@ -353,12 +347,12 @@ impl Cluster {
         if self.pipeline.is_some() || self.nodes.is_empty() || self.is_stopping {
             return;
         }
+        let quiet = now.saturating_duration_since(self.last_change);
         let expected = self.num_expected();
         let all_here = expected > 0 && self.nodes.len() >= expected;
         let settle = Duration::from_millis(self.config.coordinator.settle_ms);
-        let settled = self.config.coordinator.local_nodes == 0
-            && now.saturating_duration_since(self.last_change) >= settle;
-        if all_here || settled {
+        let settled = self.config.coordinator.local_nodes == 0 && quiet >= settle;
+        if quiet >= self.backoff.pause() && (all_here || settled) {
             self.place(now);
         }
     }
@@ -427,6 +421,7 @@ impl Cluster {
         if let Some(capacity) = pipeline.capacity() {
             let (node, epoch) = (pipeline.stages[0].node, pipeline.epoch);
             self.trouble.clear();
+            self.backoff.reset();
             self.scheduler.attach(capacity);
             self.actions.push(Action::Connect { node, epoch });
         }

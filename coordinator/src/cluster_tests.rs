@@ -9,7 +9,8 @@ use protocol::{
     StagePlan, StepId,
 };
 
-use crate::cluster::{Action, Cluster, Input, Model};
+use crate::cluster::{Action, Cluster, Input};
+use crate::model::Model;
 use crate::placement::ModelCost;
 use crate::request::{Event, RequestError, SubmitError};
 use crate::testing::request;
@@ -254,6 +255,40 @@ fn a_step_or_a_load_that_hangs_is_given_up() {
     test.submit(1).unwrap();
     test.wait(Duration::from_secs(61));
     assert!(matches!(test.told[..], [(1, Event::Failed(_))]));
+}
+
+#[test]
+fn a_load_that_fails_again_and_again_is_tried_less_and_less_often() {
+    let mut test = Test::new(two_stages);
+    test.join(1, 1000);
+    test.join(2, 1000);
+    let mut tries_at = Vec::new();
+    let began = test.now;
+    while test.now - began < Duration::from_secs(200) {
+        if let Some((node, plan)) = test.plans.pop() {
+            tries_at.push((test.now - began).as_secs());
+            test.plans.clear();
+            test.handle(Input::Failed(StageFailed {
+                node,
+                pipeline: plan.pipeline,
+                epoch: plan.epoch,
+                stage: plan.stage,
+                cause: "a damaged file".into(),
+            }));
+        }
+        test.wait(Duration::from_millis(100));
+    }
+    let pauses: Vec<_> = tries_at.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+    let said = test.cluster.status().waiting_for;
+    assert!(said.contains("a damaged file") && said.contains("in a row: 9"), "{said}");
+    assert!(said.contains("after 60 s"), "{said}");
+
+    // Another node may be able to.
+    test.join(3, 1000);
+    test.wait(Duration::from_secs(3));
+    test.load();
+    assert!(test.is_ready());
 }
 
 #[test]

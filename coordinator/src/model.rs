@@ -5,11 +5,27 @@ use std::path::Path;
 use checkpoint::{Checkpoint, CheckpointError, Part};
 use protocol::{BLOCK_TOKENS, Digest, ModelId, config::Config};
 
-use crate::cluster;
 use crate::placement::ModelCost;
 
 /// Bytes of one element of a hidden state: f32.
 const ELEMENT_BYTES: u64 = 4;
+
+/// What is served, as the cluster needs to know it.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Which.
+    pub id: ModelId,
+    /// Where its files are.
+    pub path: String,
+    /// What its parts weigh.
+    pub cost: ModelCost,
+    /// Digests of its embedding, of each layer, of its head.
+    pub digests: Vec<Digest>,
+    /// Width of the hidden state.
+    pub hidden_size: u32,
+    /// Tokens of one sequence.
+    pub max_model_len: u32,
+}
 
 /// The model, as the cluster needs to know it.
 ///
@@ -19,7 +35,7 @@ pub fn describe(
     files: &Checkpoint,
     path: &Path,
     config: &Config,
-) -> Result<cluster::Model, CheckpointError> {
+) -> Result<Model, CheckpointError> {
     let model = files.config();
     let layers = (0..model.num_layers).map(Part::Layer);
     let parts = [Part::Embedding].into_iter().chain(layers.clone()).chain([Part::Head]);
@@ -34,7 +50,7 @@ pub fn describe(
     let activations =
         u64::from(config.scheduler.max_batched_tokens) * widest as u64 * ELEMENT_BYTES
             + 2 * LOGIT_ROWS * model.vocab_size as u64 * ELEMENT_BYTES;
-    Ok(cluster::Model {
+    Ok(Model {
         id: ModelId::of(Digest(files.model_digest()?)),
         path: path.to_string_lossy().into_owned(),
         cost: ModelCost {

@@ -8,7 +8,7 @@ use protocol::{
     StageLimits, StagePlan, Step, StepId,
 };
 
-use crate::cluster::Model;
+use crate::model::Model;
 use crate::placement::{self, PlacementError, Slot};
 use crate::scheduler::Capacity;
 use crate::status::{PipelineStatus, StageState, StageStatus};
