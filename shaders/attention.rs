@@ -133,6 +133,19 @@ impl BoundAttention {
     }
 }
 
+/// Lanes of a workgroup, and whether all of them are of one subgroup, whatever size it gets, and
+/// exchange values through it. A software driver compiles a workgroup of several subgroups that
+/// wait for each other in minutes, where one takes a second.
+pub fn lanes(caps: Caps) -> (u32, bool) {
+    let min_subgroup = if caps.subgroups { caps.min_subgroup_size } else { 0 };
+    let lanes = match min_subgroup {
+        4..8 if caps.is_cpu => 4,
+        8..32 => 8,
+        _ => 32,
+    };
+    (lanes, min_subgroup >= lanes)
+}
+
 /// One way of laying the work out over lanes. All with as many lanes and keys give the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Variant {
@@ -152,8 +165,7 @@ pub(crate) struct Variant {
 impl Variant {
     /// Those for few tokens and for many.
     pub(crate) fn choose(caps: Caps, shape: HeadShape) -> Vec<Self> {
-        let min_subgroup = if caps.subgroups { caps.min_subgroup_size } else { 0 };
-        let lanes = if (8..32).contains(&min_subgroup) { 8 } else { 32 };
+        let (lanes, subgroup) = lanes(caps);
         let keys = if caps.is_cpu { CPU_KEYS } else { GPU_PARTITION / lanes };
         let vec4s_of_query = shape.head_vec4s() as u32 * keys;
         let shared = (shape.num_heads / shape.num_kv_heads) as u32;
@@ -162,7 +174,7 @@ impl Variant {
         let queries = queries.unwrap_or(1);
         let short = caps.is_cpu && shape.head_vec4s() <= SHORT_HEAD_VEC4S;
         let keys = if short { SHORT_HEAD_CPU_KEYS } else { keys };
-        let lone = Self { lanes, keys, tokens: 1, queries, subgroup: min_subgroup >= lanes };
+        let lone = Self { lanes, keys, tokens: 1, queries, subgroup };
         if !caps.is_cpu {
             // The lone tokens among many need all the workgroups that they can have.
             return vec![lone];
@@ -190,7 +202,7 @@ impl Variant {
             ("BLOCK", BLOCK_TOKENS as u32),
             ("PARTITION", partition),
             ("KEYS", keys),
-            ("FEW_LANES", (lanes == 8).into()),
+            ("FEW_LANES", (lanes <= 8).into()),
             ("HEAD_VEC4S", head_vec4s),
             ("SLICE", slice),
             ("SLICES", head_vec4s / slice),

@@ -39,8 +39,8 @@ fn wide(shape: HeadShape) -> Variant {
 #[test]
 fn params_are_the_shader_s() {
     for shape in SHAPES {
-        let narrow =
-            [CPU_KEYS, SHORT_HEAD_CPU_KEYS].map(|keys| Variant { lanes: 8, keys, ..wide(shape) });
+        let narrow = [(8, CPU_KEYS), (8, SHORT_HEAD_CPU_KEYS), (4, CPU_KEYS)];
+        let narrow = narrow.map(|(lanes, keys)| Variant { lanes, keys, ..wide(shape) });
         let narrow = narrow.map(|narrow| variants(shape, narrow)).concat();
         for variant in [narrow, vec![wide(shape)]].concat() {
             for (images, format) in
@@ -252,8 +252,13 @@ fn agrees_with_the_reference_in_every_variant() {
                 let other = other.step(&[(&sequence, 0..70)]);
                 assert_bits_eq(&other.concat(), &chosen.concat());
             }
-            let other = Layer::new(&gpu, shape, format, Some(wide(shape)));
-            is_right(&other.step(&[(&sequence, 0..70)]));
+            // Processors with short vectors.
+            let subgroup = gpu.caps().subgroups && gpu.caps().min_subgroup_size >= 4;
+            let narrow = Variant { lanes: 4, subgroup, ..first };
+            for variant in [wide(shape), narrow] {
+                let other = Layer::new(&gpu, shape, format, Some(variant));
+                is_right(&other.step(&[(&sequence, 0..70)]));
+            }
         }
     }
 }

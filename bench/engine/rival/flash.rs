@@ -2,7 +2,7 @@
 //! context, and flash attention of a prompt, in tiles of tokens and heads. The cache is ours.
 
 use anyhow::Result;
-use shaders::attention::{INPUTS, Params};
+use shaders::attention::{INPUTS, Params, lanes};
 use shaders::gpu::{Caps, Gpu};
 use shaders::inputs::BLOCK_TOKENS;
 use shaders::kernel::{Access, Bound, Kernel, KernelSource, Pass};
@@ -34,9 +34,7 @@ const MAX_UNROLLED: u32 = 512;
 impl Way {
     /// Those that are tried on an adapter for a step.
     pub(super) fn all(caps: Caps, heads: HeadShape, step: Step) -> Vec<Self> {
-        let min_subgroup = if caps.subgroups { caps.min_subgroup_size } else { 0 };
-        let lanes = if (8..32).contains(&min_subgroup) { 8 } else { 32 };
-        let subgroup = min_subgroup >= lanes;
+        let (lanes, subgroup) = lanes(caps);
         let shared = (heads.num_heads / heads.num_kv_heads) as u32;
         let (tokens, parts): (&[u32], &[u32]) = match (step, caps.is_cpu) {
             (Step::Decode { .. }, true) => (&[1], &[1, 2, 4]),
@@ -51,7 +49,7 @@ impl Way {
                 for keys in [1, 2, 4] {
                     let unrolled = tokens * queries * keys * heads.head_vec4s() as u32;
                     // Few rows or keys at a time leave more loads than sums.
-                    let few = (tokens * queries * keys) < shared.min(4) || keys == 1 && lanes == 8;
+                    let few = (tokens * queries * keys) < shared.min(4) || keys == 1 && lanes <= 8;
                     if unrolled > MAX_UNROLLED || few {
                         continue;
                     }
@@ -83,7 +81,7 @@ impl Way {
             ("QUERIES", queries),
             ("LANES", lanes),
             ("KEYS", keys),
-            ("FEW_LANES", (lanes == 8).into()),
+            ("FEW_LANES", (lanes <= 8).into()),
             ("SUBGROUP", subgroup.into()),
             ("PARTED", (parts > 1).into()),
             ("KV_F16", (format == KvFormat::F16).into()),
