@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
 
 use crate::architecture::Role;
 use crate::dtype::{DType, FP8_GROUP, Format, GROUP, Quantize};
@@ -166,7 +167,6 @@ impl<'a> MatrixView<'a> {
                 row_bytes: self.row_bytes(),
             });
         }
-        let mut scratch = Scratch::new(self.cols);
         let mut out = out;
         let mut first = 0;
         for source in &self.sources {
@@ -175,7 +175,7 @@ impl<'a> MatrixView<'a> {
             let start = rows.start.clamp(first, first + num_rows) - first;
             let end = rows.end.clamp(first, first + num_rows) - first;
             let (part, rest) = out.split_at_mut((end - start) * self.row_bytes());
-            self.read_source(source, start..end, part, &mut scratch)?;
+            self.read_source(source, start..end, part)?;
             // While they are in the processor's cache. Nothing after this would notice: answers
             // would just be garbage.
             if !self.format.is_finite(part)
@@ -220,50 +220,66 @@ impl<'a> MatrixView<'a> {
         source: &Source<'_>,
         rows: Range<usize>,
         out: &mut [u8],
-        scratch: &mut Scratch,
     ) -> Result<(), CheckpointError> {
         let &Source { piece, stored, .. } = source;
         let dtype = piece.dtype;
+        let row_bytes = self.row_bytes();
         let as_stored = dtype.is_handed_over_as_stored() && dtype.format() == self.format;
         if as_stored && piece.half_split.is_none() {
-            let row_bytes = self.row_bytes();
             out.copy_from_slice(&stored[rows.start * row_bytes..rows.end * row_bytes]);
             return Ok(());
         }
-        for (row, out) in rows.zip(out.chunks_exact_mut(self.row_bytes())) {
-            let (number, stored) = source.row(row);
-            if as_stored {
-                out.copy_from_slice(stored);
-                continue;
+        if as_stored {
+            for (row, out) in rows.zip(out.chunks_exact_mut(row_bytes)) {
+                out.copy_from_slice(source.row(row).1);
             }
-            let range = |value| {
-                let tensor = piece.name.clone();
-                let range = CheckpointError::F16Range { tensor, row: number, value };
-                source.not_finite(row..row + 1).unwrap_or(range)
-            };
-            if dtype == DType::Q4_0 && self.format == Format::Int4 {
-                q4_0_as_int4(stored, out).map_err(range)?;
-                continue;
-            }
-            source.decode(number, stored, &mut scratch.f32);
-            match self.format {
-                Format::F32 => {
-                    for (out, value) in out.as_chunks_mut().0.iter_mut().zip(&scratch.f32) {
-                        *out = value.to_le_bytes();
-                    }
+            return Ok(());
+        }
+        let failed = out
+            .par_chunks_exact_mut(row_bytes)
+            .zip(rows)
+            .map_init(
+                || Scratch::new(self.cols),
+                |scratch, (out, row)| self.convert_row(source, row, out, scratch),
+            )
+            .find_map_first(Result::err);
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn convert_row(
+        &self,
+        source: &Source<'_>,
+        row: usize,
+        out: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<(), CheckpointError> {
+        let (number, stored) = source.row(row);
+        let range = |value| {
+            let tensor = source.piece.name.clone();
+            let range = CheckpointError::F16Range { tensor, row: number, value };
+            source.not_finite(row..row + 1).unwrap_or(range)
+        };
+        if source.piece.dtype == DType::Q4_0 && self.format == Format::Int4 {
+            return q4_0_as_int4(stored, out).map_err(range);
+        }
+        source.decode(number, stored, &mut scratch.f32);
+        match self.format {
+            Format::F32 => {
+                for (out, value) in out.as_chunks_mut().0.iter_mut().zip(&scratch.f32) {
+                    *out = value.to_le_bytes();
                 }
-                // Only what is stored so becomes it.
-                Format::Fp8 => fp8::write_row(stored, source.factors(number), out),
-                // Nothing is ever stored as bf16 and as something that bf16 holds.
-                Format::F16 | Format::BF16 => scratch.write_f16(out).map_err(range)?,
-                Format::Int8 | Format::Int4 => {
-                    let int8 = self.format == Format::Int8;
-                    let group = if int8 { int8_group } else { int4_group };
-                    let group_bytes = out.len() / self.cols.div_ceil(GROUP);
-                    let groups = scratch.f32.chunks(GROUP);
-                    for (values, out) in groups.zip(out.chunks_exact_mut(group_bytes)) {
-                        group(values, out).map_err(range)?;
-                    }
+            }
+            // Only what is stored so becomes it.
+            Format::Fp8 => fp8::write_row(stored, source.factors(number), out),
+            // Nothing is ever stored as bf16 and as something that bf16 holds.
+            Format::F16 | Format::BF16 => scratch.write_f16(out).map_err(range)?,
+            Format::Int8 | Format::Int4 => {
+                let int8 = self.format == Format::Int8;
+                let group = if int8 { int8_group } else { int4_group };
+                let group_bytes = out.len() / self.cols.div_ceil(GROUP);
+                let groups = scratch.f32.chunks(GROUP);
+                for (values, out) in groups.zip(out.chunks_exact_mut(group_bytes)) {
+                    group(values, out).map_err(range)?;
                 }
             }
         }

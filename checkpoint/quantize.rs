@@ -14,7 +14,7 @@ pub(crate) fn int8_group(values: &[f32], out: &mut [u8]) -> Result<(), f32> {
     out[..2].copy_from_slice(&scale.to_le_bytes());
     if d > 0.0 {
         for (out, value) in out[2..].iter_mut().zip(values) {
-            *out = (value / d).round().clamp(-127.0, 127.0) as i8 as u8;
+            *out = round(value / d).clamp(-127.0, 127.0) as i8 as u8;
         }
     }
     Ok(())
@@ -28,25 +28,22 @@ pub(crate) fn int4_group(values: &[f32], out: &mut [u8]) -> Result<(), f32> {
     group[..values.len()].copy_from_slice(values);
     let min = group.iter().copied().fold(f32::MAX, f32::min);
     let max = group.iter().copied().fold(f32::MIN, f32::max);
-    let mut best = Levels { d: to_f16((max - min) / 15.0, values)?, m: to_f16(min, values)? };
+    let (d, m) = (to_f16((max - min) / 15.0, values)?, to_f16(min, values)?);
+    let mut best = Levels { d: d.to_f32(), m: m.to_f32() };
     let mut best_error = best.error(&group);
     // A narrower range serves the many values in its middle better than the few at its ends.
     for shrink in [1.0, 0.95, 0.9, 0.85, 0.8, 0.75] {
         let width = (max - min) * shrink;
-        let mut levels = Levels {
-            d: f16::from_f32(width / 15.0),
-            m: f16::from_f32(((max + min) - width) / 2.0),
-        };
-        for _ in 0..2 {
+        let levels = Levels::rounded(width / 15.0, ((max + min) - width) / 2.0);
+        for levels in [levels, levels.refit(&group)] {
             let error = levels.error(&group);
             if error < best_error {
                 (best, best_error) = (levels, error);
             }
-            levels = levels.refit(&group);
         }
     }
-    out[..2].copy_from_slice(&best.d.to_le_bytes());
-    out[2..4].copy_from_slice(&best.m.to_le_bytes());
+    out[..2].copy_from_slice(&f16::from_f32(best.d).to_le_bytes());
+    out[2..4].copy_from_slice(&f16::from_f32(best.m).to_le_bytes());
     let place = best.place();
     for (i, out) in out[4..].iter_mut().enumerate() {
         *out = place(group[i]) as u8 | (place(group[i + GROUP / 2]) as u8) << 4;
@@ -64,37 +61,53 @@ fn to_f16(number: f32, values: &[f32]) -> Result<f16, f32> {
     }
 }
 
-/// Sixteen levels, `d q + m`.
+/// No f32 from here to its double has a fraction. Adding it rounds, to the even one of two: not
+/// every processor can otherwise, and calling a function for each value would take most of the time.
+const WHOLE: f32 = (1 << 23) as f32;
+
+/// As `f32::round`, of less than [`WHOLE`].
+fn round(value: f32) -> f32 {
+    let size = value.abs();
+    let even = (size + WHOLE) - WHOLE;
+    let rounded = if size - even == 0.5 { even + 1.0 } else { even };
+    rounded.copysign(value)
+}
+
+/// Sixteen levels, `d q + m`, of numbers that f16 holds.
 #[derive(Clone, Copy)]
 struct Levels {
-    d: f16,
-    m: f16,
+    d: f32,
+    m: f32,
 }
 
 impl Levels {
-    /// The nearest level's number.
+    fn rounded(d: f32, m: f32) -> Self {
+        Self { d: f16::from_f32(d).to_f32(), m: f16::from_f32(m).to_f32() }
+    }
+
+    /// The nearest level's number, the even one of two.
     fn place(self) -> impl Fn(f32) -> f32 {
-        let (d, m) = (self.d.to_f32(), self.m.to_f32());
+        let Self { d, m } = self;
         let inverse = if d > 0.0 { d.recip() } else { 0.0 };
-        move |value| ((value - m) * inverse).round_ties_even().clamp(0.0, 15.0)
+        move |value| (((value - m) * inverse).clamp(0.0, 15.0) + WHOLE) - WHOLE
     }
 
     fn error(self, group: &[f32; GROUP]) -> f32 {
-        let (d, m, place) = (self.d.to_f32(), self.m.to_f32(), self.place());
-        group.iter().map(|&value| (d * place(value) + m - value).powi(2)).sum()
+        let (Self { d, m }, place) = (self, self.place());
+        let [sum] = sums(group, |value| {
+            let error = d * place(value) + m - value;
+            [error * error]
+        });
+        sum
     }
 
     /// The levels that fit best while every value keeps its number: least squares.
     fn refit(self, group: &[f32; GROUP]) -> Self {
         let place = self.place();
-        let (mut q_sum, mut qq_sum, mut x_sum, mut qx_sum) = (0.0, 0.0, 0.0, 0.0);
-        for &x in group {
+        let [q_sum, qq_sum, x_sum, qx_sum] = sums(group, |x| {
             let q = place(x);
-            q_sum += q;
-            qq_sum += q * q;
-            x_sum += x;
-            qx_sum += q * x;
-        }
+            [q, q * q, x, q * x]
+        });
         let n = GROUP as f32;
         let spread = n * qq_sum - q_sum * q_sum;
         if spread <= 0.0 {
@@ -102,9 +115,22 @@ impl Levels {
         }
         let d = (n * qx_sum - q_sum * x_sum) / spread;
         let m = (x_sum - d * q_sum) / n;
-        let fitted = Self { d: f16::from_f32(d), m: f16::from_f32(m) };
+        let fitted = Self::rounded(d, m);
         if fitted.d.is_finite() && fitted.m.is_finite() && d > 0.0 { fitted } else { self }
     }
+}
+
+/// Of each term over the group, by eight sums side by side, as processors add.
+fn sums<const N: usize>(group: &[f32; GROUP], terms: impl Fn(f32) -> [f32; N]) -> [f32; N] {
+    let mut sums = [[0.0; 8]; N];
+    for values in group.as_chunks::<8>().0 {
+        for (i, value) in values.iter().enumerate() {
+            for (sums, term) in sums.iter_mut().zip(terms(*value)) {
+                sums[i] += term;
+            }
+        }
+    }
+    sums.map(|sums| sums.iter().sum())
 }
 
 #[cfg(test)]
@@ -144,13 +170,24 @@ mod tests {
             // Levels from the smallest value to the largest.
             let min = values.iter().copied().fold(f32::MAX, f32::min);
             let max = values.iter().copied().fold(f32::MIN, f32::max);
-            let levels = Levels { d: f16::from_f32((max - min) / 15.0), m: f16::from_f32(min) };
+            let levels = Levels::rounded((max - min) / 15.0, min);
             let group: [f32; GROUP] = values.as_slice().try_into().unwrap();
             let norm = values.iter().map(|value| value * value).sum::<f32>();
             plain += (levels.error(&group) / norm).sqrt() / 200.0;
         }
         assert!(int8 < 0.006, "{int8}");
         assert!(int4 < 0.08 && int4 < plain * 0.96, "{int4}, without the search {plain}");
+    }
+
+    #[test]
+    fn rounds_as_the_library_does() {
+        for tenth in -3000..3000 {
+            for value in [tenth as f32 / 10.0, tenth as f32 / 2.0] {
+                for value in [value.next_down(), value, value.next_up()] {
+                    assert_eq!(round(value).to_bits(), value.round().to_bits(), "{value}");
+                }
+            }
+        }
     }
 
     #[test]
