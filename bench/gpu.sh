@@ -7,12 +7,13 @@
 #
 # SHAPES: models, as `autoglm-bench model` names them. AUTOGLM_BIN, KERNEL_TESTS: a folder of built
 # binaries and the built tests of `shaders`, for a machine without a Rust toolchain. ROUNDS, TOKENS,
-# PROMPT, BATCHES, CONTEXTS, MATRICES: smaller ones for a slow adapter.
+# PROMPT, BATCHES, CONTEXTS, MATRICES: smaller ones for a slow adapter. LIMIT: seconds after which
+# what still runs is ended and the rest left out, for a machine that is lent; the page says so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 name=${1:?give the results a name, as in: make bench-gpu NAME=h200} adapter=${2:-}
 rounds=${ROUNDS:-5} tokens=${TOKENS:-128} prompt=${PROMPT:-512,2048} batches=${BATCHES:-1,8,32}
-contexts=${CONTEXTS:-0,4096} matrices=${MATRICES:-4096x4096,4096x27392}
+contexts=${CONTEXTS:-0,4096} limit=${LIMIT:-86400} matrices=${MATRICES:-4096x4096,4096x27392}
 results=bench/results/$name page=bench/results/$name.md
 if [ -z "${AUTOGLM_BIN:-}" ]; then
   cargo build --release --bin autoglm-bench
@@ -35,11 +36,16 @@ trap 'rm -rf "$scratch"' EXIT
 # section TITLE COMMAND...: the command and what it prints, onto the page; a failure is written
 # down, and the rest goes on.
 section() {
-  local title=$1 code=0 began=$SECONDS
+  local title=$1 code=0 began=$SECONDS left=$((limit - SECONDS))
   shift
+  if [ $left -le 0 ]; then
+    printf '\n## %s\n\nleft out: LIMIT of %s s\n' "$title" "$limit" >>"$page"
+    return
+  fi
   printf '%s\n' "$title" >&2
   printf '\n## %s\n\n```\n$ %s\n' "$title" "${*//$scratch\//}" >>"$page"
-  "$@" >>"$page" 2>"$scratch/errors" || code=$?
+  ${LIMIT:+timeout --foreground --kill-after=10 $left} "$@" >>"$page" 2>"$scratch/errors" || code=$?
+  [ $code != 124 ] || printf 'ended: LIMIT of %s s\n' "$limit" >>"$page"
   [ $code = 0 ] || { tail -n 5 "$scratch/errors" && printf 'exit status %s\n' $code; } >>"$page"
   printf '```\n\n%s s\n' $((SECONDS - began)) >>"$page"
 }

@@ -61,8 +61,8 @@ fn to_f16(number: f32, values: &[f32]) -> Result<f16, f32> {
     }
 }
 
-/// No f32 from here to its double has a fraction. Adding it rounds, to the even one of two: not
-/// every processor can otherwise, and calling a function for each value would take most of the time.
+/// No f32 from here to its double has a fraction, so adding it rounds, to the even one of two. Not
+/// every processor can otherwise, and a call for each value would take most of the time.
 const WHOLE: f32 = (1 << 23) as f32;
 
 /// As `f32::round`, of less than [`WHOLE`].
