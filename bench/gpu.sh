@@ -13,7 +13,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 name=${1:?give the results a name, as in: make bench-gpu NAME=h200} adapter=${2:-}
 rounds=${ROUNDS:-5} tokens=${TOKENS:-128} prompt=${PROMPT:-512,2048} batches=${BATCHES:-1,8,32}
-contexts=${CONTEXTS:-0,4096} limit=${LIMIT:-86400} matrices=${MATRICES:-4096x4096,4096x27392}
+contexts=${CONTEXTS:-0,4096} matrices=${MATRICES:-4096x4096,4096x27392}
+if ! [[ ${LIMIT:-1} =~ ^[0-9]+$ ]]; then
+  printf 'LIMIT is a number of seconds, as in LIMIT=600, not %s\n' "$LIMIT" >&2
+  exit 2
+fi
 results=bench/results/$name page=bench/results/$name.md
 if [ -z "${AUTOGLM_BIN:-}" ]; then
   cargo build --release --bin autoglm-bench
@@ -23,8 +27,12 @@ bench=$AUTOGLM_BIN/autoglm-bench
 choice=()
 [ -z "$adapter" ] || choice=(--adapter "$adapter")
 export AUTOGLM_TEST_ADAPTER=$adapter
+# Seconds that LIMIT leaves; nothing without one.
+left() { [ -z "${LIMIT:-}" ] || echo $((SECONDS < LIMIT ? LIMIT - SECONDS : 0)); }
+# within COMMAND...: ended, and whatever it has started, when LIMIT is reached.
+within() { ${LIMIT:+timeout --kill-after=10 "$(left)"} "$@"; }
 # An adapter that isn't there is refused before gigabytes are written for it.
-if ! said=$("$bench" kernels ${choice[@]+"${choice[@]}"} --kernels norm --rows 1 --rounds 1 \
+if ! said=$(within "$bench" kernels ${choice[@]+"${choice[@]}"} --kernels norm --rows 1 --rounds 1 \
   2>&1 >/dev/null); then
   printf '%s\n' "$said" >&2
   exit 1
@@ -36,16 +44,16 @@ trap 'rm -rf "$scratch"' EXIT
 # section TITLE COMMAND...: the command and what it prints, onto the page; a failure is written
 # down, and the rest goes on.
 section() {
-  local title=$1 code=0 began=$SECONDS left=$((limit - SECONDS))
+  local title=$1 code=0 began=$SECONDS
   shift
-  if [ $left -le 0 ]; then
-    printf '\n## %s\n\nleft out: LIMIT of %s s\n' "$title" "$limit" >>"$page"
+  if [ "$(left)" = 0 ]; then
+    printf '\n## %s\n\nleft out: LIMIT of %s s\n' "$title" "$LIMIT" >>"$page"
     return
   fi
   printf '%s\n' "$title" >&2
   printf '\n## %s\n\n```\n$ %s\n' "$title" "${*//$scratch\//}" >>"$page"
-  ${LIMIT:+timeout --foreground --kill-after=10 $left} "$@" >>"$page" 2>"$scratch/errors" || code=$?
-  [ $code != 124 ] || printf 'ended: LIMIT of %s s\n' "$limit" >>"$page"
+  within "$@" >>"$page" 2>"$scratch/errors" || code=$?
+  [ "$(left)" != 0 ] || printf 'ended: LIMIT of %s s\n' "$LIMIT" >>"$page"
   [ $code = 0 ] || { tail -n 5 "$scratch/errors" && printf 'exit status %s\n' $code; } >>"$page"
   printf '```\n\n%s s\n' $((SECONDS - began)) >>"$page"
 }
@@ -60,7 +68,8 @@ else
 fi
 ways=plain,packed-dot
 for products in f16 cooperative-matrix; do
-  if "$bench" kernels ${choice[@]+"${choice[@]}"} --kernels norm --rows 1 --rounds 1 \
+  [ "$(left)" != 0 ] || break
+  if within "$bench" kernels ${choice[@]+"${choice[@]}"} --kernels norm --rows 1 --rounds 1 \
     --products $products >/dev/null 2>&1; then
     ways+=,$products
   fi

@@ -39,9 +39,10 @@ fn wide(shape: HeadShape) -> Variant {
 #[test]
 fn params_are_the_shader_s() {
     for shape in SHAPES {
-        let narrow = [(8, CPU_KEYS), (8, SHORT_HEAD_CPU_KEYS), (4, CPU_KEYS)];
+        let narrow = [4, 8].map(|lanes| [CPU_KEYS, SHORT_HEAD_CPU_KEYS].map(|keys| (lanes, keys)));
+        let narrow = narrow.concat().into_iter();
         let narrow = narrow.map(|(lanes, keys)| Variant { lanes, keys, ..wide(shape) });
-        let narrow = narrow.map(|narrow| variants(shape, narrow)).concat();
+        let narrow: Vec<_> = narrow.flat_map(|narrow| variants(shape, narrow)).collect();
         for variant in [narrow, vec![wide(shape)]].concat() {
             for (images, format) in
                 [false, true].into_iter().flat_map(|it| KvFormat::ALL.map(|format| (it, format)))
@@ -255,10 +256,12 @@ fn agrees_with_the_reference_in_every_variant() {
             // Processors with short vectors.
             let subgroup = gpu.caps().subgroups && gpu.caps().min_subgroup_size >= 4;
             let narrow = Variant { lanes: 4, subgroup, ..first };
-            for variant in [wide(shape), narrow] {
-                let other = Layer::new(&gpu, shape, format, Some(variant));
-                is_right(&other.step(&[(&sequence, 0..70)]));
-            }
+            let [wide, narrow, shared] = [wide(shape), narrow, Variant { tokens: 2, ..narrow }]
+                .map(|variant| Layer::new(&gpu, shape, format, Some(variant)))
+                .map(|layer| layer.step(&[(&sequence, 0..70)]));
+            is_right(&wide);
+            is_right(&narrow);
+            assert_bits_eq(&shared.concat(), &narrow.concat());
         }
     }
 }

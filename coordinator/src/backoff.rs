@@ -40,6 +40,6 @@ impl fmt::Display for Backoff {
             return Ok(());
         }
         let (failures, pause) = (self.failures, self.pause().as_secs());
-        write!(f, " (failed loads in a row: {failures}; tried again after {pause} s)")
+        write!(f, " (failed loads in a row: {failures}; tried again after {pause} s or more)")
     }
 }
