@@ -218,10 +218,8 @@ pub(crate) fn features_for(
     adapter: &wgpu::Adapter,
     products: Products,
 ) -> Result<wgpu::Features, &'static str> {
-    let half = wgpu::Features::SHADER_F16;
     let (can, features, missing) = match products {
         Products::Plain | Products::PackedDot => return Ok(wgpu::Features::empty()),
-        Products::Half => (adapter.features().contains(half), half, "f16 in shaders"),
         Products::Cooperative => (
             cooperative_side(adapter).is_some(),
             COOPERATIVE,

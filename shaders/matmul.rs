@@ -76,9 +76,6 @@ pub enum Products {
     /// In f32.
     #[default]
     Plain,
-    /// With operands rounded to f16 and sums in f32: many rows pass through workgroup memory in
-    /// half the bytes.
-    Half,
     /// By cooperative matrices (tensor cores), with operands rounded to f16: several times as fast
     /// for many rows.
     Cooperative,
@@ -89,14 +86,13 @@ pub enum Products {
 
 impl Products {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Plain, Self::Half, Self::Cooperative, Self::PackedDot];
+    pub const ALL: [Self; 3] = [Self::Plain, Self::Cooperative, Self::PackedDot];
 }
 
 impl fmt::Display for Products {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Plain => "plain",
-            Self::Half => "f16",
             Self::Cooperative => "cooperative-matrix",
             Self::PackedDot => "packed-dot",
         })
@@ -206,7 +202,7 @@ impl Matmul {
     }
 
     /// Those for products that are computed so, for tools; plain ones if the adapter wasn't opened
-    /// for those by cooperative matrices. For f16 products it must have been opened for either.
+    /// for those by cooperative matrices.
     pub fn of(gpu: &Gpu, products: Products) -> Self {
         let caps = Caps { products, ..gpu.caps() };
         let norm_lanes = Class::choose(caps, Format::Int8).order.norm_lanes;
@@ -307,10 +303,9 @@ impl Matmul {
                 shards.push((kernel.bind(gpu, &all)?.named(&name), params));
             }
             let variants = vec![(variant, shards)];
-            Ok(BoundMatmul { before: None, variants, order: class.order, max_rows })
+            Ok(BoundMatmul { before: None, variants, max_rows })
         };
-        let order = class.order;
-        let mut chosen = BoundMatmul { before, variants: Vec::new(), order, max_rows };
+        let mut chosen = BoundMatmul { before, variants: Vec::new(), max_rows };
         for ways in class.choices() {
             let (k, n) = (weights.cols, weights.rows);
             // What is fastest for many rows hangs little on how many they are.
@@ -372,7 +367,6 @@ pub struct BoundMatmul {
     before: Option<BoundQuantizeRows>,
     /// For each variant, the kernel bound to each shard.
     variants: Vec<(Variant, Vec<(Bound, Params)>)>,
-    order: Order,
     max_rows: usize,
 }
 
@@ -385,7 +379,7 @@ impl BoundMatmul {
     /// How the work for so many rows is laid out: rows and columns a lane, lanes side by side,
     /// groups of them.
     pub fn layout(&self, num_rows: usize) -> String {
-        self.variant(num_rows).map_or_else(String::new, |(variant, _)| variant.name_in(self.order))
+        self.variant(num_rows).map_or_else(String::new, |(variant, _)| variant.name())
     }
 
     fn variant(&self, num_rows: usize) -> Option<&(Variant, Vec<(Bound, Params)>)> {
@@ -459,5 +453,5 @@ mod tests;
 mod packed_tests;
 
 #[cfg(test)]
-#[path = "matmul_f16_tests.rs"]
-mod f16_tests;
+#[path = "matmul_cooperative_tests.rs"]
+mod cooperative_tests;

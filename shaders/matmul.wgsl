@@ -1,11 +1,7 @@
-//! if HALF
-enable f16;
-//! end
 // y[t, n] = sum over k of x[t, k] * weights[n, k], and what becomes of y (matmul_out.wgsl)
 // one workgroup per TM rows t, LANES * TN columns n
 //
-// With NORM, x is normalised first: x[t, k] / rms(x[t, :]) * norm[k]. With HALF, x and weights are
-// rounded to f16, but for integer codes, which it holds; sums are of f32.
+// With NORM, x is normalised first: x[t, k] / rms(x[t, :]) * norm[k].
 //
 // STORE:    out[t, n] = y[t, n]
 // RESIDUAL: out[t, n] = residual[t, n] + y[t, n]
@@ -154,9 +150,9 @@ fn main(
 //! end
 //! for m in 0..TM
 //! if NORM
-            var x_{m} = operand(x_at(p, row_{m}, at) * scale_{m} * norm_at);
+            var x_{m} = x_at(p, row_{m}, at) * scale_{m} * norm_at;
 //! else
-            var x_{m} = operand(x_at(p, row_{m}, at));
+            var x_{m} = x_at(p, row_{m}, at);
 //! end
 //! if OFFSET
             let x_part_{m} = (x_{m}.x + x_{m}.y) + (x_{m}.z + x_{m}.w);
@@ -188,9 +184,9 @@ fn main(
 //! else
 //! if NORM
             let x_{m}_{b}_{q}_{first} =
-                operand(x_at(p, row_{m}, at_{b}_{q}) * scale_{m} * norm_{b}_{q});
+                x_at(p, row_{m}, at_{b}_{q}) * scale_{m} * norm_{b}_{q};
 //! else
-            let x_{m}_{b}_{q}_{first} = operand(x_at(p, row_{m}, at_{b}_{q}));
+            let x_{m}_{b}_{q}_{first} = x_at(p, row_{m}, at_{b}_{q});
 //! end
 //! end
 //! if SUBGROUP
@@ -202,11 +198,7 @@ fn main(
 //! end
 //! end
 //! for j in first..first+AT_ONCE
-//! if ROUNDED
-            let w_{b}_{j}_{q} = operand(decode_{q}(w_{b}_{j}));
-//! else
             let w_{b}_{j}_{q} = decode_{q}(w_{b}_{j});
-//! end
 //! for m in 0..TM
             acc_{m}_{j} = fma(w_{b}_{j}_{q}.x, x_{m}_{b}_{q}_{first}.x, acc_{m}_{j});
             acc_{m}_{j} = fma(w_{b}_{j}_{q}.y, x_{m}_{b}_{q}_{first}.y, acc_{m}_{j});

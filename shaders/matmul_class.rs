@@ -25,7 +25,6 @@ impl Class {
                 Self::cooperative(side, caps.max_subgroup_size).that_fits(caps)
             }
             (Products::PackedDot, _) if format.is_integer() => Self::packed(caps.is_cpu),
-            (Products::Half, _) => Self::plain(caps, format).half(),
             _ => Self::plain(caps, format),
         }
     }
@@ -56,7 +55,7 @@ impl Class {
         } else {
             variants.push(many);
         }
-        Self { variants, order: Order { chunked: false, norm_lanes: 8, half: false } }
+        Self { variants, order: Order { chunked: false, norm_lanes: 8 } }
     }
 
     /// With few rows there are too few columns for one lane each: chunks of k run side by side.
@@ -81,13 +80,7 @@ impl Class {
             Variant { groups: 16, ..staged },
             Variant { tm: 8, groups: 8, ..staged },
         ];
-        Self { variants, order: Order { chunked: true, norm_lanes: 64, half: false } }
-    }
-
-    /// The same, of operands that are rounded to f16: half of what many rows take of a workgroup's
-    /// memory and of the time to read it.
-    pub(crate) fn half(self) -> Self {
-        Self { order: Order { half: true, ..self.order }, ..self }
+        Self { variants, order: Order { chunked: true, norm_lanes: 64 } }
     }
 
     /// Matrix cores take `side` rows or none: with fewer, the others are computed and not stored.
@@ -120,7 +113,7 @@ impl Class {
             Variant { groups: 8, operands: shared, ..many },
             Variant { groups: 8, tn: 2, lanes: 32, operands: shared, ..many },
         ];
-        Self { variants, order: Order { chunked: true, norm_lanes: 64, half: true } }
+        Self { variants, order: Order { chunked: true, norm_lanes: 64 } }
     }
 
     /// As plain ones are laid out. A broadcast would gain nothing on a software driver, which has
@@ -134,7 +127,7 @@ impl Class {
                 Variant { max_rows: 4, tm: 4, ..one },
                 Variant { max_rows: any, tm: 8, ..one },
             ];
-            return Self { variants, order: Order { chunked: true, norm_lanes: 8, half: false } };
+            return Self { variants, order: Order { chunked: true, norm_lanes: 8 } };
         }
         let one = Variant { max_rows: 1, tm: 1, tn: 1, lanes: 32, groups: 8, operands };
         let operands = Operands::PackedStaged;
@@ -148,7 +141,7 @@ impl Class {
             staged,
             Variant { groups: 8, ..staged },
         ];
-        Self { variants, order: Order { chunked: true, norm_lanes: 64, half: false } }
+        Self { variants, order: Order { chunked: true, norm_lanes: 64 } }
     }
 
     /// Without the variants for which a device has too little of workgroups' lanes or memory.
@@ -164,10 +157,7 @@ impl Class {
 
     /// How it multiplies, which decides what is fastest.
     pub(crate) fn how(&self) -> &'static str {
-        match self.variants[0].how() {
-            "" if self.order.half => " f16",
-            how => how,
-        }
+        self.variants[0].how()
     }
 
     /// The variants for each number of rows.

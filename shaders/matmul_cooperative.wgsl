@@ -13,8 +13,8 @@ enable wgpu_cooperative_matrix;
 // No subgroup operations here: a driver crashes on modules that have both.
 
 // Padded rows: lanes that read one column each meet different banks.
-var<workgroup> sh_x: array<Operand, {HALF_X}>;             // [CHUNKS, TILE_ROWS, PADDED]
-var<workgroup> sh_weights: array<Operand, {HALF_WEIGHTS}>; // [CHUNKS, STRIP, PADDED]
+var<workgroup> sh_x: array<vec4<f16>, {HALF_X}>;             // [CHUNKS, TILE_ROWS, PADDED]
+var<workgroup> sh_weights: array<vec4<f16>, {HALF_WEIGHTS}>; // [CHUNKS, STRIP, PADDED]
 
 @compute @workgroup_size({WORKGROUP})
 fn main(
@@ -68,7 +68,7 @@ fn main(
                     let value = staged_x(p, first_row, r, block * {PARTS}u + vec4_at);
                     // What becomes of larger ones than f16 has is left to the device.
                     sh_x[place] =
-                        Operand(clamp(value, vec4<f32>(-65504.0), vec4<f32>(65504.0)));
+                        vec4<f16>(clamp(value, vec4<f32>(-65504.0), vec4<f32>(65504.0)));
                 }
             }
             for (var i = local; i < {CHUNKS}u * {STRIP}u * {STAGED}u * {STEP_BLOCKS}u;
@@ -91,7 +91,7 @@ fn main(
                 let decoded_{q} = decode_{q}(w);
 //! end
                 sh_weights[place + {q}u] =
-                    Operand(select(vec4<f32>(0.0), decoded_{q}, block < p.num_blocks));
+                    vec4<f16>(select(vec4<f32>(0.0), decoded_{q}, block < p.num_blocks));
 //! end
             }
             workgroupBarrier();

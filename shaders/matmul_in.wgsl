@@ -16,25 +16,6 @@ struct Params {
     has_bias: u32,      // QKV
 }
 
-// Four values of x or of weights, as they are multiplied, and what workgroup memory holds of them.
-//! if HALF
-alias Operand = vec4<f16>;
-
-fn operand(value: vec4<f32>) -> vec4<f32> {
-    // A compiler may drop a conversion to f16 and back, but not this. Numbers too small for f16's
-    // usual exponents become zero, in every variant; of larger ones than it has, what becomes is
-    // left to the device.
-    let most = vec4<f32>(65504.0);
-    return quantizeToF16(clamp(value, -most, most));
-}
-//! else
-alias Operand = vec4<f32>;
-
-fn operand(value: vec4<f32>) -> vec4<f32> {
-    return value;
-}
-//! end
-
 var<immediate> params: Params;
 //! if PACKED
 // [num_rows, groups, 3], of quantize_rows.wgsl

@@ -56,12 +56,7 @@ fn params_are_the_shader_s() {
     let gpu = Class::gpu();
     for (format, images) in testing::formats_and_layouts() {
         for form in forms(format) {
-            let order = |variant: &Variant| Order {
-                chunked: variant.groups > 1,
-                norm_lanes: 8,
-                // Of one layout, so that each variant is seen with it and without.
-                half: images,
-            };
+            let order = |variant: &Variant| Order { chunked: variant.groups > 1, norm_lanes: 8 };
             let sources = variants().into_iter();
             let sources = sources.map(|variant| variant.source(form, order(&variant), images));
             let ends = [gpu.variants.first(), gpu.variants.last()].into_iter().flatten();

@@ -1,17 +1,14 @@
-//! if HALF
-enable f16;
-//! end
 // The products of matmul.wgsl for many rows: operands pass through workgroup memory, so that each
 // is loaded and decoded once for a whole tile of the product
 // one workgroup per GROUPS * TM rows t, LANES * TN columns n; additions in matmul.wgsl's order
 
-var<workgroup> sh_x: array<Operand, {TILE_X}>;              // [GROUP / 4, GROUPS * TM]
-var<workgroup> sh_weights: array<Operand, {TILE_WEIGHTS}>;  // [GROUP / 4, TN, LANES]
+var<workgroup> sh_x: array<vec4<f32>, {TILE_X}>;              // [GROUP / 4, GROUPS * TM]
+var<workgroup> sh_weights: array<vec4<f32>, {TILE_WEIGHTS}>;  // [GROUP / 4, TN, LANES]
 //! if OFFSET
-var<workgroup> sh_x_parts: array<f32, {TILE_X}>;            // [GROUP / 4, GROUPS * TM]
+var<workgroup> sh_x_parts: array<f32, {TILE_X}>;              // [GROUP / 4, GROUPS * TM]
 //! end
 //! if GROUPED
-var<workgroup> sh_factors: array<vec2<f32>, {STRIP}>;       // [TN, LANES], scale and offset
+var<workgroup> sh_factors: array<vec2<f32>, {STRIP}>;         // [TN, LANES], scale and offset
 //! end
 
 @compute @workgroup_size({WORKGROUP})
@@ -50,8 +47,8 @@ fn main(
             workgroupBarrier();
             for (var i = local; i < {TILE_X}u; i += {WORKGROUP}u) {
                 let r = i / 8u;
-                let value = operand(staged_x(p, first_row, r, block * {PARTS}u + i % 8u));
-                sh_x[i % 8u * {TILE_ROWS}u + r] = Operand(value);
+                let value = staged_x(p, first_row, r, block * {PARTS}u + i % 8u);
+                sh_x[i % 8u * {TILE_ROWS}u + r] = value;
 //! if OFFSET
                 // Of products, as in matmul.wgsl: a driver may add products in a way of its own, so
                 // that the sum of what was stored would have other bits.
@@ -65,11 +62,7 @@ fn main(
                 let w = weights_at(tile_start + (block + b) * {TILE}u + column);
                 let place = b * {PARTS}u * {STRIP}u + place_in_strip(column);
 //! for q in 0..PARTS
-//! if ROUNDED
-                sh_weights[place + {q}u * {STRIP}u] = Operand(operand(decode_{q}(w)));
-//! else
-                sh_weights[place + {q}u * {STRIP}u] = Operand(decode_{q}(w));
-//! end
+                sh_weights[place + {q}u * {STRIP}u] = decode_{q}(w);
 //! end
             }
 //! if GROUPED
@@ -90,10 +83,10 @@ fn main(
 //! end
             for (var q = 0u; q < 8u; q++) {
 //! for j in 0..TN
-                let w_{j} = vec4<f32>(sh_weights[q * {STRIP}u + {j}u * {LANES}u + lane]);
+                let w_{j} = sh_weights[q * {STRIP}u + {j}u * {LANES}u + lane];
 //! end
 //! for m in 0..TM
-                let x_{m} = vec4<f32>(sh_x[q * {TILE_ROWS}u + {m}u * {GROUPS}u + group]);
+                let x_{m} = sh_x[q * {TILE_ROWS}u + {m}u * {GROUPS}u + group];
 //! if OFFSET
                 x_sum_{m} += sh_x_parts[q * {TILE_ROWS}u + {m}u * {GROUPS}u + group];
 //! end

@@ -45,8 +45,6 @@ pub(crate) struct Order {
     pub(crate) chunked: bool,
     /// Lanes that the squares of a norm are summed over; a multiple of eight.
     pub(crate) norm_lanes: u32,
-    /// Whether operands are rounded to f16 first.
-    pub(crate) half: bool,
 }
 
 /// One way of laying the work out over lanes. All of a class give the same bits.
@@ -154,12 +152,6 @@ impl Variant {
         }
     }
 
-    /// The same, with what operands are rounded to if the variant doesn't say it.
-    pub(crate) fn name_in(&self, order: Order) -> String {
-        let rounded = order.half && self.how().is_empty();
-        format!("{}{}", self.name(), if rounded { " f16" } else { "" })
-    }
-
     /// How it multiplies, which the variants of a class have in common.
     pub(crate) fn how(&self) -> &'static str {
         match self.operands {
@@ -211,7 +203,7 @@ impl Variant {
     }
 
     pub(crate) fn source(&self, form: Form, order: Order, images: bool) -> KernelSource {
-        let Order { chunked, norm_lanes, half } = order;
+        let Order { chunked, norm_lanes } = order;
         let Self { tm, tn, lanes, groups, operands, .. } = *self;
         let (subgroup, staged) = (operands == Operands::Broadcast, operands.are_staged());
         let packed = operands.are_packed();
@@ -284,8 +276,6 @@ impl Variant {
             ("SCALED", (subgroup && format.has_offset()).into()),
             ("LONG_GROUPS", (format.group() > GROUP).into()),
             ("HALF_QUADS", (chunked && format.group() > GROUP).into()),
-            ("HALF", half.into()),
-            ("ROUNDED", (half && !format.is_integer()).into()),
             ("NORM", norm.into()),
             ("NORM_LANES", norm_lanes),
             ("NORM_EIGHTHS", norm_lanes / 8),
@@ -340,7 +330,7 @@ impl Variant {
             format.decoder(),
         ]
         .concat();
-        let name = format!("matmul {} {}", form.name(), self.name_in(order));
+        let name = format!("matmul {} {}", form.name(), self.name());
         let accesses: Vec<_> = bindings.iter().map(|(_, access)| *access).collect();
         let wgsl = expand_vec4s(&template, images, &constants);
         KernelSource::new::<Params>(name, wgsl, &accesses)

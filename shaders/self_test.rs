@@ -75,7 +75,6 @@ pub fn fingerprint(
 fn check_near(gpu: &Gpu, result: &[u8], plain: &[u8]) -> Result<(), GpuError> {
     let (how, max_error) = match gpu.caps().products {
         Products::PackedDot => ("packed dot products", 0.15),
-        Products::Half => ("operands in f16", 0.02),
         _ => ("cooperative matrices", 0.02),
     };
     let floats = |bytes: &[u8]| -> Vec<f32> { bytemuck::pod_collect_to_vec(bytes) };

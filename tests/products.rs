@@ -26,11 +26,6 @@ fn cooperative_matrices_keep_their_promises() {
     keep_their_promises(Products::Cooperative, Quantize::None, HALF);
 }
 
-#[test]
-fn f16_products_keep_their_promises() {
-    keep_their_promises(Products::Half, Quantize::None, HALF);
-}
-
 fn keep_their_promises(products: Products, quantize: Quantize, tolerance: f64) {
     let Some(plain) = device() else { return };
     let Some(device) = Device::open(products) else { return };

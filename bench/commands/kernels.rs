@@ -135,9 +135,8 @@ pub(crate) fn time_kernels(arguments: &KernelsArguments) -> Result<ExitCode> {
         return compare_burn(arguments);
     }
     // The adapter is opened for what takes most of it.
-    let demanding = [Products::Cooperative, Products::Half];
-    let products = demanding.into_iter().find(|how| arguments.products.contains(how));
-    let products = products.unwrap_or_default();
+    let demanding = Some(Products::Cooperative).filter(|how| arguments.products.contains(how));
+    let products = demanding.unwrap_or_default();
     let opened = GpuOptions { products, ..GpuOptions::kept() };
     let gpu = Gpu::open_with(arguments.adapter.as_deref(), opened)?;
     let adapter = kernels::report::adapter(&gpu);

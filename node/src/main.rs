@@ -27,14 +27,13 @@ struct Arguments {
     /// driver says; on a software driver half of what is available].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_memory: Option<u64>,
-    /// How products are computed, each a device class of its own: in f32; with operands rounded to
-    /// f16 and sums in f32; by cooperative matrices (tensor cores), with operands rounded to f16,
-    /// too; or, of int8 and int4 weights, by packed int8 dot products (dp4a), with activations
-    /// rounded to eight bits. Refused where the adapter can't. None of them has been measured on a
-    /// GPU yet.
+    /// How products are computed, each a device class of its own: in f32; by cooperative matrices
+    /// (tensor cores), with operands rounded to f16 and sums in f32; or, of int8 and int4 weights,
+    /// by packed int8 dot products (dp4a), with activations rounded to eight bits. Refused where
+    /// the adapter can't.
     #[arg(
         long,
-        value_name = "plain|f16|cooperative-matrix|packed-dot",
+        value_name = "plain|cooperative-matrix|packed-dot",
         default_value = "plain",
         env = "AUTOGLM_PRODUCTS"
     )]

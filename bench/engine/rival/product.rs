@@ -164,7 +164,6 @@ impl Way {
             ("AT_OUT", if grouped { 3 } else { 2 }),
             ("STORE", 1),
             ("PACKED", 0),
-            ("HALF", 0),
             ("NORM", 0),
             ("RESIDUAL", 0),
             ("QKV", 0),
