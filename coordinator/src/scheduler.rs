@@ -50,6 +50,8 @@ struct InFlight {
     since: Instant,
     num_tokens: usize,
     sequences: Vec<SequenceId>,
+    // What it tells the stages to forget.
+    finished: Vec<SequenceId>,
 }
 
 /// What a step brought.
@@ -226,6 +228,7 @@ impl Scheduler {
             since: now,
             num_tokens: batch.num_tokens(),
             sequences: batch.slices.iter().map(|slice| slice.sequence).collect(),
+            finished: batch.finished.clone(),
         });
         self.check_invariants();
         Some((step, batch, traces))
@@ -281,9 +284,11 @@ impl Scheduler {
 
     /// A step could not be computed: the requests that it named fail, the others go on.
     pub fn fail(&mut self, step: StepId, cause: &str) -> Vec<(RequestId, Event)> {
-        let Some(in_flight) = self.take_step(step) else {
+        let Some(mut in_flight) = self.take_step(step) else {
             return Vec::new();
         };
+        // Stages behind the one that failed haven't heard which sequences ended: it is told again.
+        self.finished.append(&mut in_flight.finished);
         let mut requests: Vec<_> = self
             .running
             .iter()
@@ -465,6 +470,21 @@ mod tests {
         pipeline.steps.pop_front();
         let events = pipeline.run();
         assert_eq!(pipeline.finished(&events), [(2, 0, FinishReason::Length)]);
+    }
+
+    #[test]
+    fn what_a_failed_step_was_to_tell_of_ended_sequences_is_told_again() {
+        let mut pipeline = Pipeline::new(scheduler(|_| {}), 1, 64);
+        pipeline.add(request(1, 4, 1));
+        pipeline.run();
+        pipeline.add(request(2, 4, 5));
+        assert_eq!(pipeline.step().unwrap().finished, [SequenceId(0)]);
+        pipeline.scheduler.fail(StepId(1), "bad luck");
+        pipeline.steps.clear();
+        pipeline.add(request(3, 4, 5));
+        assert_eq!(pipeline.step().unwrap().finished, [SequenceId(0), SequenceId(1)]);
+        pipeline.answer();
+        assert_eq!(pipeline.step().unwrap().finished, [], "once it has been heard by all, no more");
     }
 
     #[test]
