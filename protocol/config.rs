@@ -146,9 +146,9 @@ pub struct Coordinator {
     /// Where the cluster's certificates and the start counter are kept. Empty: a folder of the
     /// user's, named by the cluster port.
     pub data_dir: PathBuf,
-    /// Node processes to run as children.
+    /// Node processes to run as children. One that ends is started again.
     pub local_nodes: u32,
-    /// Stages of a pipeline. 0: as few as memory allows, over the nodes that are there.
+    /// Stages of a pipeline. 0: one on each adapter of the nodes that are there.
     pub stages: u32,
     /// Milliseconds to wait for more nodes after one joined, before a pipeline is placed.
     pub settle_ms: u64,

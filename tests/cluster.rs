@@ -121,6 +121,14 @@ pub fn signal(pid: u32, name: &str) {
     assert!(status.success(), "kill -{name} {pid}");
 }
 
+/// Whether a process runs, and isn't only a name that nobody has asked after yet.
+pub fn is_running(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        let rest = stat.rsplit_once(')').unwrap().1;
+        !matches!(rest.split_whitespace().next(), Some("Z" | "X"))
+    })
+}
+
 /// A running cluster.
 pub struct Cluster {
     pub process: Process,
@@ -140,7 +148,19 @@ impl Cluster {
 
     /// Starts it and doesn't wait.
     pub fn launch(options: &Options) -> Self {
-        let data = tempfile::tempdir().unwrap();
+        let any = "127.0.0.1:0";
+        Self::launch_in(tempfile::tempdir().unwrap(), options, any, any)
+    }
+
+    /// Kills the coordinator, and starts another in its place before its nodes can be gone.
+    pub async fn replace(self, options: &Options) -> Self {
+        self.process.signal("KILL");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let http = self.http.trim_start_matches("http://");
+        Self::launch_in(self.data, options, http, &self.cluster)
+    }
+
+    fn launch_in(data: tempfile::TempDir, options: &Options, http: &str, cluster: &str) -> Self {
         let config = data.path().join("cluster.toml");
         std::fs::write(&config, &options.config).unwrap();
         let mut process = Process::start(
@@ -150,7 +170,7 @@ impl Cluster {
                 .arg(&options.model)
                 .args(["--local-nodes", &options.local_nodes.to_string()])
                 .args(["--stages", &options.stages.to_string()])
-                .args(["--http", "127.0.0.1:0", "--cluster", "127.0.0.1:0"])
+                .args(["--http", http, "--cluster", cluster])
                 .arg("--data-dir")
                 .arg(data.path())
                 .arg("--config")
@@ -214,7 +234,7 @@ impl Cluster {
         request
     }
 
-    /// Process ids of the nodes.
+    /// Process ids of the nodes, those of former ones included.
     pub fn node_pids(&self) -> Vec<u32> {
         let log = self.process.log();
         let started = log.lines().filter(|line| line.contains("local node started"));

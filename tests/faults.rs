@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tests::cluster::{Cluster, Options, Process, signal};
+use tests::cluster::{Cluster, Options, Process, is_running, signal};
 use tests::golden;
 
 fn two_nodes() -> Options {
@@ -38,6 +38,44 @@ async fn a_killed_node_turns_ready_red_and_hangs_nobody() {
         assert!(cluster.process.child.try_wait().unwrap().is_none(), "the coordinator lives");
         cluster.stop();
     }
+}
+
+/// Goal: whatever is killed is replaced, and no node outlives its coordinator. Method: the
+/// coordinator is killed before its node has joined, and another takes its place while that one
+/// still holds its own; then the node is killed, then the coordinator once more while it serves.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_coordinator_is_replaced_and_a_killed_node_started_again() {
+    let options = Options::new(golden::model("glass-en")).nodes(1, 1);
+    let serves = async |cluster: &Cluster| {
+        cluster.ready(Duration::from_secs(180)).await;
+        cluster.complete(&cluster.request(&[5, 6, 7], json!({"max_tokens": 4})).await).await;
+    };
+    let cluster = Cluster::launch(&options);
+    let mut former = cluster.node_pids();
+    assert_eq!(former.len(), 1);
+    let cluster = cluster.replace(&options).await;
+    serves(&cluster).await;
+
+    let victim = cluster.node_pids()[0];
+    signal(victim, "KILL");
+    let killed = Instant::now();
+    loop {
+        let said = cluster.get("/health/ready").await.1["waiting_for"].to_string();
+        if said.contains("local node 0 ended (signal: 9") && said.contains("started again") {
+            break;
+        }
+        assert!(killed.elapsed() < Duration::from_secs(60), "{said}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    serves(&cluster).await;
+    former.extend(cluster.node_pids());
+
+    let cluster = cluster.replace(&options).await;
+    serves(&cluster).await;
+    for pid in former {
+        assert!(!is_running(pid), "node {pid} outlives its coordinator");
+    }
+    cluster.stop();
 }
 
 /// A frozen node says nothing: only silence tells. Red within 3 s all the same.

@@ -83,6 +83,11 @@ impl NodeServerHandle {
         self.carry(ControlStream { send, receive, peer: connection.peer().to_string() }, true)
     }
 
+    /// Resolves when it has ended, by [`stop`](Self::stop) or by itself.
+    pub async fn ended(&self) {
+        let _ = self.server.wait(None).await;
+    }
+
     /// Stops it, and with it every session.
     pub async fn stop(&self) {
         let timeout = std::time::Duration::from_secs(1);

@@ -135,11 +135,17 @@ impl Actor for CoordinatorActor {
         event: SupervisionEvent,
         _state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        if let SupervisionEvent::ProcessGroupChanged(GroupChangeMessage::Join(_, _, actors)) = event
-        {
-            for actor in actors {
-                tokio::spawn(ask_for_report(actor, myself.clone()));
+        match event {
+            SupervisionEvent::ProcessGroupChanged(GroupChangeMessage::Join(_, _, actors)) => {
+                for actor in actors {
+                    tokio::spawn(ask_for_report(actor, myself.clone()));
+                }
             }
+            // Without the gate no node would be heard any more: this actor ends too, and with it
+            // the process.
+            SupervisionEvent::ActorFailed(_, cause) => return Err(cause),
+            SupervisionEvent::ActorTerminated(..) => return Err("the gate has ended".into()),
+            _ => {}
         }
         Ok(())
     }

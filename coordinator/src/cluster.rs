@@ -38,10 +38,10 @@ pub enum Input {
     Failed(StageFailed),
     /// Loading goes on.
     Progress(Progress),
-    /// A child process has ended.
+    /// A child process has ended, or couldn't be started again.
     Exited {
-        /// Which.
-        pid: u32,
+        /// Which, while it was one.
+        pid: Option<u32>,
         /// One sentence for a person.
         cause: String,
     },
@@ -160,12 +160,7 @@ impl Cluster {
             Input::Ready(echo) => self.stage_ready(echo, now),
             Input::Failed(failed) => self.stage_failed(&failed, now),
             Input::Progress(progress) => self.progress(progress, now),
-            Input::Exited { pid, cause } => {
-                let exited = self.nodes.iter().find(|known| known.pid == pid);
-                if let Some(node) = exited.map(|known| known.node) {
-                    self.lose_node(node, &cause, now);
-                }
-            }
+            Input::Exited { pid, cause } => self.exited(pid, cause, now),
             Input::LinkLost { epoch, cause } => {
                 if self.epoch() == Some(epoch) {
                     self.lose_pipeline(&cause, now);
@@ -281,6 +276,20 @@ impl Cluster {
             self.lose_pipeline(&format!("node {node} is lost: {cause}"), now);
         }
         self.backoff.reset();
+    }
+
+    /// A local node's process has ended, whether it had joined or not.
+    fn exited(&mut self, pid: Option<u32>, cause: String, now: Instant) {
+        let is_it = |known: &&NodeReport| {
+            Some(known.pid) == pid && known.data_addr.ip().to_canonical().is_loopback()
+        };
+        if let Some(node) = self.nodes.iter().find(is_it).map(|known| known.node) {
+            self.lose_node(node, &cause, now);
+        }
+        if self.pipeline.is_none() {
+            self.trouble = cause;
+            self.actions.push(Action::Publish);
+        }
     }
 
     /// The pipeline is of no more use: whoever runs on it hears so, its nodes drop its stages.

@@ -197,7 +197,7 @@ fn a_lost_node_fails_its_requests_at_once_and_is_replaced() {
     let old = test.plans[0].1.epoch;
     test.load();
     test.submit(5).unwrap();
-    test.handle(Input::Exited { pid: 2, cause: "killed".into() });
+    test.handle(Input::Exited { pid: Some(2), cause: "killed".into() });
     assert!(!test.is_ready());
     let [(5, Event::Failed(RequestError::PipelineLost(cause)))] = &test.told[..] else {
         panic!("{:?}", test.told);
@@ -209,6 +209,21 @@ fn a_lost_node_fails_its_requests_at_once_and_is_replaced() {
     test.load();
     assert!(test.is_ready());
     test.submit(7).unwrap();
+}
+
+#[test]
+fn a_local_node_that_ends_before_it_joins_is_told_of() {
+    let mut test = Test::new(two_stages);
+    test.join(1, 1000);
+    let cause = || "local node 1 ended (signal: 9)".to_owned();
+    test.handle(Input::Exited { pid: Some(77), cause: cause() });
+    let said = test.cluster.status().waiting_for;
+    assert!(said.contains(&cause()) && said.contains("waiting for 2 nodes, 1 joined"), "{said}");
+    // Of one that nobody misses nothing is said.
+    test.join(2, 1000);
+    test.load();
+    test.handle(Input::Exited { pid: Some(78), cause: cause() });
+    assert_eq!((test.is_ready(), test.cluster.status().waiting_for), (true, String::new()));
 }
 
 #[test]

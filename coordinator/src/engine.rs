@@ -52,6 +52,11 @@ impl Engine {
 
     /// The newest status; never waits.
     pub fn status(&self) -> Arc<Status> {
+        // The last word of an actor that has ended is no longer true.
+        if self.status.has_changed().is_err() {
+            let waiting_for = "nothing: the coordinator has stopped".to_owned();
+            return Arc::new(Status { waiting_for, ..Status::default() });
+        }
         self.status.borrow().clone()
     }
 }

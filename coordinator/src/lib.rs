@@ -20,6 +20,7 @@ pub mod trace;
 
 // The shells.
 pub mod actor;
+pub mod data_dir;
 pub mod engine;
 pub mod http;
 pub mod local_nodes;

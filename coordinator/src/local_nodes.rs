@@ -1,91 +1,222 @@
-//! Node processes that the coordinator runs as its children.
+//! Node processes that the coordinator runs as its children. One that ends is started again.
+//!
+//! A child's standard input is a pipe whose other end only this process holds: closing it asks the
+//! child to end, and it closes by itself however this process ends. So no child outlives its
+//! coordinator, and nobody is signalled by a remembered process id, which may be another's by then.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use protocol::config::Config;
-use tokio::process::{Child, Command};
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Starts as many as are configured and calls `exited(pid, cause)` for each that ends.
-///
-/// # Errors
-/// When the binary isn't there or can't be started.
-pub fn start(
-    config: &Config,
-    coordinator: SocketAddr,
-    data_dir: &Path,
-    exited: impl Fn(u32, String) + Clone + Send + 'static,
-) -> Result<Vec<u32>> {
-    let binary = beside_this_binary("autoglm-node")?;
-    (0..config.coordinator.local_nodes)
-        .map(|index| {
-            let mut child = Command::new(&binary)
-                .arg("--join")
-                .arg(coordinator.to_string())
-                .arg("--data-dir")
-                .arg(data_dir.join(format!("node-{index}")))
-                .args(["--log-format", &config.log.format.to_string()])
-                .args(otlp_endpoint(config))
-                // Ends with its coordinator, also with one that was killed.
-                .arg("--exit-with-coordinator")
-                .stdin(Stdio::null())
-                // A ctrl-c in the terminal is the coordinator's to handle: it asks its children.
-                .process_group(0)
-                .kill_on_drop(true)
-                .spawn()
-                .with_context(|| format!("can't start {}", binary.display()))?;
-            let pid = child.id().context("the child has no process id")?;
-            info!(pid, index, "local node started");
-            let exited = exited.clone();
-            tokio::spawn(async move {
-                let cause = end_of(&mut child).await;
-                exited(pid, cause);
-            });
-            Ok(pid)
-        })
-        .collect()
+use crate::backoff::Backoff;
+
+/// How long a child may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// A child that lived this long failed for another reason than the one before it.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// What a child may say about why it ended: a sentence.
+const MAX_LAST_WORDS_BYTES: u64 = 1024;
+
+/// The children, each with a task that keeps it.
+#[derive(Debug)]
+pub struct LocalNodes {
+    keepers: JoinSet<()>,
+    stop: CancellationToken,
 }
 
-fn otlp_endpoint(config: &Config) -> impl Iterator<Item = &str> {
-    let endpoint = config.traces.endpoint.as_str();
-    let is_on = !endpoint.is_empty();
-    ["--otlp-endpoint", endpoint].into_iter().filter(move |_| is_on)
+/// A child process has ended, or couldn't be started again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its process id, while it was one.
+    pub pid: Option<u32>,
+    /// One sentence for a person.
+    pub cause: String,
 }
 
-/// Asks a child to end, and makes sure that it does.
-pub async fn terminate(pid: u32) {
-    // Without unsafe code there is no kill(2); the command is on every system that has signals.
-    let ask = |signal| Command::new("kill").args(["-s", signal, &pid.to_string()]).status();
-    let is_alive = || Path::new("/proc").join(pid.to_string()).exists();
-    if ask("TERM").await.is_err() {
-        return;
-    }
-    for _ in 0..TERMINATE_POLLS {
-        if !is_alive() {
-            return;
+impl LocalNodes {
+    /// Starts as many as are configured and calls `ended` for each that ends.
+    ///
+    /// # Errors
+    /// When the binary isn't there or can't be started.
+    pub fn start(
+        config: &Config,
+        coordinator: SocketAddr,
+        data_dir: &Path,
+        ended: impl Fn(Ended) + Clone + Send + 'static,
+    ) -> Result<Self> {
+        let mut nodes = Self { keepers: JoinSet::new(), stop: CancellationToken::new() };
+        if config.coordinator.local_nodes == 0 {
+            return Ok(nodes);
         }
-        tokio::time::sleep(POLL).await;
+        let binary = beside_this_binary("autoglm-node")?;
+        for index in 0..config.coordinator.local_nodes {
+            let arguments = arguments(config, coordinator, &data_dir.join(format!("node-{index}")));
+            nodes.keep(Recipe { binary: binary.clone(), arguments, index }, ended.clone())?;
+        }
+        Ok(nodes)
     }
-    let _ = ask("KILL").await;
-}
 
-const POLL: Duration = Duration::from_millis(20);
+    fn keep(
+        &mut self,
+        recipe: Recipe,
+        ended: impl Fn(Ended) + Clone + Send + 'static,
+    ) -> Result<()> {
+        // The first start shows whether it can be started at all.
+        let first = recipe.start()?;
+        self.keepers.spawn(keep(recipe, first, ended, self.stop.clone()));
+        Ok(())
+    }
 
-/// How long a child may take to end: 5 s.
-const TERMINATE_POLLS: u32 = 250;
-
-async fn end_of(child: &mut Child) -> String {
-    match child.wait().await {
-        Ok(status) => format!("its process ended ({status})"),
-        Err(cause) => {
-            warn!(%cause, "can't wait for a local node");
-            "its process can't be waited for".into()
+    /// Resolves when a child is kept no more, which is nobody's intention.
+    pub async fn abandoned(&mut self) {
+        if self.keepers.join_next().await.is_none() {
+            std::future::pending().await
         }
     }
+
+    /// Asks the children to end, and makes sure that they do.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        while self.keepers.join_next().await.is_some() {}
+    }
+}
+
+/// How one child is started, as often as it takes.
+struct Recipe {
+    binary: PathBuf,
+    arguments: Vec<OsString>,
+    index: u32,
+}
+
+impl Recipe {
+    fn start(&self) -> Result<Running> {
+        let mut child = Command::new(&self.binary)
+            .args(&self.arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // A ctrl-c in the terminal is the coordinator's to handle: it asks its children.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("can't start {}", self.binary.display()))?;
+        let pid = child.id().context("the child has no process id")?;
+        info!(pid, index = self.index, "local node started");
+        let life = child.stdin.take().context("the child has no standard input")?;
+        let words = child.stdout.take().context("the child has no standard output")?;
+        Ok(Running { child, life, words, pid, since: Instant::now() })
+    }
+}
+
+/// A child that runs.
+struct Running {
+    child: Child,
+    // Kept apart, since waiting for the child would close it.
+    life: ChildStdin,
+    words: ChildStdout,
+    pid: u32,
+    since: Instant,
+}
+
+impl Running {
+    /// Why it ended, once it has: its last words, or else what the system says.
+    async fn ended(&mut self) -> String {
+        let status = match self.child.wait().await {
+            Ok(status) => status,
+            Err(cause) => return format!("it can't be waited for: {cause}"),
+        };
+        let mut words = Vec::new();
+        let mut said = (&mut self.words).take(MAX_LAST_WORDS_BYTES);
+        // What it started itself may hold the pipe open.
+        let read = tokio::time::timeout(Duration::from_millis(100), said.read_to_end(&mut words));
+        let _ = read.await;
+        let words = String::from_utf8_lossy(&words).replace(char::is_control, " ");
+        match words.trim() {
+            "" => status.to_string(),
+            words => format!("{status}: {words}"),
+        }
+    }
+
+    async fn end(mut self) {
+        drop(self.life);
+        if tokio::time::timeout(END_TIMEOUT, self.child.wait()).await.is_err() {
+            warn!(pid = self.pid, "a local node did not end when it was asked to: killed");
+            // Fails only if it has just ended.
+            let _ = self.child.kill().await;
+        }
+    }
+}
+
+/// Starts a child again whenever it has ended, until `stop`.
+async fn keep(
+    recipe: Recipe,
+    first: Running,
+    ended: impl Fn(Ended) + Send,
+    stop: CancellationToken,
+) {
+    let mut backoff = Backoff::default();
+    let mut child = Some(first);
+    loop {
+        let (pid, cause) = match &mut child {
+            Some(running) => {
+                let cause = tokio::select! {
+                    cause = running.ended() => cause,
+                    () = stop.cancelled() => break,
+                };
+                if running.since.elapsed() >= STEADY {
+                    backoff.reset();
+                }
+                (Some(running.pid), format!("ended ({cause})"))
+            }
+            None => match recipe.start() {
+                Ok(running) => {
+                    child = Some(running);
+                    continue;
+                }
+                Err(cause) => (None, format!("isn't there: {cause:#}")),
+            },
+        };
+        child = None;
+        backoff.failed();
+        let (index, pause) = (recipe.index, backoff.pause());
+        let cause = format!("local node {index} {cause}, it is started again in {pause:?}");
+        warn!(pid, index, cause, "local node ended");
+        ended(Ended { pid, cause });
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => break,
+        }
+    }
+    if let Some(running) = child {
+        running.end().await;
+    }
+}
+
+fn arguments(config: &Config, coordinator: SocketAddr, data_dir: &Path) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = vec![
+        "--join".into(),
+        coordinator.to_string().into(),
+        "--data-dir".into(),
+        data_dir.into(),
+        "--log-format".into(),
+        config.log.format.to_string().into(),
+        "--exit-with-coordinator".into(),
+    ];
+    if !config.traces.endpoint.is_empty() {
+        arguments.extend(["--otlp-endpoint".into(), config.traces.endpoint.clone().into()]);
+    }
+    arguments
 }
 
 fn beside_this_binary(name: &str) -> Result<PathBuf> {
@@ -96,4 +227,58 @@ fn beside_this_binary(name: &str) -> Result<PathBuf> {
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())
         .with_context(|| format!("{name} is not beside {}: build or install both", own.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use tokio::sync::mpsc;
+
+    fn shell(script: &str) -> Recipe {
+        let arguments = vec!["-c".into(), script.into()];
+        Recipe { binary: "/bin/sh".into(), arguments, index: 0 }
+    }
+
+    fn keep(script: &str) -> (LocalNodes, mpsc::UnboundedReceiver<Ended>) {
+        let mut nodes = LocalNodes { keepers: JoinSet::new(), stop: CancellationToken::new() };
+        let (ended, heard) = mpsc::unbounded_channel();
+        nodes.keep(shell(script), move |it| drop(ended.send(it))).unwrap();
+        (nodes, heard)
+    }
+
+    #[tokio::test]
+    async fn a_child_that_ends_is_started_again_and_says_why_it_ended() {
+        let (nodes, mut heard) = keep("echo there is no adapter; exit 3");
+        let (first, second) = (heard.recv().await.unwrap(), heard.recv().await.unwrap());
+        assert_ne!(first.pid, second.pid);
+        assert_eq!(
+            first.cause,
+            "local node 0 ended (exit status: 3: there is no adapter), it is started again in 1s"
+        );
+        assert!(second.cause.ends_with("again in 2s"), "{}", second.cause);
+        nodes.stop().await;
+        assert!(heard.recv().await.is_none(), "none is started after the stop");
+    }
+
+    /// As a node does: it ends when its standard input does.
+    #[tokio::test]
+    async fn a_child_is_asked_to_end_by_the_end_of_its_input() {
+        let dir = tempfile::tempdir().unwrap();
+        let left = dir.path().join("left");
+        let (nodes, mut heard) =
+            keep(&format!("cat > /dev/null; echo cleanly > {}", left.display()));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        nodes.stop().await;
+        assert_eq!(std::fs::read_to_string(left).unwrap(), "cleanly\n");
+        assert!(heard.recv().await.is_none(), "an end that was asked for is no news");
+    }
+
+    #[tokio::test]
+    async fn a_child_that_is_killed_is_told_of_by_its_signal() {
+        let (nodes, mut heard) = keep("kill -s KILL $$");
+        let ended = heard.recv().await.unwrap();
+        assert!(ended.cause.contains("signal: 9"), "{}", ended.cause);
+        nodes.stop().await;
+    }
 }

@@ -41,7 +41,7 @@ struct ServeArguments {
     /// Node processes to run on this machine [default: none, wait for nodes to join].
     #[arg(long, value_name = "N")]
     local_nodes: Option<u32>,
-    /// Stages of the pipeline [default: 0, as many as there are adapters].
+    /// Stages of the pipeline [default: 0, one on each adapter].
     #[arg(long, value_name = "N")]
     stages: Option<u32>,
     /// Where the API listens [default: 127.0.0.1:8000].

@@ -3,7 +3,7 @@
 //! Pure. A stage's cost is the bytes of weights that one token reads: its layers, and for the last
 //! stage the LM head, which weighs as much as several layers. Looking up an embedding costs
 //! nothing, but its table takes memory. Until pipelines are replicated a node left out would idle,
-//! so every node that joined gets a stage.
+//! so every adapter that joined gets a stage.
 
 use std::ops::Range;
 

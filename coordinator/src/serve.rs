@@ -1,7 +1,6 @@
 //! `autoglm serve`: everything of the coordinator, started in order and ended in order.
 
 use std::future::Future;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,20 +10,22 @@ use protocol::{Frame, NodeId, TokenId};
 use ractor::{Actor, ActorRef};
 use telemetry::Tracer;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use transport::{Authority, Connection, Endpoint, Incoming, PeerName};
 
 use crate::actor::{Arguments, CoordinatorActor, GateActor, Msg};
 use crate::chat_template::ChatTemplate;
 use crate::cluster::{Cluster, Input};
+use crate::data_dir::DataDir;
 use crate::engine::{Engine, Submission};
 use crate::http::{self, ApiState};
+use crate::local_nodes::{Ended, LocalNodes};
 use crate::metrics::Metrics;
 use crate::openai::ServedModel;
 use crate::stages::Stages;
 use crate::status::Status;
 use crate::tokenizer::Tokenizer;
-use crate::{local_nodes, model, start_number};
+use crate::{model, start_number};
 
 /// A configuration that can't work: exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +47,7 @@ pub async fn serve(
             format!("can't listen on {} for HTTP; choose another with --http", config.http.addr)
         })
         .map_err(Misconfigured)?;
-    let started = start(&config, tracer).await.map_err(Misconfigured)?;
+    let mut started = start(&config, tracer).await.map_err(Misconfigured)?;
     let served = &started.api.model;
     info!(
         model = served.name,
@@ -61,20 +62,31 @@ pub async fn serve(
     let mut server = tokio::spawn(http::serve(listener, api, async {
         let _ = stopped.await;
     }));
-    tokio::select! {
-        () = shutdown => info!("shutting down"),
-        ended = &mut server => ended.context("the HTTP server panicked")??,
-    }
+    let ended = tokio::select! {
+        () = shutdown => Ok(()),
+        ended = &mut server => Err(match ended.context("the HTTP server panicked")? {
+            Ok(()) => anyhow::anyhow!("the HTTP server has ended"),
+            Err(cause) => anyhow::Error::from(cause).context("the HTTP server has ended"),
+        }),
+        cause = started.ended() => Err(cause),
+    };
 
     // No new connections; running answers get their time, the rest an error that says why.
     let _ = stop_http.send(());
-    let drain = Duration::from_millis(config.coordinator.drain_timeout_ms);
-    if tokio::time::timeout(drain, &mut server).await.is_err() {
-        warn!(timeout_ms = drain.as_millis(), "some answers did not end in time");
+    match &ended {
+        Ok(()) => {
+            info!("shutting down");
+            let drain = Duration::from_millis(config.coordinator.drain_timeout_ms);
+            if tokio::time::timeout(drain, &mut server).await.is_err() {
+                warn!(timeout_ms = drain.as_millis(), "some answers did not end in time");
+            }
+        }
+        // There is nobody to wait for.
+        Err(cause) => error!(cause = format!("{cause:#}"), "the coordinator can't go on"),
     }
     started.stop().await;
     info!("stopped");
-    Ok(())
+    ended
 }
 
 /// What runs while the coordinator serves.
@@ -82,9 +94,12 @@ struct Started {
     api: Arc<ApiState>,
     endpoint: Endpoint,
     coordinator: ActorRef<Msg>,
-    children: Vec<u32>,
+    node_server: transport::NodeServerHandle,
+    local_nodes: LocalNodes,
+    submitting: tokio::task::JoinHandle<()>,
     accepting: tokio::task::JoinHandle<()>,
     renewal: tokio::task::JoinHandle<()>,
+    _data_dir: DataDir,
 }
 
 async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
@@ -99,10 +114,8 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
         ChatTemplate::from_source(&tokenizer_source, config.http.max_template_fuel)?;
     let described = model::describe(&files, &path, config)?;
 
-    let data_dir = data_dir(config)?;
-    std::fs::create_dir_all(&data_dir)
-        .with_context(|| format!("can't create the data directory {}", data_dir.display()))?;
-    let start = start_number::next(&data_dir)?;
+    let data_dir = DataDir::open(config)?;
+    let start = start_number::next(&data_dir.path)?;
     let cluster_addr = config.coordinator.cluster_addr;
     anyhow::ensure!(
         cluster_addr.ip().is_loopback(),
@@ -110,7 +123,7 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
          use --cluster 127.0.0.1:{} (tokens come with a later release)",
         cluster_addr.port()
     );
-    let authority = Arc::new(Authority::load_or_create(&data_dir)?);
+    let authority = Arc::new(Authority::load_or_create(&data_dir.path)?);
     let endpoint = Endpoint::bind(
         cluster_addr,
         Some(authority.coordinator_identity(config.transport.certificate_days)?),
@@ -137,7 +150,7 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
     Actor::spawn_linked(None, GateActor, coordinator.clone(), coordinator.get_cell()).await?;
 
     let (submissions, queue) = mpsc::channel(config.scheduler.max_queued_requests);
-    tokio::spawn(submit(queue, coordinator.clone()));
+    let submitting = tokio::spawn(submit(queue, coordinator.clone()));
     let cookie = authority.cookie();
     let node_server = transport::start_node_server("coordinator", &cookie).await?;
     let renewal = tokio::spawn(endpoint.clone().keep_renewed({
@@ -147,20 +160,17 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
     let accepting = tokio::spawn(accept(Nodes {
         endpoint: endpoint.clone(),
         authority,
-        node_server,
+        node_server: node_server.clone(),
         coordinator: coordinator.clone(),
         stages,
         transport: config.transport.clone(),
     }));
 
-    let exited = {
+    let ended = {
         let coordinator = coordinator.clone();
-        move |pid, cause: String| {
-            info!(pid, cause, "local node ended");
-            happened(&coordinator, Input::Exited { pid, cause });
-        }
+        move |Ended { pid, cause }| happened(&coordinator, Input::Exited { pid, cause })
     };
-    let children = local_nodes::start(config, endpoint.local_addr(), &data_dir, exited)?;
+    let local_nodes = LocalNodes::start(config, endpoint.local_addr(), &data_dir.path, ended)?;
 
     let files = files.config();
     let api = Arc::new(ApiState {
@@ -184,15 +194,39 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
         traces: config.traces.clone(),
         log_requests: config.log.requests,
     });
-    Ok(Started { api, endpoint, coordinator, children, accepting, renewal })
+    Ok(Started {
+        api,
+        endpoint,
+        coordinator,
+        node_server,
+        local_nodes,
+        submitting,
+        accepting,
+        renewal,
+        _data_dir: data_dir,
+    })
 }
 
 impl Started {
+    /// Resolves when something has ended that the rest can't do without. Nobody here would start it
+    /// again, and without it a process stays that looks healthy and serves nobody: whoever
+    /// supervises the process can start it again.
+    async fn ended(&mut self) -> anyhow::Error {
+        let what = tokio::select! {
+            _ = self.coordinator.wait(None) => "the coordinator's actor",
+            () = self.node_server.ended() => "the nodes' server",
+            _ = &mut self.submitting => "the task that takes requests",
+            _ = &mut self.accepting => "the task that accepts nodes",
+            _ = &mut self.renewal => "the task that renews the certificate",
+            () = self.local_nodes.abandoned() => "the task that keeps a local node",
+        };
+        anyhow::anyhow!("{what} has ended unexpectedly")
+    }
+
     async fn stop(self) {
         let _ = self.coordinator.cast(Msg::ShutDown);
         // The actor is still there for the nodes to say goodbye to.
-        let children = self.children.iter().map(|pid| local_nodes::terminate(*pid));
-        futures::future::join_all(children).await;
+        self.local_nodes.stop().await;
         let _ = self.coordinator.stop_and_wait(None, Some(Duration::from_secs(1))).await;
         self.accepting.abort();
         self.renewal.abort();
@@ -261,15 +295,46 @@ async fn control(nodes: Nodes, node: NodeId, connection: Connection) {
     happened(&nodes.coordinator, Input::Lost { node, cause });
 }
 
-fn data_dir(config: &Config) -> Result<PathBuf> {
-    let configured = &config.coordinator.data_dir;
-    if !configured.as_os_str().is_empty() {
-        return Ok(configured.clone());
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn started() -> (Started, tempfile::TempDir) {
+        let data = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
+        config.model.path = model.into();
+        config.coordinator.cluster_addr.set_port(0);
+        config.coordinator.data_dir = data.path().to_owned();
+        (start(&config, Tracer::default()).await.unwrap(), data)
     }
-    let home = std::env::var_os("XDG_DATA_HOME")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share")))
-        .context("neither HOME nor XDG_DATA_HOME is set: give --data-dir")?;
-    let port = config.coordinator.cluster_addr.port();
-    Ok(home.join("autoglm").join(format!("coordinator-{port}")))
+
+    /// Goal: no process is left that looks healthy and serves nobody. Method: each thing that it
+    /// can't do without is ended, the actor also by the end of its remote face.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn whatever_the_rest_needs_ends_the_coordinator_with_it() {
+        type End = fn(&Started);
+        let gate = |started: &Started| started.coordinator.get_children()[0].kill();
+        let ends: [(End, &str); 5] = [
+            (|started| started.coordinator.kill(), "coordinator's actor"),
+            (gate, "coordinator's actor"),
+            (|started| started.accepting.abort(), "accepts nodes"),
+            (|started| started.submitting.abort(), "takes requests"),
+            (|started| started.renewal.abort(), "renews the certificate"),
+        ];
+        for (end, expected) in ends {
+            let (mut started, _data) = started().await;
+            let early = tokio::time::timeout(Duration::from_millis(50), started.ended()).await;
+            assert!(early.is_err(), "{early:?}");
+            end(&started);
+            let ended = tokio::time::timeout(Duration::from_secs(30), started.ended()).await;
+            let cause = ended.unwrap_or_else(|_| panic!("{expected}")).to_string();
+            assert!(cause.contains(expected), "{cause}");
+            if expected.contains("actor") {
+                let status = started.api.engine.status();
+                assert!(status.waiting_for.contains("has stopped"), "{status:?}");
+            }
+            started.stop().await;
+        }
+    }
 }

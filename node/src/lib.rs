@@ -10,6 +10,7 @@ pub mod identity;
 pub mod links;
 pub mod memory;
 pub mod model;
+pub mod parent;
 pub mod progress;
 pub mod rows;
 pub mod run;

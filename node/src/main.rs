@@ -1,5 +1,6 @@
 //! `autoglm-node`: gives this machine's GPUs to a cluster.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -45,7 +46,7 @@ struct Arguments {
     /// traced requests go there [default: none].
     #[arg(long, value_name = "URL")]
     otlp_endpoint: Option<String>,
-    /// End when the coordinator does.
+    /// End when standard input does: the coordinator that started this process holds its other end.
     #[arg(long, hide = true)]
     exit_with_coordinator: bool,
 }
@@ -76,12 +77,17 @@ fn main() -> ExitCode {
         exit_with_coordinator: arguments.exit_with_coordinator,
         tracer: tracer.clone(),
     };
+    let is_child = options.exit_with_coordinator;
     let ended = serve(options);
     tracer.shut_down();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
             eprintln!("autoglm-node: {cause:#}");
+            if is_child {
+                // Last words, for the coordinator to say what it waits for. It may be gone.
+                let _ = writeln!(std::io::stdout(), "{cause:#}");
+            }
             ExitCode::FAILURE
         }
     }
@@ -98,14 +104,17 @@ fn serve(options: Options) -> anyhow::Result<()> {
     // Steps are computed by threads of the adapters: what is left is moving frames, one after
     // another, and waking a second worker for it takes longer than the work.
     let runtime = runtime.worker_threads(1).enable_all().build()?;
-    let ended = runtime.block_on(run(options, shutdown_signal()));
+    let is_child = options.exit_with_coordinator;
+    let ended = runtime.block_on(run(options, shutdown_signal(is_child)));
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     ended
 }
 
-/// Resolves at ctrl-c or SIGTERM.
-async fn shutdown_signal() {
+/// Resolves at ctrl-c or SIGTERM; in a child also when its coordinator is gone.
+async fn shutdown_signal(is_child: bool) {
     use tokio::signal::unix::{SignalKind, signal};
+    let parent_gone =
+        async { if is_child { node::parent::gone().await } else { std::future::pending().await } };
     let terminated = async {
         match signal(SignalKind::terminate()) {
             Ok(mut signal) => {
@@ -117,5 +126,6 @@ async fn shutdown_signal() {
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
         () = terminated => {}
+        () = parent_gone => {}
     }
 }

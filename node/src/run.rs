@@ -35,7 +35,7 @@ pub struct Options {
     pub max_memory: Option<u64>,
     /// How to multiply.
     pub products: Products,
-    /// Whether to end when the coordinator does, instead of waiting for the next.
+    /// Whether the coordinator started this process, and `shutdown` resolves when it is gone.
     pub exit_with_coordinator: bool,
     /// Where spans of traced steps go.
     pub tracer: Tracer,
@@ -43,6 +43,9 @@ pub struct Options {
 
 /// Between two tries to join.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a child waits for its place: more than one whose coordinator is gone takes to end.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Between two words about what is being waited for.
 const RETRIES_PER_WARNING: u32 = 10;
@@ -53,9 +56,9 @@ const RETRIES_PER_WARNING: u32 = 10;
 /// When there is no adapter, or the coordinator refuses this node for good.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<()> {
     tokio::pin!(shutdown);
-    let identity = match &options.data_dir {
-        Some(data_dir) => Identity::open(data_dir)?,
-        None => Identity::open_any(&default_data_dir()?)?,
+    let identity = tokio::select! {
+        identity = identify(&options) => identity?,
+        () = &mut shutdown => return Ok(()),
     };
     let node = identity.node;
     let (adapter, max_memory) = (options.adapter.clone(), options.max_memory);
@@ -74,6 +77,17 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         device.stop().await;
     }
     ended
+}
+
+async fn identify(options: &Options) -> Result<Identity> {
+    match &options.data_dir {
+        // Its place may still be held by one that was killed and isn't gone yet.
+        Some(data_dir) if options.exit_with_coordinator => {
+            Identity::open_within(data_dir, LOCK_TIMEOUT).await
+        }
+        Some(data_dir) => Identity::open(data_dir),
+        None => Identity::open_any(&default_data_dir()?),
+    }
 }
 
 /// Joins, serves and joins again, until `shutdown` resolves.
@@ -111,9 +125,6 @@ async fn serve(
             }
         };
         warn!(cause = ended, "the coordinator is gone; its stages are dropped");
-        if options.exit_with_coordinator {
-            return Ok(());
-        }
     }
 }
 

@@ -1,0 +1,82 @@
+//! The coordinator's data directory: held by one process, read by its user only.
+
+use std::fs::{DirBuilder, File, TryLockError};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use protocol::config::Config;
+
+/// The directory, and the lock on it.
+#[derive(Debug)]
+pub struct DataDir {
+    /// Where.
+    pub path: PathBuf,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Takes the directory that is configured; creates it where there is none.
+    ///
+    /// # Errors
+    /// When it can't be written, or another coordinator holds it: two would admit nodes of one
+    /// name, and count the same starts.
+    pub fn open(config: &Config) -> Result<Self> {
+        let path = path(config)?;
+        let mut builder = DirBuilder::new();
+        builder.recursive(true);
+        // The authority's key and the secret of local nodes lie here.
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder
+            .create(&path)
+            .with_context(|| format!("can't create the data directory {}", path.display()))?;
+        let lock_path = path.join("coordinator.lock");
+        let lock = File::create(&lock_path)
+            .with_context(|| format!("can't write {}", lock_path.display()))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path, _lock: lock }),
+            Err(TryLockError::WouldBlock) => {
+                bail!("another coordinator uses {}: give each its own --data-dir", path.display())
+            }
+            Err(TryLockError::Error(cause)) => {
+                Err(cause).with_context(|| format!("can't lock {}", lock_path.display()))
+            }
+        }
+    }
+}
+
+fn path(config: &Config) -> Result<PathBuf> {
+    let configured = &config.coordinator.data_dir;
+    if !configured.as_os_str().is_empty() {
+        return Ok(configured.clone());
+    }
+    let home = std::env::var_os("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share")))
+        .context("neither HOME nor XDG_DATA_HOME is set: give --data-dir")?;
+    let port = config.coordinator.cluster_addr.port();
+    Ok(home.join("autoglm").join(format!("coordinator-{port}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_directory_is_held_by_one_coordinator() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.coordinator.data_dir = dir.path().join("new");
+        let first = DataDir::open(&config).unwrap();
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = first.path.metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o700);
+        }
+        let error = DataDir::open(&config).unwrap_err().to_string();
+        assert!(error.contains("its own --data-dir"), "{error}");
+        drop(first);
+        DataDir::open(&config).unwrap();
+    }
+}
