@@ -74,6 +74,33 @@ fn libraries_are_named_only_where_they_belong() {
     }
 }
 
+/// Actors of other processes are reached through `transport::Remote` alone, which tells them and
+/// asks them with a limit. A call without it may wait for ever, and to stop such a reference ends
+/// the session with its process.
+#[test]
+fn remote_actors_are_told_and_asked_and_never_stopped() {
+    let only_there: [(&str, &[&str]); 7] = [
+        ("call_t!", &["transport/remote.rs"]),
+        ("ractor::call", &["transport/remote.rs"]),
+        ("rpc::", &["transport/remote.rs"]),
+        ("multi_call", &["transport/remote.rs"]),
+        ("call_and_forward", &["transport/remote.rs"]),
+        // Each is local in one crate, and remote everywhere else.
+        ("ActorRef<NodeMsg>", &["node/"]),
+        ("ActorRef<CoordinatorMsg>", &["coordinator/"]),
+    ];
+    for (path, text) in sources("rs") {
+        let path = path.to_string_lossy();
+        for (word, allowed) in only_there {
+            let may = path == "tests/tidy.rs" || allowed.iter().any(|it| path.starts_with(it));
+            assert!(may || !text.contains(word), "{path} has {word}: use transport::Remote");
+        }
+        // Whoever finds actors in a group makes remote references of them.
+        let finds = text.contains("pg::get_members") && !path.starts_with("tests/");
+        assert!(!finds || text.contains("Remote::new("), "{path}: use transport::Remote");
+    }
+}
+
 #[test]
 fn every_kernel_has_its_launcher() {
     for (path, _) in sources("wgsl") {

@@ -126,9 +126,10 @@ mod tests {
     use protocol::NodeReport;
     use protocol::config::Transport;
     use protocol::message::{NODE_GROUP, NodeMsg, Wire};
-    use ractor::{ActorProcessingErr, call_t, pg};
+    use ractor::{ActorProcessingErr, pg};
 
     use super::*;
+    use crate::Remote;
     use crate::endpoint::Purpose;
     use crate::tests::{NODE, Pair, loopback};
 
@@ -141,7 +142,7 @@ mod tests {
 
         async fn pre_start(
             &self,
-            myself: ActorRef<NodeMsg>,
+            myself: ActorRef<Self::Msg>,
             (): (),
         ) -> Result<(), ActorProcessingErr> {
             pg::join(NODE_GROUP.to_owned(), vec![myself.get_cell()]);
@@ -150,7 +151,7 @@ mod tests {
 
         async fn handle(
             &self,
-            _myself: ActorRef<NodeMsg>,
+            _myself: ActorRef<Self::Msg>,
             message: NodeMsg,
             _state: &mut (),
         ) -> Result<(), ActorProcessingErr> {
@@ -189,8 +190,9 @@ mod tests {
             assert!(start.elapsed() < Duration::from_secs(5), "no remote actor");
             tokio::time::sleep(Duration::from_millis(10)).await;
         };
-        let remote: ActorRef<NodeMsg> = remote.into();
-        let Wire(report) = call_t!(remote, NodeMsg::Report, 2000, Wire::from(())).unwrap();
+        let remote = Remote::new(remote);
+        let question = |reply| NodeMsg::Report(Wire::from(()), reply);
+        let Wire(report) = remote.ask(question, Duration::from_secs(60)).await.unwrap();
         assert_eq!(report.unwrap().node, NODE);
         coordinator.stop().await;
         node.stop().await;

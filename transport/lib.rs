@@ -10,6 +10,7 @@ mod endpoint;
 mod error;
 mod frames;
 mod join;
+mod remote;
 mod renewal;
 mod settings;
 #[cfg(test)]
@@ -25,3 +26,4 @@ pub use frames::{
     FrameReceiver, FrameSender, LinkHello, Received, Sent, accept_frames, open_frames,
 };
 pub use join::{JoinRequest, Joined, join};
+pub use remote::Remote;

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use protocol::message::{COORDINATOR_GROUP, CoordinatorMsg, NODE_GROUP, NodeMsg, Unload, Wire};
 use protocol::{Epoch, NodeId, NodeReport, PipelineId, RequestId};
 use ractor::{
-    Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent, call_t, pg,
-    pg::GroupChangeMessage,
+    Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent, pg, pg::GroupChangeMessage,
 };
 use telemetry::Tracer;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
+use transport::Remote;
 
 use crate::cluster::{Action, Cluster, Input};
 use crate::engine::Submission;
@@ -28,7 +28,10 @@ use crate::status::Status;
 const TICK: Duration = Duration::from_millis(500);
 
 /// What a node gets to answer a question.
-const REPORT_TIMEOUT_MS: u64 = 5000;
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Between two questions to a node that doesn't answer.
+const REPORT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Local messages of [`CoordinatorActor`].
 #[derive(Debug, ractor_cluster::RactorMessage)]
@@ -38,7 +41,7 @@ pub enum Msg {
     /// From the shells: something happened.
     Happened(Input),
     /// From this actor's own task: a node's actor has said who it is.
-    Reported(ActorRef<NodeMsg>, NodeReport),
+    Reported(Remote<NodeMsg>, NodeReport),
     /// From `serve`: fail whatever is left, and stop.
     ShutDown,
 }
@@ -64,7 +67,7 @@ pub struct Arguments {
 pub struct State {
     arguments: Arguments,
     clients: HashMap<RequestId, Client>,
-    nodes: HashMap<NodeId, ActorRef<NodeMsg>>,
+    nodes: HashMap<NodeId, Remote<NodeMsg>>,
 }
 
 /// A client that waits for events. Its channel closes when this is dropped.
@@ -151,17 +154,29 @@ impl Actor for CoordinatorActor {
     }
 }
 
-/// Asks a node's actor who it is. The connection that it came over has its own watcher, so a node
-/// that doesn't answer is only not used.
+/// Asks a node's actor who it is, again and again while it is there: a question or its answer may
+/// be lost without a word, and a node that is never used would never be noticed either.
 async fn ask_for_report(actor: ActorCell, coordinator: ActorRef<Msg>) {
-    let actor: ActorRef<NodeMsg> = actor.into();
-    match call_t!(actor, NodeMsg::Report, REPORT_TIMEOUT_MS, Wire::from(())) {
-        Ok(Wire(Ok(report))) => {
-            // Fails only while the coordinator stops.
-            let _ = coordinator.cast(Msg::Reported(actor, report));
+    let actor = Remote::new(actor);
+    let is_there = || {
+        let members = pg::get_members(&NODE_GROUP.to_owned());
+        members.iter().any(|member| member.get_id() == actor.id())
+    };
+    while is_there() {
+        let question = |reply| NodeMsg::Report(Wire::from(()), reply);
+        match actor.ask(question, REPORT_TIMEOUT).await {
+            Some(Wire(Ok(report))) => {
+                // Fails only while the coordinator stops.
+                let _ = coordinator.cast(Msg::Reported(actor, report));
+                return;
+            }
+            Some(Wire(Err(cause))) => {
+                warn!(%cause, "a node's report is malformed");
+                return;
+            }
+            None => warn!(actor = %actor.id(), "a node doesn't say who it is; it is asked again"),
         }
-        Ok(Wire(Err(cause))) => warn!(%cause, "a node's report is malformed"),
-        Err(cause) => warn!(%cause, "a node didn't say who it is"),
+        tokio::time::sleep(REPORT_PAUSE).await;
     }
 }
 
@@ -246,9 +261,9 @@ impl State {
     fn cast(&self, node: NodeId, message: NodeMsg) {
         // A node that is gone is noticed by its connection; nothing waits for this message.
         if let Some(actor) = self.nodes.get(&node)
-            && let Err(cause) = actor.cast(message)
+            && !actor.tell(message)
         {
-            warn!(%node, %cause, "a message to a node is lost");
+            warn!(%node, "a message to a node is lost");
         }
     }
 

@@ -15,7 +15,7 @@ use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent, pg}
 use telemetry::Tracer;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
-use transport::Sent;
+use transport::{Remote, Sent};
 
 use crate::device_thread::{Computed, DeviceThread, StageKey};
 use crate::error::StageError;
@@ -260,9 +260,8 @@ fn failed(node: &Node, plan: &StagePlan, cause: String) -> StageFailed {
 pub async fn tell_coordinator(message: CoordinatorMsg) {
     for _ in 0..100 {
         if let Some(gate) = pg::get_members(&COORDINATOR_GROUP.to_owned()).first() {
-            let gate: ActorRef<CoordinatorMsg> = gate.clone().into();
-            if let Err(cause) = gate.cast(message) {
-                warn!(%cause, "a message to the coordinator is lost");
+            if !Remote::new(gate.clone()).tell(message) {
+                warn!("a message to the coordinator is lost");
             }
             return;
         }
