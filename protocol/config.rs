@@ -150,6 +150,9 @@ pub struct Coordinator {
     pub local_nodes: u32,
     /// Stages of a pipeline. 0: one on each adapter of the nodes that are there.
     pub stages: u32,
+    /// Pipelines of the model, where there are nodes for them: each serves on its own, and takes
+    /// over what another leaves.
+    pub pipelines: u32,
     /// Milliseconds to wait for more nodes after one joined, before a pipeline is placed.
     pub settle_ms: u64,
     /// Milliseconds that a stage may take to load without any progress.
@@ -200,6 +203,26 @@ pub struct Scheduler {
     /// Blocks of 16 tokens in the KV cache. 0: as many as fit, up to what `max_num_seqs`
     /// sequences of full length could fill.
     pub max_blocks: u32,
+    /// Tokens beyond what is known of a sequence that it gets blocks for when it begins to run;
+    /// more are found when it needs them, if need be in the place of others, which then wait.
+    pub reserved_tokens: u32,
+    /// Milliseconds that a step should not exceed while somebody waits for a next token: chunks of
+    /// prompts are cut to fit, by what steps were measured to take. 0: chunks are as large as
+    /// `max_batched_tokens` allows.
+    pub target_step_ms: u64,
+    /// Milliseconds of waiting that lift a request to the next priority. 0: it never is.
+    pub aging_ms: u64,
+    /// The same for priority `offline`.
+    pub offline_aging_ms: u64,
+    /// Share of the tokens computed that each priority gets if it has work, whatever the others
+    /// have: 0 to 0.25.
+    pub min_share: f64,
+    /// Smaller requests that may pass one for which there are too few blocks; then blocks are kept
+    /// for it.
+    pub max_passed: u32,
+    /// Milliseconds that requests wait for a pipeline to come after the last was lost; then they
+    /// are answered 503.
+    pub max_pipeline_wait_ms: u64,
 }
 
 /// Connections between processes.
@@ -337,6 +360,7 @@ impl Default for Coordinator {
             data_dir: PathBuf::new(),
             local_nodes: 0,
             stages: 0,
+            pipelines: 1,
             settle_ms: 2000,
             load_timeout_ms: 120_000,
             step_timeout_ms: 60_000,
@@ -364,7 +388,19 @@ impl Default for Http {
 
 impl Default for Scheduler {
     fn default() -> Self {
-        Self { max_queued_requests: 1024, max_num_seqs: 64, max_batched_tokens: 512, max_blocks: 0 }
+        Self {
+            max_queued_requests: 1024,
+            max_num_seqs: 64,
+            max_batched_tokens: 512,
+            max_blocks: 0,
+            reserved_tokens: 64,
+            target_step_ms: 100,
+            aging_ms: 15_000,
+            offline_aging_ms: 3_600_000,
+            min_share: 0.02,
+            max_passed: 64,
+            max_pipeline_wait_ms: 60_000,
+        }
     }
 }
 

@@ -12,14 +12,14 @@ use ractor::{
     Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent, pg, pg::GroupChangeMessage,
 };
 use telemetry::Tracer;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 use transport::Remote;
 
 use crate::cluster::{Action, Cluster, Input};
 use crate::engine::Submission;
 use crate::metrics::{Metrics, StepReport};
-use crate::request::Event;
+use crate::request::{Event, SubmitError};
 use crate::spans;
 use crate::stages::Stages;
 use crate::status::Status;
@@ -73,6 +73,9 @@ pub struct State {
 /// A client that waits for events. Its channel closes when this is dropped.
 struct Client {
     events: mpsc::Sender<Event>,
+    // Until it is known whether its request waits.
+    submitted: Option<oneshot::Sender<Result<(), SubmitError>>>,
+    is_exact: bool,
     num_choices_left: u32,
     // Notices that the client has gone; holds the channel open, so it ends with this.
     watcher: tokio::task::JoinHandle<()>,
@@ -183,25 +186,17 @@ async fn ask_for_report(actor: ActorCell, coordinator: ActorRef<Msg>) {
 impl State {
     fn submit(&mut self, submission: Submission, myself: &ActorRef<Msg>) {
         let Submission { request, events, admitted } = submission;
-        match self.arguments.cluster.submit(&request, Instant::now()) {
-            Ok(actions) => {
-                let id = request.id;
-                if admitted.send(Ok(())).is_err() {
-                    debug!(request = %id, "the client left before its request was admitted");
-                }
-                let (coordinator, watched) = (myself.clone(), events.clone());
-                let watcher = tokio::spawn(async move {
-                    watched.closed().await;
-                    let _ = coordinator.cast(Msg::Happened(Input::Cancel(id)));
-                });
-                let num_choices_left = request.num_choices;
-                self.clients.insert(id, Client { events, num_choices_left, watcher });
-                self.perform(actions, myself);
-            }
-            Err(refused) => {
-                let _ = admitted.send(Err(refused));
-            }
-        }
+        let id = request.id;
+        let (coordinator, watched) = (myself.clone(), events.clone());
+        let watcher = tokio::spawn(async move {
+            watched.closed().await;
+            let _ = coordinator.cast(Msg::Happened(Input::Cancel(id)));
+        });
+        let num_choices_left = request.num_choices;
+        let submitted = Some(admitted);
+        let client = Client { events, submitted, is_exact: true, num_choices_left, watcher };
+        self.clients.insert(id, client);
+        self.handle(Input::Submit(vec![request]), myself);
     }
 
     fn handle(&mut self, input: Input, myself: &ActorRef<Msg>) {
@@ -216,15 +211,20 @@ impl State {
         let changed = !actions.is_empty();
         for action in actions {
             match action {
+                Action::Submitted(requests, result) => {
+                    requests.into_iter().for_each(|id| self.submitted(id, result.clone()));
+                }
                 Action::Load(node, plan) => {
-                    info!(%node, stage = %plan.stage, layers = %plan.layers, "stage placed");
+                    info!(%node, pipeline = %plan.pipeline, stage = %plan.stage, layers = %plan.layers, "stage placed");
                     self.cast(node, NodeMsg::Load((*plan).into()));
                 }
-                Action::Unload(node, epoch) => {
-                    let unload = Unload { pipeline: PipelineId(0), epoch };
+                Action::Unload(node, pipeline, epoch) => {
+                    let unload = Unload { pipeline, epoch };
                     self.cast(node, NodeMsg::Unload(unload.into()));
                 }
-                Action::Connect { node, epoch } => self.connect(node, epoch, myself),
+                Action::Connect { node, pipeline, epoch } => {
+                    self.connect(node, pipeline, epoch, myself);
+                }
                 Action::Send(frame) => {
                     if let Err(cause) = self.arguments.stages.send(*frame) {
                         let coordinator = myself.clone();
@@ -235,13 +235,19 @@ impl State {
                     }
                 }
                 Action::Tell(request, event) => self.tell(request, event),
-                Action::Measured { step, duration, num_tokens, timings } => {
-                    let trip = self.arguments.stages.trips().take(step);
+                Action::Measured { epoch, step, duration, num_tokens, timings } => {
+                    let trip = self.arguments.stages.trips().take(epoch, step);
                     let (ended, timings) = (Instant::now(), timings.as_slice());
                     let step = StepReport { ended, duration, num_tokens, timings, trip };
                     self.arguments.metrics.step(&step);
                 }
                 Action::Admitted(wait) => self.arguments.metrics.admitted(wait),
+                Action::Preempted(priority) => self.arguments.metrics.preempted(priority),
+                Action::Moved(num_sequences) => {
+                    info!(num_sequences, "what ran in a lost pipeline waits for another");
+                    self.arguments.metrics.moved(num_sequences);
+                }
+                Action::Found(prefix) => self.arguments.metrics.prefix(prefix),
                 Action::Traced(ended) => {
                     self.arguments.tracer.record(spans::of_phase(*ended, Instant::now()));
                 }
@@ -253,8 +259,8 @@ impl State {
             let load = self.arguments.cluster.load();
             let metrics = &self.arguments.metrics;
             metrics.queued(load.num_waiting);
-            metrics.running(load.num_running);
-            metrics.kv(load.num_used_blocks, load.num_blocks);
+            metrics.running(load.lanes.num_running);
+            metrics.kv(load.lanes.num_used_blocks, load.lanes.num_blocks);
         }
     }
 
@@ -267,11 +273,25 @@ impl State {
         }
     }
 
-    fn connect(&self, node: NodeId, epoch: Epoch, myself: &ActorRef<Msg>) {
+    fn connect(&self, node: NodeId, pipeline: PipelineId, epoch: Epoch, myself: &ActorRef<Msg>) {
         let coordinator = myself.clone();
-        self.arguments.stages.connect(node, epoch, move |cause| {
+        self.arguments.stages.connect(node, (pipeline, epoch), move |cause| {
             let _ = coordinator.cast(Msg::Happened(Input::LinkLost { epoch, cause }));
         });
+    }
+
+    /// Whoever submitted it hears whether it waits.
+    fn submitted(&mut self, request: RequestId, result: Result<(), SubmitError>) {
+        let is_refused = result.is_err();
+        let client = self.clients.get_mut(&request);
+        if let Some(submitted) = client.and_then(|client| client.submitted.take())
+            && submitted.send(result).is_err()
+        {
+            debug!(%request, "the client left before its request was admitted");
+        }
+        if is_refused {
+            self.clients.remove(&request);
+        }
     }
 
     fn tell(&mut self, request: RequestId, event: Event) {
@@ -279,7 +299,9 @@ impl State {
         match &event {
             Event::Failed(_) => client.num_choices_left = 0,
             Event::Finished { .. } => client.num_choices_left -= 1,
-            Event::Prompt(_) | Event::Token { .. } => {}
+            // Said once.
+            Event::Inexact if !std::mem::take(&mut client.is_exact) => return,
+            Event::Inexact | Event::Admitted { .. } | Event::Prompt(_) | Event::Token { .. } => {}
         }
         // The channel has room for every event of the request; closed means cancelled, and the
         // watcher says so.
@@ -292,9 +314,16 @@ impl State {
     fn publish(&mut self) {
         let status = self.arguments.cluster.status();
         let before = self.arguments.status.borrow().clone();
-        if status.is_ready() && !before.is_ready() {
-            let pipeline = &status.pipelines[0];
-            info!(stages = pipeline.stages.len(), "the pipeline serves");
+        if before.is_ready() && !status.is_ready() {
+            warn!(cause = status.waiting_for, "the pipeline is lost");
+            self.arguments.metrics.pipeline_lost();
+        }
+        let served = |id| before.pipelines.iter().any(|it| it.pipeline == id && it.is_ready());
+        for pipeline in &status.pipelines {
+            if !pipeline.is_ready() || served(pipeline.pipeline) {
+                continue;
+            }
+            info!(pipeline = %pipeline.pipeline, stages = pipeline.stages.len(), "pipeline serves");
             if let Some(classes) = pipeline.mixed_classes() {
                 warn!(
                     classes,
@@ -302,9 +331,6 @@ impl State {
                      those of a pipeline of one class"
                 );
             }
-        } else if before.is_ready() && !status.is_ready() {
-            warn!(cause = status.waiting_for, "the pipeline is lost");
-            self.arguments.metrics.pipeline_lost();
         }
         let joined = status.nodes.iter().map(|node| node.node);
         self.arguments.metrics.nodes(joined, status.is_ready());

@@ -1,28 +1,35 @@
-//! The cluster's state: nodes, the pipeline, and the scheduler that feeds it.
+//! The cluster's state: nodes, pipelines, and the queue that feeds them.
 //!
-//! Pure: everything that can happen comes in as an [`Input`], everything to do goes out as an
+//! A pipeline that is lost gives what ran in it back to the queue; it goes on in whichever comes
+//! next. Pure: everything that can happen comes in as an [`Input`], everything to do goes out as an
 //! [`Action`]. Lost and repeated inputs are tolerated: whatever names another epoch is dropped.
 
+mod pipelines;
+
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use protocol::config::Config;
 use protocol::message::{Progress, StageFailed};
 use protocol::{
-    Body, Epoch, Frame, NodeId, NodeReport, RequestId, StageEcho, StagePlan, StageTiming, Step,
-    StepId,
+    Body, Epoch, Frame, NodeId, NodeReport, PipelineId, RequestId, StageEcho, StagePlan,
+    StageTiming, Step, StepId,
 };
 
 use crate::backoff::Backoff;
+use crate::lane::{self, Prefix, Told};
 use crate::model::Model;
 use crate::pipeline::Pipeline;
-use crate::request::{Event, Request, RequestError, SubmitError};
-use crate::scheduler::Scheduler;
+use crate::queue::Queue;
+use crate::request::{Event, Priority, Request, RequestError, SubmitError};
 use crate::status::{NodeStatus, Status};
 use crate::trace::PhaseEnded;
 
-/// Everything that can happen to the cluster, requests apart.
+/// Everything that can happen to the cluster.
 #[derive(Debug)]
 pub enum Input {
+    /// A body's requests: all of them wait from now on, or none.
+    Submit(Vec<Request>),
     /// A node has joined and said what it has.
     Joined(NodeReport),
     /// A node is gone: silent, ended, or its process exited.
@@ -63,14 +70,18 @@ pub enum Input {
 /// Everything that the cluster does.
 #[derive(Debug, PartialEq)]
 pub enum Action {
+    /// These requests wait, or why they don't.
+    Submitted(Vec<RequestId>, Result<(), SubmitError>),
     /// Ask this node to load this stage.
     Load(NodeId, Box<StagePlan>),
-    /// Ask this node to drop its stages of this epoch and older.
-    Unload(NodeId, Epoch),
+    /// Ask this node to drop its stages of this pipeline, of this epoch and older.
+    Unload(NodeId, PipelineId, Epoch),
     /// Open the link to the first stage.
     Connect {
         /// The first stage's node.
         node: NodeId,
+        /// Of this pipeline.
+        pipeline: PipelineId,
         /// For this epoch.
         epoch: Epoch,
     },
@@ -80,6 +91,8 @@ pub enum Action {
     Tell(RequestId, Event),
     /// A step has returned.
     Measured {
+        /// Of which pipeline's plan.
+        epoch: Epoch,
         /// Which.
         step: StepId,
         /// How long it was under way.
@@ -91,6 +104,12 @@ pub enum Action {
     },
     /// A sequence was admitted after this wait.
     Admitted(Duration),
+    /// A running sequence had to give way.
+    Preempted(Priority),
+    /// Requests of a lost pipeline wait for another: so many sequences.
+    Moved(usize),
+    /// What sequences that were admitted found in the prefix cache.
+    Found(Prefix),
     /// A phase of a traced request has ended.
     Traced(Box<PhaseEnded>),
     /// Nodes or pipelines have changed.
@@ -109,20 +128,34 @@ pub struct Cluster {
     num_plans: u64,
     nodes: Vec<NodeReport>,
     last_change: Instant,
-    pipeline: Option<Pipeline>,
+    queue: Queue,
+    pipelines: BTreeMap<PipelineId, Pipeline>,
+    // Choices of each open request that have not ended.
+    requests: HashMap<RequestId, u32>,
+    // Since when no pipeline serves, once one did.
+    unserved_since: Option<Instant>,
+    has_served: bool,
     // Of loads by the nodes that are here now.
     backoff: Backoff,
     // Why there is no pipeline, when waiting alone doesn't explain it.
     trouble: String,
     is_stopping: bool,
-    scheduler: Scheduler,
     actions: Vec<Action>,
+}
+
+/// How full the cluster is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Sequences that wait, by priority, lowest first.
+    pub num_waiting: [usize; Priority::ALL.len()],
+    /// What runs, over all pipelines.
+    pub lanes: lane::Load,
 }
 
 impl Cluster {
     /// A cluster without nodes. `start` is the coordinator's start number.
     pub fn new(config: Config, model: Model, start: u64, now: Instant) -> Self {
-        let scheduler = Scheduler::new(config.scheduler.clone());
+        let queue = Queue::new(config.scheduler.clone());
         Self {
             config,
             model,
@@ -130,31 +163,22 @@ impl Cluster {
             num_plans: 0,
             nodes: Vec::new(),
             last_change: now,
-            pipeline: None,
+            queue,
+            pipelines: BTreeMap::new(),
+            requests: HashMap::new(),
+            unserved_since: None,
+            has_served: false,
             backoff: Backoff::default(),
             trouble: String::new(),
             is_stopping: false,
-            scheduler,
             actions: Vec::new(),
         }
     }
 
-    /// Queues a request.
-    ///
-    /// # Errors
-    /// When it isn't admitted.
-    pub fn submit(&mut self, request: &Request, now: Instant) -> Result<Vec<Action>, SubmitError> {
-        if !self.pipeline.as_ref().is_some_and(Pipeline::is_ready) {
-            return Err(SubmitError::NoPipeline(self.waiting_for()));
-        }
-        self.scheduler.add(request, now)?;
-        self.schedule(now);
-        Ok(self.take_actions())
-    }
-
-    /// Everything else that can happen.
+    /// Everything that can happen comes through here; everything to do comes out.
     pub fn handle(&mut self, input: Input, now: Instant) -> Vec<Action> {
         match input {
+            Input::Submit(requests) => self.submit(requests, now),
             Input::Joined(report) => self.join(report, now),
             Input::Lost { node, cause } => self.lose_node(node, &cause, now),
             Input::Ready(echo) => self.stage_ready(echo, now),
@@ -162,29 +186,40 @@ impl Cluster {
             Input::Progress(progress) => self.progress(progress, now),
             Input::Exited { pid, cause } => self.exited(pid, cause, now),
             Input::LinkLost { epoch, cause } => {
-                if self.epoch() == Some(epoch) {
-                    self.lose_pipeline(&cause, now);
+                if let Some(id) = self.of_epoch(epoch) {
+                    self.lose_pipeline(id, &cause, now);
                 }
             }
             Input::Frame(frame) => self.frame(frame, now),
-            Input::Cancel(request) => self.scheduler.cancel(request),
+            Input::Cancel(request) => self.drop_request(request, "cancelled"),
             Input::Tick => self.tick(now),
         }
         self.schedule(now);
-        self.take_actions()
+        std::mem::take(&mut self.actions)
     }
 
     /// Fails whatever runs or waits, and places nothing any more: the coordinator stops.
     pub fn shut_down(&mut self) -> Vec<Action> {
         self.is_stopping = true;
-        self.pipeline = None;
-        self.tell_all(&RequestError::ShuttingDown);
-        self.take_actions()
+        let mut open: Vec<_> = self.requests.keys().copied().collect();
+        open.sort_unstable();
+        for request in open {
+            self.fail_request(request, RequestError::ShuttingDown);
+        }
+        self.pipelines.clear();
+        std::mem::take(&mut self.actions)
     }
 
-    /// How full the scheduler is.
-    pub fn load(&self) -> crate::scheduler::Load {
-        self.scheduler.load()
+    /// How full the cluster is.
+    pub fn load(&self) -> Load {
+        let mut lanes = lane::Load::default();
+        for lane in self.pipelines.values().filter_map(|pipeline| pipeline.lane.as_ref()) {
+            let load = lane.load();
+            lanes.num_running += load.num_running;
+            lanes.num_used_blocks += load.num_used_blocks;
+            lanes.num_blocks += load.num_blocks;
+        }
+        Load { num_waiting: Priority::ALL.map(|it| self.queue.num_waiting(it)), lanes }
     }
 
     /// Nodes and pipelines as they are now.
@@ -196,34 +231,32 @@ impl Cluster {
             adapters: report.adapters.iter().map(|adapter| adapter.name.clone()).collect(),
             drivers: report.adapters.iter().map(|adapter| adapter.driver.clone()).collect(),
         });
+        let serving = self.pipelines.values().find(|pipeline| pipeline.is_ready());
         Status {
             waiting_for: self.waiting_for(),
             nodes: nodes.collect(),
-            pipelines: self.pipeline.iter().map(|it| it.status(&self.nodes)).collect(),
-            system_fingerprint: self
-                .pipeline
-                .as_ref()
+            pipelines: self.pipelines.values().map(|it| it.status(&self.nodes)).collect(),
+            system_fingerprint: serving
                 .map_or_else(String::new, |pipeline| pipeline.fingerprint(self.model.id)),
         }
     }
 
-    fn take_actions(&mut self) -> Vec<Action> {
-        let traced = self.scheduler.take_traced().into_iter().map(Box::new);
-        self.actions.extend(traced.map(Action::Traced));
-        std::mem::take(&mut self.actions)
+    fn is_serving(&self) -> bool {
+        self.pipelines.values().any(Pipeline::is_ready)
     }
 
-    fn epoch(&self) -> Option<Epoch> {
-        self.pipeline.as_ref().map(|pipeline| pipeline.epoch)
+    fn of_epoch(&self, epoch: Epoch) -> Option<PipelineId> {
+        self.pipelines.values().find(|pipeline| pipeline.epoch == epoch).map(|it| it.id)
     }
 
     fn waiting_for(&self) -> String {
         let coordinator = &self.config.coordinator;
         let num_nodes = self.nodes.len();
         let joined = format!("{num_nodes} joined");
-        let waiting = match (&self.pipeline, self.num_expected()) {
+        let loading = self.pipelines.values().next();
+        let waiting = match (loading, self.num_expected()) {
             _ if self.is_stopping => "the coordinator is shutting down".to_owned(),
-            (Some(pipeline), _) if pipeline.is_ready() => String::new(),
+            _ if self.is_serving() => String::new(),
             (Some(pipeline), _) => {
                 let ready = pipeline.stages.iter().filter(|stage| stage.echo.is_some()).count();
                 format!("loading: {ready} of {} stages are ready", pipeline.stages.len())
@@ -244,11 +277,35 @@ impl Cluster {
         }
     }
 
-    /// Nodes that the configuration speaks of; 0 when it names no number.
-    fn num_expected(&self) -> usize {
-        match (self.config.coordinator.local_nodes, self.config.coordinator.stages) {
-            (0, stages) => stages as usize,
-            (local_nodes, _) => local_nodes as usize,
+    fn submit(&mut self, requests: Vec<Request>, now: Instant) {
+        let ids = requests.iter().map(|request| request.id).collect();
+        let may = requests.iter().try_for_each(|request| self.may_wait(request));
+        if may.is_ok() {
+            for request in requests {
+                self.requests.insert(request.id, request.num_choices);
+                self.queue.submit(request, now);
+            }
+        }
+        self.actions.push(Action::Submitted(ids, may));
+    }
+
+    fn may_wait(&self, request: &Request) -> Result<(), SubmitError> {
+        if self.is_stopping {
+            return Err(SubmitError::ShuttingDown);
+        }
+        // Whoever comes while a lost pipeline is replaced waits like those who were there.
+        if !self.has_served {
+            return Err(SubmitError::NoPipeline(self.waiting_for()));
+        }
+        let max = self.config.scheduler.max_queued_requests;
+        if self.queue.num_requests() >= max {
+            return Err(SubmitError::QueueFull { max });
+        }
+        let lanes = self.pipelines.values().filter_map(|pipeline| pipeline.lane.as_ref());
+        let held = lanes.map(|lane| lane.capacity().num_blocks).max().unwrap_or(usize::MAX);
+        match request.num_blocks() {
+            needed if needed > held => Err(SubmitError::TooLarge { needed, held }),
+            _ => Ok(()),
         }
     }
 
@@ -271,9 +328,10 @@ impl Cluster {
         }
         self.last_change = now;
         self.actions.push(Action::Publish);
-        let holds = |pipeline: &Pipeline| pipeline.stages.iter().any(|stage| stage.node == node);
-        if self.pipeline.as_ref().is_some_and(holds) {
-            self.lose_pipeline(&format!("node {node} is lost: {cause}"), now);
+        let held: Vec<_> =
+            self.pipelines.values().filter(|it| it.is_on(node)).map(|it| it.id).collect();
+        for id in held {
+            self.lose_pipeline(id, &format!("node {node} is lost: {cause}"), now);
         }
         self.backoff.reset();
     }
@@ -286,39 +344,10 @@ impl Cluster {
         if let Some(node) = self.nodes.iter().find(is_it).map(|known| known.node) {
             self.lose_node(node, &cause, now);
         }
-        if self.pipeline.is_none() {
+        if self.pipelines.is_empty() {
             self.trouble = cause;
             self.actions.push(Action::Publish);
         }
-    }
-
-    /// The pipeline is of no more use: whoever runs on it hears so, its nodes drop its stages.
-    fn lose_pipeline(&mut self, cause: &str, now: Instant) {
-        let Some(pipeline) = self.pipeline.take() else { return };
-        if !pipeline.is_ready() {
-            self.backoff.failed();
-        }
-        self.trouble = cause.to_owned();
-        self.last_change = now;
-        self.tell_all(&RequestError::PipelineLost(cause.to_owned()));
-        self.unload(&pipeline);
-        self.actions.push(Action::Publish);
-    }
-
-    fn unload(&mut self, pipeline: &Pipeline) {
-        let mut nodes: Vec<_> = pipeline.stages.iter().map(|stage| stage.node).collect();
-        nodes.dedup();
-        nodes.retain(|node| self.nodes.iter().any(|known| known.node == *node));
-        self.actions.extend(nodes.into_iter().map(|node| Action::Unload(node, pipeline.epoch)));
-    }
-
-    fn tell_all(&mut self, error: &RequestError) {
-        let events = self.scheduler.detach(error);
-        self.tell(events);
-    }
-
-    fn tell(&mut self, events: Vec<(RequestId, Event)>) {
-        self.actions.extend(events.into_iter().map(|(id, event)| Action::Tell(id, event)));
     }
 
     fn tick(&mut self, now: Instant) {
@@ -326,129 +355,46 @@ impl Cluster {
         let load_timeout = Duration::from_millis(coordinator.load_timeout_ms);
         let step_timeout = Duration::from_millis(coordinator.step_timeout_ms);
         let since = |then: Instant| now.saturating_duration_since(then);
-        match &self.pipeline {
-            None => self.place_if_settled(now),
-            Some(pipeline) if !pipeline.is_ready() => {
-                if since(pipeline.last_progress) > load_timeout {
-                    let cause = format!(
-                        "loading made no progress for {} s (coordinator.load_timeout_ms)",
-                        load_timeout.as_secs()
-                    );
-                    self.lose_pipeline(&cause, now);
-                }
+        let hangs = |pipeline: &Pipeline| match &pipeline.lane {
+            None => (since(pipeline.last_progress) > load_timeout).then(|| {
+                let seconds = load_timeout.as_secs();
+                format!("loading made no progress for {seconds} s (coordinator.load_timeout_ms)")
+            }),
+            Some(lane) => {
+                lane.oldest_step().is_some_and(|then| since(then) > step_timeout).then(|| {
+                    let seconds = step_timeout.as_secs();
+                    format!("a step took longer than {seconds} s (coordinator.step_timeout_ms)")
+                })
             }
-            Some(_) => {
-                if self.scheduler.oldest_step().is_some_and(|then| since(then) > step_timeout) {
-                    let cause = format!(
-                        "a step took longer than {} s (coordinator.step_timeout_ms)",
-                        step_timeout.as_secs()
-                    );
-                    self.lose_pipeline(&cause, now);
-                }
-            }
-        }
-    }
-
-    /// Places the model once the nodes that are expected have joined. Where the configuration
-    /// names no number of local nodes, fewer than expected will do when nobody else came for a
-    /// while: several stages can share a node.
-    fn place_if_settled(&mut self, now: Instant) {
-        if self.pipeline.is_some() || self.nodes.is_empty() || self.is_stopping {
-            return;
-        }
-        let quiet = now.saturating_duration_since(self.last_change);
-        let expected = self.num_expected();
-        let all_here = expected > 0 && self.nodes.len() >= expected;
-        let settle = Duration::from_millis(self.config.coordinator.settle_ms);
-        let settled = self.config.coordinator.local_nodes == 0 && quiet >= settle;
-        if quiet >= self.backoff.pause() && (all_here || settled) {
-            self.place(now);
-        }
-    }
-
-    fn place(&mut self, now: Instant) {
-        let epoch = Epoch { start: self.start, counter: self.num_plans + 1 };
-        match Pipeline::plan(&self.config, &self.model, &self.nodes, epoch, now) {
-            Ok(pipeline) => {
-                self.num_plans += 1;
-                for stage in &pipeline.stages {
-                    self.actions.push(Action::Load(stage.node, Box::new(stage.plan.clone())));
-                }
-                self.pipeline = Some(pipeline);
-                self.actions.push(Action::Publish);
-            }
-            Err(error) => {
-                let cause = error.to_string();
-                if self.trouble != cause {
-                    self.trouble.clone_from(&cause);
-                    self.actions.push(Action::Stuck(cause));
-                    self.actions.push(Action::Publish);
-                }
-            }
-        }
-    }
-
-    fn progress(&mut self, progress: Progress, now: Instant) {
-        let Some(pipeline) = &mut self.pipeline else { return };
-        if pipeline.epoch != progress.epoch {
-            return;
-        }
-        pipeline.last_progress = now;
-        if let Some(stage) = pipeline.stages.get_mut(progress.stage.index()) {
-            stage.loaded_bytes = progress.loaded_bytes;
-        }
-        self.actions.push(Action::Publish);
-    }
-
-    fn stage_ready(&mut self, echo: StageEcho, now: Instant) {
-        let (hidden_size, model) = (self.model.hidden_size, self.model.id);
-        let Some(pipeline) = &mut self.pipeline else { return };
-        let Some(stage) = pipeline.stages.get_mut(echo.stage.index()) else { return };
-        if pipeline.epoch != echo.epoch || stage.node != echo.node || stage.echo.is_some() {
-            return;
-        }
-        // Only a stage that holds exactly what was asked of it is routed to.
-        let mismatch = if echo.model != model {
-            Some(format!("holds model {}, not {model}", echo.model))
-        } else if echo.layers != stage.plan.layers {
-            Some(format!("holds layers {}, not {}", echo.layers, stage.plan.layers))
-        } else if echo.hidden_size != hidden_size {
-            Some(format!("passes rows of {} f32s, not {hidden_size}", echo.hidden_size))
-        } else if echo.num_blocks == 0 {
-            Some("has no room for a KV cache".into())
-        } else {
-            None
         };
-        if let Some(mismatch) = mismatch {
-            let cause = format!("stage {} on node {} {mismatch}", echo.stage, echo.node);
-            self.lose_pipeline(&cause, now);
-            return;
+        let hanging: Vec<_> =
+            self.pipelines.values().filter_map(|it| Some((it.id, hangs(it)?))).collect();
+        for (id, cause) in hanging {
+            self.lose_pipeline(id, &cause, now);
         }
-        pipeline.last_progress = now;
-        stage.loaded_bytes = echo.memory_bytes;
-        stage.echo = Some(echo);
-        if let Some(capacity) = pipeline.capacity() {
-            let (node, epoch) = (pipeline.stages[0].node, pipeline.epoch);
-            self.trouble.clear();
-            self.backoff.reset();
-            self.scheduler.attach(capacity);
-            self.actions.push(Action::Connect { node, epoch });
-        }
-        self.actions.push(Action::Publish);
+        self.place_if_settled(now);
+        self.give_up_waiting(now);
     }
 
-    fn stage_failed(&mut self, failed: &StageFailed, now: Instant) {
-        if self.epoch() == Some(failed.epoch) {
-            let cause = format!("stage {} on node {}: {}", failed.stage, failed.node, failed.cause);
-            self.lose_pipeline(&cause, now);
+    /// Whoever waited too long for any pipeline hears so.
+    fn give_up_waiting(&mut self, now: Instant) {
+        let Some(unserved) = self.unserved_since else { return };
+        let max = Duration::from_millis(self.config.scheduler.max_pipeline_wait_ms);
+        let is_over = |since: Instant| now.saturating_duration_since(since.max(unserved)) >= max;
+        let given_up = self.queue.requests().filter(|(_, since)| is_over(*since));
+        let mut given_up: Vec<_> = given_up.map(|(request, _)| request).collect();
+        given_up.sort_unstable();
+        for request in given_up {
+            let (waited_s, cause) = (max.as_secs(), self.waiting_for());
+            self.fail_request(request, RequestError::NoPipeline { waited_s, cause });
         }
     }
 
     fn frame(&mut self, frame: Frame, now: Instant) {
-        let Some(pipeline) = &self.pipeline else { return };
-        if pipeline.epoch != frame.epoch {
-            return;
-        }
+        let Some(id) = self.of_epoch(frame.epoch) else { return };
+        let pipeline = self.pipelines.get_mut(&id).expect("it was just found");
+        let Some(lane) = &mut pipeline.lane else { return };
+        let mut told = Told::default();
         match frame.body {
             Body::Sampled(mut sampled) => {
                 let mut timings = std::mem::take(&mut sampled.timings);
@@ -460,11 +406,11 @@ impl Cluster {
                 {
                     timings.clear();
                 }
-                let update = self.scheduler.update(frame.step, sampled, now);
-                self.tell(update.events);
+                let update = lane.update(frame.step, sampled, now, &mut told);
                 // Nothing, when the step came twice.
                 if update.num_tokens > 0 {
                     self.actions.push(Action::Measured {
+                        epoch: frame.epoch,
                         step: frame.step,
                         duration: update.duration,
                         num_tokens: update.num_tokens,
@@ -474,27 +420,101 @@ impl Cluster {
             }
             Body::Failed(failed) if failed.fatal => {
                 let cause = format!("stage {}: {}", frame.stage, failed.cause);
-                self.lose_pipeline(&cause, now);
+                self.lose_pipeline(id, &cause, now);
             }
             Body::Failed(failed) => {
-                let events = self.scheduler.fail(frame.step, &failed.cause);
-                self.tell(events);
+                lane.fail(frame.step, &failed.cause, &mut self.queue, now, &mut told);
             }
             Body::Step(_) => {}
         }
+        self.tell(told);
     }
 
     fn schedule(&mut self, now: Instant) {
-        let Some(pipeline) = self.pipeline.as_ref().filter(|pipeline| pipeline.is_ready()) else {
-            return;
-        };
-        let actions = &mut self.actions;
-        while let Some((step, batch, traces)) =
-            self.scheduler.schedule(now, |wait| actions.push(Action::Admitted(wait)))
-        {
-            let step =
-                pipeline.step(self.model.id, step, Step { batch, traces, ..Step::default() });
-            actions.push(Action::Send(Box::new(step)));
+        let mut told = Told::default();
+        for sequence in self.queue.advance(now) {
+            told.fail(sequence, RequestError::DeadlineExceeded("the request waited for its turn"));
         }
+        for lane in self.pipelines.values().filter_map(|pipeline| pipeline.lane.as_ref()) {
+            let expired = lane.expired(now).map(|request| {
+                let error = RequestError::DeadlineExceeded("the answer was not complete");
+                (request, Event::Failed(error))
+            });
+            told.events.extend(expired);
+        }
+        self.tell(told);
+        loop {
+            let mut told = Told::default();
+            let lanes = self.pipelines.values_mut().filter_map(|pipeline| pipeline.lane.as_mut());
+            let mut lanes: Vec<_> = lanes.filter(|lane| lane.has_room()).collect();
+            lane::admit(&mut self.queue, &mut lanes, now, &mut told);
+            let mut num_sent = 0;
+            for pipeline in self.pipelines.values_mut() {
+                let Some(lane) = &mut pipeline.lane else { continue };
+                let Some(scheduled) = lane.schedule(&mut self.queue, now, &mut told) else {
+                    continue;
+                };
+                num_sent += 1;
+                let step =
+                    Step { batch: scheduled.batch, traces: scheduled.traces, ..Step::default() };
+                let frame = pipeline.step(self.model.id, scheduled.step, step);
+                self.actions.push(Action::Send(Box::new(frame)));
+            }
+            self.tell(told);
+            if num_sent == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Clients hear what happened; a request that fails goes as a whole.
+    fn tell(&mut self, told: Told) {
+        self.actions.extend(told.waits.into_iter().map(Action::Admitted));
+        self.actions.extend(told.preempted.into_iter().map(Action::Preempted));
+        if told.prefix != Prefix::default() {
+            self.actions.push(Action::Found(told.prefix));
+        }
+        self.trace(told.traced);
+        for (request, event) in told.events {
+            // One of its choices may have failed before another went on.
+            if !self.requests.contains_key(&request) {
+                continue;
+            }
+            match event {
+                Event::Failed(error) => self.fail_request(request, error),
+                Event::Finished { .. } => {
+                    self.actions.push(Action::Tell(request, event));
+                    let left = self.requests.get_mut(&request).expect("it is open");
+                    *left -= 1;
+                    if *left == 0 {
+                        self.requests.remove(&request);
+                    }
+                }
+                _ => self.actions.push(Action::Tell(request, event)),
+            }
+        }
+    }
+
+    fn trace(&mut self, ended: Vec<PhaseEnded>) {
+        self.actions.extend(ended.into_iter().map(Box::new).map(Action::Traced));
+    }
+
+    fn fail_request(&mut self, request: RequestId, error: RequestError) {
+        if self.requests.contains_key(&request) {
+            self.drop_request(request, error.kind());
+            self.actions.push(Action::Tell(request, Event::Failed(error)));
+        }
+    }
+
+    /// Nothing of it waits or runs any more.
+    fn drop_request(&mut self, request: RequestId, cause: &'static str) {
+        if self.requests.remove(&request).is_none() {
+            return;
+        }
+        let mut dropped = self.queue.cancel(request);
+        let lanes = self.pipelines.values_mut().filter_map(|pipeline| pipeline.lane.as_mut());
+        dropped.extend(lanes.flat_map(|lane| lane.cancel(request)));
+        let ended = dropped.iter_mut().filter_map(|it| it.end_trace(Some(cause))).collect();
+        self.trace(ended);
     }
 }

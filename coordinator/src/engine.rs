@@ -40,9 +40,10 @@ impl Engine {
     /// When the request isn't admitted.
     pub async fn submit(&self, request: Request) -> Result<mpsc::Receiver<Event>, SubmitError> {
         // Room for every event that the request can have, so that a slow client never holds up a
-        // step: its tokens, an end for each choice, the prompt's logprobs.
-        let tokens = request.max_tokens as usize + 1;
-        let (events, received) = mpsc::channel(request.num_choices as usize * tokens + 1);
+        // step: its tokens, a beginning and an end for each choice, the prompt's logprobs, that it
+        // isn't exact.
+        let of_a_choice = request.max_tokens as usize + 2;
+        let (events, received) = mpsc::channel(request.num_choices as usize * of_a_choice + 2);
         let (admitted, answer) = oneshot::channel();
         let submission = Submission { request, events, admitted };
         self.submissions.send(submission).await.map_err(|_| SubmitError::ShuttingDown)?;

@@ -11,11 +11,13 @@ pub mod tokenizer;
 mod backoff;
 pub mod block_manager;
 pub mod cluster;
+pub mod lane;
 mod pipeline;
 pub mod placement;
-pub mod scheduler;
+pub mod queue;
 pub mod sequence;
 pub mod status;
+mod step_cost;
 pub mod trace;
 
 // The shells.

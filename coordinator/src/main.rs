@@ -44,6 +44,9 @@ struct ServeArguments {
     /// Stages of the pipeline [default: 0, one on each adapter].
     #[arg(long, value_name = "N")]
     stages: Option<u32>,
+    /// Pipelines of the model, where there are nodes for them [default: 1].
+    #[arg(long, value_name = "N")]
+    pipelines: Option<u32>,
     /// Where the API listens [default: 127.0.0.1:8000].
     #[arg(long, value_name = "ADDR:PORT")]
     http: Option<SocketAddr>,
@@ -89,6 +92,7 @@ impl ServeArguments {
         set(&mut config.model.kv_cache_dtype, self.kv_cache_dtype);
         set(&mut config.coordinator.local_nodes, self.local_nodes);
         set(&mut config.coordinator.stages, self.stages);
+        set(&mut config.coordinator.pipelines, self.pipelines);
         set(&mut config.coordinator.cluster_addr, self.cluster);
         set(&mut config.coordinator.data_dir, self.data_dir);
         set(&mut config.http.addr, self.http);

@@ -8,9 +8,9 @@ use protocol::{
     StageLimits, StagePlan, Step, StepId,
 };
 
+use crate::lane::{Capacity, Lane};
 use crate::model::Model;
 use crate::placement::{self, PlacementError, Slot};
-use crate::scheduler::Capacity;
 use crate::status::{PipelineStatus, StageState, StageStatus};
 
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub(crate) struct Pipeline {
     pub(crate) epoch: Epoch,
     pub(crate) stages: Vec<Stage>,
     pub(crate) last_progress: Instant,
+    /// What runs in it, from the moment on when it serves.
+    pub(crate) lane: Option<Lane>,
 }
 
 #[derive(Debug)]
@@ -38,11 +40,11 @@ impl Pipeline {
     pub(crate) fn plan(
         config: &Config,
         model: &Model,
-        nodes: &[NodeReport],
-        epoch: Epoch,
+        nodes: &[&NodeReport],
+        (id, epoch): (PipelineId, Epoch),
         now: Instant,
     ) -> Result<Self, PlacementError> {
-        let places: Vec<_> = nodes.iter().flat_map(places).collect();
+        let places: Vec<_> = nodes.iter().flat_map(|node| places(node)).collect();
         let num_layers = model.cost.layers.len();
         let num_stages = match config.coordinator.stages as usize {
             0 => places.len().min(num_layers),
@@ -58,7 +60,6 @@ impl Pipeline {
             })
             .collect();
         let cut = placement::place(&model.cost, &slots)?;
-        let id = PipelineId(0);
         let stages = cut.iter().enumerate().map(|(stage, &layers)| {
             let place = places[place_of(stage)];
             // Embedding, layers, head: the stage compares those that it holds.
@@ -88,20 +89,26 @@ impl Pipeline {
             };
             Stage { plan, node: place.peer.node, loaded_bytes: 0, echo: None }
         });
-        Ok(Self { id, epoch, stages: stages.collect(), last_progress: now })
+        let stages = stages.collect();
+        Ok(Self { id, epoch, stages, last_progress: now, lane: None })
     }
 
     pub(crate) fn is_ready(&self) -> bool {
-        self.stages.iter().all(|stage| stage.echo.is_some())
+        self.lane.is_some()
+    }
+
+    /// Whether a stage of it is on this node.
+    pub(crate) fn is_on(&self, node: NodeId) -> bool {
+        self.stages.iter().any(|stage| stage.node == node)
     }
 
     /// What it can hold, once every stage has said what it holds.
-    pub(crate) fn capacity(&self) -> Option<Capacity> {
+    pub(crate) fn capacity(&self, model: ModelId) -> Option<Capacity> {
         let mut num_blocks = usize::MAX;
         for stage in &self.stages {
             num_blocks = num_blocks.min(stage.echo.as_ref()?.num_blocks as usize);
         }
-        Some(Capacity { num_blocks, num_stages: self.stages.len() })
+        Some(Capacity { num_blocks, num_stages: self.stages.len(), class: self.class(model) })
     }
 
     pub(crate) fn step(&self, model: ModelId, number: StepId, step: Step) -> Frame {
@@ -117,7 +124,7 @@ impl Pipeline {
 
     /// The model and the device class of each layer, as one short hash: answers are bit-equal
     /// between pipelines that have the same.
-    pub(crate) fn fingerprint(&self, model: ModelId) -> String {
+    fn class(&self, model: ModelId) -> u64 {
         // FNV-1a over a list that is hashes already; only a name for people and caches.
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
         let mut add = |bytes: &[u8]| {
@@ -130,7 +137,12 @@ impl Pipeline {
             let class = stage.echo.as_ref().map(|echo| echo.fingerprint.0).unwrap_or_default();
             (0..stage.plan.layers.len()).for_each(|_| add(&class));
         }
-        format!("fp_{hash:016x}")
+        hash
+    }
+
+    /// Its class, as the API shows it.
+    pub(crate) fn fingerprint(&self, model: ModelId) -> String {
+        format!("fp_{:016x}", self.class(model))
     }
 
     /// Its stages on `nodes`.

@@ -1,11 +1,75 @@
 //! A legal request, and what happens to it: past this point nothing is validated twice.
 
+use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use protocol::{Logprobs, ModelId, RequestId, SamplingParams, TokenId};
 
-use crate::text::TextStream;
+use crate::block_manager::BlockManager;
 use crate::trace::RequestTrace;
+
+/// Who goes first: a higher one takes the place of a lower one that runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// Fills what others leave; the API's word for it is `batch`.
+    Offline,
+    /// Where nothing is said.
+    #[default]
+    Standard,
+    /// Somebody waits for it.
+    Interactive,
+    /// Somebody waits for it while typing.
+    Realtime,
+}
+
+impl Priority {
+    /// All there are, lowest first.
+    pub const ALL: [Self; 4] = [Self::Offline, Self::Standard, Self::Interactive, Self::Realtime];
+
+    /// Its name in logs, metrics and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Offline => "offline",
+            Self::Standard => "standard",
+            Self::Interactive => "interactive",
+            Self::Realtime => "realtime",
+        }
+    }
+
+    /// Its place in [`ALL`](Self::ALL).
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// Whose work it is: tenants of one priority share what there is by their weights.
+pub type Tenant = Arc<str>;
+
+/// All that the core knows of an answer's text: tokens go in, what may be shown comes out.
+pub trait AnswerText: fmt::Debug + Send + Sync {
+    /// The next token.
+    fn push(&mut self, token: TokenId) -> Piece;
+    /// What was held back, once the answer ends for another reason than a stop string.
+    fn finish(&mut self) -> String;
+    /// A copy.
+    fn copy(&self) -> Box<dyn AnswerText>;
+}
+
+impl Clone for Box<dyn AnswerText> {
+    fn clone(&self) -> Self {
+        self.copy()
+    }
+}
+
+/// What a token brings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Piece {
+    /// Text that may be shown.
+    pub text: String,
+    /// Whether a stop string has appeared: the answer ends before it.
+    pub stopped: bool,
+}
 
 /// One completion, parsed: every value is legal for the model that is served.
 #[derive(Clone, Debug)]
@@ -25,15 +89,45 @@ pub struct Request {
     /// Tokens that end the answer: the model's ends, unless the request ignores them.
     pub stop_tokens: Arc<[TokenId]>,
     /// Turns tokens into text and notices stop strings; each choice gets a copy.
-    pub text: TextStream,
+    pub text: Box<dyn AnswerText>,
     /// Its place in a trace, where it is traced.
     pub trace: Option<Box<RequestTrace>>,
+    /// Who goes first.
+    pub priority: Priority,
+    /// Whose it is.
+    pub tenant: Tenant,
+    /// Its tenant's weight: twice as much, twice the share.
+    pub weight: u32,
+    /// When its answer is of no more use.
+    pub deadline: Option<Instant>,
+    /// Whether it rather waits than go on with bits of another device class.
+    pub require_exact: bool,
+    /// Sequences of the same body that come before it: bodies of one tenant take turns.
+    pub turn: u32,
+}
+
+impl Request {
+    /// Blocks that prompt and longest answer of a choice fill. The last token is never computed, so
+    /// it needs no place.
+    pub fn num_blocks(&self) -> usize {
+        let (prompt, max_tokens) = (self.prompt.len(), self.max_tokens as usize);
+        BlockManager::blocks_for((prompt + max_tokens).saturating_sub(1).max(prompt))
+    }
 }
 
 /// What a request's client hears, in order. The last event of a request is `Finished` of its last
 /// choice, or `Failed`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// A choice is computed for the first time.
+    Admitted {
+        /// Which choice.
+        choice: u32,
+        /// Tokens of the prompt that were found in the prefix cache.
+        num_cached_tokens: u32,
+    },
+    /// It went on where other bits may come out: from here on the answer isn't exact.
+    Inexact,
     /// The logprobs of the prompt's tokens after the first; before the first token of choice 0.
     Prompt(Vec<Logprobs>),
     /// A token was sampled and recorded.
@@ -82,9 +176,17 @@ impl FinishReason {
 /// Why an admitted request failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// A stage was lost while the request ran.
-    #[error("the pipeline that computed this answer was lost ({0}); send the request again")]
-    PipelineLost(String),
+    /// It waited for a pipeline for `scheduler.max_pipeline_wait_ms`.
+    #[error("no pipeline served for {waited_s} s ({cause}); send the request again")]
+    NoPipeline {
+        /// Seconds.
+        waited_s: u64,
+        /// Why there is none.
+        cause: String,
+    },
+    /// Its deadline has passed.
+    #[error("the deadline has passed: {0}")]
+    DeadlineExceeded(&'static str),
     /// The step that held the request failed.
     #[error("computing this answer failed: {0}")]
     StepFailed(String),
@@ -97,7 +199,8 @@ impl RequestError {
     /// Its name in answers (`code`) and in spans (`error.type`).
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::PipelineLost(_) => "pipeline_lost",
+            Self::NoPipeline { .. } => "no_pipeline",
+            Self::DeadlineExceeded(_) => "deadline_exceeded",
             Self::StepFailed(_) => "step_failed",
             Self::ShuttingDown => "shutting_down",
         }

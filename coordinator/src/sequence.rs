@@ -1,44 +1,69 @@
-//! One choice of a request: its tokens, and how far the pipeline is with them.
+//! One choice of a request: its tokens, and how far a pipeline is with them.
+//!
+//! A sequence waits in the [`Queue`](crate::queue::Queue) or runs in a
+//! [`Lane`](crate::lane::Lane), and goes from one to the other any number of times: whatever a
+//! pipeline knew of it can be told again, prompt and answer alike.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use protocol::{
-    Begin, BlockId, Input, Logprobs, RequestId, SamplingParams, SequenceId, Slice, TokenId,
+    BLOCK_TOKENS, Begin, BlockId, Input, Logprobs, RequestId, SamplingParams, SequenceId, Slice,
+    TokenId, config,
 };
 
-use crate::block_manager::BlockManager;
-use crate::request::{FinishReason, Request};
-use crate::text::TextStream;
-use crate::trace::SequenceTrace;
+use crate::block_manager::{BlockHash, BlockManager};
+use crate::request::{AnswerText, FinishReason, Priority, Request};
+use crate::trace::{PhaseEnded, SequenceTrace};
+
+/// Tokens that a sequence which had to give way computes in peace once it runs again, so that it
+/// gets on however often somebody more urgent comes.
+const UNDISTURBED_TOKENS: usize = 16;
 
 /// One choice of a request.
 #[derive(Debug)]
 pub struct Sequence {
-    /// Its name in batches.
+    /// Its number since it was submitted: who came first.
+    pub ticket: u64,
+    /// The round in which it is its turn among those of its tenant.
+    pub round: u64,
+    /// Its name in batches, a new one each time that it is admitted: what an older step says of it
+    /// names nobody.
     pub id: SequenceId,
-    /// The request that it answers.
-    pub request: RequestId,
     /// Which of the request's answers.
     pub choice: u32,
-    /// Logprobs of the prompt, gathered chunk by chunk.
-    pub prompt_logprobs: Vec<Logprobs>,
-    /// Its blocks, all of them reserved when it was admitted.
+    /// Its blocks while it runs.
     pub blocks: Vec<BlockId>,
     /// Steps under way that name it.
     pub num_in_flight: usize,
-    /// Ended, cancelled or failed: it goes when the steps that name it have returned.
-    pub ended: bool,
-    /// Its part of a trace, where its request is traced.
+    /// How its steps stand in a trace, where its request is traced.
     pub trace: Option<Box<SequenceTrace>>,
-    tokens: Vec<TokenId>,
-    num_prompt_tokens: usize,
-    // Tokens of which a slice was made; the first `num_scheduled` of `tokens`.
+    /// The class of pipeline that its answer so far comes from.
+    pub class: Option<u64>,
+    /// Steps that failed with it and with others: from then on it runs alone, so that whoever is
+    /// at fault fails alone.
+    pub num_failures: u32,
+    /// Of its last step, to see who was passed over.
+    pub last_step: u64,
+    request: Arc<Request>,
+    generated: Vec<TokenId>,
+    text: Box<dyn AnswerText>,
+    // Logprobs of the prompt, gathered chunk by chunk, and whether the client has them.
+    prompt_logprobs: Vec<Logprobs>,
+    is_prompt_told: bool,
+    // Tokens of which a slice was made since it was admitted.
     num_scheduled: usize,
-    max_tokens: usize,
-    sampling: SamplingParams,
-    stop_tokens: Arc<[TokenId]>,
-    text: TextStream,
+    // Tokens that were charged to its tenant: what is computed again is free.
+    num_charged: usize,
+    // What its pipeline was told since it was admitted.
+    has_begun: bool,
+    num_told_blocks: usize,
+    // Of its full blocks, as far as anybody asked; and how many of them others may share.
+    hashes: Vec<BlockHash>,
+    num_shared: usize,
+    num_admissions: u32,
+    // It may not be made to give way before it has generated so many.
+    undisturbed_until: usize,
 }
 
 /// What became of a sampled token.
@@ -52,95 +77,278 @@ pub struct Accepted {
 
 impl Sequence {
     /// A choice of `request` that nothing was computed for yet and that waits since `now`.
-    pub fn new(id: SequenceId, request: &Request, choice: u32, now: Instant) -> Self {
+    pub fn new(ticket: u64, request: &Arc<Request>, choice: u32, now: Instant) -> Self {
         let trace = request.trace.as_ref().map(|trace| {
             Box::new(SequenceTrace::new(**trace, (request.id, choice), request.prompt.len(), now))
         });
         Self {
-            id,
-            request: request.id,
+            ticket,
+            round: 0,
+            id: SequenceId::default(),
             choice,
-            prompt_logprobs: Vec::new(),
             blocks: Vec::new(),
             num_in_flight: 0,
-            ended: false,
             trace,
-            tokens: request.prompt.to_vec(),
-            num_prompt_tokens: request.prompt.len(),
-            num_scheduled: 0,
-            max_tokens: request.max_tokens as usize,
-            sampling: SamplingParams {
-                choice,
-                // Every choice has the same prompt: its logprobs are computed once.
-                num_prompt_logprobs: request.sampling.num_prompt_logprobs.filter(|_| choice == 0),
-                ..request.sampling.clone()
-            },
-            stop_tokens: Arc::clone(&request.stop_tokens),
+            class: None,
+            num_failures: 0,
+            last_step: 0,
+            request: Arc::clone(request),
+            generated: Vec::new(),
             text: request.text.clone(),
+            prompt_logprobs: Vec::new(),
+            is_prompt_told: false,
+            num_scheduled: 0,
+            num_charged: 0,
+            has_begun: false,
+            num_told_blocks: 0,
+            hashes: Vec::new(),
+            num_shared: 0,
+            num_admissions: 0,
+            undisturbed_until: 0,
         }
     }
 
-    /// Blocks that prompt and longest answer fill. The last token is never computed, so it needs
-    /// no place.
+    /// What it answers.
+    pub fn request(&self) -> &Arc<Request> {
+        &self.request
+    }
+
+    /// The request's id.
+    pub fn request_id(&self) -> RequestId {
+        self.request.id
+    }
+
+    /// Its request's priority, which waiting doesn't change.
+    pub fn priority(&self) -> Priority {
+        self.request.priority
+    }
+
+    /// Tokens that are known: prompt and answer.
+    pub fn num_tokens(&self) -> usize {
+        self.request.prompt.len() + self.generated.len()
+    }
+
+    /// Tokens of its answer.
+    pub fn num_generated(&self) -> usize {
+        self.generated.len()
+    }
+
+    /// Whether a pipeline has computed it before.
+    pub fn was_admitted(&self) -> bool {
+        self.num_admissions > 0
+    }
+
+    /// When its deadline leaves no more time than computing it may take, by the configured pace.
+    pub fn slack_ends(&self, config: &config::Scheduler) -> Option<Instant> {
+        let deadline = self.request.deadline?;
+        let num_left = self.request.max_tokens as usize - self.generated.len();
+        let num_chunks = self.num_tokens().div_ceil(config.max_batched_tokens as usize);
+        let pace = Duration::from_millis(config.target_step_ms);
+        deadline.checked_sub(pace * (num_left + num_chunks) as u32)
+    }
+
+    /// The tokens of its prompt that its tenant has yet to be charged for, once.
+    pub fn charge_prompt(&mut self) -> usize {
+        let num_new = self.request.prompt.len().saturating_sub(self.num_charged);
+        self.num_charged += num_new;
+        num_new
+    }
+
+    /// Blocks that prompt and longest answer fill.
     pub fn num_blocks_needed(&self) -> usize {
-        let num_tokens = self.num_prompt_tokens + self.max_tokens;
-        BlockManager::blocks_for(num_tokens.saturating_sub(1).max(self.num_prompt_tokens))
+        self.request.num_blocks()
+    }
+
+    /// Blocks that what is known and `window` more tokens fill.
+    pub fn num_blocks_to_begin(&self, window: usize) -> usize {
+        let known = BlockManager::blocks_for(self.num_tokens() + window);
+        known.min(self.num_blocks_needed())
+    }
+
+    /// It runs under this name, with these blocks, of which the first `num_cached` hold what they
+    /// should already.
+    pub fn admit(&mut self, id: SequenceId, blocks: Vec<BlockId>, num_cached: usize) {
+        debug_assert!(self.blocks.is_empty());
+        (self.id, self.blocks) = (id, blocks);
+        (self.num_scheduled, self.num_shared) = (num_cached * BLOCK_TOKENS, num_cached);
+        if self.num_admissions > 0 {
+            self.undisturbed_until = self.generated.len() + UNDISTURBED_TOKENS;
+        }
+        self.num_admissions += 1;
+    }
+
+    /// It waits again; what was computed of it is to be computed anew. Its blocks are given back.
+    pub fn preempt(&mut self) -> Vec<BlockId> {
+        (self.num_scheduled, self.num_in_flight) = (0, 0);
+        (self.has_begun, self.num_told_blocks, self.num_shared) = (false, 0, 0);
+        self.prompt_logprobs.clear();
+        std::mem::take(&mut self.blocks)
+    }
+
+    /// Tokens that are yet to be computed, at most.
+    pub fn num_outstanding(&self) -> usize {
+        let num_left = self.request.max_tokens as usize - self.generated.len();
+        self.num_tokens() - self.num_scheduled + num_left
+    }
+
+    /// Whether one account is charged for both.
+    pub fn pays_with(&self, other: &Self) -> bool {
+        let (a, b) = (&self.request, &other.request);
+        Arc::ptr_eq(a, b) || (a.priority == b.priority && a.tenant == b.tenant)
+    }
+
+    /// The phase of its trace that ends with it.
+    pub fn end_trace(&mut self, error: Option<&'static str>) -> Option<PhaseEnded> {
+        self.trace.take().and_then(|trace| trace.ended(error))
+    }
+
+    /// Whether somebody more urgent may take its place.
+    pub fn may_give_way(&self) -> bool {
+        self.generated.len() >= self.undisturbed_until
     }
 
     /// Tokens that can be computed now: known, and in no slice yet.
     pub fn num_pending(&self) -> usize {
-        if self.ended { 0 } else { self.tokens.len() - self.num_scheduled }
+        self.num_tokens() - self.num_scheduled
     }
 
-    /// The next at most `max_tokens` pending tokens as a slice.
-    pub fn take_slice(&mut self, max_tokens: usize) -> Slice {
-        let start = self.num_scheduled;
-        let end = self.tokens.len().min(start + max_tokens);
+    /// Tokens that a slice of at most `max_tokens` would leave computed.
+    pub fn num_after(&self, max_tokens: usize) -> usize {
+        self.num_tokens().min(self.num_scheduled + max_tokens)
+    }
+
+    /// The next at most `max_tokens` pending tokens as a slice, and how many of them were never
+    /// computed before. There are blocks for them.
+    pub fn take_slice(&mut self, max_tokens: usize) -> (Slice, usize) {
+        let (start, end) = (self.num_scheduled, self.num_after(max_tokens));
         debug_assert!(start < end);
+        debug_assert!(end <= self.blocks.len() * BLOCK_TOKENS);
         self.num_scheduled = end;
         self.num_in_flight += 1;
-        let scores_prompt =
-            self.sampling.num_prompt_logprobs.is_some() && end <= self.num_prompt_tokens;
-        Slice {
+        let num_new = end.saturating_sub(self.num_charged.max(start));
+        self.num_charged = self.num_charged.max(end);
+        let scores_prompt = self.scores_prompt() && end <= self.request.prompt.len();
+        let begin = (!self.has_begun).then(|| {
+            Box::new(Begin {
+                sampling: self.sampling(),
+                num_prompt_tokens: self.request.prompt.len() as u32,
+                skipped: self.tokens(0, start),
+            })
+        });
+        let first_block = self.num_told_blocks;
+        (self.has_begun, self.num_told_blocks) = (true, self.blocks.len());
+        let slice = Slice {
             sequence: self.id,
             start: start as u32,
-            input: Input::Tokens(self.tokens[start..end].to_vec()),
-            first_block: 0,
-            blocks: if start == 0 { self.blocks.clone() } else { Vec::new() },
-            begin: (start == 0).then(|| {
-                Box::new(Begin {
-                    sampling: self.sampling.clone(),
-                    num_prompt_tokens: self.num_prompt_tokens as u32,
-                    skipped: Vec::new(),
-                })
-            }),
-            sample: end == self.tokens.len() && self.max_tokens > 0,
-            next: self.tokens.get(end).copied().filter(|_| scores_prompt),
-        }
+            input: Input::Tokens(self.tokens(start, end)),
+            first_block: first_block as u32,
+            blocks: self.blocks[first_block..].to_vec(),
+            begin,
+            sample: end == self.num_tokens() && self.request.max_tokens > 0,
+            next: if scores_prompt { self.token(end) } else { None },
+        };
+        (slice, num_new)
+    }
+
+    /// Its full blocks that a slice was made of and that nobody was told of yet, with their hashes.
+    pub fn share(&mut self) -> impl Iterator<Item = (BlockId, BlockHash)> + '_ {
+        let num_full = self.num_scheduled / BLOCK_TOKENS;
+        self.hash(num_full);
+        let from = self.num_shared;
+        self.num_shared = num_full.max(from);
+        let num_new = num_full.saturating_sub(from);
+        self.blocks[from..].iter().copied().zip(self.hashes[from..].iter().copied()).take(num_new)
+    }
+
+    /// Hashes of the blocks that it may find computed: full ones, without its last token, which is
+    /// always computed. None where every token's logprobs are wanted.
+    pub fn sharable(&mut self) -> &[BlockHash] {
+        let num_blocks =
+            if self.scores_prompt() { 0 } else { (self.num_tokens() - 1) / BLOCK_TOKENS };
+        self.hash(num_blocks);
+        &self.hashes[..num_blocks]
     }
 
     /// Whether the whole prompt was computed and nothing is to follow.
     pub fn is_scored(&self) -> bool {
-        self.max_tokens == 0 && self.num_scheduled == self.tokens.len() && self.num_in_flight == 0
+        self.request.max_tokens == 0
+            && self.num_scheduled == self.num_tokens()
+            && self.num_in_flight == 0
+    }
+
+    /// Takes in logprobs of the prompt; all of them, once the last has come.
+    pub fn take_prompt_logprobs(
+        &mut self,
+        logprobs: Vec<Logprobs>,
+        is_last: bool,
+    ) -> Option<Vec<Logprobs>> {
+        if self.is_prompt_told {
+            return None;
+        }
+        self.prompt_logprobs.extend(logprobs);
+        if !is_last || self.prompt_logprobs.is_empty() {
+            return None;
+        }
+        self.is_prompt_told = true;
+        Some(std::mem::take(&mut self.prompt_logprobs))
     }
 
     /// Records a sampled token and decides whether it ends the answer.
     pub fn accept(&mut self, token: TokenId) -> Accepted {
-        self.tokens.push(token);
-        let num_generated = self.tokens.len() - self.num_prompt_tokens;
+        self.generated.push(token);
         // An end token says that the answer ends; it isn't part of its text.
-        if self.stop_tokens.contains(&token) {
+        if self.request.stop_tokens.contains(&token) {
             let rest = self.text.finish();
             return Accepted { text: String::new(), finished: Some((FinishReason::Stop, rest)) };
         }
         let piece = self.text.push(token);
         let finished = if piece.stopped {
             Some((FinishReason::Stop, String::new()))
-        } else if num_generated >= self.max_tokens {
+        } else if self.generated.len() >= self.request.max_tokens as usize {
             Some((FinishReason::Length, self.text.finish()))
         } else {
             None
         };
         Accepted { text: piece.text, finished }
+    }
+
+    /// Whether logprobs of its prompt are still to be computed. Every choice has the same prompt:
+    /// its logprobs are computed once.
+    fn scores_prompt(&self) -> bool {
+        let wanted = self.request.sampling.num_prompt_logprobs.is_some();
+        wanted && self.choice == 0 && !self.is_prompt_told
+    }
+
+    fn sampling(&self) -> SamplingParams {
+        let sampling = &self.request.sampling;
+        SamplingParams {
+            choice: self.choice,
+            num_prompt_logprobs: sampling.num_prompt_logprobs.filter(|_| self.scores_prompt()),
+            ..sampling.clone()
+        }
+    }
+
+    fn token(&self, position: usize) -> Option<TokenId> {
+        let prompt = &self.request.prompt;
+        prompt.get(position).or_else(|| self.generated.get(position - prompt.len())).copied()
+    }
+
+    fn tokens(&self, start: usize, end: usize) -> Vec<TokenId> {
+        let prompt = &self.request.prompt;
+        let split = |at: usize| (at.min(prompt.len()), at.saturating_sub(prompt.len()));
+        let ((a, c), (b, d)) = (split(start), split(end));
+        let mut tokens = Vec::with_capacity(end - start);
+        tokens.extend_from_slice(&prompt[a..b]);
+        tokens.extend_from_slice(&self.generated[c..d]);
+        tokens
+    }
+
+    fn hash(&mut self, num_blocks: usize) {
+        while self.hashes.len() < num_blocks {
+            let start = self.hashes.len() * BLOCK_TOKENS;
+            let root = || BlockHash::root(&self.request.tenant);
+            let before = self.hashes.last().copied().unwrap_or_else(root);
+            self.hashes.push(before.then(&self.tokens(start, start + BLOCK_TOKENS)));
+        }
     }
 }

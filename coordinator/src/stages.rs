@@ -1,6 +1,6 @@
 //! The coordinator's end of the data plane: steps go to the first stage, frames come from all.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
@@ -11,12 +11,12 @@ use transport::{Connection, LinkHello, Received, TransportError};
 
 use crate::trips::Trips;
 
-/// Data connections of nodes, and the link to the first stage.
+/// Data connections of nodes, and each pipeline's link to its first stage.
 #[derive(Debug)]
 pub struct Stages {
     connections: DashMap<NodeId, Connection>,
     arrived: Notify,
-    link: Mutex<Option<Link>>,
+    links: DashMap<PipelineId, Link>,
     trips: Arc<Trips>,
     max_buffered_frames: usize,
     connect_timeout: Duration,
@@ -43,7 +43,7 @@ impl Stages {
         Self {
             connections: DashMap::new(),
             arrived: Notify::new(),
-            link: Mutex::new(None),
+            links: DashMap::new(),
             trips: Arc::default(),
             max_buffered_frames: config.max_buffered_frames as usize,
             connect_timeout: Duration::from_millis(config.connect_timeout_ms),
@@ -74,7 +74,7 @@ impl Stages {
                     match frames.recv().await {
                         Ok(Some(Received { frame, num_bytes, at, decode })) => {
                             if let Body::Sampled(_) = frame.body {
-                                trips.back(frame.step, at, decode, num_bytes);
+                                trips.back((frame.epoch, frame.step), at, decode, num_bytes);
                             }
                             received(frame);
                         }
@@ -98,24 +98,24 @@ impl Stages {
     pub fn connect(
         self: &Arc<Self>,
         node: NodeId,
-        epoch: Epoch,
+        (pipeline, epoch): (PipelineId, Epoch),
         lost: impl FnOnce(String) + Send + 'static,
     ) {
         let (frames, mut queued) = mpsc::channel::<Frame>(self.max_buffered_frames);
-        *self.link() = Some(Link { epoch, frames });
+        self.links.insert(pipeline, Link { epoch, frames });
         let stages = Arc::clone(self);
         tokio::spawn(async move {
             let Some(connection) = stages.connection(node).await else {
                 lost(format!("node {node} has no data connection"));
                 return;
             };
-            let hello = LinkHello { pipeline: PipelineId(0), epoch, stage: StageIndex(0) };
+            let hello = LinkHello { pipeline, epoch, stage: StageIndex(0) };
             let sent = async {
                 let mut sender = transport::open_frames(&connection, &hello).await?;
                 while let Some(frame) = queued.recv().await {
-                    stages.trips.leaves(frame.step);
+                    stages.trips.leaves(epoch, frame.step);
                     let sent = sender.send(&frame).await?;
-                    stages.trips.left(frame.step, Instant::now(), sent);
+                    stages.trips.left(epoch, frame.step, Instant::now(), sent);
                 }
                 Ok::<_, TransportError>(())
             };
@@ -136,9 +136,8 @@ impl Stages {
     /// When there is no link of the frame's epoch, or its buffer is full.
     pub fn send(&self, frame: Frame) -> Result<(), SendError> {
         let epoch = frame.epoch;
-        let link = self.link();
+        let link = self.links.get(&frame.pipeline);
         let link = link
-            .as_ref()
             .filter(|link| link.epoch == epoch)
             .ok_or(SendError { epoch, reason: "there is no link to it" })?;
         link.frames.try_send(frame).map_err(|error| SendError {
@@ -161,9 +160,5 @@ impl Stages {
             }
         };
         tokio::time::timeout(self.connect_timeout, found).await.ok()
-    }
-
-    fn link(&self) -> std::sync::MutexGuard<'_, Option<Link>> {
-        self.link.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

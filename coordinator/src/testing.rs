@@ -9,18 +9,10 @@ use protocol::{
     TraceContext, TraceId, config,
 };
 
-use crate::request::{Event, FinishReason, Request};
-use crate::scheduler::{Capacity, Scheduler};
-use crate::text::TextStream;
-use crate::tokenizer::Tokenizer;
+use crate::lane::{self, Capacity, Lane, Scheduled, Told, Update};
+use crate::queue::Queue;
+use crate::request::{AnswerText, Event, FinishReason, Piece, Priority, Request};
 use crate::trace::RequestTrace;
-
-/// The tokenizer of the small model that the repository carries.
-pub(crate) fn tokenizer() -> Arc<Tokenizer> {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
-    let files = checkpoint::Checkpoint::open(std::path::Path::new(folder)).unwrap();
-    Arc::new(Tokenizer::from_source(&files.tokenizer().unwrap()).unwrap())
-}
 
 /// A greedy request: tokens 100, 101, … that no end token stops.
 pub(crate) fn request(id: u64, num_prompt_tokens: u32, max_tokens: u32) -> Request {
@@ -32,8 +24,32 @@ pub(crate) fn request(id: u64, num_prompt_tokens: u32, max_tokens: u32) -> Reque
         sampling: SamplingParams::default(),
         max_tokens,
         stop_tokens: Arc::new([]),
-        text: TextStream::new(tokenizer(), Arc::new([])),
+        text: Box::new(NoText),
         trace: None,
+        priority: Priority::Standard,
+        tenant: "".into(),
+        weight: 1,
+        deadline: None,
+        require_exact: false,
+        turn: 0,
+    }
+}
+
+/// Tokens that stand for no text.
+#[derive(Debug)]
+pub(crate) struct NoText;
+
+impl AnswerText for NoText {
+    fn push(&mut self, _token: TokenId) -> Piece {
+        Piece::default()
+    }
+
+    fn finish(&mut self) -> String {
+        String::new()
+    }
+
+    fn copy(&self) -> Box<dyn AnswerText> {
+        Box::new(Self)
     }
 }
 
@@ -49,41 +65,62 @@ pub(crate) fn request_trace(steps_every: u32) -> RequestTrace {
     }
 }
 
-/// A scheduler with a changed configuration.
-pub(crate) fn scheduler(change: impl FnOnce(&mut config::Scheduler)) -> Scheduler {
+/// A changed configuration.
+pub(crate) fn scheduler(change: impl FnOnce(&mut config::Scheduler)) -> config::Scheduler {
     let mut config = config::Scheduler::default();
     change(&mut config);
-    Scheduler::new(config)
+    config
 }
 
-/// Answers every step, in order: the token at position p is 100 + p.
+/// A queue and one lane that answers every step, in order: the token at position p is 100 + p.
 pub(crate) struct Pipeline {
-    pub(crate) scheduler: Scheduler,
+    pub(crate) queue: Queue,
+    pub(crate) lane: Lane,
     pub(crate) steps: VecDeque<(StepId, Batch)>,
+    pub(crate) told: Told,
     pub(crate) now: Instant,
 }
 
 impl Pipeline {
-    pub(crate) fn new(mut scheduler: Scheduler, num_stages: usize, num_blocks: usize) -> Self {
-        scheduler.attach(Capacity { num_blocks, num_stages });
-        Self { scheduler, steps: VecDeque::new(), now: Instant::now() }
+    pub(crate) fn new(config: config::Scheduler, num_stages: usize, num_blocks: usize) -> Self {
+        let capacity = Capacity { num_blocks, num_stages, class: 1 };
+        Self {
+            queue: Queue::new(config.clone()),
+            lane: Lane::new(config, capacity),
+            steps: VecDeque::new(),
+            told: Told::default(),
+            now: Instant::now(),
+        }
     }
 
     pub(crate) fn add(&mut self, request: Request) {
-        self.scheduler.add(&request, self.now).unwrap();
+        self.queue.submit(request, self.now);
+    }
+
+    fn schedule(&mut self) -> Option<Scheduled> {
+        if self.lane.has_room() {
+            let lanes = &mut [&mut self.lane];
+            lane::admit(&mut self.queue, lanes, self.now, &mut self.told);
+        }
+        let scheduled = self.lane.schedule(&mut self.queue, self.now, &mut self.told)?;
+        self.steps.push_back((scheduled.step, scheduled.batch.clone()));
+        Some(scheduled)
     }
 
     pub(crate) fn step(&mut self) -> Option<Batch> {
-        let (step, batch, _) = self.scheduler.schedule(self.now, |_| {})?;
-        self.steps.push_back((step, batch.clone()));
-        Some(batch)
+        self.schedule().map(|scheduled| scheduled.batch)
     }
 
     /// As [`step`](Self::step): what the step carries of traces.
     pub(crate) fn step_traces(&mut self) -> Option<Vec<TraceContext>> {
-        let (step, batch, traces) = self.scheduler.schedule(self.now, |_| {})?;
-        self.steps.push_back((step, batch));
-        Some(traces)
+        self.schedule().map(|scheduled| scheduled.traces)
+    }
+
+    /// Everything that was told since this was last asked, admissions apart.
+    pub(crate) fn events(&mut self) -> Vec<(RequestId, Event)> {
+        let mut events = std::mem::take(&mut self.told.events);
+        events.retain(|(_, event)| !matches!(event, Event::Admitted { .. }));
+        events
     }
 
     pub(crate) fn sampled(batch: &Batch) -> Sampled {
@@ -102,13 +139,26 @@ impl Pipeline {
 
     pub(crate) fn answer(&mut self) -> Vec<(RequestId, Event)> {
         let (step, batch) = self.steps.pop_front().unwrap();
-        self.scheduler.update(step, Self::sampled(&batch), self.now).events
+        self.update(step, Self::sampled(&batch));
+        self.events()
+    }
+
+    /// Nothing of it waits or runs any more.
+    pub(crate) fn drop_request(&mut self, id: u64, cause: &'static str) {
+        let mut dropped = self.queue.cancel(RequestId(id));
+        dropped.extend(self.lane.cancel(RequestId(id)));
+        self.told.traced.extend(dropped.iter_mut().filter_map(|it| it.end_trace(Some(cause))));
+    }
+
+    pub(crate) fn update(&mut self, step: StepId, sampled: Sampled) -> Update {
+        self.lane.update(step, sampled, self.now, &mut self.told)
     }
 
     pub(crate) fn run(&mut self) -> Vec<(RequestId, Event)> {
-        let mut events = Vec::new();
+        let mut events = self.events();
         loop {
             while self.step().is_some() {}
+            events.extend(self.events());
             if self.steps.is_empty() {
                 return events;
             }

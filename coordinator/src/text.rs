@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use protocol::TokenId;
 
+use crate::request::{AnswerText, Piece};
 use crate::tokenizer::Tokenizer;
 
 /// Turns tokens into text that may be shown. Pure.
@@ -20,15 +21,6 @@ pub struct TextStream {
     // Text that may be the beginning of a stop string.
     held: String,
     stopped: bool,
-}
-
-/// What a token brings.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Piece {
-    /// Text that may be shown.
-    pub text: String,
-    /// Whether a stop string has appeared: the answer ends before it.
-    pub stopped: bool,
 }
 
 const INCOMPLETE: char = '\u{fffd}';
@@ -132,6 +124,20 @@ impl TextStream {
             .unwrap_or(self.held.len());
         let held = self.held.split_off(keep);
         Piece { text: std::mem::replace(&mut self.held, held), stopped: false }
+    }
+}
+
+impl AnswerText for TextStream {
+    fn push(&mut self, token: TokenId) -> Piece {
+        Self::push(self, token)
+    }
+
+    fn finish(&mut self) -> String {
+        Self::finish(self)
+    }
+
+    fn copy(&self) -> Box<dyn AnswerText> {
+        Box::new(self.clone())
     }
 }
 

@@ -150,11 +150,10 @@ impl SequenceTrace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::RequestError;
     use crate::testing::{Pipeline, request, request_trace, scheduler};
 
     fn told(pipeline: &mut Pipeline) -> Vec<(Phase, u32, u32, usize, Option<&'static str>)> {
-        let ended = pipeline.scheduler.take_traced();
+        let ended = std::mem::take(&mut pipeline.told.traced);
         let told = ended.iter().map(|e| (e.phase, e.choice, e.num_steps, e.num_tokens, e.error));
         told.collect()
     }
@@ -203,7 +202,7 @@ mod tests {
             assert!(traces.len() <= 1);
             pipeline.answer();
         }
-        let ended = pipeline.scheduler.take_traced();
+        let ended = std::mem::take(&mut pipeline.told.traced);
         assert!(ended.len() == 3 && ended.iter().all(|ended| ended.request == RequestId(2)));
     }
 
@@ -212,7 +211,7 @@ mod tests {
         let mut pipeline = Pipeline::new(scheduler(|_| {}), 1, 64);
         pipeline.add(crate::request::Request { num_choices: 3, ..traced(1, 4, 2) });
         pipeline.run();
-        let ended = pipeline.scheduler.take_traced();
+        let ended = std::mem::take(&mut pipeline.told.traced);
         let spans: std::collections::HashSet<_> = ended.iter().map(|e| e.context.span).collect();
         assert_eq!((ended.len(), spans.len()), (9, 9));
     }
@@ -224,8 +223,8 @@ mod tests {
         pipeline.add(traced(1, 4, 9));
         pipeline.add(traced(2, 4, 9));
         pipeline.step().unwrap();
-        pipeline.scheduler.cancel(RequestId(1));
-        pipeline.scheduler.cancel(RequestId(2));
+        pipeline.drop_request(1, "cancelled");
+        pipeline.drop_request(2, "cancelled");
         let cancelled = Some("cancelled");
         assert_eq!(
             told(&mut pipeline),
@@ -240,10 +239,14 @@ mod tests {
         pipeline.step().unwrap();
         pipeline.answer();
         pipeline.step().unwrap();
-        pipeline.scheduler.detach(&RequestError::PipelineLost("gone".into()));
-        let told = told(&mut pipeline);
-        assert_eq!(told[2..], [(Phase::Decode, 0, 1, 1, Some("pipeline_lost"))]);
-        assert_eq!(pipeline.scheduler.take_traced(), []);
+        // A request that a lost pipeline leaves is the same request in the next.
+        let now = pipeline.now;
+        pipeline.lane.evict().into_iter().for_each(|it| pipeline.queue.put(it, now));
+        pipeline.steps.clear();
+        assert_eq!(told(&mut pipeline).len(), 2);
+        pipeline.step().unwrap();
+        pipeline.drop_request(3, "no_pipeline");
+        assert_eq!(told(&mut pipeline), [(Phase::Decode, 0, 2, 1, Some("no_pipeline"))]);
     }
 
     #[test]
@@ -252,7 +255,8 @@ mod tests {
         pipeline.add(traced(1, 4, 9));
         pipeline.step().unwrap();
         let (step, _) = pipeline.steps.pop_front().unwrap();
-        pipeline.scheduler.fail(step, "no memory");
+        let now = pipeline.now;
+        pipeline.lane.fail(step, "no memory", &mut pipeline.queue, now, &mut pipeline.told);
         assert_eq!(told(&mut pipeline)[1..], [(Phase::Prefill, 0, 1, 4, Some("step_failed"))]);
     }
 }

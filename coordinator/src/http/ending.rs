@@ -125,7 +125,7 @@ impl Ending {
                 facts.num_open = facts.num_open.saturating_sub(1);
                 self.state.metrics.finished(reason.name(), 1);
             }
-            Event::Prompt(_) | Event::Failed(_) => {}
+            Event::Admitted { .. } | Event::Inexact | Event::Prompt(_) | Event::Failed(_) => {}
         }
         if let Some(content) = self.traced.as_mut().and_then(|traced| traced.content.as_mut()) {
             content.heard(choice, event);

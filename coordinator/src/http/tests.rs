@@ -358,18 +358,19 @@ async fn a_failure_is_a_status_or_the_streams_last_event() {
     let script = |request: &Request| {
         let mut events = say(request, "one two");
         events.truncate(2);
-        events.push(Event::Failed(RequestError::PipelineLost("node x".into())));
+        events
+            .push(Event::Failed(RequestError::NoPipeline { waited_s: 9, cause: "node x".into() }));
         Script::Say(events)
     };
     let server = Server::start(script).await;
     let response = server.post("/v1/completions", &completion()).await;
     assert_eq!((response.status, response.header("retry-after")), (503, Some("1")));
-    assert_eq!(response.json()["error"]["code"], "pipeline_lost");
+    assert_eq!(response.json()["error"]["code"], "no_pipeline");
     let response =
         server.post("/v1/completions", &with(completion(), json!({"stream": true}))).await;
     let data = response.data();
     let last: Value = serde_json::from_str(data.last().unwrap()).unwrap();
-    assert_eq!(last["error"]["code"], "pipeline_lost");
+    assert_eq!(last["error"]["code"], "no_pipeline");
     assert!(data.len() > 1, "what came before the failure was shown: {data:?}");
     server.until_counted("code=\"503\"} 2").await;
 }

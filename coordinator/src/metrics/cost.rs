@@ -37,7 +37,7 @@ fn counting_a_step_takes_microseconds() {
                 timings: &timings,
                 trip: Some(trip),
             });
-            metrics.queued(0);
+            metrics.queued([0; 4]);
             metrics.running(1);
             metrics.kv(3, 4);
             metrics.next_token(Duration::from_millis(3), None);

@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod cost;
+mod scheduling;
 mod stages;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,9 @@ use prometheus_client::registry::{Registry, Unit};
 use protocol::config::{self, MetricsCompat};
 use protocol::{NodeId, TraceId};
 
+use crate::lane::Prefix;
+use crate::request::Priority;
+use scheduling::Scheduling;
 use stages::StageMetrics;
 pub use stages::StepReport;
 pub use text::{OPEN_METRICS, PLAIN, wants_plain};
@@ -52,11 +56,6 @@ struct RequestLabels {
     model: Arc<str>,
     class: &'static str,
     code: u32,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct ClassLabels {
-    class: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -122,7 +121,7 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     errors: Family<KindLabels, Counter>,
     choices: Family<FinishLabels, Counter>,
-    queue_depth: Family<ClassLabels, Gauge>,
+    scheduling: Scheduling,
     waiting: Gauge,
     queue_wait: Histogram,
     running: Gauge,
@@ -162,7 +161,7 @@ impl Metrics {
             requests: Family::default(),
             errors: Family::default(),
             choices: Family::default(),
-            queue_depth: Family::default(),
+            scheduling: Scheduling::default(),
             waiting: Gauge::default(),
             queue_wait: seconds(),
             running: Gauge::default(),
@@ -206,7 +205,7 @@ impl Metrics {
         ours.register("requests", "Requests, by HTTP status", self.requests.clone());
         ours.register("errors", "Requests that failed, by cause", self.errors.clone());
         ours.register("choices", "Answers that ended, by reason", self.choices.clone());
-        ours.register("queue_depth", "Sequences that wait", self.queue_depth.clone());
+        self.scheduling.register(ours);
         ours.register("requests_running", "Sequences that run", self.running.clone());
         let histograms = [
             ("queue_wait", "From arrival to admission", &self.queue_wait),
@@ -262,13 +261,13 @@ impl Metrics {
         text::plain(&self.text())
     }
 
-    /// Sequences that wait.
-    pub fn queued(&self, num_waiting: usize) {
+    /// Sequences that wait, by priority, lowest first.
+    pub fn queued(&self, num_waiting: [usize; Priority::ALL.len()]) {
         if !self.is_on {
             return;
         }
-        self.waiting.set(num_waiting as i64);
-        self.queue_depth.get_or_create(&ClassLabels { class: CLASS }).set(num_waiting as i64);
+        self.waiting.set(num_waiting.iter().sum::<usize>() as i64);
+        self.scheduling.queued(num_waiting);
     }
 
     /// Sequences that run.
@@ -332,6 +331,21 @@ impl Metrics {
             self.node_up.get_or_create(&labels).set(up.into());
             true
         });
+    }
+
+    /// A running sequence had to give way.
+    pub fn preempted(&self, priority: Priority) {
+        self.scheduling.preempted(priority);
+    }
+
+    /// So many sequences of a lost pipeline went back to the queue.
+    pub fn moved(&self, num_sequences: usize) {
+        self.scheduling.moved(num_sequences);
+    }
+
+    /// What the prefix cache had.
+    pub fn prefix(&self, prefix: Prefix) {
+        self.scheduling.prefix(prefix);
     }
 
     /// The pipeline was lost.

@@ -14,7 +14,7 @@ fn counted(compat: MetricsCompat) -> Metrics {
         timings: &[timing],
         trip: None,
     });
-    metrics.queued(1);
+    metrics.queued([0, 1, 0, 0]);
     metrics.running(2);
     metrics.admitted(Duration::from_millis(1));
     metrics.kv(3, 4);

@@ -33,6 +33,10 @@ pub struct Answer {
     num_choices: u32,
     prompts: Vec<Prompt>,
     choices: Vec<Choice>,
+    // Tokens of the prompts that the prefix cache had.
+    num_cached_tokens: usize,
+    // Whether all of it comes from one device class.
+    is_exact: bool,
 }
 
 #[derive(Debug)]
@@ -99,6 +103,8 @@ impl Answer {
             choices: (0..parsed.requests.len() * num_choices as usize)
                 .map(|_| Choice::default())
                 .collect(),
+            num_cached_tokens: 0,
+            is_exact: true,
         }
     }
 
@@ -166,6 +172,17 @@ impl Answer {
             Event::Finished { choice, reason, text } => {
                 let finish_reason = Some(reason.name());
                 (choice, Piece { text, finish_reason, ..Piece::default() })
+            }
+            Event::Admitted { choice, num_cached_tokens } => {
+                // Every choice has the same prompt: it is counted once.
+                if choice == 0 {
+                    self.num_cached_tokens += num_cached_tokens as usize;
+                }
+                return None;
+            }
+            Event::Inexact => {
+                self.is_exact = false;
+                return None;
             }
             // Whoever reads the events turns a failure into an error.
             Event::Failed(_) => return None,
@@ -299,17 +316,26 @@ impl Answer {
 
     fn usage(&self) -> Value {
         let (num_prompt, num_generated) = (self.num_prompt_tokens(), self.num_generated_tokens());
-        json!({
+        let mut usage = json!({
             "prompt_tokens": num_prompt,
             "completion_tokens": num_generated,
             "total_tokens": num_prompt + num_generated,
-        })
+            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
+        });
+        // Only where it isn't: bits may have changed on the way.
+        if !self.is_exact {
+            usage["exact"] = false.into();
+        }
+        usage
     }
 
     fn chunk(&self, choices: Vec<Value>) -> Value {
         let object =
             if self.style == Style::Chat { "chat.completion.chunk" } else { "text_completion" };
         let mut chunk = self.envelope(object, choices);
+        if !self.is_exact {
+            chunk["exact"] = false.into();
+        }
         if self.options.include_usage {
             // The last chunk has the numbers; OpenAI's others have the field.
             chunk["usage"] = Value::Null;
@@ -387,6 +413,7 @@ mod tests {
             "usage": {
                 "prompt_tokens": num_prompt, "completion_tokens": 2,
                 "total_tokens": num_prompt + 2,
+                "prompt_tokens_details": {"cached_tokens": 0},
             },
             "prompt_token_ids": prompt,
         });

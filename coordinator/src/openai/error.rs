@@ -101,8 +101,11 @@ impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         let (message, code) = (error.to_string(), error.kind());
         match error {
-            RequestError::PipelineLost(_) | RequestError::ShuttingDown => {
+            RequestError::NoPipeline { .. } | RequestError::ShuttingDown => {
                 Self::unavailable(message, code)
+            }
+            RequestError::DeadlineExceeded(_) => {
+                Self { status: 504, kind: "timeout", ..Self::internal(message) }.code(code)
             }
             RequestError::StepFailed(_) => Self::internal(message).code(code),
         }
@@ -127,7 +130,13 @@ mod tests {
                 Some("context_length_exceeded"),
                 false,
             ),
-            (request(RequestError::PipelineLost("x".into())), 503, Some("pipeline_lost"), true),
+            (
+                request(RequestError::NoPipeline { waited_s: 9, cause: "x".into() }),
+                503,
+                Some("no_pipeline"),
+                true,
+            ),
+            (request(RequestError::DeadlineExceeded("x")), 504, Some("deadline_exceeded"), false),
             (request(RequestError::StepFailed("x".into())), 500, Some("step_failed"), false),
             (request(RequestError::ShuttingDown), 503, Some("shutting_down"), true),
         ];

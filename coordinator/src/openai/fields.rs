@@ -6,7 +6,7 @@ use super::ApiError;
 
 /// Fields of OpenAI's API that this server doesn't honour. Ignoring them would change what the
 /// client asked for.
-const UNSUPPORTED: [&str; 20] = [
+const UNSUPPORTED: [&str; 19] = [
     "tools",
     "tool_choice",
     "parallel_tool_calls",
@@ -18,7 +18,6 @@ const UNSUPPORTED: [&str; 20] = [
     "prediction",
     "store",
     "metadata",
-    "service_tier",
     "reasoning_effort",
     "reasoning",
     "verbosity",

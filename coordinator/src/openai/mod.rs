@@ -7,6 +7,7 @@ mod error;
 mod fields;
 mod logprobs;
 mod sampling;
+mod scheduling;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -17,6 +18,7 @@ pub use completions::parse as parse_completion;
 pub use error::ApiError;
 pub use fields::Fields;
 pub use sampling::check_model;
+pub use scheduling::deadline;
 
 use std::sync::Arc;
 

@@ -6,6 +6,7 @@ use protocol::{RequestId, SamplingParams, TokenId};
 use serde_json::Value;
 
 use super::fields::wrong;
+use super::scheduling::Scheduling;
 use super::{ApiError, Context, Fields, Options, random_u64};
 use crate::request::Request;
 use crate::text::TextStream;
@@ -20,6 +21,7 @@ pub(crate) struct Common {
     num_choices: u32,
     stop_strings: Arc<[String]>,
     stop_tokens: Arc<[TokenId]>,
+    scheduling: Scheduling,
 }
 
 impl Common {
@@ -88,6 +90,7 @@ impl Common {
         };
         let stop_strings = stop(fields, context)?.into();
         let prompt_field = "prompt";
+        let scheduling = Scheduling::take(fields)?;
         Ok(Self {
             options,
             sampling,
@@ -96,6 +99,7 @@ impl Common {
             num_choices,
             stop_strings,
             stop_tokens,
+            scheduling,
         })
     }
 
@@ -152,8 +156,17 @@ impl Common {
             sampling: self.sampling.clone(),
             max_tokens: max_tokens as u32,
             stop_tokens: Arc::clone(&self.stop_tokens),
-            text: TextStream::new(Arc::clone(context.tokenizer), Arc::clone(&self.stop_strings)),
+            text: Box::new(TextStream::new(
+                Arc::clone(context.tokenizer),
+                Arc::clone(&self.stop_strings),
+            )),
             trace: None,
+            priority: self.scheduling.priority,
+            tenant: "".into(),
+            weight: 1,
+            deadline: self.scheduling.deadline,
+            require_exact: self.scheduling.require_exact,
+            turn: 0,
         })
     }
 }

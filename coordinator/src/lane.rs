@@ -1,0 +1,493 @@
+//! What runs in one pipeline: its blocks, its sequences, and the steps under way.
+//!
+//! Pure: no clock, task or channel. `schedule` takes from the queue what fits and makes a batch of
+//! what can be computed now, `update` records what was sampled, `evict` gives everything back to
+//! the queue. Stages compute steps in the order in which they are sent, so a block may be handed on
+//! while a step that writes it is still under way, and a block that a step fills may be shared by
+//! the next.
+
+mod admission;
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Reverse;
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use protocol::{
+    Batch, RequestId, Sampled, SequenceId, Slice, SliceOutput, StepId, TraceContext, config,
+};
+
+pub use self::admission::admit;
+use crate::block_manager::{BlockHash, BlockManager};
+use crate::queue::Queue;
+use crate::request::{Event, FinishReason, Priority, RequestError};
+use crate::sequence::Sequence;
+use crate::step_cost::StepCost;
+use crate::trace::PhaseEnded;
+
+/// Steps after which a sequence that others went before is computed all the same.
+const MAX_STEPS_PASSED: u64 = 8;
+
+/// A prefill gets so many tokens of a step however long the step will take.
+const MIN_CHUNK: usize = 32;
+
+/// Steps that may fail with a sequence among others before it is given up.
+const MAX_FAILURES: u32 = 3;
+
+/// What a pipeline can hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capacity {
+    /// Blocks of the KV cache: the fewest of any stage.
+    pub num_blocks: usize,
+    /// Stages, and so steps that may be under way at once.
+    pub num_stages: usize,
+    /// Answers are bit-equal between pipelines of the same class.
+    pub class: u64,
+}
+
+/// One pipeline's part of the work.
+#[derive(Debug)]
+pub struct Lane {
+    config: config::Scheduler,
+    capacity: Capacity,
+    blocks: BlockManager,
+    // In the order of admission, and so of their ids.
+    running: Vec<Sequence>,
+    steps: VecDeque<InFlight>,
+    // Sequences that stages may forget, told with the next batch.
+    finished: Vec<SequenceId>,
+    // Blocks that a running sequence is about to fill, and which.
+    coming: HashMap<BlockHash, SequenceId>,
+    cost: StepCost,
+    next_sequence: u64,
+    next_step: u64,
+}
+
+/// A step under way.
+#[derive(Debug)]
+struct InFlight {
+    step: StepId,
+    since: Instant,
+    num_tokens: usize,
+    sequences: Vec<SequenceId>,
+    finished: Vec<SequenceId>,
+}
+
+/// A step to send.
+#[derive(Debug, PartialEq)]
+pub struct Scheduled {
+    /// Its number.
+    pub step: StepId,
+    /// What it computes.
+    pub batch: Batch,
+    /// The places in traces that its stages are to tell of.
+    pub traces: Vec<TraceContext>,
+}
+
+/// What happened to requests, for whoever tells their clients and counts.
+#[derive(Debug, Default, PartialEq)]
+pub struct Told {
+    /// For the clients, in order.
+    pub events: Vec<(RequestId, Event)>,
+    /// Phases of traced requests that have ended, in order.
+    pub traced: Vec<PhaseEnded>,
+    /// How long sequences that were admitted for the first time had waited.
+    pub waits: Vec<Duration>,
+    /// Sequences that had to give way, by their priority.
+    pub preempted: Vec<Priority>,
+    /// What the prefix cache had.
+    pub prefix: Prefix,
+}
+
+/// Full blocks of sequences that were admitted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prefix {
+    /// All of them.
+    pub num_looked_for: usize,
+    /// Those that were there.
+    pub num_found: usize,
+}
+
+/// What a step brought.
+#[derive(Debug, Default, PartialEq)]
+pub struct Update {
+    /// How long the step was under way.
+    pub duration: Duration,
+    /// Tokens that it computed; 0 when it was not under way: it came twice.
+    pub num_tokens: usize,
+}
+
+/// How full a lane is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Sequences that run.
+    pub num_running: usize,
+    /// Blocks held by running sequences.
+    pub num_used_blocks: usize,
+    /// Blocks in all.
+    pub num_blocks: usize,
+}
+
+impl Lane {
+    /// Nothing runs.
+    pub fn new(config: config::Scheduler, capacity: Capacity) -> Self {
+        Self {
+            config,
+            capacity,
+            blocks: BlockManager::new(capacity.num_blocks),
+            running: Vec::new(),
+            steps: VecDeque::new(),
+            finished: Vec::new(),
+            coming: HashMap::new(),
+            cost: StepCost::default(),
+            next_sequence: 0,
+            next_step: 0,
+        }
+    }
+
+    /// What it can hold.
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    /// Whether nothing runs and no step is under way.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.steps.is_empty()
+    }
+
+    /// Whether a step may be sent now.
+    pub fn has_room(&self) -> bool {
+        self.steps.len() < self.capacity.num_stages
+    }
+
+    /// The next step, when there is something to compute and room for a step.
+    pub fn schedule(
+        &mut self,
+        queue: &mut Queue,
+        now: Instant,
+        told: &mut Told,
+    ) -> Option<Scheduled> {
+        if !self.has_room() {
+            return None;
+        }
+        let mut order = self.order();
+        order.sort_unstable();
+        // A group: with every stage busy, each gets its share of the sequences.
+        let max_slices = self.running.len().div_ceil(self.capacity.num_stages);
+        let max_tokens = self.config.max_batched_tokens as usize;
+        let limit = self.limit();
+        let (mut num_tokens, mut has_prefill) = (0, false);
+        let (mut slices, mut traces) = (Vec::with_capacity(max_slices), Vec::new());
+        let mut charge: Option<(usize, usize)> = None;
+        for (.., i) in order {
+            let room =
+                if has_prefill || self.running[i].num_pending() > 1 { limit } else { max_tokens };
+            let room = room.saturating_sub(num_tokens);
+            if slices.len() == max_slices || num_tokens == max_tokens {
+                break;
+            }
+            if room == 0 || !self.grow(i, room, &slices, told) {
+                continue;
+            }
+            let sequence = &mut self.running[i];
+            has_prefill |= sequence.num_pending() > 1;
+            let (slice, num_new) = sequence.take_slice(room);
+            sequence.last_step = self.next_step;
+            num_tokens += slice.num_tokens();
+            slices.push(slice);
+            traces.extend(sequence.trace.as_mut().and_then(|trace| trace.step()));
+            // One account, most of the time.
+            charge = match charge {
+                Some((first, sum)) if self.running[first].pays_with(&self.running[i]) => {
+                    Some((first, sum + num_new))
+                }
+                before => {
+                    before
+                        .into_iter()
+                        .for_each(|(of, sum)| queue.charge(self.running[of].request(), sum));
+                    Some((i, num_new))
+                }
+            };
+        }
+        charge.into_iter().for_each(|(of, sum)| queue.charge(self.running[of].request(), sum));
+        self.return_preempted(queue, now);
+        if slices.is_empty() {
+            return None;
+        }
+        self.share(&slices);
+        let step = StepId(self.next_step);
+        self.next_step += 1;
+        let batch = Batch { finished: std::mem::take(&mut self.finished), slices };
+        self.steps.push_back(InFlight {
+            step,
+            since: now,
+            num_tokens,
+            sequences: batch.slices.iter().map(|slice| slice.sequence).collect(),
+            finished: batch.finished.clone(),
+        });
+        self.check_invariants();
+        Some(Scheduled { step, batch, traces })
+    }
+
+    /// Records what a step sampled. A step that isn't under way is ignored: it came twice.
+    pub fn update(
+        &mut self,
+        step: StepId,
+        sampled: Sampled,
+        now: Instant,
+        told: &mut Told,
+    ) -> Update {
+        let Some(in_flight) = self.take_step(step) else {
+            return Update::default();
+        };
+        for output in sampled.outputs {
+            if let Ok(i) = self.running.binary_search_by_key(&output.sequence, |it| it.id) {
+                self.record(i, output, now, told);
+            }
+        }
+        self.running.retain(|sequence| !sequence.blocks.is_empty());
+        self.check_invariants();
+        let duration = now.saturating_duration_since(in_flight.since);
+        self.cost.record(in_flight.num_tokens, duration);
+        Update { duration, num_tokens: in_flight.num_tokens }
+    }
+
+    /// A step could not be computed. Whoever was alone in it is at fault and fails; where there
+    /// were several, each is computed again, alone. What the stages hold is in doubt: everybody is
+    /// computed anew.
+    pub fn fail(
+        &mut self,
+        step: StepId,
+        cause: &str,
+        queue: &mut Queue,
+        now: Instant,
+        told: &mut Told,
+    ) {
+        let Some(in_flight) = self.take_step(step) else {
+            return;
+        };
+        let is_alone = in_flight.sequences.len() == 1;
+        // Later stages may not have heard of them.
+        let mut finished = in_flight.finished;
+        for mut sequence in self.evict() {
+            finished.push(sequence.id);
+            if in_flight.sequences.contains(&sequence.id) {
+                sequence.num_failures += 1;
+                if is_alone || sequence.num_failures > MAX_FAILURES {
+                    let error = RequestError::StepFailed(cause.to_owned());
+                    told.fail(sequence, error);
+                    continue;
+                }
+            }
+            queue.put(sequence, now);
+        }
+        self.finished.splice(0..0, finished);
+        self.finished.sort_unstable();
+        self.finished.dedup();
+    }
+
+    /// Everybody leaves, to be computed again somewhere. Steps under way are forgotten.
+    pub fn evict(&mut self) -> Vec<Sequence> {
+        self.steps.clear();
+        self.coming.clear();
+        self.blocks.forget();
+        let mut evicted = std::mem::take(&mut self.running);
+        for sequence in &mut evicted {
+            self.blocks.free(sequence.preempt());
+        }
+        evicted
+    }
+
+    /// Drops what runs of a request.
+    pub fn cancel(&mut self, request: RequestId) -> Vec<Sequence> {
+        let is_of = |sequence: &mut Sequence| sequence.request_id() == request;
+        let mut cancelled: Vec<_> = self.running.extract_if(.., is_of).collect();
+        for sequence in &mut cancelled {
+            self.leave(sequence);
+        }
+        cancelled
+    }
+
+    /// Requests that run and whose deadline has passed.
+    pub fn expired(&self, now: Instant) -> impl Iterator<Item = RequestId> + '_ {
+        let is_late = move |it: &&Sequence| it.request().deadline.is_some_and(|at| at <= now);
+        self.running.iter().filter(is_late).map(Sequence::request_id)
+    }
+
+    /// When the oldest step under way began.
+    pub fn oldest_step(&self) -> Option<Instant> {
+        self.steps.front().map(|in_flight| in_flight.since)
+    }
+
+    /// How full it is.
+    pub fn load(&self) -> Load {
+        Load {
+            num_running: self.running.len(),
+            num_used_blocks: self.blocks.num_blocks() - self.blocks.num_free(),
+            num_blocks: self.blocks.num_blocks(),
+        }
+    }
+
+    /// Tokens that are yet to be computed of what runs, at most.
+    pub fn num_outstanding_tokens(&self) -> usize {
+        self.running.iter().map(Sequence::num_outstanding).sum()
+    }
+
+    /// Who can be computed now, and in which order: whoever was passed over for long, then by
+    /// priority; whoever has begun to answer before those whose prompt is still being computed.
+    fn order(&self) -> Vec<(bool, Reverse<Priority>, bool, usize)> {
+        let ready = self.running.iter().enumerate().filter(|(_, it)| it.num_pending() > 0);
+        if let Some((i, suspect)) = ready.clone().find(|(_, it)| it.num_failures > 0) {
+            return vec![(false, Reverse(suspect.priority()), false, i)];
+        }
+        let key = |(i, it): (usize, &Sequence)| {
+            let is_recent = self.next_step - it.last_step < MAX_STEPS_PASSED;
+            (is_recent, Reverse(it.priority()), it.num_pending() > 1, i)
+        };
+        ready.map(key).collect()
+    }
+
+    /// Tokens of a step with a prefill in it, so that those who wait for their next token don't
+    /// wait long.
+    fn limit(&self) -> usize {
+        let max_tokens = self.config.max_batched_tokens as usize;
+        if self.config.target_step_ms == 0 || self.running.iter().all(|it| it.num_generated() == 0)
+        {
+            return max_tokens;
+        }
+        let target = Duration::from_millis(self.config.target_step_ms);
+        let within = self.cost.tokens_within(target).unwrap_or(max_tokens);
+        within.max(MIN_CHUNK).min(max_tokens)
+    }
+
+    /// Blocks for the next `num_tokens` of the `i`-th, from those who give way to it if need be.
+    fn grow(&mut self, i: usize, num_tokens: usize, batch: &[Slice], told: &mut Told) -> bool {
+        loop {
+            let sequence = &mut self.running[i];
+            if sequence.blocks.is_empty() {
+                return false; // It gave way to one before it.
+            }
+            let num_needed = BlockManager::blocks_for(sequence.num_after(num_tokens));
+            let num_new = num_needed.saturating_sub(sequence.blocks.len());
+            if num_new == 0 {
+                return true;
+            }
+            if let Some(blocks) = self.blocks.allocate(num_new, &[]) {
+                self.running[i].blocks.extend(blocks);
+                return true;
+            }
+            let (ticket, priority) = (sequence.ticket, sequence.priority());
+            let in_batch = |id| batch.iter().any(|slice| slice.sequence == id);
+            let others = self.running.iter().filter(|it| !it.blocks.is_empty() && !in_batch(it.id));
+            // The oldest of the highest priority always gets on.
+            let weaker = others
+                .filter(|it| (it.priority(), Reverse(it.ticket)) < (priority, Reverse(ticket)));
+            let victim = weaker.min_by_key(|it| (it.priority(), Reverse(it.ticket)));
+            match victim.map(|it| it.id) {
+                Some(victim) => self.preempt(victim, told),
+                None => return false,
+            }
+        }
+    }
+
+    /// It waits again once [`return_preempted`](Self::return_preempted) is called; until then it
+    /// keeps its place among the running.
+    fn preempt(&mut self, id: SequenceId, told: &mut Told) {
+        let at = self.running.binary_search_by_key(&id, |it| it.id).expect("it runs");
+        let sequence = &mut self.running[at];
+        told.preempted.push(sequence.priority());
+        let blocks = sequence.preempt();
+        self.blocks.free(blocks);
+        self.forget(id);
+    }
+
+    fn return_preempted(&mut self, queue: &mut Queue, now: Instant) {
+        for sequence in self.running.extract_if(.., |sequence| sequence.blocks.is_empty()) {
+            queue.put(sequence, now);
+        }
+    }
+
+    /// It has ended.
+    fn leave(&mut self, sequence: &mut Sequence) {
+        self.blocks.free(std::mem::take(&mut sequence.blocks));
+        self.forget(sequence.id);
+    }
+
+    /// The stages are to forget it, and nobody waits for its blocks any more.
+    fn forget(&mut self, id: SequenceId) {
+        self.finished.push(id);
+        if !self.coming.is_empty() {
+            self.coming.retain(|_, by| *by != id);
+        }
+    }
+
+    /// Whatever the slices fill is there for others from the next step on.
+    fn share(&mut self, slices: &[Slice]) {
+        for slice in slices {
+            let at = self.running.binary_search_by_key(&slice.sequence, |it| it.id);
+            let sequence = &mut self.running[at.expect("a slice is of one that runs")];
+            for (block, hash) in sequence.share() {
+                self.blocks.share(block, hash);
+                self.coming.remove(&hash);
+            }
+        }
+    }
+
+    fn record(&mut self, i: usize, output: SliceOutput, now: Instant, told: &mut Told) {
+        let sequence = &mut self.running[i];
+        let (request, choice) = (sequence.request_id(), sequence.choice);
+        let is_scored = sequence.is_scored();
+        let is_last = output.token.is_some() || is_scored;
+        if let Some(logprobs) = sequence.take_prompt_logprobs(output.prompt_logprobs, is_last) {
+            told.events.push((request, Event::Prompt(logprobs)));
+        }
+        let finished = if let Some(token) = output.token {
+            told.traced.extend(sequence.trace.as_mut().and_then(|trace| trace.token(now)));
+            sequence.num_failures = 0;
+            let accepted = sequence.accept(token);
+            let (logprobs, text) = (output.logprobs, accepted.text);
+            told.events.push((request, Event::Token { choice, token, logprobs, text }));
+            accepted.finished
+        } else {
+            is_scored.then(|| (FinishReason::Length, String::new()))
+        };
+        if let Some((reason, text)) = finished {
+            told.traced.extend(sequence.end_trace(None));
+            told.events.push((request, Event::Finished { choice, reason, text }));
+            let (id, blocks) = (sequence.id, std::mem::take(&mut sequence.blocks));
+            self.blocks.free(blocks);
+            self.forget(id);
+        }
+    }
+
+    fn take_step(&mut self, step: StepId) -> Option<InFlight> {
+        let at = self.steps.iter().position(|in_flight| in_flight.step == step)?;
+        let in_flight = self.steps.remove(at)?;
+        for id in &in_flight.sequences {
+            if let Ok(at) = self.running.binary_search_by_key(id, |it| it.id) {
+                self.running[at].num_in_flight -= 1;
+            }
+        }
+        Some(in_flight)
+    }
+
+    fn check_invariants(&self) {
+        debug_assert!(self.steps.len() <= self.capacity.num_stages);
+        debug_assert!(self.running.len() <= self.config.max_num_seqs as usize);
+        debug_assert!(self.running.is_sorted_by_key(|it| it.id));
+        debug_assert!(self.running.iter().all(|it| !it.blocks.is_empty()));
+        debug_assert!(
+            !self.running.is_empty() || self.blocks.num_free() == self.blocks.num_blocks(),
+            "nobody holds what nobody runs"
+        );
+    }
+}
+
+impl Told {
+    /// A sequence can't be answered: its request hears why.
+    pub fn fail(&mut self, mut sequence: Sequence, error: RequestError) {
+        self.traced.extend(sequence.end_trace(Some(error.kind())));
+        self.events.push((sequence.request_id(), Event::Failed(error)));
+    }
+}

@@ -1,0 +1,60 @@
+//! What the queue and the lanes do: who had to give way, what moved, what the prefix cache found.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::lane::Prefix;
+use crate::request::Priority;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ClassLabels {
+    class: &'static str,
+}
+
+/// Counters of scheduling.
+#[derive(Debug, Default)]
+pub(super) struct Scheduling {
+    queue_depth: Family<ClassLabels, Gauge>,
+    preempted: Family<ClassLabels, Counter>,
+    moved: Counter,
+    prefix_blocks: Counter,
+    prefix_hits: Counter,
+}
+
+impl Scheduling {
+    pub(super) fn register(&self, ours: &mut Registry) {
+        let help = "Sequences that wait, by priority";
+        ours.register("queue_depth", help, self.queue_depth.clone());
+        let help = "Running sequences that had to give way, by their priority";
+        ours.register("preempted_sequences", help, self.preempted.clone());
+        let help = "Sequences of lost pipelines that went back to the queue";
+        ours.register("moved_sequences", help, self.moved.clone());
+        let help = "Full blocks of admitted sequences, looked for in the prefix cache";
+        ours.register("prefix_cache_queries", help, self.prefix_blocks.clone());
+        let help = "Full blocks of admitted sequences that the prefix cache had";
+        ours.register("prefix_cache_hits", help, self.prefix_hits.clone());
+    }
+
+    pub(super) fn queued(&self, num_waiting: [usize; Priority::ALL.len()]) {
+        for (priority, num_waiting) in Priority::ALL.into_iter().zip(num_waiting) {
+            let labels = ClassLabels { class: priority.name() };
+            self.queue_depth.get_or_create(&labels).set(num_waiting as i64);
+        }
+    }
+
+    pub(super) fn preempted(&self, priority: Priority) {
+        self.preempted.get_or_create(&ClassLabels { class: priority.name() }).inc();
+    }
+
+    pub(super) fn moved(&self, num_sequences: usize) {
+        self.moved.inc_by(num_sequences as u64);
+    }
+
+    pub(super) fn prefix(&self, prefix: Prefix) {
+        self.prefix_blocks.inc_by(prefix.num_looked_for as u64);
+        self.prefix_hits.inc_by(prefix.num_found as u64);
+    }
+}

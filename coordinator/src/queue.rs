@@ -1,0 +1,368 @@
+//! Who waits, over the whole cluster, and who is next.
+//!
+//! Pure. A higher priority goes first; within one, tenants take turns by what was computed for them
+//! and their weights, and within a tenant bodies take turns. Waiting lifts a request to the next
+//! priority, and so does a deadline that comes near. Each priority has a share of what is computed
+//! that others can't take from it. Whoever is preempted comes back to the place that it had.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use protocol::{RequestId, config};
+
+use crate::request::{Priority, Request, Tenant};
+use crate::sequence::Sequence;
+
+/// Waiting sequences that are looked at to find one that fits.
+const MAX_LOOKED_AT: usize = 16;
+
+/// Of them, those of one tenant before the next tenant's turn.
+const MAX_OF_A_TENANT: usize = 4;
+
+/// Tokens over which shares are kept: what was computed before counts half as much.
+const SHARE_TOKENS: u64 = 1 << 16;
+
+/// A tenant's tokens are counted in so many parts, so that weights can divide them.
+const PARTS: u64 = 1 << 10;
+
+/// Whether a waiting sequence can run now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// It can.
+    Now,
+    /// There are too few blocks or places for it; smaller ones may pass it, a few times.
+    NotYet,
+    /// It waits for something else: others go on.
+    Later,
+}
+
+/// Everything that waits.
+#[derive(Debug)]
+pub struct Queue {
+    config: config::Scheduler,
+    waiting: HashMap<u64, Waiting>,
+    levels: [Level; Priority::ALL.len()],
+    // By the priority that a request came with, whatever it was lifted to.
+    priorities: [BTreeSet<Key>; Priority::ALL.len()],
+    requests: HashMap<RequestId, Vec<u64>>,
+    // When to look at whom again: it is lifted, or it has expired.
+    timers: BTreeSet<(Instant, u64)>,
+    accounts: HashMap<Tenant, Account>,
+    // Tokens computed for each priority.
+    computed: [u64; Priority::ALL.len()],
+    round: u64,
+    next_ticket: u64,
+}
+
+/// A sequence's place in its tenant's line: the round of its turn, then who came first.
+type Key = (u64, u64);
+
+#[derive(Debug)]
+struct Waiting {
+    sequence: Sequence,
+    since: Instant,
+    level: Priority,
+    key: Key,
+    timer: Option<Instant>,
+    num_passed: u32,
+}
+
+/// What waits at one priority, by tenant.
+#[derive(Debug, Default)]
+struct Level {
+    tenants: HashMap<Tenant, BTreeSet<Key>>,
+    // Whose turn it is: least computed first.
+    order: BTreeSet<(u64, Tenant)>,
+}
+
+/// What was computed for a tenant, over its weight.
+#[derive(Debug, Default)]
+struct Account {
+    used: u64,
+    weight: u64,
+    num_waiting: usize,
+}
+
+impl Queue {
+    /// Nothing waits.
+    pub fn new(config: config::Scheduler) -> Self {
+        Self {
+            config,
+            waiting: HashMap::new(),
+            levels: Default::default(),
+            priorities: Default::default(),
+            requests: HashMap::new(),
+            timers: BTreeSet::new(),
+            accounts: HashMap::new(),
+            computed: Default::default(),
+            round: 0,
+            next_ticket: 0,
+        }
+    }
+
+    /// A new request: all its choices wait.
+    pub fn submit(&mut self, request: Request, now: Instant) {
+        let request = Arc::new(request);
+        for choice in 0..request.num_choices {
+            let ticket = self.next_ticket;
+            self.next_ticket += 1;
+            let mut sequence = Sequence::new(ticket, &request, choice, now);
+            sequence.round = self.round + u64::from(request.turn) + u64::from(choice);
+            self.put(sequence, now);
+        }
+    }
+
+    /// A sequence that ran waits again, where it waited before.
+    pub fn put(&mut self, sequence: Sequence, now: Instant) {
+        let (ticket, key) = (sequence.ticket, (sequence.round, sequence.ticket));
+        let priority = sequence.priority();
+        self.requests.entry(sequence.request_id()).or_default().push(ticket);
+        self.priorities[priority.index()].insert(key);
+        let account = self.account(sequence.request());
+        account.num_waiting += 1;
+        let is_first = account.num_waiting == 1;
+        if is_first {
+            // Whoever comes anew doesn't get what it left unused before.
+            let least = self.levels.iter().filter_map(|it| it.order.first()).map(|it| it.0).min();
+            let account = self.account(sequence.request());
+            account.used = account.used.max(least.unwrap_or(0));
+        }
+        let is_urgent = sequence.slack_ends(&self.config).is_some_and(|at| at <= now);
+        let level = if is_urgent { Priority::Realtime } else { priority };
+        let waiting = Waiting { sequence, since: now, level, key, timer: None, num_passed: 0 };
+        self.waiting.insert(ticket, waiting);
+        self.enter(ticket);
+        self.set_timer(ticket, now);
+    }
+
+    /// The next that fits, and for how long it has waited.
+    pub fn pop(
+        &mut self,
+        now: Instant,
+        mut fits: impl FnMut(&mut Sequence) -> Fit,
+    ) -> Option<(Sequence, Duration)> {
+        let (mut chosen, mut passed) = (None, Vec::new());
+        for ticket in self.candidates() {
+            let waiting = self.waiting.get_mut(&ticket).expect("a candidate waits");
+            match fits(&mut waiting.sequence) {
+                Fit::Now => {
+                    chosen = Some(ticket);
+                    break;
+                }
+                Fit::Later => {}
+                // What becomes free is kept for it.
+                Fit::NotYet if waiting.num_passed >= self.config.max_passed => break,
+                Fit::NotYet => passed.push(ticket),
+            }
+        }
+        let ticket = chosen?;
+        for ticket in passed {
+            self.waiting.get_mut(&ticket).expect("it was looked at").num_passed += 1;
+        }
+        let Waiting { mut sequence, since, .. } = self.remove(ticket)?;
+        self.round = self.round.max(sequence.round);
+        let num_tokens = sequence.charge_prompt();
+        self.charge(sequence.request(), num_tokens);
+        Some((sequence, now.saturating_duration_since(since)))
+    }
+
+    /// The most urgent that may take the place of another: the first of those that would be
+    /// looked at with the highest priority of its own.
+    pub fn most_urgent(&mut self) -> Option<&mut Sequence> {
+        let candidates = self.candidates();
+        let priority = |ticket: &u64| self.waiting[ticket].sequence.priority();
+        let first = candidates
+            .iter()
+            .copied()
+            .reduce(|best, other| if priority(&other) > priority(&best) { other } else { best })?;
+        Some(&mut self.waiting.get_mut(&first)?.sequence)
+    }
+
+    /// This one, if it waits: whatever others think of it.
+    pub fn take(&mut self, ticket: u64, now: Instant) -> Option<(Sequence, Duration)> {
+        let Waiting { mut sequence, since, .. } = self.remove(ticket)?;
+        let num_tokens = sequence.charge_prompt();
+        self.charge(sequence.request(), num_tokens);
+        Some((sequence, now.saturating_duration_since(since)))
+    }
+
+    /// Tokens were computed for this request that never were before.
+    pub fn charge(&mut self, request: &Request, num_tokens: usize) {
+        if num_tokens == 0 {
+            return;
+        }
+        let num_tokens = num_tokens as u64;
+        self.computed[request.priority.index()] += num_tokens;
+        if self.computed.iter().sum::<u64>() > SHARE_TOKENS {
+            self.computed.iter_mut().for_each(|computed| *computed /= 2);
+        }
+        let tenant = &request.tenant;
+        let account = self.account(request);
+        let before = account.used;
+        account.used += num_tokens * PARTS / account.weight;
+        let after = account.used;
+        for level in &mut self.levels {
+            if level.order.remove(&(before, Arc::clone(tenant))) {
+                level.order.insert((after, Arc::clone(tenant)));
+            }
+        }
+    }
+
+    /// Lifts whom it is time to lift; those whose deadline has passed wait no longer.
+    pub fn advance(&mut self, now: Instant) -> Vec<Sequence> {
+        let mut expired = Vec::new();
+        while let Some(&(at, ticket)) = self.timers.first()
+            && at <= now
+        {
+            let waiting = &self.waiting[&ticket];
+            if waiting.sequence.request().deadline.is_some_and(|deadline| deadline <= now) {
+                expired.extend(self.remove(ticket).map(|waiting| waiting.sequence));
+            } else {
+                let level = waiting.level;
+                self.leave(ticket);
+                let waiting = self.waiting.get_mut(&ticket).expect("it was just looked at");
+                let is_urgent =
+                    waiting.sequence.slack_ends(&self.config).is_some_and(|at| at <= now);
+                waiting.level = if is_urgent {
+                    Priority::Realtime
+                } else {
+                    Priority::ALL[(level.index() + 1).min(Priority::Realtime.index())]
+                };
+                self.enter(ticket);
+                self.set_timer(ticket, now);
+            }
+        }
+        expired
+    }
+
+    /// When [`advance`](Self::advance) has something to do next.
+    pub fn next_timer(&self) -> Option<Instant> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Takes out what waits of a request.
+    pub fn cancel(&mut self, request: RequestId) -> Vec<Sequence> {
+        let tickets = self.requests.get(&request).cloned().unwrap_or_default();
+        let removed = tickets.into_iter().filter_map(|ticket| self.remove(ticket));
+        removed.map(|waiting| waiting.sequence).collect()
+    }
+
+    /// Requests of which something waits, each with since when.
+    pub fn requests(&self) -> impl Iterator<Item = (RequestId, Instant)> + '_ {
+        let since = |tickets: &Vec<u64>| tickets.iter().map(|it| self.waiting[it].since).min();
+        self.requests.iter().filter_map(move |(id, tickets)| Some((*id, since(tickets)?)))
+    }
+
+    /// Requests of which something waits.
+    pub fn num_requests(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Sequences that wait.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Sequences that wait, by the priority that they came with.
+    pub fn num_waiting(&self, priority: Priority) -> usize {
+        self.priorities[priority.index()].len()
+    }
+
+    /// Whom to look at, in order.
+    fn candidates(&self) -> Vec<u64> {
+        let mut found = Vec::with_capacity(MAX_LOOKED_AT.min(self.waiting.len()));
+        let mut add = |ticket: u64| {
+            if found.len() < MAX_LOOKED_AT && !found.contains(&ticket) {
+                found.push(ticket);
+            }
+            found.len() < MAX_LOOKED_AT
+        };
+        let all: u64 = self.computed.iter().sum();
+        let share = (all as f64 * self.config.min_share) as u64;
+        for priority in Priority::ALL {
+            if self.computed[priority.index()] < share
+                && let Some((_, ticket)) = self.priorities[priority.index()].first()
+            {
+                add(*ticket);
+            }
+        }
+        'levels: for level in self.levels.iter().rev() {
+            for (_, tenant) in &level.order {
+                for (_, ticket) in level.tenants[tenant].iter().take(MAX_OF_A_TENANT) {
+                    if !add(*ticket) {
+                        break 'levels;
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    fn account(&mut self, request: &Request) -> &mut Account {
+        let account = self.accounts.entry(Arc::clone(&request.tenant)).or_default();
+        account.weight = u64::from(request.weight.max(1));
+        account
+    }
+
+    /// It stands in the line of its level.
+    fn enter(&mut self, ticket: u64) {
+        let waiting = &self.waiting[&ticket];
+        let tenant = &waiting.sequence.request().tenant;
+        let level = &mut self.levels[waiting.level.index()];
+        level.tenants.entry(Arc::clone(tenant)).or_default().insert(waiting.key);
+        level.order.insert((self.accounts[tenant].used, Arc::clone(tenant)));
+    }
+
+    /// It stands in no line.
+    fn leave(&mut self, ticket: u64) {
+        let waiting = &self.waiting[&ticket];
+        let tenant = &waiting.sequence.request().tenant;
+        let level = &mut self.levels[waiting.level.index()];
+        let line = level.tenants.get_mut(tenant).expect("it entered");
+        line.remove(&waiting.key);
+        if line.is_empty() {
+            level.tenants.remove(tenant);
+            level.order.remove(&(self.accounts[tenant].used, Arc::clone(tenant)));
+        }
+        if let Some(at) = waiting.timer {
+            self.timers.remove(&(at, ticket));
+        }
+    }
+
+    fn remove(&mut self, ticket: u64) -> Option<Waiting> {
+        self.waiting.contains_key(&ticket).then(|| self.leave(ticket));
+        let waiting = self.waiting.remove(&ticket)?;
+        let sequence = &waiting.sequence;
+        self.priorities[sequence.priority().index()].remove(&waiting.key);
+        self.account(sequence.request()).num_waiting -= 1;
+        let request = sequence.request_id();
+        let tickets = self.requests.get_mut(&request).expect("it has one that waits");
+        tickets.retain(|other| *other != ticket);
+        if tickets.is_empty() {
+            self.requests.remove(&request);
+        }
+        Some(waiting)
+    }
+
+    fn set_timer(&mut self, ticket: u64, now: Instant) {
+        let waiting = self.waiting.get_mut(&ticket).expect("it waits");
+        let aging = match waiting.level {
+            Priority::Offline => self.config.offline_aging_ms,
+            _ => self.config.aging_ms,
+        };
+        let can_rise = waiting.level < Priority::Realtime;
+        let lift = (can_rise && aging > 0).then(|| now + Duration::from_millis(aging));
+        let urgent = waiting.sequence.slack_ends(&self.config).filter(|at| can_rise && *at > now);
+        let deadline = waiting.sequence.request().deadline;
+        waiting.timer = [lift, urgent, deadline].into_iter().flatten().min();
+        if let Some(at) = waiting.timer {
+            self.timers.insert((at, ticket));
+        }
+    }
+}
