@@ -3,6 +3,7 @@
 mod answers;
 mod api;
 mod bad_input;
+mod failover;
 mod faults;
 mod hops;
 mod invariance;

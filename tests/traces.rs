@@ -232,22 +232,23 @@ async fn with_sampling_off_only_callers_decide() {
     assert_eq!(named("decode").unwrap().span.status.unwrap().code, 2);
 }
 
-/// A lost pipeline fails the spans of what ran on it, and the trace says why.
+/// A request that waits in vain for another pipeline fails, and its trace says why.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_request_says_so_in_its_trace() {
     let collector = Collector::start().await;
-    let cluster = Cluster::start(traced(&collector.endpoint, "")).await;
+    let config = "[scheduler]\nmax_pipeline_wait_ms = 1";
+    let cluster = Cluster::start(traced(&collector.endpoint, config)).await;
     let more = json!({"stream": true, "max_tokens": 100});
     let mut stream = ask(&cluster, &[], more).await;
     stream.chunk().await.unwrap();
     signal(cluster.node_pids()[1], "KILL");
     let rest = stream.text().await.unwrap();
-    assert!(rest.contains("pipeline_lost"), "{rest}");
+    assert!(rest.contains("no_pipeline"), "{rest}");
     cluster.stop();
     let spans = collector.spans();
     for name in ["POST /v1/completions", "text_completion glass-en", "decode"] {
         let seen = spans.iter().find(|seen| seen.span.name == name).unwrap();
-        assert_eq!(seen.attribute("error.type"), "pipeline_lost", "{name}");
+        assert_eq!(seen.attribute("error.type"), "no_pipeline", "{name}");
         assert_eq!(seen.span.status.as_ref().unwrap().code, 2, "{name}");
     }
 }

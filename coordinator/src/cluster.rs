@@ -350,32 +350,6 @@ impl Cluster {
         }
     }
 
-    fn tick(&mut self, now: Instant) {
-        let coordinator = &self.config.coordinator;
-        let load_timeout = Duration::from_millis(coordinator.load_timeout_ms);
-        let step_timeout = Duration::from_millis(coordinator.step_timeout_ms);
-        let since = |then: Instant| now.saturating_duration_since(then);
-        let hangs = |pipeline: &Pipeline| match &pipeline.lane {
-            None => (since(pipeline.last_progress) > load_timeout).then(|| {
-                let seconds = load_timeout.as_secs();
-                format!("loading made no progress for {seconds} s (coordinator.load_timeout_ms)")
-            }),
-            Some(lane) => {
-                lane.oldest_step().is_some_and(|then| since(then) > step_timeout).then(|| {
-                    let seconds = step_timeout.as_secs();
-                    format!("a step took longer than {seconds} s (coordinator.step_timeout_ms)")
-                })
-            }
-        };
-        let hanging: Vec<_> =
-            self.pipelines.values().filter_map(|it| Some((it.id, hangs(it)?))).collect();
-        for (id, cause) in hanging {
-            self.lose_pipeline(id, &cause, now);
-        }
-        self.place_if_settled(now);
-        self.give_up_waiting(now);
-    }
-
     /// Whoever waited too long for any pipeline hears so.
     fn give_up_waiting(&mut self, now: Instant) {
         let Some(unserved) = self.unserved_since else { return };

@@ -29,7 +29,7 @@ pub fn admit(queue: &mut Queue, lanes: &mut [&mut Lane], now: Instant, told: &mu
         };
         let Some((sequence, wait)) = queue.pop(now, fits) else { break };
         outstanding[chosen] += sequence.num_outstanding();
-        if let Err(sequence) = lanes[chosen].start(sequence, wait, now, told) {
+        if let Some(sequence) = lanes[chosen].start(sequence, wait, now, told) {
             queue.put(sequence, now);
             break;
         }
@@ -43,7 +43,7 @@ pub fn admit(queue: &mut Queue, lanes: &mut [&mut Lane], now: Instant, told: &mu
         }
         lanes[lane].return_preempted(queue, now);
         let Some((sequence, wait)) = queue.take(ticket, now) else { break };
-        if let Err(sequence) = lanes[lane].start(sequence, wait, now, told) {
+        if let Some(sequence) = lanes[lane].start(sequence, wait, now, told) {
             queue.put(sequence, now);
             break;
         }
@@ -115,19 +115,19 @@ impl Lane {
         (if fits { Fit::Now } else { Fit::NotYet }, num_cached)
     }
 
-    /// It runs from now on, if there are blocks for it.
+    /// It runs from now on; it comes back if there are no blocks for it.
     fn start(
         &mut self,
         mut sequence: Sequence,
         wait: Duration,
         now: Instant,
         told: &mut Told,
-    ) -> Result<(), Sequence> {
+    ) -> Option<Sequence> {
         let num_needed = sequence.num_blocks_to_begin(self.config.reserved_tokens as usize);
         let hashes = sequence.sharable().to_vec();
         let num_cached = self.blocks.num_cached(&hashes);
         let Some(blocks) = self.blocks.allocate(num_needed, &hashes[..num_cached]) else {
-            return Err(sequence);
+            return Some(sequence);
         };
         let id = SequenceId(self.next_sequence);
         self.next_sequence += 1;
@@ -151,7 +151,7 @@ impl Lane {
         sequence.last_step = self.next_step;
         sequence.admit(id, blocks, num_cached);
         self.running.push(sequence);
-        Ok(())
+        None
     }
 
     /// Those whose place or blocks `waiting` needs: of lower priorities only, the lowest and

@@ -1,0 +1,130 @@
+//! A node is killed under open streams: every answer goes on, and is the one that it would have
+//! been.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tests::cluster::{Cluster, Options, signal};
+use tests::golden;
+
+/// Kills in one run; more by this variable.
+const KILLS: &str = "AUTOGLM_KILLS";
+
+/// What a stream said: all that may not differ from an undisturbed run.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Said {
+    text: String,
+    token_ids: Vec<Value>,
+    logprobs: Vec<Value>,
+    finish_reason: Option<String>,
+    usage: Value,
+    exact: Option<Value>,
+}
+
+impl Said {
+    fn of(stream: &str) -> Self {
+        let mut said = Self::default();
+        for data in stream.lines().filter_map(|line| line.strip_prefix("data: ")) {
+            if data == "[DONE]" {
+                return said;
+            }
+            let chunk: Value = serde_json::from_str(data).unwrap();
+            assert!(chunk.get("error").is_none(), "{chunk}");
+            if let Some(usage) = chunk.get("usage").filter(|usage| !usage.is_null()) {
+                said.usage = json!([usage["prompt_tokens"], usage["completion_tokens"]]);
+            }
+            said.exact = said.exact.or(chunk.get("exact").cloned());
+            for choice in chunk["choices"].as_array().unwrap() {
+                said.text += choice["text"].as_str().unwrap();
+                said.token_ids.extend(choice["token_ids"].as_array().unwrap().iter().cloned());
+                said.logprobs.push(choice["logprobs"]["token_logprobs"].clone());
+                said.logprobs.push(choice["logprobs"]["top_logprobs"].clone());
+                let reason = choice["finish_reason"].as_str().map(str::to_owned);
+                said.finish_reason = said.finish_reason.or(reason);
+            }
+        }
+        panic!("the stream broke off: {stream}");
+    }
+}
+
+async fn requests(cluster: &Cluster, num: u32) -> Vec<Value> {
+    let mut requests = Vec::new();
+    for i in 0..num {
+        let more = json!({
+            "max_tokens": 80 + i, "ignore_eos": true, "stream": true, "logprobs": 3,
+            "return_token_ids": true, "stream_options": {"include_usage": true},
+            "temperature": if i % 2 == 0 { 0.0 } else { 1.0 }, "seed": 100 + i,
+            "frequency_penalty": if i % 3 == 0 { 0.5 } else { 0.0 },
+        });
+        let prompt: Vec<u32> = (0..3 + i * 2).map(|at| 5 + (at * 7 + i) % 500).collect();
+        requests.push(cluster.request(&prompt, more).await);
+    }
+    requests
+}
+
+async fn ask(cluster: &Cluster, requests: &[Value], during: impl AsyncFnOnce()) -> Vec<Said> {
+    let streams: Vec<_> =
+        requests.iter().map(|request| cluster.stream("/v1/completions", request)).collect();
+    let streams = futures::future::join_all(streams).await;
+    let texts = futures::future::join_all(streams.into_iter().map(|stream| stream.text()));
+    let whole = async {
+        let ((), texts) = tokio::join!(during(), texts);
+        texts.into_iter().map(|text| Said::of(&text.unwrap())).collect()
+    };
+    tokio::time::timeout(Duration::from_secs(300), whole).await.expect("every stream ends")
+}
+
+async fn kill_under_streams(options: Options) {
+    let cluster = Cluster::start(options).await;
+    let requests = requests(&cluster, 16).await;
+    let undisturbed = ask(&cluster, &requests, async || {}).await;
+    let num_kills = std::env::var(KILLS).map_or(2, |kills| kills.parse().unwrap());
+    for kill in 0..num_kills {
+        cluster.ready(Duration::from_secs(180)).await;
+        let victim = cluster.node_pids()[kill % 2];
+        let said = ask(&cluster, &requests, async || {
+            // At another place of the answers each time.
+            tokio::time::sleep(Duration::from_millis(100 + 137 * kill as u64 % 700)).await;
+            signal(victim, "KILL");
+        })
+        .await;
+        for (number, (said, expected)) in said.iter().zip(&undisturbed).enumerate() {
+            assert_eq!(said, expected, "answer {number}, kill {kill}");
+        }
+    }
+    let (_, metrics) = cluster.get("/metrics").await;
+    let metrics = metrics.as_str().unwrap();
+    let moved = metrics.lines().find(|line| line.starts_with("autoglm_moved_sequences_total"));
+    let moved: u64 = moved.unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(moved > 0, "the kills came while answers were computed");
+    cluster.stop();
+}
+
+/// Either of two stages is killed: its process is started again, the model placed anew, and all 16
+/// answers go on in their streams.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_node_loses_no_answer() {
+    kill_under_streams(Options::new(golden::model("glass-en")).nodes(2, 2)).await;
+}
+
+/// Of two pipelines one is killed: the other takes its answers over at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_pipeline_takes_over_the_answers_of_a_killed_one() {
+    let options = Options::new(golden::model("glass-en")).nodes(2, 1);
+    kill_under_streams(options.config("[coordinator]\npipelines = 2")).await;
+}
+
+/// Red within 3 s of the kill, whoever is killed, and the coordinator lives.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_node_turns_ready_red() {
+    let mut cluster = Cluster::start(Options::new(golden::model("glass-en")).nodes(2, 2)).await;
+    let killed = Instant::now();
+    signal(cluster.node_pids()[1], "KILL");
+    while cluster.get("/health/ready").await.0 == 200 {
+        assert!(killed.elapsed() < Duration::from_secs(3), "still green");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(cluster.get("/health/live").await.0, 200);
+    assert!(cluster.process.child.try_wait().unwrap().is_none(), "the coordinator lives");
+    cluster.stop();
+}
