@@ -215,7 +215,8 @@ impl State {
                     requests.into_iter().for_each(|id| self.submitted(id, result.clone()));
                 }
                 Action::Load(node, plan) => {
-                    info!(%node, pipeline = %plan.pipeline, stage = %plan.stage, layers = %plan.layers, "stage placed");
+                    let (pipeline, stage, layers) = (plan.pipeline, plan.stage, plan.layers);
+                    info!(%node, %pipeline, %stage, %layers, "stage placed");
                     self.cast(node, NodeMsg::Load((*plan).into()));
                 }
                 Action::Unload(node, pipeline, epoch) => {
@@ -323,7 +324,8 @@ impl State {
             if !pipeline.is_ready() || served(pipeline.pipeline) {
                 continue;
             }
-            info!(pipeline = %pipeline.pipeline, stages = pipeline.stages.len(), "pipeline serves");
+            let (id, stages) = (pipeline.pipeline, pipeline.stages.len());
+            info!(pipeline = %id, stages, "the pipeline serves");
             if let Some(classes) = pipeline.mixed_classes() {
                 warn!(
                     classes,

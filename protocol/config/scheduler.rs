@@ -1,0 +1,57 @@
+//! `[scheduler]`
+
+use serde::{Deserialize, Serialize};
+
+/// Who is computed, and how much at once.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Scheduler {
+    /// Requests that may wait; one more is answered 503.
+    pub max_queued_requests: usize,
+    /// Sequences that run at once.
+    pub max_num_seqs: u32,
+    /// Tokens computed in one step, prefill and decode together. Larger raises throughput and the
+    /// time between two tokens of a running request.
+    pub max_batched_tokens: u32,
+    /// Blocks of 16 tokens in the KV cache. 0: as many as fit, up to what `max_num_seqs`
+    /// sequences of full length could fill.
+    pub max_blocks: u32,
+    /// Tokens beyond what is known of a sequence that it gets blocks for when it begins to run;
+    /// more are found when it needs them, if need be in the place of others, which then wait.
+    pub reserved_tokens: u32,
+    /// Milliseconds that a step should not exceed while somebody waits for a next token: chunks of
+    /// prompts are cut to fit, by what steps were measured to take. 0: chunks are as large as
+    /// `max_batched_tokens` allows.
+    pub target_step_ms: u64,
+    /// Milliseconds of waiting that lift a request to the next priority. 0: it never is.
+    pub aging_ms: u64,
+    /// The same for priority `offline`.
+    pub offline_aging_ms: u64,
+    /// Share of the tokens computed that each priority gets if it has work, whatever the others
+    /// have: 0 to 0.25.
+    pub min_share: f64,
+    /// Smaller requests that may pass one for which there are too few blocks; then blocks are kept
+    /// for it.
+    pub max_passed: u32,
+    /// Milliseconds that requests wait for a pipeline to come after the last was lost; then they
+    /// are answered 503.
+    pub max_pipeline_wait_ms: u64,
+}
+
+impl Default for Scheduler {
+    fn default() -> Self {
+        Self {
+            max_queued_requests: 1024,
+            max_num_seqs: 64,
+            max_batched_tokens: 512,
+            max_blocks: 0,
+            reserved_tokens: 64,
+            target_step_ms: 100,
+            aging_ms: 15_000,
+            offline_aging_ms: 3_600_000,
+            min_share: 0.02,
+            max_passed: 64,
+            max_pipeline_wait_ms: 60_000,
+        }
+    }
+}
