@@ -145,7 +145,7 @@ impl FromStr for KvCacheDtype {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Coordinator {
-    /// Where nodes join (UDP). Only loopback needs no token.
+    /// Where nodes join (UDP). Only loopback, until tokens can expire.
     pub cluster_addr: SocketAddr,
     /// Where the cluster's certificates and the start counter are kept. Empty: a folder of the
     /// user's, named by the cluster port.

@@ -252,6 +252,8 @@ impl Cluster {
             Command::new(binary("autoglm-node"))
                 .args(["--join", &self.cluster, "--data-dir"])
                 .arg(data_dir)
+                .arg("--token-file")
+                .arg(self.data.path().join("join.token"))
                 .args(arguments),
         )
     }

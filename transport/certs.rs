@@ -16,6 +16,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::connection::PeerName;
 use crate::error::TransportError;
+use crate::token;
 
 /// A clock may be off by this much.
 const SKEW: Duration = Duration::minutes(5);
@@ -130,7 +131,11 @@ impl Authority {
         describe(&mut params, &PeerName::Coordinator, days)?;
         let certificate = params.signed_by(&key, &self.issuer).map_err(certificates)?;
         let authority = self.certificate.to_vec();
-        Ok(Identity::new(certificate.der().to_vec(), key.serialize_der(), authority))
+        let mut identity =
+            Identity::new(certificate.der().to_vec(), key.serialize_der(), authority);
+        // For nodes that know nothing but the hash of the authority's key.
+        identity.chain.push(self.certificate.clone());
+        Ok(identity)
     }
 
     /// An identity whose certificate has expired.
@@ -166,6 +171,11 @@ impl Authority {
         Ok(certificate.der().to_vec())
     }
 
+    /// By what a token names this authority.
+    pub(crate) fn key_hash(&self) -> Result<String, TransportError> {
+        key_hash(&self.certificate)
+    }
+
     pub(crate) fn certificate(&self) -> Vec<u8> {
         self.certificate.to_vec()
     }
@@ -190,6 +200,13 @@ fn self_signed(key: &KeyPair) -> Result<String, TransportError> {
 fn certifies(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
     x509_parser::parse_x509_certificate(certificate)
         .is_ok_and(|(_, it)| it.public_key().raw == key.subject_public_key_info())
+}
+
+/// The hash of a certificate's key.
+pub(crate) fn key_hash(certificate: &CertificateDer<'_>) -> Result<String, TransportError> {
+    let (_, certificate) =
+        x509_parser::parse_x509_certificate(certificate).map_err(certificates)?;
+    Ok(token::hash(certificate.public_key().raw))
 }
 
 fn describe(
@@ -220,7 +237,7 @@ fn lasts(params: &mut CertificateParams, days: u32) -> Result<(), TransportError
 }
 
 /// Whole or not at all, and for nobody else's eyes.
-fn write(path: &Path, text: &str) -> Result<(), TransportError> {
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), TransportError> {
     let written = path.with_extension("new");
     let write = || {
         // Left over from a start that was cut short.

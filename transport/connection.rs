@@ -33,8 +33,14 @@ impl fmt::Display for PeerName {
 }
 
 impl PeerName {
+    /// Who the other side of a connection has shown to be.
+    pub(crate) fn shown(connection: &quinn::Connection) -> Option<Self> {
+        let shown = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+        Self::of(shown.first()?)
+    }
+
     /// The name in a certificate that TLS has verified.
-    pub(crate) fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+    fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
         let names = certificate.subject_alternative_name().ok()??;
         // Our authority writes exactly one.

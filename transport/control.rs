@@ -1,6 +1,7 @@
 //! ractor_cluster over a control connection's one bidirectional stream.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use ractor::{Actor, ActorRef};
 use ractor_cluster::node::NodeConnectionMode;
@@ -10,6 +11,7 @@ use ractor_cluster::{
 
 use crate::connection::Connection;
 use crate::error::TransportError;
+use crate::tls;
 
 /// What the opener writes first: a stream exists for the peer only once it has carried a byte.
 const GREETING: u8 = b'c';
@@ -32,9 +34,10 @@ pub async fn start_node_server(
     cookie: &str,
 ) -> Result<NodeServerHandle, TransportError> {
     // ractor_cluster 0.16 can't do without a TCP listener of its own. It gets a port of the
-    // system's choice on loopback, and the cookie, which only members know, guards it; nobody of
-    // ours ever dials it. Its challenge is weak without TLS around it (32 bits, no binding to the
-    // connection), which is why the cookie is 256 random bits: there is nothing to guess offline.
+    // system's choice on loopback, where every user of the machine may knock, and nobody gets past
+    // its TLS: nobody of ours ever dials it. The library's own challenge is weak (32 bits, no
+    // binding to the connection), which is why the cookie is 256 random bits all the same.
+    let closed = Arc::new(tls::closed()?);
     let server = NodeServer::new(
         0,
         cookie.to_owned(),
@@ -42,7 +45,7 @@ pub async fn start_node_server(
         // The node's unique name again: two servers of the same host and port take each other for
         // themselves.
         name.to_owned(),
-        Some(IncomingEncryptionMode::Raw),
+        Some(IncomingEncryptionMode::Tls(closed.into())),
         // Members are dialled by us alone: transitive connections would use plain TCP.
         Some(NodeConnectionMode::Isolated),
     )
@@ -196,6 +199,45 @@ mod tests {
         assert_eq!(report.unwrap().node, NODE);
         coordinator.stop().await;
         node.stop().await;
+    }
+
+    /// Every user of the machine may knock at the library's listener; nobody gets past its TLS, so
+    /// nobody is asked for the cookie either.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nobody_gets_through_the_listener_that_cannot_be_switched_off() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let before = listening();
+        let server = start_node_server("guarded", "cookie").await.unwrap();
+        let ours = listening().into_iter().filter(|port| !before.contains(port));
+        let mut num_closed = 0;
+        for port in ours {
+            let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            // The length of a message, as the library's own clients begin: it would wait for more.
+            stream.write_all(&100u64.to_be_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            let read = stream.read_to_end(&mut answer);
+            let read = tokio::time::timeout(Duration::from_secs(30), read).await;
+            read.expect("it is closed").ok();
+            // An alert of TLS, if anything.
+            num_closed += usize::from(answer.first().is_none_or(|first| *first == 21));
+        }
+        assert!(num_closed > 0);
+        server.stop().await;
+    }
+
+    /// Ports on which this process listens.
+    fn listening() -> Vec<u16> {
+        let own: Vec<_> = std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+            .map(|link| link.to_string_lossy().into_owned())
+            .collect();
+        let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+        let sockets = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        sockets
+            .filter(|it| it[3] == "0A" && own.contains(&format!("socket:[{}]", it[9])))
+            .map(|it| u16::from_str_radix(it[1].rsplit_once(':').unwrap().1, 16).unwrap())
+            .collect()
     }
 
     #[tokio::test]

@@ -8,7 +8,6 @@ use std::time::Duration;
 use protocol::config::Transport;
 use quinn::VarInt;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig};
-use rustls::pki_types::CertificateDer;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, warn};
 
@@ -268,10 +267,7 @@ impl Door {
             Some(tls::DATA) => Purpose::Data,
             _ => return Err("this protocol is unknown"),
         };
-        let shown = connection.peer_identity().and_then(|shown| shown.downcast().ok());
-        let peer = shown
-            .and_then(|chain: Box<Vec<CertificateDer<'static>>>| PeerName::of(chain.first()?))
-            .ok_or("this needs a certificate of the cluster")?;
+        let peer = PeerName::shown(connection).ok_or("this needs a certificate of the cluster")?;
         let place = take(&self.members)?;
         settings::welcome(connection, purpose, &self.config);
         let limits = Limits::new(&self.config);

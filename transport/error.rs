@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 
-use protocol::{FrameError, WIRE_VERSION, codec::CodecError};
+use protocol::{FrameError, NodeId, WIRE_VERSION, codec::CodecError};
 use quinn::{ConnectionError, ReadError, ReadExactError, WriteError};
 
-use crate::connection::reason;
+use crate::connection::{PeerName, reason};
 
 /// Why two processes don't reach or don't understand each other.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +74,29 @@ pub enum JoinError {
         /// The node's.
         theirs: u16,
     },
+    /// The coordinator says no for now.
+    #[error("the coordinator doesn't admit this node yet: {0}")]
+    NotNow(String),
+    /// It proves to know no token.
+    #[error(
+        "a node must prove a join token that is valid here: start it as the coordinator's user, or \
+         with --token-file naming join.token in the coordinator's data directory"
+    )]
+    NoToken,
+    /// A node of this id is connected.
+    #[error("node {node} is connected already; a second one of its id may not join")]
+    Connected {
+        /// Which.
+        node: NodeId,
+    },
+    /// It has a certificate, but asks for another's.
+    #[error("{peer} may not have the certificate of node {node}")]
+    AnotherMember {
+        /// Whose certificate it has shown.
+        peer: PeerName,
+        /// Whose it asks for.
+        node: NodeId,
+    },
     /// Not loopback.
     #[error(
         "{addr} is on another machine: joining over a network needs a token, which this release \
@@ -91,7 +114,7 @@ pub enum JoinError {
 impl JoinError {
     /// Whether trying again can't help.
     pub fn is_final(&self) -> bool {
-        !matches!(self, Self::Transport(_))
+        !matches!(self, Self::Transport(_) | Self::NotNow(_) | Self::Connected { .. })
     }
 }
 

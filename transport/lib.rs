@@ -16,6 +16,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod token;
 
 pub use certs::{Authority, Identity};
 pub use connection::{Connection, PeerName};
@@ -25,5 +26,6 @@ pub use error::{JoinError, TransportError};
 pub use frames::{
     FrameReceiver, FrameSender, LinkHello, Received, Sent, accept_frames, open_frames,
 };
-pub use join::{JoinRequest, Joined, join};
+pub use join::{Applicant, JoinRequest, Joined, join, renew};
 pub use remote::Remote;
+pub use token::Token;

@@ -14,7 +14,7 @@ const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 60_000
 impl Endpoint {
     /// Replaces the identity by what `renew` gives whenever two thirds of its life are over.
     /// Connections that stand are not touched. Never ends: whoever closes the endpoint aborts it.
-    pub async fn keep_renewed<E, F>(self, renew: impl Fn() -> F)
+    pub async fn keep_renewed<E, F>(self, renew: impl Fn(Identity) -> F)
     where
         E: Display,
         F: Future<Output = Result<Identity, E>>,
@@ -22,7 +22,7 @@ impl Endpoint {
         loop {
             let Some(identity) = self.identity() else { return };
             tokio::time::sleep(identity.renew_in()).await;
-            let renewed = match renew().await {
+            let renewed = match renew(identity).await {
                 Ok(identity) => self.replace_identity(identity).map_err(|cause| cause.to_string()),
                 Err(cause) => Err(cause.to_string()),
             };

@@ -13,7 +13,8 @@ use quinn::crypto::rustls::QuicClientConfig;
 use tokio::net::UdpSocket;
 
 use crate::{
-    Authority, Connection, Endpoint, Incoming, PeerName, Purpose, TransportError, join, tls,
+    Applicant, Authority, Connection, Endpoint, Incoming, PeerName, Purpose, Token, TransportError,
+    join, tls,
 };
 
 pub(crate) const NODE: NodeId = NodeId(0xabc);
@@ -29,24 +30,36 @@ pub(crate) fn coordinator(config: &Transport) -> (Endpoint, Authority, tempfile:
     (Endpoint::bind(loopback(), Some(identity), config).unwrap(), authority, dir)
 }
 
+/// The token of this authority.
+pub(crate) fn token(authority: &Authority, dir: &tempfile::TempDir) -> Token {
+    Token::load_or_create(&dir.path().join("join.token"), authority).unwrap()
+}
+
 /// A coordinator, and a node that has joined it.
 pub(crate) struct Pair {
     pub(crate) coordinator: Endpoint,
     pub(crate) node: Endpoint,
     pub(crate) cookie: String,
-    authority: Authority,
+    pub(crate) authority: Authority,
     _dir: tempfile::TempDir,
 }
 
 impl Pair {
     pub(crate) async fn new(config: &Transport) -> Self {
         let (coordinator, authority, dir) = coordinator(config);
+        let token = token(&authority, &dir);
         let admit = async {
             let Some(Incoming::Join(request)) = coordinator.accept().await else { panic!() };
-            assert_eq!(request.admit(&authority, config).await.unwrap(), NODE);
+            let decide = |applicant: &Applicant| {
+                assert!(applicant.knows(&token) && !applicant.is_member);
+                assert_eq!(applicant.token(), Some("local"));
+                Ok(())
+            };
+            assert_eq!(request.admit(&authority, config, decide).await.unwrap(), NODE);
         };
         let default = Transport::default();
-        let (joined, ()) = tokio::join!(join(coordinator.local_addr(), NODE, &default), admit);
+        let joining = join(coordinator.local_addr(), NODE, &token, &default);
+        let (joined, ()) = tokio::join!(joining, admit);
         let joined = joined.unwrap();
         assert_eq!(joined.transport, *config);
         let node = Endpoint::bind(loopback(), Some(joined.identity), &joined.transport).unwrap();
@@ -144,7 +157,7 @@ async fn a_member_is_not_another_member() {
 async fn a_certificate_is_renewed_when_most_of_its_life_is_over() {
     let (endpoint, authority, _dir) = coordinator(&Transport::default());
     let num_tries = AtomicU32::new(0);
-    let renew = async || match num_tries.fetch_add(1, Relaxed) {
+    let renew = async |_| match num_tries.fetch_add(1, Relaxed) {
         0 => Err("the authority is away"),
         _ => Ok(authority.coordinator_identity(1).unwrap()),
     };

@@ -4,17 +4,16 @@ use std::sync::Arc;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WantsClientCert};
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{
-    ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, ServerConfig,
-    SignatureScheme,
-};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 
 use crate::certs::Identity;
 use crate::error::TransportError;
+use crate::token::Token;
 
 /// Control: ractor_cluster, heartbeats.
 pub(crate) const CONTROL: &[u8] = b"autoglm-ctl/1";
@@ -42,6 +41,22 @@ pub(crate) fn server(identity: &Identity) -> Result<QuicServerConfig, TransportE
     QuicServerConfig::try_from(config).map_err(failed)
 }
 
+/// For a listener that nobody may pass: it has no certificate to show, so every handshake ends.
+pub(crate) fn closed() -> Result<ServerConfig, TransportError> {
+    #[derive(Debug)]
+    struct Nobody;
+    impl ResolvesServerCert for Nobody {
+        fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+            None
+        }
+    }
+    Ok(ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(failed)?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Nobody)))
+}
+
 /// For the side that dials a member of the cluster: both prove who they are.
 pub(crate) fn client(
     identity: &Identity,
@@ -56,28 +71,16 @@ pub(crate) fn client(
     offering(config, &[alpn])
 }
 
-/// For a node that isn't a member yet, on loopback only: whoever listens there is taken for the
-/// coordinator. Everything after joining is verified against the authority that it names.
-pub(crate) fn stranger() -> Result<QuicClientConfig, TransportError> {
-    offering(unverified()?.with_no_client_auth(), &[JOIN])
-}
-
-/// An attacker's client: it trusts anybody, and shows and asks for what it likes.
-#[cfg(test)]
-pub(crate) fn attacker(identity: Option<&Identity>, alpns: &[&[u8]]) -> QuicClientConfig {
-    let config = unverified().unwrap();
-    let config = match identity {
-        Some(it) => config.with_client_auth_cert(it.chain.clone(), it.private_key().into()),
-        None => Ok(config.with_no_client_auth()),
-    };
-    offering(config.unwrap(), alpns).unwrap()
-}
-
-fn unverified() -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TransportError> {
+/// For a node that isn't a member yet: it takes only the coordinator of the authority that its
+/// token is of, so that it proves nothing to anybody else.
+pub(crate) fn stranger(token: &Token) -> Result<QuicClientConfig, TransportError> {
     let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(failed)?;
-    Ok(config.dangerous().with_custom_certificate_verifier(Arc::new(Unverified)))
+        .map_err(failed)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Pinned(token.clone())))
+        .with_no_client_auth();
+    offering(config, &[JOIN])
 }
 
 fn offering(mut config: ClientConfig, alpns: &[&[u8]]) -> Result<QuicClientConfig, TransportError> {
@@ -101,11 +104,75 @@ fn failed(cause: impl ToString) -> TransportError {
     TransportError::Certificates(cause.to_string())
 }
 
-/// Takes any certificate, but checks that the peer holds its key.
+/// Takes certificates of the authority that a token is of, which the other side shows along.
 #[derive(Debug)]
-struct Unverified;
+struct Pinned(Token);
 
-impl ServerCertVerifier for Unverified {
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let wrong = || rustls::Error::General("the join token is of another coordinator".into());
+        let authority = intermediates.iter().find(|it| self.0.is_of(it)).ok_or_else(wrong)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone().into_owned())?;
+        WebPkiServerVerifier::builder_with_provider(roots.into(), provider())
+            .build()
+            .map_err(|_| wrong())?
+            .verify_server_cert(end_entity, &[], server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("only TLS 1.3 is spoken here".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// An attacker's client: it trusts anybody, and shows and asks for what it likes.
+#[cfg(test)]
+pub(crate) fn attacker(identity: Option<&Identity>, alpns: &[&[u8]]) -> QuicClientConfig {
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody));
+    let config = match identity {
+        Some(it) => config.with_client_auth_cert(it.chain.clone(), it.private_key().into()),
+        None => Ok(config.with_no_client_auth()),
+    };
+    offering(config.unwrap(), alpns).unwrap()
+}
+
+/// Takes any certificate.
+#[cfg(test)]
+#[derive(Debug)]
+struct Anybody;
+
+#[cfg(test)]
+impl ServerCertVerifier for Anybody {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,
@@ -119,22 +186,20 @@ impl ServerCertVerifier for Unverified {
 
     fn verify_tls12_signature(
         &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+        Ok(HandshakeSignatureValid::assertion())
     }
 
     fn verify_tls13_signature(
         &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+        Ok(HandshakeSignatureValid::assertion())
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

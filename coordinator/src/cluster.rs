@@ -17,6 +17,7 @@ use protocol::{
 };
 
 use crate::backoff::Backoff;
+use crate::data_dir;
 use crate::lane::{self, Prefix, Told};
 use crate::model::Model;
 use crate::pipeline::Pipeline;
@@ -262,8 +263,8 @@ impl Cluster {
                 format!("loading: {ready} of {} stages are ready", pipeline.stages.len())
             }
             (None, 0) if num_nodes == 0 => format!(
-                "no node has joined; start one with: autoglm-node --join {}",
-                coordinator.cluster_addr
+                "no node has joined; start one with: {}",
+                data_dir::join_command(coordinator)
             ),
             (None, expected) if num_nodes < expected => {
                 format!("waiting for {expected} nodes, {joined}")

@@ -4,7 +4,7 @@ use std::fs::{DirBuilder, File, TryLockError};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use protocol::config::Config;
+use protocol::config::{self, Config};
 
 /// The directory, and the lock on it.
 #[derive(Debug)]
@@ -42,6 +42,24 @@ impl DataDir {
                 Err(cause).with_context(|| format!("can't lock {}", lock_path.display()))
             }
         }
+    }
+}
+
+impl DataDir {
+    /// Where the token lies by which processes of this user join.
+    pub fn token_path(&self) -> PathBuf {
+        self.path.join(TOKEN)
+    }
+}
+
+const TOKEN: &str = "join.token";
+
+/// How a node is started that is to join; it finds the token in the default directory by itself.
+pub fn join_command(config: &config::Coordinator) -> String {
+    let command = format!("autoglm-node --join {}", config.cluster_addr);
+    match config.data_dir.as_path() {
+        dir if dir.as_os_str().is_empty() => command,
+        dir => format!("{command} --token-file {}", dir.join(TOKEN).display()),
     }
 }
 

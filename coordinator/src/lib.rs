@@ -22,6 +22,7 @@ pub mod trace;
 
 // The shells.
 pub mod actor;
+pub mod admission;
 pub mod data_dir;
 pub mod engine;
 pub mod http;

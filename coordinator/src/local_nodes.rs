@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
+use crate::data_dir::DataDir;
 
 /// How long a child may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(6);
@@ -53,7 +54,7 @@ impl LocalNodes {
     pub fn start(
         config: &Config,
         coordinator: SocketAddr,
-        data_dir: &Path,
+        data_dir: &DataDir,
         ended: impl Fn(Ended) + Clone + Send + 'static,
     ) -> Result<Self> {
         let mut nodes = Self { keepers: JoinSet::new(), stop: CancellationToken::new() };
@@ -62,7 +63,7 @@ impl LocalNodes {
         }
         let binary = beside_this_binary("autoglm-node")?;
         for index in 0..config.coordinator.local_nodes {
-            let arguments = arguments(config, coordinator, &data_dir.join(format!("node-{index}")));
+            let arguments = arguments(config, coordinator, data_dir, index);
             nodes.keep(Recipe { binary: binary.clone(), arguments, index }, ended.clone())?;
         }
         Ok(nodes)
@@ -203,12 +204,19 @@ async fn keep(
     }
 }
 
-fn arguments(config: &Config, coordinator: SocketAddr, data_dir: &Path) -> Vec<OsString> {
+fn arguments(
+    config: &Config,
+    coordinator: SocketAddr,
+    data_dir: &DataDir,
+    index: u32,
+) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = vec![
         "--join".into(),
         coordinator.to_string().into(),
         "--data-dir".into(),
-        data_dir.into(),
+        data_dir.path.join(format!("node-{index}")).into(),
+        "--token-file".into(),
+        data_dir.token_path().into(),
         "--log-format".into(),
         config.log.format.to_string().into(),
         "--exit-with-coordinator".into(),

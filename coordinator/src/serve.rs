@@ -11,9 +11,10 @@ use ractor::{Actor, ActorRef};
 use telemetry::Tracer;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
-use transport::{Authority, Connection, Endpoint, Incoming, PeerName};
+use transport::{Applicant, Authority, Connection, Endpoint, Incoming, PeerName, Token};
 
 use crate::actor::{Arguments, CoordinatorActor, GateActor, Msg};
+use crate::admission::Admission;
 use crate::chat_template::ChatTemplate;
 use crate::cluster::{Cluster, Input};
 use crate::data_dir::DataDir;
@@ -124,6 +125,8 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
         cluster_addr.port()
     );
     let authority = Arc::new(Authority::load_or_create(&data_dir.path)?);
+    let token_path = data_dir.token_path();
+    let admission = Admission::new(Token::load_or_create(&token_path, &authority)?);
     let endpoint = Endpoint::bind(
         cluster_addr,
         Some(authority.coordinator_identity(config.transport.certificate_days)?),
@@ -155,11 +158,12 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
     let node_server = transport::start_node_server("coordinator", &cookie).await?;
     let renewal = tokio::spawn(endpoint.clone().keep_renewed({
         let (authority, days) = (Arc::clone(&authority), config.transport.certificate_days);
-        move || std::future::ready(authority.coordinator_identity(days))
+        move |_| std::future::ready(authority.coordinator_identity(days))
     }));
     let accepting = tokio::spawn(accept(Nodes {
         endpoint: endpoint.clone(),
         authority,
+        admission,
         node_server: node_server.clone(),
         coordinator: coordinator.clone(),
         stages,
@@ -170,7 +174,7 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
         let coordinator = coordinator.clone();
         move |Ended { pid, cause }| happened(&coordinator, Input::Exited { pid, cause })
     };
-    let local_nodes = LocalNodes::start(config, endpoint.local_addr(), &data_dir.path, ended)?;
+    let local_nodes = LocalNodes::start(config, endpoint.local_addr(), &data_dir, ended)?;
 
     let files = files.config();
     let api = Arc::new(ApiState {
@@ -252,6 +256,7 @@ fn happened(coordinator: &ActorRef<Msg>, input: Input) {
 struct Nodes {
     endpoint: Endpoint,
     authority: Arc<Authority>,
+    admission: Admission,
     node_server: transport::NodeServerHandle,
     coordinator: ActorRef<Msg>,
     stages: Arc<Stages>,
@@ -264,7 +269,8 @@ async fn accept(nodes: Nodes) {
             Incoming::Join(request) => {
                 let nodes = nodes.clone();
                 tokio::spawn(async move {
-                    match request.admit(&nodes.authority, &nodes.transport).await {
+                    let decide = |applicant: &Applicant| nodes.admission.decide(applicant);
+                    match request.admit(&nodes.authority, &nodes.transport, decide).await {
                         Ok(node) => info!(%node, "node admitted"),
                         Err(cause) => warn!(%cause, "a node may not join"),
                     }
@@ -272,7 +278,12 @@ async fn accept(nodes: Nodes) {
             }
             Incoming::Control(connection) => {
                 if let PeerName::Node(node) = connection.peer() {
-                    tokio::spawn(control(nodes.clone(), node, connection));
+                    let entered = nodes.admission.enter(node);
+                    let control = control(nodes.clone(), node, connection);
+                    tokio::spawn(async move {
+                        control.await;
+                        drop(entered);
+                    });
                 }
             }
             Incoming::Data(connection) => {
@@ -309,6 +320,48 @@ mod tests {
         (start(&config, Tracer::default()).await.unwrap(), data)
     }
 
+    /// Goal: nobody takes over a node that is here, and nobody joins who can't read the token.
+    /// Method: another secret of the same authority, then the right one, twice.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_that_is_connected_is_taken_over_by_nobody() {
+        let (started, data) = started().await;
+        let config = protocol::config::Transport::default();
+        let (addr, node) = (started.endpoint.local_addr(), NodeId(5));
+        let authority = Authority::load_or_create(data.path()).unwrap();
+        let token = |name| Token::load_or_create(&data.path().join(name), &authority).unwrap();
+        let (right, wrong) = (token("join.token"), token("another"));
+        let join = async |token| transport::join(addr, node, token, &config).await;
+        let error = join(&wrong).await.unwrap_err();
+        assert!(error.is_final() && error.to_string().contains("--token-file"), "{error}");
+
+        let joined = join(&right).await.unwrap();
+        let local = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let member = Endpoint::bind(local, Some(joined.identity.clone()), &config).unwrap();
+        let control = transport::Purpose::Control;
+        let connection = member.dial(addr, control, PeerName::Coordinator).await.unwrap();
+        // It is here once the coordinator has seen it too.
+        let error = async {
+            loop {
+                match join(&right).await {
+                    Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    Err(error) => break error,
+                }
+            }
+        };
+        let error = tokio::time::timeout(Duration::from_secs(60), error).await.unwrap();
+        assert!(!error.is_final() && error.to_string().contains("connected already"), "{error}");
+        transport::renew(addr, node, &joined.identity, &config).await.unwrap();
+
+        connection.close("over");
+        let again = async {
+            while join(&right).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), again).await.unwrap();
+        started.stop().await;
+    }
+
     /// Goal: no process is left that looks healthy and serves nobody. Method: each thing that it
     /// can't do without is ended, the actor also by the end of its remote face.
     #[tokio::test(flavor = "multi_thread")]
@@ -331,8 +384,12 @@ mod tests {
             let cause = ended.unwrap_or_else(|_| panic!("{expected}")).to_string();
             assert!(cause.contains(expected), "{cause}");
             if expected.contains("actor") {
-                let status = started.api.engine.status();
-                assert!(status.waiting_for.contains("has stopped"), "{status:?}");
+                let told = async {
+                    while !started.api.engine.status().waiting_for.contains("has stopped") {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                };
+                tokio::time::timeout(Duration::from_secs(30), told).await.expect("a true status");
             }
             started.stop().await;
         }

@@ -10,6 +10,7 @@ use node::run::{Options, run};
 use protocol::config::{Log, LogFormat, Traces};
 use shaders::matmul::Products;
 use telemetry::{Service, Tracer};
+use transport::Token;
 
 /// Joins a cluster and computes the layers that it is given.
 #[derive(Parser)]
@@ -18,6 +19,12 @@ struct Arguments {
     /// The coordinator's address, as in coordinator:7000.
     #[arg(long, value_name = "HOST:PORT")]
     join: String,
+    /// What proves that this node may join: AGJ1. and so on [default: what the token file says].
+    #[arg(long, value_name = "TOKEN", env = "AUTOGLM_JOIN_TOKEN", hide_env_values = true)]
+    token: Option<Token>,
+    /// A file that holds it [default: where a coordinator of yours on this machine keeps it].
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// Where the node's identity is kept [default: under your home directory].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -70,6 +77,8 @@ fn main() -> ExitCode {
     };
     let options = Options {
         coordinator: arguments.join,
+        token: arguments.token,
+        token_file: arguments.token_file,
         data_dir: arguments.data_dir,
         adapter: arguments.adapter,
         max_memory: arguments.max_memory,

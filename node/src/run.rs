@@ -14,7 +14,7 @@ use ractor::Actor;
 use shaders::matmul::Products;
 use telemetry::Tracer;
 use tracing::{info, warn};
-use transport::{Endpoint, Incoming, PeerName, Purpose};
+use transport::{Endpoint, Incoming, PeerName, Purpose, Token};
 
 use crate::actor::{Node, NodeActor, tell_coordinator};
 use crate::device_thread::DeviceThread;
@@ -27,6 +27,10 @@ use crate::links::Links;
 pub struct Options {
     /// Where the coordinator listens: name or address, and port.
     pub coordinator: String,
+    /// What to prove when joining; none: what stands in `token_file`.
+    pub token: Option<Token>,
+    /// Where the token is; none: where a coordinator of this user on this machine puts it.
+    pub token_file: Option<PathBuf>,
     /// Where the node's id is kept; none: a place of the user's own.
     pub data_dir: Option<PathBuf>,
     /// The adapter to use: a part of its name, or its number.
@@ -39,6 +43,27 @@ pub struct Options {
     pub exit_with_coordinator: bool,
     /// Where spans of traced steps go.
     pub tracer: Tracer,
+}
+
+impl Options {
+    /// What to prove to the coordinator that listens on this port.
+    fn token(&self, port: u16) -> Result<Token> {
+        if let Some(token) = &self.token {
+            return Ok(token.clone());
+        }
+        let path = match &self.token_file {
+            Some(path) => path.clone(),
+            None => default_data_dir()?.join(format!("coordinator-{port}/join.token")),
+        };
+        let text = std::fs::read_to_string(&path).with_context(|| {
+            format!(
+                "can't read the join token {}: is the coordinator running, with another --data-dir \
+                 or as another user? Then name its join.token with --token-file",
+                path.display()
+            )
+        })?;
+        text.parse().map_err(|cause| anyhow::anyhow!("{}: {cause}", path.display()))
+    }
 }
 
 /// Between two tries to join.
@@ -143,8 +168,13 @@ impl Session {
         let mut num_tries = 0;
         let (coordinator, joined) = loop {
             let config = protocol::config::Transport::default();
-            let tried = match resolve(&options.coordinator).await {
-                Ok(addr) => transport::join(addr, node, &config)
+            // Read at every try: the coordinator may write it later.
+            let found = match resolve(&options.coordinator).await {
+                Ok(addr) => options.token(addr.port()).map(|token| (addr, token)),
+                Err(cause) => Err(cause),
+            };
+            let tried = match found {
+                Ok((addr, token)) => transport::join(addr, node, &token, &config)
                     .await
                     .map(|joined| (addr, joined))
                     .map_err(|cause| (cause.is_final(), anyhow::Error::from(cause))),
@@ -194,15 +224,13 @@ impl Session {
         let name = format!("node-{node}-{}", std::process::id());
         let node_server = transport::start_node_server(&name, &joined.cookie).await?;
         node_server.connect(&control).await?;
-        let renewal =
-            tokio::spawn(
-                endpoint.clone().keep_renewed(move || {
-                    let config = config.clone();
-                    async move {
-                        transport::join(coordinator, node, &config).await.map(|it| it.identity)
-                    }
-                }),
-            );
+        let renewal = tokio::spawn(endpoint.clone().keep_renewed(move |identity| {
+            let config = config.clone();
+            async move {
+                let renewed = transport::renew(coordinator, node, &identity, &config);
+                renewed.await.map(|it| it.identity)
+            }
+        }));
         info!(%node, %coordinator, "joined");
         Ok(Self { node, endpoint, control, node_server, renewal, actor })
     }
