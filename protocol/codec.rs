@@ -15,8 +15,14 @@ pub enum CodecError {
     Trailing(usize),
 }
 
-/// Most bytes that one decoded message may take.
-pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
+/// Bytes that a value may take in memory for each byte that arrived; how many may arrive has a
+/// limit of its own (`transport.max_frame_bytes`), so this is no other limit on what can be said.
+const MAX_EXPANSION: usize = 32;
+
+/// What messages up to a size may take. The library wants to know such limits when it is compiled.
+const SMALL: usize = 16 << 20;
+const MEDIUM: usize = SMALL << 4;
+const LARGE: usize = MEDIUM << 7;
 
 /// The bytes of `value`.
 pub fn encode<T: bincode::Encode>(value: &T) -> Vec<u8> {
@@ -27,9 +33,22 @@ pub fn encode<T: bincode::Encode>(value: &T) -> Vec<u8> {
 /// The value whose bytes are all of `bytes`.
 ///
 /// # Errors
-/// When the bytes are anything else, or would take more than [`MAX_MESSAGE_BYTES`].
+/// When the bytes are anything else, or ask for far more memory than they could fill.
 pub fn decode<T: bincode::Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
-    let limited = config::standard().with_limit::<MAX_MESSAGE_BYTES>();
+    let most = bytes.len().saturating_mul(MAX_EXPANSION);
+    if most <= SMALL {
+        decode_within::<T, SMALL>(bytes)
+    } else if most <= MEDIUM {
+        decode_within::<T, MEDIUM>(bytes)
+    } else {
+        decode_within::<T, LARGE>(bytes)
+    }
+}
+
+fn decode_within<T: bincode::Decode<()>, const MAX_BYTES: usize>(
+    bytes: &[u8],
+) -> Result<T, CodecError> {
+    let limited = config::standard().with_limit::<MAX_BYTES>();
     let (value, used) = bincode::decode_from_slice(bytes, limited)
         .map_err(|cause| CodecError::Malformed(cause.to_string()))?;
     if used < bytes.len() {
@@ -56,6 +75,16 @@ mod tests {
         let mut bytes = encode(&(1u64 << 40));
         bytes.extend([0; 8]);
         assert!(decode::<Vec<u64>>(&bytes).is_err());
+    }
+
+    /// What the largest batches take is limited by the size of frames, which has a name, alone.
+    #[test]
+    fn a_large_message_may_take_what_it_fills() {
+        let values = vec![u64::MAX; 3 << 20];
+        assert_eq!(decode::<Vec<u64>>(&encode(&values)).unwrap().len(), values.len());
+        let mut claims_more = encode(&(1u64 << 28));
+        claims_more.extend(vec![0; 1 << 20]);
+        assert!(decode::<Vec<u64>>(&claims_more).is_err());
     }
 
     proptest! {

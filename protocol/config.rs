@@ -3,6 +3,7 @@
 //! Read once, never changed. The file at the root of the repository spells out every key; a test
 //! holds the two together.
 
+mod bounds;
 mod scheduler;
 
 use std::fmt;
@@ -398,29 +399,6 @@ impl Default for Traces {
     }
 }
 
-impl Traces {
-    /// # Errors
-    /// When spans can't be sent so.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        let refuse = |key, value: &dyn fmt::Display, expected| {
-            Err(ConfigError::Value { key, value: value.to_string(), expected })
-        };
-        if !self.endpoint.is_empty() && !self.endpoint.starts_with("http://") {
-            let expected = "must be http://HOST:PORT of a collector (for one that speaks TLS, run \
-                            another beside this process that passes on)";
-            return refuse("traces.endpoint", &self.endpoint, expected);
-        }
-        if !(0.0..=1.0).contains(&self.sample_ratio) {
-            return refuse("traces.sample_ratio", &self.sample_ratio, "must be from 0 to 1");
-        }
-        if !(1..=self.max_queued_spans).contains(&self.max_batch_spans) {
-            let expected = "must be from 1 to traces.max_queued_spans";
-            return refuse("traces.max_batch_spans", &self.max_batch_spans, expected);
-        }
-        Ok(())
-    }
-}
-
 /// Why a configuration is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
@@ -437,6 +415,18 @@ pub enum ConfigError {
         /// What would be right.
         expected: &'static str,
     },
+    /// A number that can't work.
+    #[error("{key} = {value}: must be from {least} to {most}")]
+    Bounds {
+        /// Section and key.
+        key: &'static str,
+        /// What the file says.
+        value: i64,
+        /// The least that works.
+        least: u64,
+        /// The most that works.
+        most: u64,
+    },
 }
 
 impl Config {
@@ -449,38 +439,6 @@ impl Config {
             toml::from_str(text).map_err(|cause| ConfigError::Parse(cause.to_string()))?;
         config.check()?;
         Ok(config)
-    }
-
-    fn check(&self) -> Result<(), ConfigError> {
-        let (scheduler, http, transport) = (&self.scheduler, &self.http, &self.transport);
-        let at_least_one: [(&'static str, u64); 12] = [
-            ("scheduler.max_queued_requests", scheduler.max_queued_requests as u64),
-            ("scheduler.max_num_seqs", scheduler.max_num_seqs.into()),
-            ("scheduler.max_batched_tokens", scheduler.max_batched_tokens.into()),
-            ("http.max_body_bytes", http.max_body_bytes as u64),
-            ("http.max_concurrent_requests", http.max_concurrent_requests as u64),
-            ("http.max_choices", http.max_choices.into()),
-            ("transport.keep_alive_ms", transport.keep_alive_ms),
-            ("transport.max_buffered_frames", transport.max_buffered_frames.into()),
-            ("transport.max_connections", transport.max_connections.into()),
-            ("traces.steps_every", self.traces.steps_every.into()),
-            ("traces.export_interval_ms", self.traces.export_interval_ms),
-            ("traces.export_timeout_ms", self.traces.export_timeout_ms),
-        ];
-        for (key, value) in at_least_one {
-            if value == 0 {
-                let expected = "must be at least 1";
-                return Err(ConfigError::Value { key, value: "0".into(), expected });
-            }
-        }
-        if transport.idle_timeout_ms < 2 * transport.keep_alive_ms {
-            return Err(ConfigError::Value {
-                key: "transport.idle_timeout_ms",
-                value: transport.idle_timeout_ms.to_string(),
-                expected: "must be at least twice transport.keep_alive_ms",
-            });
-        }
-        self.traces.check()
     }
 }
 

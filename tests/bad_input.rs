@@ -102,6 +102,18 @@ fn a_wrong_command_line_or_file_is_exit_code_2() {
     assert_eq!((code, said.contains("token")), (Some(2), true), "{said}");
     let (code, said) = run("127.0.0.1:0", "127.0.0.1:0", "[scheduler]\nmax_seqs = 3\n");
     assert_eq!((code, said.contains("max_seqs")), (Some(2), true), "{said}");
+    for (lines, expected) in [
+        ("[scheduler]\nmax_queued_requests = 9223372036854775807", "must be from 1 to"),
+        ("[scheduler]\nmax_num_seqs = 4294967295", "must be from 1 to"),
+        ("[transport]\nmax_connections = 1", "must be from 2 to"),
+        ("[transport]\nmax_buffered_frames = 3\n[coordinator]\nstages = 4", "max_buffered_frames"),
+        ("[transport]\nmax_frame_bytes = 100000", "must be at least"),
+    ] {
+        let (code, said) = run("127.0.0.1:0", "127.0.0.1:0", lines);
+        assert_eq!((code, said.contains(expected)), (Some(2), true), "{lines}: {said}");
+    }
+    let (code, said) = serve(&["--model", model, "--stages", "300000"]);
+    assert_eq!((code, said.contains("must be from 0 to")), (Some(2), true), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::Path;
 
 use protocol::NodeId;
+use protocol::config::ConfigError;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
@@ -228,11 +229,9 @@ fn lasts(params: &mut CertificateParams, days: u32) -> Result<(), TransportError
     let now = OffsetDateTime::now_utc();
     let end = now.checked_add(Duration::days(days.into())).filter(|_| days > 0);
     params.not_before = now - SKEW;
-    params.not_after = end.ok_or(TransportError::Setting {
-        key: "certificate_days",
-        value: days.into(),
-        expected: "must be at least 1, and end before the year 10000",
-    })?;
+    let expected = "must be at least 1, and end before the year 10000";
+    let (key, value) = ("transport.certificate_days", days.to_string());
+    params.not_after = end.ok_or(ConfigError::Value { key, value, expected })?;
     Ok(())
 }
 

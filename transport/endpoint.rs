@@ -76,7 +76,9 @@ impl Endpoint {
         identity: Option<Identity>,
         config: &Transport,
     ) -> Result<Self, TransportError> {
-        settings::check(config)?;
+        // Settings reach a node from the network: one that can't work is refused, before a zero
+        // becomes a busy loop or a connection that never dies.
+        config.check()?;
         let server = identity.as_ref().map(|it| server_config(it, config)).transpose()?;
         let bind = |cause| TransportError::Bind { addr, cause };
         let socket = settings::socket(addr).map_err(bind)?;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use protocol::config::ConfigError;
 use protocol::{FrameError, NodeId, WIRE_VERSION, codec::CodecError};
 use quinn::{ConnectionError, ReadError, ReadExactError, WriteError};
 
@@ -19,15 +20,8 @@ pub enum TransportError {
         cause: std::io::Error,
     },
     /// A setting that can't work, from the file or from the coordinator.
-    #[error("transport.{key} = {value}: {expected}")]
-    Setting {
-        /// Which.
-        key: &'static str,
-        /// What it says.
-        value: u64,
-        /// What would be right.
-        expected: &'static str,
-    },
+    #[error(transparent)]
+    Setting(#[from] ConfigError),
     /// Nobody answers, or not whom we expect.
     #[error("can't reach {addr}: {cause}")]
     Dial {

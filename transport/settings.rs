@@ -7,7 +7,6 @@ use protocol::config::Transport;
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use crate::endpoint::Purpose;
-use crate::error::TransportError;
 
 /// quinn sends batches of ten segments, and UDP caps a batch at 64 KiB: larger packets stall.
 /// On links with smaller ones discovery stops where the path does.
@@ -22,55 +21,9 @@ const MAX_LINKS: u32 = 64;
 /// What somebody who hasn't shown a certificate may make us hold: a greeting passes in pieces.
 const STRANGER_WINDOW_BYTES: u32 = 16 << 10;
 
-/// A window below a packet or two makes no progress.
-const MIN_WINDOW_BYTES: u32 = 16 << 10;
-
 /// Round trips inside a cluster are far shorter than quinn's first guess, so a lost first packet is
 /// sent again after 300 ms rather than a second.
 const FIRST_RTT: Duration = Duration::from_millis(100);
-
-/// Settings reach a node from the network: one that can't work is refused, before a zero becomes a
-/// busy loop or a connection that never dies.
-pub(crate) fn check(config: &Transport) -> Result<(), TransportError> {
-    let at_least_one = [
-        ("keep_alive_ms", config.keep_alive_ms),
-        ("connect_timeout_ms", config.connect_timeout_ms),
-        ("max_frame_bytes", config.max_frame_bytes.into()),
-        ("max_connections", config.max_connections.into()),
-    ];
-    for (key, value) in at_least_one {
-        if value == 0 {
-            let expected = "must be at least 1";
-            return Err(TransportError::Setting { key, value, expected });
-        }
-    }
-    let windows = [
-        ("control_window_bytes", config.control_window_bytes),
-        ("data_window_bytes", config.data_window_bytes),
-    ];
-    for (key, value) in windows {
-        if value < MIN_WINDOW_BYTES {
-            let expected = "must be at least 16384";
-            return Err(TransportError::Setting { key, value: value.into(), expected });
-        }
-    }
-    let waits = [
-        ("idle_timeout_ms", config.idle_timeout_ms),
-        ("connect_timeout_ms", config.connect_timeout_ms),
-    ];
-    for (key, value) in waits {
-        if u32::try_from(value).is_err() {
-            let expected = "must be below 2^32, which is 49 days";
-            return Err(TransportError::Setting { key, value, expected });
-        }
-    }
-    if config.idle_timeout_ms / 2 < config.keep_alive_ms {
-        let (key, value) = ("idle_timeout_ms", config.idle_timeout_ms);
-        let expected = "must be at least twice transport.keep_alive_ms";
-        return Err(TransportError::Setting { key, value, expected });
-    }
-    Ok(())
-}
 
 pub(crate) fn socket(addr: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
     let domain = socket2::Domain::for_address(addr);
@@ -163,27 +116,4 @@ fn max_links(purpose: Purpose) -> u32 {
 fn idle(milliseconds: u64) -> Option<IdleTimeout> {
     let milliseconds = u32::try_from(milliseconds).unwrap_or(u32::MAX);
     Some(IdleTimeout::from(VarInt::from_u32(milliseconds)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn settings_that_cannot_work_are_refused_by_name() {
-        let good = Transport::default();
-        check(&good).unwrap();
-        let bad = [
-            ("keep_alive_ms", Transport { keep_alive_ms: 0, ..good.clone() }),
-            ("idle_timeout_ms", Transport { idle_timeout_ms: 0, ..good.clone() }),
-            ("idle_timeout_ms", Transport { idle_timeout_ms: u64::MAX, ..good.clone() }),
-            ("connect_timeout_ms", Transport { connect_timeout_ms: 1 << 32, ..good.clone() }),
-            ("data_window_bytes", Transport { data_window_bytes: 0, ..good.clone() }),
-            ("max_connections", Transport { max_connections: 0, ..good }),
-        ];
-        for (key, config) in bad {
-            let error = check(&config).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("transport.{key} = ")), "{error}");
-        }
-    }
 }

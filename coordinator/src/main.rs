@@ -98,8 +98,9 @@ impl ServeArguments {
         set(&mut config.http.addr, self.http);
         set(&mut config.log.format, self.log_format);
         set(&mut config.traces.endpoint, self.otlp_endpoint);
-        config.traces.check()?;
         set(&mut config.metrics.compat, self.metrics_compat);
+        // A flag may say what no file could.
+        config.check()?;
         Ok(config)
     }
 }

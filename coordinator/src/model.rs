@@ -27,6 +27,25 @@ pub struct Model {
     pub max_model_len: u32,
 }
 
+/// Bytes of a frame that describes a step, its rows apart.
+const MAX_DESCRIPTION_BYTES: u64 = 1 << 20;
+
+/// # Errors
+/// When the rows of the largest step that the configuration allows don't fit into a frame: they
+/// would be refused by the next stage, again and again.
+pub fn check_frames(model: &Model, config: &Config) -> Result<(), String> {
+    let row = u64::from(model.hidden_size) * ELEMENT_BYTES;
+    let (tokens, max) = (config.scheduler.max_batched_tokens, config.transport.max_frame_bytes);
+    let needed = u64::from(tokens) * row + MAX_DESCRIPTION_BYTES;
+    if needed <= u64::from(max) {
+        return Ok(());
+    }
+    Err(format!(
+        "transport.max_frame_bytes = {max}: must be at least {needed}, which a step of {tokens} \
+         tokens (scheduler.max_batched_tokens) of this model takes"
+    ))
+}
+
 /// The model, as the cluster needs to know it.
 ///
 /// # Errors

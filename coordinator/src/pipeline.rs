@@ -50,6 +50,11 @@ impl Pipeline {
             0 => places.len().min(num_layers),
             stages => stages,
         };
+        // As many steps are under way as there are stages, and all may wait at one of them.
+        let max = config.transport.max_buffered_frames;
+        if num_stages > max as usize {
+            return Err(PlacementError::TooFewFrames { num_stages, max });
+        }
         let num_places = places.len().min(num_stages);
         let place_of = |stage: usize| stage * num_places / num_stages;
         let slots: Vec<_> = (0..num_stages)
@@ -174,7 +179,8 @@ impl Pipeline {
 fn limits(config: &Config, model: &Model) -> StageLimits {
     let scheduler = &config.scheduler;
     let max_model_len = model.max_model_len;
-    let fillable = max_model_len.div_ceil(protocol::BLOCK_TOKENS as u32) * scheduler.max_num_seqs;
+    let blocks = max_model_len.div_ceil(protocol::BLOCK_TOKENS as u32);
+    let fillable = blocks.saturating_mul(scheduler.max_num_seqs);
     StageLimits {
         max_batched_tokens: scheduler.max_batched_tokens,
         max_num_seqs: scheduler.max_num_seqs,

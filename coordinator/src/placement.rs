@@ -44,6 +44,14 @@ pub enum PlacementError {
         /// Layers that there are.
         num_layers: usize,
     },
+    /// A step of each stage must find room where frames wait.
+    #[error("{num_stages} stages need transport.max_buffered_frames to be {num_stages}, not {max}")]
+    TooFewFrames {
+        /// Stages that were asked for, or adapters that there are.
+        num_stages: usize,
+        /// What the configuration says.
+        max: u32,
+    },
     /// Some stage doesn't fit whichever way the layers are cut.
     #[error(
         "the model doesn't fit: it needs {needed} of memory and {num_stages} stages offer {held}; \

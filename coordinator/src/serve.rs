@@ -114,6 +114,7 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
     let chat_template =
         ChatTemplate::from_source(&tokenizer_source, config.http.max_template_fuel)?;
     let described = model::describe(&files, &path, config)?;
+    model::check_frames(&described, config).map_err(anyhow::Error::msg)?;
 
     let data_dir = DataDir::open(config)?;
     let start = start_number::next(&data_dir.path)?;

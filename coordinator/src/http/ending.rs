@@ -8,6 +8,7 @@ use tracing::info;
 
 use super::ApiState;
 use super::trace::Traced;
+use crate::metrics::Tokens;
 use crate::openai::{Answer, ApiError, Parsed, Style};
 use crate::request::Event;
 
@@ -36,6 +37,8 @@ pub(super) struct Facts {
     pub(super) num_generated: usize,
     /// By choice, as they end.
     pub(super) finish_reasons: Vec<&'static str>,
+    /// Whether it was computed at all.
+    was_admitted: bool,
     /// Choices that are computed.
     num_open: usize,
     first_token: Option<Duration>,
@@ -84,6 +87,7 @@ impl Ending {
             num_prompt: 0,
             num_generated: 0,
             finish_reasons: Vec::new(),
+            was_admitted: false,
             num_open: 0,
             first_token: None,
         };
@@ -101,6 +105,7 @@ impl Ending {
 
     /// All its choices will be computed.
     pub(super) fn admitted(&mut self, answer: &Answer) {
+        self.facts.was_admitted = true;
         self.facts.num_open = answer.num_choices();
     }
 
@@ -147,6 +152,10 @@ impl Drop for Ending {
     fn drop(&mut self) {
         let Self { state, facts, traced } = self;
         state.metrics.ended(facts.code);
+        if facts.was_admitted {
+            let (num_prompt, num_generated) = (facts.num_prompt, facts.num_generated);
+            state.metrics.computed(Tokens { num_prompt, num_generated });
+        }
         if facts.num_open > 0 {
             let reason = if facts.code == CLIENT_LEFT { "abort" } else { "error" };
             state.metrics.finished(reason, facts.num_open);

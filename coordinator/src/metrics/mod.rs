@@ -224,8 +224,9 @@ impl Metrics {
             ours.register_with_unit(name, help, Unit::Seconds, latency.0.clone());
         }
         ours.register("batch_tokens", "Tokens computed in one step", self.batch_tokens.clone());
-        ours.register("prompt_tokens", "Tokens of prompts", self.prompt_tokens.clone());
-        ours.register("generation_tokens", "Tokens of answers", self.generation_tokens.clone());
+        ours.register("prompt_tokens", "Tokens of prompts admitted", self.prompt_tokens.clone());
+        let help = "Tokens of answers, also of those that were left or failed";
+        ours.register("generation_tokens", help, self.generation_tokens.clone());
         let lengths = [
             ("request_prompt_tokens", "Tokens of a request's prompts", &self.request_prompt),
             ("request_generation_tokens", "Tokens of a request's answers", &self.request_answer),
@@ -389,6 +390,13 @@ impl Metrics {
         self.duration.observe(duration.as_secs_f64(), trace);
         self.request_prompt.observe(tokens.num_prompt as f64);
         self.request_answer.observe(tokens.num_generated as f64);
+    }
+
+    /// A request that was admitted has ended, whichever way: this is what was computed for it.
+    pub fn computed(&self, tokens: Tokens) {
+        if !self.is_on {
+            return;
+        }
         self.prompt_tokens.inc_by(tokens.num_prompt as u64);
         self.generation_tokens.inc_by(tokens.num_generated as u64);
     }

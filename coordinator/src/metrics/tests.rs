@@ -25,6 +25,7 @@ fn counted(compat: MetricsCompat) -> Metrics {
     metrics.decoded(Duration::ZERO, 1, None);
     let tokens = Tokens { num_prompt: 3, num_generated: 2 };
     metrics.answered(tokens, Duration::from_secs(1), None);
+    metrics.computed(tokens);
     metrics.ended(200);
     metrics.failed("queue_full");
     metrics.finished("stop", 2);
