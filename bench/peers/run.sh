@@ -3,6 +3,8 @@
 # the arguments given. Where they name its Vulkan backend, that is compiled, too (15 minutes).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+# shellcheck source=demo/setup.sh
+source demo/setup.sh
 LLAMA_CPP_PYTHON=0.3.36
 venv=.test-tools/peers
 python=$venv/bin/python
@@ -17,7 +19,10 @@ has_vulkan() {
   compgen -G "$venv/lib/python*/site-packages/llama_cpp/lib/libggml-vulkan*" >/dev/null
 }
 
-[ -x "$venv/bin/pip" ] || python3 -m venv "$venv"
+need_build_tools
+need_program c++ g++ || fail "llama.cpp needs a C++ compiler."
+need_vulkan
+[ -x "$venv/bin/pip" ] || need_venv "$venv" || fail "There is no Python with pip (.demo/venv.log)."
 case " $* " in
 *" vulkan "*)
   if ! has_vulkan && ! CMAKE_ARGS=-DGGML_VULKAN=ON install_peer; then
