@@ -47,6 +47,11 @@ pub fn grouped(num: u64) -> String {
     text
 }
 
+/// A number that is grouped, where it is known.
+pub fn count(num: Option<u64>) -> String {
+    num.map_or("unknown".to_string(), grouped)
+}
+
 /// A number with three digits or more.
 pub fn decimal(value: f64) -> String {
     match value.abs() {

@@ -59,7 +59,7 @@ fn libraries_are_named_only_where_they_belong() {
         // The peer is burn_wgpu, which gets the device from `shaders`.
         ("wgpu::", &["shaders/", "bench/engine/peer_burn.rs"]),
         ("quinn::", &["transport/"]),
-        ("rustls::", &["transport/"]),
+        ("rustls::", &["transport/", "bench/client/", "bench/tests/"]),
         ("axum::", &["coordinator/src/http", "bench/mock/", "bench/overhead/", "bench/tests/"]),
         ("opentelemetry", &["telemetry/"]),
         ("bincode::encode_to_vec", &["protocol/codec.rs"]),

@@ -88,15 +88,56 @@ impl Answer {
             self.num_completion_tokens = count("completion_tokens").or(self.num_completion_tokens);
         }
         let choices = event.get("choices").and_then(Value::as_array);
-        let texts = choices.into_iter().flatten().filter_map(|choice| {
-            let delta = choice.get("delta").or_else(|| choice.get("message"));
-            let text = choice
-                .get("text")
-                .or_else(|| delta?.get("content").filter(|text| !text.is_null()))
-                .or_else(|| delta?.get("reasoning_content"))?
-                .as_str()?;
-            (!text.is_empty()).then(|| text.to_string())
-        });
+        let texts = choices.into_iter().flatten().map(text_of).filter(|text| !text.is_empty());
         Ok(texts.collect())
+    }
+}
+
+/// All that a choice of an event says: what the model thinks, answers, refuses, or wants called.
+/// Each is tokens that were waited for.
+fn text_of(choice: &Value) -> String {
+    let delta = choice.get("delta").or_else(|| choice.get("message"));
+    let of = |name| delta.and_then(|delta| delta.get(name)).and_then(Value::as_str);
+    let filled = |text: &&str| !text.is_empty();
+    // Some servers send their thoughts under both names.
+    let thought = of("reasoning_content").filter(filled).or_else(|| of("reasoning"));
+    let said = [choice.get("text").and_then(Value::as_str), of("content"), of("refusal")];
+    let calls = delta.and_then(|delta| delta.get("tool_calls")).and_then(Value::as_array);
+    let called =
+        calls.into_iter().flatten().filter_map(|call| call.get("function")).flat_map(|f| {
+            ["name", "arguments"]
+                .map(|name| f.get(name).and_then(Value::as_str))
+                .into_iter()
+                .flatten()
+        });
+    thought.into_iter().chain(said.into_iter().flatten()).chain(called).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn whatever_a_model_says_is_text_that_arrives() {
+        let mut answer = Answer::default();
+        for (delta, text) in [
+            (json!({"content": "a"}), "a"),
+            (json!({"content": null, "reasoning_content": "a"}), "a"),
+            (json!({"content": "", "reasoning": "a"}), "a"),
+            (json!({"content": "b", "reasoning": "a", "reasoning_content": "a"}), "ab"),
+            (json!({"content": "b", "reasoning": "a", "reasoning_content": null}), "ab"),
+            (json!({"refusal": "no"}), "no"),
+            (json!({"tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}), "f{"),
+        ] {
+            let event = json!({"choices": [{"delta": delta}]});
+            assert_eq!(answer.take(&event).unwrap(), [text], "{event}");
+        }
+        for nothing in [json!({"role": "assistant", "content": ""}), json!({})] {
+            let event = json!({"choices": [{"delta": nothing, "text": null}]});
+            assert!(answer.take(&event).unwrap().is_empty(), "{event}");
+        }
+        assert_eq!(answer.take(&json!({"choices": [{"text": "a"}]})).unwrap(), ["a"]);
     }
 }

@@ -32,23 +32,6 @@ impl Failure {
     pub(crate) fn new(kind: FailureKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
     }
-
-    /// What reqwest tells of a request that got no response, or lost its connection in one.
-    pub(crate) fn of_transport(error: &reqwest::Error, url: &str) -> Self {
-        let cause = innermost(error);
-        if error.is_builder() {
-            let said = format!("{url} is not an address that can be asked: {cause}");
-            return Self::new(FailureKind::Unreachable, said);
-        }
-        if error.is_timeout() {
-            return Self::new(FailureKind::Timeout, format!("{url} doesn't answer"));
-        }
-        if error.is_connect() {
-            let said = format!("nothing answers at {url}: {cause}");
-            return Self::new(FailureKind::Unreachable, said);
-        }
-        Self::new(FailureKind::Truncated, format!("the connection broke: {cause}"))
-    }
 }
 
 impl fmt::Display for Failure {
@@ -72,8 +55,8 @@ impl fmt::Display for FailureKind {
     }
 }
 
-/// The cause that says most: reqwest's own messages name the layers between.
-fn innermost(error: &dyn std::error::Error) -> String {
+/// The cause that says most: the others name the layers between.
+pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;

@@ -1,25 +1,32 @@
 //! Sends one request and times every token of its answer: what is asked ([`request`]), how the
-//! stream is read ([`sse`]), what comes of it ([`answer`]), what can go wrong ([`failure`]).
+//! stream is read ([`sse`]), what comes of it ([`answer`]), what can go wrong ([`failure`]), over
+//! which connections ([`http`]), and whose certificate is taken ([`trust`]).
 
 pub mod answer;
 pub mod failure;
+pub mod http;
 pub mod request;
 pub mod sse;
+pub mod trust;
 
-use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use reqwest::{Client, Response};
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use hyper::Uri;
+pub use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 pub use answer::Answer;
 use failure::{Failure, FailureKind};
+pub use http::Connections;
+use http::{Http, Response};
 use request::Endpoint;
+pub use trust::Trust;
 
-/// Bytes that are read of a list of models.
-const MAX_LIST_BYTES: usize = 4 << 20;
+/// Bytes that are read of a list of models, or of what a server counts.
+const MAX_TEXT_BYTES: usize = 4 << 20;
 /// How long a server may take to say who it is.
 const ABOUT: Duration = Duration::from_secs(2);
 /// Bytes that are read of an answer in one piece.
@@ -36,20 +43,22 @@ pub const TENANT: &str = "x-tenant";
 /// The header that names a request's service tier where the body doesn't.
 pub const TIER: &str = "x-service-tier";
 
-/// What becomes of a connection when its answer has come.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum Connections {
-    /// It is kept, and the next request takes it.
-    #[default]
-    Pooled,
-    /// It is closed: each request makes one of its own.
-    PerRequest,
+/// How a server is asked.
+#[derive(Clone, Debug, Default)]
+pub struct Manner {
+    /// What becomes of a connection when its answer has come.
+    pub connections: Connections,
+    /// Whose certificate is taken, where the address is one of https.
+    pub trust: Trust,
+    /// Headers of every request, a key's among them.
+    pub headers: HeaderMap,
 }
 
 /// A server, and how it is asked.
 #[derive(Clone, Debug)]
 pub struct Server {
-    client: Client,
+    http: Http,
+    headers: HeaderMap,
     /// Without a slash at its end, without `/v1`.
     url: String,
     timeout: Duration,
@@ -80,23 +89,27 @@ impl Server {
     /// # Errors
     /// When the address can't be one of a server.
     pub fn new(url: &str, timeout: Duration) -> Result<Self> {
-        let parsed = reqwest::Url::parse(url)
-            .with_context(|| format!("{url:?} is no address: give one as in http://host:8000"))?;
-        if parsed.scheme() != "http" {
-            bail!("{url}: only http:// addresses can be asked");
+        Self::asked(url, timeout, Manner::default())
+    }
+
+    /// The same, asked in a manner of its own.
+    ///
+    /// # Errors
+    /// When the address can't be one of a server, or no certificate could be trusted.
+    pub fn asked(url: &str, timeout: Duration, manner: Manner) -> Result<Self> {
+        let form = "give one as in http://host:8000 or https://host";
+        let uri: Uri = url.parse().with_context(|| format!("{url:?} is no address: {form}"))?;
+        let is_tls = uri.scheme_str() == Some("https");
+        ensure!(is_tls || uri.scheme_str() == Some("http"), "{url:?} is no address: {form}");
+        ensure!(uri.query().is_none(), "{url:?} has a query, which no endpoint takes: {form}");
+        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            bail!("an address holds no name or password: give a key, or a header `authorization`");
         }
         let url = url.trim_end_matches('/');
         let url = url.strip_suffix("/v1").unwrap_or(url).trim_end_matches('/').to_string();
-        Ok(Self { client: Connections::Pooled.client()?, url, timeout })
-    }
-
-    /// The same server, asked over such connections. Those that were open are let go.
-    ///
-    /// # Errors
-    /// When the system gives no client.
-    pub fn over(mut self, connections: Connections) -> Result<Self> {
-        self.client = connections.client()?;
-        Ok(self)
+        let tls = if is_tls { manner.trust.tls()? } else { trust::nobody()? };
+        let http = Http::new(manner.connections, tls);
+        Ok(Self { http, headers: manner.headers, url, timeout })
     }
 
     /// Its address.
@@ -109,16 +122,13 @@ impl Server {
     /// # Errors
     /// When it can't be asked or lists none.
     pub async fn first_model(&self) -> Result<String, Failure> {
-        let request = self.client.get(format!("{}/v1/models", self.url)).timeout(self.timeout);
-        let response = request.send().await.map_err(|error| self.lost(&error))?;
-        let response = refuse_status(response).await?;
+        let body = self.text("/v1/models").await?;
         let malformed = |what: &str| {
             let message = format!("{}/v1/models {what}; name one with --model", self.url);
             Failure::new(FailureKind::Malformed, message)
         };
-        let body = beginning(response, MAX_LIST_BYTES).await;
         let list: Value =
-            serde_json::from_slice(&body).map_err(|_| malformed("isn't a list of models"))?;
+            serde_json::from_str(&body).map_err(|_| malformed("isn't a list of models"))?;
         match list["data"][0]["id"].as_str() {
             Some(model) => Ok(model.to_string()),
             None => Err(malformed("lists no model")),
@@ -128,12 +138,36 @@ impl Server {
     /// What it says of itself: its `server` header, and what `/health/stages` tells where it is
     /// ours. None when nobody answers.
     pub async fn about(&self) -> Option<(Option<String>, Value)> {
-        let request = self.client.get(format!("{}/health/stages", self.url)).timeout(ABOUT);
-        let response = request.send().await.ok()?;
+        let response = timeout(ABOUT, self.get("/health/stages")).await.ok()?.ok()?;
         let name = response.headers().get("server").and_then(|name| name.to_str().ok());
         let name = name.map(|name| name.chars().take(MAX_SHOWN_CHARS).collect());
-        let body = beginning(response, MAX_LIST_BYTES).await;
+        let body = timeout(ABOUT, beginning(response, MAX_TEXT_BYTES)).await.unwrap_or_default();
         Some((name, serde_json::from_slice(&body).unwrap_or_default()))
+    }
+
+    /// The status that it answers a path with; none when nobody answers in time.
+    pub async fn status(&self, path: &str) -> Option<u16> {
+        let response = timeout(self.timeout, self.get(path)).await.ok()?.ok()?;
+        Some(response.status().as_u16())
+    }
+
+    /// What it answers a path with.
+    ///
+    /// # Errors
+    /// When it doesn't answer, or not with status 200.
+    pub async fn text(&self, path: &str) -> Result<String, Failure> {
+        let body = timeout(self.timeout, async {
+            let response = refuse_status(self.get(path).await?).await?;
+            Ok(beginning(response, MAX_TEXT_BYTES).await)
+        });
+        let late = || Failure::new(FailureKind::Timeout, format!("{} doesn't answer", self.url));
+        let body = body.await.unwrap_or_else(|_| Err(late()))?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    async fn get(&self, path: &str) -> Result<Response, Failure> {
+        let url = format!("{}{path}", self.url);
+        self.http.get(&url, self.headers.clone()).await.map_err(|lost| lost.at(&self.url))
     }
 
     /// Asks for the answer to `body`, telling `listener` of it as it arrives.
@@ -161,12 +195,17 @@ impl Server {
         listener: impl Listen,
     ) -> Result<Answer, Failure> {
         let sent = Instant::now();
-        let mut request = self.client.post(format!("{}{}", self.url, endpoint.path())).json(body);
+        let url = format!("{}{}", self.url, endpoint.path());
+        let mut all = self.headers.clone();
         for (name, value) in headers {
-            request = request.header(*name, *value);
+            let message = |_| format!("{value:?} can't be a header {name}");
+            let value = HeaderValue::from_str(value).map_err(message);
+            let value = value.map_err(|said| Failure::new(FailureKind::Malformed, said))?;
+            all.insert(HeaderName::from_static(name), value);
         }
         let asked = async {
-            let response = request.send().await.map_err(|error| self.lost(&error))?;
+            let response = self.http.post(&url, all, body.to_string()).await;
+            let response = response.map_err(|lost| lost.at(&self.url))?;
             let response = refuse_status(response).await?;
             if body["stream"] == true {
                 self.stream(response, sent, listener).await
@@ -174,7 +213,7 @@ impl Server {
                 self.whole(response, sent, listener).await
             }
         };
-        match tokio::time::timeout(self.timeout, asked).await {
+        match timeout(self.timeout, asked).await {
             Ok(answered) => answered,
             Err(_) => {
                 let message = format!("not answered within {} s", self.timeout.as_secs_f32());
@@ -193,7 +232,7 @@ impl Server {
         listener.begin();
         let (mut parser, mut events) = (sse::Parser::default(), Vec::new());
         let mut answer = Answer::default();
-        while let Some(piece) = response.chunk().await.map_err(|error| self.lost(&error))? {
+        while let Some(piece) = self.chunk(&mut response).await? {
             let arrived = sent.elapsed();
             parser
                 .feed(&piece, &mut events)
@@ -201,8 +240,9 @@ impl Server {
             for event in events.drain(..) {
                 if event == "[DONE]" {
                     answer.end = arrived;
-                    let rest = async { while let Ok(Some(_)) = response.chunk().await {} };
-                    let _ = tokio::time::timeout(BODY_END, rest).await;
+                    let rest =
+                        async { while let Ok(Some(_)) = http::chunk(&mut response).await {} };
+                    let _ = timeout(BODY_END, rest).await;
                     return Ok(answer);
                 }
                 let event = parsed(&event, "an event of the stream")?;
@@ -213,7 +253,7 @@ impl Server {
                 }
             }
         }
-        if parser.unfinished() == Some("[DONE]") {
+        if parser.unfinished().as_deref() == Some("[DONE]") {
             answer.end = sent.elapsed();
             return Ok(answer);
         }
@@ -229,7 +269,7 @@ impl Server {
     ) -> Result<Answer, Failure> {
         let mut response = refuse_other_content(response, "application/json")?;
         let mut body = Vec::new();
-        while let Some(piece) = response.chunk().await.map_err(|error| self.lost(&error))? {
+        while let Some(piece) = self.chunk(&mut response).await? {
             if body.len() + piece.len() > MAX_ANSWER_BYTES {
                 let message = format!("the answer is longer than {MAX_ANSWER_BYTES} bytes");
                 return Err(Failure::new(FailureKind::Malformed, message));
@@ -250,32 +290,8 @@ impl Server {
         Ok(answer)
     }
 
-    fn lost(&self, error: &reqwest::Error) -> Failure {
-        Failure::of_transport(error, &self.url)
-    }
-}
-
-impl Connections {
-    fn client(self) -> Result<Client> {
-        // A proxy would be measured with the server.
-        let builder = Client::builder().no_proxy();
-        let builder = match self {
-            Self::Pooled => builder,
-            Self::PerRequest => builder.pool_max_idle_per_host(0),
-        };
-        builder.build().context("no HTTP client")
-    }
-}
-
-impl FromStr for Connections {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "pooled" => Ok(Self::Pooled),
-            "per-request" => Ok(Self::PerRequest),
-            _ => Err(format!("{name:?} is no policy: use pooled or per-request")),
-        }
+    async fn chunk(&self, response: &mut Response) -> Result<Option<Bytes>, Failure> {
+        http::chunk(response).await.map_err(|lost| lost.at(&self.url))
     }
 }
 
@@ -292,6 +308,12 @@ async fn refuse_status(response: Response) -> Result<Response, Failure> {
     if status.is_success() {
         return Ok(response);
     }
+    let elsewhere = response.headers().get("location").and_then(|url| url.to_str().ok());
+    if let Some(url) = elsewhere.filter(|_| status.is_redirection()) {
+        // What is measured is one server: to follow would measure two, and give a key away.
+        let message = format!("{status}: it sends us to {}: give that address", shown(url));
+        return Err(Failure::new(FailureKind::Status(status.as_u16()), message));
+    }
     let body = beginning(response, MAX_ERROR_BYTES).await;
     let text = String::from_utf8_lossy(&body);
     let message = serde_json::from_str(&text).ok().as_ref().and_then(error_message);
@@ -306,7 +328,7 @@ async fn refuse_status(response: Response) -> Result<Response, Failure> {
 /// What arrives of a body, up to `max` bytes.
 async fn beginning(mut response: Response, max: usize) -> Vec<u8> {
     let mut body = Vec::new();
-    while let Ok(Some(piece)) = response.chunk().await {
+    while let Ok(Some(piece)) = http::chunk(&mut response).await {
         body.extend_from_slice(&piece[..piece.len().min(max - body.len())]);
         if body.len() == max {
             break;
@@ -318,12 +340,17 @@ async fn beginning(mut response: Response, max: usize) -> Vec<u8> {
 fn refuse_other_content(response: Response, expected: &str) -> Result<Response, Failure> {
     let content_type = response.headers().get("content-type").and_then(|name| name.to_str().ok());
     match content_type {
-        Some(name) if !name.starts_with(expected) => {
+        Some(name) if !is_media_type(name, expected) => {
             let message = format!("answered {name} where {expected} was asked for");
             Err(Failure::new(FailureKind::Malformed, message))
         }
         _ => Ok(response),
     }
+}
+
+/// Whether a header names this type, in capitals or not, with parameters or without.
+fn is_media_type(header: &str, expected: &str) -> bool {
+    header.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case(expected))
 }
 
 /// The message of OpenAI's error object, or of vLLM's older, flat one.

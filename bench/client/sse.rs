@@ -55,10 +55,15 @@ impl Parser {
         Ok(())
     }
 
-    /// The data of an event that lacks only the blank line after it, when the stream has ended.
-    pub fn unfinished(&self) -> Option<&str> {
-        let complete = self.has_data && self.line.is_empty();
-        std::str::from_utf8(&self.data).ok().filter(|_| complete)
+    /// The data of an event that lacks only the blank line after it, or the end of its last line,
+    /// when the stream has ended.
+    pub fn unfinished(mut self) -> Option<String> {
+        let mut events = Vec::new();
+        if !self.line.is_empty() {
+            self.end_line(&mut events).ok()?;
+        }
+        self.end_line(&mut events).ok()?;
+        events.pop()
     }
 
     fn end_line(&mut self, events: &mut Vec<String>) -> Result<(), SseError> {
@@ -116,8 +121,10 @@ mod tests {
     fn an_event_without_its_blank_line_is_unfinished() {
         let (events, parser) = parse(&[b"data: [DONE]\n"]);
         assert!(events.is_empty());
-        assert_eq!(parser.unfinished(), Some("[DONE]"));
-        assert_eq!(parse(&[b"data: [DONE]"]).1.unfinished(), None);
+        assert_eq!(parser.unfinished().as_deref(), Some("[DONE]"));
+        assert_eq!(parse(&[b"data: [DONE]"]).1.unfinished().as_deref(), Some("[DONE]"));
+        assert_eq!(parse(&[b"data: [DO"]).1.unfinished().as_deref(), Some("[DO"));
+        assert_eq!(parse(&[b"data: [DONE]\n\n"]).1.unfinished(), None);
         assert_eq!(parse(&[b""]).1.unfinished(), None);
     }
 

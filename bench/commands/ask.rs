@@ -30,7 +30,10 @@ pub(crate) async fn ask(arguments: AskArguments) -> Result<ExitCode> {
     let answered = server.ask(parameters.endpoint, &body, say).await;
     say("\n");
     let answer = answered?;
-    let mut facts = vec![format!("{} tokens", answer.num_tokens())];
+    let mut facts = vec![match answer.num_completion_tokens {
+        Some(num_tokens) => format!("{num_tokens} tokens"),
+        None => format!("{} pieces of text, tokens unknown", answer.pieces.len()),
+    }];
     if let Some(first) = answer.first_token() {
         facts.push(format!("first token after {}", numbers::time(first.as_secs_f64() * 1e3)));
     }

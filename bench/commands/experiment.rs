@@ -135,7 +135,8 @@ fn flags(configuration: &Configuration) -> Vec<String> {
         Target::Url(url) => vec!["--url".to_string(), url.clone()],
         Target::Command(command) => vec![format!("--server={}", command.words.join(" "))],
     };
-    ["load".to_string()].into_iter().chain(server).chain(configuration.load.clone()).collect()
+    let load = ["load".to_string()].into_iter().chain(server).chain(configuration.load.clone());
+    bench::report::provenance::without_secrets(load)
 }
 
 fn in_file(path: &std::path::Path) -> String {

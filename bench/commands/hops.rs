@@ -57,8 +57,8 @@ pub(crate) async fn time_hops(arguments: HopsArguments) -> Result<ExitCode> {
     let mut samples = Vec::new();
     // The first round fills caches and wakes what sleeps: it counts for nothing.
     for round in 0..=arguments.rounds.get() {
-        for (num_stages, cluster, server) in &clusters {
-            let before = metrics(cluster.url()).await?;
+        for (num_stages, _, server) in &clusters {
+            let before = server.text("/metrics").await?;
             let answer = server.ask(parameters.endpoint, &body, |_: &str| ()).await?;
             let token = answer
                 .time_per_token()
@@ -67,7 +67,7 @@ pub(crate) async fn time_hops(arguments: HopsArguments) -> Result<ExitCode> {
                 * 1e3;
             // What the last step took is told just after its token.
             tokio::time::sleep(Duration::from_millis(20)).await;
-            let after = metrics(cluster.url()).await?;
+            let after = server.text("/metrics").await?;
             let times = StepTimes::read(&before).zip(StepTimes::read(&after));
             let sample = times
                 .and_then(|(before, after)| Sample::new(*num_stages, token, &before, &after))
@@ -93,10 +93,4 @@ pub(crate) async fn time_hops(arguments: HopsArguments) -> Result<ExitCode> {
         std::fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// What a server counts.
-async fn metrics(url: &str) -> Result<String> {
-    let answer = reqwest::get(format!("{url}/metrics")).await?.error_for_status()?;
-    Ok(answer.text().await?)
 }

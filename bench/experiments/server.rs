@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command as Process};
 
 use super::configuration::Command;
+use crate::client::Server;
 
 /// Between two questions whether it is ready.
 const POLL: Duration = Duration::from_millis(100);
@@ -90,14 +91,13 @@ impl Started {
     }
 
     async fn wait_until_ready(&mut self, limit: Duration) -> Result<()> {
-        let client =
-            reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
+        let server = Server::new(&self.url, Duration::from_secs(5))?;
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {
                 bail!("it ended before it was ready ({status})");
             }
-            if is_ready(&client, &self.url).await {
+            if is_ready(&server).await {
                 return Ok(());
             }
             if start.elapsed() > limit {
@@ -146,12 +146,9 @@ enum Signal {
     Kill,
 }
 
-async fn is_ready(client: &reqwest::Client, url: &str) -> bool {
-    let status = async |path: &str| {
-        client.get(format!("{url}{path}")).send().await.ok().map(|answer| answer.status().as_u16())
-    };
-    match status("/health/ready").await {
-        Some(404 | 405) => status("/v1/models").await == Some(200),
+async fn is_ready(server: &Server) -> bool {
+    match server.status("/health/ready").await {
+        Some(404 | 405) => server.status("/v1/models").await == Some(200),
         answered => answered == Some(200),
     }
 }

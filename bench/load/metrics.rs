@@ -25,10 +25,10 @@ pub struct Metrics {
     pub num_completed: u64,
     /// The others, by kind.
     pub failures: BTreeMap<FailureKind, FailureCount>,
-    /// Tokens of the prompts that were answered, as far as the server counted them.
-    pub num_prompt_tokens: u64,
+    /// Tokens of the prompts that were answered.
+    pub num_prompt_tokens: Count,
     /// Tokens of the whole answers.
-    pub num_completion_tokens: u64,
+    pub num_completion_tokens: Count,
     /// Answers that kept the objective.
     pub num_good: u64,
     /// Answers that broke it, by the limit that they broke.
@@ -43,6 +43,29 @@ pub struct Metrics {
 #[derive(Clone, Debug)]
 pub struct Times(Histogram<u64>);
 
+/// A sum of what a server counts: unknown as soon as it doesn't count one of the parts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Count(Option<u64>);
+
+impl Default for Count {
+    /// Of nothing.
+    fn default() -> Self {
+        Self(Some(0))
+    }
+}
+
+impl Count {
+    /// Adds a part. A server may count what it likes.
+    pub fn add(&mut self, part: Option<u64>) {
+        self.0 = self.0.zip(part).map(|(sum, part)| sum.saturating_add(part));
+    }
+
+    /// The sum; none when it isn't known.
+    pub fn known(self) -> Option<u64> {
+        self.0
+    }
+}
+
 impl Metrics {
     /// Adds what became of one request. A failed one counts in no time and in no throughput.
     pub fn record(&mut self, outcome: &Outcome, slo: &Slo) {
@@ -55,10 +78,8 @@ impl Metrics {
             }
         };
         self.num_completed += 1;
-        // A server may count what it likes.
-        let prompt_tokens = answer.num_prompt_tokens.unwrap_or(0);
-        self.num_prompt_tokens = self.num_prompt_tokens.saturating_add(prompt_tokens);
-        self.num_completion_tokens = self.num_completion_tokens.saturating_add(answer.num_tokens());
+        self.num_prompt_tokens.add(answer.num_prompt_tokens);
+        self.num_completion_tokens.add(answer.num_completion_tokens);
         let timing = outcome.timing(answer);
         self.ttft.extend(timing.ttft);
         self.tpot.extend(timing.tpot);
@@ -232,7 +253,8 @@ mod tests {
         // Four tokens after the first, in 40 ms.
         near(metrics.times(Metric::Tpot).mean_ms(), 10.0);
         near(metrics.times(Metric::E2el).mean_ms(), 170.0);
-        assert_eq!((metrics.num_prompt_tokens, metrics.num_completion_tokens), (7, 5));
+        let counts = (metrics.num_prompt_tokens.known(), metrics.num_completion_tokens.known());
+        assert_eq!(counts, (Some(7), Some(5)));
         assert_eq!((metrics.num_good, &metrics.broken), (0, &BTreeMap::from([(Metric::Itl, 1)])));
     }
 

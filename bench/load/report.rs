@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::numbers::{grouped, time};
+use crate::numbers::{count, time};
 use crate::report::answers;
 use crate::report::result::{Metric, RunResult};
 
@@ -33,10 +33,14 @@ pub fn table(run: &RunResult) -> String {
         client.max_rss_bytes / 1_000_000
     );
     if run.completed > 0 {
-        line("prompt tokens", grouped(run.total_input_tokens));
-        line("answer tokens", grouped(run.total_output_tokens));
+        line("prompt tokens", count(run.total_input_tokens));
+        line("answer tokens", count(run.total_output_tokens));
         let answers = answers::short(run);
-        line("tokens/s", format!("{:.1}, answers {answers}", run.output_throughput));
+        let guessed = match run.total_output_tokens {
+            Some(_) => "",
+            None => " (each piece of text that isn't counted is taken for a token)",
+        };
+        line("tokens/s", format!("{:.1}{guessed}, answers {answers}", run.output_throughput));
         let offered = match run.request_rate {
             Some(rate) => format!(", {rate:.2} offered"),
             None => String::new(),

@@ -66,12 +66,15 @@ pub fn result(load: &Load, measured: &Measured) -> RunResult {
             .iter()
             .map(|(kind, failures)| (kind.to_string(), failures.clone()))
             .collect(),
-        total_input_tokens: all.num_prompt_tokens,
-        total_output_tokens: all.num_completion_tokens,
+        total_input_tokens: all.num_prompt_tokens.known(),
+        total_output_tokens: all.num_completion_tokens.known(),
         request_throughput: rate(arrived.answers as f64),
         request_goodput: (!load.slo.is_empty()).then(|| rate(arrived.good as f64)),
         output_throughput: rate(arrived.tokens),
-        total_token_throughput: rate(arrived.tokens + arrived.prompt_tokens as f64),
+        total_token_throughput: arrived
+            .prompt_tokens
+            .known()
+            .map(|prompts| rate(arrived.tokens + prompts as f64)),
         slo: load.slo.limits_ms(),
         curves: Metric::ALL
             .into_iter()
@@ -105,7 +108,7 @@ fn group(load: &Load, name: &str, part: &Metrics, length: Duration) -> Group {
         name: name.to_owned(),
         completed: part.num_completed,
         failed: part.num_failed(),
-        total_output_tokens: part.num_completion_tokens,
+        total_output_tokens: part.num_completion_tokens.known(),
         request_goodput: (!load.slo.is_empty()).then_some(goodput),
         statistics: part.statistics(),
     }

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::metrics::{Metrics, Times};
+use super::metrics::{Count, Metrics, Times};
 use super::outcome::Outcome;
 use super::slo::Slo;
 use crate::report::result::Second;
@@ -49,7 +49,7 @@ pub struct Arrived {
     /// counts for its share.
     pub tokens: f64,
     /// Tokens of the prompts of these answers.
-    pub prompt_tokens: u64,
+    pub prompt_tokens: Count,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -120,8 +120,7 @@ impl Sums {
         }
         if self.in_window(end) {
             self.arrived.answers += 1;
-            let prompt_tokens = answer.num_prompt_tokens.unwrap_or(0);
-            self.arrived.prompt_tokens = self.arrived.prompt_tokens.saturating_add(prompt_tokens);
+            self.arrived.prompt_tokens.add(answer.num_prompt_tokens);
             let is_good = self.slo.broken(&outcome.timing(answer)).next().is_none();
             self.arrived.good += u64::from(is_good);
         }
@@ -210,7 +209,9 @@ mod tests {
         assert_eq!((sums.all.num_completed, sums.all.num_good), (2, 1));
         assert_eq!(sums.groups["tier a"].num_completed, 2);
         assert_eq!(sums.all.times(Metric::Ttft).percentile_ms(100.0).round(), 400.0);
-        let arrived = Arrived { answers: 2, good: 2, tokens: 8.0, prompt_tokens: 20 };
+        let mut prompt_tokens = Count::default();
+        prompt_tokens.add(Some(20));
+        let arrived = Arrived { answers: 2, good: 2, tokens: 8.0, prompt_tokens };
         assert_eq!(sums.arrived, arrived);
         assert_eq!(sums.window(secs(4)), (secs(1), secs(2)));
         assert_eq!(sums.window(secs(2)), (secs(1), secs(1)), "it was stopped");

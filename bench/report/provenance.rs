@@ -18,12 +18,39 @@ pub fn here() -> Provenance {
         machine: machine(),
         commit: option_env!("AUTOGLM_COMMIT").map(str::to_owned),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        flags: std::env::args_os()
-            .skip(1)
-            .map(|flag| flag.to_string_lossy().into_owned())
-            .collect(),
+        flags: without_secrets(
+            std::env::args_os().skip(1).map(|flag| flag.to_string_lossy().into_owned()),
+        ),
         ..Provenance::default()
     }
+}
+
+/// Options whose values give access to a server: results are shown around.
+const SECRET_FLAGS: [&str; 2] = ["--api-key", "--header"];
+/// What stands in their place.
+const HIDDEN: &str = "(not shown)";
+
+/// A command line as a result may hold it: without keys. Of a header its name is kept.
+pub fn without_secrets(flags: impl IntoIterator<Item = String>) -> Vec<String> {
+    let hide = |name: &str, value: &str| match value.split_once(':') {
+        Some((header, _)) if name == "--header" => format!("{header}: {HIDDEN}"),
+        _ => HIDDEN.to_string(),
+    };
+    let mut secret = None;
+    let shown = flags.into_iter().map(|flag| {
+        if let Some(name) = secret.take() {
+            return hide(name, &flag);
+        }
+        let given = flag.split_once('=').map_or((flag.as_str(), None), |(a, b)| (a, Some(b)));
+        match (SECRET_FLAGS.into_iter().find(|name| *name == given.0), given.1) {
+            (Some(name), Some(value)) => format!("{name}={}", hide(name, value)),
+            (found, _) => {
+                secret = found;
+                flag
+            }
+        }
+    });
+    shown.collect()
 }
 
 /// Adds what a server tells of itself: its `server` header, and, where it is ours, the adapters
@@ -78,6 +105,40 @@ mod tests {
         assert_eq!(of_nodes(&stages, "adapters").as_deref(), Some("H200, llvmpipe"));
         assert_eq!(of_nodes(&stages, "drivers").as_deref(), Some("580, Mesa 25"));
         assert_eq!(of_nodes(&json!("another server"), "adapters"), None);
+    }
+
+    #[test]
+    fn a_result_holds_no_key() {
+        let given = [
+            "load",
+            "--api-key",
+            "sk-1",
+            "--url",
+            "http://a",
+            "--api-key=sk-2",
+            "--header",
+            "authorization: Basic 3",
+            "--header=x-team: 4",
+            "--rate=1",
+            "--header",
+            "5",
+        ];
+        let shown = without_secrets(given.map(str::to_string));
+        let expected = [
+            "load",
+            "--api-key",
+            HIDDEN,
+            "--url",
+            "http://a",
+            "--api-key=(not shown)",
+            "--header",
+            "authorization: (not shown)",
+            "--header=x-team: (not shown)",
+            "--rate=1",
+            "--header",
+            HIDDEN,
+        ];
+        assert_eq!(shown, expected);
     }
 
     #[test]

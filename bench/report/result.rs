@@ -88,18 +88,18 @@ pub struct RunResult {
     pub failed: u64,
     /// Of the failed ones, by kind.
     pub failures: BTreeMap<String, FailureCount>,
-    /// Tokens of the prompts, as far as the server counted them.
-    pub total_input_tokens: u64,
-    /// Tokens of the answers.
-    pub total_output_tokens: u64,
+    /// Tokens of the prompts; none when the server doesn't count them.
+    pub total_input_tokens: Option<u64>,
+    /// Tokens of the answers; none when the server doesn't count them.
+    pub total_output_tokens: Option<u64>,
     /// Completed requests a second.
     pub request_throughput: f64,
     /// Completed requests a second that kept the objective; none without one.
     pub request_goodput: Option<f64>,
-    /// Tokens of answers a second.
+    /// Tokens of answers a second; of an answer whose tokens the server doesn't count, its pieces.
     pub output_throughput: f64,
-    /// Tokens of prompts and answers a second.
-    pub total_token_throughput: f64,
+    /// Tokens of prompts and answers a second; none when the server doesn't count the former.
+    pub total_token_throughput: Option<f64>,
     /// The objective: milliseconds by metric's name.
     pub slo: BTreeMap<String, f64>,
     /// Percentile curves by metric's name: pairs (percentile in %, milliseconds), ascending.
@@ -189,8 +189,8 @@ pub struct Group {
     pub completed: u64,
     /// The others.
     pub failed: u64,
-    /// Tokens of answers.
-    pub total_output_tokens: u64,
+    /// Tokens of answers; none when the server doesn't count them.
+    pub total_output_tokens: Option<u64>,
     /// Completed requests a second that kept the objective; none without one.
     pub request_goodput: Option<f64>,
     /// As in [`RunResult::statistics`].

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bench::client::request::Endpoint;
-use bench::client::{Connections, Server};
+use bench::client::{Connections, Manner, Server};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -52,7 +52,8 @@ async fn a_pool_makes_one_connection_where_each_request_would_make_its_own() {
                 tokio::spawn(serve(connection));
             }
         });
-        let server = Server::new(&url, Duration::from_secs(5)).unwrap().over(connections).unwrap();
+        let manner = Manner { connections, ..Manner::default() };
+        let server = Server::asked(&url, Duration::from_secs(5), manner).unwrap();
         for _ in 0..5 {
             let body = serde_json::json!({"stream": true});
             let answer = server.ask(Endpoint::Chat, &body, |_: &str| ()).await.unwrap();

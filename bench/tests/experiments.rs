@@ -76,9 +76,8 @@ async fn an_experiment_that_is_terminated_leaves_no_server() {
         }
     };
     assert!(server.exists());
-    let pid = process.id().unwrap().to_string();
-    let kill = tokio::process::Command::new("kill").args(["-TERM", &pid]).status().await;
-    assert!(kill.unwrap().success());
+    let pid = nix::unistd::Pid::from_raw(process.id().unwrap() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).unwrap();
     assert_eq!(process.wait().await.unwrap().code(), Some(130));
     // It may be gone but for whoever inherits it to take note.
     let runs = || {

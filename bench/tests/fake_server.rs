@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -24,21 +24,75 @@ pub(crate) struct Seen {
     running: AtomicUsize,
     pub(crate) max_running: AtomicUsize,
     pub(crate) bodies: std::sync::Mutex<Vec<Value>>,
+    /// Of each request for the list of models.
+    pub(crate) headers: std::sync::Mutex<Vec<HeaderMap>>,
 }
 
 /// Starts a server and returns its address.
 pub(crate) async fn start() -> (String, Arc<Seen>) {
-    let seen = Arc::new(Seen::default());
-    let models = json!({"object": "list", "data": [{"id": "fake"}, {"id": "other"}]});
-    let app = Router::new()
-        .route("/v1/models", get(|| async { Json(models) }))
-        .route("/v1/chat/completions", post(chat))
-        .route("/v1/completions", post(complete))
-        .with_state(seen.clone());
+    let (app, seen) = app();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async { axum::serve(listener, app).await.unwrap() });
     (url, seen)
+}
+
+fn app() -> (Router, Arc<Seen>) {
+    let seen = Arc::new(Seen::default());
+    let models = json!({"object": "list", "data": [{"id": "fake"}, {"id": "other"}]});
+    let list = async |State(seen): State<Arc<Seen>>, headers: HeaderMap| {
+        seen.headers.lock().unwrap().push(headers);
+        Json(models)
+    };
+    let app = Router::new()
+        .route("/v1/models", get(list))
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/completions", post(complete))
+        .with_state(seen.clone());
+    (app, seen)
+}
+
+/// The same over TLS, with a certificate for `localhost` that is its own authority.
+pub(crate) async fn start_tls() -> (String, String) {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key.into())
+        .unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    let listener = Tls { listener, acceptor: tokio_rustls::TlsAcceptor::from(Arc::new(config)) };
+    tokio::spawn(async { axum::serve(listener, app().0).await.unwrap() });
+    (url, cert.pem())
+}
+
+struct Tls {
+    listener: tokio::net::TcpListener,
+    acceptor: tokio_rustls::TlsAcceptor,
+}
+
+impl axum::serve::Listener for Tls {
+    type Io = tokio_rustls::server::TlsStream<tokio::net::TcpStream>;
+    type Addr = std::net::SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            let (stream, address) = self.listener.accept().await.unwrap();
+            // One who takes no such certificate goes away.
+            if let Ok(stream) = self.acceptor.accept(stream).await {
+                return (stream, address);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
 }
 
 async fn chat(State(seen): State<Arc<Seen>>, Json(body): Json<Value>) -> Response {
@@ -88,6 +142,12 @@ async fn answer(seen: Arc<Seen>, body: Value, prompt: &str, choice: fn(&str) -> 
         }
         "silent" => std::future::pending().await,
         "no usage" => events([role, pa, ris, done]),
+        "capitals" => {
+            let head = [("content-type", "Text/Event-Stream; charset=UTF-8")];
+            (head, [pa, ris, usage, done].concat()).into_response()
+        }
+        "no last newline" => events([pa, ris, usage, "data: [DONE]".into()]),
+        "elsewhere" => axum::response::Redirect::permanent("https://a.example/v1").into_response(),
         "no blank line" => events([pa, ris, usage, "data: [DONE]\n".into()]),
         "bytes" => {
             let whole = [": ping\n\n".into(), role, pa, ris, usage, done].concat();

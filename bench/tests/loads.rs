@@ -14,7 +14,9 @@ use bench::load::result::result;
 use bench::load::slo::Slo;
 use bench::load::workload::Workload;
 use bench::load::{Extent, Load, Progress, report};
-use bench::report::result::Metric;
+use bench::report::compare::{Against, Source};
+use bench::report::html::page;
+use bench::report::result::{FORMAT, Metric, Series};
 
 use crate::fake_server;
 
@@ -40,7 +42,7 @@ async fn a_closed_loop_keeps_its_concurrency_and_never_passes_it() {
     assert_eq!(seen.max_running.load(Ordering::SeqCst), 6);
     assert_eq!((progress.num_ended(), progress.num_running()), (24, 0));
     let result = result(&load, &measured);
-    assert_eq!((result.completed, result.total_output_tokens), (24, 24 * 4));
+    assert_eq!((result.completed, result.total_output_tokens), (24, Some(24 * 4)));
     // Four rounds of at least FIRST + BETWEEN.
     assert!(measured.elapsed >= (fake_server::FIRST + fake_server::BETWEEN) * 4);
     let first_ms = result.statistic("p50", Metric::Ttft).unwrap();
@@ -57,6 +59,35 @@ async fn a_closed_loop_keeps_its_concurrency_and_never_passes_it() {
         for metric in ["ttft", "tpot", "itl", "e2el"] {
             assert!(json[format!("{statistic}_{metric}_ms")].is_number(), "{statistic} {metric}");
         }
+    }
+}
+
+#[tokio::test]
+async fn counts_that_a_server_doesnt_tell_are_unknown_rather_than_nothing() {
+    let (url, _) = fake_server::start().await;
+    let server = Server::new(&url, Duration::from_secs(10)).unwrap();
+    // Part of the answers are counted: the sum is known as little as where none is.
+    for prompts in [&["no usage"] as &[_], &["hello", "no usage"]] {
+        let load = load(prompts, 4, 1);
+        let measured = load.run(&server, &Arc::new(Progress::default()), pending()).await.unwrap();
+        let run = result(&load, &measured);
+        assert_eq!(
+            (run.completed, run.total_input_tokens, run.total_output_tokens),
+            (4, None, None)
+        );
+        let json = serde_json::to_value(&run).unwrap();
+        for key in ["total_input_tokens", "total_output_tokens", "total_token_throughput"] {
+            assert!(json[key].is_null(), "{key}: {}", json[key]);
+        }
+        assert!(json["output_throughput"].as_f64().unwrap() > 0.0);
+        let text = report::table(&run);
+        for line in ["  prompt tokens     unknown\n", "  answer tokens     unknown\n"] {
+            assert!(text.contains(line), "{text}");
+        }
+        let series =
+            Series { format: FORMAT, kind: "run".to_owned(), runs: vec![run], ..Series::default() };
+        let html = page(&[Source { name: "load".to_owned(), series }], Against::First);
+        assert!(html.contains("unknown tokens of prompts, unknown of answers"), "{html}");
     }
 }
 

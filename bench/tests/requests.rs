@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bench::client::failure::{Failure, FailureKind};
 use bench::client::request::{Endpoint, Parameters, Prompt};
-use bench::client::{Answer, Server};
+use bench::client::{Answer, HeaderValue, Manner, Server, Trust};
 
 use crate::fake_server;
 
@@ -47,6 +47,8 @@ async fn a_stream_may_come_in_any_pieces() {
         (Endpoint::Completions, "bytes", 4),
         (Endpoint::Chat, "no usage", 2),
         (Endpoint::Chat, "no blank line", 4),
+        (Endpoint::Chat, "no last newline", 4),
+        (Endpoint::Chat, "capitals", 4),
     ] {
         let (answer, text) = ask(endpoint, prompt).await;
         assert_eq!(text, "Paris é", "{prompt}");
@@ -61,6 +63,12 @@ async fn each_failure_has_its_kind_and_says_what_happened() {
         ("busy", Status(503), "503 Service Unavailable: the queue is full", ""),
         ("plain error", Status(502), "502 Bad Gateway: bad gateway", ""),
         ("html", Malformed, "answered text/html where text/event-stream was asked for", ""),
+        (
+            "elsewhere",
+            Status(308),
+            "308 Permanent Redirect: it sends us to https://a.example/v1: give that address",
+            "",
+        ),
         ("truncated", Truncated, "stream ended without [DONE]", "Paris é"),
         ("half", Truncated, "stream ended without [DONE]", "Pa"),
         ("error event", ErrorEvent, "a stage was lost", "Pa"),
@@ -93,10 +101,61 @@ async fn a_port_where_nobody_listens_is_one_clear_sentence() {
 fn an_address_that_cant_be_asked_is_refused() {
     for (url, expected) in [
         ("127.0.0.1:8000", "as in http://host:8000"),
-        ("localhost:8000", "only http://"),
-        ("https://example.com", "only http://"),
+        ("localhost:8000", "as in http://host:8000"),
+        ("ftp://example.com", "as in http://host:8000"),
+        ("http://a b", "as in http://host:8000"),
+        ("http://host/v1?key=1", "has a query"),
+        ("https://me:secret@example.com", "holds no name or password"),
     ] {
         let error = Server::new(url, Duration::from_secs(1)).unwrap_err().to_string();
-        assert!(error.contains(expected), "{url}: {error}");
+        assert!(error.contains(expected) && !error.contains("secret"), "{url}: {error}");
     }
+}
+
+#[tokio::test]
+async fn a_server_of_https_is_asked_when_its_authority_is_trusted() {
+    let (url, authority) = fake_server::start_tls().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("authority.pem");
+    std::fs::write(&file, authority).unwrap();
+    let asked = |url: &str, trust| {
+        let manner = Manner { trust, ..Manner::default() };
+        Server::asked(url, Duration::from_secs(20), manner)
+    };
+    for trust in [Trust::File(file.clone()), Trust::Anyone] {
+        let server = asked(&url, trust).unwrap();
+        assert_eq!(server.first_model().await.unwrap(), "fake");
+        let body = parameters(Endpoint::Chat).body(&Prompt::Text("hello".to_string())).unwrap();
+        let answer = server.ask(Endpoint::Chat, &body, |_: &str| ()).await.unwrap();
+        assert_eq!((answer.num_tokens(), answer.pieces.len()), (4, 2));
+    }
+    // Its certificate isn't for that name, whoever vouches for it.
+    let other = url.replace("localhost", "127.0.0.1");
+    let refused = asked(&other, Trust::File(file.clone())).unwrap().first_model().await;
+    let failure = refused.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Unreachable);
+    assert!(failure.message.contains("is not who it says"), "{failure}");
+    // Where this system trusts authorities, ours isn't one of them; it may trust none at all.
+    if let Ok(server) = asked(&url, Trust::System) {
+        assert!(server.first_model().await.unwrap_err().message.contains("--cacert"));
+    }
+    std::fs::write(&file, "no certificate").unwrap();
+    let error = asked(&url, Trust::File(file)).unwrap_err();
+    assert!(format!("{error:#}").contains("holds no certificate in PEM form"), "{error:#}");
+}
+
+#[tokio::test]
+async fn headers_of_a_server_go_with_every_request_and_are_never_shown() {
+    let (url, seen) = fake_server::start().await;
+    let mut manner = Manner::default();
+    let mut key = HeaderValue::from_static("Bearer sk-1");
+    key.set_sensitive(true);
+    manner.headers.insert("authorization", key);
+    let server = Server::asked(&url, Duration::from_secs(20), manner).unwrap();
+    assert!(!format!("{server:?}").contains("sk-1"));
+    server.first_model().await.unwrap();
+    assert_eq!(server.status("/v1/models").await, Some(200));
+    let headers = seen.headers.lock().unwrap();
+    assert_eq!(headers.len(), 2);
+    assert!(headers.iter().all(|headers| headers["authorization"] == "Bearer sk-1"));
 }

@@ -7,7 +7,7 @@ use super::Drawn;
 use super::markup::{Cell, Weight, escape, figures, name, note, table};
 use super::plot::{Axis, Line, Plot, Unit, colour};
 use super::scale::Scale;
-use crate::numbers::{decimal, grouped, time};
+use crate::numbers::{count, decimal, grouped, time};
 use crate::report::answers::{self, Verdict};
 use crate::report::result::{Metric, RunResult, Second};
 
@@ -50,6 +50,11 @@ fn described(run: &RunResult) -> String {
     if run.warmup > 0.0 {
         parts.push(format!("after {} of warm-up", time(run.warmup * 1e3)));
     }
+    parts.push(format!(
+        "{} tokens of prompts, {} of answers",
+        count(run.total_input_tokens),
+        count(run.total_output_tokens),
+    ));
     parts.push(format!(
         "{} tokens/s, {} requests/s, {}",
         decimal(run.output_throughput),
@@ -181,7 +186,7 @@ fn groups(run: &RunResult) -> String {
                 Cell::Text(group.name.clone()),
                 Cell::Number(grouped(group.completed)),
                 Cell::Number(grouped(group.failed)),
-                Cell::Number(grouped(group.total_output_tokens)),
+                Cell::Number(count(group.total_output_tokens)),
                 Cell::Number(group.request_goodput.map_or("-".to_string(), decimal)),
                 statistic("p50_ttft_ms"),
                 statistic("p99_ttft_ms"),
