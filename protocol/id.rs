@@ -25,6 +25,9 @@ macro_rules! ids {
 ids! {
     /// A worker process, drawn at random at its first start and kept in its data directory.
     NodeId(u64), "{:016x}";
+    /// One stay of a node with its coordinator, from two connections to the end of either: news of
+    /// an older one changes nothing.
+    SessionId(u64), "{:016x}";
     /// A replica of the whole model: an ordered list of stages.
     PipelineId(u32), "{}";
     /// A stage's place in its pipeline, from 0.

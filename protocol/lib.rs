@@ -17,8 +17,8 @@ pub use batch::{Batch, Begin, Input, Logprobs, SamplingParams, Slice, SliceOutpu
 pub use config::{Config, ConfigError};
 pub use frame::{Body, Failed, Frame, FrameError, Sampled, StageTiming, Step};
 pub use id::{
-    BlockId, Digest, Epoch, ModelId, NodeId, PipelineId, RequestId, SequenceId, StageIndex, StepId,
-    TokenId,
+    BlockId, Digest, Epoch, ModelId, NodeId, PipelineId, RequestId, SequenceId, SessionId,
+    StageIndex, StepId, TokenId,
 };
 pub use node::{AdapterReport, NodeReport};
 pub use plan::{LayerRange, Peer, StageEcho, StageLimits, StagePlan};

@@ -6,7 +6,7 @@ use ractor::{BytesConvertable, RpcReplyPort};
 use ractor_cluster::RactorClusterMessage;
 
 use crate::codec::{self, CodecError};
-use crate::{Epoch, NodeId, NodeReport, PipelineId, StageEcho, StageIndex, StagePlan};
+use crate::{Epoch, NodeId, NodeReport, PipelineId, SessionId, StageEcho, StageIndex, StagePlan};
 use bincode::{Decode, Encode};
 
 /// The process group that the coordinator's remote face joins.
@@ -37,7 +37,18 @@ pub enum CoordinatorMsg {
     /// How far loading has come.
     Progress(Wire<Progress>),
     /// The node is about to end on purpose.
-    Leaving(Wire<NodeId>),
+    Leaving(Wire<Leaving>),
+}
+
+/// Who is about to end.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Leaving {
+    /// The node.
+    pub node: NodeId,
+    /// The session that ends.
+    pub session: SessionId,
+    /// One sentence for a person.
+    pub cause: String,
 }
 
 /// Which stages to drop.

@@ -3,13 +3,15 @@
 use bincode::{Decode, Encode};
 use std::net::SocketAddr;
 
-use crate::{Digest, NodeId};
+use crate::{Digest, NodeId, SessionId};
 
 /// What a node reports when it joins.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub struct NodeReport {
     /// Who reports.
     pub node: NodeId,
+    /// In which session.
+    pub session: SessionId,
     /// The machine's name, for people.
     pub hostname: String,
     /// The process on that machine.

@@ -5,14 +5,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::NodeId;
 use protocol::config::Transport;
+use protocol::{NodeId, SessionId};
 use quinn::{ConnectionError, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::OwnedSemaphorePermit;
 use x509_parser::extensions::GeneralName;
 
 use crate::error::TransportError;
+
+/// For what keys are asked, so that nothing else gets the same of them.
+const SESSION_LABEL: &[u8] = b"EXPORTER-autoglm-session-1";
 
 /// Who a certificate is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -110,6 +113,19 @@ impl Connection {
     /// Who the other side is, by its certificate.
     pub fn peer(&self) -> PeerName {
         self.peer
+    }
+
+    /// The session that begins with this data connection: a name that both sides make of its keys,
+    /// and nobody else can.
+    ///
+    /// # Errors
+    /// When the keys give none.
+    pub fn session(&self) -> Result<SessionId, TransportError> {
+        let mut name = [0; 8];
+        self.connection
+            .export_keying_material(&mut name, SESSION_LABEL, &[])
+            .map_err(|_| TransportError::Closed("its keys are gone".into()))?;
+        Ok(SessionId(u64::from_le_bytes(name)))
     }
 
     /// Where the other side is.

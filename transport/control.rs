@@ -1,19 +1,26 @@
-//! ractor_cluster over a control connection's one bidirectional stream.
+//! ractor_cluster over a control connection's one bidirectional stream. When that ends, so does the
+//! connection: none stands on which nobody speaks.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use protocol::SessionId;
 use ractor::{Actor, ActorRef};
 use ractor_cluster::node::NodeConnectionMode;
 use ractor_cluster::{
     BoxRead, BoxWrite, ClusterBidiStream, IncomingEncryptionMode, NodeServer, NodeServerMessage,
 };
 
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
 use crate::connection::Connection;
 use crate::error::TransportError;
 use crate::tls;
 
-/// What the opener writes first: a stream exists for the peer only once it has carried a byte.
+/// What the opener writes first, and then which session it is.
 const GREETING: u8 = b'c';
 
 /// Bytes of one actor message. Only small control messages travel here.
@@ -58,32 +65,28 @@ pub async fn start_node_server(
 }
 
 impl NodeServerHandle {
-    /// Carries actors over a connection that this process dialled.
+    /// Carries actors over a connection that this process dialled, as part of a session.
     ///
     /// # Errors
     /// When the connection is gone.
-    pub async fn connect(&self, connection: &Connection) -> Result<(), TransportError> {
+    pub async fn connect(
+        &self,
+        connection: &Connection,
+        session: SessionId,
+    ) -> Result<(), TransportError> {
         let (mut send, receive) = connection.connection.open_bi().await?;
-        send.write_all(&[GREETING]).await?;
-        self.carry(ControlStream { send, receive, peer: connection.peer().to_string() }, false)
+        let mut greeting = [GREETING; 9];
+        greeting[1..].copy_from_slice(&session.0.to_le_bytes());
+        send.write_all(&greeting).await?;
+        self.carry(ControlStream::new(connection, send, receive), false)
     }
 
     /// Carries actors over a connection that this process accepted.
     ///
     /// # Errors
-    /// When the connection is gone, or the peer takes too long or breaks the protocol.
-    pub async fn accept(&self, connection: &Connection) -> Result<(), TransportError> {
-        let mut greeting = [0];
-        let greeted = async {
-            let (send, mut receive) = connection.connection.accept_bi().await?;
-            receive.read_exact(&mut greeting).await?;
-            Ok::<_, TransportError>((send, receive))
-        };
-        let (send, receive) = connection.limits.greeting(greeted).await?;
-        if greeting != [GREETING] {
-            return Err(TransportError::Control("the stream begins with another byte".into()));
-        }
-        self.carry(ControlStream { send, receive, peer: connection.peer().to_string() }, true)
+    /// When the control plane is gone.
+    pub fn accept(&self, stream: ControlStream) -> Result<(), TransportError> {
+        self.carry(stream, true)
     }
 
     /// Resolves when it has ended, by [`stop`](Self::stop) or by itself.
@@ -106,10 +109,40 @@ impl NodeServerHandle {
     }
 }
 
-struct ControlStream {
-    send: quinn::SendStream,
-    receive: quinn::RecvStream,
+/// The stream of a control connection. The connection is closed when either half is dropped.
+#[derive(Debug)]
+pub struct ControlStream {
+    send: Half<quinn::SendStream>,
+    receive: Half<quinn::RecvStream>,
     peer: String,
+}
+
+impl ControlStream {
+    fn new(connection: &Connection, send: quinn::SendStream, receive: quinn::RecvStream) -> Self {
+        let peer = connection.peer().to_string();
+        let send = Half { stream: send, connection: connection.clone() };
+        let receive = Half { stream: receive, connection: connection.clone() };
+        Self { send, receive, peer }
+    }
+
+    /// The stream that the peer opens on a connection which this process accepted, and which
+    /// session of the peer it is of.
+    ///
+    /// # Errors
+    /// When the connection is gone, or the peer takes too long or breaks the protocol.
+    pub async fn accept(connection: &Connection) -> Result<(SessionId, Self), TransportError> {
+        let mut greeting = [0; 9];
+        let greeted = async {
+            let (send, mut receive) = connection.connection.accept_bi().await?;
+            receive.read_exact(&mut greeting).await?;
+            Ok::<_, TransportError>(Self::new(connection, send, receive))
+        };
+        let stream = connection.limits.greeting(greeted).await?;
+        let [GREETING, session @ ..] = greeting else {
+            return Err(TransportError::Control("the stream begins with another byte".into()));
+        };
+        Ok((SessionId(u64::from_le_bytes(session)), stream))
+    }
 }
 
 impl ClusterBidiStream for ControlStream {
@@ -119,6 +152,47 @@ impl ClusterBidiStream for ControlStream {
 
     fn peer_label(&self) -> Option<String> {
         Some(self.peer.clone())
+    }
+}
+
+/// One direction of a stream, whose end is its connection's.
+#[derive(Debug)]
+struct Half<S> {
+    stream: S,
+    connection: Connection,
+}
+
+impl<S> Drop for Half<S> {
+    fn drop(&mut self) {
+        self.connection.close("the actors' session has ended");
+    }
+}
+
+impl AsyncRead for Half<quinn::RecvStream> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        AsyncRead::poll_read(Pin::new(&mut self.stream), context, buffer)
+    }
+}
+
+impl AsyncWrite for Half<quinn::SendStream> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        AsyncWrite::poll_write(Pin::new(&mut self.stream), context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        AsyncWrite::poll_flush(Pin::new(&mut self.stream), context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        AsyncWrite::poll_shutdown(Pin::new(&mut self.stream), context)
     }
 }
 
@@ -135,6 +209,8 @@ mod tests {
     use crate::Remote;
     use crate::endpoint::Purpose;
     use crate::tests::{NODE, Pair, loopback};
+
+    const SESSION: SessionId = SessionId(0xdef);
 
     struct Reporter;
 
@@ -161,6 +237,7 @@ mod tests {
             if let NodeMsg::Report(_, reply) = message {
                 let report = NodeReport {
                     node: NODE,
+                    session: SESSION,
                     hostname: "here".into(),
                     pid: 1,
                     data_addr: loopback(),
@@ -179,10 +256,12 @@ mod tests {
         Actor::spawn(None, Reporter, ()).await.unwrap();
         let coordinator = start_node_server("coordinator", &pair.cookie).await.unwrap();
         let node = start_node_server("node", &pair.cookie).await.unwrap();
-        let (connected, carried) =
-            tokio::join!(node.connect(&dialled), coordinator.accept(&accepted));
+        let (connected, greeted) =
+            tokio::join!(node.connect(&dialled, SESSION), ControlStream::accept(&accepted));
         connected.unwrap();
-        carried.unwrap();
+        let (session, stream) = greeted.unwrap();
+        assert_eq!(session, SESSION);
+        coordinator.accept(stream).unwrap();
         // Both servers are in this process, so the group holds the actor and its remote shadows.
         let start = Instant::now();
         let remote = loop {
@@ -197,7 +276,14 @@ mod tests {
         let question = |reply| NodeMsg::Report(Wire::from(()), reply);
         let Wire(report) = remote.ask(question, Duration::from_secs(60)).await.unwrap();
         assert_eq!(report.unwrap().node, NODE);
+
+        // When nobody speaks on a connection any more, it doesn't stand: whoever sees it first
+        // closes it.
         coordinator.stop().await;
+        for connection in [dialled, accepted] {
+            let closed = tokio::time::timeout(Duration::from_secs(30), connection.closed()).await;
+            closed.expect("it is closed");
+        }
         node.stop().await;
     }
 
@@ -245,9 +331,7 @@ mod tests {
         let config = Transport { connect_timeout_ms: 300, ..Transport::default() };
         let pair = Pair::new(&config).await;
         let (_dialled, accepted) = pair.connect(Purpose::Control).await;
-        let server = start_node_server("alone", &pair.cookie).await.unwrap();
-        let error = server.accept(&accepted).await.unwrap_err();
+        let error = ControlStream::accept(&accepted).await.unwrap_err();
         assert!(matches!(error, TransportError::Silent(300)), "{error}");
-        server.stop().await;
     }
 }

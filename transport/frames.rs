@@ -101,6 +101,18 @@ impl FrameSender {
         Ok(Sent { encode, write: start.elapsed() - encode, rtt: self.connection.rtt() })
     }
 
+    /// Why the link can carry no more, once it can't: its connection has ended, or the receiver
+    /// has let it go. Outlives the sender.
+    pub fn ended(&self) -> impl Future<Output = TransportError> + Send + 'static {
+        let stopped = self.stream.stopped();
+        async move {
+            match stopped.await {
+                Err(quinn::StoppedError::ConnectionLost(cause)) => cause.into(),
+                _ => TransportError::Closed("the other side reads this no more".into()),
+            }
+        }
+    }
+
     async fn flush(&mut self) -> Result<(), TransportError> {
         while !self.unsent.is_empty() {
             self.stream.write_chunks(std::slice::from_mut(&mut self.unsent)).await?;

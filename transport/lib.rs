@@ -20,7 +20,7 @@ mod token;
 
 pub use certs::{Authority, Identity};
 pub use connection::{Connection, PeerName};
-pub use control::{NodeServerHandle, start_node_server};
+pub use control::{ControlStream, NodeServerHandle, start_node_server};
 pub use endpoint::{Endpoint, Incoming, Purpose};
 pub use error::{JoinError, TransportError};
 pub use frames::{

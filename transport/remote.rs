@@ -63,8 +63,8 @@ impl<M: Message> Remote<M> {
 mod tests {
     use std::time::Instant;
 
-    use protocol::NodeReport;
     use protocol::message::{NodeMsg, Wire};
+    use protocol::{NodeReport, SessionId};
     use ractor::{Actor, ActorProcessingErr};
 
     use super::*;
@@ -100,6 +100,7 @@ mod tests {
                     _ => {
                         let report = NodeReport {
                             node: NODE,
+                            session: SessionId(1),
                             hostname: "here".into(),
                             pid: 1,
                             data_addr: loopback(),

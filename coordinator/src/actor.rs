@@ -6,8 +6,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use protocol::message::{COORDINATOR_GROUP, CoordinatorMsg, NODE_GROUP, NodeMsg, Unload, Wire};
-use protocol::{Epoch, NodeId, NodeReport, PipelineId, RequestId};
+use protocol::message::{
+    COORDINATOR_GROUP, CoordinatorMsg, Leaving, NODE_GROUP, NodeMsg, Unload, Wire,
+};
+use protocol::{Epoch, NodeId, NodeReport, PipelineId, RequestId, SessionId};
 use ractor::{
     Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent, pg, pg::GroupChangeMessage,
 };
@@ -20,6 +22,7 @@ use crate::cluster::{Action, Cluster, Input};
 use crate::engine::Submission;
 use crate::metrics::{Metrics, StepReport};
 use crate::request::{Event, SubmitError};
+use crate::sessions::Sessions;
 use crate::spans;
 use crate::stages::Stages;
 use crate::status::Status;
@@ -55,6 +58,8 @@ pub struct Arguments {
     pub cluster: Cluster,
     /// The links to stages.
     pub stages: Arc<Stages>,
+    /// The nodes' connections.
+    pub sessions: Arc<Sessions>,
     /// Where the state is shown.
     pub status: watch::Sender<Arc<Status>>,
     /// What is counted.
@@ -67,7 +72,7 @@ pub struct Arguments {
 pub struct State {
     arguments: Arguments,
     clients: HashMap<RequestId, Client>,
-    nodes: HashMap<NodeId, Remote<NodeMsg>>,
+    nodes: HashMap<NodeId, (SessionId, Remote<NodeMsg>)>,
 }
 
 /// A client that waits for events. Its channel closes when this is dropped.
@@ -111,22 +116,14 @@ impl Actor for CoordinatorActor {
         match message {
             Msg::Submit(submission) => state.submit(submission, &myself),
             Msg::Happened(input) => {
-                if let Input::Lost { node, .. } = &input {
+                if let Input::Lost { node, session, .. } = &input
+                    && state.nodes.get(node).is_some_and(|(known, _)| known == session)
+                {
                     state.nodes.remove(node);
                 }
                 state.handle(input, &myself);
             }
-            Msg::Reported(actor, report) => {
-                info!(
-                    node = %report.node,
-                    hostname = report.hostname,
-                    pid = report.pid,
-                    adapter = report.adapters.first().map(|adapter| adapter.name.as_str()),
-                    "node joined"
-                );
-                state.nodes.insert(report.node, actor);
-                state.handle(Input::Joined(report), &myself);
-            }
+            Msg::Reported(actor, report) => state.join(actor, report, &myself),
             Msg::ShutDown => {
                 let actions = state.arguments.cluster.shut_down();
                 state.perform(actions, &myself);
@@ -199,6 +196,23 @@ impl State {
         self.handle(Input::Submit(vec![request]), myself);
     }
 
+    fn join(&mut self, actor: Remote<NodeMsg>, report: NodeReport, myself: &ActorRef<Msg>) {
+        let (node, session) = (report.node, report.session);
+        if !self.arguments.cluster.is_current(node, session) {
+            debug!(%node, %session, "a node speaks of a session that is over");
+            return;
+        }
+        info!(
+            %node,
+            hostname = report.hostname,
+            pid = report.pid,
+            adapter = report.adapters.first().map(|adapter| adapter.name.as_str()),
+            "node joined"
+        );
+        self.nodes.insert(node, (session, actor));
+        self.handle(Input::Joined(report), myself);
+    }
+
     fn handle(&mut self, input: Input, myself: &ActorRef<Msg>) {
         if let Input::Cancel(request) = &input {
             self.clients.remove(request);
@@ -226,6 +240,7 @@ impl State {
                 Action::Connect { node, pipeline, epoch } => {
                     self.connect(node, pipeline, epoch, myself);
                 }
+                Action::Disconnect(session) => self.arguments.sessions.disconnect(session),
                 Action::Send(frame) => {
                     if let Err(cause) = self.arguments.stages.send(*frame) {
                         let coordinator = myself.clone();
@@ -267,7 +282,7 @@ impl State {
 
     fn cast(&self, node: NodeId, message: NodeMsg) {
         // A node that is gone is noticed by its connection; nothing waits for this message.
-        if let Some(actor) = self.nodes.get(&node)
+        if let Some((_, actor)) = self.nodes.get(&node)
             && !actor.tell(message)
         {
             warn!(%node, "a message to a node is lost");
@@ -367,8 +382,8 @@ impl Actor for GateActor {
             CoordinatorMsg::Ready(Wire(echo)) => echo.map(Input::Ready),
             CoordinatorMsg::Failed(Wire(failed)) => failed.map(Input::Failed),
             CoordinatorMsg::Progress(Wire(progress)) => progress.map(Input::Progress),
-            CoordinatorMsg::Leaving(Wire(node)) => {
-                node.map(|node| Input::Lost { node, cause: "it was asked to end".into() })
+            CoordinatorMsg::Leaving(Wire(leaving)) => {
+                leaving.map(|Leaving { node, session, cause }| Input::Lost { node, session, cause })
             }
         };
         match input {

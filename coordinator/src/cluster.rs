@@ -4,6 +4,7 @@
 //! next. Pure: everything that can happen comes in as an [`Input`], everything to do goes out as an
 //! [`Action`]. Lost and repeated inputs are tolerated: whatever names another epoch is dropped.
 
+mod nodes;
 mod pipelines;
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,13 +13,14 @@ use std::time::{Duration, Instant};
 use protocol::config::Config;
 use protocol::message::{Progress, StageFailed};
 use protocol::{
-    Body, Epoch, Frame, NodeId, NodeReport, PipelineId, RequestId, StageEcho, StagePlan,
-    StageTiming, Step, StepId,
+    Body, Epoch, Frame, NodeId, NodeReport, PipelineId, RequestId, SessionId, StageEcho,
+    StageIndex, StagePlan, StageTiming, Step, StepId,
 };
 
 use crate::backoff::Backoff;
 use crate::data_dir;
 use crate::lane::{self, Prefix, Told};
+use crate::members::Members;
 use crate::model::Model;
 use crate::pipeline::Pipeline;
 use crate::queue::Queue;
@@ -33,10 +35,19 @@ pub enum Input {
     Submit(Vec<Request>),
     /// A node has joined and said what it has.
     Joined(NodeReport),
-    /// A node is gone: silent, ended, or its process exited.
+    /// A node has opened the connections of a new session. It is about to join.
+    Connected {
+        /// Who.
+        node: NodeId,
+        /// Which: news of an older one changes nothing from now on.
+        session: SessionId,
+    },
+    /// A node's session is over: it is silent, or ended.
     Lost {
         /// Who.
         node: NodeId,
+        /// Which of its sessions.
+        session: SessionId,
         /// One sentence for a person.
         cause: String,
     },
@@ -53,7 +64,9 @@ pub enum Input {
         /// One sentence for a person.
         cause: String,
     },
-    /// The link to the first stage can't be kept.
+    /// This node's stage has its link: what is sent to it arrives, and so does what it reports.
+    Linked(NodeId, Epoch, StageIndex),
+    /// A link to or from a stage has ended or can't be opened.
     LinkLost {
         /// Whose link.
         epoch: Epoch,
@@ -86,6 +99,8 @@ pub enum Action {
         /// For this epoch.
         epoch: Epoch,
     },
+    /// Close a session's connections: its node is to begin a new one.
+    Disconnect(SessionId),
     /// Send this frame to the first stage.
     Send(Box<Frame>),
     /// Tell a client.
@@ -127,7 +142,7 @@ pub struct Cluster {
     // Counted on disk; the first half of every epoch.
     start: u64,
     num_plans: u64,
-    nodes: Vec<NodeReport>,
+    members: Members,
     last_change: Instant,
     queue: Queue,
     pipelines: BTreeMap<PipelineId, Pipeline>,
@@ -162,7 +177,7 @@ impl Cluster {
             model,
             start,
             num_plans: 0,
-            nodes: Vec::new(),
+            members: Members::default(),
             last_change: now,
             queue,
             pipelines: BTreeMap::new(),
@@ -181,11 +196,13 @@ impl Cluster {
         match input {
             Input::Submit(requests) => self.submit(requests, now),
             Input::Joined(report) => self.join(report, now),
-            Input::Lost { node, cause } => self.lose_node(node, &cause, now),
+            Input::Connected { node, session } => self.connected(node, session, now),
+            Input::Lost { node, session, cause } => self.lost(node, session, &cause, now),
             Input::Ready(echo) => self.stage_ready(echo, now),
             Input::Failed(failed) => self.stage_failed(&failed, now),
             Input::Progress(progress) => self.progress(progress, now),
             Input::Exited { pid, cause } => self.exited(pid, cause, now),
+            Input::Linked(node, epoch, stage) => self.stage_linked(node, epoch, stage, now),
             Input::LinkLost { epoch, cause } => {
                 if let Some(id) = self.of_epoch(epoch) {
                     self.lose_pipeline(id, &cause, now);
@@ -225,7 +242,7 @@ impl Cluster {
 
     /// Nodes and pipelines as they are now.
     pub fn status(&self) -> Status {
-        let nodes = self.nodes.iter().map(|report| NodeStatus {
+        let nodes = self.members.joined().iter().map(|report| NodeStatus {
             node: report.node,
             hostname: report.hostname.clone(),
             data_addr: report.data_addr,
@@ -236,7 +253,7 @@ impl Cluster {
         Status {
             waiting_for: self.waiting_for(),
             nodes: nodes.collect(),
-            pipelines: self.pipelines.values().map(|it| it.status(&self.nodes)).collect(),
+            pipelines: self.pipelines.values().map(|it| it.status(self.members.joined())).collect(),
             system_fingerprint: serving
                 .map_or_else(String::new, |pipeline| pipeline.fingerprint(self.model.id)),
         }
@@ -252,16 +269,13 @@ impl Cluster {
 
     fn waiting_for(&self) -> String {
         let coordinator = &self.config.coordinator;
-        let num_nodes = self.nodes.len();
+        let num_nodes = self.members.joined().len();
         let joined = format!("{num_nodes} joined");
         let loading = self.pipelines.values().next();
         let waiting = match (loading, self.num_expected()) {
             _ if self.is_stopping => "the coordinator is shutting down".to_owned(),
             _ if self.is_serving() => String::new(),
-            (Some(pipeline), _) => {
-                let ready = pipeline.stages.iter().filter(|stage| stage.echo.is_some()).count();
-                format!("loading: {ready} of {} stages are ready", pipeline.stages.len())
-            }
+            (Some(pipeline), _) => pipeline.doing(),
             (None, 0) if num_nodes == 0 => format!(
                 "no node has joined; start one with: {}",
                 data_dir::join_command(coordinator)
@@ -307,47 +321,6 @@ impl Cluster {
         match request.num_blocks() {
             needed if needed > held => Err(SubmitError::TooLarge { needed, held }),
             _ => Ok(()),
-        }
-    }
-
-    fn join(&mut self, report: NodeReport, now: Instant) {
-        if self.nodes.iter().any(|known| known.node == report.node) {
-            self.lose_node(report.node, "the node joined again", now);
-        }
-        self.nodes.push(report);
-        self.last_change = now;
-        self.backoff.reset();
-        self.actions.push(Action::Publish);
-        self.place_if_settled(now);
-    }
-
-    fn lose_node(&mut self, node: NodeId, cause: &str, now: Instant) {
-        let num_before = self.nodes.len();
-        self.nodes.retain(|known| known.node != node);
-        if self.nodes.len() == num_before {
-            return;
-        }
-        self.last_change = now;
-        self.actions.push(Action::Publish);
-        let held: Vec<_> =
-            self.pipelines.values().filter(|it| it.is_on(node)).map(|it| it.id).collect();
-        for id in held {
-            self.lose_pipeline(id, &format!("node {node} is lost: {cause}"), now);
-        }
-        self.backoff.reset();
-    }
-
-    /// A local node's process has ended, whether it had joined or not.
-    fn exited(&mut self, pid: Option<u32>, cause: String, now: Instant) {
-        let is_it = |known: &&NodeReport| {
-            Some(known.pid) == pid && known.data_addr.ip().to_canonical().is_loopback()
-        };
-        if let Some(node) = self.nodes.iter().find(is_it).map(|known| known.node) {
-            self.lose_node(node, &cause, now);
-        }
-        if self.pipelines.is_empty() {
-            self.trouble = cause;
-            self.actions.push(Action::Publish);
         }
     }
 

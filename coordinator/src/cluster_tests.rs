@@ -1,12 +1,14 @@
 //! The cluster in virtual time: nodes that come and go, plans that are kept or refused.
 
+mod sessions;
+
 use std::time::{Duration, Instant};
 
 use protocol::config::Config;
 use protocol::message::StageFailed;
 use protocol::{
-    AdapterReport, Body, Digest, Failed, Frame, ModelId, NodeId, NodeReport, StageEcho, StageIndex,
-    StagePlan, StepId,
+    AdapterReport, Body, Digest, Epoch, Failed, Frame, ModelId, NodeId, NodeReport, SessionId,
+    StageEcho, StageIndex, StagePlan, StepId,
 };
 
 use crate::cluster::{Action, Cluster, Input};
@@ -37,6 +39,8 @@ struct Test {
     cluster: Cluster,
     now: Instant,
     plans: Vec<(NodeId, StagePlan)>,
+    connects: Vec<Epoch>,
+    disconnected: Vec<SessionId>,
     sent: Vec<Frame>,
     told: Vec<(u64, Event)>,
     submitted: Vec<Result<(), SubmitError>>,
@@ -52,6 +56,8 @@ impl Test {
             cluster,
             now,
             plans: Vec::new(),
+            connects: Vec::new(),
+            disconnected: Vec::new(),
             sent: Vec::new(),
             told: Vec::new(),
             submitted: Vec::new(),
@@ -67,6 +73,8 @@ impl Test {
         for action in actions {
             match action {
                 Action::Load(node, plan) => self.plans.push((node, *plan)),
+                Action::Connect { epoch, .. } => self.connects.push(epoch),
+                Action::Disconnect(session) => self.disconnected.push(session),
                 Action::Send(frame) => self.sent.push(*frame),
                 Action::Tell(request, event) => self.told.push((request.0, event)),
                 Action::Submitted(_, result) => self.submitted.push(result),
@@ -81,26 +89,52 @@ impl Test {
     }
 
     fn join(&mut self, node: u64, memory_bytes: u64) {
+        self.join_in(node, memory_bytes, node);
+    }
+
+    /// A node connects in this session, and says what it has.
+    fn join_in(&mut self, node: u64, memory_bytes: u64, session: u64) {
+        let session = SessionId(session);
+        self.handle(Input::Connected { node: NodeId(node), session });
+        self.handle(Input::Joined(Self::report(node, memory_bytes, session)));
+    }
+
+    fn report(node: u64, memory_bytes: u64, session: SessionId) -> NodeReport {
         let adapter = AdapterReport {
             name: "card".into(),
             driver: "driver".into(),
             memory_bytes,
             fingerprint: Digest::default(),
         };
-        self.handle(Input::Joined(NodeReport {
+        NodeReport {
             node: NodeId(node),
+            session,
             hostname: "host".into(),
             pid: node as u32,
             data_addr: ([127, 0, 0, 1], 9000 + node as u16).into(),
             adapters: vec![adapter],
-        }));
+        }
     }
 
     /// Every planned stage echoes what it was asked for.
-    fn load(&mut self) {
-        for (node, plan) in std::mem::take(&mut self.plans) {
-            self.handle(Input::Ready(echo(node, &plan)));
+    fn echo(&mut self) -> Vec<(NodeId, StagePlan)> {
+        let plans = std::mem::take(&mut self.plans);
+        for (node, plan) in &plans {
+            self.handle(Input::Ready(echo(*node, plan)));
         }
+        plans
+    }
+
+    /// Every one of these stages has its links.
+    fn link(&mut self, plans: &[(NodeId, StagePlan)]) {
+        for (node, plan) in plans {
+            self.handle(Input::Linked(*node, plan.epoch, plan.stage));
+        }
+    }
+
+    fn load(&mut self) {
+        let plans = self.echo();
+        self.link(&plans);
     }
 
     fn submit(&mut self, id: u64) -> Result<(), SubmitError> {
@@ -186,6 +220,7 @@ fn a_pipeline_of_several_device_classes_serves_and_says_so() {
             let fingerprint = Digest([class; 32]);
             test.handle(Input::Ready(StageEcho { fingerprint, ..echo(*node, plan) }));
         }
+        test.link(&plans);
         assert!(test.is_ready());
         let pipeline = &test.cluster.status().pipelines[0];
         assert_eq!(pipeline.mixed_classes().as_deref(), expected);
@@ -395,7 +430,8 @@ fn whatever_names_an_old_epoch_is_dropped() {
     test.join(2, 1000);
     let (node, old) = test.plans[1].clone();
     test.load();
-    test.handle(Input::Lost { node: NodeId(2), cause: "cut".into() });
+    let (lost, session) = (NodeId(2), SessionId(2));
+    test.handle(Input::Lost { node: lost, session, cause: "cut".into() });
     test.join(4, 1000);
     test.load();
     let failed = Failed { cause: "late".into(), fatal: true };
@@ -407,6 +443,7 @@ fn whatever_names_an_old_epoch_is_dropped() {
         stage: StageIndex(1),
         cause: "late".into(),
     }));
+    test.handle(Input::Linked(node, old.epoch, StageIndex(1)));
     test.handle(Input::LinkLost { epoch: old.epoch, cause: "late".into() });
     test.handle(Input::Frame(Frame {
         model: old.model,

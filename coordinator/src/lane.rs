@@ -268,8 +268,10 @@ impl Lane {
             return;
         };
         let is_alone = in_flight.sequences.len() == 1;
-        // Later stages may not have heard of them.
+        // Later stages may not have heard of them, nor of whom the other steps under way, which are
+        // forgotten now, were to tell.
         let mut finished = in_flight.finished;
+        finished.extend(self.steps.iter().flat_map(|step| &step.finished));
         for mut sequence in self.evict() {
             finished.push(sequence.id);
             if in_flight.sequences.contains(&sequence.id) {

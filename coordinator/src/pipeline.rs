@@ -1,6 +1,6 @@
 //! A pipeline: the stages that hold a whole model, as far as they have said so.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use protocol::config::Config;
 use protocol::{
@@ -29,6 +29,8 @@ pub(crate) struct Stage {
     pub(crate) node: NodeId,
     pub(crate) loaded_bytes: u64,
     pub(crate) echo: Option<StageEcho>,
+    /// Whether its links are open: the one that brings it steps, and the one over which it reports.
+    pub(crate) is_linked: bool,
 }
 
 impl Pipeline {
@@ -92,7 +94,7 @@ impl Pipeline {
                 limits: limits(config, model),
                 memory_bytes: slots[stage].memory,
             };
-            Stage { plan, node: place.peer.node, loaded_bytes: 0, echo: None }
+            Stage { plan, node: place.peer.node, loaded_bytes: 0, echo: None, is_linked: false }
         });
         let stages = stages.collect();
         Ok(Self { id, epoch, stages, last_progress: now, lane: None })
@@ -102,13 +104,72 @@ impl Pipeline {
         self.lane.is_some()
     }
 
+    /// What it is busy with, until it is ready.
+    pub(crate) fn doing(&self) -> String {
+        let num_stages = self.stages.len();
+        let loaded = self.stages.iter().filter(|stage| stage.echo.is_some()).count();
+        let linked = self.stages.iter().filter(|stage| stage.is_linked).count();
+        if loaded < num_stages {
+            format!("loading: {loaded} of {num_stages} stages are ready")
+        } else {
+            format!("linking: {linked} of {num_stages} stages have their links")
+        }
+    }
+
+    /// Why it is to be given up, when nothing has moved for too long: the step that has been under
+    /// way for longest, or, until the pipeline is ready, its loading or its links.
+    pub(crate) fn is_stuck(&self, config: &Config, now: Instant) -> Option<String> {
+        let coordinator = &config.coordinator;
+        let (since, milliseconds) = match &self.lane {
+            Some(lane) => (lane.oldest_step()?, coordinator.step_timeout_ms),
+            None if !self.is_loaded() => (self.last_progress, coordinator.load_timeout_ms),
+            // The node whose dial fails knows why, and is to say so first.
+            None => (self.last_progress, config.transport.connect_timeout_ms.saturating_mul(2)),
+        };
+        if now.saturating_duration_since(since) <= Duration::from_millis(milliseconds) {
+            return None;
+        }
+        let seconds = milliseconds / 1000;
+        let unlinked = self.stages.iter().find(|stage| !stage.is_linked);
+        Some(match unlinked {
+            None => format!("a step took longer than {seconds} s (coordinator.step_timeout_ms)"),
+            Some(Stage { plan, node, .. }) if self.is_loaded() => format!(
+                "the link to stage {} on node {node} did not open within {seconds} s (twice \
+                 transport.connect_timeout_ms)",
+                plan.stage
+            ),
+            Some(_) => {
+                format!("loading made no progress for {seconds} s (coordinator.load_timeout_ms)")
+            }
+        })
+    }
+
+    /// Whether every stage has said what it holds.
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.stages.iter().all(|stage| stage.echo.is_some())
+    }
+
+    /// A stage's links are open. False when the stage isn't that node's, or was linked before.
+    pub(crate) fn link(&mut self, node: NodeId, stage: StageIndex, now: Instant) -> bool {
+        let found = self.stages.get_mut(stage.index());
+        let Some(stage) = found.filter(|stage| stage.node == node && !stage.is_linked) else {
+            return false;
+        };
+        stage.is_linked = true;
+        self.last_progress = now;
+        true
+    }
+
     /// Whether a stage of it is on this node.
     pub(crate) fn is_on(&self, node: NodeId) -> bool {
         self.stages.iter().any(|stage| stage.node == node)
     }
 
-    /// What it can hold, once every stage has said what it holds.
+    /// What it can hold, once every stage has said what it holds, and all of them are linked.
     pub(crate) fn capacity(&self, model: ModelId) -> Option<Capacity> {
+        if !self.stages.iter().all(|stage| stage.is_linked) {
+            return None;
+        }
         let mut num_blocks = usize::MAX;
         for stage in &self.stages {
             num_blocks = num_blocks.min(stage.echo.as_ref()?.num_blocks as usize);
@@ -163,9 +224,10 @@ impl Pipeline {
                 adapter: adapter.map_or_else(String::new, |adapter| adapter.name.clone()),
                 driver: adapter.map_or_else(String::new, |adapter| adapter.driver.clone()),
                 layers: stage.plan.layers,
-                state: match stage.echo {
-                    Some(_) => StageState::Serving,
-                    None => StageState::Loading,
+                state: match (&stage.echo, stage.is_linked) {
+                    (None, _) => StageState::Loading,
+                    (Some(_), false) => StageState::Linking,
+                    (Some(_), true) => StageState::Serving,
                 },
                 class: stage.echo.as_ref().map(|echo| echo.fingerprint),
                 num_blocks: stage.echo.as_ref().map_or(0, |echo| echo.num_blocks),
@@ -173,6 +235,25 @@ impl Pipeline {
             }
         });
         PipelineStatus { pipeline: self.id, stages: stages.collect() }
+    }
+}
+
+impl Stage {
+    /// In what the stage differs from its plan: only one that holds exactly what was asked of it is
+    /// routed to.
+    pub(crate) fn mismatch(&self, echo: &StageEcho, model: &Model) -> Option<String> {
+        let hidden_size = model.hidden_size;
+        if echo.model != model.id {
+            Some(format!("holds model {}, not {}", echo.model, model.id))
+        } else if echo.layers != self.plan.layers {
+            Some(format!("holds layers {}, not {}", echo.layers, self.plan.layers))
+        } else if echo.hidden_size != hidden_size {
+            Some(format!("passes rows of {} f32s, not {hidden_size}", echo.hidden_size))
+        } else if echo.num_blocks == 0 {
+            Some("has no room for a KV cache".into())
+        } else {
+            None
+        }
     }
 }
 

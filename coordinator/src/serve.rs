@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use protocol::TokenId;
 use protocol::config::Config;
-use protocol::{Frame, NodeId, TokenId};
 use ractor::{Actor, ActorRef};
 use telemetry::Tracer;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
-use transport::{Applicant, Authority, Connection, Endpoint, Incoming, PeerName, Token};
+use transport::{Applicant, Authority, Endpoint, Incoming, PeerName, Token};
 
 use crate::actor::{Arguments, CoordinatorActor, GateActor, Msg};
 use crate::admission::Admission;
@@ -23,6 +23,7 @@ use crate::http::{self, ApiState};
 use crate::local_nodes::{Ended, LocalNodes};
 use crate::metrics::Metrics;
 use crate::openai::ServedModel;
+use crate::sessions::Sessions;
 use crate::stages::Stages;
 use crate::status::Status;
 use crate::tokenizer::Tokenizer;
@@ -140,12 +141,14 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
     };
     let metrics = Arc::new(Metrics::new(&name, &config.metrics));
     let stages = Arc::new(Stages::new(&config.transport));
+    let sessions = Arc::new(Sessions::default());
     let (status, status_seen) = watch::channel(Arc::new(Status::default()));
     let cluster = Cluster::new(config.clone(), described.clone(), start, Instant::now());
     status.send_replace(Arc::new(cluster.status()));
     let arguments = Arguments {
         cluster,
         stages: Arc::clone(&stages),
+        sessions: Arc::clone(&sessions),
         status,
         metrics: Arc::clone(&metrics),
         tracer: tracer.clone(),
@@ -168,6 +171,7 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
         node_server: node_server.clone(),
         coordinator: coordinator.clone(),
         stages,
+        sessions,
         transport: config.transport.clone(),
     }));
 
@@ -261,6 +265,7 @@ struct Nodes {
     node_server: transport::NodeServerHandle,
     coordinator: ActorRef<Msg>,
     stages: Arc<Stages>,
+    sessions: Arc<Sessions>,
     transport: protocol::config::Transport,
 }
 
@@ -280,9 +285,11 @@ async fn accept(nodes: Nodes) {
             Incoming::Control(connection) => {
                 if let PeerName::Node(node) = connection.peer() {
                     let entered = nodes.admission.enter(node);
-                    let control = control(nodes.clone(), node, connection);
+                    let nodes = nodes.clone();
                     tokio::spawn(async move {
-                        control.await;
+                        let Nodes { stages, sessions, node_server, coordinator, .. } = &nodes;
+                        let tell = |input| happened(coordinator, input);
+                        sessions.serve(node, connection, stages, node_server, tell).await;
                         drop(entered);
                     });
                 }
@@ -290,25 +297,18 @@ async fn accept(nodes: Nodes) {
             Incoming::Data(connection) => {
                 if let PeerName::Node(node) = connection.peer() {
                     let (stages, coordinator) = (nodes.stages.clone(), nodes.coordinator.clone());
-                    let received = move |frame: Frame| happened(&coordinator, Input::Frame(frame));
-                    tokio::spawn(async move { stages.serve(node, connection, received).await });
+                    let tell = move |input| happened(&coordinator, input);
+                    tokio::spawn(async move { stages.serve(node, connection, tell).await });
                 }
             }
         }
     }
 }
 
-/// A node's control connection: its end is the node's end.
-async fn control(nodes: Nodes, node: NodeId, connection: Connection) {
-    if let Err(cause) = nodes.node_server.accept(&connection).await {
-        warn!(%node, %cause, "a node's control stream can't be opened");
-    }
-    let cause = connection.closed().await;
-    happened(&nodes.coordinator, Input::Lost { node, cause });
-}
-
 #[cfg(test)]
 mod tests {
+    use protocol::NodeId;
+
     use super::*;
 
     async fn started() -> (Started, tempfile::TempDir) {

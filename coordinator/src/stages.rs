@@ -4,17 +4,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use protocol::{Body, Epoch, Frame, NodeId, PipelineId, StageIndex};
+use protocol::{Body, Epoch, Frame, NodeId, PipelineId, SessionId, StageIndex};
 use tokio::sync::{Notify, mpsc};
 use tracing::{debug, warn};
-use transport::{Connection, LinkHello, Received, TransportError};
+use transport::{Connection, FrameReceiver, LinkHello, Received, TransportError};
 
+use crate::cluster::Input;
 use crate::trips::Trips;
 
 /// Data connections of nodes, and each pipeline's link to its first stage.
 #[derive(Debug)]
 pub struct Stages {
-    connections: DashMap<NodeId, Connection>,
+    // The newest of each node.
+    connections: DashMap<NodeId, (SessionId, Connection)>,
     arrived: Notify,
     links: DashMap<PipelineId, Link>,
     trips: Arc<Trips>,
@@ -50,48 +52,45 @@ impl Stages {
         }
     }
 
-    /// A node's data connection: frames that arrive on it go to `received` until it closes.
+    /// A node's data connection: `tell` hears which stages it links, what they send, and which links
+    /// have ended, until the connection closes.
     pub async fn serve(
         &self,
         node: NodeId,
         connection: Connection,
-        received: impl Fn(Frame) + Clone + Send + 'static,
+        tell: impl Fn(Input) + Clone + Send + Sync + 'static,
     ) {
-        self.connections.insert(node, connection.clone());
+        let session = match connection.session() {
+            Ok(session) => session,
+            Err(cause) => {
+                warn!(%node, %cause, "a data connection without a session");
+                connection.close(&cause.to_string());
+                return;
+            }
+        };
+        self.connections.insert(node, (session, connection.clone()));
         self.arrived.notify_waiters();
-        loop {
-            let (hello, mut frames) = match transport::accept_frames(&connection).await {
-                Ok(accepted) => accepted,
-                Err(cause) => {
-                    debug!(%node, %cause, "data connection closed");
-                    break;
+        let cause = loop {
+            match transport::accept_frames(&connection).await {
+                Ok((hello, frames)) => {
+                    let (tell, trips) = (tell.clone(), Arc::clone(&self.trips));
+                    tokio::spawn(async move {
+                        let LinkHello { epoch, stage, .. } = hello;
+                        tell(Input::Linked(node, epoch, stage));
+                        let cause = pump(frames, &trips, &tell).await;
+                        debug!(%node, %stage, %epoch, cause, "a link has ended");
+                        let cause =
+                            format!("the link from stage {stage} on node {node} ended: {cause}");
+                        tell(Input::LinkLost { epoch, cause });
+                    });
                 }
-            };
-            debug!(%node, stage = %hello.stage, epoch = %hello.epoch, "stage reports");
-            let (received, trips) = (received.clone(), Arc::clone(&self.trips));
-            tokio::spawn(async move {
-                loop {
-                    match frames.recv().await {
-                        Ok(Some(Received { frame, num_bytes, at, decode })) => {
-                            if let Body::Sampled(_) = frame.body {
-                                trips.back((frame.epoch, frame.step), at, decode, num_bytes);
-                            }
-                            received(frame);
-                        }
-                        Ok(None) => break,
-                        Err(cause @ TransportError::Closed(_)) => {
-                            debug!(%cause, "a link has ended");
-                            break;
-                        }
-                        Err(cause) => {
-                            warn!(%node, %cause, "a stage's frames can't be read");
-                            break;
-                        }
-                    }
-                }
-            });
-        }
-        self.connections.remove_if(&node, |_, known| known.is(&connection));
+                Err(cause) => break cause.to_string(),
+            }
+        };
+        debug!(%node, cause, "data connection closed");
+        // No link is accepted on it any more, so it must not look as if it stood.
+        connection.close(&cause);
+        self.connections.remove_if(&node, |_, (_, known)| known.is(&connection));
     }
 
     /// Opens the link to the first stage in the background; `lost` hears why it ended.
@@ -101,28 +100,41 @@ impl Stages {
         (pipeline, epoch): (PipelineId, Epoch),
         lost: impl FnOnce(String) + Send + 'static,
     ) {
-        let (frames, mut queued) = mpsc::channel::<Frame>(self.max_buffered_frames);
+        let (frames, queued) = mpsc::channel::<Frame>(self.max_buffered_frames);
         self.links.insert(pipeline, Link { epoch, frames });
+        let Some(connection) = self.connections.get(&node).map(|known| known.1.clone()) else {
+            lost(format!("node {node} has no data connection"));
+            return;
+        };
         let stages = Arc::clone(self);
         tokio::spawn(async move {
-            let Some(connection) = stages.connection(node).await else {
-                lost(format!("node {node} has no data connection"));
-                return;
-            };
-            let hello = LinkHello { pipeline, epoch, stage: StageIndex(0) };
-            let sent = async {
-                let mut sender = transport::open_frames(&connection, &hello).await?;
-                while let Some(frame) = queued.recv().await {
-                    stages.trips.leaves(epoch, frame.step);
-                    let sent = sender.send(&frame).await?;
-                    stages.trips.left(epoch, frame.step, Instant::now(), sent);
-                }
-                Ok::<_, TransportError>(())
-            };
-            if let Err(cause) = sent.await {
+            if let Err(cause) = stages.carry(&connection, (pipeline, epoch), queued).await {
                 lost(format!("the link to node {node} broke: {cause}"));
             }
         });
+    }
+
+    /// Sends what is queued until nothing can be any more.
+    async fn carry(
+        &self,
+        connection: &Connection,
+        (pipeline, epoch): (PipelineId, Epoch),
+        mut queued: mpsc::Receiver<Frame>,
+    ) -> Result<(), TransportError> {
+        let hello = LinkHello { pipeline, epoch, stage: StageIndex(0) };
+        let mut sender = transport::open_frames(connection, &hello).await?;
+        let ended = sender.ended();
+        tokio::pin!(ended);
+        loop {
+            let frame = tokio::select! {
+                frame = queued.recv() => frame,
+                cause = &mut ended => return Err(cause),
+            };
+            let Some(frame) = frame else { return Ok(()) };
+            self.trips.leaves(epoch, frame.step);
+            let sent = sender.send(&frame).await?;
+            self.trips.left(epoch, frame.step, Instant::now(), sent);
+        }
     }
 
     /// The ways of steps.
@@ -149,16 +161,39 @@ impl Stages {
         })
     }
 
-    async fn connection(&self, node: NodeId) -> Option<Connection> {
+    /// The data connection of a node's session. It may be here a moment later than the control
+    /// connection; none when it doesn't come.
+    pub async fn connection(&self, node: NodeId, session: SessionId) -> Option<Connection> {
         let found = async {
             loop {
                 let arrived = self.arrived.notified();
-                if let Some(connection) = self.connections.get(&node) {
-                    return connection.clone();
+                if let Some(known) = self.connections.get(&node).filter(|known| known.0 == session)
+                {
+                    return known.1.clone();
                 }
                 arrived.await;
             }
         };
         tokio::time::timeout(self.connect_timeout, found).await.ok()
+    }
+}
+
+/// Hands on what a stage sends; why nothing more comes.
+async fn pump(mut frames: FrameReceiver, trips: &Trips, tell: &impl Fn(Input)) -> String {
+    loop {
+        match frames.recv().await {
+            Ok(Some(Received { frame, num_bytes, at, decode })) => {
+                if let Body::Sampled(_) = frame.body {
+                    trips.back((frame.epoch, frame.step), at, decode, num_bytes);
+                }
+                tell(Input::Frame(frame));
+            }
+            Ok(None) => return "the stage has let it go".into(),
+            Err(cause @ TransportError::Closed(_)) => return cause.to_string(),
+            Err(cause) => {
+                warn!(%cause, "a stage's frames can't be read");
+                return cause.to_string();
+            }
+        }
     }
 }

@@ -98,6 +98,8 @@ pub struct StageStatus {
 pub enum StageState {
     /// Loading its weights.
     Loading,
-    /// Loaded, echoed and routed to.
+    /// Loaded; the links to it and from it aren't all open yet.
+    Linking,
+    /// Loaded and linked: routed to, as soon as all stages are.
     Serving,
 }

@@ -2,6 +2,8 @@
 //! supervises them; [`StageActor`] moves frames between links and the device, and never computes.
 
 use std::collections::HashMap;
+use std::future::pending;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,22 +12,30 @@ use protocol::message::{
 };
 use protocol::{
     Body, Failed, Frame, NodeReport, Sampled, StageEcho, StageIndex, StagePlan, StageTiming, Step,
+    StepId,
 };
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent, pg};
 use telemetry::Tracer;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 use transport::{Remote, Sent};
 
 use crate::device_thread::{Computed, DeviceThread, StageKey};
 use crate::error::StageError;
-use crate::links::{Arrived, Links, Outlet};
+use crate::links::{Arrived, Inlet, Links, Outlet};
 use crate::progress::Bar;
 use crate::stage::{Held, StepOutput};
 use crate::trace::TracedStep;
 
 /// Between two reports of how far loading has come.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long stages may take to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a courier tries to say why it ends.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Loads and drops stages, and supervises them.
 pub struct NodeActor;
@@ -102,6 +112,16 @@ impl Actor for NodeActor {
         Ok(())
     }
 
+    async fn post_stop(
+        &self,
+        myself: ActorRef<NodeMsg>,
+        _state: &mut NodeState,
+    ) -> Result<(), ActorProcessingErr> {
+        // Left to themselves they would be killed, and their weights would stay on the adapter.
+        myself.stop_children_and_wait(None, Some(STOP_TIMEOUT)).await;
+        Ok(())
+    }
+
     async fn handle_supervisor_evt(
         &self,
         _myself: ActorRef<NodeMsg>,
@@ -142,8 +162,9 @@ pub enum StageMsg {
 pub struct StageState {
     node: Arc<Node>,
     plan: Arc<StagePlan>,
-    frames: Option<mpsc::Receiver<Arrived>>,
-    task: tokio::task::JoinHandle<()>,
+    inlet: Option<Inlet>,
+    // What loads it, then what moves its frames: ends with this.
+    task: JoinSet<()>,
 }
 
 impl Actor for StageActor {
@@ -156,13 +177,14 @@ impl Actor for StageActor {
         myself: ActorRef<StageMsg>,
         (node, plan): Self::Arguments,
     ) -> Result<StageState, ActorProcessingErr> {
-        let frames = node.links.open(StageKey::of(&plan));
+        let inlet = node.links.open(StageKey::of(&plan));
         let loading = load(Arc::clone(&node), Arc::clone(&plan));
-        let task = tokio::spawn(async move {
+        let mut task = JoinSet::new();
+        task.spawn(async move {
             let loaded = loading.await;
             let _ = myself.cast(StageMsg::Loaded(loaded));
         });
-        Ok(StageState { node, plan, frames: Some(frames), task })
+        Ok(StageState { node, plan, inlet: Some(inlet), task })
     }
 
     async fn handle(
@@ -181,10 +203,10 @@ impl Actor for StageActor {
                     memory_mib = echo.memory_bytes >> 20,
                     "stage loaded"
                 );
-                let Some(frames) = state.frames.take() else { return Ok(()) };
+                let Some(inlet) = state.inlet.take() else { return Ok(()) };
                 let (node, plan) = (Arc::clone(&state.node), Arc::clone(&state.plan));
-                state.task = tokio::spawn(async move {
-                    let cause = Courier::new(node, plan).run(frames).await;
+                state.task.spawn(async move {
+                    let cause = carry(node, plan, inlet).await;
                     let _ = myself.cast(StageMsg::Broken(cause));
                 });
                 tell_coordinator(CoordinatorMsg::Ready(echo.into())).await;
@@ -200,7 +222,7 @@ impl Actor for StageActor {
         _myself: ActorRef<StageMsg>,
         state: &mut StageState,
     ) -> Result<(), ActorProcessingErr> {
-        state.task.abort();
+        state.task.abort_all();
         let key = StageKey::of(&state.plan);
         state.node.links.close(key);
         if let Some(device) = state.node.devices.get(state.plan.adapter as usize) {
@@ -270,30 +292,90 @@ pub async fn tell_coordinator(message: CoordinatorMsg) {
     warn!("the coordinator's actor doesn't appear: a message to it is lost");
 }
 
+/// Moves a stage's frames as soon as a link to it is open. Ends with the reason why no more can be
+/// taken, which the coordinator has been told.
+async fn carry(node: Arc<Node>, plan: Arc<StagePlan>, inlet: Inlet) -> String {
+    let Inlet { linked, frames } = inlet;
+    if linked.await.is_err() {
+        return "no link to it was opened".into();
+    }
+    let key = StageKey::of(&plan);
+    let mut coordinator = match node.links.to_coordinator(key).await {
+        Ok(outlet) => outlet,
+        Err(cause) => return format!("the coordinator is gone: {cause}"),
+    };
+    let mut courier = Courier {
+        ended: coordinator.ended(),
+        coordinator: &mut coordinator,
+        next: None,
+        key,
+        node,
+        plan: Arc::clone(&plan),
+        sent: Sent::default(),
+        free: Instant::now(),
+    };
+    let cause = match courier.link_next().await {
+        Ok(()) => courier.run(frames).await,
+        Err(cause) => cause,
+    };
+    drop(courier);
+    // Over the link, so that the reason is there before the link's end.
+    let failed = Failed { cause: cause.clone(), fatal: true };
+    let StageKey { pipeline, epoch, stage } = key;
+    let (model, step, body) = (plan.model, StepId::default(), Body::Failed(failed));
+    let told = coordinator.send(Frame { model, pipeline, stage, epoch, step, body });
+    // Fails when that link is what has ended.
+    let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, told).await;
+    cause
+}
+
 /// Takes a stage's frames through its device, one after another, and sends what comes of them on.
-struct Courier {
+struct Courier<'a> {
     node: Arc<Node>,
     plan: Arc<StagePlan>,
     key: StageKey,
-    // Opened with the first frame that needs them.
+    // None on the last stage.
     next: Option<Outlet>,
-    coordinator: Option<Outlet>,
+    coordinator: &'a mut Outlet,
+    // Why one of the two takes no more, once that is so.
+    ended: Pin<Box<dyn Future<Output = String> + Send>>,
     // Of the last frame: what the next one tells.
     sent: Sent,
     // Since when it waits for a frame.
     free: Instant,
 }
 
-impl Courier {
-    fn new(node: Arc<Node>, plan: Arc<StagePlan>) -> Self {
-        let key = StageKey::of(&plan);
-        let (sent, free) = (Sent::default(), Instant::now());
-        Self { node, plan, key, next: None, coordinator: None, sent, free }
+impl Courier<'_> {
+    /// Opens the link to the next stage, if there is one. It opens its own in turn, so that links
+    /// are open all around before the first frame comes.
+    async fn link_next(&mut self) -> Result<(), String> {
+        let Some(peer) = self.plan.next else { return Ok(()) };
+        let to = StageKey { stage: self.next_stage(), ..self.key };
+        let outlet = self.node.links.to_stage(peer, to).await.map_err(|cause| {
+            format!("the next stage on node {} can't be reached: {cause}", peer.node)
+        })?;
+        let next_ended = outlet.ended();
+        let coordinator_ended = std::mem::replace(&mut self.ended, Box::pin(pending()));
+        self.ended = Box::pin(async move {
+            tokio::select! {
+                cause = next_ended => {
+                    format!("the link to the next stage on node {} ended: {cause}", peer.node)
+                }
+                cause = coordinator_ended => cause,
+            }
+        });
+        self.next = Some(outlet);
+        Ok(())
     }
 
     /// Ends with the reason why no more frames can be taken.
-    async fn run(mut self, mut frames: mpsc::Receiver<Arrived>) -> String {
-        while let Some(arrived) = frames.recv().await {
+    async fn run(&mut self, mut frames: mpsc::Receiver<Arrived>) -> String {
+        loop {
+            let arrived = tokio::select! {
+                arrived = frames.recv() => arrived,
+                cause = &mut self.ended => return cause,
+            };
+            let Some(arrived) = arrived else { return "the link to it has ended".into() };
             // The link said which stage and epoch it is for; a frame that says otherwise is stale.
             let Frame { pipeline, epoch, stage, .. } = arrived.frame;
             if (StageKey { pipeline, epoch, stage }) != self.key {
@@ -304,7 +386,6 @@ impl Courier {
             }
             self.free = Instant::now();
         }
-        "its inbox is closed".into()
     }
 
     async fn forward(&mut self, arrived: Arrived) -> Result<(), String> {
@@ -356,8 +437,8 @@ impl Courier {
             }
         };
         let to = match &body {
-            Body::Step(_) => self.next().await?,
-            Body::Sampled(_) | Body::Failed(_) => self.coordinator().await?,
+            Body::Step(_) => self.next.as_mut().ok_or("the plan names no next stage")?,
+            Body::Sampled(_) | Body::Failed(_) => &mut *self.coordinator,
         };
         self.sent = to.send(Frame { model, pipeline, stage, epoch, step: number, body }).await?;
         Ok(())
@@ -365,27 +446,6 @@ impl Courier {
 
     fn next_stage(&self) -> StageIndex {
         StageIndex(self.key.stage.0 + 1)
-    }
-
-    async fn next(&mut self) -> Result<&mut Outlet, String> {
-        if self.next.is_none() {
-            let peer = self.plan.next.ok_or("the plan names no next stage")?;
-            let to = StageKey { stage: self.next_stage(), ..self.key };
-            let outlet = self.node.links.to_stage(peer, to).await;
-            self.next = Some(outlet.map_err(|cause| {
-                format!("the next stage on node {} can't be reached: {cause}", peer.node)
-            })?);
-        }
-        self.next.as_mut().ok_or_else(|| "there is no next stage".into())
-    }
-
-    async fn coordinator(&mut self) -> Result<&mut Outlet, String> {
-        if self.coordinator.is_none() {
-            let outlet = self.node.links.to_coordinator(self.key).await;
-            self.coordinator =
-                Some(outlet.map_err(|cause| format!("the coordinator is gone: {cause}"))?);
-        }
-        self.coordinator.as_mut().ok_or_else(|| "there is no coordinator".into())
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use shaders::kv_cache::{HeadShape, KvFormat};
 use shaders::matmul::Products;
 use shaders::weights::Format;
 use tokio::sync::{mpsc, oneshot};
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use crate::error::StageError;
 use crate::model::{Kernels, quantize};
@@ -61,6 +61,8 @@ pub struct Computed {
 pub struct DeviceThread {
     jobs: mpsc::Sender<Job>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    // Why the thread has given the adapter up, once it has.
+    fault: Arc<OnceLock<String>>,
     /// What the adapter is.
     pub report: AdapterReport,
 }
@@ -98,6 +100,8 @@ impl DeviceThread {
         // one in here.
         let (jobs, queue) = mpsc::channel(16);
         let (opened, opening) = std::sync::mpsc::channel();
+        let fault = Arc::new(OnceLock::new());
+        let left = Arc::clone(&fault);
         let thread = std::thread::Builder::new().name("device".into()).spawn(move || {
             let worker = Worker::open(adapter.as_deref(), products, memory_bytes);
             let (worker, answer) = match worker {
@@ -107,11 +111,11 @@ impl DeviceThread {
             if opened.send(answer).is_ok()
                 && let Some(worker) = worker
             {
-                worker.run(queue);
+                worker.run(queue, &left);
             }
         })?;
         let report = opening.recv()??;
-        Ok(Self { jobs, thread: Arc::new(Mutex::new(Some(thread))), report })
+        Ok(Self { jobs, thread: Arc::new(Mutex::new(Some(thread))), fault, report })
     }
 
     /// Loads a stage.
@@ -141,6 +145,13 @@ impl DeviceThread {
     pub async fn unload(&self, key: StageKey) {
         // Fails only when the thread is gone, and its stages with it.
         let _ = self.jobs.send(Job::Unload(key)).await;
+    }
+
+    /// Why the adapter can't be used any more, once it can't: its thread has ended, and with it
+    /// every stage there.
+    pub async fn lost(&self) -> String {
+        self.jobs.closed().await;
+        self.fault.get().cloned().unwrap_or_else(|| "its thread has ended".into())
     }
 
     /// Ends the thread once what was asked of it before is done. A process must not exit before:
@@ -201,9 +212,12 @@ impl Worker {
         Ok((Self { gpu, kernels, files, stages }, report))
     }
 
-    fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+    /// Does what is asked until nobody is left to ask, or the adapter is lost: then `fault` says
+    /// why, and whoever waits for an answer hears that there is none.
+    fn run(mut self, mut queue: mpsc::Receiver<Job>, fault: &OnceLock<String>) {
         let mut idle_since = Instant::now();
         while let Some(job) = queue.blocking_recv() {
+            let mut lost = None;
             match job {
                 Job::Load { plan, mut progress, reply } => {
                     let loaded = self.load(&plan, &mut progress);
@@ -224,6 +238,8 @@ impl Worker {
                         None => Err(StageError::BadPlan("the stage isn't loaded".into())),
                     };
                     let done = Instant::now();
+                    let failed = output.as_ref().err();
+                    lost = failed.filter(|cause| cause.loses_adapter()).map(ToString::to_string);
                     debug!(stage = %key.stage, took_us = (done - free).as_micros(), "step");
                     let computed = output.map(|(output, times)| Computed {
                         output,
@@ -242,6 +258,13 @@ impl Worker {
                     }
                 }
                 Job::Stop => return,
+            }
+            // Whatever the driver reports makes all that follows worthless.
+            let reported = self.gpu.check().err().map(|cause| cause.to_string());
+            if let Some(cause) = reported.or(lost) {
+                error!(adapter = self.gpu.info().name, cause, "the adapter is given up");
+                let _ = fault.set(cause);
+                return;
             }
             idle_since = Instant::now();
         }

@@ -15,5 +15,6 @@ pub mod progress;
 pub mod rows;
 pub mod run;
 pub mod sequences;
+pub mod session;
 pub mod stage;
 mod trace;

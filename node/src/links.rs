@@ -1,12 +1,13 @@
 //! The node's end of the data plane: frames come in for its stages, and leave for their neighbours
 //! and for the coordinator.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use protocol::{Frame, NodeId, Peer};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tracing::{debug, warn};
 use transport::{
     Connection, Endpoint, FrameSender, LinkHello, PeerName, Purpose, Received, Sent, TransportError,
@@ -27,15 +28,42 @@ pub struct Arrived {
     pub at: Instant,
 }
 
+/// A stage's end of the one link that brings it frames. Its frames end when the link does.
+#[derive(Debug)]
+pub struct Inlet {
+    /// Resolves when the link is open; fails when there will be none.
+    pub linked: oneshot::Receiver<()>,
+    /// What it brings.
+    pub frames: mpsc::Receiver<Arrived>,
+}
+
+/// Where a link that isn't there yet will bring its frames.
+#[derive(Debug)]
+struct Inbox {
+    linked: oneshot::Sender<()>,
+    frames: mpsc::Sender<Arrived>,
+}
+
+impl Inbox {
+    /// The link is open: the only sender is in its hands.
+    fn link(self) -> mpsc::Sender<Arrived> {
+        // Fails when the stage has just ended, which the sender will notice.
+        let _ = self.linked.send(());
+        self.frames
+    }
+}
+
 /// Connections of this node, and the inboxes of its stages.
 #[derive(Debug)]
 pub struct Links {
     node: NodeId,
     endpoint: Endpoint,
     coordinator: Connection,
-    inboxes: DashMap<StageKey, mpsc::Sender<Arrived>>,
-    // One connection per neighbour, dialled by whoever needs it first.
-    peers: Mutex<Vec<(NodeId, Connection)>>,
+    // Of stages without a link: who links one takes its inbox.
+    inboxes: DashMap<StageKey, Inbox>,
+    // One connection per neighbour, dialled by whoever needs it first. A neighbour that has begun
+    // a new session has another address.
+    peers: Mutex<Vec<(Peer, Connection)>>,
     max_buffered_frames: usize,
 }
 
@@ -57,14 +85,15 @@ impl Links {
         }
     }
 
-    /// The inbox of a stage, until [`close`](Self::close).
-    pub fn open(&self, key: StageKey) -> mpsc::Receiver<Arrived> {
-        let (inbox, frames) = mpsc::channel(self.max_buffered_frames);
-        self.inboxes.insert(key, inbox);
-        frames
+    /// The inlet of a stage, until [`close`](Self::close).
+    pub fn open(&self, key: StageKey) -> Inlet {
+        let (sender, frames) = mpsc::channel(self.max_buffered_frames);
+        let (linked, is_linked) = oneshot::channel();
+        self.inboxes.insert(key, Inbox { linked, frames: sender });
+        Inlet { linked: is_linked, frames }
     }
 
-    /// The stage is gone: frames for it are dropped.
+    /// The stage is gone: a link to it finds nobody.
     pub fn close(&self, key: StageKey) {
         self.inboxes.remove(&key);
     }
@@ -76,15 +105,17 @@ impl Links {
                 Ok(accepted) => accepted,
                 Err(cause) => {
                     debug!(%cause, "data connection closed");
+                    // No link is accepted on it any more, so it must not look as if it stood.
+                    connection.close(&cause.to_string());
                     return;
                 }
             };
             let key = StageKey { pipeline: hello.pipeline, epoch: hello.epoch, stage: hello.stage };
-            match self.inboxes.get(&key).map(|inbox| inbox.clone()) {
-                Some(inbox) => {
-                    tokio::spawn(pump(key, frames, inbox));
+            match self.inboxes.remove(&key) {
+                Some((_, inbox)) => {
+                    tokio::spawn(pump(key, frames, inbox.link()));
                 }
-                // Fencing: whoever still speaks of an old epoch is not heard.
+                // Fencing: whoever still speaks of an old epoch is not heard, nor is a second link.
                 None => debug!(stage = %key.stage, epoch = %key.epoch, "link to no stage"),
             }
         }
@@ -102,21 +133,22 @@ impl Links {
     /// The way to a stage on another node, or on this one.
     ///
     /// # Errors
-    /// When the node can't be reached.
+    /// When the node can't be reached, or the stage isn't on this one.
     pub async fn to_stage(&self, peer: Peer, to: StageKey) -> Result<Outlet, TransportError> {
-        if peer.node == self.node
-            && let Some(inbox) = self.inboxes.get(&to)
-        {
-            return Ok(Outlet::Local(inbox.clone()));
+        if peer.node == self.node {
+            let inbox = self.inboxes.remove(&to).map(|(_, inbox)| inbox);
+            let inbox =
+                inbox.ok_or_else(|| TransportError::Closed("the stage has ended".into()))?;
+            return Ok(Outlet::Local(inbox.link()));
         }
         let mut peers = self.peers.lock().await;
         peers.retain(|(_, connection)| connection.is_open());
-        let connection = match peers.iter().find(|(node, _)| *node == peer.node) {
+        let connection = match peers.iter().find(|(known, _)| *known == peer) {
             Some((_, connection)) => connection.clone(),
             None => {
                 let name = PeerName::Node(peer.node);
                 let connection = self.endpoint.dial(peer.addr, Purpose::Data, name).await?;
-                peers.push((peer.node, connection.clone()));
+                peers.push((peer, connection.clone()));
                 connection
             }
         };
@@ -134,6 +166,23 @@ pub enum Outlet {
 }
 
 impl Outlet {
+    /// Why nothing can be sent any more, once nothing can. Outlives the outlet.
+    pub fn ended(&self) -> Pin<Box<dyn Future<Output = String> + Send>> {
+        match self {
+            Self::Local(inbox) => {
+                let inbox = inbox.clone();
+                Box::pin(async move {
+                    inbox.closed().await;
+                    STAGE_GONE.into()
+                })
+            }
+            Self::Remote(sender) => {
+                let ended = sender.ended();
+                Box::pin(async move { ended.await.to_string() })
+            }
+        }
+    }
+
     /// Sends a frame; waits while the receiver is behind. Within a process this takes no time of
     /// its own: what the receiver's inbox holds up is the receiver's wait.
     ///
@@ -147,12 +196,14 @@ impl Outlet {
                     .send(Arrived { frame, num_bytes, decode, at: Instant::now() })
                     .await
                     .map(|()| Sent::default())
-                    .map_err(|_| "the next stage is gone".to_owned())
+                    .map_err(|_| STAGE_GONE.to_owned())
             }
             Self::Remote(sender) => sender.send(&frame).await.map_err(|cause| cause.to_string()),
         }
     }
 }
+
+const STAGE_GONE: &str = "the stage is gone";
 
 async fn pump(key: StageKey, mut frames: transport::FrameReceiver, inbox: mpsc::Sender<Arrived>) {
     loop {

@@ -1,26 +1,22 @@
 //! A node's life: open the adapters, join, serve until the coordinator or the operator ends it.
 
 use std::future::Future;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use protocol::message::CoordinatorMsg;
-use protocol::{NodeId, NodeReport};
-use ractor::Actor;
+use futures::FutureExt;
+use protocol::NodeId;
 use shaders::matmul::Products;
 use telemetry::Tracer;
 use tracing::{info, warn};
-use transport::{Endpoint, Incoming, PeerName, Purpose, Token};
+use transport::{Joined, Token};
 
-use crate::actor::{Node, NodeActor, tell_coordinator};
 use crate::device_thread::DeviceThread;
 use crate::devices;
 use crate::identity::Identity;
-use crate::links::Links;
+use crate::session::{self, Session};
 
 /// How a node is started.
 #[derive(Clone, Debug)]
@@ -66,8 +62,14 @@ impl Options {
     }
 }
 
-/// Between two tries to join.
+/// Between two tries to reach the coordinator.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// A session that stood this long ended for another reason than the one before it.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// How long a lost adapter's thread may take to end before it is left to itself.
+const LOST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a child waits for its place: more than one whose coordinator is gone takes to end.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(15);
@@ -80,28 +82,71 @@ const RETRIES_PER_WARNING: u32 = 10;
 /// # Errors
 /// When there is no adapter, or the coordinator refuses this node for good.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<()> {
-    tokio::pin!(shutdown);
+    let shutdown = shutdown.shared();
     let identity = tokio::select! {
         identity = identify(&options) => identity?,
-        () = &mut shutdown => return Ok(()),
+        () = shutdown.clone() => return Ok(()),
     };
-    let node = identity.node;
+    let mut pause = Pause::default();
+    let mut devices = open_devices(&options, &shutdown).await?;
+    loop {
+        let ended = serve(&options, identity.node, &devices, &mut pause, &shutdown).await;
+        let is_lost = matches!(ended, Ok(Ended::Device(_)));
+        for device in &devices {
+            // A process must not exit before its adapters' threads have ended.
+            let stopped = device.stop();
+            if is_lost {
+                let _ = tokio::time::timeout(LOST_TIMEOUT, stopped).await;
+            } else {
+                stopped.await;
+            }
+        }
+        let Ended::Device(cause) = ended? else { return Ok(()) };
+        warn!(cause, "an adapter is lost; all are opened again");
+        devices = loop {
+            tokio::select! {
+                () = pause.wait() => {}
+                () = shutdown.clone() => return Ok(()),
+            }
+            match open_devices(&options, &shutdown).await {
+                Ok(devices) => break devices,
+                Err(cause) => {
+                    let cause = format!("{cause:#}");
+                    warn!(cause, "the adapters can't be opened again; this is tried on");
+                }
+            }
+        };
+    }
+}
+
+/// Opens the adapters. Waits for them also when the node is to end meanwhile: a driver that is at
+/// work can't be interrupted.
+async fn open_devices(
+    options: &Options,
+    shutdown: &(impl Future<Output = ()> + Clone),
+) -> Result<Vec<DeviceThread>> {
     let (adapter, max_memory) = (options.adapter.clone(), options.max_memory);
     let products = options.products;
     let opening = tokio::task::spawn_blocking(move || {
         devices::open(adapter.as_deref(), max_memory, products)
     });
     tokio::pin!(opening);
-    let (opened, is_over) = tokio::select! {
-        opened = &mut opening => (opened, false),
-        () = &mut shutdown => (opening.await, true),
+    let opened = tokio::select! {
+        opened = &mut opening => opened,
+        () = shutdown.clone() => opening.await,
     };
     let devices = opened.context("opening the adapter panicked")??;
-    let ended = if is_over { Ok(()) } else { serve(&options, node, &devices, shutdown).await };
     for device in &devices {
-        device.stop().await;
+        let report = &device.report;
+        info!(
+            adapter = report.name,
+            driver = report.driver,
+            memory_mib = report.memory_bytes >> 20,
+            class = %report.fingerprint,
+            "adapter ready"
+        );
     }
-    ended
+    Ok(devices)
 }
 
 async fn identify(options: &Options) -> Result<Identity> {
@@ -115,154 +160,111 @@ async fn identify(options: &Options) -> Result<Identity> {
     }
 }
 
-/// Joins, serves and joins again, until `shutdown` resolves.
+/// Why a node no longer serves with the adapters that it has.
+enum Ended {
+    /// It was asked to end.
+    Over,
+    /// One of them is lost.
+    Device(String),
+}
+
+/// Joins, serves and joins again, until `shutdown` resolves or an adapter is lost. Whatever else
+/// ends a session, or hinders one from beginning, is tried again.
 async fn serve(
     options: &Options,
     node: NodeId,
     devices: &[DeviceThread],
-    mut shutdown: Pin<&mut impl Future<Output = ()>>,
-) -> Result<()> {
-    for device in devices {
-        let report = &device.report;
-        info!(
-            adapter = report.name,
-            driver = report.driver,
-            memory_mib = report.memory_bytes >> 20,
-            class = %report.fingerprint,
-            "adapter ready"
-        );
-    }
+    pause: &mut Pause,
+    shutdown: &(impl Future<Output = ()> + Clone),
+) -> Result<Ended> {
     loop {
-        let ended = tokio::select! {
-            () = &mut shutdown => return Ok(()),
-            session = Session::open(options, node, devices) => {
-                let session = session?;
-                tokio::select! {
-                    () = &mut shutdown => {
-                        session.leave().await;
-                        return Ok(());
+        let opened = tokio::select! {
+            () = shutdown.clone() => return Ok(Ended::Over),
+            opened = async {
+                let (coordinator, joined) = join(options, node).await?;
+                Ok::<_, anyhow::Error>(Session::open(options, coordinator, joined, node, devices).await)
+            } => opened?,
+        };
+        let began = Instant::now();
+        match opened {
+            Ok(mut session) => {
+                let ended = tokio::select! {
+                    () = shutdown.clone() => None,
+                    ended = session.ended() => Some(ended),
+                };
+                match ended {
+                    None => {
+                        session.leave("it was asked to end").await;
+                        return Ok(Ended::Over);
                     }
-                    cause = session.closed() => {
+                    Some(session::Ended::Device(cause)) => {
+                        session.leave(&cause).await;
+                        return Ok(Ended::Device(cause));
+                    }
+                    Some(session::Ended::Connection(cause)) => {
                         session.end().await;
-                        cause
+                        warn!(cause, "the coordinator is gone; its stages are dropped");
                     }
                 }
             }
-        };
-        warn!(cause = ended, "the coordinator is gone; its stages are dropped");
-    }
-}
-
-/// The time between joining a coordinator and losing it.
-struct Session {
-    node: NodeId,
-    endpoint: Endpoint,
-    control: transport::Connection,
-    node_server: transport::NodeServerHandle,
-    renewal: tokio::task::JoinHandle<()>,
-    actor: ractor::ActorRef<protocol::message::NodeMsg>,
-}
-
-impl Session {
-    async fn open(options: &Options, node: NodeId, devices: &[DeviceThread]) -> Result<Self> {
-        let mut num_tries = 0;
-        let (coordinator, joined) = loop {
-            let config = protocol::config::Transport::default();
-            // Read at every try: the coordinator may write it later.
-            let found = match resolve(&options.coordinator).await {
-                Ok(addr) => options.token(addr.port()).map(|token| (addr, token)),
-                Err(cause) => Err(cause),
-            };
-            let tried = match found {
-                Ok((addr, token)) => transport::join(addr, node, &token, &config)
-                    .await
-                    .map(|joined| (addr, joined))
-                    .map_err(|cause| (cause.is_final(), anyhow::Error::from(cause))),
-                Err(cause) => Err((false, cause)),
-            };
-            match tried {
-                Ok(joined) => break joined,
-                Err((true, cause)) => return Err(cause),
-                Err((false, cause)) => {
-                    if num_tries % RETRIES_PER_WARNING == 0 {
-                        let coordinator = &options.coordinator;
-                        warn!(coordinator, %cause, "waiting for the coordinator");
-                    }
-                    num_tries += 1;
-                    tokio::time::sleep(RETRY).await;
-                }
+            Err(cause) => {
+                let cause = format!("{cause:#}");
+                warn!(cause, "joined, and could not connect; this is tried again");
             }
-        };
-        let local = match coordinator {
-            SocketAddr::V4(_) if coordinator.ip().is_loopback() => Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) if coordinator.ip().is_loopback() => Ipv6Addr::LOCALHOST.into(),
-            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        let config = joined.transport;
-        let endpoint = Endpoint::bind(SocketAddr::new(local, 0), Some(joined.identity), &config)?;
-        let data = endpoint.dial(coordinator, Purpose::Data, PeerName::Coordinator).await?;
-        let links = Arc::new(Links::new(node, endpoint.clone(), data.clone(), &config));
-        tokio::spawn(Arc::clone(&links).serve(data));
-        tokio::spawn(accept(endpoint.clone(), Arc::clone(&links)));
-
-        let report = NodeReport {
-            node,
-            hostname: sysinfo::System::host_name().unwrap_or_else(|_| "unknown".into()),
-            pid: std::process::id(),
-            data_addr: endpoint.local_addr(),
-            adapters: devices.iter().map(|device| device.report.clone()).collect(),
-        };
-        let held = Arc::new(Node {
-            report,
-            devices: devices.to_vec(),
-            links,
-            tracer: options.tracer.clone(),
-        });
-        let (actor, _) = Actor::spawn(None, NodeActor, held).await?;
-        let control = endpoint.dial(coordinator, Purpose::Control, PeerName::Coordinator).await?;
-        let name = format!("node-{node}-{}", std::process::id());
-        let node_server = transport::start_node_server(&name, &joined.cookie).await?;
-        node_server.connect(&control).await?;
-        let renewal = tokio::spawn(endpoint.clone().keep_renewed(move |identity| {
-            let config = config.clone();
-            async move {
-                let renewed = transport::renew(coordinator, node, &identity, &config);
-                renewed.await.map(|it| it.identity)
-            }
-        }));
-        info!(%node, %coordinator, "joined");
-        Ok(Self { node, endpoint, control, node_server, renewal, actor })
-    }
-
-    /// Why the coordinator is gone, once it is.
-    async fn closed(&self) -> String {
-        self.control.closed().await
-    }
-
-    /// Says goodbye, so that nobody has to wait for silence.
-    async fn leave(self) {
-        info!("leaving");
-        tell_coordinator(CoordinatorMsg::Leaving(self.node.into())).await;
-        // The cast is on its way once the session's writer has run; closing waits for it.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        self.end().await;
-    }
-
-    async fn end(self) {
-        self.renewal.abort();
-        self.actor.stop_and_wait(None, Some(Duration::from_secs(2))).await.ok();
-        self.node_server.stop().await;
-        self.endpoint.close("the node stopped").await;
-    }
-}
-
-/// Neighbours dial to bring activations.
-async fn accept(endpoint: Endpoint, links: Arc<Links>) {
-    while let Some(incoming) = endpoint.accept().await {
-        if let Incoming::Data(connection) = incoming {
-            tokio::spawn(Arc::clone(&links).serve(connection));
         }
+        if began.elapsed() >= STEADY {
+            *pause = Pause::default();
+        } else {
+            tokio::select! {
+                () = pause.wait() => {}
+                () = shutdown.clone() => return Ok(Ended::Over),
+            }
+        }
+    }
+}
+
+/// Between two tries, twice as long each time.
+struct Pause(Duration);
+
+impl Pause {
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    async fn wait(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (2 * self.0).min(Self::LONGEST);
+    }
+}
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(Duration::from_millis(500))
+    }
+}
+
+/// Asks the coordinator in until it answers.
+async fn join(options: &Options, node: NodeId) -> Result<(SocketAddr, Joined)> {
+    let mut num_tries = 0;
+    let config = protocol::config::Transport::default();
+    loop {
+        // Read at every try: the coordinator may write it later.
+        let found = match resolve(&options.coordinator).await {
+            Ok(addr) => options.token(addr.port()).map(|token| (addr, token)),
+            Err(cause) => Err(cause),
+        };
+        let cause = match found {
+            Ok((addr, token)) => match transport::join(addr, node, &token, &config).await {
+                Ok(joined) => return Ok((addr, joined)),
+                Err(cause) if cause.is_final() => return Err(cause.into()),
+                Err(cause) => cause.into(),
+            },
+            Err(cause) => cause,
+        };
+        if num_tries % RETRIES_PER_WARNING == 0 {
+            let coordinator = &options.coordinator;
+            warn!(coordinator, %cause, "waiting for the coordinator");
+        }
+        num_tries += 1;
+        tokio::time::sleep(RETRY).await;
     }
 }
 

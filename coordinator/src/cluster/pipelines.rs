@@ -1,10 +1,10 @@
 //! How pipelines come and go: placed over the nodes that are free, routed to once every stage has
-//! echoed its plan, and given up with what ran in them back in the queue.
+//! echoed its plan and its links are open, and given up with what ran in them back in the queue.
 
 use std::time::{Duration, Instant};
 
 use protocol::message::{Progress, StageFailed};
-use protocol::{Epoch, NodeReport, PipelineId, StageEcho};
+use protocol::{Epoch, NodeId, NodeReport, PipelineId, StageEcho, StageIndex};
 
 use super::{Action, Cluster};
 use crate::lane::Lane;
@@ -12,25 +12,12 @@ use crate::pipeline::Pipeline;
 
 impl Cluster {
     pub(super) fn tick(&mut self, now: Instant) {
-        let coordinator = &self.config.coordinator;
-        let load_timeout = Duration::from_millis(coordinator.load_timeout_ms);
-        let step_timeout = Duration::from_millis(coordinator.step_timeout_ms);
-        let since = |then: Instant| now.saturating_duration_since(then);
-        let hangs = |pipeline: &Pipeline| match &pipeline.lane {
-            None => (since(pipeline.last_progress) > load_timeout).then(|| {
-                let seconds = load_timeout.as_secs();
-                format!("loading made no progress for {seconds} s (coordinator.load_timeout_ms)")
-            }),
-            Some(lane) => {
-                lane.oldest_step().is_some_and(|then| since(then) > step_timeout).then(|| {
-                    let seconds = step_timeout.as_secs();
-                    format!("a step took longer than {seconds} s (coordinator.step_timeout_ms)")
-                })
-            }
+        self.disconnect_silent(now);
+        let stuck = |pipeline: &Pipeline| {
+            pipeline.is_stuck(&self.config, now).map(|cause| (pipeline.id, cause))
         };
-        let hanging: Vec<_> =
-            self.pipelines.values().filter_map(|it| Some((it.id, hangs(it)?))).collect();
-        for (id, cause) in hanging {
+        let stuck: Vec<_> = self.pipelines.values().filter_map(stuck).collect();
+        for (id, cause) in stuck {
             self.lose_pipeline(id, &cause, now);
         }
         self.place_if_settled(now);
@@ -69,11 +56,9 @@ impl Cluster {
                 }
             }
         }
-        let mut nodes: Vec<_> = pipeline.stages.iter().map(|stage| stage.node).collect();
-        nodes.dedup();
-        nodes.retain(|node| self.nodes.iter().any(|known| known.node == *node));
-        let unload = |node| Action::Unload(node, id, pipeline.epoch);
-        self.actions.extend(nodes.into_iter().map(unload));
+        let joined = self.members.joined().iter().map(|known| known.node);
+        let holding = joined.filter(|node| pipeline.is_on(*node));
+        self.actions.extend(holding.map(|node| Action::Unload(node, id, pipeline.epoch)));
         self.actions.push(Action::Publish);
     }
 
@@ -85,14 +70,14 @@ impl Cluster {
             return;
         }
         let is_free = |node: &&NodeReport| !self.pipelines.values().any(|it| it.is_on(node.node));
-        let num_free = self.nodes.iter().filter(is_free).count();
+        let num_free = self.members.joined().iter().filter(is_free).count();
         let num_missing = self.num_pipelines().saturating_sub(self.pipelines.len()).min(num_free);
         if num_missing == 0 {
             return;
         }
         let quiet = now.saturating_duration_since(self.last_change);
         let expected = self.num_expected();
-        let all_here = expected > 0 && self.nodes.len() >= expected;
+        let all_here = expected > 0 && self.members.joined().len() >= expected;
         let settle = Duration::from_millis(self.config.coordinator.settle_ms);
         let settled = self.config.coordinator.local_nodes == 0 && quiet >= settle;
         if quiet >= self.backoff.pause() && (all_here || settled) {
@@ -108,7 +93,7 @@ impl Cluster {
         let is_new = |id: &PipelineId| !self.pipelines.contains_key(id);
         let id = (0..).map(PipelineId).find(is_new).expect("ids outnumber pipelines");
         let is_free = |node: &&NodeReport| !self.pipelines.values().any(|it| it.is_on(node.node));
-        let free: Vec<_> = self.nodes.iter().filter(is_free).collect();
+        let free: Vec<_> = self.members.joined().iter().filter(is_free).collect();
         let nodes = &free[..free.len().div_ceil(num_missing)];
         match Pipeline::plan(&self.config, &self.model, nodes, (id, epoch), now) {
             Ok(pipeline) => {
@@ -141,7 +126,6 @@ impl Cluster {
     }
 
     pub(super) fn stage_ready(&mut self, echo: StageEcho, now: Instant) {
-        let (hidden_size, model) = (self.model.hidden_size, self.model.id);
         let of_epoch = |it: &&mut Pipeline| it.epoch == echo.epoch;
         let Some(pipeline) = self.pipelines.values_mut().find(of_epoch) else { return };
         let id = pipeline.id;
@@ -149,19 +133,7 @@ impl Cluster {
         if stage.node != echo.node || stage.echo.is_some() {
             return;
         }
-        // Only a stage that holds exactly what was asked of it is routed to.
-        let mismatch = if echo.model != model {
-            Some(format!("holds model {}, not {model}", echo.model))
-        } else if echo.layers != stage.plan.layers {
-            Some(format!("holds layers {}, not {}", echo.layers, stage.plan.layers))
-        } else if echo.hidden_size != hidden_size {
-            Some(format!("passes rows of {} f32s, not {hidden_size}", echo.hidden_size))
-        } else if echo.num_blocks == 0 {
-            Some("has no room for a KV cache".into())
-        } else {
-            None
-        };
-        if let Some(mismatch) = mismatch {
+        if let Some(mismatch) = stage.mismatch(&echo, &self.model) {
             let cause = format!("stage {} on node {} {mismatch}", echo.stage, echo.node);
             self.lose_pipeline(id, &cause, now);
             return;
@@ -169,13 +141,32 @@ impl Cluster {
         pipeline.last_progress = now;
         stage.loaded_bytes = echo.memory_bytes;
         stage.echo = Some(echo);
-        if let Some(capacity) = pipeline.capacity(model) {
+        if pipeline.is_loaded() {
             let (node, epoch) = (pipeline.stages[0].node, pipeline.epoch);
+            self.actions.push(Action::Connect { node, pipeline: id, epoch });
+        }
+        self.actions.push(Action::Publish);
+    }
+
+    /// Each stage opens its links when the one before it has opened the link to it: with the last
+    /// one's, a step has a way all around.
+    pub(super) fn stage_linked(
+        &mut self,
+        node: NodeId,
+        epoch: Epoch,
+        stage: StageIndex,
+        now: Instant,
+    ) {
+        let of_epoch = |it: &&mut Pipeline| it.epoch == epoch;
+        let Some(pipeline) = self.pipelines.values_mut().find(of_epoch) else { return };
+        if !pipeline.link(node, stage, now) {
+            return;
+        }
+        if let Some(capacity) = pipeline.capacity(self.model.id) {
             pipeline.lane = Some(Lane::new(self.config.scheduler.clone(), capacity));
             self.trouble.clear();
             self.backoff.reset();
             (self.has_served, self.unserved_since) = (true, None);
-            self.actions.push(Action::Connect { node, pipeline: id, epoch });
         }
         self.actions.push(Action::Publish);
     }

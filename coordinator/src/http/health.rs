@@ -47,6 +47,7 @@ pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
                 "layers": [stage.layers.first, stage.layers.end],
                 "state": match stage.state {
                     StageState::Loading => "loading",
+                    StageState::Linking => "linking",
                     StageState::Serving => "serving",
                 },
                 "class": stage.class.map(|class| class.to_string()),

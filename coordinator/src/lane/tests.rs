@@ -238,6 +238,27 @@ fn what_a_failed_step_was_to_tell_of_ended_sequences_is_told_again() {
     assert_eq!(pipeline.step().unwrap().finished, [0, 1].map(SequenceId));
 }
 
+/// Both steps under way fail, and each was to tell of one that had ended.
+#[test]
+fn what_all_steps_under_way_were_to_tell_is_told_again_when_one_of_them_fails() {
+    let mut pipeline = Pipeline::new(scheduler(|_| {}), 2, 64);
+    (1..=2).for_each(|id| pipeline.add(own(id, 4, 1)));
+    pipeline.step().unwrap();
+    pipeline.step().unwrap();
+    for (id, ended) in [(3, 0), (4, 1)] {
+        pipeline.answer();
+        pipeline.add(own(id, 4, 5));
+        assert_eq!(pipeline.step().unwrap().finished, [SequenceId(ended)]);
+    }
+    let now = pipeline.now;
+    for step in [2, 3] {
+        let (queue, told) = (&mut pipeline.queue, &mut pipeline.told);
+        pipeline.lane.fail(StepId(step), "bad luck", queue, now, told);
+    }
+    pipeline.steps.clear();
+    assert_eq!(pipeline.step().unwrap().finished, [0, 1, 2, 3].map(SequenceId));
+}
+
 #[test]
 fn a_step_that_returns_twice_is_recorded_once() {
     let mut pipeline = Pipeline::new(scheduler(|_| {}), 1, 64);

@@ -1,0 +1,179 @@
+//! A node's session: one stay with a coordinator, over two connections. When either ends, or
+//! anything else that the session can't do without, it is over as a whole.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use protocol::message::{CoordinatorMsg, Leaving, NodeMsg};
+use protocol::{NodeId, NodeReport, SessionId};
+use ractor::{Actor, ActorRef};
+use tokio::task::{JoinHandle, JoinSet};
+use tracing::info;
+use transport::{Connection, Endpoint, Incoming, Joined, NodeServerHandle, PeerName, Purpose};
+
+use crate::actor::{Node, NodeActor, tell_coordinator};
+use crate::device_thread::DeviceThread;
+use crate::links::Links;
+use crate::run::Options;
+
+/// Why a session is over.
+#[derive(Debug)]
+pub enum Ended {
+    /// The coordinator can't be talked to any more.
+    Connection(String),
+    /// An adapter can't be used any more.
+    Device(String),
+}
+
+/// The time between joining a coordinator and losing it.
+pub struct Session {
+    node: NodeId,
+    id: SessionId,
+    devices: Vec<DeviceThread>,
+    endpoint: Endpoint,
+    data: Connection,
+    control: Connection,
+    node_server: NodeServerHandle,
+    actor: ActorRef<NodeMsg>,
+    // Ends with the actor, whatever ended that.
+    acting: JoinHandle<()>,
+    // None of them ends by itself while the session lasts; each says what it was.
+    tasks: JoinSet<&'static str>,
+}
+
+impl Session {
+    /// Opens the connections, and offers `devices` to the coordinator, which has let this node in.
+    ///
+    /// # Errors
+    /// When the coordinator can't be reached any more, or the settings that it gave can't work.
+    pub async fn open(
+        options: &Options,
+        coordinator: SocketAddr,
+        joined: Joined,
+        node: NodeId,
+        devices: &[DeviceThread],
+    ) -> Result<Self> {
+        let local = match coordinator {
+            SocketAddr::V4(_) if coordinator.ip().is_loopback() => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) if coordinator.ip().is_loopback() => Ipv6Addr::LOCALHOST.into(),
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let Joined { identity, transport: config, cookie } = joined;
+        let endpoint = Endpoint::bind(SocketAddr::new(local, 0), Some(identity), &config)?;
+        let connected = async {
+            let data = endpoint.dial(coordinator, Purpose::Data, PeerName::Coordinator).await?;
+            let id = data.session()?;
+            let control =
+                endpoint.dial(coordinator, Purpose::Control, PeerName::Coordinator).await?;
+            // Each session has its own: two of one name are taken for one.
+            let node_server = transport::start_node_server(&format!("node-{id}"), &cookie).await?;
+            Ok::<_, anyhow::Error>((data, id, control, node_server))
+        };
+        let (data, id, control, node_server) = match connected.await {
+            Ok(connected) => connected,
+            Err(cause) => {
+                endpoint.close("the node could not connect").await;
+                return Err(cause);
+            }
+        };
+
+        let links = Arc::new(Links::new(node, endpoint.clone(), data.clone(), &config));
+        // Closes the connection when it ends.
+        tokio::spawn(Arc::clone(&links).serve(data.clone()));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(endpoint.clone(), Arc::clone(&links)));
+        tasks.spawn(renew(endpoint.clone(), coordinator, node, config));
+        let report = NodeReport {
+            node,
+            session: id,
+            hostname: sysinfo::System::host_name().unwrap_or_else(|_| "unknown".into()),
+            pid: std::process::id(),
+            data_addr: endpoint.local_addr(),
+            adapters: devices.iter().map(|device| device.report.clone()).collect(),
+        };
+        let devices = devices.to_vec();
+        let tracer = options.tracer.clone();
+        let held = Arc::new(Node { report, devices: devices.clone(), links, tracer });
+        let (actor, acting) = Actor::spawn(None, NodeActor, held).await?;
+        let session =
+            Self { node, id, devices, endpoint, data, control, node_server, actor, acting, tasks };
+        match session.node_server.connect(&session.control, id).await {
+            Ok(()) => {
+                info!(%node, session = %id, %coordinator, "joined");
+                Ok(session)
+            }
+            Err(cause) => {
+                session.end().await;
+                Err(cause.into())
+            }
+        }
+    }
+
+    /// Why it is over, once it is.
+    pub async fn ended(&mut self) -> Ended {
+        let Self { devices, data, control, acting, tasks, .. } = self;
+        let lost = devices.iter().map(|device| Box::pin(device.lost()));
+        let cause = tokio::select! {
+            cause = control.closed() => cause,
+            cause = data.closed() => format!("its data connection: {cause}"),
+            _ = acting => "the node's actor has ended".into(),
+            Some(ended) = tasks.join_next() => match ended {
+                Ok(what) => format!("the task that {what} has ended"),
+                Err(cause) => format!("a task has failed: {cause}"),
+            },
+            (cause, number, _) = futures::future::select_all(lost), if !devices.is_empty() => {
+                let name = &devices[number].report.name;
+                return Ended::Device(format!("its adapter {name} is lost: {cause}"));
+            }
+        };
+        Ended::Connection(cause)
+    }
+
+    /// Says goodbye and why, so that nobody has to wait for silence.
+    pub async fn leave(self, cause: &str) {
+        info!(cause, "leaving");
+        let leaving = Leaving { node: self.node, session: self.id, cause: cause.to_owned() };
+        tell_coordinator(CoordinatorMsg::Leaving(leaving.into())).await;
+        // The cast is on its way once the session's writer has run; closing waits for it.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        self.end().await;
+    }
+
+    /// Ends what is left of it.
+    pub async fn end(mut self) {
+        self.tasks.abort_all();
+        self.actor.stop_and_wait(None, Some(Duration::from_secs(2))).await.ok();
+        self.node_server.stop().await;
+        self.endpoint.close("the node stopped").await;
+    }
+}
+
+/// Neighbours dial to bring activations.
+async fn accept(endpoint: Endpoint, links: Arc<Links>) -> &'static str {
+    while let Some(incoming) = endpoint.accept().await {
+        if let Incoming::Data(connection) = incoming {
+            tokio::spawn(Arc::clone(&links).serve(connection));
+        }
+    }
+    "accepts neighbours"
+}
+
+async fn renew(
+    endpoint: Endpoint,
+    coordinator: SocketAddr,
+    node: NodeId,
+    config: protocol::config::Transport,
+) -> &'static str {
+    let renew = |identity| {
+        let config = &config;
+        async move {
+            let renewed = transport::renew(coordinator, node, &identity, config);
+            renewed.await.map(|it| it.identity)
+        }
+    };
+    endpoint.keep_renewed(renew).await;
+    "renews the certificate"
+}
