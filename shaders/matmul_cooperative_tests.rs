@@ -1,6 +1,6 @@
-//! Products by cooperative matrices, of operands that are rounded to f16: against their reference and
-//! the bound of their error, and bit for bit against themselves laid out in other ways and in other
-//! batches.
+//! Products by cooperative matrices, of operands that are rounded to f16: against their reference
+//! and the bound of their error, and bit for bit against themselves laid out in other ways and in
+//! other batches.
 
 use super::tests::{Case, order};
 use super::*;

@@ -136,6 +136,10 @@ impl Lost {
                 let said = format!("{url} is not who it says, or nobody we know says so: {cause}");
                 Failure::new(FailureKind::Unreachable, format!("{said}; {ways}"))
             }
+            Self::Unreached(cause) if cause.contains("corrupt message") => {
+                let said = format!("{url} answers, but doesn't speak TLS: try http://");
+                Failure::new(FailureKind::Unreachable, said)
+            }
             Self::Unreached(cause) => {
                 let said = format!("nothing answers at {url}: {cause}");
                 Failure::new(FailureKind::Unreachable, said)

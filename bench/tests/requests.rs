@@ -135,6 +135,10 @@ async fn a_server_of_https_is_asked_when_its_authority_is_trusted() {
     let failure = refused.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Unreachable);
     assert!(failure.message.contains("is not who it says"), "{failure}");
+    let (plain, _) = fake_server::start().await;
+    let server = asked(&plain.replace("http:", "https:"), Trust::Anyone).unwrap();
+    let failure = server.first_model().await.unwrap_err();
+    assert!(failure.message.contains("doesn't speak TLS"), "{failure}");
     // Where this system trusts authorities, ours isn't one of them; it may trust none at all.
     if let Ok(server) = asked(&url, Trust::System) {
         assert!(server.first_model().await.unwrap_err().message.contains("--cacert"));
