@@ -148,8 +148,8 @@ impl FromStr for KvCacheDtype {
 pub struct Coordinator {
     /// Where nodes join (UDP). Only loopback, until tokens can expire.
     pub cluster_addr: SocketAddr,
-    /// Where the cluster's certificates and the start counter are kept. Empty: a folder of the
-    /// user's, named by the cluster port.
+    /// Where the cluster's certificates, the join token and the start counter are kept. Empty: a
+    /// folder of the user's, named by the cluster port.
     pub data_dir: PathBuf,
     /// Node processes to run as children. One that ends is started again.
     pub local_nodes: u32,

@@ -476,9 +476,10 @@ mod tests {
     #[test]
     fn a_frame_of_another_version_is_refused_by_name() {
         let mut bytes = frame(Body::Step(step())).encode();
-        bytes[4] = 2;
+        bytes[4] = 9;
         let error = Frame::decode(&bytes).unwrap_err();
-        assert_eq!(error.to_string(), "frame speaks wire version 2, this process speaks 1");
+        let expected = format!("frame speaks wire version 9, this process speaks {WIRE_VERSION}");
+        assert_eq!(error.to_string(), expected);
     }
 
     #[test]

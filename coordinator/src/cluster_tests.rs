@@ -174,7 +174,7 @@ fn echo(node: NodeId, plan: &StagePlan) -> StageEcho {
         model: plan.model,
         layers: plan.layers,
         hidden_size: 64,
-        num_blocks: 16,
+        num_blocks: 16.min(plan.limits.max_blocks),
         memory_bytes: 1,
         fingerprint: Digest::default(),
     }
@@ -290,6 +290,15 @@ fn an_echo_that_differs_from_the_plan_is_not_routed_to() {
     test.handle(Input::Ready(other));
     assert!(!test.is_ready());
     assert!(test.cluster.status().waiting_for.contains("holds model"));
+
+    // Nor what would take the coordinator's memory.
+    let mut test = Test::new(two_stages);
+    test.join(1, 1000);
+    test.join(2, 1000);
+    let (node, plan) = test.plans[0].clone();
+    test.handle(Input::Ready(StageEcho { num_blocks: u32::MAX, ..echo(node, &plan) }));
+    let said = test.cluster.status().waiting_for;
+    assert!(said.contains("more than the 512 that were asked for"), "{said}");
 }
 
 /// The node of a pipeline is lost at every token: the open stream goes on in the next pipeline.

@@ -53,7 +53,8 @@ struct ServeArguments {
     /// Where nodes join, UDP [default: 127.0.0.1:7000].
     #[arg(long, value_name = "ADDR:PORT")]
     cluster: Option<SocketAddr>,
-    /// Where certificates and the start counter are kept [default: under your home directory].
+    /// Where certificates, the join token and the start counter are kept [default: under your home
+    /// directory].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// How a line of the log looks [default: text].

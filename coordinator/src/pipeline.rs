@@ -251,17 +251,24 @@ impl Stage {
             Some(format!("passes rows of {} f32s, not {hidden_size}", echo.hidden_size))
         } else if echo.num_blocks == 0 {
             Some("has no room for a KV cache".into())
+        } else if echo.num_blocks > self.plan.limits.max_blocks {
+            // The scheduler takes memory for each.
+            let (num, max) = (echo.num_blocks, self.plan.limits.max_blocks);
+            Some(format!("has {num} blocks of KV cache, more than the {max} that were asked for"))
         } else {
             None
         }
     }
 }
 
+/// More than any memory holds; the scheduler takes a few bytes for each.
+const MAX_BLOCKS: u32 = 1 << 24;
+
 fn limits(config: &Config, model: &Model) -> StageLimits {
     let scheduler = &config.scheduler;
     let max_model_len = model.max_model_len;
     let blocks = max_model_len.div_ceil(protocol::BLOCK_TOKENS as u32);
-    let fillable = blocks.saturating_mul(scheduler.max_num_seqs);
+    let fillable = blocks.saturating_mul(scheduler.max_num_seqs).min(MAX_BLOCKS);
     StageLimits {
         max_batched_tokens: scheduler.max_batched_tokens,
         max_num_seqs: scheduler.max_num_seqs,

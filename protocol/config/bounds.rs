@@ -35,7 +35,7 @@ const BOUNDS: [(&str, u64, u64); 42] = [
     ("scheduler.max_queued_requests", 1, 1 << 20),
     ("scheduler.max_num_seqs", 1, 1 << 16),
     ("scheduler.max_batched_tokens", 1, 1 << 20),
-    ("scheduler.max_blocks", 0, 1 << 27),
+    ("scheduler.max_blocks", 0, 1 << 24),
     ("scheduler.reserved_tokens", 0, 1 << 24),
     ("scheduler.target_step_ms", 0, HOUR_MS),
     ("scheduler.aging_ms", 0, 365 * DAY_MS),
