@@ -19,11 +19,11 @@ use crate::tensors::Tensors;
 
 /// The largest published index has about 10 MB, configurations a few kB.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
+pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 const MAX_FILES: usize = 1024;
 
 const CONFIG: &str = "config.json";
-const GENERATION_CONFIG: &str = "generation_config.json";
+pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 

@@ -19,6 +19,7 @@ mod finite_tests;
 mod fp8;
 #[cfg(test)]
 mod fp8_tests;
+mod generation;
 mod gguf;
 #[cfg(test)]
 mod gguf_format_tests;
@@ -44,6 +45,7 @@ pub use architecture::Architecture;
 pub use config::ModelConfig;
 pub use dtype::{DType, Format, Quantize};
 pub use error::CheckpointError;
+pub use generation::SamplingDefaults;
 pub use matrix::{Matrix, MatrixView, Vector};
 pub use tokenizer::{SpecialTokens, TokenizerSource};
 
@@ -175,6 +177,18 @@ impl Checkpoint {
         match &self.source {
             Source::Directory(dir) => tokenizer::read(dir),
             Source::Gguf(header) => gguf_model::tokenizer(&self.weights.files[0], header),
+        }
+    }
+
+    /// What the files recommend for requests that don't say how to sample.
+    ///
+    /// # Errors
+    ///
+    /// If a value can't be, naming it.
+    pub fn sampling_defaults(&self) -> Result<SamplingDefaults, CheckpointError> {
+        match &self.source {
+            Source::Directory(dir) => generation::of_directory(dir),
+            Source::Gguf(header) => generation::of_gguf(&self.weights.files[0].path, header),
         }
     }
 

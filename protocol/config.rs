@@ -4,6 +4,7 @@
 //! holds the two together.
 
 mod bounds;
+mod http;
 mod scheduler;
 
 use std::fmt;
@@ -14,6 +15,9 @@ use std::str::FromStr;
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
+use crate::Address;
+
+pub use http::Http;
 pub use scheduler::Scheduler;
 
 /// Everything that can be configured.
@@ -54,6 +58,32 @@ pub struct Model {
     /// How keys and values are stored: `f32` as they are computed, `f16` rounded, in half the
     /// memory; `auto` is `f32`.
     pub kv_cache_dtype: KvCacheDtype,
+    /// Where a request that doesn't say has its sampling parameters from: `auto`, the model's
+    /// generation_config.json, or `none`, the API's own defaults.
+    pub generation_config: GenerationConfig,
+}
+
+/// Where a request that doesn't say has its sampling parameters from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GenerationConfig {
+    /// The model's files.
+    #[default]
+    Auto,
+    /// OpenAI's defaults.
+    None,
+}
+
+impl FromStr for GenerationConfig {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "none" => Ok(Self::None),
+            _ => Err("choose auto or none".into()),
+        }
+    }
 }
 
 /// What weights are rounded to while they are loaded.
@@ -146,8 +176,9 @@ impl FromStr for KvCacheDtype {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Coordinator {
-    /// Where nodes join (UDP). Only loopback, until tokens can expire.
-    pub cluster_addr: SocketAddr,
+    /// Where nodes join (UDP): HOST:PORT, the host an address or a name. Only loopback, until tokens
+    /// can expire.
+    pub cluster_addr: Address,
     /// Where the cluster's certificates, the join token and the start counter are kept. Empty: a
     /// folder of the user's, named by the cluster port.
     pub data_dir: PathBuf,
@@ -166,32 +197,6 @@ pub struct Coordinator {
     pub step_timeout_ms: u64,
     /// Milliseconds that running requests get to end when the coordinator is asked to stop.
     pub drain_timeout_ms: u64,
-}
-
-/// The API.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Http {
-    /// Where the API listens.
-    pub addr: SocketAddr,
-    /// Bytes of a request's body; one more is answered 413.
-    pub max_body_bytes: usize,
-    /// Requests that are answered at once; one more is answered 503.
-    pub max_concurrent_requests: usize,
-    /// Most probable tokens that a request may ask for with each token.
-    pub max_logprobs: u32,
-    /// Choices of one request (`n`).
-    pub max_choices: u32,
-    /// Stop strings of one request.
-    pub max_stop_strings: usize,
-    /// Characters of one stop string.
-    pub max_stop_chars: usize,
-    /// Entries of one request's `logit_bias`.
-    pub max_logit_bias: usize,
-    /// Tokens of an answer when the request names no limit. 0: as many as fit.
-    pub default_max_tokens: u32,
-    /// Steps that rendering a chat template may take.
-    pub max_template_fuel: u64,
 }
 
 /// Connections between processes.
@@ -325,7 +330,7 @@ impl FromStr for MetricsCompat {
 impl Default for Coordinator {
     fn default() -> Self {
         Self {
-            cluster_addr: SocketAddr::from(([127, 0, 0, 1], 7000)),
+            cluster_addr: SocketAddr::from(([127, 0, 0, 1], 7000)).into(),
             data_dir: PathBuf::new(),
             local_nodes: 0,
             stages: 0,
@@ -334,23 +339,6 @@ impl Default for Coordinator {
             load_timeout_ms: 120_000,
             step_timeout_ms: 60_000,
             drain_timeout_ms: 10_000,
-        }
-    }
-}
-
-impl Default for Http {
-    fn default() -> Self {
-        Self {
-            addr: SocketAddr::from(([127, 0, 0, 1], 8000)),
-            max_body_bytes: 8 << 20,
-            max_concurrent_requests: 1024,
-            max_logprobs: 20,
-            max_choices: 16,
-            max_stop_strings: 16,
-            max_stop_chars: 1024,
-            max_logit_bias: 1024,
-            default_max_tokens: 0,
-            max_template_fuel: 10_000_000,
         }
     }
 }

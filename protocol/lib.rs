@@ -3,6 +3,7 @@
 //! Pure: nothing here opens a file or a socket, reads a clock or starts a task. Everything that
 //! arrives from another process is decoded here, with its lengths checked before memory is taken.
 
+pub mod address;
 pub mod batch;
 pub mod codec;
 pub mod config;
@@ -13,6 +14,7 @@ pub mod node;
 pub mod plan;
 pub mod trace;
 
+pub use address::Address;
 pub use batch::{Batch, Begin, Input, Logprobs, SamplingParams, Slice, SliceOutput, TokenLogprob};
 pub use config::{Config, ConfigError};
 pub use frame::{Body, Failed, Frame, FrameError, Sampled, StageTiming, Step};

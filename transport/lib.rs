@@ -12,6 +12,7 @@ mod frames;
 mod join;
 mod remote;
 mod renewal;
+mod resolve;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -28,4 +29,5 @@ pub use frames::{
 };
 pub use join::{Applicant, JoinRequest, Joined, join, renew};
 pub use remote::Remote;
+pub use resolve::resolve;
 pub use token::Token;

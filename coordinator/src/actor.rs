@@ -78,7 +78,7 @@ pub struct State {
 /// A client that waits for events. Its channel closes when this is dropped.
 struct Client {
     events: mpsc::Sender<Event>,
-    // Until it is known whether its request waits.
+    // Until it is known whether its body's requests wait; the first has it.
     submitted: Option<oneshot::Sender<Result<(), SubmitError>>>,
     is_exact: bool,
     num_choices_left: u32,
@@ -182,18 +182,22 @@ async fn ask_for_report(actor: ActorCell, coordinator: ActorRef<Msg>) {
 
 impl State {
     fn submit(&mut self, submission: Submission, myself: &ActorRef<Msg>) {
-        let Submission { request, events, admitted } = submission;
-        let id = request.id;
-        let (coordinator, watched) = (myself.clone(), events.clone());
-        let watcher = tokio::spawn(async move {
-            watched.closed().await;
-            let _ = coordinator.cast(Msg::Happened(Input::Cancel(id)));
-        });
-        let num_choices_left = request.num_choices;
-        let submitted = Some(admitted);
-        let client = Client { events, submitted, is_exact: true, num_choices_left, watcher };
-        self.clients.insert(id, client);
-        self.handle(Input::Submit(vec![request]), myself);
+        let Submission { requests, admitted } = submission;
+        let mut submitted = Some(admitted);
+        let mut body = Vec::with_capacity(requests.len());
+        for (request, events) in requests {
+            let id = request.id;
+            let (coordinator, watched) = (myself.clone(), events.clone());
+            let watcher = tokio::spawn(async move {
+                watched.closed().await;
+                let _ = coordinator.cast(Msg::Happened(Input::Cancel(id)));
+            });
+            let (submitted, num_choices_left) = (submitted.take(), request.num_choices);
+            let client = Client { events, submitted, is_exact: true, num_choices_left, watcher };
+            self.clients.insert(id, client);
+            body.push(request);
+        }
+        self.handle(Input::Submit(body), myself);
     }
 
     fn join(&mut self, actor: Remote<NodeMsg>, report: NodeReport, myself: &ActorRef<Msg>) {

@@ -14,14 +14,12 @@ pub struct Engine {
     status: watch::Receiver<Arc<Status>>,
 }
 
-/// A request on its way to the scheduler.
+/// The requests of a body on their way to the scheduler.
 #[derive(Debug)]
 pub struct Submission {
-    /// What is asked.
-    pub request: Request,
-    /// Where its events go. Closed by the client: the request is cancelled.
-    pub events: mpsc::Sender<Event>,
-    /// Whether it is admitted.
+    /// What is asked, and where the events of each go. Closed by the client: it is cancelled.
+    pub requests: Vec<(Request, mpsc::Sender<Event>)>,
+    /// Whether they are admitted, all of them or none.
     pub admitted: oneshot::Sender<Result<(), SubmitError>>,
 }
 
@@ -34,18 +32,26 @@ impl Engine {
         Self { submissions, status }
     }
 
-    /// Hands a request to the scheduler. Dropping the receiver cancels the request.
+    /// Hands the requests of a body to the scheduler. Dropping a receiver cancels its request.
     ///
     /// # Errors
-    /// When the request isn't admitted.
-    pub async fn submit(&self, request: Request) -> Result<mpsc::Receiver<Event>, SubmitError> {
-        // Room for every event that the request can have, so that a slow client never holds up a
+    /// When they aren't admitted: all of them are, or none.
+    pub async fn submit(
+        &self,
+        requests: Vec<Request>,
+    ) -> Result<Vec<mpsc::Receiver<Event>>, SubmitError> {
+        // Room for every event that a request can have, so that a slow client never holds up a
         // step: its tokens, a beginning and an end for each choice, the prompt's logprobs, that it
         // isn't exact.
-        let of_a_choice = request.max_tokens as usize + 2;
-        let (events, received) = mpsc::channel(request.num_choices as usize * of_a_choice + 2);
+        let channel = |request: Request| {
+            let of_a_choice = request.max_tokens as usize + 2;
+            let room = request.num_choices as usize * of_a_choice + 2;
+            let (events, received) = mpsc::channel(room);
+            ((request, events), received)
+        };
+        let (requests, received) = requests.into_iter().map(channel).unzip();
         let (admitted, answer) = oneshot::channel();
-        let submission = Submission { request, events, admitted };
+        let submission = Submission { requests, admitted };
         self.submissions.send(submission).await.map_err(|_| SubmitError::ShuttingDown)?;
         answer.await.map_err(|_| SubmitError::ShuttingDown)??;
         Ok(received)

@@ -1,13 +1,15 @@
 //! `autoglm`: serves a model on the nodes that join.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use coordinator::serve::{self, Misconfigured};
-use protocol::config::{Config, KvCacheDtype, LogFormat, MetricsCompat, Quantize};
+use protocol::Address;
+use protocol::config::{
+    Config, GenerationConfig, KvCacheDtype, LogFormat, MetricsCompat, Quantize,
+};
 use telemetry::{Service, Tracer};
 
 /// Serves GLM language models on the GPUs you own.
@@ -38,6 +40,10 @@ struct ServeArguments {
     /// Store keys and values in this type [default: auto, which is f32].
     #[arg(long, value_name = "auto|f32|f16")]
     kv_cache_dtype: Option<KvCacheDtype>,
+    /// Sampling parameters of requests that name none: the model's own, or the API's [default:
+    /// auto].
+    #[arg(long, value_name = "auto|none")]
+    generation_config: Option<GenerationConfig>,
     /// Node processes to run on this machine [default: none, wait for nodes to join].
     #[arg(long, value_name = "N")]
     local_nodes: Option<u32>,
@@ -48,11 +54,11 @@ struct ServeArguments {
     #[arg(long, value_name = "N")]
     pipelines: Option<u32>,
     /// Where the API listens [default: 127.0.0.1:8000].
-    #[arg(long, value_name = "ADDR:PORT")]
-    http: Option<SocketAddr>,
+    #[arg(long, value_name = "HOST:PORT")]
+    http: Option<Address>,
     /// Where nodes join, UDP [default: 127.0.0.1:7000].
-    #[arg(long, value_name = "ADDR:PORT")]
-    cluster: Option<SocketAddr>,
+    #[arg(long, value_name = "HOST:PORT")]
+    cluster: Option<Address>,
     /// Where certificates, the join token and the start counter are kept [default: under your home
     /// directory].
     #[arg(long, value_name = "DIR")]
@@ -91,6 +97,7 @@ impl ServeArguments {
         set(&mut config.model.name, self.model_name);
         set(&mut config.model.quantize, self.quantize);
         set(&mut config.model.kv_cache_dtype, self.kv_cache_dtype);
+        set(&mut config.model.generation_config, self.generation_config);
         set(&mut config.coordinator.local_nodes, self.local_nodes);
         set(&mut config.coordinator.stages, self.stages);
         set(&mut config.coordinator.pipelines, self.pipelines);

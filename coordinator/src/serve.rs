@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use protocol::TokenId;
-use protocol::config::Config;
+use checkpoint::SamplingDefaults;
+use protocol::config::{Config, GenerationConfig};
+use protocol::{Address, TokenId};
 use ractor::{Actor, ActorRef};
 use telemetry::Tracer;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -43,12 +44,7 @@ pub async fn serve(
     tracer: Tracer,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
-    let listener = tokio::net::TcpListener::bind(config.http.addr)
-        .await
-        .with_context(|| {
-            format!("can't listen on {} for HTTP; choose another with --http", config.http.addr)
-        })
-        .map_err(Misconfigured)?;
+    let listener = listen(&config.http.addr).await.map_err(Misconfigured)?;
     let mut started = start(&config, tracer).await.map_err(Misconfigured)?;
     let served = &started.api.model;
     info!(
@@ -91,6 +87,14 @@ pub async fn serve(
     ended
 }
 
+/// Listens on the first address of the host that is free.
+async fn listen(addr: &Address) -> Result<tokio::net::TcpListener> {
+    let found = transport::resolve(addr).await.context("--http")?;
+    tokio::net::TcpListener::bind(&found[..])
+        .await
+        .with_context(|| format!("can't listen on {addr} for HTTP; choose another with --http"))
+}
+
 /// What runs while the coordinator serves.
 struct Started {
     api: Arc<ApiState>,
@@ -116,10 +120,29 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
         ChatTemplate::from_source(&tokenizer_source, config.http.max_template_fuel)?;
     let described = model::describe(&files, &path, config)?;
     model::check_frames(&described, config).map_err(anyhow::Error::msg)?;
+    let sampling = match config.model.generation_config {
+        GenerationConfig::None => SamplingDefaults::default(),
+        GenerationConfig::Auto => files.sampling_defaults()?,
+    };
+    if sampling != SamplingDefaults::default() {
+        info!(
+            temperature = sampling.temperature,
+            top_k = sampling.top_k,
+            top_p = sampling.top_p,
+            min_p = sampling.min_p,
+            repetition_penalty = sampling.repetition_penalty,
+            max_new_tokens = sampling.max_new_tokens,
+            "requests that don't say are sampled as the model's files recommend \
+             (model.generation_config)"
+        );
+    }
 
     let data_dir = DataDir::open(config)?;
     let start = start_number::next(&data_dir.path)?;
-    let cluster_addr = config.coordinator.cluster_addr;
+    let configured = &config.coordinator.cluster_addr;
+    let found = transport::resolve(configured).await.context("--cluster")?;
+    // One of a host's addresses has to do: children and neighbours are told of it.
+    let cluster_addr = found[0];
     anyhow::ensure!(
         cluster_addr.ip().is_loopback(),
         "nodes on other machines need a token to join, and this release can't check one: \
@@ -191,6 +214,7 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
             id: described.id,
             max_model_len: described.max_model_len,
             vocab_size: files.vocab_size as u32,
+            sampling,
             eos: files.eos_token_ids.iter().copied().map(TokenId).collect(),
             created: std::time::SystemTime::now()
                 .duration_since(std::time::UNIX_EPOCH)
@@ -316,7 +340,7 @@ mod tests {
         let mut config = Config::default();
         let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
         config.model.path = model.into();
-        config.coordinator.cluster_addr.set_port(0);
+        config.coordinator.cluster_addr = "127.0.0.1:0".parse().unwrap();
         config.coordinator.data_dir = data.path().to_owned();
         (start(&config, Tracer::default()).await.unwrap(), data)
     }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use node::devices::parse_size;
 use node::run::{Options, run};
+use protocol::Address;
 use protocol::config::{Log, LogFormat, Traces};
 use shaders::matmul::Products;
 use telemetry::{Service, Tracer};
@@ -18,7 +19,7 @@ use transport::Token;
 struct Arguments {
     /// The coordinator's address, as in coordinator:7000.
     #[arg(long, value_name = "HOST:PORT")]
-    join: String,
+    join: Address,
     /// What proves that this node may join: AGJ1. and so on [default: what the token file says].
     #[arg(long, value_name = "TOKEN", env = "AUTOGLM_JOIN_TOKEN", hide_env_values = true)]
     token: Option<Token>,
@@ -61,13 +62,6 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     telemetry::init_logs(&Log { format: arguments.log_format, ..Log::default() });
-    if !arguments.join.contains(':') {
-        eprintln!(
-            "autoglm-node: --join {} has no port: give HOST:PORT, as in {}:7000",
-            arguments.join, arguments.join
-        );
-        return ExitCode::from(2);
-    }
     let tracer = match tracer(arguments.otlp_endpoint) {
         Ok(tracer) => tracer,
         Err(cause) => {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use futures::FutureExt;
-use protocol::NodeId;
+use protocol::{Address, NodeId};
 use shaders::matmul::Products;
 use telemetry::Tracer;
 use tracing::{info, warn};
@@ -22,7 +22,7 @@ use crate::session::{self, Session};
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where the coordinator listens: name or address, and port.
-    pub coordinator: String,
+    pub coordinator: Address,
     /// What to prove when joining; none: what stands in `token_file`.
     pub token: Option<Token>,
     /// Where the token is; none: where a coordinator of this user on this machine puts it.
@@ -75,7 +75,7 @@ const LOST_TIMEOUT: Duration = Duration::from_secs(10);
 const LOCK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Between two words about what is being waited for.
-const RETRIES_PER_WARNING: u32 = 10;
+const RETRIES_PER_WARNING: usize = 10;
 
 /// Serves until `shutdown` resolves.
 ///
@@ -247,9 +247,13 @@ async fn join(options: &Options, node: NodeId) -> Result<(SocketAddr, Joined)> {
     let config = protocol::config::Transport::default();
     loop {
         // Read at every try: the coordinator may write it later.
-        let found = match resolve(&options.coordinator).await {
-            Ok(addr) => options.token(addr.port()).map(|token| (addr, token)),
-            Err(cause) => Err(cause),
+        let found = match transport::resolve(&options.coordinator).await {
+            // A host's addresses take turns: the coordinator may listen on one of them.
+            Ok(found) => {
+                let addr = found[num_tries % found.len()];
+                options.token(addr.port()).map(|token| (addr, token))
+            }
+            Err(cause) => Err(cause.into()),
         };
         let cause = match found {
             Ok((addr, token)) => match transport::join(addr, node, &token, &config).await {
@@ -261,18 +265,11 @@ async fn join(options: &Options, node: NodeId) -> Result<(SocketAddr, Joined)> {
         };
         if num_tries % RETRIES_PER_WARNING == 0 {
             let coordinator = &options.coordinator;
-            warn!(coordinator, %cause, "waiting for the coordinator");
+            warn!(%coordinator, %cause, "waiting for the coordinator");
         }
         num_tries += 1;
         tokio::time::sleep(RETRY).await;
     }
-}
-
-async fn resolve(coordinator: &str) -> Result<SocketAddr> {
-    let mut found = tokio::net::lookup_host(coordinator)
-        .await
-        .with_context(|| format!("can't resolve {coordinator}"))?;
-    found.next().with_context(|| format!("{coordinator} has no address"))
 }
 
 fn default_data_dir() -> Result<PathBuf> {

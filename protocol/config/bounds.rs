@@ -12,7 +12,7 @@ const DAY_MS: u64 = 24 * HOUR_MS;
 
 /// Each key that is a whole number, with the least and the most that work. Where 0 has a meaning of
 /// its own, it is the least.
-const BOUNDS: [(&str, u64, u64); 42] = [
+const BOUNDS: [(&str, u64, u64); 49] = [
     ("model.max_model_len", 0, 1 << 24),
     ("coordinator.local_nodes", 0, 1024),
     // Each stage has a step under way, and places for it in memory.
@@ -24,9 +24,16 @@ const BOUNDS: [(&str, u64, u64); 42] = [
     ("coordinator.drain_timeout_ms", 0, DAY_MS),
     // They are held in memory.
     ("http.max_body_bytes", 1, 1 << 30),
+    ("http.max_dropped_bytes", 0, 1 << 40),
     ("http.max_concurrent_requests", 1, 1 << 20),
+    ("http.max_connections", 2, 1 << 20),
+    ("http.reserved_connections", 1, 1 << 16),
+    ("http.idle_timeout_ms", 1, DAY_MS),
+    ("http.body_timeout_ms", 1, DAY_MS),
+    ("http.send_timeout_ms", 1, DAY_MS),
     ("http.max_logprobs", 0, 1 << 20),
     ("http.max_choices", 1, 1024),
+    ("http.max_request_sequences", 1, 1 << 20),
     ("http.max_stop_strings", 0, 1 << 16),
     ("http.max_stop_chars", 1, 1 << 20),
     ("http.max_logit_bias", 0, 1 << 20),
@@ -90,6 +97,7 @@ impl Config {
             let (key, expected) = ("scheduler.min_share", "must be from 0 to 0.25");
             return Err(ConfigError::Value { key, value: min_share.to_string(), expected });
         }
+        self.http.check()?;
         self.transport.check()?;
         self.traces.check()
     }

@@ -27,8 +27,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Chunks that wait for a slow client; then its own stream waits, and nobody else's.
 const MAX_BUFFERED_CHUNKS: usize = 64;
 
-/// A client that reads nothing for this long, with all of those waiting, counts as gone.
-const SEND_TIMEOUT: Duration = Duration::from_secs(60);
+/// Milliseconds after which the answer is of no more use.
+const DEADLINE: &str = "x-deadline-ms";
 
 pub(super) async fn chat(State(state): State<Arc<ApiState>>, request: Request) -> ApiResult {
     respond(state, request, Style::Chat, parse_chat).await
@@ -45,6 +45,7 @@ async fn respond(state: Arc<ApiState>, request: Request, style: Style, parse: Pa
     let mut ending = Ending::new(&state, style, request.headers(), start);
     let admitted = async {
         let permit = body::admit(&state)?;
+        let deadline = deadline(request.headers())?;
         let mut content = ending.traced.as_mut().and_then(|traced| traced.content.take());
         let parse = move |body: &[u8], context: Context<'_>| {
             let parsed = parse(body, context)?;
@@ -56,6 +57,9 @@ async fn respond(state: Arc<ApiState>, request: Request, style: Style, parse: Pa
         let (mut parsed, content) = body::parsed(&state, request, parse).await?;
         if let Some(traced) = &mut ending.traced {
             traced.content = content;
+        }
+        if deadline.is_some() {
+            parsed.requests.iter_mut().for_each(|request| request.deadline = deadline);
         }
         let stream = parsed.options.stream;
         let answer = describe(&state, style, &parsed);
@@ -118,8 +122,8 @@ type Events = SelectAll<BoxStream<'static, (usize, Event)>>;
 
 async fn submit(state: &ApiState, parsed: Parsed) -> Result<Events, ApiError> {
     let mut all = SelectAll::new();
-    for (number, request) in parsed.requests.into_iter().enumerate() {
-        let events = state.engine.submit(request).await?;
+    let received = state.engine.submit(parsed.requests).await?;
+    for (number, events) in received.into_iter().enumerate() {
         all.push(
             stream::unfold(events, move |mut events| async move {
                 events.recv().await.map(|event| ((number, event), events))
@@ -128,6 +132,16 @@ async fn submit(state: &ApiState, parsed: Parsed) -> Result<Events, ApiError> {
         );
     }
     Ok(all)
+}
+
+/// When the client's patience ends, where a header says so.
+fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, ApiError> {
+    let Some(value) = headers.get(DEADLINE) else { return Ok(None) };
+    let millis = value.to_str().ok().and_then(|text| text.parse().ok());
+    let millis = millis.ok_or_else(|| {
+        ApiError::invalid(DEADLINE, format!("{DEADLINE} must be a whole number of milliseconds"))
+    })?;
+    crate::openai::deadline(DEADLINE, millis).map(Some)
 }
 
 /// An admitted request on its way to its client.
@@ -190,9 +204,11 @@ impl Answering {
 
     /// Sends chunks until the answer ends or the client goes away.
     async fn produce(mut self, chunks: mpsc::Sender<SseEvent>) {
+        // A client that reads nothing for so long, with all of those waiting, counts as gone.
+        let timeout = Duration::from_millis(self.state.config.send_timeout_ms);
         let send = async |chunk: String| {
             let event = SseEvent::default().data(chunk);
-            chunks.send_timeout(event, SEND_TIMEOUT).await.is_ok()
+            chunks.send_timeout(event, timeout).await.is_ok()
         };
         for chunk in self.answer.opening() {
             if !send(chunk.to_string()).await {

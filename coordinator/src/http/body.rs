@@ -3,17 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{FromRequest, Request};
-use axum::http::StatusCode;
+use axum::extract::Request;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::ApiState;
 use crate::openai::{ApiError, Context};
-
-/// A client that sends slower holds up others: each body under way has a permit.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Tokenizing a larger body takes long enough for others to notice.
 const MAX_INLINE_BYTES: usize = 16 << 10;
@@ -45,22 +41,34 @@ pub(super) async fn parsed<T: Send + 'static>(
         .unwrap_or_else(|_| Err(ApiError::internal("reading the request stopped unexpectedly")))
 }
 
+/// Reads a body. Of one that is too large more is read and dropped, so that its client comes to
+/// read why: a connection that is closed while it still sends tells it nothing.
 async fn read(state: &ApiState, request: Request) -> Result<Bytes, ApiError> {
-    match tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request, &())).await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(rejection)) => Err(unreadable(&rejection, state.config.max_body_bytes)),
-        Err(_) => {
-            let seconds = BODY_TIMEOUT.as_secs();
-            let message = format!("the body did not arrive within {seconds} s");
-            Err(ApiError::malformed(message).status(408).code("request_timeout"))
+    let (max, max_dropped) = (state.config.max_body_bytes, state.config.max_dropped_bytes);
+    let timeout = Duration::from_millis(state.config.body_timeout_ms);
+    let mut stream = request.into_body().into_data_stream();
+    let read = async {
+        let (mut body, mut num_dropped) = (BytesMut::new(), 0);
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk.map_err(|_| ApiError::malformed("the body can't be read"))?;
+            if num_dropped == 0 && body.len() + chunk.len() <= max {
+                body.extend_from_slice(&chunk);
+                continue;
+            }
+            num_dropped += std::mem::take(&mut body).len() + chunk.len();
+            if num_dropped > max.saturating_add(max_dropped) {
+                break;
+            }
         }
-    }
-}
-
-fn unreadable(rejection: &BytesRejection, max_bytes: usize) -> ApiError {
-    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let message = format!("the body has more than {max_bytes} bytes (http.max_body_bytes)");
-        return ApiError::malformed(message).status(413).code("body_too_large");
-    }
-    ApiError::malformed("the body can't be read")
+        if num_dropped > 0 {
+            let message = format!("the body has more than {max} bytes (http.max_body_bytes)");
+            return Err(ApiError::malformed(message).status(413).code("body_too_large"));
+        }
+        Ok(body.freeze())
+    };
+    tokio::time::timeout(timeout, read).await.unwrap_or_else(|_| {
+        let millis = timeout.as_millis();
+        let message = format!("the body did not arrive within {millis} ms (http.body_timeout_ms)");
+        Err(ApiError::malformed(message).status(408).code("request_timeout"))
+    })
 }

@@ -3,12 +3,17 @@
 mod answer;
 mod body;
 mod content;
+mod cors;
 mod ending;
 mod error;
 mod health;
 #[cfg(test)]
 mod metrics_tests;
 mod models;
+mod server;
+#[cfg(test)]
+mod server_tests;
+mod socket;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -20,18 +25,16 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::serve::ListenerExt;
 use futures::StreamExt;
 use protocol::config::{Http, Traces};
 use telemetry::Tracer;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tracing::debug;
 
 use crate::chat_template::ChatTemplate;
 use crate::engine::Engine;
@@ -92,7 +95,7 @@ pub fn router(state: Arc<ApiState>) -> Router {
         .route("/metrics", get(counted))
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
-        .layer(DefaultBodyLimit::max(state.config.max_body_bytes))
+        .layer(middleware::from_fn_with_state(Arc::clone(&state), cors::guard))
         .layer(middleware::from_fn_with_state(Arc::clone(&state), measure))
         .with_state(state)
 }
@@ -106,13 +109,8 @@ pub async fn serve(
     state: Arc<ApiState>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    // A token is a small packet that must not wait for the one before it to be acknowledged.
-    let listener = listener.tap_io(|stream| {
-        if let Err(cause) = stream.set_nodelay(true) {
-            debug!(%cause, "a connection keeps its delay");
-        }
-    });
-    axum::serve(listener, router(state)).with_graceful_shutdown(shutdown).await
+    let router = router(Arc::clone(&state));
+    server::serve(listener, router, &state.config, shutdown).await
 }
 
 async fn counted(State(state): State<Arc<ApiState>>, headers: HeaderMap) -> Response {

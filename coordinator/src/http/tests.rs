@@ -69,7 +69,7 @@ impl Server {
         Self::with(script, |_| {}).await
     }
 
-    async fn with(
+    pub(super) async fn with(
         script: impl Fn(&Request) -> Script + Send + 'static,
         change: impl FnOnce(&mut Served),
     ) -> Self {
@@ -80,23 +80,28 @@ impl Server {
         let num_closed = Arc::new(AtomicUsize::new(0));
         let closed = Arc::clone(&num_closed);
         tokio::spawn(async move {
-            while let Some(Submission { request, events, admitted }) = queue.recv().await {
-                let (said, stays) = match script(&request) {
-                    Script::Say(said) => (said, true),
-                    Script::Vanish(said) => (said, false),
-                    Script::Refuse(error) => {
-                        admitted.send(Err(error)).unwrap();
-                        continue;
+            'bodies: while let Some(Submission { requests, admitted }) = queue.recv().await {
+                let mut scripts = Vec::new();
+                for (request, events) in requests {
+                    match script(&request) {
+                        Script::Say(said) => scripts.push((said, true, events)),
+                        Script::Vanish(said) => scripts.push((said, false, events)),
+                        Script::Refuse(error) => {
+                            admitted.send(Err(error)).unwrap();
+                            continue 'bodies;
+                        }
                     }
-                };
+                }
                 admitted.send(Ok(())).unwrap();
-                said.into_iter().for_each(|event| events.try_send(event).unwrap());
-                if stays {
-                    let closed = Arc::clone(&closed);
-                    tokio::spawn(async move {
-                        events.closed().await;
-                        closed.fetch_add(1, Ordering::SeqCst);
-                    });
+                for (said, stays, events) in scripts {
+                    said.into_iter().for_each(|event| events.try_send(event).unwrap());
+                    if stays {
+                        let closed = Arc::clone(&closed);
+                        tokio::spawn(async move {
+                            events.closed().await;
+                            closed.fetch_add(1, Ordering::SeqCst);
+                        });
+                    }
                 }
             }
         });

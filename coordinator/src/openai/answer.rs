@@ -7,7 +7,7 @@ use protocol::{Logprobs, TokenId};
 use serde_json::{Map, Value, json};
 
 use super::logprobs::{Naming, Shown};
-use super::{Options, Parsed};
+use super::{Echo, Options, Parsed};
 use crate::request::Event;
 use crate::tokenizer::Tokenizer;
 
@@ -43,6 +43,7 @@ pub struct Answer {
 struct Prompt {
     ids: Arc<[TokenId]>,
     logprobs: Option<Vec<Logprobs>>,
+    echo: Option<Echo>,
 }
 
 #[derive(Debug, Default)]
@@ -84,9 +85,11 @@ impl Answer {
     ) -> Self {
         let prefix = if style == Style::Chat { "chatcmpl" } else { "cmpl" };
         let num_choices = parsed.requests.first().map_or(1, |request| request.num_choices);
-        let prompt = |request: &crate::request::Request| Prompt {
+        let mut echoes = parsed.echoes.iter().cloned();
+        let mut prompt = |request: &crate::request::Request| Prompt {
             ids: request.prompt.clone(),
             logprobs: None,
+            echo: echoes.next(),
         };
         Self {
             style,
@@ -99,7 +102,7 @@ impl Answer {
             options: parsed.options.clone(),
             tokenizer,
             num_choices,
-            prompts: parsed.requests.iter().map(prompt).collect(),
+            prompts: parsed.requests.iter().map(&mut prompt).collect(),
             choices: (0..parsed.requests.len() * num_choices as usize)
                 .map(|_| Choice::default())
                 .collect(),
@@ -204,15 +207,15 @@ impl Answer {
 
     /// The first piece of a choice begins with the prompt, where that is wanted.
     fn with_echo(&self, index: usize, piece: Piece) -> Piece {
-        if !self.options.echo {
-            return piece;
-        }
         let prompt = &self.prompts[index / self.num_choices as usize];
-        let text = self.tokenizer.decode(&prompt.ids, false) + &piece.text;
+        let Some(echo) = &prompt.echo else { return piece };
+        let text = echo.text.clone() + &piece.text;
         let scored = prompt.logprobs.iter().flatten().cloned().map(Some);
         let logprobs = std::iter::once(None).chain(scored).chain(std::iter::repeat(None));
-        let tokens = prompt.ids.iter().copied().zip(logprobs).chain(piece.tokens).collect();
-        Piece { text, tokens, num_echoed: prompt.ids.len(), ..piece }
+        let (start, num_echoed) = (echo.tokens.start, echo.tokens.len());
+        let echoed = prompt.ids.iter().copied().zip(logprobs).skip(start).take(num_echoed);
+        let tokens = echoed.chain(piece.tokens).collect();
+        Piece { text, tokens, num_echoed, ..piece }
     }
 
     fn stream_piece(&mut self, index: usize, piece: Piece, begun: bool) -> Option<Value> {
@@ -338,7 +341,8 @@ impl Answer {
         }
         if self.options.include_usage {
             // The last chunk has the numbers; OpenAI's others have the field.
-            chunk["usage"] = Value::Null;
+            let so_far = self.options.continuous_usage.then(|| self.usage());
+            chunk["usage"] = so_far.unwrap_or_default();
         }
         chunk
     }
@@ -447,6 +451,20 @@ mod tests {
         let closing = answer.closing().unwrap();
         assert_eq!(closing["choices"], json!([]));
         assert_eq!(closing["usage"]["completion_tokens"], 2);
+    }
+
+    #[test]
+    fn each_chunk_has_the_counts_so_far_where_that_is_wanted() {
+        let options = json!({"include_usage": true, "continuous_usage_stats": true});
+        let (mut answer, _) =
+            answer(Style::Chat, json!({"stream": true, "stream_options": options}));
+        let num_prompt = answer.num_prompt_tokens();
+        assert_eq!(answer.opening()[0]["usage"]["completion_tokens"], 0);
+        for num_generated in 1..=3 {
+            let chunk = answer.take(0, token(0, 39, "H")).unwrap();
+            assert_eq!(chunk["usage"]["completion_tokens"], num_generated);
+            assert_eq!(chunk["usage"]["total_tokens"], num_prompt + num_generated);
+        }
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! `/v1/chat/completions`: messages in, through the model's own template, a message out.
 
 use protocol::TokenId;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::fields::wrong;
 use super::sampling::{Common, check_logprobs};
-use super::{ApiError, Context, Fields, Parsed};
+use super::{ApiError, Context, Fields, Parsed, Style, known};
 
 /// The request of a body.
 ///
@@ -14,13 +14,10 @@ use super::{ApiError, Context, Fields, Parsed};
 pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
     let mut fields = Fields::parse(body)?;
     let mut common = Common::take(&mut fields, context)?;
-    fields.only("response_format", &[json!({"type": "text"})])?;
-    fields.only("modalities", &[json!(["text"])])?;
-    fields.only("store", &[Value::Bool(false)])?;
-    fields.only("service_tier", &[json!("auto"), json!("default")])?;
+    known::settle(&mut fields, Style::Chat)?;
     let wants_logprobs = fields.bool("logprobs")?;
     let top_logprobs = fields.u32("top_logprobs")?;
-    if top_logprobs.is_some() && !wants_logprobs {
+    if top_logprobs.is_some_and(|top| top > 0) && !wants_logprobs {
         let message = "top_logprobs is only for logprobs: true";
         return Err(ApiError::invalid("top_logprobs", message));
     }
@@ -32,9 +29,10 @@ pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
     let prompt = prompt_of_messages(&mut fields, context)?;
     fields.finish()?;
     common.prompt_field = "messages";
-    let default = Some(context.config.default_max_tokens).filter(|&tokens| tokens > 0);
+    let configured = Some(context.config.default_max_tokens).filter(|&tokens| tokens > 0);
+    let default = configured.or(context.model.sampling.max_new_tokens);
     let request = common.request(prompt, default, context)?;
-    Ok(Parsed { requests: vec![request], options: common.options })
+    Ok(Parsed { requests: vec![request], echoes: Vec::new(), options: common.options })
 }
 
 /// The tokens of a body's `messages`, rendered by the model's template.
@@ -85,12 +83,21 @@ fn messages(messages: Value) -> Result<Value, ApiError> {
 const MESSAGE_FIELDS: [&str; 6] =
     ["role", "content", "name", "reasoning_content", "tool_calls", "tool_call_id"];
 
+/// What clients send back of an answer that no template shows.
+const MESSAGE_HINTS: [&str; 2] = ["annotations", "id"];
+
 fn message(message: Value, name: &str) -> Result<Value, ApiError> {
     let Value::Object(mut message) = message else {
         return Err(wrong(name, "an object", &message));
     };
     // Clients send back what they got: answers of ours have `refusal: null`.
-    message.retain(|field, value| field == "content" || !value.is_null());
+    message.retain(|field, value| {
+        field == "content" || !(value.is_null() || MESSAGE_HINTS.contains(&field.as_str()))
+    });
+    // Its other name.
+    if let Some(reasoning) = message.remove("reasoning") {
+        message.entry("reasoning_content").or_insert(reasoning);
+    }
     if let Some(field) = message.keys().find(|field| !MESSAGE_FIELDS.contains(&field.as_str())) {
         let text = format!("{name}.{field} is not supported by this server; remove it");
         return Err(
@@ -171,6 +178,7 @@ fn text_of(content: Value, name: &str) -> Result<Option<String>, ApiError> {
 mod tests {
     use super::*;
     use crate::openai::testing::{Served, table};
+    use serde_json::json;
 
     fn rendered(served: &Served, messages: Value) -> String {
         let body = json!({"model": "m", "messages": messages});
@@ -214,22 +222,20 @@ mod tests {
         let calls = |calls: Value| message(json!({"role": "assistant", "tool_calls": calls}));
         let cases = [
             (json!({"tools": [{}]}), "tools", unsupported),
-            (json!({"tool_choice": "auto"}), "tool_choice", unsupported),
-            (json!({"functions": []}), "functions", unsupported),
+            (json!({"tool_choice": "required"}), "tool_choice", unsupported),
+            (json!({"functions": [{}]}), "functions", unsupported),
             (json!({"response_format": {"type": "json_object"}}), "response_format", unsupported),
             (json!({"modalities": ["text", "audio"]}), "modalities", unsupported),
             (json!({"audio": {}}), "audio", unsupported),
-            (json!({"prediction": {}}), "prediction", unsupported),
-            (json!({"metadata": {"a": "b"}}), "metadata", unsupported),
             (json!({"store": true}), "store", unsupported),
             (json!({"reasoning_effort": "low"}), "reasoning_effort", unsupported),
-            (json!({"echo": true}), "echo", Some("unknown_parameter")),
+            (json!({"echo": true}), "echo", unsupported),
             (json!({"wibble": 1}), "wibble", Some("unknown_parameter")),
             (json!({"top_logprobs": 1}), "top_logprobs", None),
             (json!({"logprobs": 3}), "logprobs", None),
             (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs", None),
             (json!({"max_tokens": 0}), "max_tokens", None),
-            (json!({"max_tokens": 1, "max_completion_tokens": 1}), "max_tokens", None),
+            (json!({"max_tokens": 1, "max_completion_tokens": 2}), "max_tokens", None),
             (json!({"chat_template_kwargs": 1}), "chat_template_kwargs", None),
             (json!({"messages": []}), "messages", None),
             (json!({"messages": null}), "messages", None),

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::fields::wrong;
 use super::sampling::{Common, check_logprobs};
-use super::{ApiError, Context, Fields, Parsed};
+use super::{ApiError, Context, Echo, Fields, Parsed, Style, known};
 
 /// OpenAI's default for this endpoint.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -20,6 +20,7 @@ const MAX_PROMPTS: usize = 256;
 pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
     let mut fields = Fields::parse(body)?;
     let mut common = Common::take(&mut fields, context)?;
+    known::settle(&mut fields, Style::Completion)?;
     common.options.echo = fields.bool("echo")?;
     if let Some(wanted) = fields.u32("logprobs")? {
         let wanted = Some(check_logprobs("logprobs", wanted, context)?);
@@ -27,24 +28,42 @@ pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
         common.sampling.num_logprobs = wanted;
         common.sampling.num_prompt_logprobs = wanted.filter(|_| common.options.echo);
     }
-    let prompts = prompts(fields.required("prompt")?, context)?;
+    let prompts = prompts(fields.required("prompt")?, common.options.echo, context)?;
     fields.finish()?;
+    common.check_sequences(prompts.len(), context)?;
     let default = match context.config.default_max_tokens {
         0 => DEFAULT_MAX_TOKENS,
         configured => configured,
     };
-    let requests = prompts
-        .into_iter()
-        .map(|prompt| common.request(prompt, Some(default), context))
-        .collect::<Result<_, _>>()?;
-    Ok(Parsed { requests, options: common.options })
+    let (mut requests, mut echoes) = (Vec::new(), Vec::new());
+    for (tokens, echo) in prompts {
+        let mut request = common.request(tokens, Some(default), context)?;
+        // Bodies of one tenant take turns, however many prompts each has.
+        request.turn = requests.len() as u32 * request.num_choices;
+        requests.push(request);
+        echoes.extend(echo);
+    }
+    Ok(Parsed { requests, echoes, options: common.options })
 }
 
-fn prompts(prompt: Value, context: Context<'_>) -> Result<Vec<Vec<TokenId>>, ApiError> {
+/// The tokens of a prompt, and what of it an answer repeats.
+type Prompt = (Vec<TokenId>, Option<Echo>);
+
+fn prompts(prompt: Value, echo: bool, context: Context<'_>) -> Result<Vec<Prompt>, ApiError> {
+    let text = |text: &str| encode(text, echo, context);
+    let ids = |ids: &[Value]| {
+        let tokens = token_ids(ids)?;
+        let known = tokens.iter().all(|token| token.0 < context.model.vocab_size);
+        let echo = (echo && known).then(|| Echo {
+            text: context.tokenizer.decode(&tokens, false),
+            tokens: 0..tokens.len(),
+        });
+        Ok((tokens, echo))
+    };
     let items = match prompt {
-        Value::String(text) => return Ok(vec![encode(&text, context)?]),
+        Value::String(prompt) => return Ok(vec![text(&prompt)?]),
         Value::Array(items) if items.first().is_some_and(Value::is_number) => {
-            return Ok(vec![token_ids(&items)?]);
+            return Ok(vec![ids(&items)?]);
         }
         Value::Array(items) if !items.is_empty() => items,
         other => return Err(expected(&other)),
@@ -56,18 +75,28 @@ fn prompts(prompt: Value, context: Context<'_>) -> Result<Vec<Vec<TokenId>>, Api
     items
         .iter()
         .map(|item| match item {
-            Value::String(text) => encode(text, context),
-            Value::Array(ids) => token_ids(ids),
+            Value::String(prompt) => text(prompt),
+            Value::Array(tokens) => ids(tokens),
             other => Err(expected(other)),
         })
         .collect()
 }
 
-fn encode(text: &str, context: Context<'_>) -> Result<Vec<TokenId>, ApiError> {
-    context
-        .tokenizer
-        .encode(text, true)
-        .map_err(|cause| ApiError::invalid("prompt", cause.to_string()))
+fn encode(text: &str, echo: bool, context: Context<'_>) -> Result<Prompt, ApiError> {
+    let encode = |specials: bool| {
+        let tokens = context.tokenizer.encode(text, specials);
+        tokens.map_err(|cause| ApiError::invalid("prompt", cause.to_string()))
+    };
+    let tokens = encode(true)?;
+    if !echo {
+        return Ok((tokens, None));
+    }
+    let own = encode(false)?;
+    let at = (0..=tokens.len() - own.len().min(tokens.len()))
+        .find(|at| tokens[*at..].starts_with(&own))
+        .unwrap_or(0);
+    let end = (at + own.len()).min(tokens.len());
+    Ok((tokens, Some(Echo { text: text.to_owned(), tokens: at..end })))
 }
 
 fn token_ids(items: &[Value]) -> Result<Vec<TokenId>, ApiError> {
@@ -114,6 +143,62 @@ mod tests {
             protocol::SamplingParams { seed: request.sampling.seed, ..Default::default() };
         assert_eq!(request.sampling, sampling);
         assert!(!parsed.options.stream && !parsed.options.logprobs && !parsed.options.echo);
+    }
+
+    #[test]
+    fn what_the_models_authors_recommend_stands_where_a_body_says_nothing() {
+        let mut served = Served::chat();
+        served.model.sampling = checkpoint::SamplingDefaults {
+            temperature: Some(0.25),
+            top_k: Some(20),
+            top_p: Some(0.5),
+            min_p: Some(0.125),
+            repetition_penalty: Some(1.5),
+            max_new_tokens: Some(9),
+        };
+        let sampling = |more: Value| {
+            let mut body = json!({"model": "m", "prompt": [5], "seed": 1});
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let parsed = parse(body.to_string().as_bytes(), served.context()).unwrap();
+            let it = parsed.requests[0].sampling.clone();
+            (it.temperature, it.top_k, it.top_p, it.min_p, it.repetition_penalty)
+        };
+        assert_eq!(sampling(json!({})), (0.25, 20, 0.5, 0.125, 1.5));
+        let own = json!({
+            "temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1,
+        });
+        assert_eq!(sampling(own), (1.0, 0, 1.0, 0.0, 1.0));
+    }
+
+    #[test]
+    fn an_echo_is_the_prompt_as_it_was_sent() {
+        let echo = |prompt: Value| {
+            let body = json!({"model": "m", "prompt": prompt, "echo": true});
+            let parsed = parsed(&body).unwrap();
+            let (echo, request) = (parsed.echoes[0].clone(), &parsed.requests[0]);
+            let decoded =
+                Served::chat().tokenizer.decode(&request.prompt[echo.tokens.clone()], false);
+            (echo.text, decoded, request.prompt.len() - echo.tokens.len())
+        };
+        let (text, decoded, num_added) = echo(json!("Hi there"));
+        assert_eq!((text.as_str(), decoded.as_str()), ("Hi there", "Hi there"));
+        let with = Served::chat().tokenizer.encode("Hi there", true).unwrap().len();
+        let without = Served::chat().tokenizer.encode("Hi there", false).unwrap().len();
+        assert_eq!(num_added, with - without);
+        assert_eq!(echo(json!([5, 6])).2, 0);
+        assert!(parsed(&json!({"model": "m", "prompt": "Hi"})).unwrap().echoes.is_empty());
+    }
+
+    #[test]
+    fn a_body_has_no_more_sequences_than_it_may() {
+        let mut served = Served::chat();
+        served.config.max_request_sequences = 6;
+        let parse = |body: Value| parse(body.to_string().as_bytes(), served.context());
+        let body = json!({"model": "m", "prompt": [[5], [6], [7]], "n": 2});
+        let turns: Vec<_> = parse(body).unwrap().requests.iter().map(|it| it.turn).collect();
+        assert_eq!(turns, [0, 2, 4]);
+        let error = parse(json!({"model": "m", "prompt": [[5], [6], [7]], "n": 3})).unwrap_err();
+        assert!(error.message.contains("9 sequences") && error.param.as_deref() == Some("n"));
     }
 
     #[test]
@@ -264,10 +349,8 @@ mod tests {
             ),
             (json!({"ignore_eos": 1}), "ignore_eos", None),
             (json!({"echo": 1}), "echo", None),
-            (json!({"user": 1}), "user", None),
             (json!({"suffix": "x"}), "suffix", unsupported),
-            (json!({"metadata": {}}), "metadata", unsupported),
-            (json!({"messages": []}), "messages", Some("unknown_parameter")),
+            (json!({"messages": []}), "messages", unsupported),
             (json!({"wibble": 1}), "wibble", Some("unknown_parameter")),
         ];
         table(&Served::chat(), parse, &json!({"model": "m", "prompt": [5]}), &cases);

@@ -2,31 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::ApiError;
-
-/// Fields of OpenAI's API that this server doesn't honour. Ignoring them would change what the
-/// client asked for.
-const UNSUPPORTED: [&str; 19] = [
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "functions",
-    "function_call",
-    "response_format",
-    "modalities",
-    "audio",
-    "prediction",
-    "store",
-    "metadata",
-    "reasoning_effort",
-    "reasoning",
-    "verbosity",
-    "web_search_options",
-    "suffix",
-    "prompt_cache_key",
-    "safety_identifier",
-    "best_of",
-];
+use super::{ApiError, known};
 
 /// What is left of a body.
 #[derive(Debug)]
@@ -93,8 +69,7 @@ impl Fields {
     /// When it is something else.
     pub fn u32(&mut self, name: &str) -> Result<Option<u32>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
-        let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
-        number.map(Some).ok_or_else(|| wrong(name, "a whole number from 0 on", &value))
+        whole(&value).map(Some).ok_or_else(|| wrong(name, "a whole number from 0 on", &value))
     }
 
     /// A number between two others, both allowed.
@@ -117,7 +92,7 @@ impl Fields {
     pub fn only(&mut self, name: &str, harmless: &[Value]) -> Result<(), ApiError> {
         match self.take(name) {
             None => Ok(()),
-            Some(value) if harmless.contains(&value) => Ok(()),
+            Some(value) if harmless.iter().any(|it| is_same(it, &value)) => Ok(()),
             Some(_) => Err(unsupported(name)),
         }
     }
@@ -129,13 +104,28 @@ impl Fields {
     pub fn finish(self) -> Result<(), ApiError> {
         match self.0.into_iter().find(|(_, value)| !value.is_null()) {
             None => Ok(()),
-            Some((name, _)) if UNSUPPORTED.contains(&name.as_str()) => Err(unsupported(&name)),
+            Some((name, _)) if known::is_known(&name) => Err(unsupported(&name)),
             Some((name, _)) => {
                 let message = format!("unknown field {name}; remove it");
                 Err(ApiError::invalid(name, message).code("unknown_parameter"))
             }
         }
     }
+}
+
+/// A whole number that fits, also where it was written as a float.
+pub(crate) fn whole(value: &Value) -> Option<u32> {
+    let of_float = |value: f64| (value.fract() == 0.0).then_some(value);
+    let number = value.as_u64().or_else(|| {
+        let number = value.as_f64().and_then(of_float)?;
+        (0.0..=f64::from(u32::MAX)).contains(&number).then_some(number as u64)
+    });
+    number.and_then(|number| u32::try_from(number).ok())
+}
+
+/// Whether two values say the same: 0 and 0.0 do.
+fn is_same(a: &Value, b: &Value) -> bool {
+    a == b || (a.is_number() && a.as_f64() == b.as_f64())
 }
 
 /// A field has a value of another type than it should.
@@ -163,7 +153,7 @@ mod tests {
     #[test]
     fn what_is_left_over_is_refused_by_name() {
         assert_eq!(fields("{\"a\": null}").finish(), Ok(()));
-        let error = fields("{\"tools\": []}").finish().unwrap_err();
+        let error = fields("{\"tools\": [1]}").finish().unwrap_err();
         assert_eq!(
             (error.param.as_deref(), error.code),
             (Some("tools"), Some("unsupported_parameter"))

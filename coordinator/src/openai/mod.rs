@@ -5,6 +5,7 @@ mod chat;
 mod completions;
 mod error;
 mod fields;
+mod known;
 mod logprobs;
 mod sampling;
 mod scheduling;
@@ -42,6 +43,8 @@ pub struct ServedModel {
     pub vocab_size: u32,
     /// Tokens that end an answer.
     pub eos: Vec<TokenId>,
+    /// How the model is sampled where a request doesn't say.
+    pub sampling: checkpoint::SamplingDefaults,
     /// When the server started, in seconds since 1970.
     pub created: u64,
 }
@@ -64,8 +67,19 @@ pub struct Context<'a> {
 pub struct Parsed {
     /// In the order of the prompts.
     pub requests: Vec<Request>,
+    /// For each of them what an answer repeats, where that is wanted.
+    pub echoes: Vec<Echo>,
     /// How to answer.
     pub options: Options,
+}
+
+/// A prompt as it was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Echo {
+    /// Its text.
+    pub text: String,
+    /// Its tokens, of those that are computed: special ones may have been added around them.
+    pub tokens: std::ops::Range<usize>,
 }
 
 /// How to answer.
@@ -75,6 +89,8 @@ pub struct Options {
     pub stream: bool,
     /// Whether a stream ends with the token counts.
     pub include_usage: bool,
+    /// Whether each chunk has those so far.
+    pub continuous_usage: bool,
     /// Whether the answer repeats the prompt.
     pub echo: bool,
     /// Whether token ids are returned beside the text.

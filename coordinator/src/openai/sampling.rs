@@ -5,7 +5,7 @@ use std::sync::Arc;
 use protocol::{RequestId, SamplingParams, TokenId};
 use serde_json::Value;
 
-use super::fields::wrong;
+use super::fields::{whole, wrong};
 use super::scheduling::Scheduling;
 use super::{ApiError, Context, Fields, Options, random_u64};
 use crate::request::Request;
@@ -30,8 +30,8 @@ impl Common {
         let Context { model, config, .. } = context;
         check_model(fields, context)?;
         let max_tokens = match (fields.u32("max_tokens")?, fields.u32("max_completion_tokens")?) {
-            (Some(_), Some(_)) => {
-                let message = "give max_tokens or max_completion_tokens, not both";
+            (Some(one), Some(other)) if one != other => {
+                let message = "max_tokens and max_completion_tokens differ; give one of them";
                 return Err(ApiError::invalid("max_tokens", message));
             }
             (one, other) => one.or(other),
@@ -43,7 +43,6 @@ impl Common {
             return Err(ApiError::invalid("n", message));
         }
         fields.only("best_of", &[num_choices.into()])?;
-        fields.string("user")?;
         let seed = match fields.take("seed") {
             None => random_u64()?,
             // Any integer that JSON can carry, negative ones too.
@@ -52,22 +51,24 @@ impl Common {
                 .or_else(|| value.as_i64().map(|seed| seed as u64))
                 .ok_or_else(|| wrong("seed", "a whole number", &value))?,
         };
-        let off = SamplingParams::default();
+        let (off, own) = (SamplingParams::default(), model.sampling);
         let sampling = SamplingParams {
-            temperature: fields.f32("temperature", 0.0, 100.0)?.unwrap_or(off.temperature),
+            temperature: fields
+                .f32("temperature", 0.0, 100.0)?
+                .or(own.temperature)
+                .unwrap_or(off.temperature),
             // -1 is how some clients say "off".
             top_k: match fields.take("top_k") {
-                None => 0,
+                None => own.top_k.unwrap_or(off.top_k),
                 Some(value) if value.as_i64() == Some(-1) => 0,
-                Some(value) => value
-                    .as_u64()
-                    .and_then(|k| u32::try_from(k).ok())
+                Some(value) => whole(&value)
                     .ok_or_else(|| wrong("top_k", "a whole number, 0 or -1 for off", &value))?,
             },
-            top_p: fields.f32("top_p", 0.0, 1.0)?.unwrap_or(off.top_p),
-            min_p: fields.f32("min_p", 0.0, 1.0)?.unwrap_or(off.min_p),
+            top_p: fields.f32("top_p", 0.0, 1.0)?.or(own.top_p).unwrap_or(off.top_p),
+            min_p: fields.f32("min_p", 0.0, 1.0)?.or(own.min_p).unwrap_or(off.min_p),
             repetition_penalty: fields
                 .f32("repetition_penalty", 0.01, 100.0)?
+                .or(own.repetition_penalty)
                 .unwrap_or(off.repetition_penalty),
             frequency_penalty: fields.f32("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
             presence_penalty: fields.f32("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
@@ -78,12 +79,13 @@ impl Common {
             num_prompt_logprobs: None,
         };
         let stream = fields.bool("stream")?;
-        let include_usage = include_usage(fields, stream)?;
+        let (include_usage, continuous_usage) = include_usage(fields, stream)?;
         let stop_tokens: Arc<[TokenId]> =
             if fields.bool("ignore_eos")? { Arc::new([]) } else { model.eos.as_slice().into() };
         let options = Options {
             stream,
             include_usage,
+            continuous_usage,
             return_token_ids: fields.bool("return_token_ids")?,
             tokens_as_ids: fields.bool("return_tokens_as_token_ids")?,
             ..Options::default()
@@ -101,6 +103,25 @@ impl Common {
             stop_tokens,
             scheduling,
         })
+    }
+
+    /// Refuses a body of more sequences than one may have.
+    pub(crate) fn check_sequences(
+        &self,
+        num_prompts: usize,
+        context: Context<'_>,
+    ) -> Result<(), ApiError> {
+        let num_sequences = num_prompts * self.num_choices as usize;
+        let max = context.config.max_request_sequences;
+        if num_sequences > max {
+            let message = format!(
+                "{num_prompts} prompts with n = {} are {num_sequences} sequences, a request has at \
+                 most {max} (http.max_request_sequences)",
+                self.num_choices
+            );
+            return Err(ApiError::invalid("n", message));
+        }
+        Ok(())
     }
 
     /// A request for a prompt. Without a limit in the body the answer may have `default` tokens,
@@ -198,9 +219,10 @@ pub(crate) fn check_logprobs(
     Ok(wanted)
 }
 
-fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
+/// Whether a stream ends with the token counts, and whether each of its chunks has them.
+fn include_usage(fields: &mut Fields, stream: bool) -> Result<(bool, bool), ApiError> {
     let options = match fields.take("stream_options") {
-        None => return Ok(false),
+        None => return Ok((false, false)),
         Some(Value::Object(options)) => options,
         Some(other) => return Err(wrong("stream_options", "an object", &other)),
     };
@@ -208,23 +230,28 @@ fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
         let message = "stream_options is only for stream: true";
         return Err(ApiError::invalid("stream_options", message));
     }
-    let mut include = false;
+    let (mut include, mut continuous) = (false, false);
     for (name, value) in options {
-        match (name.as_str(), value) {
-            ("include_usage", Value::Bool(value)) => include = value,
-            ("include_usage", other) => {
-                return Err(wrong("stream_options.include_usage", "true or false", &other));
-            }
+        let full_name = format!("stream_options.{name}");
+        let is_known = ["include_usage", "continuous_usage_stats", "include_obfuscation"];
+        let wanted = match value {
+            _ if !is_known.contains(&name.as_str()) => true, // Refused below.
+            Value::Null => false,
+            Value::Bool(value) => value,
+            other => return Err(wrong(&full_name, "true or false", &other)),
+        };
+        match name.as_str() {
+            "include_usage" => include = wanted,
+            "continuous_usage_stats" => continuous = wanted,
             // Padding against eavesdroppers on packet sizes; off is what we do.
-            ("include_obfuscation", Value::Bool(false)) => {}
-            (name, _) => {
-                let name = format!("stream_options.{name}");
-                let message = format!("{name} is not supported by this server; remove it");
-                return Err(ApiError::invalid(name, message).code("unsupported_parameter"));
+            "include_obfuscation" if !wanted => {}
+            _ => {
+                let message = format!("{full_name} is not supported by this server; remove it");
+                return Err(ApiError::invalid(full_name, message).code("unsupported_parameter"));
             }
         }
     }
-    Ok(include)
+    Ok((include, include && continuous))
 }
 
 fn stop(fields: &mut Fields, context: Context<'_>) -> Result<Vec<String>, ApiError> {

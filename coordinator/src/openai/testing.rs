@@ -33,6 +33,7 @@ impl Served {
                 max_model_len: 256,
                 vocab_size: 640,
                 eos: vec![TokenId(595)],
+                sampling: checkpoint::SamplingDefaults::default(),
                 created: 1,
             },
             tokenizer: Arc::new(Tokenizer::from_source(&source).unwrap()),

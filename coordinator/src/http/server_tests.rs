@@ -1,0 +1,195 @@
+//! Connections as clients misuse them, and web pages.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::tests::{Script, Server, say};
+
+const HEALTH: &[u8] = b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+
+async fn ask(server: &Server, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    rest(&mut stream).await
+}
+
+async fn rest(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut bytes));
+    let _ = read.await.expect("the server ends it");
+    String::from_utf8(bytes).unwrap()
+}
+
+fn post(body: &str, headers: &str) -> Vec<u8> {
+    let length = body.len();
+    format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: h:1\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n{headers}\r\n{body}"
+    )
+    .into_bytes()
+}
+
+fn completion() -> String {
+    json!({"model": "m", "prompt": [5, 6], "max_tokens": 4}).to_string()
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_half_gets_its_answer() {
+    let server = Server::start(|request| Script::Say(say(request, "one two"))).await;
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    stream.write_all(&post(&completion(), "connection: close\r\n")).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let answer = rest(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("one two"), "{answer}");
+}
+
+/// It looks as one that has gone, until it is asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_client_that_closes_its_half_and_waits_gets_its_answer() {
+    let server = Server::start(|request| {
+        std::thread::sleep(Duration::from_millis(500));
+        Script::Say(say(request, "one two"))
+    })
+    .await;
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    stream.write_all(&post(&completion(), "connection: close\r\n")).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let answer = rest(&mut stream).await;
+    let answer = answer.strip_prefix("HTTP/1.1 102 Processing\r\n\r\n").unwrap_or(&answer);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("one two"), "{answer}");
+}
+
+#[tokio::test]
+async fn whoever_sends_too_much_reads_why() {
+    let server = Server::with(
+        |_| Script::Say(Vec::new()),
+        |served| {
+            served.config.max_body_bytes = 1000;
+            served.config.max_dropped_bytes = 8 << 20;
+        },
+    )
+    .await;
+    // More than the buffers of both ends hold: one that stops reading would reset the connection.
+    let body = "x".repeat(6 << 20);
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    stream.write_all(&post(&body, "connection: close\r\n")).await.unwrap();
+    let answer = rest(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    assert!(answer.contains("http.max_body_bytes"), "{answer}");
+}
+
+#[tokio::test]
+async fn idle_connections_give_way_and_health_always_has_one() {
+    let server = Server::with(
+        |request| Script::Say(say(request, "one")),
+        |served| {
+            served.config.max_connections = 8;
+            served.config.reserved_connections = 2;
+        },
+    )
+    .await;
+    // Far more than there may be, none of which asks anything.
+    let mut idle = Vec::new();
+    for _ in 0..50 {
+        idle.push(TcpStream::connect(server.addr).await.unwrap());
+    }
+    assert!(ask(&server, HEALTH).await.starts_with("HTTP/1.1 200"));
+    let request = post(&completion(), "connection: close\r\n");
+    assert!(ask(&server, &request).await.starts_with("HTTP/1.1 200"));
+
+    // Six hold what there is for others than health: streams that don't end.
+    let more = json!({"model": "m", "prompt": [5], "max_tokens": 4, "stream": true}).to_string();
+    let server = Server::with(
+        |request| {
+            let mut events = say(request, "one");
+            events.truncate(1);
+            Script::Say(events)
+        },
+        |served| {
+            served.config.max_connections = 8;
+            served.config.reserved_connections = 2;
+        },
+    )
+    .await;
+    let mut busy = Vec::new();
+    for _ in 0..6 {
+        let mut stream = TcpStream::connect(server.addr).await.unwrap();
+        stream.write_all(&post(&more, "")).await.unwrap();
+        let mut some = [0; 16];
+        stream.read_exact(&mut some).await.unwrap();
+        assert!(some.starts_with(b"HTTP/1.1 200"));
+        busy.push(stream);
+    }
+    let answer = ask(&server, &request).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("max_connections"), "{answer}");
+    assert!(ask(&server, HEALTH).await.starts_with("HTTP/1.1 200"));
+    drop(busy);
+}
+
+#[tokio::test]
+async fn a_connection_that_asks_nothing_is_closed() {
+    let server =
+        Server::with(|_| Script::Say(Vec::new()), |served| served.config.idle_timeout_ms = 100)
+            .await;
+    let mut silent = TcpStream::connect(server.addr).await.unwrap();
+    assert_eq!(rest(&mut silent).await, "");
+    let mut slow = TcpStream::connect(server.addr).await.unwrap();
+    slow.write_all(b"GET /health/live HT").await.unwrap();
+    rest(&mut slow).await;
+}
+
+/// What a page may have a browser send unasked, with and without leave.
+#[tokio::test]
+async fn web_pages_ask_only_where_their_origin_is_configured() {
+    let start = async |origins: &[&str]| {
+        let origins = origins.iter().map(|origin| (*origin).to_owned()).collect();
+        Server::with(
+            |request| Script::Say(say(request, "one")),
+            |served| served.config.cors_origins = origins,
+        )
+        .await
+    };
+    let page = post(&completion(), "origin: https://a.example\r\nconnection: close\r\n");
+    let preflight = b"OPTIONS /v1/completions HTTP/1.1\r\nhost: x\r\norigin: https://a.example\r\n\
+        access-control-request-method: POST\r\naccess-control-request-headers: x-y\r\n\
+        connection: close\r\n\r\n";
+    let allowed = "access-control-allow-origin: https://a.example";
+
+    let closed = start(&[]).await;
+    let answer = ask(&closed, &page).await;
+    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("http.cors_origins"), "{answer}");
+    let answer = ask(&closed, preflight).await;
+    assert!(answer.starts_with("HTTP/1.1 204") && !answer.contains("allow-origin"), "{answer}");
+    // A page of the server's own, and a client that is no page.
+    for own in ["origin: http://h:1\r\nconnection: close\r\n", "connection: close\r\n"] {
+        assert!(ask(&closed, &post(&completion(), own)).await.starts_with("HTTP/1.1 200"));
+    }
+
+    for origins in [&["https://a.example"][..], &["*"]] {
+        let open = start(origins).await;
+        let answer = ask(&open, &page).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(allowed), "{answer}");
+        let answer = ask(&open, preflight).await;
+        assert!(answer.contains(allowed), "{answer}");
+        assert!(answer.contains("access-control-allow-headers: x-y"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_may_stand_in_a_header() {
+    let server = Server::start(|request| {
+        let text = if request.deadline.is_some() { "soon" } else { "some day" };
+        Script::Say(say(request, text))
+    })
+    .await;
+    let with = |header: &str| post(&completion(), &format!("{header}connection: close\r\n"));
+    assert!(ask(&server, &with("x-deadline-ms: 900\r\n")).await.contains("soon"));
+    assert!(ask(&server, &with("")).await.contains("some day"));
+    for wrong in ["0", "-5", "soon", "86400001"] {
+        let answer = ask(&server, &with(&format!("x-deadline-ms: {wrong}\r\n"))).await;
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("x-deadline-ms"), "{answer}");
+    }
+}

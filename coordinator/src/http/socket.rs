@@ -1,0 +1,130 @@
+//! A socket that is looked at from outside of the protocol that runs on it: a client that has
+//! closed its half may still read, and one that has gone looks the same until something is sent.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// How often a client that has closed its half is looked after.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// An answer that says that the answer is to come; clients pass over it.
+const PROCESSING: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
+
+/// Clones are the same socket.
+#[derive(Clone)]
+pub(super) struct Socket(Arc<TcpStream>);
+
+impl Socket {
+    pub(super) fn new(stream: TcpStream) -> Self {
+        Self(Arc::new(stream))
+    }
+
+    /// Resolves when the client is gone altogether, while an answer to it has not begun: in its
+    /// place something may be said that makes a client that is gone refuse it. Whoever only closed
+    /// its half passes over it.
+    pub(super) async fn gone(&self) {
+        self.ended().await;
+        // Most answers come sooner.
+        tokio::time::sleep(LOOK).await;
+        // Small enough for any buffer; where it fails, the client is gone.
+        if self.0.try_write(PROCESSING).is_ok() {
+            self.refused().await;
+        }
+    }
+
+    /// [`ended`](Self::ended), to be kept.
+    pub(super) fn watch_end(&self) -> BoxFuture<'static, ()> {
+        let socket = self.clone();
+        async move { socket.ended().await }.boxed()
+    }
+
+    /// [`refused`](Self::refused), to be kept.
+    pub(super) fn watch_refusal(&self) -> BoxFuture<'static, ()> {
+        let socket = self.clone();
+        async move { socket.refused().await }.boxed()
+    }
+
+    /// Resolves when the client sends nothing more: it has closed its half, or is gone.
+    pub(super) async fn ended(&self) {
+        // What it still sends is left for whoever reads it.
+        while !matches!(self.0.peek(&mut [0]).await, Ok(0) | Err(_)) {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Resolves when the client has refused what was sent: it is gone.
+    pub(super) async fn refused(&self) {
+        while matches!(self.0.take_error(), Ok(None)) {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(context))?;
+            match self.0.try_read(buffer.initialize_unfilled()) {
+                Ok(num_bytes) => {
+                    buffer.advance(num_bytes);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
+                Err(cause) => return Poll::Ready(Err(cause)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(context, &[io::IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(context))?;
+            match self.0.try_write_vectored(slices) {
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = socket2::SockRef::from(&*self.0).shutdown(std::net::Shutdown::Write);
+        Poll::Ready(match shut {
+            // The client was faster.
+            Err(cause) if cause.kind() == io::ErrorKind::NotConnected => Ok(()),
+            shut => shut,
+        })
+    }
+}
