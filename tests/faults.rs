@@ -66,7 +66,9 @@ async fn a_frozen_node_turns_ready_red() {
 /// Nodes that join by themselves; SIGTERM ends each cleanly, and a new one takes its place.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_leaves_is_replaced_by_one_that_joins() {
-    let options = Options::new(golden::model("glass-en")).nodes(0, 2);
+    // Two stages could share the one that stays, and be green again before anybody looks.
+    let config = "[coordinator]\nsettle_ms = 60000\n";
+    let options = Options::new(golden::model("glass-en")).nodes(0, 2).config(config);
     let cluster = Cluster::launch(&options);
     let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
     let mut nodes: Vec<Process> =

@@ -38,6 +38,8 @@ pub mod start_number;
 pub mod trips;
 
 #[cfg(test)]
+mod cluster_config_tests;
+#[cfg(test)]
 mod cluster_tests;
 #[cfg(test)]
 mod testing;

@@ -52,8 +52,8 @@ impl Stages {
         }
     }
 
-    /// A node's data connection: `tell` hears which stages it links, what they send, and which links
-    /// have ended, until the connection closes.
+    /// A node's data connection: `tell` hears which stages it links, what they send, and which
+    /// links have ended, until the connection closes.
     pub async fn serve(
         &self,
         node: NodeId,

@@ -182,7 +182,8 @@ async fn serve(
             () = shutdown.clone() => return Ok(Ended::Over),
             opened = async {
                 let (coordinator, joined) = join(options, node).await?;
-                Ok::<_, anyhow::Error>(Session::open(options, coordinator, joined, node, devices).await)
+                let session = Session::open(options, coordinator, joined, node, devices).await;
+                Ok::<_, anyhow::Error>(session)
             } => opened?,
         };
         let began = Instant::now();
