@@ -13,7 +13,7 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// Resolves when standard input ends: it is a pipe whose other end only the coordinator holds, so
 /// this is heard of a killed one too, and from the first moment on. A process that is still there
-/// [`GRACE`] later is killed.
+/// five seconds later is killed.
 pub fn gone() -> impl Future<Output = ()> {
     let (tell, told) = oneshot::channel();
     // A thread of its own: no runtime waits for it, and it waits for no runtime.

@@ -98,9 +98,30 @@ impl Config {
             return Err(ConfigError::Value { key, value: min_share.to_string(), expected });
         }
         self.http.check()?;
+        if !is_filter(&self.log.level) {
+            let expected = "must be error, warn, info, debug, trace, off, or a filter such as \
+                            info,transport=debug";
+            return Err(ConfigError::Value {
+                key: "log.level",
+                value: self.log.level.clone(),
+                expected,
+            });
+        }
         self.transport.check()?;
         self.traces.check()
     }
+}
+
+/// Whether it says what is logged: a word that is no level would be taken for a part of the program,
+/// and all the others would be silent.
+fn is_filter(level: &str) -> bool {
+    let is_level = |word: &str| {
+        ["off", "error", "warn", "info", "debug", "trace"].contains(&word.to_lowercase().as_str())
+    };
+    level.split(',').map(str::trim).all(|directive| match directive.rsplit_once('=') {
+        Some((part, level)) => !part.is_empty() && is_level(level),
+        None => is_level(directive),
+    })
 }
 
 impl Transport {
@@ -238,11 +259,17 @@ mod tests {
             ("[coordinator]\nlocal_nodes = 129", "transport.max_connections = 256: must be at lea"),
             ("[transport]\nkeep_alive_ms = 900", "transport.idle_timeout_ms = 1500: must be at le"),
             ("[scheduler]\nmin_share = 0.3", "scheduler.min_share = 0.3: must be from 0 to 0.25"),
+            (
+                "[log]\nlevel = \"inof\"",
+                "log.level = inof: must be error, warn, info, debug, trace",
+            ),
+            ("[log]\nlevel = \"info,transport\"", "log.level = info,transport: must be error"),
             ("[scheduler]\nmin_share = nan", "scheduler.min_share = NaN: must be from 0 to 0.25"),
         ] {
             let said = Config::parse(file).unwrap_err().to_string();
             assert!(said.starts_with(expected), "{said}");
         }
+        Config::parse("[log]\nlevel = \"WARN, transport=debug,quinn::x[s{f=1}]=off\"").unwrap();
         let file = "[coordinator]\nstages = 17\n[transport]\nmax_buffered_frames = 17";
         Config::parse(file).unwrap();
     }
