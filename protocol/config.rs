@@ -203,7 +203,7 @@ pub struct Coordinator {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, Encode, Decode)]
 #[serde(default, deny_unknown_fields)]
 pub struct Transport {
-    /// Milliseconds between two signs of life on an idle control connection.
+    /// Milliseconds between two signs of life on an idle connection.
     pub keep_alive_ms: u64,
     /// Milliseconds of silence after which the other side counts as dead.
     pub idle_timeout_ms: u64,

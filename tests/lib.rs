@@ -1,8 +1,9 @@
 //! What the tests share: goldens, models in fp8, clusters of real processes, a
-//! collector of spans, and a proxy that does harm.
+//! collector of spans, and a proxy and a wire that do harm.
 
 pub mod cluster;
 pub mod collector;
 pub mod fp8;
 pub mod golden;
 pub mod proxy;
+pub mod wire;

@@ -11,6 +11,7 @@ mod invariance;
 mod monitoring;
 mod openai_python;
 mod products;
+mod sessions;
 mod stages;
 mod tidy;
 mod traces;

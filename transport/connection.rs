@@ -153,9 +153,11 @@ impl Connection {
         reason(&self.connection.closed().await)
     }
 
-    /// Ends it.
+    /// Ends it. Where it has ended already, the reason for that stays.
     pub fn close(&self, reason: &str) {
-        self.connection.close(VarInt::from_u32(0), reason.as_bytes());
+        if self.is_open() {
+            self.connection.close(VarInt::from_u32(0), reason.as_bytes());
+        }
     }
 }
 

@@ -66,7 +66,8 @@ pub(crate) fn welcome(connection: &quinn::Connection, purpose: Purpose, config: 
 pub(crate) fn dialling(config: &Transport, purpose: Purpose) -> TransportConfig {
     let mut transport = common(config, window(purpose, config));
     transport
-        .keep_alive_interval(Some(keep_alive(purpose, config)))
+        // On data connections as often: whichever ends first ends the session.
+        .keep_alive_interval(Some(Duration::from_millis(config.keep_alive_ms)))
         // The shorter of the two sides' counts once they have met, so the acceptor's decides when
         // silence is death; until then it is the time that dialling may take.
         .max_idle_timeout(idle(config.idle_timeout_ms.max(config.connect_timeout_ms)))
@@ -95,15 +96,6 @@ fn window(purpose: Purpose, config: &Transport) -> u32 {
         Purpose::Control => config.control_window_bytes,
         Purpose::Data => config.data_window_bytes,
     }
-}
-
-fn keep_alive(purpose: Purpose, config: &Transport) -> Duration {
-    Duration::from_millis(match purpose {
-        Purpose::Control => config.keep_alive_ms,
-        // Often enough to live. It is the control connection that tells of a death, and a frame in
-        // flight counts the silence from when it was sent.
-        Purpose::Data => config.idle_timeout_ms / 2,
-    })
 }
 
 fn max_links(purpose: Purpose) -> u32 {

@@ -223,6 +223,7 @@ impl Worker {
                     let loaded = self.load(&plan, &mut progress);
                     if let Err(cause) = &loaded {
                         warn!(stage = %plan.stage, %cause, "stage not loaded");
+                        lost = cause.loses_adapter().then(|| cause.to_string());
                     }
                     if reply.send(loaded).is_err() {
                         self.stages.remove(&StageKey::of(&plan));
@@ -291,6 +292,27 @@ impl Worker {
         let held = stage.held().clone();
         self.stages.insert(StageKey::of(plan), stage);
         Ok(held)
+    }
+}
+
+/// The other end of a handle without an adapter: when it is dropped, the adapter is lost.
+#[cfg(test)]
+pub(crate) struct FakeThread {
+    _queue: mpsc::Receiver<Job>,
+}
+
+#[cfg(test)]
+impl DeviceThread {
+    pub(crate) fn fake() -> (Self, FakeThread) {
+        let (jobs, queue) = mpsc::channel(16);
+        let report = AdapterReport {
+            name: "card".into(),
+            driver: "driver".into(),
+            memory_bytes: 1,
+            fingerprint: protocol::Digest::default(),
+        };
+        let fault = Arc::new(OnceLock::from("unplugged".to_owned()));
+        (Self { jobs, thread: Arc::default(), fault, report }, FakeThread { _queue: queue })
     }
 }
 

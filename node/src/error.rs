@@ -54,14 +54,14 @@ pub enum StageError {
 }
 
 impl StageError {
-    /// Whether a step that ended so leaves the adapter of no more use.
+    /// Whether what ended so leaves the adapter of no more use.
     pub fn loses_adapter(&self) -> bool {
-        use shaders::error::GpuError::{Failed, Lost, TimedOut};
+        use shaders::error::GpuError::{Lost, TimedOut};
         let (Self::Gpu(cause) | Self::Sampler(shaders::sampler::SamplerError::Gpu(cause))) = self
         else {
             return false;
         };
-        matches!(cause, Lost(_) | Failed(_) | TimedOut { .. })
+        matches!(cause, Lost(_) | TimedOut { .. })
     }
 
     /// Whether the stage is of no more use.

@@ -16,5 +16,7 @@ pub mod rows;
 pub mod run;
 pub mod sequences;
 pub mod session;
+#[cfg(test)]
+mod session_tests;
 pub mod stage;
 mod trace;

@@ -161,7 +161,8 @@ async fn identify(options: &Options) -> Result<Identity> {
 }
 
 /// Why a node no longer serves with the adapters that it has.
-enum Ended {
+#[derive(Debug)]
+pub(crate) enum Ended {
     /// It was asked to end.
     Over,
     /// One of them is lost.
@@ -170,7 +171,7 @@ enum Ended {
 
 /// Joins, serves and joins again, until `shutdown` resolves or an adapter is lost. Whatever else
 /// ends a session, or hinders one from beginning, is tried again.
-async fn serve(
+pub(crate) async fn serve(
     options: &Options,
     node: NodeId,
     devices: &[DeviceThread],
@@ -225,7 +226,7 @@ async fn serve(
 }
 
 /// Between two tries, twice as long each time.
-struct Pause(Duration);
+pub(crate) struct Pause(Duration);
 
 impl Pause {
     const LONGEST: Duration = Duration::from_secs(30);
