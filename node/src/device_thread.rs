@@ -320,7 +320,64 @@ impl DeviceThread {
 mod tests {
     use std::collections::HashSet;
 
+    use protocol::config::{KvCacheDtype, Quantize};
+    use protocol::{Digest, LayerRange, ModelId, StageLimits};
+
     use super::*;
+
+    /// One layer of a small model, which neither embeds nor samples.
+    fn plan() -> StagePlan {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
+        let files = Checkpoint::open(std::path::Path::new(path)).unwrap();
+        StagePlan {
+            pipeline: PipelineId(0),
+            epoch: Epoch::default(),
+            stage: StageIndex(1),
+            num_stages: 3,
+            layers: LayerRange { first: 1, end: 2 },
+            adapter: 0,
+            model: ModelId::default(),
+            model_path: path.into(),
+            digests: vec![Digest(files.digest(checkpoint::Part::Layer(1)).unwrap())],
+            quantize: Quantize::None,
+            kv_cache_dtype: KvCacheDtype::Auto,
+            next: None,
+            limits: StageLimits {
+                max_batched_tokens: 8,
+                max_num_seqs: 1,
+                max_model_len: 16,
+                max_blocks: 1,
+                max_logprobs: 0,
+            },
+            memory_bytes: 1 << 30,
+        }
+    }
+
+    /// A driver that hangs: no time at all is given to it.
+    #[tokio::test]
+    async fn an_adapter_that_does_not_answer_is_given_up_and_its_thread_ends() {
+        let options = GpuOptions { max_wait: Duration::ZERO, ..GpuOptions::default() };
+        let gpu = match Gpu::open_with(None, options) {
+            Ok(gpu) => gpu,
+            Err(cause) => return println!("skipped: no adapter ({cause})"),
+        };
+        let kernels = Kernels::new(&gpu).unwrap();
+        let (files, stages) = (HashMap::new(), HashMap::new());
+        let worker = Worker { gpu, kernels, files, stages };
+        let (jobs, queue) = mpsc::channel(16);
+        let fault = Arc::new(OnceLock::new());
+        let told = Arc::clone(&fault);
+        let thread = std::thread::spawn(move || worker.run(queue, &told));
+        let (other, _) = DeviceThread::fake();
+        let thread = Arc::new(Mutex::new(Some(thread)));
+        let device = DeviceThread { jobs, thread, fault, report: other.report };
+        let loaded = device.load(plan(), Box::new(|_, _| ())).await.unwrap_err();
+        assert!(loaded.loses_adapter(), "{loaded}");
+        assert!(device.lost().await.contains("did not finish within 0 s"));
+        let gone = device.load(plan(), Box::new(|_, _| ())).await.unwrap_err();
+        assert!(matches!(gone, StageError::DeviceGone), "{gone}");
+        device.stop().await;
+    }
 
     #[test]
     fn every_way_to_compute_products_has_a_report_of_its_own() {

@@ -230,3 +230,64 @@ async fn pump(key: StageKey, mut frames: transport::FrameReceiver, inbox: mpsc::
 fn hello(key: StageKey) -> LinkHello {
     LinkHello { pipeline: key.pipeline, epoch: key.epoch, stage: key.stage }
 }
+
+#[cfg(test)]
+mod tests {
+    use protocol::config::Transport;
+    use protocol::{Epoch, PipelineId, StageIndex};
+    use transport::{Authority, Incoming};
+
+    use super::*;
+
+    async fn soon<T>(what: impl Future<Output = T>) -> T {
+        tokio::time::timeout(Duration::from_secs(60), what).await.expect("it takes too long")
+    }
+
+    /// Goal: whoever is at either end of a link hears of its end, also while nothing is sent.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stage_has_one_link_and_both_its_ends_hear_when_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Authority::load_or_create(dir.path()).unwrap().coordinator_identity(1);
+        let (config, local) = (Transport::default(), ([127, 0, 0, 1], 0).into());
+        let endpoint = Endpoint::bind(local, Some(identity.unwrap()), &config).unwrap();
+        let addr = endpoint.local_addr();
+        let dial = endpoint.dial(addr, Purpose::Data, PeerName::Coordinator);
+        let (dialled, accepted) = tokio::join!(dial, endpoint.accept());
+        let (dialled, Some(Incoming::Data(accepted))) = (dialled.unwrap(), accepted) else {
+            panic!();
+        };
+        let node = NodeId(1);
+        let links = Arc::new(Links::new(node, endpoint, dialled.clone(), &config));
+        tokio::spawn(Arc::clone(&links).serve(accepted));
+        let epoch = Epoch { start: 1, counter: 1 };
+        let key = |stage| StageKey { pipeline: PipelineId(0), epoch, stage: StageIndex(stage) };
+
+        // From another process.
+        let mut inlet = links.open(key(0));
+        let link = transport::open_frames(&dialled, &hello(key(0))).await.unwrap();
+        soon(inlet.linked).await.unwrap();
+        let second = transport::open_frames(&dialled, &hello(key(0))).await.unwrap();
+        soon(second.ended()).await;
+        drop(link);
+        assert!(soon(inlet.frames.recv()).await.is_none());
+        let inlet = links.open(key(1));
+        let link = transport::open_frames(&dialled, &hello(key(1))).await.unwrap();
+        soon(inlet.linked).await.unwrap();
+        let ended = link.ended();
+        dialled.close("cut");
+        assert_eq!(soon(ended).await.to_string(), "the connection is closed: closed by this side");
+
+        // Within this one.
+        let mut inlet = links.open(key(2));
+        let peer = Peer { node, addr };
+        let link = links.to_stage(peer, key(2)).await.unwrap();
+        soon(inlet.linked).await.unwrap();
+        assert!(links.to_stage(peer, key(2)).await.is_err());
+        drop(link);
+        assert!(soon(inlet.frames.recv()).await.is_none());
+        let inlet = links.open(key(3));
+        let link = links.to_stage(peer, key(3)).await.unwrap();
+        drop(inlet);
+        assert_eq!(soon(link.ended()).await, STAGE_GONE);
+    }
+}
