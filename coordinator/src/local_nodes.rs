@@ -28,7 +28,10 @@ const END_TIMEOUT: Duration = Duration::from_secs(6);
 const STEADY: Duration = Duration::from_secs(60);
 
 /// What a child may say about why it ended: a sentence.
-const MAX_LAST_WORDS_BYTES: u64 = 1024;
+const MAX_LAST_WORDS_BYTES: usize = 1024;
+
+/// How long the last of it may take to arrive after a child's end.
+const LISTEN_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The children, each with a task that keeps it.
 #[derive(Debug)]
@@ -131,21 +134,32 @@ struct Running {
 }
 
 impl Running {
-    /// Why it ended, once it has: its last words, or else what the system says.
+    /// Why it ended, once it has: its last line, or else what the system says.
     async fn ended(&mut self) -> String {
-        let status = match self.child.wait().await {
-            Ok(status) => status,
-            Err(cause) => return format!("it can't be waited for: {cause}"),
-        };
         let mut words = Vec::new();
-        let mut said = (&mut self.words).take(MAX_LAST_WORDS_BYTES);
-        // What it started itself may hold the pipe open.
-        let read = tokio::time::timeout(Duration::from_millis(100), said.read_to_end(&mut words));
-        let _ = read.await;
-        let words = String::from_utf8_lossy(&words).replace(char::is_control, " ");
-        match words.trim() {
-            "" => status.to_string(),
-            words => format!("{status}: {words}"),
+        let status = {
+            let listening = listen(&mut self.words, &mut words);
+            tokio::pin!(listening);
+            let mut is_listening = true;
+            let status = loop {
+                tokio::select! {
+                    status = self.child.wait() => break status,
+                    // All along, since a pipe that is full would hold the child up.
+                    () = &mut listening, if is_listening => is_listening = false,
+                }
+            };
+            if is_listening {
+                // What it started itself may hold the pipe open.
+                let _ = tokio::time::timeout(LISTEN_TIMEOUT, listening).await;
+            }
+            status
+        };
+        let words = String::from_utf8_lossy(&words);
+        let last = words.trim().lines().last().unwrap_or_default().replace(char::is_control, " ");
+        match status {
+            Ok(status) if last.is_empty() => status.to_string(),
+            Ok(status) => format!("{status}: {last}"),
+            Err(cause) => format!("it can't be waited for: {cause}"),
         }
     }
 
@@ -156,6 +170,15 @@ impl Running {
             // Fails only if it has just ended.
             let _ = self.child.kill().await;
         }
+    }
+}
+
+/// Keeps the end of what a child says in `words`.
+async fn listen(said: &mut ChildStdout, words: &mut Vec<u8>) {
+    let mut chunk = [0; MAX_LAST_WORDS_BYTES];
+    while let Ok(num @ 1..) = said.read(&mut chunk).await {
+        words.extend(&chunk[..num]);
+        words.drain(..words.len().saturating_sub(MAX_LAST_WORDS_BYTES));
     }
 }
 
@@ -267,6 +290,14 @@ mod tests {
         assert!(second.cause.ends_with("again in 2s"), "{}", second.cause);
         nodes.stop().await;
         assert!(heard.recv().await.is_none(), "none is started after the stop");
+    }
+
+    #[tokio::test]
+    async fn a_child_that_talks_is_not_held_up() {
+        let (nodes, mut heard) = keep("head -c 300000 /dev/zero; echo; echo that is all; exit 1");
+        let ended = tokio::time::timeout(Duration::from_secs(60), heard.recv()).await.unwrap();
+        assert!(ended.unwrap().cause.contains("(exit status: 1: that is all)"));
+        nodes.stop().await;
     }
 
     /// As a node does: it ends when its standard input does.
