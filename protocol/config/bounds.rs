@@ -269,7 +269,7 @@ mod tests {
             let said = Config::parse(file).unwrap_err().to_string();
             assert!(said.starts_with(expected), "{said}");
         }
-        Config::parse("[log]\nlevel = \"WARN, transport=debug,quinn::x[s{f=1}]=off\"").unwrap();
+        Config::parse("[log]\nlevel = \"WARN, transport=debug,wire::x[s{f=1}]=off\"").unwrap();
         let file = "[coordinator]\nstages = 17\n[transport]\nmax_buffered_frames = 17";
         Config::parse(file).unwrap();
     }
