@@ -86,6 +86,10 @@ pub struct Progress {
     pub loaded_bytes: u64,
     /// Bytes in all.
     pub total_bytes: u64,
+    /// Kernels that are compiled.
+    pub num_compiled: u32,
+    /// Kernels in all, as far as they are known: they are once the bytes are there.
+    pub num_kernels: u32,
 }
 
 /// A value on its way through [`codec`]. What arrives malformed is an `Err` in the receiver's

@@ -72,3 +72,33 @@ pub enum GpuError {
         seconds: u64,
     },
 }
+
+/// Calls `create`, which makes objects of `device`, and turns what the driver reports to this thread
+/// meanwhile into an error.
+pub(crate) fn guarded<T>(
+    device: &wgpu::Device,
+    num_bytes: u64,
+    create: impl FnOnce() -> T,
+) -> Result<T, GpuError> {
+    let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let created = create();
+    let out_of_memory = pollster::block_on(memory.pop());
+    let invalid = pollster::block_on(validation.pop());
+    let failed = pollster::block_on(internal.pop());
+    if out_of_memory.is_some() {
+        return Err(GpuError::OutOfMemory { num_bytes });
+    }
+    match invalid.or(failed) {
+        Some(error) => Err(failure(error)),
+        None => Ok(created),
+    }
+}
+
+pub(crate) fn failure(error: wgpu::Error) -> GpuError {
+    match error {
+        wgpu::Error::OutOfMemory { .. } => GpuError::Failed("out of memory".to_owned()),
+        other => GpuError::Failed(other.to_string()),
+    }
+}

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::adapters::{self, AdapterInfo, Adapters};
-use crate::error::GpuError;
-use crate::kernel::{Layouts, Pass};
+use crate::error::{GpuError, failure, guarded};
+use crate::kernel::{Codes, Compiler, Layouts, Pass};
 use crate::matmul::Products;
 use crate::pipeline_cache::PipelineCache;
 use crate::processor_time::processor_time;
@@ -106,13 +106,16 @@ pub struct Usage {
 pub struct Gpu {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
+    /// What opens more of the same adapter.
+    pub(crate) adapter: wgpu::Adapter,
     /// What was compiled before and since, where the driver hands it out.
-    pub(crate) pipelines: Option<PipelineCache>,
+    pipelines: Option<PipelineCache>,
+    pub(crate) compiler: Compiler,
+    pub(crate) codes: Codes,
     /// How work is laid out over lanes, where there is a choice.
     pub(crate) tuning: Tuning,
     /// How kernels were bound so far.
     pub(crate) layouts: Layouts,
-    pub(crate) checked: bool,
     info: AdapterInfo,
     caps: Caps,
     max_wait: Duration,
@@ -212,13 +215,20 @@ impl Gpu {
         let folder = options.cache_dir.as_deref();
         let pipelines = folder.and_then(|folder| PipelineCache::open(&device, &own, folder));
         let tuning = folder.map(|folder| Tuning::open(folder, &info)).unwrap_or_default();
+        let compiler = Compiler {
+            device: device.clone(),
+            checked: options.checked,
+            cache: pipelines.as_ref().map(|pipelines| pipelines.cache.clone()),
+        };
         Ok(Self {
             device,
             queue,
+            adapter: adapter.clone(),
             pipelines,
+            compiler,
+            codes: Codes::default(),
             tuning,
             layouts: Layouts::default(),
-            checked: options.checked,
             info,
             caps,
             max_wait: options.max_wait,
@@ -268,7 +278,7 @@ impl Gpu {
         let mut encoder =
             self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         match &self.profile {
-            None => pass.encode(&mut encoder),
+            None => pass.encode(&self.compiler, &mut encoder)?,
             Some(profile) => *profile.borrow_mut() = self.profile(pass)?,
         }
         let mut staging = None;
@@ -331,6 +341,11 @@ impl Gpu {
         self.usage.get()
     }
 
+    /// As if nothing had been asked of it since.
+    pub(crate) fn set_usage(&self, usage: Usage) {
+        self.usage.set(usage);
+    }
+
     /// Whether dispatches are timed one by one.
     pub(crate) fn is_profiled(&self) -> bool {
         self.profile.is_some()
@@ -388,25 +403,11 @@ impl Gpu {
         create: impl FnOnce() -> T,
     ) -> Result<T, GpuError> {
         self.check()?;
-        let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
-        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let created = create();
-        let out_of_memory = pollster::block_on(memory.pop());
-        let invalid = pollster::block_on(validation.pop());
-        let failed = pollster::block_on(internal.pop());
-        if out_of_memory.is_some() {
-            return Err(GpuError::OutOfMemory { num_bytes });
-        }
-        match invalid.or(failed) {
-            Some(error) => Err(failure(error)),
-            None => {
-                let mut usage = self.usage.get();
-                usage.allocated_bytes += num_bytes;
-                self.usage.set(usage);
-                Ok(created)
-            }
-        }
+        let created = guarded(&self.device, num_bytes, create)?;
+        let mut usage = self.usage.get();
+        usage.allocated_bytes += num_bytes;
+        self.usage.set(usage);
+        Ok(created)
     }
 
     pub(crate) fn keep_readback_buffer(&self, buffer: wgpu::Buffer) {
@@ -451,13 +452,6 @@ pub struct Submission {
 fn record_fault(fault: &Mutex<Option<GpuError>>, error: GpuError) {
     tracing::error!(%error, "GPU fault");
     fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-}
-
-fn failure(error: wgpu::Error) -> GpuError {
-    match error {
-        wgpu::Error::OutOfMemory { .. } => GpuError::Failed("out of memory".to_owned()),
-        other => GpuError::Failed(other.to_string()),
-    }
 }
 
 #[cfg(test)]

@@ -2,11 +2,11 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytemuck::Pod;
 
-use crate::error::GpuError;
+use crate::error::{GpuError, guarded};
 use crate::gpu::Gpu;
 use crate::tensor::{Storage, Tensor, Texel};
 
@@ -108,18 +108,34 @@ impl KernelSource {
     }
 }
 
-/// A compiled kernel.
+/// A kernel of an adapter, compiled by [`Gpu::compile`] or when it is first run.
 #[derive(Debug, Clone)]
 pub struct Kernel {
     name: Arc<str>,
-    pipeline: wgpu::ComputePipeline,
-    layout: wgpu::BindGroupLayout,
-    num_bindings: usize,
-    params_bytes: u32,
+    code: Arc<Code>,
+}
+
+/// What kernels of the same text share.
+#[derive(Debug)]
+pub(crate) struct Code {
+    pub(crate) source: KernelSource,
+    layout: Layout,
+    pipeline: OnceLock<Result<wgpu::ComputePipeline, GpuError>>,
+}
+
+/// A text and how it is bound.
+type Key = (String, (Vec<Access>, u32));
+
+/// The kernels of an adapter: each text is compiled once.
+#[derive(Debug, Default)]
+pub(crate) struct Codes {
+    known: RefCell<HashMap<Key, Arc<Code>>>,
+    /// Those that nobody asked to be compiled yet.
+    pub(crate) waiting: RefCell<Vec<Arc<Code>>>,
 }
 
 impl Kernel {
-    /// Compiles `source`, which is trusted: nothing is checked on the device, so its text and its
+    /// Takes `source`, which is trusted: nothing is checked on the device, so its text and its
     /// launcher must be part of a program that keeps every index within what is bound.
     pub fn new(gpu: &Gpu, source: &KernelSource) -> Result<Self, GpuError> {
         assert!(
@@ -127,46 +143,17 @@ impl Kernel {
             "every driver has room for 128 bytes of parameters"
         );
         assert!(source.params_bytes.is_multiple_of(4), "parameters are whole words");
-        let label = Some(source.name.as_str());
-        let checks = if gpu.checked {
-            wgpu::ShaderRuntimeChecks::checked()
-        } else {
-            wgpu::ShaderRuntimeChecks::unchecked()
-        };
-        let module_descriptor = wgpu::ShaderModuleDescriptor {
-            label,
-            source: wgpu::ShaderSource::Wgsl(source.wgsl.as_str().into()),
-        };
-        gpu.guarded(0, || {
-            // SAFETY: kernels are part of the program, as `new` asks, and their launchers assert
-            // that every index they compute lies within the tensors that are bound.
-            #[allow(unsafe_code, reason = "checks cost more than the arithmetic they guard")]
-            let module =
-                unsafe { gpu.device.create_shader_module_trusted(module_descriptor, checks) };
-            let layout = Layout::of(gpu, source);
-            let pipeline = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label,
-                layout: Some(&layout.pipeline),
-                module: &module,
-                entry_point: Some("main"),
-                compilation_options: wgpu::PipelineCompilationOptions {
-                    zero_initialize_workgroup_memory: false,
-                    ..Default::default()
-                },
-                cache: gpu.pipelines.as_ref().map(|pipelines| &pipelines.cache),
-            });
-            Self {
-                name: source.name.as_str().into(),
-                pipeline,
-                layout: layout.bindings,
-                num_bindings: source.bindings.len(),
-                params_bytes: source.params_bytes,
-            }
-        })
-        .map_err(|error| match error {
-            GpuError::Failed(reason) => GpuError::Compile { kernel: source.name.clone(), reason },
-            other => other,
-        })
+        let name = source.name.as_str().into();
+        let key = (source.wgsl.clone(), (source.bindings.clone(), source.params_bytes));
+        if let Some(code) = gpu.codes.known.borrow().get(&key) {
+            return Ok(Self { name, code: Arc::clone(code) });
+        }
+        let layout = gpu.guarded(0, || Layout::of(gpu, source))?;
+        let source = source.clone();
+        let code = Arc::new(Code { source, layout, pipeline: OnceLock::new() });
+        gpu.codes.known.borrow_mut().insert(key, Arc::clone(&code));
+        gpu.codes.waiting.borrow_mut().push(Arc::clone(&code));
+        Ok(Self { name, code })
     }
 
     /// Its name in errors and profiles.
@@ -177,7 +164,8 @@ impl Kernel {
     /// Ties the kernel to `tensors`, in the order of its bindings. Done once, when a model is
     /// loaded.
     pub fn bind(&self, gpu: &Gpu, tensors: &[&Tensor]) -> Result<Bound, GpuError> {
-        assert_eq!(tensors.len(), self.num_bindings, "every binding gets a tensor");
+        let num_bindings = self.code.source.bindings.len();
+        assert_eq!(tensors.len(), num_bindings, "every binding gets a tensor");
         let entries: Vec<_> = (0..)
             .zip(tensors)
             .map(|(binding, tensor)| wgpu::BindGroupEntry {
@@ -191,15 +179,69 @@ impl Kernel {
         let bind_group = gpu.guarded(0, || {
             gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
                 label: None,
-                layout: &self.layout,
+                layout: &self.code.layout.bindings,
                 entries: &entries,
             })
         })?;
-        Ok(Bound {
-            name: Arc::clone(&self.name),
-            pipeline: self.pipeline.clone(),
-            bind_group,
-            params_bytes: self.params_bytes,
+        Ok(Bound { name: Arc::clone(&self.name), code: Arc::clone(&self.code), bind_group })
+    }
+}
+
+impl Code {
+    /// The pipeline of an adapter that is this kernel's: made once, by whichever thread asks first.
+    pub(crate) fn pipeline(&self, with: &Compiler) -> Result<&wgpu::ComputePipeline, GpuError> {
+        let made = self.pipeline.get_or_init(|| {
+            with.compile(&self.source, &self.layout).map_err(|error| match error {
+                GpuError::Failed(reason) => {
+                    GpuError::Compile { kernel: self.source.name.clone(), reason }
+                }
+                other => other,
+            })
+        });
+        made.as_ref().map_err(Clone::clone)
+    }
+}
+
+/// What compiling takes of an open adapter; threads share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Compiler {
+    pub(crate) device: wgpu::Device,
+    pub(crate) checked: bool,
+    pub(crate) cache: Option<wgpu::PipelineCache>,
+}
+
+impl Compiler {
+    fn compile(
+        &self,
+        source: &KernelSource,
+        layout: &Layout,
+    ) -> Result<wgpu::ComputePipeline, GpuError> {
+        let label = Some(source.name.as_str());
+        let checks = if self.checked {
+            wgpu::ShaderRuntimeChecks::checked()
+        } else {
+            wgpu::ShaderRuntimeChecks::unchecked()
+        };
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label,
+            source: wgpu::ShaderSource::Wgsl(source.wgsl.as_str().into()),
+        };
+        guarded(&self.device, 0, || {
+            // SAFETY: kernels are part of the program, as `Kernel::new` asks, and their launchers
+            // assert that every index they compute lies within the tensors that are bound.
+            #[allow(unsafe_code, reason = "checks cost more than the arithmetic they guard")]
+            let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
+            self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label,
+                layout: Some(&layout.pipeline),
+                module: &module,
+                entry_point: Some("main"),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    zero_initialize_workgroup_memory: false,
+                    ..Default::default()
+                },
+                cache: self.cache.as_ref(),
+            })
         })
     }
 }
@@ -242,12 +284,19 @@ impl Layout {
 }
 
 /// A kernel and the tensors it works on, ready to be dispatched any number of times.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Bound {
     name: Arc<str>,
-    pipeline: wgpu::ComputePipeline,
+    code: Arc<Code>,
     bind_group: wgpu::BindGroup,
-    params_bytes: u32,
+}
+
+impl PartialEq for Bound {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.code, &other.code)
+            && self.bind_group == other.bind_group
+            && self.name == other.name
+    }
 }
 
 impl Bound {
@@ -290,7 +339,8 @@ impl Pass {
     /// is zero.
     pub fn dispatch<P: Pod>(&mut self, bound: &Bound, params: &P, workgroups: [u32; 3]) {
         let bytes = bytemuck::bytes_of(params);
-        assert_eq!(bytes.len(), bound.params_bytes as usize, "a kernel gets its own parameters");
+        let params_bytes = bound.code.source.params_bytes as usize;
+        assert_eq!(bytes.len(), params_bytes, "a kernel gets its own parameters");
         assert!(
             workgroups.iter().all(|&count| count <= MAX_WORKGROUPS),
             "every driver allows 65535 workgroups"
@@ -303,12 +353,22 @@ impl Pass {
         self.dispatches.push(Dispatch { bound: bound.clone(), params, workgroups });
     }
 
-    pub(crate) fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
+    /// Has a driver that compiles a kernel when it is first dispatched do that, and nothing else.
+    pub(crate) fn touch(&mut self, bound: &Bound) {
+        let params = [0; MAX_PARAMS_BYTES];
+        self.dispatches.push(Dispatch { bound: bound.clone(), params, workgroups: [0; 3] });
+    }
+
+    pub(crate) fn encode(
+        &self,
+        compiler: &Compiler,
+        encoder: &mut wgpu::CommandEncoder,
+    ) -> Result<(), GpuError> {
         if self.dispatches.is_empty() {
-            return;
+            return Ok(());
         }
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        self.dispatches.iter().for_each(|dispatch| dispatch.encode(&mut pass));
+        self.dispatches.iter().try_for_each(|dispatch| dispatch.encode(compiler, &mut pass))
     }
 
     pub(crate) fn dispatches(&self) -> &[Dispatch] {
@@ -335,13 +395,19 @@ impl Dispatch {
         &self.bound.name
     }
 
-    pub(crate) fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
+    pub(crate) fn encode(
+        &self,
+        compiler: &Compiler,
+        pass: &mut wgpu::ComputePass<'_>,
+    ) -> Result<(), GpuError> {
         let Self { bound, params, workgroups: [x, y, z] } = self;
-        pass.set_pipeline(&bound.pipeline);
+        let params_bytes = bound.code.source.params_bytes as usize;
+        pass.set_pipeline(bound.code.pipeline(compiler)?);
         pass.set_bind_group(0, &bound.bind_group, &[]);
-        if bound.params_bytes > 0 {
-            pass.set_immediates(0, &params[..bound.params_bytes as usize]);
+        if params_bytes > 0 {
+            pass.set_immediates(0, &params[..params_bytes]);
         }
         pass.dispatch_workgroups(*x, *y, *z);
+        Ok(())
     }
 }

@@ -16,6 +16,7 @@
 // The device and what is on it.
 pub mod adapters;
 pub mod ahead;
+mod compile;
 pub mod error;
 mod format;
 pub mod gpu;

@@ -24,14 +24,9 @@ use crate::rotary::{Rotary, inverse_frequencies};
 use crate::tensor::Tensor;
 use crate::weights::{Format, RowOrder, WeightMatrix};
 
-/// The class of this device for layers with weights of type `format`, heads of `shape` and a cache
-/// of type `kv`. An error if a row depends on its batch here, which no device should do.
-pub fn fingerprint(
-    gpu: &Gpu,
-    format: Format,
-    shape: HeadShape,
-    kv: KvFormat,
-) -> Result<[u8; 32], GpuError> {
+/// What a class is told from others by before anything is computed: the names of adapter and
+/// driver, and the text of the kernels.
+pub fn name(gpu: &Gpu, format: Format, shape: HeadShape, kv: KvFormat) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     let info = gpu.info();
     for text in [&info.name, &info.driver, &info.backend] {
@@ -40,33 +35,66 @@ pub fn fingerprint(
     for source in sources(gpu.caps(), format, shape, kv) {
         hash(&mut hasher, source.wgsl.as_bytes());
     }
-    let mut first_way = None;
-    for class in Class::choose(gpu.caps(), format).ways() {
-        let mut layer = Layer::new(gpu, format, (shape, kv), class)?;
-        let together = layer.run(gpu, 0..NUM_TOKENS)?;
-        let expected = first_way.get_or_insert(together);
-        let mut first = 0;
-        for num_tokens in [NUM_TOKENS, 20, 8, 4, 1, 2] {
-            first %= NUM_TOKENS;
-            let rows = layer.run(gpu, first..first + num_tokens)?;
-            let row_bytes = expected.len() / NUM_TOKENS;
-            if rows != expected[first * row_bytes..][..num_tokens * row_bytes] {
-                return Err(GpuError::Failed(format!(
-                    "{} computes a row differently in another batch",
-                    info.name
-                )));
+    hasher.finalize().into()
+}
+
+/// The test of layers with weights of one format, whose kernels may be compiled with others before
+/// it runs ([`Gpu::compile`]).
+pub struct SelfTest {
+    name: [u8; 32],
+    /// One for each way of laying products out.
+    layers: Vec<Layer>,
+    /// By plain products, where the class is of others.
+    plain: Option<Layer>,
+}
+
+impl SelfTest {
+    /// Of layers with weights of type `format`, heads of `shape` and a cache of type `kv`.
+    pub fn new(
+        gpu: &Gpu,
+        format: Format,
+        shape: HeadShape,
+        kv: KvFormat,
+    ) -> Result<Self, GpuError> {
+        let of = |class| Layer::new(gpu, format, (shape, kv), class);
+        let (chosen, plain) = (Class::choose(gpu.caps(), format), Class::plain(gpu.caps(), format));
+        Ok(Self {
+            name: name(gpu, format, shape, kv),
+            plain: (chosen != plain).then(|| of(plain)).transpose()?,
+            layers: chosen.ways().into_iter().map(of).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The class of this device for such layers. An error if a row depends on its batch here, which
+    /// no device should do.
+    pub fn run(mut self, gpu: &Gpu) -> Result<[u8; 32], GpuError> {
+        let mut first_way = None;
+        for layer in &mut self.layers {
+            let together = layer.run(gpu, 0..NUM_TOKENS)?;
+            let expected = first_way.get_or_insert(together);
+            let mut first = 0;
+            for num_tokens in [NUM_TOKENS, 20, 8, 4, 1, 2] {
+                first %= NUM_TOKENS;
+                let rows = layer.run(gpu, first..first + num_tokens)?;
+                let row_bytes = expected.len() / NUM_TOKENS;
+                if rows != expected[first * row_bytes..][..num_tokens * row_bytes] {
+                    return Err(GpuError::Failed(format!(
+                        "{} computes a row differently in another batch",
+                        gpu.info().name
+                    )));
+                }
+                first += num_tokens;
             }
-            first += num_tokens;
         }
+        let result = first_way.unwrap_or_default();
+        if let Some(mut plain) = self.plain {
+            check_near(gpu, &result, &plain.run(gpu, 0..NUM_TOKENS)?)?;
+        }
+        let mut hasher = blake3::Hasher::new();
+        hash(&mut hasher, &self.name);
+        hash(&mut hasher, &result);
+        Ok(hasher.finalize().into())
     }
-    let result = first_way.unwrap_or_default();
-    let plain = Class::plain(gpu.caps(), format);
-    if Class::choose(gpu.caps(), format) != plain {
-        let plain = Layer::new(gpu, format, (shape, kv), plain)?.run(gpu, 0..NUM_TOKENS)?;
-        check_near(gpu, &result, &plain)?;
-    }
-    hash(&mut hasher, &result);
-    Ok(hasher.finalize().into())
 }
 
 /// Compares what the adapter was opened to compute with what plain kernels did. A fault of the
@@ -295,6 +323,9 @@ mod tests {
     fn a_class_is_stable_and_knows_its_format() {
         let Some(gpu) = testing::gpu() else { return };
         let shape = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 };
+        let fingerprint = |gpu: &Gpu, format, shape, kv| -> Result<[u8; 32], GpuError> {
+            SelfTest::new(gpu, format, shape, kv)?.run(gpu)
+        };
         let class = fingerprint(&gpu, Format::F16, shape, KvFormat::F32).unwrap();
         assert_eq!(fingerprint(&gpu, Format::F16, shape, KvFormat::F32).unwrap(), class);
         assert_ne!(fingerprint(&gpu, Format::F16, shape, KvFormat::F16).unwrap(), class);
@@ -310,7 +341,7 @@ mod tests {
         let options = GpuOptions { products: Products::PackedDot, ..GpuOptions::default() };
         let packed = Gpu::open_with(None, options).unwrap();
         let shape = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 };
-        fingerprint(&packed, Format::Int4, shape, KvFormat::F32).unwrap();
+        SelfTest::new(&packed, Format::Int4, shape, KvFormat::F32).unwrap().run(&packed).unwrap();
         let texts = |gpu: &Gpu, format| -> Vec<String> {
             let sources = sources(gpu.caps(), format, shape, KvFormat::F32);
             sources.into_iter().map(|source| source.wgsl).collect()

@@ -272,10 +272,10 @@ impl Gpu {
         Ok(Tensor { storage: Storage::Buffer(buffer), len })
     }
 
-    fn alloc_image(&self, len: usize, texel: Texel) -> Result<Tensor, GpuError> {
+    pub(crate) fn alloc_image(&self, len: usize, texel: Texel) -> Result<Tensor, GpuError> {
         let num_texels = len.max(1).div_ceil(texel.len());
         self.check_size((num_texels * texel.num_bytes()) as u64)?;
-        let height = num_texels.div_ceil(IMAGE_WIDTH);
+        let height = image_height(num_texels);
         let num_bytes = height * IMAGE_WIDTH * texel.num_bytes();
         let (texture, view) = self.guarded(num_bytes as u64, || {
             let texture = self.device.create_texture(&wgpu::TextureDescriptor {
@@ -311,7 +311,7 @@ impl Gpu {
         // Buffers are whole vec4s, whatever is in them.
         let texel = if self.caps().images { texel } else { Texel::F32 };
         let texels = len.max(1).div_ceil(texel.len());
-        let texels = if self.caps().images { texels.next_multiple_of(IMAGE_WIDTH) } else { texels };
+        let texels = if self.caps().images { image_height(texels) * IMAGE_WIDTH } else { texels };
         (texels * texel.num_bytes()) as u64
     }
 
@@ -341,6 +341,16 @@ impl Texel {
 
     fn num_bytes(self) -> usize {
         4 * self.len()
+    }
+}
+
+/// Rows of an image of so many texels, and never a power of two: a software driver compiles a kernel
+/// once more for every set of its images whose sizes are such powers and whose aren't.
+fn image_height(num_texels: usize) -> usize {
+    match num_texels.div_ceil(IMAGE_WIDTH) {
+        0..=2 => 3,
+        height if height.is_power_of_two() => height + 1,
+        height => height,
     }
 }
 

@@ -35,6 +35,13 @@ pub(crate) fn both_layouts() -> impl Iterator<Item = MutexGuard<'static, Gpu>> {
     gpus.iter().map(|gpu| gpu.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
+/// The adapter, opened for one test alone.
+pub(crate) fn new_gpu() -> Option<Gpu> {
+    Gpu::open_with(adapter().as_deref(), GpuOptions::default())
+        .inspect_err(|error| eprintln!("skipped: no adapter ({error})"))
+        .ok()
+}
+
 /// An adapter that can bind no more than `max_binding_bytes`, so that small weights are split as
 /// large ones are.
 pub(crate) fn small_gpu(max_binding_bytes: u64) -> Option<Gpu> {

@@ -110,7 +110,7 @@ impl<'a> Pipeline<'a> {
                 limits: LIMITS,
                 memory_bytes: 1 << 30,
             };
-            Stage::load(&device.gpu, &device.kernels, files, &plan, &mut |_, _| {}).unwrap()
+            Stage::load(&device.gpu, &device.kernels, files, &plan, &mut |_| {}).unwrap()
         });
         Self { gpu: &device.gpu, stages: stages.collect(), sequence: 0 }
     }

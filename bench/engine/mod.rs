@@ -129,7 +129,7 @@ impl Engine {
             },
             memory_bytes: u64::MAX / 2,
         };
-        let stage = Stage::load(&gpu, &kernels, &files, &plan, &mut |_, _| {})?;
+        let stage = Stage::load(&gpu, &kernels, &files, &plan, &mut |_| {})?;
         gpu.save_kernels();
         let num_blocks = stage.held().num_blocks;
         let free = (0..num_blocks).rev().map(BlockId).collect();

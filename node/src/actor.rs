@@ -24,7 +24,7 @@ use transport::{Remote, Sent};
 use crate::device_thread::{Computed, DeviceThread, StageKey};
 use crate::error::StageError;
 use crate::links::{Arrived, Inlet, Links, Outlet};
-use crate::progress::Bar;
+use crate::progress::{Bar, Loading};
 use crate::stage::{Held, StepOutput};
 use crate::trace::TracedStep;
 
@@ -241,12 +241,14 @@ async fn load(node: Arc<Node>, plan: Arc<StagePlan>) -> Result<Held, StageError>
     let mut bar = Bar::new(&format!("stage {stage}, layers {}", plan.layers));
     let mut last = None::<Instant>;
     let runtime = tokio::runtime::Handle::current();
-    let progress = Box::new(move |loaded_bytes, total_bytes| {
-        bar.set(loaded_bytes, total_bytes);
+    let progress = Box::new(move |loading: Loading| {
+        bar.set(loading);
         let due = last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL);
-        if due || loaded_bytes == total_bytes {
+        if due || loading.is_complete() {
             last = Some(Instant::now());
-            let progress = Progress { epoch, stage, loaded_bytes, total_bytes };
+            let Loading { loaded_bytes, total_bytes, num_compiled, num_kernels } = loading;
+            let progress =
+                Progress { epoch, stage, loaded_bytes, total_bytes, num_compiled, num_kernels };
             runtime.spawn(tell_coordinator(CoordinatorMsg::Progress(progress.into())));
         }
     });

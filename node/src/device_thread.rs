@@ -20,6 +20,7 @@ use tracing::{debug, error, warn};
 
 use crate::error::StageError;
 use crate::model::{Kernels, quantize};
+use crate::progress::Loading;
 use crate::stage::{Held, Stage, StepOutput, StepTimes};
 
 /// Which stage of which plan.
@@ -67,8 +68,8 @@ pub struct DeviceThread {
     pub report: AdapterReport,
 }
 
-/// Hears how many bytes of how many are on the adapter.
-pub type ReportProgress = Box<dyn FnMut(u64, u64) + Send>;
+/// Hears how far loading has come.
+pub type ReportProgress = Box<dyn FnMut(Loading) + Send>;
 
 enum Job {
     Load {
@@ -201,7 +202,13 @@ impl Worker {
             Products::PackedDot => &[Format::F16, Format::Int8],
             Products::Plain | Products::Cooperative => &[Format::F16],
         };
-        let fingerprint = kernels.class(&gpu, formats, heads, KvFormat::F32)?;
+        let fingerprint = if gpu.caps().is_cpu {
+            // A software driver takes long to compile what no model may need. What is loaded is
+            // proven.
+            kernels.name(&gpu, formats, heads, KvFormat::F32)
+        } else {
+            kernels.class(&gpu, formats, heads, KvFormat::F32, &mut |_, _| ())?
+        };
         let report = AdapterReport {
             name: gpu.info().name.clone(),
             driver: gpu.info().driver.clone(),

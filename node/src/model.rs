@@ -17,7 +17,7 @@ use shaders::matmul::{BoundMatmul, Matmul, Norm, Operand, Output, Products, Qkv}
 use shaders::quantize_rows::QuantizedRows;
 use shaders::rms_norm::{BoundRmsNorm, RmsNorm};
 use shaders::rotary::Rotary;
-use shaders::self_test;
+use shaders::self_test::{self, SelfTest};
 use shaders::tensor::Tensor;
 use shaders::weights::{Format, RowOrder, WeightMatrix};
 
@@ -48,7 +48,8 @@ impl Kernels {
     }
 
     /// The device class of layers with weights of these formats, such heads and such a cache, and
-    /// the proof that the device computes them.
+    /// the proof that the device computes them. Compiles what was made so far; `compiled` hears how
+    /// many kernels of how many are.
     ///
     /// # Errors
     /// When a kernel doesn't compute what it should.
@@ -58,19 +59,27 @@ impl Kernels {
         formats: &[Format],
         heads: HeadShape,
         kv: KvFormat,
+        compiled: &mut dyn FnMut(usize, usize),
     ) -> Result<Digest, StageError> {
-        let class = |format: &Format| -> Result<[u8; 32], StageError> {
-            let mut classes = self.classes.borrow_mut();
-            let form = (*format, heads, kv);
-            if let Some((_, class)) = classes.iter().find(|(other, _)| *other == form) {
-                return Ok(*class);
-            }
-            let class = self_test::fingerprint(gpu, *format, heads, kv)?;
-            classes.push((form, class));
-            Ok(class)
-        };
-        let classes = formats.iter().map(class).collect::<Result<Vec<_>, _>>()?;
+        let mut known = self.classes.borrow_mut();
+        let forms: Vec<LayerForm> = formats.iter().map(|format| (*format, heads, kv)).collect();
+        let mut tests = Vec::new();
+        for form in forms.iter().filter(|form| !known.iter().any(|(other, _)| other == *form)) {
+            tests.push((*form, SelfTest::new(gpu, form.0, heads, kv)?));
+        }
+        gpu.compile(compiled)?;
+        for (form, test) in tests {
+            known.push((form, test.run(gpu)?));
+        }
+        let class = |form| known.iter().find(|(other, _)| other == form).map(|(_, class)| *class);
+        let classes: Vec<_> = forms.iter().filter_map(class).collect();
         Ok(Digest(self_test::of_several(&classes)))
+    }
+
+    /// What a class of such layers is told from others by before anything is computed.
+    pub fn name(&self, gpu: &Gpu, formats: &[Format], heads: HeadShape, kv: KvFormat) -> Digest {
+        let name = |format: &Format| self_test::name(gpu, *format, heads, kv);
+        Digest(self_test::of_several(&formats.iter().map(name).collect::<Vec<_>>()))
     }
 }
 

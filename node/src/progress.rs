@@ -1,33 +1,65 @@
-//! How far loading has come, for whoever watches the terminal.
+//! How far loading has come, for the coordinator and whoever watches the terminal.
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// How far the loading of a stage has come: first its weights, then its kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loading {
+    /// Bytes on the adapter.
+    pub loaded_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+    /// Kernels that are compiled.
+    pub num_compiled: u32,
+    /// Kernels in all; 0 as long as bytes come.
+    pub num_kernels: u32,
+}
+
+impl Loading {
+    /// Whether nothing more of its kind comes.
+    pub fn is_complete(&self) -> bool {
+        self.loaded_bytes == self.total_bytes && self.num_compiled == self.num_kernels
+    }
+}
+
 /// A bar on a terminal; nothing where there is none.
-pub struct Bar(ProgressBar);
+pub struct Bar {
+    bar: ProgressBar,
+    name: String,
+    is_of_kernels: bool,
+}
 
 impl Bar {
     /// An empty bar with a name.
     pub fn new(name: &str) -> Self {
-        let bar = ProgressBar::new(0).with_message(name.to_owned());
-        let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        Self(bar)
+        let bar = ProgressBar::new(0);
+        show(&bar, &format!("{name} [{{bar:30}}] {{bytes}}/{{total_bytes}} {{bytes_per_sec}}"));
+        Self { bar, name: name.to_owned(), is_of_kernels: false }
     }
 
-    /// So many bytes of so many.
-    pub fn set(&mut self, loaded_bytes: u64, total_bytes: u64) {
-        self.0.set_length(total_bytes);
-        self.0.set_position(loaded_bytes);
-        if loaded_bytes == total_bytes {
-            self.0.finish_and_clear();
+    /// So far.
+    pub fn set(&mut self, loading: Loading) {
+        let (done, total) = match loading.num_kernels {
+            0 => (loading.loaded_bytes, loading.total_bytes),
+            total => (loading.num_compiled.into(), total.into()),
+        };
+        if loading.num_kernels > 0 && !self.is_of_kernels {
+            self.is_of_kernels = true;
+            show(&self.bar, &format!("{} [{{bar:30}}] {{pos}}/{{len}} kernels", self.name));
         }
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+    }
+}
+
+fn show(bar: &ProgressBar, template: &str) {
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
     }
 }
 
 impl Drop for Bar {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
+        self.bar.finish_and_clear();
     }
 }

@@ -19,6 +19,7 @@ use crate::error::StageError;
 use crate::head::Head;
 use crate::memory::{input_limits, num_blocks, stage_bytes};
 use crate::model::{Kernels, Layer, Scratch, Shared, formats, head_shape, kv_format, upload};
+use crate::progress::Loading;
 use crate::sequences::Sequences;
 
 /// What a loaded stage holds.
@@ -74,7 +75,7 @@ pub struct Stage {
 
 impl Stage {
     /// Loads what the plan asks for, after comparing the files with what the coordinator has.
-    /// `progress` hears how many bytes of how many are on the adapter.
+    /// `progress` hears how far it has come.
     ///
     /// # Errors
     /// When the files or the adapter don't allow it.
@@ -83,7 +84,7 @@ impl Stage {
         kernels: &Kernels,
         files: &Checkpoint,
         plan: &StagePlan,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut dyn FnMut(Loading),
     ) -> Result<Self, StageError> {
         let model = files.config();
         let (first, end) = (plan.layers.first as usize, plan.layers.end as usize);
@@ -114,7 +115,8 @@ impl Stage {
         let mut done = 0;
         let mut loaded = |bytes: u64| {
             done += bytes;
-            progress(done.min(total), total);
+            let loaded_bytes = done.min(total);
+            progress(Loading { loaded_bytes, total_bytes: total, ..Loading::default() });
         };
         loaded(0);
         let inputs = Inputs::new(gpu, input_limits(model, limits, num_blocks))?;
@@ -152,13 +154,21 @@ impl Stage {
                 Head::load(gpu, kernels, files, shared, limits, table, &mut loaded)
             })
             .transpose()?;
-        progress(total, total);
+        let all = Loading { loaded_bytes: total, total_bytes: total, ..Loading::default() };
+        progress(all);
+        let mut compiled = |num_compiled: usize, num_kernels: usize| {
+            let [num_compiled, num_kernels] = [num_compiled, num_kernels].map(|num| num as u32);
+            progress(Loading { num_compiled, num_kernels, ..all });
+        };
+        // All that were bound so far, before one is run.
+        let formats = formats(files, gpu.caps().products)?;
+        let fingerprint = kernels.class(gpu, &formats, heads, kv, &mut compiled)?;
         let held = Held {
             layers: plan.layers,
             hidden_size: model.hidden_size as u32,
             num_blocks,
             memory_bytes,
-            fingerprint: kernels.class(gpu, &formats(files, gpu.caps().products)?, heads, kv)?,
+            fingerprint,
         };
         let sequences = Sequences::new(*limits, num_blocks, model.vocab_size as u32);
         let mut stage = Self {
@@ -249,13 +259,17 @@ impl Stage {
         Ok(output)
     }
 
-    /// Runs every kernel once for each number of rows that has a variant: a driver compiles a
-    /// kernel at its first dispatch, which must not be a request's.
+    /// Runs every kernel once for each number of rows that has a variant: a driver may do more at
+    /// its first dispatch, which must not be a request's. A software driver compiles it then and
+    /// does no more, and it is compiled already.
     fn warm_up(&mut self, gpu: &Gpu, kernels: &Kernels) -> Result<(), StageError> {
         let max_tokens = self.sequences.limits().max_batched_tokens as usize;
         let max_tokens = max_tokens.min(self.sequences.limits().max_model_len as usize);
         let mut batch_sizes = kernels.matmul.batch_sizes();
         batch_sizes.extend(Attention::batch_sizes());
+        if gpu.caps().is_cpu {
+            batch_sizes = [1].into();
+        }
         for num_tokens in batch_sizes {
             let num_tokens = num_tokens.min(max_tokens);
             let num_values = match self.embed {
