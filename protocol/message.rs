@@ -2,6 +2,8 @@
 //!
 //! Flow uses casts; a question carries a reply port and is always asked with a timeout.
 
+use std::fmt;
+
 use ractor::{BytesConvertable, RpcReplyPort};
 use ractor_cluster::RactorClusterMessage;
 
@@ -82,14 +84,38 @@ pub struct Progress {
     pub epoch: Epoch,
     /// Which stage of it.
     pub stage: StageIndex,
-    /// Bytes on the adapter so far.
+    /// What is done.
+    pub loading: Loading,
+}
+
+/// What is done of a stage's loading: its files are compared with the coordinator's, its weights
+/// go to the adapter, its kernels are compiled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Loading {
+    /// Bytes of the files that were compared.
+    pub checked_bytes: u64,
+    /// Bytes on the adapter.
     pub loaded_bytes: u64,
     /// Bytes in all.
     pub total_bytes: u64,
     /// Kernels that are compiled.
     pub num_compiled: u32,
-    /// Kernels in all, as far as they are known: they are once the bytes are there.
+    /// Kernels in all; 0 before the weights are there.
     pub num_kernels: u32,
+}
+
+impl fmt::Display for Loading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mb = |bytes: u64| bytes.div_ceil(1_000_000);
+        let Self { checked_bytes, loaded_bytes, total_bytes, num_compiled, num_kernels } = *self;
+        if num_kernels > 0 {
+            write!(f, "{num_compiled} of {num_kernels} kernels compiled, {} MB", mb(loaded_bytes))
+        } else if loaded_bytes > 0 {
+            write!(f, "{} of {} MB loaded", mb(loaded_bytes), mb(total_bytes))
+        } else {
+            write!(f, "{} of {} MB compared", mb(checked_bytes), mb(total_bytes))
+        }
+    }
 }
 
 /// A value on its way through [`codec`]. What arrives malformed is an `Err` in the receiver's

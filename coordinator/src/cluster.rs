@@ -281,7 +281,9 @@ impl Cluster {
                 data_dir::join_command(coordinator)
             ),
             (None, expected) if num_nodes < expected => {
-                format!("waiting for {expected} nodes, {joined}")
+                let local =
+                    if coordinator.local_nodes > 0 { ": others open their adapters" } else { "" };
+                format!("waiting for {expected} nodes, {joined}{local}")
             }
             (None, _) => format!("placing the model: {joined}"),
         };

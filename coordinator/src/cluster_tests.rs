@@ -5,7 +5,7 @@ mod sessions;
 use std::time::{Duration, Instant};
 
 use protocol::config::Config;
-use protocol::message::StageFailed;
+use protocol::message::{Loading, Progress, StageFailed};
 use protocol::{
     AdapterReport, Body, Digest, Epoch, Failed, Frame, ModelId, NodeId, NodeReport, SessionId,
     StageEcho, StageIndex, StagePlan, StepId,
@@ -438,6 +438,39 @@ fn a_step_or_a_load_that_hangs_is_given_up() {
     assert!(test.cluster.status().waiting_for.contains("step_timeout_ms"));
     let is_failed = |(_, event): &(u64, Event)| matches!(event, Event::Failed(_));
     assert!(!test.told.iter().any(is_failed), "it waits for the next pipeline");
+}
+
+#[test]
+fn a_load_goes_on_as_long_as_bytes_or_kernels_come() {
+    let mut test = Test::new(two_stages);
+    test.join(1, 1000);
+    test.join(2, 1000);
+    let epoch = test.plans[0].1.epoch;
+    let all = Loading { total_bytes: 45_000_000, ..Loading::default() };
+    let loaded = Loading { loaded_bytes: 45_000_000, num_kernels: 112, ..all };
+    let files = (1..5).map(|part| Loading { checked_bytes: part * 10_000_000, ..all });
+    let bytes = (1..5).map(|part| Loading { loaded_bytes: part * 10_000_000, ..all });
+    let kernels = (30..38).map(|num_compiled| Loading { num_compiled, ..loaded });
+    let expect = [(4, "40 of 45 MB compared"), (8, "40 of 45 MB loaded")];
+    for (number, loading) in (1..).zip(files.chain(bytes).chain(kernels)) {
+        // Slow, and never still for as long as it may be.
+        test.wait(Duration::from_secs(100));
+        test.handle(Input::Progress(Progress { epoch, stage: StageIndex(1), loading }));
+        let said = test.cluster.status().waiting_for;
+        if let Some((_, expected)) = expect.iter().find(|(at, _)| *at == number) {
+            assert!(said.ends_with(&format!("stage 1: {expected}")), "{said}");
+        }
+    }
+    let said = test.cluster.status().waiting_for;
+    assert!(said.ends_with("stage 1: 37 of 112 kernels compiled, 45 MB"), "{said}");
+    assert_eq!(test.plans.len(), 2, "nothing was begun again");
+    // What says the same again doesn't move.
+    for _ in 0..2 {
+        test.wait(Duration::from_secs(61));
+        let loading = Loading { num_compiled: 37, ..loaded };
+        test.handle(Input::Progress(Progress { epoch, stage: StageIndex(1), loading }));
+    }
+    assert!(test.cluster.status().waiting_for.contains("load_timeout_ms"));
 }
 
 #[test]

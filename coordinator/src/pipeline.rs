@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use protocol::config::Config;
+use protocol::message::{Loading, Progress};
 use protocol::{
     Body, Epoch, Frame, ModelId, NodeId, NodeReport, Peer, PipelineId, StageEcho, StageIndex,
     StageLimits, StagePlan, Step, StepId,
@@ -27,7 +28,7 @@ pub(crate) struct Pipeline {
 pub(crate) struct Stage {
     pub(crate) plan: StagePlan,
     pub(crate) node: NodeId,
-    pub(crate) loaded_bytes: u64,
+    pub(crate) loading: Loading,
     pub(crate) echo: Option<StageEcho>,
     /// Whether its links are open: the one that brings it steps, and the one over which it reports.
     pub(crate) is_linked: bool,
@@ -94,7 +95,13 @@ impl Pipeline {
                 limits: limits(config, model),
                 memory_bytes: slots[stage].memory,
             };
-            Stage { plan, node: place.peer.node, loaded_bytes: 0, echo: None, is_linked: false }
+            Stage {
+                plan,
+                node: place.peer.node,
+                loading: Loading::default(),
+                echo: None,
+                is_linked: false,
+            }
         });
         let stages = stages.collect();
         Ok(Self { id, epoch, stages, last_progress: now, lane: None })
@@ -107,12 +114,14 @@ impl Pipeline {
     /// What it is busy with, until it is ready.
     pub(crate) fn doing(&self) -> String {
         let num_stages = self.stages.len();
-        let loaded = self.stages.iter().filter(|stage| stage.echo.is_some()).count();
+        let loading = self.stages.iter().filter(|stage| stage.echo.is_none());
+        let said: Vec<_> =
+            loading.map(|it| format!("stage {}: {}", it.plan.stage, it.loading)).collect();
         let linked = self.stages.iter().filter(|stage| stage.is_linked).count();
-        if loaded < num_stages {
-            format!("loading: {loaded} of {num_stages} stages are ready")
-        } else {
+        if said.is_empty() {
             format!("linking: {linked} of {num_stages} stages have their links")
+        } else {
+            format!("loading: {}", said.join("; "))
         }
     }
 
@@ -163,6 +172,22 @@ impl Pipeline {
     /// Whether a stage of it is on this node.
     pub(crate) fn is_on(&self, node: NodeId) -> bool {
         self.stages.iter().any(|stage| stage.node == node)
+    }
+
+    /// Takes in what a stage says of its loading: whether anything of it is new. Only then it is
+    /// alive.
+    pub(crate) fn has_moved(&mut self, progress: &Progress, now: Instant) -> bool {
+        let is_ours = self.epoch == progress.epoch;
+        let stage = self.stages.get_mut(progress.stage.index());
+        let Some(stage) = stage.filter(|stage| is_ours && stage.echo.is_none()) else {
+            return false;
+        };
+        let moved = stage.loading != progress.loading;
+        if moved {
+            stage.loading = progress.loading;
+            self.last_progress = now;
+        }
+        moved
     }
 
     /// What it can hold, once every stage has said what it holds, and all of them are linked.
@@ -231,7 +256,7 @@ impl Pipeline {
                 },
                 class: stage.echo.as_ref().map(|echo| echo.fingerprint),
                 num_blocks: stage.echo.as_ref().map_or(0, |echo| echo.num_blocks),
-                memory_bytes: stage.loaded_bytes,
+                memory_bytes: stage.loading.loaded_bytes,
             }
         });
         PipelineStatus { pipeline: self.id, stages: stages.collect() }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::message::{
-    COORDINATOR_GROUP, CoordinatorMsg, NODE_GROUP, NodeMsg, Progress, StageFailed, Unload, Wire,
+    COORDINATOR_GROUP, CoordinatorMsg, Loading, NODE_GROUP, NodeMsg, Progress, StageFailed, Unload,
+    Wire,
 };
 use protocol::{
     Body, Failed, Frame, NodeReport, Sampled, StageEcho, StageIndex, StagePlan, StageTiming, Step,
@@ -24,7 +25,7 @@ use transport::{Remote, Sent};
 use crate::device_thread::{Computed, DeviceThread, StageKey};
 use crate::error::StageError;
 use crate::links::{Arrived, Inlet, Links, Outlet};
-use crate::progress::{Bar, Loading};
+use crate::progress::Bar;
 use crate::stage::{Held, StepOutput};
 use crate::trace::TracedStep;
 
@@ -243,12 +244,9 @@ async fn load(node: Arc<Node>, plan: Arc<StagePlan>) -> Result<Held, StageError>
     let runtime = tokio::runtime::Handle::current();
     let progress = Box::new(move |loading: Loading| {
         bar.set(loading);
-        let due = last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL);
-        if due || loading.is_complete() {
+        if last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL) {
             last = Some(Instant::now());
-            let Loading { loaded_bytes, total_bytes, num_compiled, num_kernels } = loading;
-            let progress =
-                Progress { epoch, stage, loaded_bytes, total_bytes, num_compiled, num_kernels };
+            let progress = Progress { epoch, stage, loading };
             runtime.spawn(tell_coordinator(CoordinatorMsg::Progress(progress.into())));
         }
     });

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use checkpoint::{Checkpoint, Quantize};
+use protocol::message::Loading;
 use protocol::{AdapterReport, Epoch, PipelineId, StageIndex, StagePlan, Step};
 use shaders::gpu::{Gpu, GpuOptions};
 use shaders::kv_cache::{HeadShape, KvFormat};
@@ -20,7 +21,6 @@ use tracing::{debug, error, warn};
 
 use crate::error::StageError;
 use crate::model::{Kernels, quantize};
-use crate::progress::Loading;
 use crate::stage::{Held, Stage, StepOutput, StepTimes};
 
 /// Which stage of which plan.

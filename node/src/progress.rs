@@ -1,26 +1,7 @@
-//! How far loading has come, for the coordinator and whoever watches the terminal.
+//! How far loading has come, for whoever watches the terminal.
 
 use indicatif::{ProgressBar, ProgressStyle};
-
-/// How far the loading of a stage has come: first its weights, then its kernels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Loading {
-    /// Bytes on the adapter.
-    pub loaded_bytes: u64,
-    /// Bytes in all.
-    pub total_bytes: u64,
-    /// Kernels that are compiled.
-    pub num_compiled: u32,
-    /// Kernels in all; 0 as long as bytes come.
-    pub num_kernels: u32,
-}
-
-impl Loading {
-    /// Whether nothing more of its kind comes.
-    pub fn is_complete(&self) -> bool {
-        self.loaded_bytes == self.total_bytes && self.num_compiled == self.num_kernels
-    }
-}
+use protocol::message::Loading;
 
 /// A bar on a terminal; nothing where there is none.
 pub struct Bar {

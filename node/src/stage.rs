@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use checkpoint::{Checkpoint, Matrix, Part};
+use protocol::message::Loading;
 use protocol::{Batch, Digest, Input, LayerRange, SliceOutput, StagePlan, Step};
 use shaders::ahead::Ahead;
 use shaders::attention::Attention;
@@ -19,7 +20,6 @@ use crate::error::StageError;
 use crate::head::Head;
 use crate::memory::{input_limits, num_blocks, stage_bytes};
 use crate::model::{Kernels, Layer, Scratch, Shared, formats, head_shape, kv_format, upload};
-use crate::progress::Loading;
 use crate::sequences::Sequences;
 
 /// What a loaded stage holds.
@@ -94,8 +94,6 @@ impl Stage {
                 plan.layers, model.num_layers
             )));
         }
-        check_digests(files, plan)?;
-
         let shares_table = plan.embeds() && plan.samples() && model.tie_word_embeddings;
         let mut total = 0;
         for part in parts(plan) {
@@ -103,6 +101,12 @@ impl Stage {
                 total += files.bytes(part)?;
             }
         }
+        let mut so_far = Loading { total_bytes: total, ..Loading::default() };
+        progress(so_far);
+        check_digests(files, plan, &mut |bytes| {
+            so_far.checked_bytes = total.min(so_far.checked_bytes + bytes);
+            progress(so_far);
+        })?;
         let limits = &plan.limits;
         let max_tokens = limits.max_batched_tokens as usize;
         let other_bytes = stage_bytes(gpu, files, plan)?;
@@ -112,13 +116,10 @@ impl Stage {
         let cache_bytes = KvCache::num_bytes(gpu, heads, kv, num_blocks as usize);
         let memory_bytes = other_bytes + cache_bytes * (end - first) as u64;
 
-        let mut done = 0;
         let mut loaded = |bytes: u64| {
-            done += bytes;
-            let loaded_bytes = done.min(total);
-            progress(Loading { loaded_bytes, total_bytes: total, ..Loading::default() });
+            so_far.loaded_bytes = total.min(so_far.loaded_bytes + bytes);
+            progress(so_far);
         };
-        loaded(0);
         let inputs = Inputs::new(gpu, input_limits(model, limits, num_blocks))?;
         let scratch = Scratch::new(gpu, model, max_tokens)?;
         let attention = Attention::new(gpu, heads, kv)?;
@@ -154,11 +155,11 @@ impl Stage {
                 Head::load(gpu, kernels, files, shared, limits, table, &mut loaded)
             })
             .transpose()?;
-        let all = Loading { loaded_bytes: total, total_bytes: total, ..Loading::default() };
-        progress(all);
+        loaded(total);
         let mut compiled = |num_compiled: usize, num_kernels: usize| {
-            let [num_compiled, num_kernels] = [num_compiled, num_kernels].map(|num| num as u32);
-            progress(Loading { num_compiled, num_kernels, ..all });
+            so_far.num_compiled = num_compiled as u32;
+            so_far.num_kernels = num_kernels as u32;
+            progress(so_far);
         };
         // All that were bound so far, before one is run.
         let formats = formats(files, gpu.caps().products)?;
@@ -315,7 +316,11 @@ fn fill(step: &mut StepInputs, batch: &Batch, sequences: &Sequences) {
 }
 
 /// Compares the stage's own tensors with the coordinator's: nothing else of the files is touched.
-fn check_digests(files: &Checkpoint, plan: &StagePlan) -> Result<(), StageError> {
+fn check_digests(
+    files: &Checkpoint,
+    plan: &StagePlan,
+    checked: &mut dyn FnMut(u64),
+) -> Result<(), StageError> {
     let parts = parts(plan);
     if parts.len() != plan.digests.len() {
         return Err(StageError::BadPlan(format!(
@@ -329,6 +334,7 @@ fn check_digests(files: &Checkpoint, plan: &StagePlan) -> Result<(), StageError>
             let path = plan.model_path.clone();
             return Err(StageError::OtherModel { path, part: format!("{part:?}") });
         }
+        checked(files.bytes(part)?);
     }
     Ok(())
 }

@@ -116,13 +116,10 @@ impl Cluster {
     }
 
     pub(super) fn progress(&mut self, progress: Progress, now: Instant) {
-        let of_epoch = |it: &&mut Pipeline| it.epoch == progress.epoch;
-        let Some(pipeline) = self.pipelines.values_mut().find(of_epoch) else { return };
-        pipeline.last_progress = now;
-        if let Some(stage) = pipeline.stages.get_mut(progress.stage.index()) {
-            stage.loaded_bytes = progress.loaded_bytes;
+        let mut pipelines = self.pipelines.values_mut();
+        if pipelines.any(|pipeline| pipeline.has_moved(&progress, now)) {
+            self.actions.push(Action::Publish);
         }
-        self.actions.push(Action::Publish);
     }
 
     pub(super) fn stage_ready(&mut self, echo: StageEcho, now: Instant) {
@@ -139,7 +136,7 @@ impl Cluster {
             return;
         }
         pipeline.last_progress = now;
-        stage.loaded_bytes = echo.memory_bytes;
+        stage.loading.loaded_bytes = echo.memory_bytes;
         stage.echo = Some(echo);
         if pipeline.is_loaded() {
             let (node, epoch) = (pipeline.stages[0].node, pipeline.epoch);
