@@ -378,10 +378,10 @@ mod tests {
         let (other, _) = DeviceThread::fake();
         let thread = Arc::new(Mutex::new(Some(thread)));
         let device = DeviceThread { jobs, thread, fault, report: other.report };
-        let loaded = device.load(plan(), Box::new(|_, _| ())).await.unwrap_err();
+        let loaded = device.load(plan(), Box::new(|_| ())).await.unwrap_err();
         assert!(loaded.loses_adapter(), "{loaded}");
         assert!(device.lost().await.contains("did not finish within 0 s"));
-        let gone = device.load(plan(), Box::new(|_, _| ())).await.unwrap_err();
+        let gone = device.load(plan(), Box::new(|_| ())).await.unwrap_err();
         assert!(matches!(gone, StageError::DeviceGone), "{gone}");
         device.stop().await;
     }
