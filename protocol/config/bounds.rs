@@ -112,8 +112,8 @@ impl Config {
     }
 }
 
-/// Whether it says what is logged: a word that is no level would be taken for a part of the program,
-/// and all the others would be silent.
+/// Whether it says what is logged: a word that is no level would be taken for a part of the
+/// program, and all the others would be silent.
 fn is_filter(level: &str) -> bool {
     let is_level = |word: &str| {
         ["off", "error", "warn", "info", "debug", "trace"].contains(&word.to_lowercase().as_str())
