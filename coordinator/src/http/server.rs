@@ -33,6 +33,9 @@ use crate::openai::ApiError;
 /// After an accept that failed: the system may be out of something that others give back soon.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a client that was answered may still send.
+const LINGER: Duration = Duration::from_secs(10);
+
 /// Open files that are not connections: model, logs, sockets of nodes.
 const OTHER_FILES: u64 = 128;
 
@@ -104,20 +107,26 @@ impl Connection {
     }
 }
 
-/// A request under way: its connection isn't idle until the last byte of its answer is sent.
-struct Busy(Arc<Connection>);
+/// A request under way: its connection isn't idle, and keeps its place among those that ask for
+/// more than health, until the last byte of its answer is sent.
+struct Busy {
+    connection: Arc<Connection>,
+    place: Option<OwnedSemaphorePermit>,
+}
 
 impl Busy {
-    fn new(connection: &Arc<Connection>) -> Self {
+    fn new(connection: &Arc<Connection>, places: &Arc<Semaphore>) -> Self {
         connection.num_requests.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(connection))
+        let place = Arc::clone(places).try_acquire_owned().ok();
+        Self { connection: Arc::clone(connection), place }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        *self.0.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        self.0.num_requests.fetch_sub(1, Ordering::AcqRel);
+        let Connection { idle_since, num_requests, .. } = &*self.connection;
+        *idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        num_requests.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -133,7 +142,7 @@ pub(super) async fn serve(
 ) -> std::io::Result<()> {
     let connections = Arc::new(Connections::new(config));
     let (stop, stopping) = watch::channel(());
-    let idle_timeout = Duration::from_millis(config.idle_timeout_ms);
+    let limits = (Duration::from_millis(config.idle_timeout_ms), config.max_dropped_bytes);
     let mut shutdown = std::pin::pin!(shutdown);
     let mut is_full = false;
     for number in 0.. {
@@ -159,7 +168,7 @@ pub(super) async fn serve(
         let (connections, router, stopping) =
             (Arc::clone(&connections), router.clone(), stopping.clone());
         tokio::spawn(async move {
-            one(stream, &connection, &connections.places, router, idle_timeout, stopping).await;
+            one(stream, &connection, &connections.places, router, limits, stopping).await;
             connections.forget(number);
         });
     }
@@ -176,18 +185,22 @@ async fn one(
     connection: &Arc<Connection>,
     places: &Arc<Semaphore>,
     router: Router,
-    idle_timeout: Duration,
+    (idle_timeout, max_dropped): (Duration, usize),
     mut stopping: watch::Receiver<()>,
 ) {
     // A token is a small packet that must not wait for the one before it to be acknowledged.
     if let Err(cause) = stream.set_nodelay(true) {
         debug!(%cause, "a connection keeps its delay");
     }
-    let place: Arc<Mutex<Option<OwnedSemaphorePermit>>> = Arc::default();
     let socket = Socket::new(stream);
     let service = service_fn(|request: hyper::Request<Incoming>| {
-        let (busy, router, socket) = (Busy::new(connection), router.clone(), socket.clone());
-        let has_place = is_health(request.uri().path()) || take_place(&place, places);
+        let mut busy = Busy::new(connection, places);
+        let (router, socket) = (router.clone(), socket.clone());
+        let is_health = request.uri().path().starts_with("/health/");
+        let has_place = is_health || busy.place.is_some();
+        if is_health {
+            busy.place = None;
+        }
         // With no other under way, nothing of an answer is on the wire before this one's begins.
         let is_alone = connection.num_requests.load(Ordering::Acquire) == 1;
         let can_tell = request.version() == Version::HTTP_11 && is_alone;
@@ -219,8 +232,13 @@ async fn one(
     loop {
         tokio::select! {
             ended = &mut served => {
-                if let Err(cause) = ended {
-                    debug!(%cause, "a connection has ended");
+                match ended {
+                    // What was refused before all of it had come is read, so that its client
+                    // comes to read why: closed while it sends, it would be told nothing.
+                    Ok(()) => {
+                        let _ = tokio::time::timeout(LINGER, socket.drain(max_dropped)).await;
+                    }
+                    Err(cause) => debug!(%cause, "a connection has ended"),
                 }
                 return;
             }
@@ -229,19 +247,6 @@ async fn one(
             Ok(()) = stopping.changed() => served.as_mut().graceful_shutdown(),
         }
     }
-}
-
-fn is_health(path: &str) -> bool {
-    path.starts_with("/health/")
-}
-
-/// A connection keeps the place that its first request took.
-fn take_place(place: &Mutex<Option<OwnedSemaphorePermit>>, places: &Arc<Semaphore>) -> bool {
-    let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
-    if place.is_none() {
-        *place = Arc::clone(places).try_acquire_owned().ok();
-    }
-    place.is_some()
 }
 
 fn full() -> Response {

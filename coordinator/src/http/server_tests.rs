@@ -129,6 +129,43 @@ async fn idle_connections_give_way_and_health_always_has_one() {
     drop(busy);
 }
 
+/// Connections that have asked and are kept give way like those that never did.
+#[tokio::test]
+async fn kept_connections_lock_nobody_out() {
+    let server = Server::with(
+        |request| Script::Say(say(request, "one")),
+        |served| {
+            served.config.max_connections = 8;
+            served.config.reserved_connections = 2;
+        },
+    )
+    .await;
+    let mut kept = Vec::new();
+    for _ in 0..30 {
+        let mut stream = TcpStream::connect(server.addr).await.unwrap();
+        stream.write_all(&post(&completion(), "")).await.unwrap();
+        let mut some = [0; 16];
+        stream.read_exact(&mut some).await.unwrap();
+        assert!(some.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&some));
+        kept.push(stream);
+    }
+}
+
+/// What is refused before it is read is read on, too.
+#[tokio::test]
+async fn a_large_body_at_the_wrong_place_is_answered() {
+    let server = Server::start(|_| Script::Say(Vec::new())).await;
+    let body = "x".repeat(6 << 20);
+    let request = String::from_utf8(post(&body, "connection: close\r\n")).unwrap();
+    for (path, status) in [("/v1/nowhere", 404), ("/health/live", 405)] {
+        let mut stream = TcpStream::connect(server.addr).await.unwrap();
+        let request = request.replace("/v1/completions", path);
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let answer = rest(&mut stream).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+    }
+}
+
 #[tokio::test]
 async fn a_connection_that_asks_nothing_is_closed() {
     let server =

@@ -40,6 +40,20 @@ impl Socket {
         }
     }
 
+    /// Says that nothing more is sent, and passes over what still comes: at most so many bytes.
+    pub(super) async fn drain(&self, max_bytes: usize) {
+        let _ = socket2::SockRef::from(&*self.0).shutdown(std::net::Shutdown::Write);
+        let (mut buffer, mut num_bytes) = ([0; 16 << 10], 0);
+        while num_bytes <= max_bytes && self.0.readable().await.is_ok() {
+            match self.0.try_read(&mut buffer) {
+                Ok(0) => return,
+                Ok(read) => num_bytes += read,
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    }
+
     /// [`ended`](Self::ended), to be kept.
     pub(super) fn watch_end(&self) -> BoxFuture<'static, ()> {
         let socket = self.clone();

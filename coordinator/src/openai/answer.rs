@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use protocol::{Logprobs, TokenId};
 use serde_json::{Map, Value, json};
 
-use super::logprobs::{Naming, Shown};
+use super::logprobs::{Naming, Offset, Shown};
 use super::{Echo, Options, Parsed};
 use crate::request::Event;
 use crate::tokenizer::Tokenizer;
@@ -51,8 +51,8 @@ struct Choice {
     begun: bool,
     ended: bool,
     num_tokens: usize,
-    // Where the next token begins in its text, in characters.
-    offset: usize,
+    // Where the next token begins in its text.
+    offset: Offset,
     // What a whole answer gathers; a stream has sent it already.
     gathered: Piece,
 }
@@ -231,7 +231,7 @@ impl Answer {
         if self.style == Style::Chat && piece.text.is_empty() && piece.tokens.is_empty() {
             choice["delta"] = json!({});
         }
-        let mut offset = self.choices[index].offset;
+        let mut offset = std::mem::take(&mut self.choices[index].offset);
         choice["logprobs"] = self.logprobs(&piece, &mut offset);
         self.choices[index].offset = offset;
         choice["finish_reason"] = piece.finish_reason.into();
@@ -266,7 +266,7 @@ impl Answer {
                 }),
                 Style::Completion => json!({"index": index, "text": piece.text}),
             };
-            body["logprobs"] = self.logprobs(&piece, &mut 0);
+            body["logprobs"] = self.logprobs(&piece, &mut Offset::default());
             body["finish_reason"] = piece.finish_reason.into();
             if self.options.return_token_ids {
                 body["token_ids"] = piece.generated_ids();
@@ -286,7 +286,7 @@ impl Answer {
         body
     }
 
-    fn logprobs(&self, piece: &Piece, offset: &mut usize) -> Value {
+    fn logprobs(&self, piece: &Piece, offset: &mut Offset) -> Value {
         if !self.options.logprobs || piece.tokens.is_empty() {
             return Value::Null;
         }

@@ -114,7 +114,7 @@ fn message(message: Value, name: &str) -> Result<Value, ApiError> {
         let text = format!("{name}.role is missing; use system, user or assistant");
         return Err(ApiError::invalid(format!("{name}.role"), text));
     }
-    let has_calls = message.contains_key("tool_calls");
+    let has_calls = message.get("tool_calls").is_some_and(|calls| *calls != Value::Array(vec![]));
     if let Some(calls) = message.get_mut("tool_calls") {
         parse_arguments(calls, &format!("{name}.tool_calls"))?;
     }

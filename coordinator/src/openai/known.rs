@@ -60,6 +60,7 @@ pub(super) const FIELDS: &[(&str, &[Style], Use)] = &[
     ("metadata", BOTH, Hint),
     ("prompt_cache_key", BOTH, Hint),
     ("prompt_cache_retention", BOTH, Hint),
+    ("prompt_cache_options", BOTH, Hint),
     ("safety_identifier", BOTH, Hint),
     ("prediction", CHAT, Hint),
     // Without tools there is nothing to choose or to call at once.

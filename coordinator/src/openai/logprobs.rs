@@ -36,13 +36,16 @@ impl Naming<'_> {
     }
 
     /// A completion choice's `logprobs`: four lists, an entry for each token. `offset` is where in
-    /// the choice's text the first of them begins, in characters, and becomes where the next will.
-    pub(crate) fn completion(&self, tokens: &[Shown<'_>], offset: &mut usize) -> Value {
+    /// the choice's text the first of them begins, and becomes where the next will.
+    pub(crate) fn completion(&self, tokens: &[Shown<'_>], offset: &mut Offset) -> Value {
         let mut lists: [Vec<Value>; 4] = Default::default();
         let [names, logprobs, tops, offsets] = &mut lists;
         for token in tokens {
-            offsets.push((*offset).into());
-            *offset += self.num_chars(token);
+            offsets.push(offset.num_chars().into());
+            // A special token isn't part of an answer's text.
+            if token.echoed || !self.tokenizer.decode(&[token.token], true).is_empty() {
+                offset.pass(&self.tokenizer.token_bytes(token.token));
+            }
             names.push(self.name(token.token).into());
             logprobs.push(token.logprobs.map_or(Value::Null, |of| printable(of.chosen.logprob)));
             tops.push(token.logprobs.map_or(Value::Null, |of| {
@@ -63,15 +66,36 @@ impl Naming<'_> {
             "text_offset": offsets,
         })
     }
+}
 
-    /// Characters that begin in a token: one that several tokens spell counts with the first.
-    fn num_chars(&self, token: &Shown<'_>) -> usize {
-        if !token.echoed && self.tokenizer.decode(&[token.token], true).is_empty() {
-            // A special token isn't part of an answer's text.
-            return 0;
+/// A place in a text that tokens spell byte by byte, in characters: one that several tokens spell
+/// counts with the first, and bytes that are no character count as the sign that stands for them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Offset {
+    num_whole: usize,
+    // The beginning of a character.
+    begun: Vec<u8>,
+}
+
+impl Offset {
+    fn num_chars(&self) -> usize {
+        self.num_whole + usize::from(!self.begun.is_empty())
+    }
+
+    fn pass(&mut self, bytes: &[u8]) {
+        self.begun.extend_from_slice(bytes);
+        let text = std::mem::take(&mut self.begun);
+        for chunk in text.utf8_chunks() {
+            self.num_whole += chunk.valid().chars().count();
+            let rest = chunk.invalid();
+            let may_go_on =
+                std::str::from_utf8(rest).is_err_and(|error| error.error_len().is_none());
+            if may_go_on && text.ends_with(rest) {
+                self.begun = rest.to_vec();
+            } else {
+                self.num_whole += usize::from(!rest.is_empty());
+            }
         }
-        let bytes = self.tokenizer.token_bytes(token.token);
-        bytes.iter().filter(|byte| *byte & 0b1100_0000 != 0b1000_0000).count()
     }
 }
 
@@ -96,6 +120,29 @@ fn printable(logprob: f32) -> Value {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_offset_counts_what_is_shown() {
+        let at = |tokens: &[&[u8]]| {
+            let mut offset = Offset::default();
+            let mut pass = |token: &&[u8]| {
+                offset.pass(token);
+                offset.num_chars()
+            };
+            tokens.iter().map(&mut pass).collect::<Vec<_>>()
+        };
+        assert_eq!(at(&[b"ab", b"", "é".as_bytes()]), [2, 2, 3]);
+        // A character of three tokens, then one more.
+        assert_eq!(at(&[b"\xe2", b"\x82", b"\xac", b"x"]), [1, 1, 1, 2]);
+        // Bytes that are none, alone and where one had begun: signs stand for them.
+        assert_eq!(at(&[b"\x80", b"x", b"\xff\xff"]), [1, 2, 4]);
+        assert_eq!(at(&[b"\xe2\x82", b"x"]), [1, 2]);
+        for bytes in [&b"\xe2\x82x\x80\xf0\x9f"[..], b"a\xf0\x9f\x98\x80\xc3"] {
+            let tokens: Vec<&[u8]> = bytes.chunks(1).collect();
+            let shown = String::from_utf8_lossy(bytes).chars().count();
+            assert_eq!(at(&tokens).last(), Some(&shown), "{bytes:?}");
+        }
+    }
 
     #[test]
     fn what_json_cannot_carry_is_impossible() {
