@@ -20,7 +20,7 @@ use crate::chat_template::ChatTemplate;
 use crate::cluster::{Cluster, Input};
 use crate::data_dir::DataDir;
 use crate::engine::{Engine, Submission};
-use crate::http::{self, ApiState};
+use crate::http::{self, ApiState, Parsing};
 use crate::local_nodes::{Ended, LocalNodes};
 use crate::metrics::Metrics;
 use crate::openai::ServedModel;
@@ -116,8 +116,10 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
         checkpoint::Checkpoint::open(&path)?.quantized(model::quantize(config.model.quantize));
     let tokenizer_source = files.tokenizer()?;
     let tokenizer = Arc::new(Tokenizer::from_source(&tokenizer_source)?);
-    let chat_template =
-        ChatTemplate::from_source(&tokenizer_source, config.http.max_template_fuel)?;
+    let chat_template = ChatTemplate::from_source(&tokenizer_source, &config.http);
+    if let Some(problem) = chat_template.as_ref().and_then(ChatTemplate::problem) {
+        warn!(%problem, "chats are refused; completions are served");
+    }
     let described = model::describe(&files, &path, config)?;
     model::check_frames(&described, config).map_err(anyhow::Error::msg)?;
     let sampling = match config.model.generation_config {
@@ -221,6 +223,7 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
                 .map_or(0, |since| since.as_secs()),
         },
         config: config.http.clone(),
+        parsing: Parsing::new(&config.http),
         permits: Arc::new(Semaphore::new(config.http.max_concurrent_requests)),
         metrics,
         tracer,

@@ -12,7 +12,7 @@ const DAY_MS: u64 = 24 * HOUR_MS;
 
 /// Each key that is a whole number, with the least and the most that work. Where 0 has a meaning of
 /// its own, it is the least.
-const BOUNDS: [(&str, u64, u64); 49] = [
+const BOUNDS: [(&str, u64, u64); 52] = [
     ("model.max_model_len", 0, 1 << 24),
     ("coordinator.local_nodes", 0, 1024),
     // Each stage has a step under way, and places for it in memory.
@@ -39,6 +39,10 @@ const BOUNDS: [(&str, u64, u64); 49] = [
     ("http.max_logit_bias", 0, 1 << 20),
     ("http.default_max_tokens", 0, 1 << 24),
     ("http.max_template_fuel", 1, 1 << 40),
+    // The runtime has so many threads for work that blocks.
+    ("http.max_parsing_threads", 1, 256),
+    ("http.max_parsing_bytes", 1024, 1 << 40),
+    ("http.max_rendered_bytes", 1, 1 << 30),
     ("scheduler.max_queued_requests", 1, 1 << 20),
     ("scheduler.max_num_seqs", 1, 1 << 16),
     ("scheduler.max_batched_tokens", 1, 1 << 20),

@@ -50,6 +50,12 @@ pub struct Http {
     pub default_max_tokens: u32,
     /// Steps that rendering a chat template may take.
     pub max_template_fuel: u64,
+    /// Bodies that are turned into tokens at once, each by a thread of its own; one more waits.
+    pub max_parsing_threads: usize,
+    /// Bytes of those bodies together; a larger one is turned into tokens alone.
+    pub max_parsing_bytes: usize,
+    /// Bytes that a chat template may make of a request.
+    pub max_rendered_bytes: usize,
 }
 
 impl Default for Http {
@@ -73,6 +79,9 @@ impl Default for Http {
             max_logit_bias: 1024,
             default_max_tokens: 0,
             max_template_fuel: 10_000_000,
+            max_parsing_threads: 4,
+            max_parsing_bytes: 16 << 20,
+            max_rendered_bytes: 16 << 20,
         }
     }
 }

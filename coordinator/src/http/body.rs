@@ -6,13 +6,29 @@ use std::time::Duration;
 use axum::extract::Request;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use tokio::sync::OwnedSemaphorePermit;
+use protocol::config::Http;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ApiState;
 use crate::openai::{ApiError, Context};
 
-/// Tokenizing a larger body takes long enough for others to notice.
-const MAX_INLINE_BYTES: usize = 16 << 10;
+/// Bodies become tokens on threads of their own: a small one may render to much, and whoever
+/// holds up the runtime holds up health checks and the nodes' connections with it.
+#[derive(Debug)]
+pub struct Parsing {
+    threads: Semaphore,
+    kib: Semaphore,
+    max_kib: u32,
+}
+
+impl Parsing {
+    /// As many at once, in number and in bytes, as the configuration allows.
+    pub fn new(config: &Http) -> Self {
+        let max_kib = u32::try_from(config.max_parsing_bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX);
+        let kib = Semaphore::new((max_kib as usize).min(Semaphore::MAX_PERMITS));
+        Self { threads: Semaphore::new(config.max_parsing_threads), kib, max_kib }
+    }
+}
 
 /// A permit to read a body and answer it, before anything of it is held in memory.
 pub(super) fn admit(state: &ApiState) -> Result<OwnedSemaphorePermit, ApiError> {
@@ -25,20 +41,42 @@ pub(super) fn admit(state: &ApiState) -> Result<OwnedSemaphorePermit, ApiError> 
     })
 }
 
-/// Reads a body and parses it, where that holds nobody up.
+/// Reads a body and parses it, where that holds nobody up, in the order of arrival.
 pub(super) async fn parsed<T: Send + 'static>(
     state: &Arc<ApiState>,
     request: Request,
     parse: impl FnOnce(&[u8], Context<'_>) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let body = read(state, request).await?;
-    if body.len() <= MAX_INLINE_BYTES {
-        return parse(&body, state.context());
-    }
+    let stopped = || ApiError::internal("reading the request stopped unexpectedly");
+    let Parsing { threads, kib, max_kib } = &state.parsing;
+    // One that is larger than all may be has them all to itself.
+    let wanted = u32::try_from(body.len().div_ceil(1 << 10)).map_or(*max_kib, |n| n.min(*max_kib));
+    let held = kib.acquire_many(wanted).await.map_err(|_| stopped())?;
+    let thread = threads.acquire().await.map_err(|_| stopped())?;
+    held.forget();
+    thread.forget();
     let state = Arc::clone(state);
-    tokio::task::spawn_blocking(move || parse(&body, state.context()))
-        .await
-        .unwrap_or_else(|_| Err(ApiError::internal("reading the request stopped unexpectedly")))
+    // The permits go back from there: it is not stopped when its client goes.
+    tokio::task::spawn_blocking(move || {
+        let _back = Back { parsing: &state.parsing, kib: wanted as usize };
+        parse(&body, state.context())
+    })
+    .await
+    .unwrap_or_else(|_| Err(stopped()))
+}
+
+/// Gives permits back, also where parsing panicked.
+struct Back<'a> {
+    parsing: &'a Parsing,
+    kib: usize,
+}
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        self.parsing.threads.add_permits(1);
+        self.parsing.kib.add_permits(self.kib);
+    }
 }
 
 /// Reads a body. Of one that is too large more is read and dropped, so that its client comes to

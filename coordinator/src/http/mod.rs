@@ -43,6 +43,7 @@ use crate::openai::{ApiError, Context};
 use crate::tokenizer::Tokenizer;
 
 pub use crate::openai::ServedModel;
+pub use body::Parsing;
 
 /// What every handler sees.
 #[derive(Debug)]
@@ -61,6 +62,8 @@ pub struct ApiState {
     pub metrics: Arc<Metrics>,
     /// A permit for each request that may be answered at once.
     pub permits: Arc<Semaphore>,
+    /// Threads and bytes for turning bodies into tokens.
+    pub parsing: Parsing,
     /// Where spans go.
     pub tracer: Tracer,
     /// Which requests are traced, and how.

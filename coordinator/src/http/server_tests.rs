@@ -1,10 +1,12 @@
 //! Connections as clients misuse them, and web pages.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use crate::chat_template::ChatTemplate;
 
 use super::tests::{Script, Server, say};
 
@@ -229,4 +231,44 @@ async fn a_deadline_may_stand_in_a_header() {
         let answer = ask(&server, &with(&format!("x-deadline-ms: {wrong}\r\n"))).await;
         assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("x-deadline-ms"), "{answer}");
     }
+}
+
+/// On one thread, as all of health, nodes and answers could be: what is rendered isn't on it.
+#[tokio::test]
+async fn a_chat_that_is_long_in_rendering_holds_up_no_health_check() {
+    let loops = "{% for i in range(4000) %}{% for j in range(1000) %}{% endfor %}{% endfor %}";
+    let source = checkpoint::TokenizerSource::Json {
+        tokenizer: Vec::new(),
+        special: checkpoint::SpecialTokens::default(),
+        chat_template: Some(loops.into()),
+    };
+    let server = Server::with(
+        |request| Script::Say(say(request, "one")),
+        |served| {
+            served.config.max_template_fuel = 1 << 30;
+            served.chat_template = ChatTemplate::from_source(&source, &served.config);
+        },
+    )
+    .await;
+    let body = json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}]}).to_string();
+    let chat = post(&body, "connection: close\r\n");
+    let chat = String::from_utf8(chat).unwrap().replace("/v1/completions", "/v1/chat/completions");
+    let start = Instant::now();
+    let mut asking = std::pin::pin!(ask(&server, chat.as_bytes()));
+    let mut longest = Duration::ZERO;
+    let answer = loop {
+        let health = async {
+            let start = Instant::now();
+            assert!(ask(&server, HEALTH).await.starts_with("HTTP/1.1 200"));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            start.elapsed()
+        };
+        tokio::select! {
+            answer = &mut asking => break answer,
+            took = health => longest = longest.max(took),
+        }
+    };
+    assert!(answer.starts_with("HTTP/1.1 400"), "an empty prompt: {answer}");
+    let chat = start.elapsed();
+    assert!(!longest.is_zero() && longest < chat / 2, "{longest:?} of {chat:?}");
 }

@@ -112,6 +112,7 @@ impl Server {
             chat_template: served.chat_template,
             model: served.model,
             permits: Arc::new(Semaphore::new(served.config.max_concurrent_requests)),
+            parsing: super::Parsing::new(&served.config),
             config: served.config,
             metrics: Arc::clone(&metrics),
             tracer: telemetry::Tracer::default(),

@@ -37,7 +37,7 @@ impl Served {
                 created: 1,
             },
             tokenizer: Arc::new(Tokenizer::from_source(&source).unwrap()),
-            chat_template: ChatTemplate::from_source(&source, config.max_template_fuel).unwrap(),
+            chat_template: ChatTemplate::from_source(&source, &config),
             config,
         }
     }

@@ -1,20 +1,28 @@
 //! Messages to text, by the Jinja template that the model carries, as Hugging Face renders it.
 
+mod json;
+mod python;
+
+use std::io::{self, Write};
+
 use checkpoint::TokenizerSource;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value as JinjaValue};
+use minijinja::value::{Serde, Value as JinjaValue};
 use minijinja::{Environment, Error, ErrorKind};
+use protocol::config::Http;
 use serde_json::{Map, Value};
 
-/// A model's chat template, compiled.
+/// A model's chat template, compiled. One that can't be used says so when it is asked to render:
+/// completions do without.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    compiled: Result<Environment<'static>, TemplateError>,
     special: Map<String, Value>,
+    max_bytes: usize,
 }
 
 /// Why messages can't be rendered.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum TemplateError {
     /// The template is malformed.
     #[error("the model's chat template can't be read: {0}")]
@@ -22,6 +30,9 @@ pub enum TemplateError {
     /// It refuses the messages, or takes too long.
     #[error("the model's chat template refuses the messages: {0}")]
     Refused(String),
+    /// It makes more of them than is allowed.
+    #[error("the messages become more than {0} bytes (http.max_rendered_bytes); send less")]
+    TooLarge(usize),
 }
 
 const NAME: &str = "chat_template";
@@ -30,63 +41,96 @@ const NAME: &str = "chat_template";
 const MAX_DEPTH: usize = 128;
 
 impl ChatTemplate {
-    /// The template of a model, if it has one. Rendering takes at most `max_fuel` steps.
-    ///
-    /// # Errors
-    /// When the template is malformed.
-    pub fn from_source(
-        source: &TokenizerSource,
-        max_fuel: u64,
-    ) -> Result<Option<Self>, TemplateError> {
-        let Some(template) = source.chat_template() else { return Ok(None) };
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment
-            .set_syntax(syntax.map_err(|cause| TemplateError::Malformed(cause.to_string()))?);
-        environment.set_fuel(Some(max_fuel));
-        environment.set_recursion_limit(MAX_DEPTH);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", tojson);
-        environment.add_function("raise_exception", |message: String| {
-            Err::<String, _>(Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment.add_function("strftime_now", |format: String| {
-            let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
-            jiff::fmt::strtime::format(&format, &now)
-                .map_err(|cause| Error::new(ErrorKind::InvalidOperation, cause.to_string()))
-        });
-        environment
-            .add_template_owned(NAME, without_generation(template))
-            .map_err(|cause| TemplateError::Malformed(cause.to_string()))?;
-        Ok(Some(Self { environment, special: special_tokens(source) }))
+    /// The template of a model, if it has one. Rendering takes at most `max_template_fuel` steps
+    /// and makes at most `max_rendered_bytes`.
+    pub fn from_source(source: &TokenizerSource, limits: &Http) -> Option<Self> {
+        let compiled = compile(source.chat_template()?, limits.max_template_fuel)
+            .map_err(|cause| TemplateError::Malformed(format!("{cause:#}")));
+        let max_bytes = limits.max_rendered_bytes;
+        Some(Self { compiled, special: special_tokens(source), max_bytes })
+    }
+
+    /// Why it renders nothing.
+    pub fn problem(&self) -> Option<&TemplateError> {
+        self.compiled.as_ref().err()
     }
 
     /// The text of `messages`, a list of objects. `extra` are further variables of the template,
     /// such as `enable_thinking`.
     ///
     /// # Errors
-    /// When the template raises an exception, or runs out of fuel.
+    /// When the template is malformed, raises an exception, runs out of fuel or makes too much.
     pub fn render(
         &self,
         messages: &Value,
         add_generation_prompt: bool,
         extra: &Map<String, Value>,
     ) -> Result<String, TemplateError> {
-        let refused = |cause: Error| {
-            TemplateError::Refused(match cause.detail() {
-                Some(detail) => detail.to_owned(),
-                None => cause.to_string(),
-            })
-        };
-        let template = self.environment.get_template(NAME).map_err(refused)?;
+        let environment = self.compiled.as_ref().map_err(Clone::clone)?;
+        let mut out = Bounded { bytes: Vec::new(), max: self.max_bytes, is_full: false };
         let mut variables = self.special.clone();
         // Hugging Face defines these always, and templates ask whether they are none.
         variables.extend(["tools", "documents"].map(|name| (name.to_owned(), Value::Null)));
         variables.extend(extra.clone());
         variables.insert("messages".into(), messages.clone());
         variables.insert("add_generation_prompt".into(), add_generation_prompt.into());
-        template.render(JinjaValue::from(Serde(variables))).map_err(refused)
+        let variables = JinjaValue::from(Serde(variables));
+        let template = environment.get_template(NAME);
+        let rendered =
+            template.and_then(|found| found.render_captured_to(variables, &mut out).map(drop));
+        if out.is_full {
+            return Err(TemplateError::TooLarge(self.max_bytes));
+        }
+        rendered.map_err(|cause| TemplateError::Refused(told(&cause)))?;
+        String::from_utf8(out.bytes).map_err(|cause| TemplateError::Refused(cause.to_string()))
+    }
+}
+
+fn told(cause: &Error) -> String {
+    match cause.kind() {
+        ErrorKind::OutOfFuel => "it would take too many steps (http.max_template_fuel)".to_owned(),
+        _ => cause.detail().map_or_else(|| cause.to_string(), str::to_owned),
+    }
+}
+
+fn compile(template: &str, max_fuel: u64) -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_fuel(Some(max_fuel));
+    environment.set_recursion_limit(MAX_DEPTH);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_filter("tojson", json::tojson);
+    environment.add_function("raise_exception", |message: String| {
+        Err::<String, _>(Error::new(ErrorKind::InvalidOperation, message))
+    });
+    environment.add_function("strftime_now", |format: String| {
+        let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
+        jiff::fmt::strtime::format(&format, &now)
+            .map_err(|cause| Error::new(ErrorKind::InvalidOperation, cause.to_string()))
+    });
+    environment.add_template_owned(NAME, without_generation(template))?;
+    Ok(environment)
+}
+
+/// What was rendered so far.
+struct Bounded {
+    bytes: Vec<u8>,
+    max: usize,
+    is_full: bool,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, new: &[u8]) -> io::Result<usize> {
+        if new.len() > self.max - self.bytes.len() {
+            self.is_full = true;
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(new);
+        Ok(new.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -136,119 +180,6 @@ fn without_generation(template: &str) -> String {
     out
 }
 
-/// How Python's `json.dumps` is asked to write.
-struct Style {
-    indent: Option<usize>,
-    between_items: String,
-    after_key: String,
-    is_ascii: bool,
-    is_sorted: bool,
-}
-
-/// As Hugging Face does it, `json.dumps(value, ensure_ascii=False, ...)`; Jinja's own escapes for
-/// HTML.
-fn tojson(value: JinjaValue, kwargs: Kwargs) -> Result<JinjaValue, Error> {
-    let indent: Option<usize> = kwargs.get("indent")?;
-    let usual = if indent.is_some() { [",", ": "] } else { [", ", ": "] };
-    let [between_items, after_key] = match kwargs.get::<Option<Vec<String>>>("separators")? {
-        None => usual.map(str::to_owned),
-        Some(both) => both.try_into().map_err(|_| {
-            Error::new(ErrorKind::InvalidOperation, "tojson: separators must be two texts")
-        })?,
-    };
-    let style = Style {
-        indent,
-        between_items,
-        after_key,
-        is_ascii: kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
-        is_sorted: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
-    };
-    kwargs.assert_all_used()?;
-    let json = serde_json::to_value(&value)
-        .map_err(|cause| Error::new(ErrorKind::BadSerialization, cause.to_string()))?;
-    let mut text = String::new();
-    dump(&json, &style, 0, &mut text);
-    Ok(JinjaValue::from(text))
-}
-
-fn dump(value: &Value, style: &Style, depth: usize, out: &mut String) {
-    let newline = |out: &mut String, depth: usize| {
-        if let Some(width) = style.indent {
-            out.push('\n');
-            out.push_str(&" ".repeat(width * depth));
-        }
-    };
-    match value {
-        Value::Array(items) if !items.is_empty() => {
-            out.push('[');
-            for (number, item) in items.iter().enumerate() {
-                if number > 0 {
-                    out.push_str(&style.between_items);
-                }
-                newline(out, depth + 1);
-                dump(item, style, depth + 1, out);
-            }
-            newline(out, depth);
-            out.push(']');
-        }
-        Value::Object(fields) if !fields.is_empty() => {
-            let mut fields: Vec<_> = fields.iter().collect();
-            if style.is_sorted {
-                fields.sort_by_key(|(name, _)| *name);
-            }
-            out.push('{');
-            for (number, (name, item)) in fields.into_iter().enumerate() {
-                if number > 0 {
-                    out.push_str(&style.between_items);
-                }
-                newline(out, depth + 1);
-                dump_text(name, style, out);
-                out.push_str(&style.after_key);
-                dump(item, style, depth + 1, out);
-            }
-            newline(out, depth);
-            out.push('}');
-        }
-        Value::String(text) => dump_text(text, style, out),
-        Value::Number(number) => match number.as_f64().filter(|_| number.is_f64()) {
-            Some(float) => out.push_str(&python_float(float)),
-            None => out.push_str(&number.to_string()),
-        },
-        other => out.push_str(&other.to_string()),
-    }
-}
-
-fn dump_text(text: &str, style: &Style, out: &mut String) {
-    let quoted = Value::from(text).to_string();
-    if !style.is_ascii {
-        return out.push_str(&quoted);
-    }
-    for c in quoted.chars() {
-        if c.is_ascii() {
-            out.push(c);
-        } else {
-            let mut units = [0; 2];
-            out.extend(c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")));
-        }
-    }
-}
-
-/// Python's `repr`: as short as ours, but it turns to an exponent elsewhere and writes two digits
-/// of it.
-fn python_float(float: f64) -> String {
-    if float == 0.0 || (1e-4..1e16).contains(&float.abs()) {
-        return format!("{float:?}");
-    }
-    let text = format!("{float:e}");
-    match text.split_once('e') {
-        Some((digits, exponent)) => {
-            let sign = if exponent.starts_with('-') { '-' } else { '+' };
-            format!("{digits}e{sign}{:0>2}", exponent.trim_start_matches('-'))
-        }
-        None => text,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,8 +187,6 @@ mod tests {
     use checkpoint::Checkpoint;
     use serde_json::json;
     use std::path::Path;
-
-    const FUEL: u64 = 10_000_000;
 
     fn golden(path: &str) -> Value {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests").join(path);
@@ -272,7 +201,7 @@ mod tests {
                 .join(name)
                 .join(dtype);
             let source = Checkpoint::open(&folder).unwrap().tokenizer().unwrap();
-            let template = ChatTemplate::from_source(&source, FUEL).unwrap().unwrap();
+            let template = ChatTemplate::from_source(&source, &Http::default()).unwrap();
             let tokenizer = Tokenizer::from_source(&source).unwrap();
             let golden = golden(&format!("fixtures/{name}/golden.json"));
             for case in golden["chat"].as_array().unwrap() {
@@ -291,12 +220,16 @@ mod tests {
     }
 
     fn template(text: &str) -> ChatTemplate {
+        limited(text, &Http::default())
+    }
+
+    fn limited(text: &str, limits: &Http) -> ChatTemplate {
         let source = TokenizerSource::Json {
             tokenizer: Vec::new(),
             special: checkpoint::SpecialTokens { bos: Some("<s>".into()), ..Default::default() },
             chat_template: Some(text.into()),
         };
-        ChatTemplate::from_source(&source, FUEL).unwrap().unwrap()
+        ChatTemplate::from_source(&source, limits).unwrap()
     }
 
     #[test]
@@ -341,7 +274,7 @@ mod tests {
             return println!("skipped: AUTOGLM_SMOLLM2 names no GGUF file");
         };
         let source = Checkpoint::open(Path::new(&file)).unwrap().tokenizer().unwrap();
-        let template = ChatTemplate::from_source(&source, FUEL).unwrap().unwrap();
+        let template = ChatTemplate::from_source(&source, &Http::default()).unwrap();
         let tokenizer = Tokenizer::from_source(&source).unwrap();
         let ids = |json: &Value| -> Vec<_> {
             let ids = json.as_array().unwrap().iter();
@@ -366,5 +299,37 @@ mod tests {
         let text =
             "{% for i in range(100000) %}{% for j in range(100000) %}x{% endfor %}{% endfor %}";
         assert!(template(text).render(&json!([]), true, &Map::new()).is_err());
+    }
+
+    #[test]
+    fn a_broken_template_is_there_and_says_so_when_it_is_asked() {
+        let broken = template("{% if %}");
+        assert!(broken.problem().is_some());
+        let error = broken.render(&json!([]), true, &Map::new()).unwrap_err().to_string();
+        assert!(error.starts_with("the model's chat template can't be read: "), "{error}");
+        assert!(template("fine").problem().is_none());
+    }
+
+    #[test]
+    fn deep_arrays_written_prettily_cost_what_they_become() {
+        // 15 KB of brackets, a hundred deep, become megabytes of spaces.
+        let deep = (0..100).fold(json!([]), |inner, _| json!([inner]));
+        let messages = Value::Array(vec![deep; 75]);
+        let text = "{{ messages | tojson(indent=400) }}";
+        let limits = Http { max_template_fuel: 1000, ..Http::default() };
+        let error = limited(text, &limits).render(&messages, true, &Map::new()).unwrap_err();
+        assert!(error.to_string().contains("http.max_template_fuel"), "{error}");
+        assert!(template(text).render(&messages, true, &Map::new()).is_err());
+        let small = template("{{ messages[0] | tojson(indent=2) }}");
+        assert!(small.render(&messages, true, &Map::new()).is_ok());
+    }
+
+    #[test]
+    fn what_is_rendered_is_bounded_in_bytes() {
+        let limits = Http { max_rendered_bytes: 8, ..Http::default() };
+        let render = |text| limited(text, &limits).render(&json!(["1234"]), true, &Map::new());
+        assert_eq!(render("{{ messages[0] * 2 }}").unwrap(), "12341234");
+        let error = render("{{ messages[0] * 2 }}5").unwrap_err().to_string();
+        assert!(error.contains("8 bytes (http.max_rendered_bytes)"), "{error}");
     }
 }
