@@ -7,6 +7,7 @@ loop controls, its own `tojson`, and `generation` tags that change nothing. A sn
 Jinja2 has an error has `output: null`; one that depends on the clock is not here.
 """
 
+import datetime
 import json
 import pathlib
 
@@ -43,6 +44,7 @@ ENVIRONMENT = ImmutableSandboxedEnvironment(
 )
 ENVIRONMENT.filters["tojson"] = tojson
 ENVIRONMENT.globals["raise_exception"] = raise_exception
+ENVIRONMENT.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "x y"}}}
 TOOLS = [
@@ -97,9 +99,22 @@ def output(snippet):
         return None
 
 
+TIME = datetime.datetime(2024, 7, 4, 5, 6, 7, 8900)
+FORMATS = [
+    "%d %b %Y", "%Y-%m-%d %H:%M:%S", "%c", "%x", "%X", "%f", "%r", "%A %B %j %y %p %I", "%-d %-m",
+    "%D %F %T %R", "%a, %e", "%U %W %u %w %G %V", "%%|%n|%t", "%z|%Z", "%h %C",
+]
+
+
 def main():
     cases = [{"template": snippet, "output": output(snippet)} for snippet in snippets()]
-    made = {"jinja2": jinja2.__version__, "context": CONTEXT, "cases": cases}
+    made = {
+        "jinja2": jinja2.__version__,
+        "context": CONTEXT,
+        "time": TIME.isoformat(),
+        "times": {text: TIME.strftime(text) for text in FORMATS},
+        "cases": cases,
+    }
     (HERE / "corpus.json").write_text(json.dumps(made, ensure_ascii=False, indent=1) + "\n")
     print(f"Jinja2 {jinja2.__version__}: {len(cases)} snippets")
 

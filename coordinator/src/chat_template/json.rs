@@ -1,10 +1,11 @@
 //! `tojson` as Hugging Face has it: `json.dumps(value, ensure_ascii=False, ...)`, where Jinja's own
 //! escapes for HTML.
 
-use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Error, ErrorKind, State};
+use minijinja::value::{Rest, Value, ValueKind, ValueOrKwargs};
+use minijinja::{Error, State};
 
-use super::python;
+use super::generator::{Generator, View};
+use super::python::{self, Args, Float, invalid};
 
 /// Bytes that a step pays for: writing is slower than copying.
 const BYTES_PER_FUEL: usize = 4;
@@ -27,39 +28,32 @@ struct Style {
 pub(super) fn tojson(
     state: &State,
     value: Value,
-    ascii: Option<bool>,
-    kwargs: Kwargs,
+    args: Rest<ValueOrKwargs>,
 ) -> Result<Value, Error> {
-    let indent = match kwargs.get::<Option<Value>>("indent")? {
+    const NAMES: [&str; 4] = ["ensure_ascii", "indent", "separators", "sort_keys"];
+    let args = Args::new("tojson", &args.into_values(), &NAMES)?;
+    let indent = match args.some(1) {
         None => None,
-        Some(indent) => Some(match (indent.as_str(), indent.as_i64()) {
-            (Some(text), _) => text.to_owned(),
-            (None, Some(width)) => {
-                let width = usize::try_from(width).unwrap_or(0);
-                state.consume_fuel((width / BYTES_PER_FUEL) as u64)?;
-                " ".repeat(width)
-            }
-            (None, None) => return Err(invalid("tojson: indent must be a number or a text")),
-        }),
-    };
-    let usual = if indent.is_some() { [",", ": "] } else { [", ", ": "] };
-    let [between_items, after_key] = match kwargs.get::<Option<Vec<String>>>("separators")? {
-        None => usual.map(str::to_owned),
-        Some(both) => {
-            both.try_into().map_err(|_| invalid("tojson: separators must be two texts"))?
+        Some(text) if text.as_str().is_some() => text.as_str().map(str::to_owned),
+        Some(_) => {
+            let width = usize::try_from(args.int(1)?.unwrap_or(0)).unwrap_or(0);
+            state.consume_fuel((width / BYTES_PER_FUEL) as u64)?;
+            Some(" ".repeat(width))
         }
     };
-    let is_ascii = kwargs.get::<Option<bool>>("ensure_ascii")?.or(ascii).unwrap_or(false);
-    let is_sorted = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
-    kwargs.assert_all_used()?;
-    let style = Style { indent, between_items, after_key, is_ascii, is_sorted };
+    let [between_items, after_key] = match args.some(2) {
+        None => [if indent.is_some() { "," } else { ", " }, ": "].map(str::to_owned),
+        Some(both) => {
+            let texts = both.try_iter()?.filter_map(|text| text.as_str().map(str::to_owned));
+            let both: Result<[String; 2], _> = texts.collect::<Vec<_>>().try_into();
+            both.map_err(|_| invalid("tojson: separators must be two texts"))?
+        }
+    };
+    let style =
+        Style { indent, between_items, after_key, is_ascii: args.is(0), is_sorted: args.is(3) };
     let mut dump = Dump { style, state, out: String::new(), num_paid: 0 };
     dump.value(&value, 0)?;
     Ok(Value::from(dump.out))
-}
-
-fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message)
 }
 
 struct Dump<'a> {
@@ -74,6 +68,10 @@ impl Dump<'_> {
         if depth > MAX_DEPTH {
             return Err(invalid("tojson: values are nested too deep"));
         }
+        let is_view = value.downcast_object_ref::<View>().is_some();
+        if is_view || value.downcast_object_ref::<Generator>().is_some() {
+            return Err(invalid("tojson: this is no list; use `| list` before"));
+        }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
@@ -81,6 +79,9 @@ impl Dump<'_> {
             ValueKind::String => self.text(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => self.list(value, depth)?,
             ValueKind::Map => self.map(value, depth)?,
+            _ if value.downcast_object_ref::<Float>().is_some() => {
+                self.out.push_str(&value.to_string());
+            }
             other => return Err(invalid(format!("tojson: {other} can't be written as JSON"))),
         }
         self.pay(CHUNK)

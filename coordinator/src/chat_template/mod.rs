@@ -1,13 +1,20 @@
 //! Messages to text, by the Jinja template that the model carries, as Hugging Face renders it.
 
+#[cfg(test)]
+mod corpus;
+mod engine;
+mod filters;
+mod generator;
+mod globals;
 mod json;
+mod lexer;
+mod methods;
 mod python;
+mod source;
 
 use std::io::{self, Write};
 
 use checkpoint::TokenizerSource;
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Serde, Value as JinjaValue};
 use minijinja::{Environment, Error, ErrorKind};
 use protocol::config::Http;
 use serde_json::{Map, Value};
@@ -19,6 +26,7 @@ pub struct ChatTemplate {
     compiled: Result<Environment<'static>, TemplateError>,
     special: Map<String, Value>,
     max_bytes: usize,
+    knows_developers: bool,
 }
 
 /// Why messages can't be rendered.
@@ -35,19 +43,26 @@ pub enum TemplateError {
     TooLarge(usize),
 }
 
-const NAME: &str = "chat_template";
-
-/// Nested blocks, macros and calls.
-const MAX_DEPTH: usize = 128;
-
 impl ChatTemplate {
     /// The template of a model, if it has one. Rendering takes at most `max_template_fuel` steps
     /// and makes at most `max_rendered_bytes`.
     pub fn from_source(source: &TokenizerSource, limits: &Http) -> Option<Self> {
-        let compiled = compile(source.chat_template()?, limits.max_template_fuel)
+        let template = source.chat_template()?;
+        let compiled = engine::compile(template, limits.max_template_fuel)
             .map_err(|cause| TemplateError::Malformed(format!("{cause:#}")));
         let max_bytes = limits.max_rendered_bytes;
-        Some(Self { compiled, special: special_tokens(source), max_bytes })
+        let special = special_tokens(source);
+        Some(Self {
+            compiled,
+            special,
+            max_bytes,
+            knows_developers: template.contains("developer"),
+        })
+    }
+
+    /// Whether it has something for the role `developer`, the newer name of `system`.
+    pub fn knows_developers(&self) -> bool {
+        self.knows_developers
     }
 
     /// Why it renders nothing.
@@ -74,8 +89,8 @@ impl ChatTemplate {
         variables.extend(extra.clone());
         variables.insert("messages".into(), messages.clone());
         variables.insert("add_generation_prompt".into(), add_generation_prompt.into());
-        let variables = JinjaValue::from(Serde(variables));
-        let template = environment.get_template(NAME);
+        let variables = python::value_of(&Value::Object(variables));
+        let template = environment.get_template(engine::NAME);
         let rendered =
             template.and_then(|found| found.render_captured_to(variables, &mut out).map(drop));
         if out.is_full {
@@ -91,25 +106,6 @@ fn told(cause: &Error) -> String {
         ErrorKind::OutOfFuel => "it would take too many steps (http.max_template_fuel)".to_owned(),
         _ => cause.detail().map_or_else(|| cause.to_string(), str::to_owned),
     }
-}
-
-fn compile(template: &str, max_fuel: u64) -> Result<Environment<'static>, Error> {
-    let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-    environment.set_fuel(Some(max_fuel));
-    environment.set_recursion_limit(MAX_DEPTH);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_filter("tojson", json::tojson);
-    environment.add_function("raise_exception", |message: String| {
-        Err::<String, _>(Error::new(ErrorKind::InvalidOperation, message))
-    });
-    environment.add_function("strftime_now", |format: String| {
-        let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
-        jiff::fmt::strtime::format(&format, &now)
-            .map_err(|cause| Error::new(ErrorKind::InvalidOperation, cause.to_string()))
-    });
-    environment.add_template_owned(NAME, without_generation(template))?;
-    Ok(environment)
 }
 
 /// What was rendered so far.
@@ -154,30 +150,6 @@ fn special_tokens(source: &TokenizerSource) -> Map<String, Value> {
     };
     let said = named.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.into())));
     said.collect()
-}
-
-/// Hugging Face marks with `{% generation %}` what an assistant says, for training only. Here the
-/// tags become ones that change nothing, with their signs for white space.
-fn without_generation(template: &str) -> String {
-    let mut out = String::with_capacity(template.len());
-    for (number, part) in template.split("{%").enumerate() {
-        if number == 0 {
-            out.push_str(part);
-            continue;
-        }
-        out.push_str("{%");
-        let tag = part.trim_start_matches(['-', '+']).trim_start();
-        let name = tag.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
-        let instead = match name {
-            "generation" => "if true",
-            "endgeneration" => "endif",
-            name => name,
-        };
-        out.push_str(&part[..part.len() - tag.len()]);
-        out.push_str(instead);
-        out.push_str(&tag[name.len()..]);
-    }
-    out
 }
 
 #[cfg(test)]

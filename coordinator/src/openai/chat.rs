@@ -43,7 +43,10 @@ pub fn prompt_of_messages(
     fields: &mut Fields,
     context: Context<'_>,
 ) -> Result<Vec<TokenId>, ApiError> {
-    let messages = messages(fields.required("messages")?)?;
+    let given = fields.required("messages")?;
+    // They are as they came where a template has no use for them otherwise.
+    let as_text = has_text_arguments(&given).then(|| given.clone());
+    let mut parsed = messages(given, Arguments::Parsed)?;
     let add_generation_prompt = match fields.take("add_generation_prompt") {
         None => true,
         Some(Value::Bool(add)) => add,
@@ -58,9 +61,20 @@ pub fn prompt_of_messages(
         let message = "this model has no chat template; use /v1/completions";
         return Err(ApiError::invalid("messages", message).code("no_chat_template"));
     };
-    let text = template
-        .render(&messages, add_generation_prompt, &extra)
-        .map_err(|cause| ApiError::invalid("messages", cause.to_string()))?;
+    let render = |messages: &mut Value| {
+        if !template.knows_developers() {
+            call_developers_system(messages);
+        }
+        template
+            .render(messages, add_generation_prompt, &extra)
+            .map_err(|cause| ApiError::invalid("messages", cause.to_string()))
+    };
+    let text = match (render(&mut parsed), as_text) {
+        (Err(cause), Some(as_text)) => {
+            render(&mut messages(as_text, Arguments::AsText)?).map_err(|_| cause)?
+        }
+        (rendered, _) => rendered?,
+    };
     // The template has written the special tokens itself.
     context
         .tokenizer
@@ -68,7 +82,31 @@ pub fn prompt_of_messages(
         .map_err(|cause| ApiError::invalid("messages", cause.to_string()))
 }
 
-fn messages(messages: Value) -> Result<Value, ApiError> {
+/// What the arguments of calls, which travel as JSON in a string, are to a template.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Arguments {
+    /// What the JSON says: most walk through it.
+    Parsed,
+    /// The string: some join it with others.
+    AsText,
+}
+
+fn has_text_arguments(messages: &Value) -> bool {
+    let messages = messages.as_array().into_iter().flatten();
+    let mut calls = messages.flat_map(|message| message["tool_calls"].as_array()).flatten();
+    calls.any(|call| call["function"]["arguments"].is_string())
+}
+
+/// The newer name of a role, for a template that has only the older.
+fn call_developers_system(messages: &mut Value) {
+    for message in messages.as_array_mut().into_iter().flatten() {
+        if message["role"] == "developer" {
+            message["role"] = "system".into();
+        }
+    }
+}
+
+fn messages(messages: Value, arguments: Arguments) -> Result<Value, ApiError> {
     let Value::Array(messages) = messages else {
         return Err(wrong("messages", "a list of messages", &messages));
     };
@@ -76,7 +114,9 @@ fn messages(messages: Value) -> Result<Value, ApiError> {
         return Err(ApiError::invalid("messages", "messages is empty; give at least one"));
     }
     let messages = messages.into_iter().enumerate();
-    messages.map(|(number, text)| message(text, &format!("messages[{number}]"))).collect()
+    messages
+        .map(|(number, text)| message(text, &format!("messages[{number}]"), arguments))
+        .collect()
 }
 
 /// What a message may have. Whether it shows is up to the model's template.
@@ -86,7 +126,7 @@ const MESSAGE_FIELDS: [&str; 6] =
 /// What clients send back of an answer that no template shows.
 const MESSAGE_HINTS: [&str; 2] = ["annotations", "id"];
 
-fn message(message: Value, name: &str) -> Result<Value, ApiError> {
+fn message(message: Value, name: &str, arguments: Arguments) -> Result<Value, ApiError> {
     let Value::Object(mut message) = message else {
         return Err(wrong(name, "an object", &message));
     };
@@ -115,7 +155,8 @@ fn message(message: Value, name: &str) -> Result<Value, ApiError> {
         return Err(ApiError::invalid(format!("{name}.role"), text));
     }
     let has_calls = message.get("tool_calls").is_some_and(|calls| *calls != Value::Array(vec![]));
-    if let Some(calls) = message.get_mut("tool_calls") {
+    let calls = message.get_mut("tool_calls").filter(|_| arguments == Arguments::Parsed);
+    if let Some(calls) = calls {
         parse_arguments(calls, &format!("{name}.tool_calls"))?;
     }
     let content = message.get_mut("content").map(Value::take).unwrap_or_default();
@@ -132,7 +173,6 @@ fn message(message: Value, name: &str) -> Result<Value, ApiError> {
     Ok(Value::Object(message))
 }
 
-/// Arguments travel as JSON in a string; templates want to walk through them.
 fn parse_arguments(calls: &mut Value, name: &str) -> Result<(), ApiError> {
     let Value::Array(calls) = calls else {
         return Err(wrong(name, "a list of tool calls", calls));
@@ -212,6 +252,42 @@ mod tests {
         let as_text = rendered(&served, call(json!("{\"a\":1}")));
         assert_eq!(as_text, rendered(&served, call(json!({"a": 1}))));
         assert!(as_text.contains("{\"a\": 1}"), "{as_text}");
+    }
+
+    fn with_template(text: &str) -> Served {
+        let served = Served::chat();
+        let source = checkpoint::TokenizerSource::Json {
+            tokenizer: Vec::new(),
+            special: checkpoint::SpecialTokens::default(),
+            chat_template: Some(text.into()),
+        };
+        let chat_template =
+            crate::chat_template::ChatTemplate::from_source(&source, &served.config);
+        Served { chat_template, ..served }
+    }
+
+    #[test]
+    fn a_template_that_joins_arguments_as_text_has_them_as_they_came() {
+        let calls = json!([{"function": {"name": "add", "arguments": "{\"a\":1}"}}]);
+        let messages = json!([{"role": "assistant", "content": null, "tool_calls": calls}]);
+        let arguments = "messages[0].tool_calls[0].function.arguments";
+        let joins = with_template(&format!("{{{{ '<' + {arguments} + '>' }}}}"));
+        assert_eq!(rendered(&joins, messages.clone()), "<{\"a\":1}>");
+        let walks = with_template(&format!("{{{{ {arguments}.items() | list }}}}"));
+        assert_eq!(rendered(&walks, messages.clone()), "[('a', 1)]");
+        let body = json!({"model": "m", "messages": messages});
+        let refuses = with_template("{{ raise_exception('never') }}");
+        let error = parse(body.to_string().as_bytes(), refuses.context()).unwrap_err();
+        assert!(error.message.ends_with("never"), "{error}");
+    }
+
+    #[test]
+    fn developers_are_called_system_where_the_template_does_not_know_them() {
+        let messages = json!([{"role": "developer", "content": "Be brief."}]);
+        let plain = with_template("{{ messages[0].role }}");
+        assert_eq!(rendered(&plain, messages.clone()), "system");
+        let knows = with_template("{% if messages[0].role == 'developer' %}dev{% endif %}");
+        assert_eq!(rendered(&knows, messages), "dev");
     }
 
     #[test]

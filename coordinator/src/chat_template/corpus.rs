@@ -1,0 +1,57 @@
+//! Snippets of templates with what Jinja2 itself makes of them: `tests/templates/make.py` wrote it.
+
+use serde_json::Value;
+
+use super::{engine, python};
+
+pub(super) fn read() -> Value {
+    serde_json::from_str(include_str!("../../../tests/templates/corpus.json")).unwrap()
+}
+
+/// What isn't rendered, and a word of the sentence that says so.
+const REFUSED: [(&str, &str); 19] = [
+    ("{{ 'x' ~ 1e-7 }}", "`1e-7`"),
+    ("{{ +1 }}", "`+`"),
+    ("{{ text.split is callable }}", "`is callable`"),
+    ("{% macro v() %}{{ varargs }}{% endmacro %}{{ v(1) }}", "`varargs`"),
+    ("{% macro v() %}{{ kwargs }}{% endmacro %}{{ v(a=3) }}", "`kwargs`"),
+    ("{{ '<a href=\"x\">' | escape }}", "`escape`"),
+    ("{{ 'a<' | e }}", "`e`"),
+    ("{{ '<' + ('a' | safe) }}", "`safe`"),
+    ("{{ 'a b' | urlencode }}", "`urlencode`"),
+    ("{{ '<b>x</b>' | striptags }}", "`striptags`"),
+    ("{{ 1024 | filesizeformat }}", "`filesizeformat`"),
+    ("{{ {'a': 1} | xmlattr }}", "`xmlattr`"),
+    ("{{ text | wordwrap(8) }}", "`wordwrap`"),
+    ("{{ table | attr('b') }}|", "`attr`"),
+    ("{{ 'x' | pprint }}", "`pprint`"),
+    ("{{ self is defined }}", "`self`"),
+    ("{% if {'items': 3}.items %}yes{% endif %}", "`.items`"),
+    ("{% set m = {'keys': 1} %}{% if m.keys is string %}no{% else %}yes{% endif %}", "`.keys`"),
+    ("{{ namespace(a=1) }}", "namespace"),
+];
+
+#[test]
+fn snippets_are_rendered_as_jinja2_does_or_refused_by_name() {
+    let corpus = read();
+    let context = python::value_of(&corpus["context"]);
+    let mut num_refused = 0;
+    for case in corpus["cases"].as_array().unwrap() {
+        let template = case["template"].as_str().unwrap();
+        // Where Jinja2 has an error, more may be understood here.
+        let Some(output) = case["output"].as_str() else { continue };
+        let rendered = engine::compile(template, 10_000_000).and_then(|environment| {
+            environment.get_template(engine::NAME)?.render(context.clone())
+        });
+        match rendered {
+            Ok(text) => assert_eq!(text, output, "{template}"),
+            Err(error) => {
+                let refused = REFUSED.iter().find(|(refused, _)| *refused == template);
+                let Some((_, word)) = refused else { panic!("{template}: {error}") };
+                assert!(error.to_string().contains(word), "{template}: {error}");
+                num_refused += 1;
+            }
+        }
+    }
+    assert_eq!(num_refused, REFUSED.len(), "what is rendered now needs no refusal");
+}

@@ -1,0 +1,281 @@
+//! A template's text, rewritten where minijinja would read it otherwise than Jinja2, and refused
+//! where no rewriting helps. What isn't named here is left as it is.
+
+use super::lexer::{Kind, Tag, Token, pieces};
+use super::{lexer::Piece, python};
+
+/// Methods of Python's maps, which Jinja2 finds before an item of the same name.
+const MAP_METHODS: [&str; 11] = [
+    "clear",
+    "copy",
+    "fromkeys",
+    "get",
+    "items",
+    "keys",
+    "pop",
+    "popitem",
+    "setdefault",
+    "update",
+    "values",
+];
+
+/// What minijinja has no value for, and would render as nothing.
+const UNKNOWN_NAMES: [&str; 4] = ["kwargs", "lipsum", "self", "varargs"];
+
+/// Filters that are missing, or would give another text.
+const REFUSED_FILTERS: [&str; 12] = [
+    "attr",
+    "e",
+    "escape",
+    "filesizeformat",
+    "forceescape",
+    "pprint",
+    "random",
+    "striptags",
+    "urlencode",
+    "urlize",
+    "wordwrap",
+    "xmlattr",
+];
+
+/// The text that minijinja renders as Jinja2 renders `template`.
+///
+/// # Errors
+/// With the construct that can't be rendered so.
+pub(super) fn prepare(template: &str) -> Result<String, String> {
+    let pieces = pieces(template);
+    let tags = || pieces.iter().filter_map(|piece| piece.tag());
+    let namespaces: Vec<&str> = tags().filter_map(|tag| namespace(tag)).collect();
+    let mut out = String::with_capacity(template.len());
+    for piece in &pieces {
+        match piece {
+            Piece::Text(text) => out.push_str(text),
+            // Jinja2 keeps the newline after it.
+            Piece::Raw { open, close, rest } => {
+                out.push_str(open);
+                out.push_str(if *close == "%}" { "+%}" } else { close });
+                out.push_str(rest);
+            }
+            Piece::Tag(tag) => {
+                check(tag, &namespaces)?;
+                out.push_str(tag.open);
+                rewrite(tag, &mut out);
+                out.push_str(tag.close);
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// The name that a tag makes a namespace.
+fn namespace<'a>(tag: &Tag<'a>) -> Option<&'a str> {
+    match tag.tokens.get(..4)? {
+        [set, name, equals, value] => {
+            let is_one = set.text == "set" && equals.text == "=" && value.text == "namespace";
+            is_one.then_some(name.text)
+        }
+        _ => None,
+    }
+}
+
+fn check(tag: &Tag<'_>, namespaces: &[&str]) -> Result<(), String> {
+    let tokens = &tag.tokens;
+    let text_of = |at: Option<usize>| at.and_then(|at| tokens.get(at)).map_or("", |t| t.text);
+    let is_added = tokens.iter().any(|token| token.text == "+");
+    let is_joined = tokens.iter().any(|token| token.text == "~");
+    for (at, token) in tokens.iter().enumerate() {
+        let before = text_of(at.checked_sub(1));
+        let after = text_of(Some(at + 1));
+        match token.kind {
+            Kind::Name if before == "." && MAP_METHODS.contains(&token.text) && after != "(" => {
+                if !namespaces.contains(&text_of(at.checked_sub(2))) {
+                    let name = token.text;
+                    return Err(format!(
+                        "`.{name}` that isn't called is a method in Python; write ['{name}']"
+                    ));
+                }
+            }
+            Kind::Name if UNKNOWN_NAMES.contains(&token.text) => {
+                let is_ours = [".", "**", "*"].contains(&before) || after == "=";
+                if !is_ours {
+                    return Err(format!("`{}` is not known here", token.text));
+                }
+            }
+            Kind::Name if before == "|" && REFUSED_FILTERS.contains(&token.text) => {
+                return Err(format!("the filter `{}` is not known here", token.text));
+            }
+            Kind::Name if before == "|" && token.text == "safe" && is_added => {
+                return Err("`safe` makes Jinja2 escape what is added to it".to_owned());
+            }
+            Kind::Name if before == "is" && token.text == "callable" => {
+                if text_of(at.checked_sub(3)) == "." {
+                    return Err("`is callable` of what a value has is not known here".to_owned());
+                }
+            }
+            Kind::Number if is_joined => {
+                let plain: Option<f64> = token.text.replace('_', "").parse().ok();
+                let is_same = |float: f64| python::float(float) == format!("{float:?}");
+                if token.text.contains(['.', 'e', 'E']) && !plain.is_some_and(is_same) {
+                    return Err(format!("`{}` beside `~` reads otherwise in Python", token.text));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn rewrite(tag: &Tag<'_>, out: &mut String) {
+    match tag.statement() {
+        // For training only. It has a scope of its own.
+        Some("generation") => out.push_str(" with "),
+        Some("endgeneration") => out.push_str(" endwith "),
+        Some("macro") => match dependent_defaults(tag) {
+            Some(instead) => out.push_str(&instead),
+            None => expressions(tag, out),
+        },
+        _ => expressions(tag, out),
+    }
+}
+
+/// `{% macro m(a, b=a) %}` with what gives `b` its value in the body: minijinja computes the last
+/// default first.
+fn dependent_defaults(tag: &Tag<'_>) -> Option<String> {
+    let [_, name, open, inner @ .., _] = &tag.tokens[..] else { return None };
+    let (mut names, mut defaults, mut is_dependent) = (Vec::new(), Vec::new(), false);
+    for parameter in split_at_commas(inner) {
+        let [parameter, rest @ ..] = parameter else { continue };
+        if let [_, first, .., last] | [_, first @ last] = rest {
+            let default = &tag.source[first.start..last.end];
+            is_dependent |= rest.iter().any(|token| names.contains(&token.text));
+            defaults.push((parameter.text, default));
+        }
+        names.push(parameter.text);
+    }
+    let mut instead = format!(" macro {}{}{}) ", name.text, open.text, names.join(", "));
+    for (name, default) in defaults {
+        let value = format!("{name} if {name} is defined else ({default})");
+        instead.push_str(&format!("%}}{{% set {name} = {value} "));
+    }
+    is_dependent.then_some(instead)
+}
+
+fn split_at_commas<'t, 'a>(tokens: &'t [Token<'a>]) -> Vec<&'t [Token<'a>]> {
+    let mut depth = 0;
+    let mut parts = tokens.split(|token| {
+        match token.text {
+            "(" | "[" | "{" => depth += 1,
+            ")" | "]" | "}" => depth -= 1,
+            _ => {}
+        }
+        depth == 0 && token.text == ","
+    });
+    parts.by_ref().collect()
+}
+
+/// What Python computes with texts and truth values, and minijinja doesn't: `'%s' % x`, `-true`.
+fn expressions(tag: &Tag<'_>, out: &mut String) {
+    let tokens = &tag.tokens;
+    let mut at = 0;
+    // Up to where the source is written, and the ends of operands that wait for a bracket.
+    let (mut written, mut open) = (0, Vec::new());
+    while let Some(token) = tokens.get(at) {
+        let before = at.checked_sub(1).map(|before| &tokens[before]);
+        let is_format = token.text == "%" && before.is_some_and(|t| t.kind == Kind::Text);
+        let instead = match token.text {
+            "%" if is_format => Some("| _percent("),
+            "true" | "True" if before.is_some_and(|t| t.text == "-") => Some("1"),
+            "false" | "False" if before.is_some_and(|t| t.text == "-") => Some("0"),
+            _ => None,
+        };
+        if let Some(instead) = instead {
+            out.push_str(&tag.source[written..token.start]);
+            out.push_str(instead);
+            written = token.end;
+        }
+        if is_format {
+            open.push(operand_end(tokens, at + 1));
+        }
+        at += 1;
+        while open.last() == Some(&at) {
+            let end = tokens[at - 1].end;
+            out.push_str(&tag.source[written..end]);
+            out.push(')');
+            written = end;
+            open.pop();
+        }
+    }
+    out.push_str(&tag.source[written..]);
+}
+
+/// Where the operand that begins at a token ends: with what is called, taken or filtered of it.
+fn operand_end(tokens: &[Token<'_>], start: usize) -> usize {
+    let text = |at: usize| tokens.get(at).map_or("", |token| token.text);
+    let mut at = start;
+    while ["-", "+"].contains(&text(at)) {
+        at += 1;
+    }
+    at = skip_brackets(tokens, at);
+    loop {
+        at = match text(at) {
+            "." | "|" => skip_brackets(tokens, at + 1),
+            "(" | "[" => skip_brackets(tokens, at),
+            _ => return at.min(tokens.len()),
+        }
+    }
+}
+
+/// Past one token, or all that it opens.
+fn skip_brackets(tokens: &[Token<'_>], start: usize) -> usize {
+    let mut depth = 0;
+    for (at, token) in tokens.iter().enumerate().skip(start) {
+        match token.text {
+            "(" | "[" | "{" => depth += 1,
+            ")" | "]" | "}" => depth -= 1,
+            _ => {}
+        }
+        if depth <= 0 {
+            return at + 1;
+        }
+    }
+    tokens.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::prepare;
+
+    #[test]
+    fn what_reads_otherwise_is_rewritten_and_the_rest_left_alone() {
+        for same in ["a {{ x }} {%- if y -%} {# {% raw %} #} {{ '{% raw %}' }}{%+ endif %}", "{{"] {
+            assert_eq!(prepare(same).unwrap(), same);
+        }
+        let cases = [
+            ("{% raw %}\n{{ x }}{% endraw %}", "{% raw +%}\n{{ x }}{% endraw %}"),
+            ("{%- generation +%}a{% endgeneration %}", "{%- with +%}a{% endwith %}"),
+            ("{{ '%s' % x.y[0] ~ 'z' }}", "{{ '%s' | _percent( x.y[0]) ~ 'z' }}"),
+            (
+                "{% macro m(a, b=a) -%}",
+                "{% macro m(a, b) %}{% set b = b if b is defined else (a) -%}",
+            ),
+            ("{% macro m(a, b=1) %}", "{% macro m(a, b=1) %}"),
+        ];
+        for (template, expected) in cases {
+            assert_eq!(prepare(template).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn what_would_silently_be_another_prompt_is_refused_by_name() {
+        for (template, name) in [
+            ("{% if schema.items %}a{% endif %}", "`.items`"),
+            ("{{ varargs }}", "`varargs`"),
+            ("{{ 'x' ~ 1e-7 }}", "`1e-7`"),
+        ] {
+            assert!(prepare(template).unwrap_err().contains(name), "{template}");
+        }
+        for fine in ["{{ x.items() }}", "{% set n = namespace(items=1) %}{{ n.items }}"] {
+            assert!(prepare(fine).is_ok(), "{fine}");
+        }
+    }
+}
