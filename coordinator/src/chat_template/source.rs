@@ -86,40 +86,37 @@ fn check(tag: &Tag<'_>, namespaces: &[&str]) -> Result<(), String> {
     for (at, token) in tokens.iter().enumerate() {
         let before = text_of(at.checked_sub(1));
         let after = text_of(Some(at + 1));
-        match token.kind {
-            Kind::Name if before == "." && MAP_METHODS.contains(&token.text) && after != "(" => {
-                if !namespaces.contains(&text_of(at.checked_sub(2))) {
-                    let name = token.text;
-                    return Err(format!(
-                        "`.{name}` that isn't called is a method in Python; write ['{name}']"
-                    ));
-                }
+        let text = token.text;
+        let problem = match token.kind {
+            Kind::Name if before == "." && MAP_METHODS.contains(&text) && after != "(" => {
+                let is_own = namespaces.contains(&text_of(at.checked_sub(2)));
+                let other = format!("`.{text}` that isn't called is a method; write ['{text}']");
+                (!is_own).then_some(other)
             }
-            Kind::Name if UNKNOWN_NAMES.contains(&token.text) => {
-                let is_ours = [".", "**", "*"].contains(&before) || after == "=";
-                if !is_ours {
-                    return Err(format!("`{}` is not known here", token.text));
-                }
+            Kind::Name if UNKNOWN_NAMES.contains(&text) => {
+                let is_own = [".", "**", "*"].contains(&before) || after == "=";
+                (!is_own).then(|| format!("`{text}` is not known here"))
             }
-            Kind::Name if before == "|" && REFUSED_FILTERS.contains(&token.text) => {
-                return Err(format!("the filter `{}` is not known here", token.text));
+            Kind::Name if before == "|" && REFUSED_FILTERS.contains(&text) => {
+                Some(format!("the filter `{text}` is not known here"))
             }
-            Kind::Name if before == "|" && token.text == "safe" && is_added => {
-                return Err("`safe` makes Jinja2 escape what is added to it".to_owned());
+            Kind::Name if before == "|" && text == "safe" => {
+                is_added.then(|| "`safe` makes Jinja2 escape what is added to it".to_owned())
             }
-            Kind::Name if before == "is" && token.text == "callable" => {
-                if text_of(at.checked_sub(3)) == "." {
-                    return Err("`is callable` of what a value has is not known here".to_owned());
-                }
+            Kind::Name if before == "is" && text == "callable" => {
+                let is_method = text_of(at.checked_sub(3)) == ".";
+                is_method.then(|| "`is callable` of what a value has is not known here".to_owned())
             }
-            Kind::Number if is_joined => {
-                let plain: Option<f64> = token.text.replace('_', "").parse().ok();
+            Kind::Number if is_joined && text.contains(['.', 'e', 'E']) => {
+                let plain: Option<f64> = text.replace('_', "").parse().ok();
                 let is_same = |float: f64| python::float(float) == format!("{float:?}");
-                if token.text.contains(['.', 'e', 'E']) && !plain.is_some_and(is_same) {
-                    return Err(format!("`{}` beside `~` reads otherwise in Python", token.text));
-                }
+                let other = format!("`{text}` beside `~` reads otherwise in Python");
+                (!plain.is_some_and(is_same)).then_some(other)
             }
-            _ => {}
+            _ => None,
+        };
+        if let Some(problem) = problem {
+            return Err(problem);
         }
     }
     Ok(())
