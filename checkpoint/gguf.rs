@@ -14,6 +14,7 @@ const MAX_TENSORS: u64 = 100_000;
 const MAX_KEYS: u64 = 65_536;
 const MAX_DIMENSIONS: u32 = 4;
 const MAX_NAME_BYTES: usize = 1024;
+const MAX_DEPTH: usize = 8;
 
 /// Everything before the data of a file.
 #[derive(Debug)]
@@ -108,22 +109,21 @@ impl Info {
     fn read(reader: &mut Reader<'_>) -> Result<Self, String> {
         let name = reader.name()?;
         let num_dimensions = reader.u32()?;
-        if !(1..=MAX_DIMENSIONS).contains(&num_dimensions) {
+        if num_dimensions > MAX_DIMENSIONS {
             return Err(format!(
-                "tensor {name} has {num_dimensions} dimensions, it must have 1 to {MAX_DIMENSIONS}"
+                "tensor {name} has {num_dimensions} dimensions, it must have at most \
+                 {MAX_DIMENSIONS}"
             ));
         }
         let mut shape = Vec::new();
         for _ in 0..num_dimensions {
             let dimension = reader.u64()?;
-            if dimension == 0 {
-                return Err(format!("tensor {name} has a dimension of 0"));
-            }
             shape.push(usize::try_from(dimension).unwrap_or(usize::MAX));
         }
         let dtype = dtype(reader.u32()?);
         let offset = reader.u64()?;
         let len = match &dtype {
+            _ if is_empty(&shape) => 0,
             Err(_) => 0,
             Ok(dtype) => {
                 let block = dtype.block_values();
@@ -151,7 +151,8 @@ fn place(
     data: DataStart,
     file_len: usize,
 ) -> Result<HashMap<String, Stored>, String> {
-    infos.sort_by_key(|info| info.offset);
+    // Those without data may stand where others begin.
+    infos.sort_by_key(|info| (info.offset, info.len));
     let mut tensors = HashMap::with_capacity(infos.len());
     let mut free_from = data.at;
     let mut last: Option<String> = None;
@@ -176,6 +177,10 @@ fn place(
             let other = last.unwrap_or_default();
             return Err(format!("tensor {name} overlaps with tensor {other}"));
         }
+        // As if it weren't there: nothing of a model is empty.
+        if is_empty(&shape) {
+            continue;
+        }
         free_from = end;
         last = Some(name.clone());
         let stored = Stored { file: 0, dtype, shape, start, len };
@@ -184,6 +189,10 @@ fn place(
         }
     }
     Ok(tensors)
+}
+
+fn is_empty(shape: &[usize]) -> bool {
+    shape.is_empty() || shape.contains(&0)
 }
 
 /// Numbers of `enum ggml_type`.
@@ -323,7 +332,7 @@ impl<'a> Reader<'a> {
             6 => Value::Float(f32::from_le_bytes(self.array()?).into()),
             7 => Value::Bool(self.array::<1>()? != [0]),
             STRING => Value::String(self.string()?.to_owned()),
-            ARRAY => Value::Array(self.skip_array()?),
+            ARRAY => Value::Array(self.skip_array(0)?),
             10 => Value::Unsigned(self.u64()?),
             11 => Value::Signed(i64::from_le_bytes(self.array()?)),
             12 => Value::Float(f64::from_le_bytes(self.array()?)),
@@ -332,7 +341,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Walks an array, so that a wrong count shows here, and takes no memory for it.
-    fn skip_array(&mut self) -> Result<Array, String> {
+    fn skip_array(&mut self, depth: usize) -> Result<Array, String> {
         let kind = self.u32()?;
         let count = usize::try_from(self.u64()?).unwrap_or(usize::MAX);
         let start = self.at;
@@ -348,6 +357,14 @@ impl<'a> Reader<'a> {
                 }
                 return Ok(Array { kind, count, start });
             }
+            // Nothing of a model stands in such; they are passed over.
+            ARRAY if depth < MAX_DEPTH => {
+                for _ in 0..count {
+                    self.skip_array(depth + 1)?;
+                }
+                return Ok(Array { kind, count, start });
+            }
+            ARRAY => return Err(format!("arrays lie more than {MAX_DEPTH} deep in each other")),
             other => return Err(format!("arrays of value type {other} are not readable")),
         };
         self.take(count.saturating_mul(element_bytes))?;

@@ -13,7 +13,24 @@ use crate::tokenizer::TokenizerSource;
 
 /// Texts that end an answer wherever they are control tokens, whatever the keys say: many files
 /// name one of two. llama.cpp has such a list too (`special_eog_ids`).
-const ENDS: &[&str] = &["<|im_end|>", "<|endoftext|>", "<|eot_id|>"];
+const ENDS: &[&str] = &[
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "</s>",
+    "<eos>",
+];
 /// The same for GLM, whose answers end where another speaker begins.
 const GLM_ENDS: &[&str] = &["<|user|>", "<|observation|>"];
 const CONTROL_TOKEN: i32 = 3;

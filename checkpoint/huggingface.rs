@@ -22,6 +22,13 @@ const MAX_INDEX_BYTES: u64 = 64 << 20;
 pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 const MAX_FILES: usize = 1024;
 
+/// What transformers' classes of GLM and GLM-4 take where a configuration is silent (`GlmConfig`,
+/// `Glm4Config`).
+const HEAD_DIM: usize = 128;
+const NUM_KV_HEADS: usize = 2;
+const RMS_NORM_EPS: f64 = 1.562_5e-7;
+const ATTENTION_BIAS: bool = true;
+
 const CONFIG: &str = "config.json";
 pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
 const SINGLE: &str = "model.safetensors";
@@ -70,20 +77,7 @@ fn parse(fields: &Value, layout: &Layout) -> Result<ModelConfig, Refused> {
     refuse_what_is_not_computed(fields)?;
     let hidden_size = required(fields, "hidden_size", MAX_WIDTH)?;
     let num_heads = required(fields, "num_attention_heads", MAX_HEADS)?;
-    let head_dim = match optional(fields, "head_dim", MAX_HEAD_DIM)? {
-        Some(head_dim) => head_dim,
-        None if hidden_size.is_multiple_of(num_heads)
-            && hidden_size / num_heads <= MAX_HEAD_DIM =>
-        {
-            hidden_size / num_heads
-        }
-        None => {
-            return Err(Refused::new(
-                "head_dim",
-                format!("is missing and {num_heads} heads do not divide {hidden_size}"),
-            ));
-        }
-    };
+    let head_dim = optional(fields, "head_dim", MAX_HEAD_DIM)?.unwrap_or(HEAD_DIM);
     let theta = rope_number(fields, "rope_theta")?.unwrap_or(10_000.0);
     // GLM's own default; a model that rotates whole heads says so.
     let factor = rope_number(fields, "partial_rotary_factor")?.unwrap_or(0.5);
@@ -93,25 +87,23 @@ fn parse(fields: &Value, layout: &Layout) -> Result<ModelConfig, Refused> {
             format!("is {factor}, it must be above 0 and at most 1"),
         ));
     }
-    let Some(eps) = number(&fields["rms_norm_eps"], "rms_norm_eps")? else {
-        return Err(Refused::new("rms_norm_eps", "is missing"));
-    };
+    let eps = number(&fields["rms_norm_eps"], "rms_norm_eps")?.unwrap_or(RMS_NORM_EPS);
     Ok(ModelConfig {
         architecture: layout.architecture,
         num_layers: required(fields, "num_hidden_layers", MAX_LAYERS)?,
         hidden_size,
         intermediate_size: required(fields, "intermediate_size", MAX_WIDTH)?,
         num_heads,
-        num_kv_heads: required(fields, "num_key_value_heads", MAX_HEADS)?,
+        num_kv_heads: optional(fields, "num_key_value_heads", MAX_HEADS)?.unwrap_or(NUM_KV_HEADS),
         head_dim,
         vocab_size: required(fields, "vocab_size", MAX_VOCABULARY)?,
         max_position_embeddings: required(fields, "max_position_embeddings", MAX_POSITIONS)?,
         rotary_dim: (head_dim as f64 * factor) as usize,
         rope_theta: theta as f32,
         rms_norm_eps: eps as f32,
-        attention_bias: flag(fields, "attention_bias")?,
+        attention_bias: flag(fields, "attention_bias")?.unwrap_or(ATTENTION_BIAS),
         sandwich_norms: layout.architecture == crate::Architecture::Glm4,
-        tie_word_embeddings: flag(fields, "tie_word_embeddings")?,
+        tie_word_embeddings: flag(fields, "tie_word_embeddings")?.unwrap_or(false),
         eos_token_ids: tokens(fields, "eos_token_id")?.unwrap_or_default(),
         bos_token_id: first_token(fields, "bos_token_id")?,
         pad_token_id: first_token(fields, "pad_token_id")?,
@@ -171,15 +163,18 @@ fn number(value: &Value, key: &str) -> Result<Option<f64>, Refused> {
     }
 }
 
+/// What stands under `rope_scaling` where there is one, or else under `rope_parameters`, and what
+/// both leave out at the top level: as transformers 5.24 reads them.
 fn rope_number(fields: &Value, key: &str) -> Result<Option<f64>, Refused> {
-    let nested = number(&fields["rope_parameters"][key], key)?;
+    let scaling = Some(&fields["rope_scaling"]).filter(|scaling| !scaling.is_null());
+    let nested = number(&scaling.unwrap_or(&fields["rope_parameters"])[key], key)?;
     Ok(nested.or(number(&fields[key], key)?))
 }
 
-fn flag(fields: &Value, key: &str) -> Result<bool, Refused> {
+fn flag(fields: &Value, key: &str) -> Result<Option<bool>, Refused> {
     match &fields[key] {
-        Value::Null => Ok(false),
-        Value::Bool(flag) => Ok(*flag),
+        Value::Null => Ok(None),
+        Value::Bool(flag) => Ok(Some(*flag)),
         other => Err(Refused::new(key, format!("is {other}, it must be true or false"))),
     }
 }

@@ -98,7 +98,7 @@ impl Checkpoint {
             return Err(CheckpointError::NotFound { path: path.to_owned() });
         }
         if !path.is_dir() {
-            return Self::open_gguf(path);
+            return Self::open_file(path);
         }
         if path.join("config.json").exists() {
             return Self::open_directory(path);
@@ -123,13 +123,34 @@ impl Checkpoint {
         }
     }
 
+    /// A file of a Hugging Face directory stands for all of it.
+    fn open_file(path: &Path) -> Result<Self, CheckpointError> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+        let is_part = [".safetensors", ".safetensors.index.json", "config.json"];
+        if !is_part.iter().any(|ending| name.ends_with(ending)) {
+            return Self::open_gguf(path);
+        }
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        let dir = dir.unwrap_or(Path::new("."));
+        if dir.join("config.json").exists() {
+            return Self::open_directory(dir);
+        }
+        Err(CheckpointError::NotAModel {
+            path: path.to_owned(),
+            reason:
+                "it is part of a Hugging Face model, and the directory that it stands in holds \
+                     no config.json"
+                    .to_owned(),
+        })
+    }
+
     fn open_directory(dir: &Path) -> Result<Self, CheckpointError> {
         let (config, layout, scaling) = huggingface::config(dir)?;
         let weights = Weights::find(huggingface::tensors(dir, scaling)?, layout, &config)?;
         let io = |source| CheckpointError::Io { path: dir.to_owned(), source };
         // So that "." has a name too.
         let full = dir.canonicalize().map_err(io)?;
-        let name = full.file_name().unwrap_or(full.as_os_str()).to_string_lossy().into_owned();
+        let name = name_of(&full);
         Ok(Self {
             name,
             config,
@@ -163,7 +184,8 @@ impl Checkpoint {
         &self.config
     }
 
-    /// The model's name: the directory's, or the file's without `.gguf`.
+    /// The model's name: the directory's, or the file's without `.gguf`. In a cache of Hugging
+    /// Face's, whose directories are named by hashes, what it is called there: `ORG/NAME`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -314,4 +336,16 @@ impl Checkpoint {
             _ => Ok(()),
         }
     }
+}
+
+/// What a directory's model is called: `ORG/NAME` where a cache of Hugging Face's holds it, as in
+/// `models--ORG--NAME/snapshots/HASH`, or else as the directory is.
+fn name_of(dir: &Path) -> String {
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let cached = || {
+        let snapshots = dir.parent().filter(|it| name(it).as_deref() == Some("snapshots"))?;
+        let model = name(snapshots.parent()?)?;
+        Some(model.strip_prefix("models--")?.replace("--", "/"))
+    };
+    cached().or_else(|| name(dir)).unwrap_or_else(|| dir.to_string_lossy().into_owned())
 }

@@ -256,7 +256,6 @@ fn configurations_that_lie_are_refused() {
         ("hidden_size", json!(128), "tensor model.embed_tokens.weight has shape [640, 64], the"),
         ("intermediate_size", json!(80), "gate_up_proj.weight has shape [320, 64], the config"),
         ("num_key_value_heads", json!(3), "is 4, it must be a multiple of the 3 key-value heads"),
-        ("num_key_value_heads", Value::Null, "num_key_value_heads is missing"),
         ("head_dim", Value::Null, "q_proj.weight has shape [128, 64], the configuration asks"),
         ("head_dim", json!(1u64 << 40), "head_dim is 1099511627776, it must be a number from 1 to"),
         ("partial_rotary_factor", json!(0.1), "is 3, it must be even and 2 to 32"),
@@ -266,7 +265,6 @@ fn configurations_that_lie_are_refused() {
         ("partial_rotary_factor", json!(1.5), "is 1.5, it must be above 0 and at most 1"),
         ("rope_theta", json!("big"), "rope_theta is \"big\", it must be a number"),
         ("rope_theta", json!(1e200), "rope theta is inf, it must be a positive number"),
-        ("rms_norm_eps", Value::Null, "rms_norm_eps is missing"),
         ("rms_norm_eps", json!(-1), "rms norm epsilon is -1, it must be at least 0"),
         ("hidden_act", json!("gelu"), "hidden_act is \"gelu\", supported is \"silu\""),
         ("attention_bias", json!("yes"), "attention_bias is \"yes\", it must be true or false"),
@@ -288,6 +286,28 @@ fn configurations_that_lie_are_refused() {
     assert!(generation(json!([-2])).unwrap_err().contains("must name tokens by number"));
 }
 
+/// A path within a Hugging Face directory means the directory; one of its cache has its name.
+#[test]
+fn a_file_of_a_directory_stands_for_it_and_a_cache_says_the_models_name() {
+    let dir = Copied::new();
+    for name in ["config.json", "model.safetensors", "model.safetensors.index.json"] {
+        let path = dir.path(name);
+        if path.exists() {
+            assert_eq!(Checkpoint::open(&path).unwrap().name(), dir.open().unwrap().name());
+        }
+    }
+    let elsewhere = tempfile::tempdir().unwrap();
+    let lone = elsewhere.path().join("model.safetensors");
+    fs::write(&lone, b"x").unwrap();
+    let error = Checkpoint::open(&lone).unwrap_err().to_string();
+    assert!(error.contains("no config.json") && !error.contains("GGUF"), "{error}");
+
+    let snapshots = elsewhere.path().join("models--zai-org--GLM-4-9B-0414/snapshots");
+    fs::create_dir_all(&snapshots).unwrap();
+    assert_eq!(name_of(&snapshots.join("645b8482")), "zai-org/GLM-4-9B-0414");
+    assert_eq!(name_of(Path::new("/models/glm")), "glm");
+}
+
 #[test]
 fn both_styles_and_the_defaults() {
     let dir = Copied::new();
@@ -298,6 +318,11 @@ fn both_styles_and_the_defaults() {
     assert_eq!(config("partial_rotary_factor", Value::Null).rotary_dim, 16);
     assert_eq!(config("rope_theta", json!(1_000_000)).rope_theta, 1e6);
     assert_eq!(config("rope_scaling", json!({"type": "default"})).rope_theta, 1e4);
+    // It wins over what stands beside it, as in transformers 5.24.
+    let scaling = json!({"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 1.0});
+    let both = config("rope_scaling", scaling);
+    assert_eq!((both.rope_theta, both.rotary_dim), (5e5, 32));
+    assert_eq!(config("rms_norm_eps", Value::Null).rms_norm_eps, 1.562_5e-7);
     assert_eq!(config("pad_token_id", json!(-1)).pad_token_id, None);
     assert_eq!(config("hidden_act", json!("swish")).rope_theta, 1e4);
     // A stored head of a tied model is not used.

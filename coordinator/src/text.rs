@@ -42,6 +42,15 @@ impl TextStream {
         }
     }
 
+    /// The text goes on after this prompt: what its first token begins with, a space perhaps, is
+    /// no beginning.
+    pub fn after(mut self, prompt: &[TokenId]) -> Self {
+        let last = prompt.iter().rfind(|token| !self.tokenizer.is_hidden(**token));
+        self.window.extend(last);
+        self.read = self.window.len();
+        self
+    }
+
     /// The next token.
     pub fn push(&mut self, token: TokenId) -> Piece {
         if self.stopped {
@@ -215,6 +224,21 @@ mod tests {
             })
             .unwrap(),
         )
+    }
+
+    #[test]
+    fn what_goes_on_after_a_prompt_keeps_its_space() {
+        let tokenizer = sentencepiece();
+        let shown = |prompt: &[u32], stop: &[&str]| {
+            let stop: Vec<_> = stop.iter().map(|it| (*it).to_owned()).collect();
+            let prompt: Vec<_> = prompt.iter().copied().map(TokenId).collect();
+            let mut text = TextStream::new(Arc::clone(&tokenizer), stop.into()).after(&prompt);
+            let pieces: Vec<_> = [2, 3, 2, 3].map(|id| text.push(TokenId(id)).text).to_vec();
+            pieces.concat() + &text.finish()
+        };
+        assert_eq!(shown(&[1, 3], &[]), " a a");
+        assert_eq!(shown(&[1], &[]), "a a", "a text that begins here begins with no space");
+        assert_eq!(shown(&[3], &[" a"]), "", "a stop string sees it, too");
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub struct Tokenizer {
     eos: Option<u32>,
     // GPT-2's alphabet for bytes, where tokens are written in it.
     bytes: Option<HashMap<char, u8>>,
+    // Bytes of text that a token can stand for, at most.
+    max_token_bytes: usize,
 }
 
 /// Why a tokenizer can't be used, or a text not be encoded.
@@ -74,7 +76,11 @@ impl Tokenizer {
         };
         let decoder = serde_json::to_value(tokenizer.get_decoder()).unwrap_or_default();
         let bytes = mentions(&decoder, "ByteLevel").then(byte_alphabet);
-        Ok(Self { tokenizer, bos, eos, bytes })
+        // What is done to a text before it is cut may make it shorter: composing characters does,
+        // to a third at most.
+        let factor = if tokenizer.get_normalizer().is_some() { 4 } else { 1 };
+        let longest = tokenizer.get_vocab(true).keys().map(String::len).max().unwrap_or(1);
+        Ok(Self { tokenizer, bos, eos, bytes, max_token_bytes: longest.max(1) * factor })
     }
 
     /// The tokens of a text, with those that the tokenizer puts around every text if wanted.
@@ -90,6 +96,18 @@ impl Tokenizer {
         let eos = self.eos.filter(|_| add_special);
         let ids = bos.into_iter().chain(encoding.get_ids().iter().copied()).chain(eos);
         Ok(ids.map(TokenId).collect())
+    }
+
+    /// Bytes of text that have more tokens than `max_tokens`, whatever they are: so long a text
+    /// need not be encoded to be refused.
+    pub fn max_bytes(&self, max_tokens: u32) -> usize {
+        self.max_token_bytes.saturating_mul(max_tokens as usize)
+    }
+
+    /// A special token by its text.
+    pub fn special(&self, text: &str) -> Option<TokenId> {
+        let is_special = self.tokenizer.get_added_vocabulary().is_special_token(text);
+        self.tokenizer.token_to_id(text).filter(|_| is_special).map(TokenId)
     }
 
     /// The text of tokens. Ids that the tokenizer has no entry for are nothing.

@@ -4,7 +4,7 @@ use protocol::TokenId;
 use serde_json::{Map, Value};
 
 use super::fields::wrong;
-use super::sampling::{Common, check_logprobs};
+use super::sampling::{Common, check_length, check_logprobs};
 use super::{ApiError, Context, Fields, Parsed, Style, known};
 
 /// The request of a body.
@@ -75,6 +75,7 @@ pub fn prompt_of_messages(
         }
         (rendered, _) => rendered?,
     };
+    check_length(&text, "messages", context)?;
     // The template has written the special tokens itself.
     context
         .tokenizer

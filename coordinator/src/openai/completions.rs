@@ -4,7 +4,7 @@ use protocol::TokenId;
 use serde_json::Value;
 
 use super::fields::wrong;
-use super::sampling::{Common, check_logprobs};
+use super::sampling::{Common, check_length, check_logprobs};
 use super::{ApiError, Context, Echo, Fields, Parsed, Style, known};
 
 /// OpenAI's default for this endpoint.
@@ -83,6 +83,7 @@ fn prompts(prompt: Value, echo: bool, context: Context<'_>) -> Result<Vec<Prompt
 }
 
 fn encode(text: &str, echo: bool, context: Context<'_>) -> Result<Prompt, ApiError> {
+    check_length(text, "prompt", context)?;
     let encode = |specials: bool| {
         let tokens = context.tokenizer.encode(text, specials);
         tokens.map_err(|cause| ApiError::invalid("prompt", cause.to_string()))
@@ -131,6 +132,41 @@ mod tests {
         assert_eq!(prompts(json!([[5, 6], [7]])), [vec![5, 6], vec![7]]);
         let one = prompts(json!("Hi"));
         assert_eq!(prompts(json!(["Hi", "Hi"])), [one[0].clone(), one[0].clone()]);
+    }
+
+    #[test]
+    fn a_text_that_can_only_be_too_long_is_refused_before_it_is_encoded() {
+        let served = Served::chat();
+        let longest = served.tokenizer.max_bytes(served.model.max_model_len);
+        let refused = |text: String| {
+            let body = json!({"model": "m", "prompt": text}).to_string();
+            parse(body.as_bytes(), served.context()).unwrap_err()
+        };
+        for (num_bytes, said) in [(longest, "the prompt has"), (longest + 1, "never hold")] {
+            let error = refused("x".repeat(num_bytes));
+            assert!(error.message.contains(said), "{num_bytes}: {}", error.message);
+            assert_eq!(error.code, Some("context_length_exceeded"));
+        }
+    }
+
+    #[test]
+    fn answers_end_at_tokens_that_are_named_by_number_or_by_their_text() {
+        let stops = |more: Value| {
+            let mut body = json!({"model": "m", "prompt": [5]});
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let ids = parsed(&body).unwrap().requests[0].stop_tokens.clone();
+            ids.iter().map(|id| id.0).collect::<Vec<_>>()
+        };
+        let user = Served::chat().tokenizer.special("<|user|>").unwrap().0;
+        assert_eq!(stops(json!({"stop_token_ids": []})), [595]);
+        assert_eq!(stops(json!({"stop_token_ids": [7, 8.0]})), [595, 7, 8]);
+        assert_eq!(stops(json!({"stop_token_ids": [7], "ignore_eos": true})), [7]);
+        assert_eq!(stops(json!({"stop": ["<|user|>", "user"]})), [595, user]);
+        for wrong in [json!({"stop_token_ids": 7}), json!({"stop_token_ids": [640]})] {
+            let mut body = json!({"model": "m", "prompt": [5]});
+            body.as_object_mut().unwrap().extend(wrong.as_object().unwrap().clone());
+            assert_eq!(parsed(&body).unwrap_err().param.as_deref(), Some("stop_token_ids"));
+        }
     }
 
     #[test]

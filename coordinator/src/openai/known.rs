@@ -37,6 +37,7 @@ pub(super) const FIELDS: &[(&str, &[Style], Use)] = &[
     ("min_p", BOTH, Honoured),
     ("seed", BOTH, Honoured),
     ("stop", BOTH, Honoured),
+    ("stop_token_ids", BOTH, Honoured),
     ("n", BOTH, Honoured),
     ("best_of", BOTH, Honoured),
     ("logprobs", BOTH, Honoured),

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::fields::{whole, wrong};
 use super::scheduling::Scheduling;
 use super::{ApiError, Context, Fields, Options, random_u64};
-use crate::request::Request;
+use crate::request::{AnswerText, Request};
 use crate::text::TextStream;
 
 /// The common part of a body, legal.
@@ -80,8 +80,9 @@ impl Common {
         };
         let stream = fields.bool("stream")?;
         let (include_usage, continuous_usage) = include_usage(fields, stream)?;
-        let stop_tokens: Arc<[TokenId]> =
-            if fields.bool("ignore_eos")? { Arc::new([]) } else { model.eos.as_slice().into() };
+        let mut stop_tokens =
+            if fields.bool("ignore_eos")? { Vec::new() } else { model.eos.clone() };
+        stop_tokens.extend(stop_token_ids(fields, context)?);
         let options = Options {
             stream,
             include_usage,
@@ -90,7 +91,9 @@ impl Common {
             tokens_as_ids: fields.bool("return_tokens_as_token_ids")?,
             ..Options::default()
         };
-        let stop_strings = stop(fields, context)?.into();
+        let stop_strings: Arc<[String]> = stop(fields, context)?.into();
+        // A special token isn't part of the text in which strings are looked for.
+        stop_tokens.extend(stop_strings.iter().filter_map(|it| context.tokenizer.special(it)));
         let prompt_field = "prompt";
         let scheduling = Scheduling::take(fields)?;
         Ok(Self {
@@ -100,7 +103,7 @@ impl Common {
             max_tokens,
             num_choices,
             stop_strings,
-            stop_tokens,
+            stop_tokens: stop_tokens.into(),
             scheduling,
         })
     }
@@ -169,6 +172,12 @@ impl Common {
             let message = "max_tokens must be at least 1, except with echo";
             return Err(ApiError::invalid("max_tokens", message));
         }
+        let text = TextStream::new(Arc::clone(context.tokenizer), Arc::clone(&self.stop_strings));
+        // An answer to messages begins a text, a completion goes on with one.
+        let text: Box<dyn AnswerText> = match field {
+            "prompt" => Box::new(text.after(&prompt)),
+            _ => Box::new(text),
+        };
         Ok(Request {
             id: RequestId(random_u64()?),
             model: context.model.id,
@@ -177,10 +186,7 @@ impl Common {
             sampling: self.sampling.clone(),
             max_tokens: max_tokens as u32,
             stop_tokens: Arc::clone(&self.stop_tokens),
-            text: Box::new(TextStream::new(
-                Arc::clone(context.tokenizer),
-                Arc::clone(&self.stop_strings),
-            )),
+            text,
             trace: None,
             priority: self.scheduling.priority,
             tenant: "".into(),
@@ -252,6 +258,40 @@ fn include_usage(fields: &mut Fields, stream: bool) -> Result<(bool, bool), ApiE
         }
     }
     Ok((include, include && continuous))
+}
+
+/// Tokens that end the answer beside the model's own.
+fn stop_token_ids(fields: &mut Fields, context: Context<'_>) -> Result<Vec<TokenId>, ApiError> {
+    let expected = "a list of token ids";
+    let items = match fields.take("stop_token_ids") {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(items)) => items,
+        Some(other) => return Err(wrong("stop_token_ids", expected, &other)),
+    };
+    let (max, vocab_size) = (context.config.max_stop_strings, context.model.vocab_size);
+    if items.len() > max {
+        let message = format!("stop_token_ids has at most {max} tokens (http.max_stop_strings)");
+        return Err(ApiError::invalid("stop_token_ids", message));
+    }
+    let id = |item: &Value| whole(item).filter(|id| *id < vocab_size).map(TokenId);
+    let ids =
+        items.iter().map(|item| id(item).ok_or_else(|| wrong("stop_token_ids", expected, item)));
+    ids.collect()
+}
+
+/// Refuses a text that can't be anything but too long before it is encoded.
+pub(crate) fn check_length(text: &str, field: &str, context: Context<'_>) -> Result<(), ApiError> {
+    let max_model_len = context.model.max_model_len;
+    let max_bytes = context.tokenizer.max_bytes(max_model_len);
+    if text.len() <= max_bytes {
+        return Ok(());
+    }
+    let message = format!(
+        "{field}: this model's context is {max_model_len} tokens, which never hold {} bytes of \
+         text; shorten it",
+        text.len()
+    );
+    Err(ApiError::invalid(field, message).code("context_length_exceeded"))
 }
 
 fn stop(fields: &mut Fields, context: Context<'_>) -> Result<Vec<String>, ApiError> {

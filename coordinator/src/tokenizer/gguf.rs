@@ -31,8 +31,81 @@ const DEFAULT: &[&str] = &[
     r"[0-9][0-9][0-9]",
 ];
 
-const KNOWN: &str =
-    "default, gpt-2, smollm, starcoder, qwen2, llama-bpe, llama3, glm4, chatglm-bpe";
+/// How text is cut before the merges.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Cut {
+    /// As GPT-2.
+    Gpt2,
+    /// Each digit alone, then as GPT-2.
+    Digits,
+    /// As cl100k.
+    Cl100k,
+    /// The same; a token of the vocabulary stays whole, whatever the merges would make of it.
+    Llama3,
+    /// With single digits.
+    Qwen2,
+    /// The same, after normalisation to NFC.
+    Qwen2Nfc,
+    /// As where nothing is said.
+    Default,
+}
+
+/// llama.cpp's names (`tokenizer_pre` in llama-vocab.cpp) for those that we have.
+const KNOWN: &[(&str, Cut)] = &[
+    ("", Cut::Default),
+    ("default", Cut::Default),
+    ("gpt-2", Cut::Gpt2),
+    ("phi-2", Cut::Gpt2),
+    ("mpt", Cut::Gpt2),
+    ("olmo", Cut::Gpt2),
+    ("jais", Cut::Gpt2),
+    ("trillion", Cut::Gpt2),
+    ("granite-docling", Cut::Gpt2),
+    ("jina-es", Cut::Gpt2),
+    ("jina-de", Cut::Gpt2),
+    ("jina-v1-en", Cut::Gpt2),
+    ("jina-v2-es", Cut::Gpt2),
+    ("jina-v2-de", Cut::Gpt2),
+    ("jina-v2-code", Cut::Gpt2),
+    ("roberta-bpe", Cut::Gpt2),
+    ("gigachat", Cut::Gpt2),
+    ("a.x-4.0", Cut::Gpt2),
+    ("mellum", Cut::Gpt2),
+    ("modern-bert", Cut::Gpt2),
+    ("smollm", Cut::Digits),
+    ("starcoder", Cut::Digits),
+    ("refact", Cut::Digits),
+    ("command-r", Cut::Digits),
+    ("codeshell", Cut::Digits),
+    ("exaone", Cut::Digits),
+    ("minerva-7b", Cut::Digits),
+    ("llama-bpe", Cut::Llama3),
+    ("llama3", Cut::Llama3),
+    ("llama-v3", Cut::Llama3),
+    ("falcon3", Cut::Llama3),
+    ("falcon-h1", Cut::Llama3),
+    ("pixtral", Cut::Llama3),
+    ("midm-2.0", Cut::Llama3),
+    ("lfm2", Cut::Llama3),
+    ("glm4", Cut::Cl100k),
+    ("chatglm-bpe", Cut::Cl100k),
+    ("dbrx", Cut::Cl100k),
+    ("smaug-bpe", Cut::Cl100k),
+    ("qwen2", Cut::Qwen2Nfc),
+    ("deepseek-r1-qwen", Cut::Qwen2Nfc),
+    ("megrez", Cut::Qwen2Nfc),
+    ("kormo", Cut::Qwen2),
+    ("stablelm2", Cut::Qwen2),
+    ("hunyuan", Cut::Qwen2),
+];
+
+fn cut(pre: &str) -> Result<Cut, TokenizerError> {
+    let found = KNOWN.iter().find(|(name, _)| *name == pre).map(|(_, cut)| *cut);
+    found.ok_or_else(|| {
+        let known: Vec<_> = KNOWN.iter().map(|(name, _)| *name).skip(1).collect();
+        TokenizerError::UnknownPre { pre: pre.to_owned(), known: known.join(", ") }
+    })
+}
 
 /// The tokenizer.json of what a GGUF file says.
 ///
@@ -48,7 +121,8 @@ pub(super) fn to_json(source: &TokenizerSource) -> Result<Value, TokenizerError>
         tokens.iter().zip(0u32..).map(|(token, id)| (token.clone(), id.into())).collect();
     match model.as_str() {
         "gpt2" => {
-            let (normalizer, pre_tokenizer) = pre_tokenizer(pre)?;
+            let cut = cut(pre)?;
+            let (normalizer, pre_tokenizer) = pre_tokenizer(cut);
             Ok(json!({
                 "version": "1.0",
                 "added_tokens": added,
@@ -57,7 +131,7 @@ pub(super) fn to_json(source: &TokenizerSource) -> Result<Value, TokenizerError>
                 "post_processor": null,
                 "decoder": byte_level(true),
                 "model": {"type": "BPE", "vocab": vocab, "merges": merges, "byte_fallback": false,
-                          "ignore_merges": matches!(pre.as_str(), "llama-bpe" | "llama3")},
+                          "ignore_merges": cut == Cut::Llama3},
             }))
         }
         "llama" => {
@@ -98,8 +172,8 @@ fn added_tokens(tokens: &[String], types: &[i32]) -> Vec<Value> {
         .collect()
 }
 
-/// How text is cut before the merges, by llama.cpp's names.
-fn pre_tokenizer(pre: &str) -> Result<(Value, Value), TokenizerError> {
+/// What is done to a text, and how it is cut.
+fn pre_tokenizer(cut: Cut) -> (Value, Value) {
     let split = |regexes: &[&str]| {
         let mut all: Vec<_> = regexes
             .iter()
@@ -112,20 +186,17 @@ fn pre_tokenizer(pre: &str) -> Result<(Value, Value), TokenizerError> {
         json!({"type": "Sequence", "pretokenizers": all})
     };
     let nfc = json!({"type": "NFC"});
-    match pre {
-        "gpt-2" => Ok((Value::Null, byte_level(true))),
-        "default" | "" => Ok((Value::Null, split(DEFAULT))),
-        "smollm" | "starcoder" => {
+    match cut {
+        Cut::Gpt2 => (Value::Null, byte_level(true)),
+        Cut::Default => (Value::Null, split(DEFAULT)),
+        Cut::Digits => {
             let digits = json!({"type": "Digits", "individual_digits": true});
             let all = json!({"type": "Sequence", "pretokenizers": [digits, byte_level(true)]});
-            Ok((Value::Null, all))
+            (Value::Null, all)
         }
-        "qwen2" => Ok((nfc, split(&[QWEN2]))),
-        "llama-bpe" | "llama3" | "glm4" | "chatglm-bpe" => Ok((Value::Null, split(&[CL100K]))),
-        other => {
-            let (pre, known) = (other.to_owned(), KNOWN.to_owned());
-            Err(TokenizerError::UnknownPre { pre, known })
-        }
+        Cut::Qwen2 => (Value::Null, split(&[QWEN2])),
+        Cut::Qwen2Nfc => (nfc, split(&[QWEN2])),
+        Cut::Cl100k | Cut::Llama3 => (Value::Null, split(&[CL100K])),
     }
 }
 
@@ -210,6 +281,17 @@ mod tests {
         }
         let tokenizer = Tokenizer::from_source(&source).unwrap();
         assert_eq!(tokenizer.encode("a!1234", false).unwrap(), [0, 5, 7, 4].map(TokenId));
+    }
+
+    #[test]
+    fn every_known_way_to_cut_cuts() {
+        for (name, cut) in KNOWN {
+            let tokenizer = Tokenizer::from_source(&source("gpt2", name)).unwrap();
+            assert_eq!(tokenizer.encode("hi", false).unwrap(), [3, 4].map(TokenId), "{name}");
+            assert_eq!(super::cut(name).unwrap(), *cut);
+        }
+        let names: std::collections::HashSet<_> = KNOWN.iter().map(|(name, _)| name).collect();
+        assert_eq!(names.len(), KNOWN.len());
     }
 
     #[test]
