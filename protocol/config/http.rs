@@ -48,7 +48,7 @@ pub struct Http {
     pub max_logit_bias: usize,
     /// Tokens of an answer when the request names no limit. 0: as many as fit.
     pub default_max_tokens: u32,
-    /// Steps that rendering a chat template may take.
+    /// Steps that rendering a chat template may take; what it reads and makes costs steps, too.
     pub max_template_fuel: u64,
     /// Bodies that are turned into tokens at once, each by a thread of its own; one more waits.
     pub max_parsing_threads: usize,

@@ -9,7 +9,7 @@ pub(super) fn read() -> Value {
 }
 
 /// What isn't rendered, and a word of the sentence that says so.
-const REFUSED: [(&str, &str); 19] = [
+const REFUSED: [(&str, &str); 20] = [
     ("{{ 'x' ~ 1e-7 }}", "`1e-7`"),
     ("{{ +1 }}", "`+`"),
     ("{{ text.split is callable }}", "`is callable`"),
@@ -29,6 +29,7 @@ const REFUSED: [(&str, &str); 19] = [
     ("{% if {'items': 3}.items %}yes{% endif %}", "`.items`"),
     ("{% set m = {'keys': 1} %}{% if m.keys is string %}no{% else %}yes{% endif %}", "`.keys`"),
     ("{{ namespace(a=1) }}", "namespace"),
+    ("{{ '{!r}'.format('a') }}", "'!'"),
 ];
 
 #[test]

@@ -25,11 +25,7 @@ pub(super) fn compile(template: &str, max_fuel: u64) -> Result<Environment<'stat
     environment.set_formatter(|out: &mut Output, state: &mut State, value: &Value| {
         match value.as_str() {
             Some(text) => out.write_str(text)?,
-            None => {
-                let text = python::str(value)?;
-                state.consume_fuel((text.len() / 4) as u64)?;
-                out.write_str(&text)?;
-            }
+            None => out.write_str(&python::str(state, value)?)?,
         }
         Ok(())
     });

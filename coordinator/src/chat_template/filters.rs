@@ -7,6 +7,9 @@ use super::generator::{Generator, View};
 use super::python::{self, Args, Float, as_float, invalid, is_space};
 use super::{json, methods};
 
+/// Steps that sorting takes for each of the values.
+const SORTING: usize = 8;
+
 pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment.add_filter("tojson", json::tojson);
     environment.add_filter("_percent", percent);
@@ -15,7 +18,9 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     for name in ["default", "d"] {
         environment.add_filter(name, default);
     }
-    environment.add_filter("string", |value: &Value| python::str(value).map(Value::from));
+    environment.add_filter("string", |state: &State, value: &Value| {
+        python::str(state, value).map(Value::from)
+    });
     environment.add_filter("join", join);
     environment.add_filter("trim", trim);
     environment.add_filter("truncate", truncate);
@@ -127,7 +132,7 @@ fn default(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
 
 fn join(state: &mut State, value: Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let args = Args::new("join", &args.into_values(), &["d", "attribute"])?;
-    let joiner = args.some(0).map(python::str).transpose()?.unwrap_or_default();
+    let joiner = args.some(0).map(|d| python::str(state, d)).transpose()?.unwrap_or_default();
     let value = match args.some(1) {
         None => value,
         Some(attribute) => {
@@ -140,7 +145,7 @@ fn join(state: &mut State, value: Value, args: Rest<ValueOrKwargs>) -> Result<Va
     }
     let mut out = String::new();
     for (number, item) in value.try_iter()?.enumerate() {
-        let item = python::str(&item)?;
+        let item = python::str(state, &item)?;
         let before = if number > 0 { joiner.as_str() } else { "" };
         state.consume_fuel(1 + ((before.len() + item.len()) / 64) as u64)?;
         out.push_str(before);
@@ -149,19 +154,19 @@ fn join(state: &mut State, value: Value, args: Rest<ValueOrKwargs>) -> Result<Va
     Ok(Value::from(out))
 }
 
-fn trim(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+fn trim(state: &State, value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let args = Args::new("trim", &args.into_values(), &["chars"])?;
-    let text = python::str(value)?;
+    let text = python::str(state, value)?;
     Ok(match args.text(0)? {
         Some(chars) => Value::from(text.trim_matches(|c| chars.contains(c))),
         None => Value::from(text.trim_matches(is_space)),
     })
 }
 
-fn truncate(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+fn truncate(state: &State, value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let args =
         Args::new("truncate", &args.into_values(), &["length", "killwords", "end", "leeway"])?;
-    let text = python::str(value)?;
+    let text = python::str(state, value)?;
     let length = args.int(0)?.unwrap_or(255);
     let end = args.text(2)?.unwrap_or("...");
     let num_chars = text.chars().count() as i64;
@@ -176,15 +181,21 @@ fn truncate(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     Ok(Value::from(format!("{}{end}", if args.is(1) { &kept } else { words })))
 }
 
-fn wordcount(value: &Value) -> Result<usize, Error> {
-    let text = python::str(value)?;
+fn wordcount(state: &State, value: &Value) -> Result<usize, Error> {
+    let text = python::str(state, value)?;
     let words = text.split(|c: char| !(c.is_alphanumeric() || c == '_'));
     Ok(words.filter(|word| !word.is_empty()).count())
 }
 
 fn center(state: &State, value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let args = Args::new("center", &args.into_values(), &["width"])?;
-    methods::pad(state, &python::str(value)?, args.int(0)?.unwrap_or(80), ' ', methods::Pad::Both)
+    methods::pad(
+        state,
+        &python::str(state, value)?,
+        args.int(0)?.unwrap_or(80),
+        ' ',
+        methods::Pad::Both,
+    )
 }
 
 fn indent(state: &State, value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
@@ -199,7 +210,7 @@ fn indent(state: &State, value: &Value, args: Rest<ValueOrKwargs>) -> Result<Val
         }
     };
     // With this, a last newline stays.
-    let text = python::str(value)? + "\n";
+    let text = python::str(state, value)? + "\n";
     let mut out = String::new();
     for (number, line) in methods::lines(&text, false).into_iter().enumerate() {
         state.consume_fuel(((before.len() + line.len()) / 64) as u64)?;
@@ -215,9 +226,10 @@ fn indent(state: &State, value: &Value, args: Rest<ValueOrKwargs>) -> Result<Val
     Ok(Value::from(out))
 }
 
-fn dictsort(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+fn dictsort(state: &State, value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     const NAMES: [&str; 3] = ["case_sensitive", "by", "reverse"];
     let args = Args::new("dictsort", &args.into_values(), &NAMES)?;
+    python::pay(state, value.len().unwrap_or(0) * SORTING)?;
     filters::dictsort(value, named(&args, &NAMES))
 }
 

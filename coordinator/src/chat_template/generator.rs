@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use minijinja::value::{Enumerator, Object, ObjectRepr, Rest, Value, ValueOrKwargs};
 use minijinja::{Environment, Error, State, filters, functions};
 
+use super::python::pay;
+
 /// Values that are walked through once.
 #[derive(Debug)]
 pub(super) struct Generator(Mutex<Vec<Value>>);
@@ -63,17 +65,23 @@ impl Object for View {
             Some(shown) => f.write_str(shown),
             None => {
                 let values = self.values.iter().cloned().collect::<Value>();
-                write!(f, "{}({})", self.name, super::python::str(&values).map_err(|_| fmt::Error)?)
+                write!(
+                    f,
+                    "{}({})",
+                    self.name,
+                    super::python::text(&values).map_err(|_| fmt::Error)?
+                )
             }
         }
     }
 }
 
-fn range(start: i64, stop: Option<i64>, step: Option<i64>) -> Result<Value, Error> {
+fn range(state: &State, start: i64, stop: Option<i64>, step: Option<i64>) -> Result<Value, Error> {
     let values = functions::range(start as _, stop.map(|n| n as _), step.map(|n| n as _))?;
     let (from, to) = stop.map_or((0, start), |stop| (start, stop));
     let step = step.filter(|step| *step != 1).map_or(String::new(), |step| format!(", {step}"));
     let shown = Some(format!("range({from}, {to}{step})"));
+    pay(state, values.len().unwrap_or(0))?;
     let values = values.try_iter()?.collect();
     Ok(Value::from_object(View { shown, name: "range", values }))
 }
@@ -88,6 +96,9 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
         ($($name:literal $own:literal $filter:path),*) => {$(
             environment.add_filter($own, $filter);
             environment.add_filter($name, |state: &mut State, args: Rest<ValueOrKwargs>| {
+                if let Some(value) = args.first() {
+                    pay(state, value.len().unwrap_or(0))?;
+                }
                 let values = state.apply_filter($own, &args.into_values())?.try_iter()?;
                 Ok::<_, Error>(new(values.collect()))
             });
@@ -105,7 +116,8 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
         "items" "_items" filters::items
     );
     environment.add_function("range", range);
-    environment.add_filter("reverse", |value: &Value| {
+    environment.add_filter("reverse", |state: &State, value: &Value| {
+        pay(state, value.len().unwrap_or(0))?;
         let reversed = filters::reverse(value)?;
         match value.as_str() {
             Some(_) => Ok::<_, Error>(reversed),

@@ -7,7 +7,7 @@ use jiff::Zoned;
 use minijinja::value::{Kwargs, Object, ObjectRepr, Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, functions};
 
-use super::python::{Args, invalid};
+use super::python::{Args, invalid, pay};
 
 pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment.remove_global("debug");
@@ -15,11 +15,11 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
         Err::<String, _>(Error::new(ErrorKind::InvalidOperation, message))
     });
     environment.add_function("strftime_now", |format: String| strftime(&format, &Zoned::now()));
-    environment.add_function("dict", |args: Rest<ValueOrKwargs>| {
-        fields(&args.into_values()).map(Value::from_pairs)
+    environment.add_function("dict", |state: &State, args: Rest<ValueOrKwargs>| {
+        fields(state, &args.into_values()).map(Value::from_pairs)
     });
-    environment.add_function("namespace", |args: Rest<ValueOrKwargs>| {
-        let fields = Value::from_pairs(fields(&args.into_values())?);
+    environment.add_function("namespace", |state: &State, args: Rest<ValueOrKwargs>| {
+        let fields = Value::from_pairs(fields(state, &args.into_values())?);
         functions::namespace(Some(ValueOrKwargs::from(fields)))
     });
     environment.add_function("joiner", |args: Rest<ValueOrKwargs>| {
@@ -34,7 +34,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
 }
 
 /// What `dict(...)` makes of its arguments: a map, or pairs, and what is named.
-fn fields(args: &[Value]) -> Result<Vec<(Value, Value)>, Error> {
+fn fields(state: &State, args: &[Value]) -> Result<Vec<(Value, Value)>, Error> {
     let (args, named) = match args.split_last() {
         Some((last, rest)) if last.is_kwargs() => (rest, Some(last)),
         _ => (args, None),
@@ -44,6 +44,7 @@ fn fields(args: &[Value]) -> Result<Vec<(Value, Value)>, Error> {
         return Err(Error::new(ErrorKind::TooManyArguments, "one map and names are wanted"));
     }
     if let Some(first) = args.first() {
+        pay(state, first.len().unwrap_or(0))?;
         for item in first.try_iter()? {
             fields.push(match first.kind() {
                 ValueKind::Map => (item.clone(), first.get_item(&item)?),

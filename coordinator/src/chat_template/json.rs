@@ -5,10 +5,7 @@ use minijinja::value::{Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Error, State};
 
 use super::generator::{Generator, View};
-use super::python::{self, Args, Float, invalid};
-
-/// Bytes that a step pays for: writing is slower than copying.
-const BYTES_PER_FUEL: usize = 4;
+use super::python::{self, Args, BYTES_PER_FUEL, Float, invalid};
 
 /// Bytes after which they are paid.
 const CHUNK: usize = 4 << 10;
@@ -162,7 +159,7 @@ impl Dump<'_> {
             return self.out.push_str(&quoted);
         }
         for c in quoted.chars() {
-            if c.is_ascii() {
+            if matches!(c, ' '..='~') {
                 self.out.push(c);
             } else {
                 let mut units = [0; 2];

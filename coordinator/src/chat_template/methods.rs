@@ -6,10 +6,10 @@ use minijinja::{Error, State};
 use minijinja_contrib::pycompat;
 
 use super::generator::View;
-use super::python::{Args, invalid, is_space};
+use super::python::{self, Args, invalid, is_space};
 
 /// Bytes that a step pays for reading.
-const BYTES_PER_FUEL: usize = 64;
+const BYTES_PER_FUEL: usize = 16;
 
 pub(super) fn call(
     state: &mut State,
@@ -22,7 +22,7 @@ pub(super) fn call(
             state.consume_fuel((text.len() / BYTES_PER_FUEL) as u64)?;
             of_text(state, text, method, args)?
         }
-        (None, ValueKind::Seq) => of_list(value, method, args)?,
+        (None, ValueKind::Seq) => of_list(state, value, method, args)?,
         (None, ValueKind::Map) => match method {
             "copy" => Some(value.clone()),
             "items" | "keys" | "values" => Some(view(state, value, method, args)?),
@@ -37,6 +37,7 @@ pub(super) fn call(
 }
 
 fn view(state: &mut State, map: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    python::pay(state, map.len().unwrap_or(0))?;
     let values = pycompat::unknown_method_callback(state, map, method, args)?;
     let name = match method {
         "items" => "dict_items",
@@ -46,7 +47,15 @@ fn view(state: &mut State, map: &Value, method: &str, args: &[Value]) -> Result<
     Ok(Value::from_object(View { shown: None, name, values: values.try_iter()?.collect() }))
 }
 
-fn of_list(list: &Value, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+fn of_list(
+    state: &State,
+    list: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Option<Value>, Error> {
+    if matches!(method, "index" | "count") {
+        python::pay(state, list.len().unwrap_or(0))?;
+    }
     Ok(Some(match (method, args) {
         ("copy", []) => list.clone(),
         ("index", [wanted]) => match list.try_iter()?.position(|item| item == *wanted) {
@@ -94,6 +103,13 @@ fn of_text(
                 None if method.ends_with("find") => Value::from(-1),
                 None => return Err(invalid("index: the text is not found")),
             }
+        }
+        "count" => {
+            let args = Args::new("count", args, &["sub", "start", "end"])?;
+            let part = window(text, &args)?;
+            Value::from(part.map_or(Ok(0), |(_, part)| {
+                Ok::<_, Error>(part.matches(args.required(0)?).count())
+            })?)
         }
         "startswith" | "endswith" => {
             let args = Args::new("startswith", args, &["prefix", "start", "end"])?;

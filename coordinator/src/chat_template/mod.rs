@@ -304,4 +304,43 @@ mod tests {
         let error = render("{{ messages[0] * 2 }}5").unwrap_err().to_string();
         assert!(error.contains("8 bytes (http.max_rendered_bytes)"), "{error}");
     }
+
+    /// Where a step could take as long as a list is, few steps would hold a thread for hours.
+    #[test]
+    fn whatever_walks_through_a_list_takes_steps_for_it() {
+        let list = Value::from_iter((0..2000).map(|n| n.to_string()));
+        let map = Value::from_iter((0..2000).map(|n| (n.to_string(), n)));
+        let text = "a b\n".repeat(5000);
+        let messages = json!([list, map, text]);
+        let limits = Http { max_template_fuel: 100_000, ..Http::default() };
+        for walks in [
+            "messages[0] | join",
+            "messages[0] | string | length",
+            "messages[0] | wordcount",
+            "messages[0] | reverse",
+            "messages[0] | map('upper')",
+            "messages[0] | select",
+            "messages[0] | unique",
+            "messages[0] | sort",
+            "messages[0] | tojson | length",
+            "messages[0].index('1999')",
+            "messages[0].count('x')",
+            "range(2000)",
+            "messages[1].keys()",
+            "messages[1].items()",
+            "messages[1] | items",
+            "messages[1] | dictsort",
+            "dict(messages[1])",
+            "messages[2].title()",
+            "messages[2].find('x')",
+            "messages[2].split() | length",
+            "messages[2] | indent | length",
+            "messages[2] | trim",
+        ] {
+            let loops = "{% for i in range(2000) %}{% set x = WALKS %}{% endfor %}";
+            let template = limited(&loops.replace("WALKS", walks), &limits);
+            let error = template.render(&messages, true, &Map::new()).expect_err(walks).to_string();
+            assert!(error.contains("http.max_template_fuel"), "{walks}: {error}");
+        }
+    }
 }

@@ -5,7 +5,10 @@ use std::fmt::{self, Write};
 use std::sync::Arc;
 
 use minijinja::value::{DynObject, Kwargs, Object, ObjectRepr, Value, ValueKind};
-use minijinja::{Error, ErrorKind};
+use minijinja::{Error, ErrorKind, State};
+
+/// Bytes that a step pays for: writing is slower than copying.
+pub(super) const BYTES_PER_FUEL: usize = 4;
 
 /// Values within values.
 const MAX_DEPTH: usize = 200;
@@ -84,11 +87,25 @@ pub(super) fn value_of(json: &serde_json::Value) -> Value {
     }
 }
 
-/// `str(value)`.
+/// `str(value)`, and fuel for what it takes.
 ///
 /// # Errors
-/// When what Python writes has no meaning, as for a generator.
-pub(super) fn str(value: &Value) -> Result<String, Error> {
+/// When what Python writes has no meaning, as for a generator, or there is no more fuel.
+pub(super) fn str(state: &State, value: &Value) -> Result<String, Error> {
+    let text = text(value)?;
+    if value.as_str().is_none() {
+        pay(state, text.len() / BYTES_PER_FUEL)?;
+    }
+    Ok(text)
+}
+
+/// Takes fuel for work that grows with what it is given.
+pub(super) fn pay(state: &State, fuel: usize) -> Result<(), Error> {
+    state.consume_fuel(fuel as u64)
+}
+
+/// `str(value)`.
+pub(super) fn text(value: &Value) -> Result<String, Error> {
     match value.as_str() {
         Some(text) => Ok(text.to_owned()),
         None => {

@@ -179,11 +179,12 @@ fn expressions(tag: &Tag<'_>, out: &mut String) {
     while let Some(token) = tokens.get(at) {
         let before = at.checked_sub(1).map(|before| &tokens[before]);
         let is_format = token.text == "%" && before.is_some_and(|t| t.kind == Kind::Text);
+        let plain = (token.kind == Kind::Text).then(|| plain_text(token.text)).flatten();
         let instead = match token.text {
             "%" if is_format => Some("| _percent("),
             "true" | "True" if before.is_some_and(|t| t.text == "-") => Some("1"),
             "false" | "False" if before.is_some_and(|t| t.text == "-") => Some("0"),
-            _ => None,
+            _ => plain.as_deref(),
         };
         if let Some(instead) = instead {
             out.push_str(&tag.source[written..token.start]);
@@ -203,6 +204,35 @@ fn expressions(tag: &Tag<'_>, out: &mut String) {
         }
     }
     out.push_str(&tag.source[written..]);
+}
+
+/// A text without the escapes that minijinja doesn't read: `\U0001F600` and an escaped newline.
+fn plain_text(text: &str) -> Option<String> {
+    if !text.contains("\\U") && !text.contains("\\\n") {
+        return None;
+    }
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        let (before, escape) = rest.split_at(at);
+        out.push_str(before);
+        let code = escape.get(2..10).and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        let found = code.and_then(char::from_u32).filter(|_| escape.starts_with("\\U"));
+        let length = match found {
+            Some(c) => {
+                out.push(c);
+                10
+            }
+            None if escape.starts_with("\\\n") => 2,
+            None => {
+                let length = 1 + escape[1..].chars().next().map_or(0, char::len_utf8);
+                out.push_str(&escape[..length]);
+                length
+            }
+        };
+        rest = &escape[length..];
+    }
+    Some(out + rest)
 }
 
 /// Where the operand that begins at a token ends: with what is called, taken or filtered of it.
