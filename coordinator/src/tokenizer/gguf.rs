@@ -287,7 +287,10 @@ mod tests {
     fn every_known_way_to_cut_cuts() {
         for (name, cut) in KNOWN {
             let tokenizer = Tokenizer::from_source(&source("gpt2", name)).unwrap();
-            assert_eq!(tokenizer.encode("hi", false).unwrap(), [3, 4].map(TokenId), "{name}");
+            // Without merges only a whole token is one.
+            let expected = if *cut == Cut::Llama3 { vec![6] } else { vec![3, 4] };
+            let ids = tokenizer.encode("hi", false).unwrap();
+            assert_eq!(ids.iter().map(|id| id.0).collect::<Vec<_>>(), expected, "{name}");
             assert_eq!(super::cut(name).unwrap(), *cut);
         }
         let names: std::collections::HashSet<_> = KNOWN.iter().map(|(name, _)| name).collect();
