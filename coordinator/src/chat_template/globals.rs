@@ -15,6 +15,13 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
         Err::<String, _>(Error::new(ErrorKind::InvalidOperation, message))
     });
     environment.add_function("strftime_now", |format: String| strftime(&format, &Zoned::now()));
+    environment.add_function("_argument", |value: Value| {
+        if value.is_undefined() { Value::from_object(Missing) } else { value }
+    });
+    environment.add_function("_given", |value: Value| {
+        let is_missing = value.downcast_object_ref::<Missing>().is_some();
+        if is_missing { Value::UNDEFINED } else { value }
+    });
     environment.add_function("dict", |state: &State, args: Rest<ValueOrKwargs>| {
         fields(state, &args.into_values()).map(Value::from_pairs)
     });
@@ -62,6 +69,16 @@ fn fields(state: &State, args: &[Value]) -> Result<Vec<(Value, Value)>, Error> {
         }
     }
     Ok(fields)
+}
+
+/// An argument that is given and undefined, on its way to a macro.
+#[derive(Debug)]
+struct Missing;
+
+impl Object for Missing {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
 }
 
 /// Nothing at first, then what stands between.

@@ -65,11 +65,11 @@ pub(super) fn pieces(template: &str) -> Vec<Piece<'_>> {
     let mut pieces = Vec::new();
     let mut rest = template;
     let mut text = 0;
-    while let Some(found) = rest[text..].find(['{']) {
+    while let Some(found) = rest[text..].find('{') {
         let at = text + found;
         let tail = &rest[at..];
-        if tail.starts_with("{#") {
-            text = tail.find("#}").map_or(rest.len(), |end| at + end + 2);
+        if let Some(comment) = tail.strip_prefix("{#") {
+            text = comment.find("#}").map_or(rest.len(), |end| at + end + 4);
         } else if tail.starts_with("{{") || tail.starts_with("{%") {
             let Some(tag) = tag(tail) else { break };
             pieces.push(Piece::Text(&rest[..at]));

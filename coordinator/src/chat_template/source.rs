@@ -46,6 +46,7 @@ pub(super) fn prepare(template: &str) -> Result<String, String> {
     let pieces = pieces(template);
     let tags = || pieces.iter().filter_map(|piece| piece.tag());
     let namespaces: Vec<&str> = tags().filter_map(|tag| namespace(tag)).collect();
+    let macros: Vec<&str> = tags().filter_map(with_defaults).collect();
     let mut out = String::with_capacity(template.len());
     for piece in &pieces {
         match piece {
@@ -59,7 +60,7 @@ pub(super) fn prepare(template: &str) -> Result<String, String> {
             Piece::Tag(tag) => {
                 check(tag, &namespaces)?;
                 out.push_str(tag.open);
-                rewrite(tag, &mut out);
+                rewrite(tag, &macros, &mut out);
                 out.push_str(tag.close);
             }
         }
@@ -76,6 +77,12 @@ fn namespace<'a>(tag: &Tag<'a>) -> Option<&'a str> {
         }
         _ => None,
     }
+}
+
+/// The name of the macro that a tag begins, if its parameters have defaults.
+fn with_defaults<'a>(tag: &Tag<'a>) -> Option<&'a str> {
+    let has_defaults = tag.tokens.iter().any(|token| token.text == "=");
+    (tag.statement() == Some("macro") && has_defaults).then(|| tag.tokens.get(1))?.map(|t| t.text)
 }
 
 fn check(tag: &Tag<'_>, namespaces: &[&str]) -> Result<(), String> {
@@ -122,39 +129,65 @@ fn check(tag: &Tag<'_>, namespaces: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
-fn rewrite(tag: &Tag<'_>, out: &mut String) {
+fn rewrite(tag: &Tag<'_>, macros: &[&str], out: &mut String) {
     match tag.statement() {
         // For training only. It has a scope of its own.
         Some("generation") => out.push_str(" with "),
         Some("endgeneration") => out.push_str(" endwith "),
-        Some("macro") => match dependent_defaults(tag) {
+        Some("macro") => match defaults(tag) {
             Some(instead) => out.push_str(&instead),
-            None => expressions(tag, out),
+            None => expressions(tag, &[], out),
         },
-        _ => expressions(tag, out),
+        _ => expressions(tag, macros, out),
     }
 }
 
 /// `{% macro m(a, b=a) %}` with what gives `b` its value in the body: minijinja computes the last
-/// default first.
-fn dependent_defaults(tag: &Tag<'_>) -> Option<String> {
+/// default first, and takes it for an argument that is given and undefined, too.
+fn defaults(tag: &Tag<'_>) -> Option<String> {
     let [_, name, open, inner @ .., _] = &tag.tokens[..] else { return None };
-    let (mut names, mut defaults, mut is_dependent) = (Vec::new(), Vec::new(), false);
+    let (mut names, mut values, mut has_defaults) = (Vec::new(), String::new(), false);
     for parameter in split_at_commas(inner) {
         let [parameter, rest @ ..] = parameter else { continue };
-        if let [_, first, .., last] | [_, first @ last] = rest {
-            let default = &tag.source[first.start..last.end];
-            is_dependent |= rest.iter().any(|token| names.contains(&token.text));
-            defaults.push((parameter.text, default));
+        let parameter = parameter.text;
+        let value = match rest {
+            [_, first, .., last] | [_, first @ last] => {
+                has_defaults = true;
+                let default = &tag.source[first.start..last.end];
+                format!("_given({parameter}) if {parameter} is defined else ({default})")
+            }
+            _ => format!("_given({parameter})"),
+        };
+        values.push_str(&format!("%}}{{% set {parameter} = {value} "));
+        names.push(parameter);
+    }
+    let begin = format!(" macro {}{}{}) ", name.text, open.text, names.join(", "));
+    has_defaults.then(|| begin + &values)
+}
+
+/// What is put where, so that macros with defaults are told what is given: `m(_given(x))`.
+fn given(tag: &Tag<'_>, macros: &[&str]) -> Vec<(usize, &'static str)> {
+    let tokens = &tag.tokens;
+    let mut inserts = Vec::new();
+    for (at, call) in tokens.windows(2).enumerate() {
+        let is_own = at > 0 && tokens[at - 1].text == ".";
+        if is_own || call[1].text != "(" || !macros.contains(&call[0].text) {
+            continue;
         }
-        names.push(parameter.text);
+        let end = skip_brackets(tokens, at + 1);
+        for argument in split_at_commas(tokens.get(at + 2..end - 1).unwrap_or_default()) {
+            let value = match argument {
+                [_, equals, value @ ..] if equals.text == "=" => value,
+                value => value,
+            };
+            let ([first, .., last] | [first @ last]) = value else { continue };
+            if !first.text.starts_with('*') {
+                inserts.extend([(first.start, "_argument("), (last.end, ")")]);
+            }
+        }
     }
-    let mut instead = format!(" macro {}{}{}) ", name.text, open.text, names.join(", "));
-    for (name, default) in defaults {
-        let value = format!("{name} if {name} is defined else ({default})");
-        instead.push_str(&format!("%}}{{% set {name} = {value} "));
-    }
-    is_dependent.then_some(instead)
+    inserts.sort_by_key(|(at, _)| *at);
+    inserts
 }
 
 fn split_at_commas<'t, 'a>(tokens: &'t [Token<'a>]) -> Vec<&'t [Token<'a>]> {
@@ -171,8 +204,17 @@ fn split_at_commas<'t, 'a>(tokens: &'t [Token<'a>]) -> Vec<&'t [Token<'a>]> {
 }
 
 /// What Python computes with texts and truth values, and minijinja doesn't: `'%s' % x`, `-true`.
-fn expressions(tag: &Tag<'_>, out: &mut String) {
+fn expressions(tag: &Tag<'_>, macros: &[&str], out: &mut String) {
     let tokens = &tag.tokens;
+    let mut inserts = given(tag, macros).into_iter().peekable();
+    let mut copy = |out: &mut String, mut from: usize, to: usize| {
+        while let Some((at, insert)) = inserts.next_if(|(at, _)| *at <= to) {
+            out.push_str(&tag.source[from..at]);
+            out.push_str(insert);
+            from = at;
+        }
+        out.push_str(&tag.source[from..to]);
+    };
     let mut at = 0;
     // Up to where the source is written, and the ends of operands that wait for a bracket.
     let (mut written, mut open) = (0, Vec::new());
@@ -187,7 +229,7 @@ fn expressions(tag: &Tag<'_>, out: &mut String) {
             _ => plain.as_deref(),
         };
         if let Some(instead) = instead {
-            out.push_str(&tag.source[written..token.start]);
+            copy(out, written, token.start);
             out.push_str(instead);
             written = token.end;
         }
@@ -197,13 +239,13 @@ fn expressions(tag: &Tag<'_>, out: &mut String) {
         at += 1;
         while open.last() == Some(&at) {
             let end = tokens[at - 1].end;
-            out.push_str(&tag.source[written..end]);
+            copy(out, written, end);
             out.push(')');
             written = end;
             open.pop();
         }
     }
-    out.push_str(&tag.source[written..]);
+    copy(out, written, tag.source.len());
 }
 
 /// A text without the escapes that minijinja doesn't read: `\U0001F600` and an escaped newline.
@@ -271,6 +313,59 @@ fn skip_brackets(tokens: &[Token<'_>], start: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::prepare;
+    use proptest::prelude::*;
+
+    const PARTS: [&str; 40] = [
+        "{{",
+        "}}",
+        "{%",
+        "%}",
+        "{#",
+        "#}",
+        "-",
+        "+",
+        " ",
+        "\n",
+        "macro",
+        "m",
+        "(",
+        ")",
+        "[",
+        "]",
+        "{",
+        "}",
+        "=",
+        ",",
+        "'",
+        "\"",
+        "\\",
+        "\\U",
+        "0001F600",
+        "é",
+        "%",
+        "'%s'",
+        "1",
+        "1e",
+        ".",
+        "~",
+        "raw",
+        "endraw",
+        "generation",
+        "true",
+        "|",
+        "safe",
+        "set",
+        "namespace",
+    ];
+
+    proptest! {
+        #[test]
+        fn no_template_panics(
+            parts in proptest::collection::vec(proptest::sample::select(PARTS.to_vec()), 0..30),
+        ) {
+            let _ = super::super::engine::compile(&parts.concat(), 1000);
+        }
+    }
 
     #[test]
     fn what_reads_otherwise_is_rewritten_and_the_rest_left_alone() {
@@ -283,9 +378,10 @@ mod tests {
             ("{{ '%s' % x.y[0] ~ 'z' }}", "{{ '%s' | _percent( x.y[0]) ~ 'z' }}"),
             (
                 "{% macro m(a, b=a) -%}",
-                "{% macro m(a, b) %}{% set b = b if b is defined else (a) -%}",
+                "{% macro m(a, b) %}{% set a = _given(a) %}\
+                 {% set b = _given(b) if b is defined else (a) -%}",
             ),
-            ("{% macro m(a, b=1) %}", "{% macro m(a, b=1) %}"),
+            ("{% macro m(a, b) %}{{ m(x) }}", "{% macro m(a, b) %}{{ m(x) }}"),
         ];
         for (template, expected) in cases {
             assert_eq!(prepare(template).unwrap(), expected);
