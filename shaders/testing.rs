@@ -115,11 +115,24 @@ pub(crate) fn assert_bits_eq(actual: &[f32], expected: &[f32]) {
     }
 }
 
-/// Asserts that naga accepts `source` and that its bindings are those that the launcher declares.
-/// Needs no adapter.
+/// What every adapter has for the invocations of a workgroup together.
+const MAX_WORKGROUP_BYTES: u32 = 32 << 10;
+
+/// Asserts that naga accepts `source`, that its workgroups fit every adapter, and that its bindings
+/// are those that the launcher declares. Needs no adapter.
 #[track_caller]
 pub(crate) fn assert_kernel(source: &KernelSource) {
     let (module, _) = parse(source);
+    let mut layouter = naga::proc::Layouter::default();
+    layouter.update(module.to_ctx()).expect("naga has accepted its types");
+    let shared = module.global_variables.iter().map(|(_, variable)| variable);
+    let shared = shared.filter(|variable| variable.space == naga::AddressSpace::WorkGroup);
+    let num_bytes: u32 = shared.map(|variable| layouter[variable.ty].size).sum();
+    assert!(
+        num_bytes <= MAX_WORKGROUP_BYTES,
+        "{} takes {num_bytes} bytes of workgroup memory, any adapter has {MAX_WORKGROUP_BYTES}",
+        source.name
+    );
     let mut bindings: Vec<(u32, Access)> = Vec::new();
     for (_, variable) in module.global_variables.iter() {
         let Some(binding) = &variable.binding else { continue };

@@ -146,7 +146,11 @@ pub(crate) fn time_model(arguments: &ModelArguments) -> Result<ExitCode> {
         max_batched_tokens: arguments.max_batched_tokens.get().max(max_num_seqs),
         // And the contexts.
         max_num_seqs: max_num_seqs + arguments.contexts.len(),
-        max_model_len: sizes.max().unwrap_or(1),
+        // A profile takes the token after the prompt, too.
+        max_model_len: match arguments.profile {
+            Some(_) => arguments.prompt[0].get() + 1,
+            None => sizes.max().unwrap_or(1),
+        },
         profile: arguments.profile.is_some(),
     };
     let longest = Checkpoint::open(&path)?.config().max_position_embeddings;

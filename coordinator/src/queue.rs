@@ -5,6 +5,9 @@
 //! priority, and so does a deadline that comes near. Each priority has a share of what is computed
 //! that others can't take from it. Whoever is preempted comes back to the place that it had.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
