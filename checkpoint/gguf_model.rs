@@ -30,10 +30,14 @@ const ENDS: &[&str] = &[
     "[EOS]",
     "</s>",
     "<eos>",
+    "<｜end▁of▁sentence｜>",
+    // Where one file ends and another begins.
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
 ];
 /// The same for GLM, whose answers end where another speaker begins.
 const GLM_ENDS: &[&str] = &["<|user|>", "<|observation|>"];
-const CONTROL_TOKEN: i32 = 3;
 
 /// The configuration and the table of tensors.
 pub(crate) fn config(
@@ -208,19 +212,12 @@ fn ends(keys: &Keys<'_>, layout: &Layout, bytes: &[u8]) -> Result<Vec<u32>, Refu
     for key in ["eos_token_id", "eot_token_id", "eom_token_id"] {
         ids.extend(keys.token(key)?);
     }
-    if let (Some(Value::Array(tokens)), Some(Value::Array(types))) =
-        (keys.ggml("tokens"), keys.ggml("token_type"))
-        && tokens.len() == types.len()
-    {
+    // Whatever type a file gives them.
+    if let Some(Value::Array(tokens)) = keys.ggml("tokens") {
         let texts = tokens.strings(bytes).unwrap_or_default();
-        let types = types.integers(bytes).unwrap_or_default();
         let is_glm = matches!(layout.source, "glm4" | "chatglm");
-        for (id, (text, kind)) in texts.iter().zip(types).enumerate() {
-            let is_end = ENDS.contains(text) || is_glm && GLM_ENDS.contains(text);
-            if is_end && kind == i64::from(CONTROL_TOKEN) {
-                ids.push(id as u32);
-            }
-        }
+        let is_end = |text: &&str| ENDS.contains(text) || is_glm && GLM_ENDS.contains(text);
+        ids.extend((0u32..).zip(&texts).filter(|(_, text)| is_end(text)).map(|(id, _)| id));
     }
     let mut seen = std::collections::HashSet::new();
     ids.retain(|id| seen.insert(*id));
@@ -228,7 +225,8 @@ fn ends(keys: &Keys<'_>, layout: &Layout, bytes: &[u8]) -> Result<Vec<u32>, Refu
 }
 
 /// Vocabularies whose BPE puts a bos token first unless a key says otherwise: Llama 3's.
-const BOS_BY_DEFAULT: &[&str] = &["llama3", "llama-v3", "llama-bpe", "falcon3"];
+pub const BOS_BY_DEFAULT: &[&str] =
+    &["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"];
 
 fn tokenizer_source(keys: &Keys<'_>, bytes: &[u8]) -> Result<TokenizerSource, Refused> {
     let full = |key: &str| format!("{TOKENIZER}{key}");

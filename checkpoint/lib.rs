@@ -46,6 +46,7 @@ pub use config::ModelConfig;
 pub use dtype::{DType, Format, Quantize};
 pub use error::CheckpointError;
 pub use generation::SamplingDefaults;
+pub use gguf_model::BOS_BY_DEFAULT;
 pub use matrix::{Matrix, MatrixView, Vector};
 pub use tokenizer::{SpecialTokens, TokenizerSource};
 

@@ -76,11 +76,8 @@ impl Tokenizer {
         };
         let decoder = serde_json::to_value(tokenizer.get_decoder()).unwrap_or_default();
         let bytes = mentions(&decoder, "ByteLevel").then(byte_alphabet);
-        // What is done to a text before it is cut may make it shorter: composing characters does,
-        // to a third at most.
-        let factor = if tokenizer.get_normalizer().is_some() { 4 } else { 1 };
-        let longest = tokenizer.get_vocab(true).keys().map(String::len).max().unwrap_or(1);
-        Ok(Self { tokenizer, bos, eos, bytes, max_token_bytes: longest.max(1) * factor })
+        let max_token_bytes = max_token_bytes(&tokenizer, bytes.is_some());
+        Ok(Self { tokenizer, bos, eos, bytes, max_token_bytes })
     }
 
     /// The tokens of a text, with those that the tokenizer puts around every text if wanted.
@@ -178,6 +175,24 @@ fn around(
     ))
 }
 
+/// Bytes of text that a token can stand for, at most. Only where each byte of a text is one of a
+/// token there is such a bound: nothing is cut off, put together or passed over before. Composing
+/// characters makes a text shorter, to a third at most.
+fn max_token_bytes(tokenizer: &tokenizers::Tokenizer, is_byte_level: bool) -> usize {
+    let normalizer = serde_json::to_value(tokenizer.get_normalizer()).unwrap_or_default();
+    let factor = match normalizer["type"].as_str() {
+        None if normalizer.is_null() => 1,
+        Some("NFC") => 4,
+        _ => return usize::MAX,
+    };
+    let added = tokenizer.get_added_tokens_decoder();
+    if !is_byte_level || added.values().any(|token| token.lstrip || token.rstrip) {
+        return usize::MAX;
+    }
+    let longest = tokenizer.get_vocab(true).keys().map(String::len).max();
+    longest.unwrap_or(1).max(1) * factor
+}
+
 fn mentions(decoder: &Value, kind: &str) -> bool {
     decoder["type"] == kind
         || decoder["decoders"].as_array().is_some_and(|all| all.iter().any(|d| mentions(d, kind)))
@@ -237,6 +252,28 @@ mod tests {
         let bytes: Vec<u8> = tokens.iter().flat_map(|t| tokenizer.token_bytes(*t)).collect();
         assert_eq!(String::from_utf8(bytes).unwrap(), "naïve 😀");
         assert_eq!(tokenizer.token_text(TokenId(639)), "", "the model is padded beyond it");
+    }
+
+    /// Published tokenizers were made with Oniguruma, where `$` is the end of any line.
+    #[test]
+    fn patterns_mean_what_they_mean_in_oniguruma() {
+        let json = |pattern: &str| {
+            serde_json::json!({
+                "version": "1.0", "added_tokens": [], "normalizer": null,
+                "pre_tokenizer": {"type": "Split", "pattern": {"Regex": pattern},
+                                  "behavior": "Isolated", "invert": false},
+                "post_processor": null, "decoder": null,
+                "model": {"type": "BPE", "merges": [["a", "\n"]],
+                          "vocab": {"a": 0, "\n": 1, "b": 2, "a\n": 3}},
+            })
+        };
+        let ids = |pattern: &str| {
+            let tokenizer = tokenizers::Tokenizer::from_bytes(json(pattern).to_string()).unwrap();
+            tokenizer.encode_fast("a\nb", false).unwrap().get_ids().to_vec()
+        };
+        assert_eq!(ids("x"), [3, 2]);
+        assert_eq!(ids("a$"), [0, 1, 2]);
+        assert_eq!(ids("[[:alpha:]]"), [0, 1, 2]);
     }
 
     #[test]

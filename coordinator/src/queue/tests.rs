@@ -30,7 +30,9 @@ fn a_higher_priority_goes_first_and_equals_in_the_order_of_arrival() {
         (5, Priority::Standard),
         (6, Priority::Realtime),
     ];
-    arrivals.map(|(id, priority)| queue.submit(of(priority, id), now));
+    for (id, priority) in arrivals {
+        queue.submit(of(priority, id), now);
+    }
     assert_eq!(order(&mut queue, now), [3, 6, 4, 2, 5, 1]);
     assert!(queue.is_empty() && queue.next_timer().is_none() && queue.num_requests() == 0);
 }

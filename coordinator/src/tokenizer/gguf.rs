@@ -63,11 +63,8 @@ const KNOWN: &[(&str, Cut)] = &[
     ("granite-docling", Cut::Gpt2),
     ("jina-es", Cut::Gpt2),
     ("jina-de", Cut::Gpt2),
-    ("jina-v1-en", Cut::Gpt2),
     ("jina-v2-es", Cut::Gpt2),
     ("jina-v2-de", Cut::Gpt2),
-    ("jina-v2-code", Cut::Gpt2),
-    ("roberta-bpe", Cut::Gpt2),
     ("gigachat", Cut::Gpt2),
     ("a.x-4.0", Cut::Gpt2),
     ("mellum", Cut::Gpt2),
@@ -78,6 +75,7 @@ const KNOWN: &[(&str, Cut)] = &[
     ("command-r", Cut::Digits),
     ("codeshell", Cut::Digits),
     ("exaone", Cut::Digits),
+    ("exaone4", Cut::Gpt2),
     ("minerva-7b", Cut::Digits),
     ("llama-bpe", Cut::Llama3),
     ("llama3", Cut::Llama3),
@@ -97,6 +95,7 @@ const KNOWN: &[(&str, Cut)] = &[
     ("kormo", Cut::Qwen2),
     ("stablelm2", Cut::Qwen2),
     ("hunyuan", Cut::Qwen2),
+    ("grok-2", Cut::Qwen2),
 ];
 
 fn cut(pre: &str) -> Result<Cut, TokenizerError> {
@@ -293,6 +292,12 @@ mod tests {
             assert_eq!(ids.iter().map(|id| id.0).collect::<Vec<_>>(), expected, "{name}");
             assert_eq!(super::cut(name).unwrap(), *cut);
         }
+        // Who keeps whole tokens puts one in front, too.
+        let whole = KNOWN.iter().filter(|(_, cut)| *cut == Cut::Llama3).map(|(name, _)| *name);
+        let (mut whole, mut bos) = (whole.collect::<Vec<_>>(), checkpoint::BOS_BY_DEFAULT.to_vec());
+        whole.sort_unstable();
+        bos.sort_unstable();
+        assert_eq!(whole, bos);
         let names: std::collections::HashSet<_> = KNOWN.iter().map(|(name, _)| name).collect();
         assert_eq!(names.len(), KNOWN.len());
     }
