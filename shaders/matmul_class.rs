@@ -24,7 +24,9 @@ impl Class {
             (Products::Cooperative, Some(side)) => {
                 Self::cooperative(side, caps.max_subgroup_size).that_fits(caps)
             }
-            (Products::PackedDot, _) if format.is_integer() => Self::packed(caps.is_cpu),
+            (Products::PackedDot, _) if format.is_integer() => {
+                Self::packed(caps.is_cpu).that_fits(caps)
+            }
             _ => Self::plain(caps, format),
         }
     }
@@ -32,7 +34,8 @@ impl Class {
     /// In f32: what others are compared with.
     pub(crate) fn plain(caps: Caps, format: Format) -> Self {
         let broadcast = caps.subgroups && caps.min_subgroup_size >= 8;
-        if caps.is_cpu { Self::cpu(broadcast, format) } else { Self::gpu() }
+        let class = if caps.is_cpu { Self::cpu(broadcast, format) } else { Self::gpu() };
+        class.that_fits(caps)
     }
 
     /// A software driver loads lane by lane: what counts is the number of loads, so a broadcast

@@ -175,16 +175,29 @@ impl Variant {
     /// Whether a device has as many lanes and as much memory for a workgroup.
     pub(crate) fn fits(&self, caps: Caps) -> bool {
         self.workgroup() <= caps.max_workgroup_lanes
-            && self.cooperative_bytes() <= caps.max_workgroup_bytes
+            && self.most_bytes() <= caps.max_workgroup_bytes
     }
 
-    /// Workgroup memory of a product by cooperative matrices with a norm.
-    fn cooperative_bytes(&self) -> u32 {
+    /// Workgroup memory of the form that takes most: with a norm, of weights with scales and
+    /// offsets.
+    fn most_bytes(&self) -> u32 {
+        let Self { tm, tn, lanes, groups, .. } = *self;
         let Subgroups { down, chunks, staged, .. } = self.operands.subgroups();
-        let operands =
-            (self.rows() + self.strip()) * chunks * (GROUP as u32 / 4 * staged + PADDING);
-        let results = chunks * down * self.tm * self.strip();
-        8 * operands + 4 * (results + self.workgroup() + self.rows())
+        let (rows, strip, group_vec4s) = (self.rows(), self.strip(), GROUP as u32 / 4);
+        let norm = 4 * (self.workgroup() + rows);
+        match self.operands {
+            Operands::Cooperative(_) => {
+                let operands = (rows + strip) * chunks * (group_vec4s * staged + PADDING);
+                8 * operands + 4 * chunks * down * tm * strip + norm
+            }
+            Operands::Staged => {
+                16 * group_vec4s * (rows + strip) + 4 * group_vec4s * rows + 8 * strip + norm
+            }
+            Operands::PackedStaged => (2 * 16 + 8) * STAGED_GROUPS * (rows + strip),
+            Operands::Loaded | Operands::Broadcast | Operands::Packed => {
+                4 * (groups * tm * tn * lanes + tm * self.workgroup() + tm * strip)
+            }
+        }
     }
 
     /// Rows of a workgroup.

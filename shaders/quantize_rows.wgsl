@@ -77,7 +77,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     // Below 2^-100 the inverse might not be finite: such a group is zero.
     let is_zero = largest < 0x0d800000u;
     let scale = select(bitcast<f32>(largest) / 127.0, 0.0, is_zero);
-    let inverse = select(127.0 / bitcast<f32>(largest), 0.0, is_zero);
+    // A GPU divides by way of the inverse of what is divided by, and takes that of very large
+    // numbers for zero: these are made smaller by 2^64 first, which changes no bit.
+    let shrink = select(1.0, 5.421010862427522e-20, largest > 0x5d800000u);
+    let inverse = select(127.0 / (bitcast<f32>(largest) * shrink) * shrink, 0.0, is_zero);
     var sum = 0;
 //! for i in 0..8
     let codes_{i} = pack4xI8(vec4<i32>(round(x_{i} * inverse)));

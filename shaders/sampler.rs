@@ -16,7 +16,7 @@ use std::ops::Range;
 use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
-use crate::gpu::{Gpu, Readback};
+use crate::gpu::{Caps, Gpu, Readback};
 use crate::kernel::Pass;
 use crate::logprobs::{BoundLogprobs, Logprobs};
 use crate::penalize::{self, Adjustment, AdjustmentWords, BoundPenalize, Penalize};
@@ -144,7 +144,7 @@ impl Sampler {
     ///
     /// * `logits`: [group_rows, vocab_size], of as many rows as are computed at a time
     pub fn new(gpu: &Gpu, limits: SamplerLimits, logits: &Tensor) -> Result<Self, GpuError> {
-        Self::with_lanes(gpu, LANES, limits, logits)
+        Self::with_lanes(gpu, lanes(gpu.caps()), limits, logits)
     }
 
     pub(crate) fn with_lanes(
@@ -464,8 +464,14 @@ impl RowParams {
 }
 
 /// Lanes of a workgroup, a multiple of 16. The order of all sums follows from it, so it is one
-/// number for all devices.
+/// number for all devices that have room for so many.
 pub(crate) const LANES: u32 = 256;
+
+/// As many as a device has room for: each takes 124 bytes of workgroup memory.
+pub(crate) fn lanes(caps: Caps) -> u32 {
+    let fits = caps.max_workgroup_bytes >= 32 << 10 && caps.max_workgroup_lanes >= LANES;
+    if fits { LANES } else { LANES / 2 }
+}
 
 /// Adjustments that a new sampler has room for.
 const MIN_ADJUSTMENTS: usize = 1024;

@@ -144,9 +144,10 @@ fn sources(caps: Caps, format: Format, shape: HeadShape, kv: KvFormat) -> Vec<Ke
             sources.extend(products.sources(Form { format, norm, kind }, images));
         }
     }
-    sources.push(crate::logprobs::source(crate::sampler::LANES));
+    let lanes = crate::sampler::lanes(caps);
+    sources.push(crate::logprobs::source(lanes));
     sources.extend(crate::penalize::sources());
-    sources.extend(crate::sample::sources(crate::sampler::LANES));
+    sources.extend(crate::sample::sources(lanes));
     sources
 }
 
@@ -315,6 +316,8 @@ impl Numbers {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::gpu::GpuOptions;
     use crate::testing;
@@ -333,6 +336,56 @@ mod tests {
         assert_ne!(other, class);
         assert_eq!(of_several(&[class]), class);
         assert!(![class, other].contains(&of_several(&[class, other])));
+    }
+
+    /// Every kernel that a device gets, on devices with as little as Vulkan allows.
+    #[test]
+    fn kernels_fit_the_workgroup_memory_that_they_are_chosen_under() {
+        let gpu = Caps {
+            subgroups: true,
+            min_subgroup_size: 32,
+            max_subgroup_size: 32,
+            max_binding_bytes: 1 << 27,
+            max_workgroup_bytes: 16 << 10,
+            max_workgroup_lanes: 1024,
+            images: false,
+            is_cpu: false,
+            products: Products::Plain,
+            cooperative_side: None,
+        };
+        let side =
+            |side| Caps { products: Products::Cooperative, cooperative_side: Some(side), ..gpu };
+        let devices = [
+            gpu,
+            Caps { subgroups: false, ..gpu },
+            Caps { products: Products::PackedDot, ..gpu },
+            side(16),
+            side(8),
+            Caps { max_workgroup_bytes: 48 << 10, ..side(16) },
+            Caps { min_subgroup_size: 8, max_subgroup_size: 8, is_cpu: true, images: true, ..gpu },
+            Caps { subgroups: false, is_cpu: true, images: true, ..gpu },
+        ];
+        let heads =
+            |num_heads, num_kv_heads, head_dim| HeadShape { num_heads, num_kv_heads, head_dim };
+        let shapes = [heads(9, 3, 64), heads(32, 2, 128), heads(8, 1, 256)];
+        let mut sizes = BTreeMap::new();
+        for (number, caps) in devices.into_iter().enumerate() {
+            for (format, shape) in [Format::Fp8, Format::Int4, Format::Bf16].into_iter().zip(shapes)
+            {
+                for source in sources(caps, format, shape, KvFormat::F16) {
+                    let limit = caps.max_workgroup_bytes;
+                    let bytes = *sizes
+                        .entry(source.wgsl.clone())
+                        .or_insert_with(|| testing::workgroup_bytes(&source));
+                    assert!(
+                        bytes <= limit,
+                        "device {number}: {} takes {bytes} of {limit} bytes",
+                        source.name
+                    );
+                }
+            }
+        }
+        assert!(sizes.values().any(|bytes| *bytes > 8 << 10), "none is counted");
     }
 
     #[test]

@@ -133,24 +133,23 @@ pub(crate) fn time_model(arguments: &ModelArguments) -> Result<ExitCode> {
     if let Some(n) = arguments.contexts.iter().find(|n| !n.is_multiple_of(BLOCK_TOKENS)) {
         bail!("--contexts {n}: must be a multiple of {BLOCK_TOKENS}, whole blocks of KV cache");
     }
-    let sizes = tests.iter().map(|test| match *test {
-        Test::Prompt { num_tokens } => num_tokens,
-        Test::Decode { context, num_tokens, .. } => context + num_tokens,
-    });
+    // A profile is of a prompt in one step, and of the token after it.
+    let profiled = arguments.profile.as_ref().map(|_| arguments.prompt[0].get());
+    let max_model_len = match profiled {
+        Some(num_tokens) => num_tokens + 1,
+        None => tests.iter().map(Test::max_len).max().unwrap_or(1),
+    };
     let max_num_seqs = arguments.batches.iter().map(|batch| batch.get()).max().unwrap_or(1);
+    let max_batched_tokens = arguments.max_batched_tokens.get().max(max_num_seqs);
     let options = Options {
         adapter: arguments.adapter.clone(),
         quantize: arguments.quantize,
         kv_cache_dtype: arguments.kv_cache_dtype,
         products: arguments.products,
-        max_batched_tokens: arguments.max_batched_tokens.get().max(max_num_seqs),
+        max_batched_tokens: max_batched_tokens.max(profiled.unwrap_or(0)),
         // And the contexts.
         max_num_seqs: max_num_seqs + arguments.contexts.len(),
-        // A profile takes the token after the prompt, too.
-        max_model_len: match arguments.profile {
-            Some(_) => arguments.prompt[0].get() + 1,
-            None => sizes.max().unwrap_or(1),
-        },
+        max_model_len,
         profile: arguments.profile.is_some(),
     };
     let longest = Checkpoint::open(&path)?.config().max_position_embeddings;
@@ -206,6 +205,7 @@ fn profile(engine: &mut Engine, about: &About, num_tokens: usize, file: &Path) -
     let mut begin = Duration::ZERO;
     // Once to compile, once to count.
     engine.step(&mut sequence, num_tokens)?;
+    sequence.into_iter().for_each(|first| engine.end(first));
     let mut sequence = [engine.begin(None)];
     for (name, num_tokens) in [("prompt", num_tokens), ("token", 1)] {
         engine.step(&mut sequence, num_tokens)?;
@@ -247,4 +247,44 @@ fn profile_table(timed: &[Timed]) -> String {
         );
     }
     text + &format!("{:>9.2}  in {} dispatches\n\n", all.as_secs_f64() * 1e3, timed.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::Value;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: ModelArguments,
+    }
+
+    #[test]
+    fn a_profile_is_of_a_prompt_and_of_the_token_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("profile.json");
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/glm-edge/bf16");
+        // More tokens than are taken in a step otherwise, and no test that is longer.
+        let line =
+            ["model", model, "--prompt", "48", "--tokens", "8", "--max-batched-tokens", "32"];
+        let line = line.into_iter().chain(["--profile", file.to_str().unwrap()]);
+        let Line { arguments } = Line::try_parse_from(line).unwrap();
+        match time_model(&arguments) {
+            Ok(_) => {}
+            Err(cause) if cause.to_string().contains("no GPU adapter") => {
+                return eprintln!("skipped: a profile ({cause:#})");
+            }
+            Err(cause) => panic!("{cause:#}"),
+        }
+        let written: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        let events = written["traceEvents"].as_array().unwrap();
+        for of in ["prompt", "token"] {
+            let events = events.iter().filter(|event| event["cat"] == of);
+            let names: Vec<_> = events.filter_map(|event| event["name"].as_str()).collect();
+            assert!(names.iter().any(|name| name.starts_with("attention")), "{of}: {names:?}");
+        }
+    }
 }

@@ -45,6 +45,14 @@ impl Test {
         }
     }
 
+    /// Tokens of the longest sequence.
+    pub fn max_len(&self) -> usize {
+        match *self {
+            Self::Prompt { num_tokens } => num_tokens,
+            Self::Decode { context, num_tokens, .. } => context + num_tokens,
+        }
+    }
+
     fn num_tokens(&self) -> usize {
         match *self {
             Self::Prompt { num_tokens } => num_tokens,
