@@ -64,6 +64,8 @@ struct Piece {
     // Those of an echoed prompt first.
     tokens: Vec<(TokenId, Option<Logprobs>)>,
     num_echoed: usize,
+    // Bytes of the first of them that the prompt hasn't got: some tokenizers put a space in front.
+    num_added_bytes: usize,
     finish_reason: Option<&'static str>,
 }
 
@@ -214,8 +216,10 @@ impl Answer {
         let logprobs = std::iter::once(None).chain(scored).chain(std::iter::repeat(None));
         let (start, num_echoed) = (echo.tokens.start, echo.tokens.len());
         let echoed = prompt.ids.iter().copied().zip(logprobs).skip(start).take(num_echoed);
-        let tokens = echoed.chain(piece.tokens).collect();
-        Piece { text, tokens, num_echoed, ..piece }
+        let tokens: Vec<_> = echoed.chain(piece.tokens).collect();
+        let begins = tokens.first().map(|(token, _)| self.tokenizer.token_bytes(*token));
+        let adds = begins.is_some_and(|bytes| bytes.starts_with(b" ") && !text.starts_with(' '));
+        Piece { text, tokens, num_echoed, num_added_bytes: usize::from(adds), ..piece }
     }
 
     fn stream_piece(&mut self, index: usize, piece: Piece, begun: bool) -> Option<Value> {
@@ -302,6 +306,7 @@ impl Answer {
                     token: *token,
                     logprobs: of.as_ref(),
                     echoed: number < piece.num_echoed,
+                    num_added_bytes: if number == 0 { piece.num_added_bytes } else { 0 },
                 });
                 naming.completion(&tokens.collect::<Vec<_>>(), offset)
             }
@@ -465,6 +470,43 @@ mod tests {
             assert_eq!(chunk["usage"]["completion_tokens"], num_generated);
             assert_eq!(chunk["usage"]["total_tokens"], num_prompt + num_generated);
         }
+    }
+
+    /// A tokenizer that puts a space in front of every text: the echo has none, nor have offsets.
+    #[test]
+    fn an_echo_and_its_offsets_are_those_of_the_text_that_was_sent() {
+        let tokens = ["<unk>", "<s>", "▁hi", "▁time"].map(String::from).to_vec();
+        let tokenizer = Arc::new(
+            Tokenizer::from_source(&checkpoint::TokenizerSource::Gguf {
+                model: "llama".into(),
+                pre: "default".into(),
+                tokens,
+                token_types: vec![2, 3, 1, 1],
+                scores: vec![0.0; 4],
+                merges: Vec::new(),
+                bos: Some(1),
+                eos: None,
+                unk: Some(0),
+                pad: None,
+                add_bos: true,
+                add_eos: false,
+                add_space_prefix: true,
+                chat_template: None,
+            })
+            .unwrap(),
+        );
+        let (mut answer, _) = answer(Style::Completion, json!({"logprobs": 0}));
+        answer.tokenizer = Arc::clone(&tokenizer);
+        answer.prompts[0].ids = [1, 2].map(TokenId).into();
+        answer.prompts[0].echo = Some(Echo { text: "hi".into(), tokens: 1..2 });
+        let mut text =
+            crate::text::TextStream::new(tokenizer, Arc::new([])).after(&answer.prompts[0].ids);
+        let piece = text.push(TokenId(3)).text;
+        answer.take(0, token(0, 3, &piece));
+        answer.take(0, finished(0, &text.finish()));
+        let body = answer.finish();
+        assert_eq!(body["choices"][0]["text"], "hi time");
+        assert_eq!(body["choices"][0]["logprobs"]["text_offset"], json!([0, 2]));
     }
 
     #[test]

@@ -44,7 +44,8 @@ impl Naming<'_> {
             offsets.push(offset.num_chars().into());
             // A special token isn't part of an answer's text.
             if token.echoed || !self.tokenizer.decode(&[token.token], true).is_empty() {
-                offset.pass(&self.tokenizer.token_bytes(token.token));
+                let bytes = self.tokenizer.token_bytes(token.token);
+                offset.pass(bytes.get(token.num_added_bytes..).unwrap_or_default());
             }
             names.push(self.name(token.token).into());
             logprobs.push(token.logprobs.map_or(Value::Null, |of| printable(of.chosen.logprob)));
@@ -107,6 +108,8 @@ pub(crate) struct Shown<'a> {
     pub(crate) logprobs: Option<&'a Logprobs>,
     /// Whether it is of the prompt, whose special tokens are shown.
     pub(crate) echoed: bool,
+    /// Bytes in front of it that the text hasn't got.
+    pub(crate) num_added_bytes: usize,
 }
 
 /// The fewest digits that restore the f32. JSON's numbers are f64s here, so it is the f64 that
