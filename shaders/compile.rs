@@ -1,10 +1,10 @@
 //! Compiling the kernels of an adapter before they are needed, on all processors.
 //!
-//! A GPU's driver compiles a kernel when its pipeline is made, which several threads may do at once.
-//! A software driver compiles it when it is first dispatched, on the only queue of its device: there
-//! each thread opens the adapter once more, and what it compiles reaches the device that is to use
-//! it through the driver's cache of kernels, which processes share, too. A driver without one is
-//! noticed, and compiles one kernel after another.
+//! A GPU's driver compiles a kernel when its pipeline is made, which several threads may do at
+//! once. A software driver compiles it when it is first dispatched, on the only queue of its
+//! device: there each thread opens the adapter once more, and what it compiles reaches the device
+//! that is to use it through the driver's cache of kernels, which processes share, too. A driver
+//! without one is noticed, and compiles one kernel after another.
 
 use std::collections::HashMap;
 use std::num::NonZero;

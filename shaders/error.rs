@@ -73,8 +73,8 @@ pub enum GpuError {
     },
 }
 
-/// Calls `create`, which makes objects of `device`, and turns what the driver reports to this thread
-/// meanwhile into an error.
+/// Calls `create`, which makes objects of `device`, and turns what the driver reports to this
+/// thread meanwhile into an error.
 pub(crate) fn guarded<T>(
     device: &wgpu::Device,
     num_bytes: u64,

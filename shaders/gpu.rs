@@ -415,7 +415,7 @@ impl Gpu {
     }
 
     fn readback_buffer(&self, num_bytes: u64) -> Result<wgpu::Buffer, GpuError> {
-        let size = num_bytes.next_power_of_two().max(4096);
+        let size = num_bytes.next_power_of_two().max(READBACK_BYTES);
         let mut free = self.readback_buffers.borrow_mut();
         if let Some(index) = free.iter().position(|buffer| buffer.size() == size) {
             return Ok(free.swap_remove(index));
@@ -430,6 +430,9 @@ impl Gpu {
         })
     }
 }
+
+/// What a readback takes at least. The next step, encoded ahead, has its own.
+pub const READBACK_BYTES: u64 = 4096;
 
 /// What is read back: elements of a tensor.
 pub type Readback<'a> = (&'a Tensor, Range<usize>);

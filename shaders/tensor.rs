@@ -344,8 +344,8 @@ impl Texel {
     }
 }
 
-/// Rows of an image of so many texels, and never a power of two: a software driver compiles a kernel
-/// once more for every set of its images whose sizes are such powers and whose aren't.
+/// Rows of an image of so many texels, and never a power of two: a software driver compiles a
+/// kernel once more for every set of its images whose sizes are such powers and whose aren't.
 fn image_height(num_texels: usize) -> usize {
     match num_texels.div_ceil(IMAGE_WIDTH) {
         0..=2 => 3,

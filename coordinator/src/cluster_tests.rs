@@ -14,7 +14,7 @@ use protocol::{
 use crate::cluster::{Action, Cluster, Input};
 use crate::model::Model;
 use crate::placement::ModelCost;
-use crate::request::{Event, Request, RequestError, SubmitError};
+use crate::request::{Event, SubmitError};
 use crate::testing::{Pipeline, request};
 
 fn model() -> Model {
@@ -37,13 +37,13 @@ fn model() -> Model {
 
 pub(crate) struct Test {
     pub(crate) cluster: Cluster,
-    now: Instant,
+    pub(crate) now: Instant,
     pub(crate) plans: Vec<(NodeId, StagePlan)>,
-    connects: Vec<Epoch>,
-    disconnected: Vec<SessionId>,
-    sent: Vec<Frame>,
-    told: Vec<(u64, Event)>,
-    submitted: Vec<Result<(), SubmitError>>,
+    pub(crate) connects: Vec<Epoch>,
+    pub(crate) disconnected: Vec<SessionId>,
+    pub(crate) sent: Vec<Frame>,
+    pub(crate) told: Vec<(u64, Event)>,
+    pub(crate) submitted: Vec<Result<(), SubmitError>>,
 }
 
 impl Test {
@@ -64,7 +64,7 @@ impl Test {
         }
     }
 
-    fn handle(&mut self, input: Input) {
+    pub(crate) fn handle(&mut self, input: Input) {
         let actions = self.cluster.handle(input, self.now);
         self.take(actions);
     }
@@ -151,7 +151,7 @@ impl Test {
         }
     }
 
-    fn tokens(&self, id: u64) -> Vec<u32> {
+    pub(crate) fn tokens(&self, id: u64) -> Vec<u32> {
         let of = self.told.iter().filter(|(request, _)| *request == id);
         let token = |event: &Event| match event {
             Event::Token { token, .. } => Some(token.0),
@@ -180,7 +180,7 @@ fn echo(node: NodeId, plan: &StagePlan) -> StageEcho {
     }
 }
 
-fn two_stages(config: &mut Config) {
+pub(crate) fn two_stages(config: &mut Config) {
     config.coordinator.stages = 2;
 }
 
@@ -257,122 +257,6 @@ fn an_echo_that_differs_from_the_plan_is_not_routed_to() {
     test.handle(Input::Ready(StageEcho { num_blocks: u32::MAX, ..echo(node, &plan) }));
     let said = test.cluster.status().waiting_for;
     assert!(said.contains("more than the 512 that were asked for"), "{said}");
-}
-
-/// The node of a pipeline is lost at every token: the open stream goes on in the next pipeline.
-#[test]
-fn a_lost_node_loses_no_answer() {
-    for num_before in 0..4 {
-        let mut test = Test::new(two_stages);
-        test.join(1, 1000);
-        test.join(2, 1000);
-        let old = test.plans[0].1.epoch;
-        test.load();
-        test.handle(Input::Submit(vec![request(5, 4, 4)]));
-        (0..num_before).for_each(|_| test.answer());
-        let late = test.sent.clone();
-        test.handle(Input::Exited { pid: Some(2), cause: "killed".into() });
-        assert!(!test.is_ready());
-        assert!(test.cluster.status().waiting_for.contains("killed"));
-        test.sent.clear();
-        // Whoever comes now waits too.
-        test.submit(6).unwrap();
-        assert!(test.sent.is_empty());
-        test.join(3, 1000);
-        assert!(test.plans[0].1.epoch > old);
-        test.load();
-        assert!(test.is_ready());
-        for frame in late {
-            let Body::Step(step) = &frame.body else { panic!("{frame:?}") };
-            let body = Body::Sampled(Pipeline::sampled(&step.batch));
-            test.handle(Input::Frame(Frame { body, ..frame }));
-        }
-        (0..6).for_each(|_| test.answer());
-        assert_eq!(test.tokens(5), [104, 105, 106, 107], "lost after {num_before} tokens");
-        assert_eq!(test.tokens(6), [104, 105]);
-        let ended = test.told.iter().filter(|(_, event)| matches!(event, Event::Finished { .. }));
-        assert_eq!(ended.count(), 2);
-    }
-}
-
-#[test]
-fn requests_wait_for_a_pipeline_so_long_and_no_longer() {
-    let mut test = Test::new(|config| {
-        two_stages(config);
-        config.scheduler.max_pipeline_wait_ms = 5000;
-    });
-    test.join(1, 1000);
-    test.join(2, 1000);
-    test.load();
-    test.submit(5).unwrap();
-    test.handle(Input::Exited { pid: Some(1), cause: "killed".into() });
-    test.handle(Input::Exited { pid: Some(2), cause: "killed too".into() });
-    test.wait(Duration::from_millis(3000));
-    test.submit(6).unwrap();
-    test.wait(Duration::from_millis(2000));
-    let failed = |test: &Test, id| {
-        let is_it = |(request, event): &(u64, Event)| {
-            *request == id
-                && matches!(event, Event::Failed(RequestError::NoPipeline { waited_s: 5, .. }))
-        };
-        test.told.iter().any(is_it)
-    };
-    assert!(failed(&test, 5) && !failed(&test, 6));
-    test.wait(Duration::from_millis(3000));
-    assert!(failed(&test, 6));
-}
-
-/// Two pipelines of two nodes each: one is lost, the other takes its requests over at once.
-#[test]
-fn another_pipeline_takes_over() {
-    let mut test = Test::new(|config| {
-        two_stages(config);
-        config.coordinator.pipelines = 2;
-    });
-    (1..=4).for_each(|node| test.join(node, 1000));
-    let pipelines: Vec<_> = test.plans.iter().map(|(node, it)| (node.0, it.pipeline.0)).collect();
-    assert_eq!(pipelines, [(1, 0), (2, 0), (3, 1), (4, 1)]);
-    test.load();
-    (10..14).for_each(|id| test.submit(id).unwrap());
-    let used: std::collections::HashSet<_> = test.sent.iter().map(|it| it.pipeline.0).collect();
-    assert_eq!(used.len(), 2, "both have work");
-    test.handle(Input::Exited { pid: Some(2), cause: "killed".into() });
-    assert!(test.is_ready());
-    (0..8).for_each(|_| test.answer());
-    for id in 10..14 {
-        assert_eq!(test.tokens(id), [104, 105], "request {id}");
-    }
-    // The node that is left and a new one make the second pipeline again.
-    test.join(5, 1000);
-    test.load();
-    assert_eq!(test.cluster.status().pipelines.iter().filter(|it| it.is_ready()).count(), 2);
-}
-
-#[test]
-fn what_has_expired_is_dropped_wherever_it_is() {
-    let mut test = Test::new(|config| {
-        two_stages(config);
-        config.scheduler.max_num_seqs = 1;
-    });
-    test.join(1, 1000);
-    test.join(2, 1000);
-    test.load();
-    let deadline = Some(test.now + Duration::from_millis(800));
-    for id in 1..=2 {
-        test.handle(Input::Submit(vec![Request { deadline, ..request(id, 4, 90) }]));
-    }
-    test.submit(3).unwrap();
-    test.wait(Duration::from_millis(900));
-    let failed: Vec<_> = test
-        .told
-        .iter()
-        .filter(|(_, event)| matches!(event, Event::Failed(RequestError::DeadlineExceeded(_))))
-        .map(|(id, _)| *id)
-        .collect();
-    assert_eq!(failed, [2, 1]);
-    test.answer();
-    test.answer();
-    assert_eq!(test.tokens(3), [104, 105]);
 }
 
 #[test]

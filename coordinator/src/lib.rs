@@ -42,4 +42,6 @@ mod cluster_config_tests;
 #[cfg(test)]
 mod cluster_tests;
 #[cfg(test)]
+mod failover_tests;
+#[cfg(test)]
 mod testing;

@@ -2,7 +2,7 @@
 
 use checkpoint::{Checkpoint, Matrix, ModelConfig};
 use protocol::{BLOCK_TOKENS, StageLimits, StagePlan};
-use shaders::gpu::Gpu;
+use shaders::gpu::{Gpu, READBACK_BYTES};
 use shaders::inputs::{InputLimits, Inputs};
 use shaders::kv_cache::KvCache;
 use shaders::sampler::{Sampler, SamplerLimits};
@@ -31,7 +31,8 @@ pub fn stage_bytes(gpu: &Gpu, files: &Checkpoint, plan: &StagePlan) -> Result<u6
     let max_positions = plan.limits.max_model_len as usize;
     let mut total = Scratch::num_bytes(gpu, model, max_tokens)
         + vector(max_positions * model.rotary_dim)
-        + Inputs::num_bytes(&input_limits(model, &plan.limits, 0));
+        + Inputs::num_bytes(&input_limits(model, &plan.limits, 0))
+        + READBACK_BYTES;
     if plan.embeds() {
         total += matrix(Matrix::Embedding)?;
     }

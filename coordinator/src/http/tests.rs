@@ -17,7 +17,6 @@ use crate::openai::testing::Served;
 use crate::request::{Event, FinishReason, Request, RequestError, SubmitError};
 use crate::status::{PipelineStatus, Status};
 
-/// What the engine does with a request.
 pub(super) enum Script {
     /// Sends these events; like the real one, it keeps the channel open until the client leaves.
     Say(Vec<Event>),
