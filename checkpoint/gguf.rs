@@ -2,11 +2,16 @@
 //! (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>), versions 2 and 3.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 use crate::dtype::DType;
 use crate::error::CheckpointError;
 use crate::mapped::Mapped;
 use crate::tensors::Stored;
+
+const MAGIC: &[u8; 4] = b"GGUF";
 
 /// The largest vocabularies need about 20 MB.
 const MAX_HEADER_BYTES: usize = 64 << 20;
@@ -43,6 +48,13 @@ pub(crate) struct Array {
     start: usize,
 }
 
+/// Whether a file begins as these do, whatever its name.
+pub(crate) fn is_one(path: &Path) -> bool {
+    let mut start = [0; 4];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    read.is_ok() && start == *MAGIC
+}
+
 /// Maps nothing and decodes little: walks the header of a file that is mapped.
 pub(crate) fn read(mapped: &Mapped) -> Result<Header, CheckpointError> {
     parse(mapped.bytes())
@@ -51,7 +63,7 @@ pub(crate) fn read(mapped: &Mapped) -> Result<Header, CheckpointError> {
 
 pub(crate) fn parse(bytes: &[u8]) -> Result<Header, String> {
     let mut reader = Reader { bytes: &bytes[..bytes.len().min(MAX_HEADER_BYTES)], at: 0 };
-    if reader.take(4)? != b"GGUF" {
+    if reader.take(4)? != MAGIC {
         return Err("the file does not start with GGUF".to_owned());
     }
     let version = reader.u32()?;

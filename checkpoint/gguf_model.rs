@@ -11,8 +11,8 @@ use crate::gguf::{Header, Value};
 use crate::mapped::Mapped;
 use crate::tokenizer::TokenizerSource;
 
-/// Texts that end an answer wherever they are control tokens, whatever the keys say: many files
-/// name one of two. llama.cpp has such a list too (`special_eog_ids`).
+/// Texts that end an answer wherever they are tokens, whatever the keys and the tokens' types say:
+/// many files name one of two. llama.cpp has such a list too (`special_eog_ids`).
 const ENDS: &[&str] = &[
     "<|im_end|>",
     "<|endoftext|>",
@@ -225,8 +225,17 @@ fn ends(keys: &Keys<'_>, layout: &Layout, bytes: &[u8]) -> Result<Vec<u32>, Refu
 }
 
 /// Vocabularies whose BPE puts a bos token first unless a key says otherwise: Llama 3's.
-pub const BOS_BY_DEFAULT: &[&str] =
-    &["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"];
+pub const BOS_BY_DEFAULT: &[&str] = &[
+    "llama3",
+    "llama-v3",
+    "llama-bpe",
+    "falcon3",
+    "falcon-h1",
+    "pixtral",
+    "midm-2.0",
+    "lfm2",
+    "jina-v5-nano",
+];
 
 fn tokenizer_source(keys: &Keys<'_>, bytes: &[u8]) -> Result<TokenizerSource, Refused> {
     let full = |key: &str| format!("{TOKENIZER}{key}");

@@ -28,6 +28,8 @@ const HEAD_DIM: usize = 128;
 const NUM_KV_HEADS: usize = 2;
 const RMS_NORM_EPS: f64 = 1.562_5e-7;
 const ATTENTION_BIAS: bool = true;
+/// `<|endoftext|>`, `<|user|>`, `<|observation|>` of GLM-4's vocabulary.
+const EOS: [u32; 3] = [151_329, 151_336, 151_338];
 
 const CONFIG: &str = "config.json";
 pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
@@ -80,13 +82,22 @@ fn parse(fields: &Value, layout: &Layout) -> Result<ModelConfig, Refused> {
     let head_dim = optional(fields, "head_dim", MAX_HEAD_DIM)?.unwrap_or(HEAD_DIM);
     let theta = rope_number(fields, "rope_theta")?.unwrap_or(10_000.0);
     // GLM's own default; a model that rotates whole heads says so.
-    let factor = rope_number(fields, "partial_rotary_factor")?.unwrap_or(0.5);
+    let factor = match rope_number(fields, "partial_rotary_factor")? {
+        Some(factor) => factor,
+        None if fields.get("partial_rotary_factor").is_some_and(Value::is_null) => {
+            let problem = "is null, which some releases of transformers take for 0.5 and some for \
+                           1; write the number";
+            return Err(Refused::new("partial_rotary_factor", problem));
+        }
+        None => 0.5,
+    };
     if !(factor > 0.0 && factor <= 1.0) {
         return Err(Refused::new(
             "partial_rotary_factor",
             format!("is {factor}, it must be above 0 and at most 1"),
         ));
     }
+    let vocab_size = required(fields, "vocab_size", MAX_VOCABULARY)?;
     let eps = number(&fields["rms_norm_eps"], "rms_norm_eps")?.unwrap_or(RMS_NORM_EPS);
     Ok(ModelConfig {
         architecture: layout.architecture,
@@ -96,7 +107,7 @@ fn parse(fields: &Value, layout: &Layout) -> Result<ModelConfig, Refused> {
         num_heads,
         num_kv_heads: optional(fields, "num_key_value_heads", MAX_HEADS)?.unwrap_or(NUM_KV_HEADS),
         head_dim,
-        vocab_size: required(fields, "vocab_size", MAX_VOCABULARY)?,
+        vocab_size,
         max_position_embeddings: required(fields, "max_position_embeddings", MAX_POSITIONS)?,
         rotary_dim: (head_dim as f64 * factor) as usize,
         rope_theta: theta as f32,
@@ -104,7 +115,10 @@ fn parse(fields: &Value, layout: &Layout) -> Result<ModelConfig, Refused> {
         attention_bias: flag(fields, "attention_bias")?.unwrap_or(ATTENTION_BIAS),
         sandwich_norms: layout.architecture == crate::Architecture::Glm4,
         tie_word_embeddings: flag(fields, "tie_word_embeddings")?.unwrap_or(false),
-        eos_token_ids: tokens(fields, "eos_token_id")?.unwrap_or_default(),
+        eos_token_ids: match tokens(fields, "eos_token_id")? {
+            Some(ids) => ids,
+            None => EOS.into_iter().filter(|id| (*id as usize) < vocab_size).collect(),
+        },
         bos_token_id: first_token(fields, "bos_token_id")?,
         pad_token_id: first_token(fields, "pad_token_id")?,
     })
@@ -163,10 +177,11 @@ fn number(value: &Value, key: &str) -> Result<Option<f64>, Refused> {
     }
 }
 
-/// What stands under `rope_scaling` where there is one, or else under `rope_parameters`, and what
-/// both leave out at the top level: as transformers 5.24 reads them.
+/// What stands under `rope_scaling` where anything does, or else under `rope_parameters`, and what
+/// that leaves out at the top level: as transformers 5.24 reads them.
 fn rope_number(fields: &Value, key: &str) -> Result<Option<f64>, Refused> {
-    let scaling = Some(&fields["rope_scaling"]).filter(|scaling| !scaling.is_null());
+    let says_something = |it: &&Value| it.as_object().is_some_and(|it| !it.is_empty());
+    let scaling = Some(&fields["rope_scaling"]).filter(says_something);
     let nested = number(&scaling.unwrap_or(&fields["rope_parameters"])[key], key)?;
     Ok(nested.or(number(&fields[key], key)?))
 }

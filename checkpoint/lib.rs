@@ -126,15 +126,17 @@ impl Checkpoint {
 
     /// A file of a Hugging Face directory stands for all of it.
     fn open_file(path: &Path) -> Result<Self, CheckpointError> {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-        let is_part = [".safetensors", ".safetensors.index.json", "config.json"];
-        if !is_part.iter().any(|ending| name.ends_with(ending)) {
-            return Self::open_gguf(path);
-        }
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
         let dir = dir.unwrap_or(Path::new("."));
+        if gguf::is_one(path) {
+            return Self::open_gguf(path);
+        }
         if dir.join("config.json").exists() {
             return Self::open_directory(dir);
+        }
+        let extension = path.extension().unwrap_or_default();
+        if !["safetensors", "json"].iter().any(|it| extension.eq_ignore_ascii_case(it)) {
+            return Self::open_gguf(path);
         }
         Err(CheckpointError::NotAModel {
             path: path.to_owned(),

@@ -220,10 +220,28 @@ impl Copied {
 
     /// Changes a field of a JSON file and says what `open` says.
     fn with(&self, file: &str, key: &str, value: Value) -> Result<Checkpoint, String> {
+        self.with_all(file, &[(key, value)])
+    }
+
+    fn with_all(&self, file: &str, changes: &[(&str, Value)]) -> Result<Checkpoint, String> {
+        self.edited(file, |fields| {
+            for (key, value) in changes {
+                fields[*key] = value.clone();
+            }
+        })
+    }
+
+    fn without(&self, file: &str, key: &str) -> Checkpoint {
+        let edit = |fields: &mut Value| drop(fields.as_object_mut().unwrap().remove(key).unwrap());
+        self.edited(file, edit).unwrap()
+    }
+
+    /// Opens the directory with one of its files edited, and mends the file.
+    fn edited(&self, file: &str, edit: impl FnOnce(&mut Value)) -> Result<Checkpoint, String> {
         let path = self.path(file);
         let before = fs::read(&path).unwrap();
         let mut fields: Value = serde_json::from_slice(&before).unwrap();
-        fields[key] = value;
+        edit(&mut fields);
         fs::write(&path, fields.to_string()).unwrap();
         let opened = self.open();
         fs::write(&path, before).unwrap();
@@ -290,7 +308,7 @@ fn configurations_that_lie_are_refused() {
 #[test]
 fn a_file_of_a_directory_stands_for_it_and_a_cache_says_the_models_name() {
     let dir = Copied::new();
-    for name in ["config.json", "model.safetensors", "model.safetensors.index.json"] {
+    for name in ["config.json", "tokenizer.json", "model.safetensors.index.json"] {
         let path = dir.path(name);
         if path.exists() {
             assert_eq!(Checkpoint::open(&path).unwrap().name(), dir.open().unwrap().name());
@@ -315,13 +333,22 @@ fn both_styles_and_the_defaults() {
     let new = json!({"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 1.0});
     let new = config("rope_parameters", new);
     assert_eq!((new.rope_theta, new.rotary_dim), (5e5, 32));
-    assert_eq!(config("partial_rotary_factor", Value::Null).rotary_dim, 16);
+    let without = |key| dir.without("config.json", key).config().clone();
+    assert_eq!(without("partial_rotary_factor").rotary_dim, 16);
+    assert_eq!(without("num_key_value_heads").num_kv_heads, 2);
+    let error = dir.with("config.json", "partial_rotary_factor", Value::Null).unwrap_err();
+    assert!(error.contains("partial_rotary_factor is null"), "{error}");
     assert_eq!(config("rope_theta", json!(1_000_000)).rope_theta, 1e6);
     assert_eq!(config("rope_scaling", json!({"type": "default"})).rope_theta, 1e4);
     // It wins over what stands beside it, as in transformers 5.24.
     let scaling = json!({"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 1.0});
     let both = config("rope_scaling", scaling);
     assert_eq!((both.rope_theta, both.rotary_dim), (5e5, 32));
+    // But an empty one says nothing.
+    let parameters = json!({"rope_theta": 5e5, "partial_rotary_factor": 1.0});
+    let empty = dir
+        .with_all("config.json", &[("rope_scaling", json!({})), ("rope_parameters", parameters)]);
+    assert_eq!(empty.unwrap().config().rope_theta, 5e5);
     assert_eq!(config("rms_norm_eps", Value::Null).rms_norm_eps, 1.562_5e-7);
     assert_eq!(config("pad_token_id", json!(-1)).pad_token_id, None);
     assert_eq!(config("hidden_act", json!("swish")).rope_theta, 1e4);
@@ -343,7 +370,23 @@ fn both_styles_and_the_defaults() {
     assert_eq!(generation(Value::Null), [594, 601, 603]);
     fs::remove_file(dir.path("generation_config.json")).unwrap();
     assert_eq!(config("eos_token_id", json!(5)).eos_token_ids, [5]);
+    // The classes' own are beyond this vocabulary.
     assert!(config("eos_token_id", Value::Null).eos_token_ids.is_empty());
+}
+
+#[test]
+fn a_configuration_that_names_no_end_has_glms() {
+    let fields = json!({
+        "architectures": ["Glm4ForCausalLM"], "hidden_size": 64, "num_attention_heads": 4,
+        "num_hidden_layers": 1, "intermediate_size": 64, "vocab_size": 151_552,
+        "max_position_embeddings": 64,
+    });
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("config.json"), fields.to_string()).unwrap();
+    let (config, ..) = huggingface::config(dir.path()).unwrap();
+    assert_eq!(config.eos_token_ids, [151_329, 151_336, 151_338]);
+    assert!(config.attention_bias);
+    assert_eq!((config.head_dim, config.num_kv_heads), (128, 2));
 }
 
 #[test]

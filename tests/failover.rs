@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tests::cluster::{Cluster, Options, signal};
+use tests::cluster::{Cluster, Options, is_running, signal};
 use tests::golden;
 
 /// Kills in one run; more by this variable.
@@ -81,7 +81,10 @@ async fn kill_under_streams(options: Options) {
     let num_kills = std::env::var(KILLS).map_or(2, |kills| kills.parse().unwrap());
     for kill in 0..num_kills {
         cluster.ready(Duration::from_secs(180)).await;
-        let victim = cluster.node_pids()[kill % 2];
+        // Those killed before have been started again under other ids.
+        let running: Vec<_> =
+            cluster.node_pids().into_iter().filter(|pid| is_running(*pid)).collect();
+        let victim = running[kill % running.len()];
         let said = ask(&cluster, &requests, async || {
             // At another place of the answers each time.
             tokio::time::sleep(Duration::from_millis(100 + 137 * kill as u64 % 700)).await;
