@@ -4,17 +4,18 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream, SelectAll};
 use protocol::TraceId;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::caller::Caller;
 use super::ending::Ending;
 use super::{ApiResult, ApiState, body};
 use crate::metrics::{Metrics, Tokens};
@@ -30,17 +31,30 @@ const MAX_BUFFERED_CHUNKS: usize = 64;
 /// Milliseconds after which the answer is of no more use.
 const DEADLINE: &str = "x-deadline-ms";
 
-pub(super) async fn chat(State(state): State<Arc<ApiState>>, request: Request) -> ApiResult {
-    respond(state, request, Style::Chat, parse_chat).await
+pub(super) async fn chat(
+    State(state): State<Arc<ApiState>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> ApiResult {
+    respond(state, caller, request, (Style::Chat, parse_chat)).await
 }
 
-pub(super) async fn completion(State(state): State<Arc<ApiState>>, request: Request) -> ApiResult {
-    respond(state, request, Style::Completion, parse_completion).await
+pub(super) async fn completion(
+    State(state): State<Arc<ApiState>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> ApiResult {
+    respond(state, caller, request, (Style::Completion, parse_completion)).await
 }
 
 type Parse = fn(&[u8], Context<'_>) -> Result<Parsed, ApiError>;
 
-async fn respond(state: Arc<ApiState>, request: Request, style: Style, parse: Parse) -> ApiResult {
+async fn respond(
+    state: Arc<ApiState>,
+    caller: Caller,
+    request: Request,
+    (style, parse): (Style, Parse),
+) -> ApiResult {
     let start = Instant::now();
     let mut ending = Ending::new(&state, style, request.headers(), start);
     let admitted = async {
@@ -58,8 +72,9 @@ async fn respond(state: Arc<ApiState>, request: Request, style: Style, parse: Pa
         if let Some(traced) = &mut ending.traced {
             traced.content = content;
         }
-        if deadline.is_some() {
-            parsed.requests.iter_mut().for_each(|request| request.deadline = deadline);
+        for request in &mut parsed.requests {
+            request.tenant = Arc::clone(caller.tenant());
+            request.deadline = deadline.or(request.deadline);
         }
         let stream = parsed.options.stream;
         let answer = describe(&state, style, &parsed);

@@ -2,6 +2,7 @@
 
 mod answer;
 mod body;
+mod caller;
 mod content;
 mod cors;
 mod ending;
@@ -98,6 +99,7 @@ pub fn router(state: Arc<ApiState>) -> Router {
         .route("/metrics", get(counted))
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
+        .layer(middleware::from_fn(caller::identify))
         .layer(middleware::from_fn_with_state(Arc::clone(&state), cors::guard))
         .layer(middleware::from_fn_with_state(Arc::clone(&state), measure))
         .with_state(state)
