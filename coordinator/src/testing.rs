@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use checkpoint::TokenizerSource;
 use protocol::{
     Batch, ModelId, RequestId, Sampled, SamplingParams, SliceOutput, SpanId, StepId, TokenId,
     TraceContext, TraceId, config,
@@ -50,6 +51,27 @@ impl AnswerText for NoText {
 
     fn copy(&self) -> Box<dyn AnswerText> {
         Box::new(Self)
+    }
+}
+
+/// A small SentencePiece tokenizer as GGUF files hold it: each token with its type (1 plain, 2
+/// unknown, 3 control, 6 a byte) and score. The first is the unknown one, the second begins a text.
+pub(crate) fn sentencepiece(tokens: &[(&str, i32, f32)]) -> TokenizerSource {
+    TokenizerSource::Gguf {
+        model: "llama".into(),
+        pre: "default".into(),
+        tokens: tokens.iter().map(|(text, ..)| (*text).to_owned()).collect(),
+        token_types: tokens.iter().map(|(_, kind, _)| *kind).collect(),
+        scores: tokens.iter().map(|(.., score)| *score).collect(),
+        merges: Vec::new(),
+        bos: Some(1),
+        eos: None,
+        unk: Some(0),
+        pad: None,
+        add_bos: true,
+        add_eos: false,
+        add_space_prefix: true,
+        chat_template: None,
     }
 }
 

@@ -153,6 +153,7 @@ impl AnswerText for TextStream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
     use checkpoint::Checkpoint;
     use proptest::prelude::*;
     use std::path::Path;
@@ -204,26 +205,10 @@ mod tests {
     }
 
     fn sentencepiece() -> Arc<Tokenizer> {
-        let tokens = ["<unk>", "<s>", "▁", "a", "<0xC3>", "<0xA9>", "<0xE2>", "<0x82>", "<0xAC>"];
-        Arc::new(
-            Tokenizer::from_source(&checkpoint::TokenizerSource::Gguf {
-                model: "llama".into(),
-                pre: "default".into(),
-                tokens: tokens.map(String::from).to_vec(),
-                token_types: vec![2, 3, 1, 1, 6, 6, 6, 6, 6],
-                scores: vec![0.0; 9],
-                merges: Vec::new(),
-                bos: Some(1),
-                eos: None,
-                unk: Some(0),
-                pad: None,
-                add_bos: true,
-                add_eos: false,
-                add_space_prefix: true,
-                chat_template: None,
-            })
-            .unwrap(),
-        )
+        let plain = [("<unk>", 2, 0.0), ("<s>", 3, 0.0), ("▁", 1, 0.0), ("a", 1, 0.0)];
+        let bytes = ["<0xC3>", "<0xA9>", "<0xE2>", "<0x82>", "<0xAC>"].map(|it| (it, 6, 0.0));
+        let source = testing::sentencepiece(&[&plain[..], &bytes].concat());
+        Arc::new(Tokenizer::from_source(&source).unwrap())
     }
 
     #[test]

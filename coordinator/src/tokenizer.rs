@@ -176,21 +176,42 @@ fn around(
 }
 
 /// Bytes of text that a token can stand for, at most. Only where each byte of a text is one of a
-/// token there is such a bound: nothing is cut off, put together or passed over before. Composing
-/// characters makes a text shorter, to a third at most.
+/// token there is such a bound: nothing is cut off, put together, passed over or unknown. Composing
+/// characters makes a text shorter, to a third at most; SentencePiece's spaces make it longer.
 fn max_token_bytes(tokenizer: &tokenizers::Tokenizer, is_byte_level: bool) -> usize {
     let normalizer = serde_json::to_value(tokenizer.get_normalizer()).unwrap_or_default();
-    let factor = match normalizer["type"].as_str() {
-        None if normalizer.is_null() => 1,
-        Some("NFC") => 4,
-        _ => return usize::MAX,
+    let normalizers = match normalizer["normalizers"].as_array() {
+        Some(all) => all.iter().collect(),
+        None if normalizer.is_null() => Vec::new(),
+        None => vec![&normalizer],
     };
+    let mut factor = 1;
+    for normalizer in normalizers {
+        match normalizer["type"].as_str() {
+            Some("NFC") => factor *= 4,
+            Some("Prepend") => {}
+            Some("Replace") if normalizer["pattern"]["String"] == " " => {
+                if normalizer["content"].as_str().is_none_or(str::is_empty) {
+                    return usize::MAX;
+                }
+            }
+            _ => return usize::MAX,
+        }
+    }
     let added = tokenizer.get_added_tokens_decoder();
-    if !is_byte_level || added.values().any(|token| token.lstrip || token.rstrip) {
+    let knows_all = is_byte_level || falls_back_to_bytes(tokenizer);
+    if !knows_all || added.values().any(|token| token.lstrip || token.rstrip) {
         return usize::MAX;
     }
     let longest = tokenizer.get_vocab(true).keys().map(String::len).max();
     longest.unwrap_or(1).max(1) * factor
+}
+
+/// Whether what the vocabulary has no token for is told byte by byte, whichever the byte.
+fn falls_back_to_bytes(tokenizer: &tokenizers::Tokenizer) -> bool {
+    let tokenizers::ModelWrapper::BPE(model) = tokenizer.get_model() else { return false };
+    let has = |byte: u8| tokenizer.token_to_id(&format!("<0x{byte:02X}>")).is_some();
+    model.byte_fallback && (0..=u8::MAX).all(has)
 }
 
 fn mentions(decoder: &Value, kind: &str) -> bool {

@@ -370,6 +370,7 @@ mod tests {
     use crate::openai::testing::Served;
     use crate::openai::{parse_chat, parse_completion};
     use crate::request::FinishReason;
+    use crate::testing::sentencepiece;
     use protocol::TokenLogprob;
 
     fn answer(style: Style, more: Value) -> (Answer, Served) {
@@ -475,26 +476,8 @@ mod tests {
     /// A tokenizer that puts a space in front of every text: the echo has none, nor have offsets.
     #[test]
     fn an_echo_and_its_offsets_are_those_of_the_text_that_was_sent() {
-        let tokens = ["<unk>", "<s>", "▁hi", "▁time"].map(String::from).to_vec();
-        let tokenizer = Arc::new(
-            Tokenizer::from_source(&checkpoint::TokenizerSource::Gguf {
-                model: "llama".into(),
-                pre: "default".into(),
-                tokens,
-                token_types: vec![2, 3, 1, 1],
-                scores: vec![0.0; 4],
-                merges: Vec::new(),
-                bos: Some(1),
-                eos: None,
-                unk: Some(0),
-                pad: None,
-                add_bos: true,
-                add_eos: false,
-                add_space_prefix: true,
-                chat_template: None,
-            })
-            .unwrap(),
-        );
+        let tokens = [("<unk>", 2, 0.0), ("<s>", 3, 0.0), ("▁hi", 1, 0.0), ("▁time", 1, 0.0)];
+        let tokenizer = Arc::new(Tokenizer::from_source(&sentencepiece(&tokens)).unwrap());
         let (mut answer, _) = answer(Style::Completion, json!({"logprobs": 0}));
         answer.tokenizer = Arc::clone(&tokenizer);
         answer.prompts[0].ids = [1, 2].map(TokenId).into();

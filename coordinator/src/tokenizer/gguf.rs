@@ -237,28 +237,28 @@ fn merges_of(tokens: &[String], scores: &[f32]) -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
     use crate::tokenizer::Tokenizer;
     use protocol::TokenId;
 
     fn source(model: &str, pre: &str) -> TokenizerSource {
-        let tokens =
-            ["<unk>", "<s>", "▁", "h", "i", "▁h", "hi", "▁hi", "<0xE2>", "<0x82>", "<0xAC>"];
-        TokenizerSource::Gguf {
-            model: model.into(),
-            pre: pre.into(),
-            tokens: tokens.map(String::from).to_vec(),
-            token_types: vec![2, 3, 1, 1, 1, 1, 1, 1, 6, 6, 6],
-            scores: vec![0.0, 0.0, -9.0, -8.0, -7.0, -2.0, -3.0, -1.0, 0.0, 0.0, 0.0],
-            merges: Vec::new(),
-            bos: Some(1),
-            eos: None,
-            unk: Some(0),
-            pad: None,
-            add_bos: true,
-            add_eos: false,
-            add_space_prefix: true,
-            chat_template: None,
+        let mut source = testing::sentencepiece(&[
+            ("<unk>", 2, 0.0),
+            ("<s>", 3, 0.0),
+            ("▁", 1, -9.0),
+            ("h", 1, -8.0),
+            ("i", 1, -7.0),
+            ("▁h", 1, -2.0),
+            ("hi", 1, -3.0),
+            ("▁hi", 1, -1.0),
+            ("<0xE2>", 6, 0.0),
+            ("<0x82>", 6, 0.0),
+            ("<0xAC>", 6, 0.0),
+        ]);
+        if let TokenizerSource::Gguf { model: m, pre: p, .. } = &mut source {
+            (*m, *p) = (model.into(), pre.into());
         }
+        source
     }
 
     #[test]
@@ -268,6 +268,23 @@ mod tests {
         assert_eq!(ids, [1, 7, 8, 9, 10].map(TokenId));
         assert_eq!(tokenizer.decode(&ids, true), "hi€");
         assert_eq!(tokenizer.token_bytes(TokenId(8)), [0xe2]);
+    }
+
+    #[test]
+    fn a_text_has_a_token_for_every_so_many_bytes_where_every_byte_has_one() {
+        let plain = [("<unk>", 2, 0.0), ("<s>", 3, 0.0), ("▁", 1, 0.0), ("▁abcdef", 1, 0.0)];
+        let bytes: Vec<_> = (0..=255).map(|byte| format!("<0x{byte:02X}>")).collect();
+        let bytes = bytes.iter().map(|text| (text.as_str(), 6, 0.0));
+        let all: Vec<_> = plain.into_iter().chain(bytes).collect();
+        let of = |tokens: &[_]| Tokenizer::from_source(&testing::sentencepiece(tokens)).unwrap();
+        let tokenizer = of(&all);
+        assert_eq!(tokenizer.max_bytes(3), 27);
+        for text in [" abcdef abcdef", "€€€€", "a  b"] {
+            let num_tokens = tokenizer.encode(text, false).unwrap().len();
+            assert!(text.len() <= tokenizer.max_bytes(num_tokens as u32), "{text}");
+        }
+        // Any run of what is unknown is one token.
+        assert_eq!(of(&all[..all.len() - 1]).max_bytes(3), usize::MAX);
     }
 
     #[test]
