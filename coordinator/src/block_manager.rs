@@ -1,7 +1,7 @@
 //! Which block of the KV cache belongs to whom, and which hold what somebody else may need. One
 //! table serves every stage of a pipeline.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use protocol::{BLOCK_TOKENS, BlockId, TokenId};
 
@@ -157,6 +157,32 @@ impl BlockManager {
                 self.free.insert((0, BlockId(id as u32)));
             }
         }
+    }
+
+    /// Whether blocks are held by as many as are said to hold them, and the others are free.
+    ///
+    /// # Errors
+    /// Which are not.
+    pub fn check(&self, holders: &BTreeMap<BlockId, u32>) -> Result<(), String> {
+        for (id, block) in (0..).map(BlockId).zip(&self.blocks) {
+            let num_holders = holders.get(&id).copied().unwrap_or(0);
+            if block.num_holders != num_holders {
+                let counted = block.num_holders;
+                return Err(format!("block {id}: {num_holders} hold it, {counted} counted"));
+            }
+            if self.free.contains(&(block.freed_at, id)) != (num_holders == 0) {
+                return Err(format!("block {id}: {num_holders} hold it, and is it free?"));
+            }
+            if block.hash.is_some_and(|hash| self.cached.get(&hash) != Some(&id)) {
+                return Err(format!("block {id} can't be found by what it holds"));
+            }
+        }
+        let num_known = self.blocks.iter().filter(|block| block.hash.is_some()).count();
+        let (num_found, num_held) = (self.cached.len(), holders.len());
+        if num_known != num_found || self.free.len() + num_held != self.blocks.len() {
+            return Err(format!("{num_known} known, {num_found} found, {num_held} held"));
+        }
+        Ok(())
     }
 
     /// Blocks in all.

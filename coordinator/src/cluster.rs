@@ -19,7 +19,7 @@ use protocol::{
 
 use crate::backoff::Backoff;
 use crate::data_dir;
-use crate::lane::{self, Prefix, Told};
+use crate::lane::{self, Lane, Prefix, Told};
 use crate::members::Members;
 use crate::model::Model;
 use crate::pipeline::Pipeline;
@@ -257,6 +257,21 @@ impl Cluster {
             system_fingerprint: serving
                 .map_or_else(String::new, |pipeline| pipeline.fingerprint(self.model.id)),
         }
+    }
+
+    /// Who waits.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// What runs in the pipelines that serve.
+    pub fn lanes(&self) -> impl Iterator<Item = (Epoch, &Lane)> {
+        self.pipelines.values().filter_map(|it| Some((it.epoch, it.lane.as_ref()?)))
+    }
+
+    /// Requests that have not ended.
+    pub fn num_open(&self) -> usize {
+        self.requests.len()
     }
 
     fn is_serving(&self) -> bool {

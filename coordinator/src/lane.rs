@@ -7,6 +7,7 @@
 //! the next.
 
 mod admission;
+mod check;
 #[cfg(test)]
 mod tests;
 

@@ -5,6 +5,7 @@
 //! priority, and so does a deadline that comes near. Each priority has a share of what is computed
 //! that others can't take from it. Whoever is preempted comes back to the place that it had.
 
+mod check;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use protocol::{RequestId, config};
 
+pub use self::check::Waits;
 use crate::request::{Priority, Request, Tenant};
 use crate::sequence::Sequence;
 
