@@ -15,7 +15,8 @@
 //! masks are sections to come.
 
 use crate::{
-    Batch, Epoch, ModelId, PipelineId, SliceOutput, StageIndex, StepId, TraceContext, WIRE_VERSION,
+    Batch, Epoch, ModelId, PipelineId, SliceOutput, StageId, StageIndex, StepId, TraceContext,
+    WIRE_VERSION,
     codec::{self, CodecError},
 };
 use bincode::{Decode, Encode};
@@ -32,12 +33,8 @@ const CRITICAL: u16 = 1;
 pub struct Frame {
     /// Which model the frame is about.
     pub model: ModelId,
-    /// Which pipeline.
-    pub pipeline: PipelineId,
     /// The stage that it goes to, or that it comes from when it goes to the coordinator.
-    pub stage: StageIndex,
-    /// The generation of the pipeline's plan.
-    pub epoch: Epoch,
+    pub stage: StageId,
     /// The step.
     pub step: StepId,
     /// What it says.
@@ -256,10 +253,10 @@ impl Frame {
         bytes[4..6].copy_from_slice(&WIRE_VERSION.to_le_bytes());
         bytes[6] = kind;
         bytes[7] = num_sections;
-        bytes[8..12].copy_from_slice(&self.pipeline.0.to_le_bytes());
-        bytes[12..16].copy_from_slice(&self.stage.0.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.epoch.start.to_le_bytes());
-        bytes[24..32].copy_from_slice(&self.epoch.counter.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.stage.pipeline.0.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.stage.stage.0.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.stage.epoch.start.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.stage.epoch.counter.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.step.0.to_le_bytes());
         bytes[40..56].copy_from_slice(&self.model.0);
         bytes[60..64].copy_from_slice(&length.to_le_bytes());
@@ -317,9 +314,11 @@ impl Frame {
             |at: usize| u64::from_le_bytes(*header[at..].first_chunk().expect("inside the header"));
         Ok(Self {
             model: ModelId(*header[40..].first_chunk().expect("inside the header")),
-            pipeline: PipelineId(u32_at(8)),
-            stage: StageIndex(u32_at(12)),
-            epoch: Epoch { start: u64_at(16), counter: u64_at(24) },
+            stage: StageId {
+                pipeline: PipelineId(u32_at(8)),
+                epoch: Epoch { start: u64_at(16), counter: u64_at(24) },
+                stage: StageIndex(u32_at(12)),
+            },
             step: StepId(u64_at(32)),
             body,
         })
@@ -396,9 +395,11 @@ mod tests {
     fn frame(body: Body) -> Frame {
         Frame {
             model: ModelId([7; 16]),
-            pipeline: PipelineId(3),
-            stage: StageIndex(1),
-            epoch: Epoch { start: 9, counter: 4 },
+            stage: StageId {
+                pipeline: PipelineId(3),
+                epoch: Epoch { start: 9, counter: 4 },
+                stage: StageIndex(1),
+            },
             step: StepId(1 << 40),
             body,
         }

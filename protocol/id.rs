@@ -98,6 +98,30 @@ pub struct Epoch {
     pub counter: u64,
 }
 
+/// A stage of one generation of a pipeline's plan: whatever is told, sent or kept of a stage is
+/// this one's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
+pub struct StageId {
+    /// Of which pipeline.
+    pub pipeline: PipelineId,
+    /// Of which generation of its plan.
+    pub epoch: Epoch,
+    /// Its place.
+    pub stage: StageIndex,
+}
+
+impl StageId {
+    /// The first stage of the same plan.
+    pub fn first(self) -> Self {
+        Self { stage: StageIndex(0), ..self }
+    }
+
+    /// The stage after this one.
+    pub fn next(self) -> Self {
+        Self { stage: StageIndex(self.stage.0.saturating_add(1)), ..self }
+    }
+}
+
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.start, self.counter)

@@ -19,7 +19,7 @@ pub use batch::{Batch, Begin, Input, Logprobs, SamplingParams, Slice, SliceOutpu
 pub use config::{Config, ConfigError};
 pub use frame::{Body, Failed, Frame, FrameError, Sampled, StageTiming, Step};
 pub use id::{
-    BlockId, Digest, Epoch, ModelId, NodeId, PipelineId, RequestId, SequenceId, SessionId,
+    BlockId, Digest, Epoch, ModelId, NodeId, PipelineId, RequestId, SequenceId, SessionId, StageId,
     StageIndex, StepId, TokenId,
 };
 pub use node::{AdapterReport, NodeReport};
@@ -28,7 +28,7 @@ pub use trace::{SpanId, TraceContext, TraceId};
 
 /// Version of everything that two processes say to each other. Processes of different versions
 /// refuse each other when they meet, by name.
-pub const WIRE_VERSION: u16 = 2;
+pub const WIRE_VERSION: u16 = 3;
 
 /// Tokens in one block of the KV cache, in every cache of every stage.
 pub const BLOCK_TOKENS: usize = 16;

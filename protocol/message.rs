@@ -8,7 +8,7 @@ use ractor::{BytesConvertable, RpcReplyPort};
 use ractor_cluster::RactorClusterMessage;
 
 use crate::codec::{self, CodecError};
-use crate::{Epoch, NodeId, NodeReport, PipelineId, SessionId, StageEcho, StageIndex, StagePlan};
+use crate::{Epoch, NodeId, NodeReport, PipelineId, SessionId, StageEcho, StageId, StagePlan};
 use bincode::{Decode, Encode};
 
 /// The process group that the coordinator's remote face joins.
@@ -67,12 +67,8 @@ pub struct Unload {
 pub struct StageFailed {
     /// Who says so.
     pub node: NodeId,
-    /// Which pipeline.
-    pub pipeline: PipelineId,
-    /// Which generation of its plan.
-    pub epoch: Epoch,
-    /// Which stage of it.
-    pub stage: StageIndex,
+    /// Which stage.
+    pub id: StageId,
     /// One sentence for a person.
     pub cause: String,
 }
@@ -80,10 +76,8 @@ pub struct StageFailed {
 /// How far a stage's loading has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Progress {
-    /// Which generation of the pipeline's plan.
-    pub epoch: Epoch,
-    /// Which stage of it.
-    pub stage: StageIndex,
+    /// Which stage.
+    pub id: StageId,
     /// What is done.
     pub loading: Loading,
 }

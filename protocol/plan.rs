@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use bincode::{Decode, Encode};
 
 use crate::config::{KvCacheDtype, Quantize};
-use crate::{Digest, Epoch, ModelId, NodeId, PipelineId, StageIndex};
+use crate::{Digest, ModelId, NodeId, StageId};
 
 /// Consecutive layers: `first..end`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -37,13 +37,9 @@ impl std::fmt::Display for LayerRange {
 /// One stage of a pipeline, as the coordinator asks a node to load it.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub struct StagePlan {
-    /// Which pipeline.
-    pub pipeline: PipelineId,
-    /// Which generation of its plan.
-    pub epoch: Epoch,
-    /// Which stage of it.
-    pub stage: StageIndex,
-    /// How many stages it has: the first embeds, the last holds the head and samples.
+    /// Which stage.
+    pub id: StageId,
+    /// How many stages its pipeline has: the first embeds, the last holds the head and samples.
     pub num_stages: u32,
     /// Its layers.
     pub layers: LayerRange,
@@ -70,12 +66,12 @@ pub struct StagePlan {
 impl StagePlan {
     /// Whether this stage looks up the embedding.
     pub fn embeds(&self) -> bool {
-        self.stage.0 == 0
+        self.id.stage.0 == 0
     }
 
     /// Whether this stage holds the head and samples.
     pub fn samples(&self) -> bool {
-        self.stage.0 + 1 == self.num_stages
+        self.id.stage.0 + 1 == self.num_stages
     }
 }
 
@@ -108,12 +104,8 @@ pub struct StageLimits {
 pub struct StageEcho {
     /// Who answers.
     pub node: NodeId,
-    /// Which pipeline.
-    pub pipeline: PipelineId,
-    /// Which generation of its plan.
-    pub epoch: Epoch,
-    /// Which stage of it.
-    pub stage: StageIndex,
+    /// Which stage.
+    pub id: StageId,
     /// The model's hash.
     pub model: ModelId,
     /// The layers that are loaded.

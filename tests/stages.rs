@@ -9,9 +9,9 @@ use node::model::Kernels;
 use node::stage::{Stage, StepOutput};
 use protocol::config::{KvCacheDtype, Quantize};
 use protocol::{
-    BLOCK_TOKENS, Batch, Begin, BlockId, Body, Digest, Epoch, Frame, Input, LayerRange, ModelId,
-    PipelineId, SamplingParams, SequenceId, Slice, StageIndex, StageLimits, StagePlan, Step,
-    StepId, TokenId,
+    BLOCK_TOKENS, Batch, Begin, BlockId, Body, Digest, Frame, Input, LayerRange, ModelId,
+    SamplingParams, SequenceId, Slice, StageId, StageIndex, StageLimits, StagePlan, Step, StepId,
+    TokenId,
 };
 use shaders::gpu::{Gpu, GpuOptions};
 use shaders::matmul::Products;
@@ -95,9 +95,7 @@ impl<'a> Pipeline<'a> {
                 parts.push(Part::Head);
             }
             let plan = StagePlan {
-                pipeline: PipelineId(0),
-                epoch: Epoch::default(),
-                stage: StageIndex(stage as u32),
+                id: StageId { stage: StageIndex(stage as u32), ..StageId::default() },
                 num_stages,
                 layers,
                 adapter: 0,
@@ -124,9 +122,7 @@ impl<'a> Pipeline<'a> {
             let step = Step { batch: batch.clone(), hidden, ..Step::default() };
             let frame = Frame {
                 model: ModelId::default(),
-                pipeline: PipelineId(0),
-                stage: StageIndex(number as u32),
-                epoch: Epoch::default(),
+                stage: StageId { stage: StageIndex(number as u32), ..StageId::default() },
                 step: StepId(0),
                 body: Body::Step(step),
             };

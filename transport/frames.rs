@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bincode::{Decode, Encode};
 use bytes::Bytes;
 use protocol::frame::HEADER_BYTES;
-use protocol::{Epoch, Frame, FrameError, PipelineId, StageIndex, codec};
+use protocol::{Frame, FrameError, StageId, codec};
 
 use crate::connection::Connection;
 use crate::error::TransportError;
@@ -20,43 +20,33 @@ const MAX_KEPT_BYTES: usize = 4 << 20;
 /// Memory that the promise of a frame is worth. The rest is taken as its bytes arrive.
 const MAX_TRUSTED_BYTES: usize = 1 << 20;
 
-/// What a link is for, said once when it opens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct LinkHello {
-    /// Which pipeline.
-    pub pipeline: PipelineId,
-    /// Which generation of its plan.
-    pub epoch: Epoch,
-    /// The stage that the frames go to; on a link to the coordinator, the one they come from.
-    pub stage: StageIndex,
-}
-
-/// Opens a link to the peer.
+/// Opens a link to the peer, and says what for: the stage that the frames go to, or, on a link to
+/// the coordinator, the one they come from.
 ///
 /// # Errors
 /// When the connection is gone, or the peer refused it.
 pub async fn open_frames(
     connection: &Connection,
-    hello: &LinkHello,
+    stage: StageId,
 ) -> Result<FrameSender, TransportError> {
     let mut stream = connection.connection.open_uni().await?;
-    write_message(&mut stream, hello).await?;
+    write_message(&mut stream, &stage).await?;
     let max_bytes = connection.limits.max_frame_bytes;
     Ok(FrameSender { connection: connection.clone(), stream, max_bytes, unsent: Bytes::new() })
 }
 
-/// The next link that the peer opens. Not cancel-safe: the link whose greeting was being read is
-/// lost.
+/// The next link that the peer opens, and what for. Not cancel-safe: the link whose greeting was
+/// being read is lost.
 ///
 /// # Errors
 /// When the connection is gone, or the peer breaks the protocol.
 pub async fn accept_frames(
     connection: &Connection,
-) -> Result<(LinkHello, FrameReceiver), TransportError> {
+) -> Result<(StageId, FrameReceiver), TransportError> {
     let mut stream = connection.connection.accept_uni().await?;
-    let hello = connection.limits.greeting(read_message(&mut stream)).await?;
+    let stage = connection.limits.greeting(read_message(&mut stream)).await?;
     let max_bytes = connection.limits.max_frame_bytes;
-    Ok((hello, FrameReceiver { stream, max_bytes, buffer: Vec::new() }))
+    Ok((stage, FrameReceiver { stream, max_bytes, buffer: Vec::new() }))
 }
 
 /// The sending end of a link. The link ends when it is dropped.
@@ -217,24 +207,23 @@ mod tests {
     use std::time::Duration;
 
     use protocol::config::Transport;
-    use protocol::{Body, ModelId, Step, StepId};
+    use protocol::{Body, Epoch, ModelId, PipelineId, StageIndex, Step, StepId};
 
     use super::*;
     use crate::endpoint::Purpose;
     use crate::tests::Pair;
 
-    fn hello() -> LinkHello {
-        let epoch = Epoch { start: 1, counter: 2 };
-        LinkHello { pipeline: PipelineId(0), epoch, stage: StageIndex(1) }
-    }
+    const STAGE: StageId = StageId {
+        pipeline: PipelineId(3),
+        epoch: Epoch { start: 1, counter: 2 },
+        stage: StageIndex(1),
+    };
 
     fn frame(step: u64, num_values: usize) -> Frame {
         let hidden = (0..num_values).map(|i| i as f32).collect();
         Frame {
             model: ModelId([1; 16]),
-            pipeline: PipelineId(0),
-            stage: StageIndex(1),
-            epoch: Epoch { start: 1, counter: 2 },
+            stage: STAGE,
             step: StepId(step),
             body: Body::Step(Step { hidden, ..Step::default() }),
         }
@@ -248,14 +237,14 @@ mod tests {
         for (from, to) in [(&dialled, &accepted), (&accepted, &dialled)] {
             let sizes = [0, 1, 1000, 100_000, 2 << 20, 7];
             let send = async {
-                let mut link = open_frames(from, &hello()).await.unwrap();
+                let mut link = open_frames(from, STAGE).await.unwrap();
                 for (step, num_values) in sizes.into_iter().enumerate() {
                     link.send(&frame(step as u64, num_values)).await.unwrap();
                 }
             };
             let receive = async {
                 let (said, mut link) = accept_frames(to).await.unwrap();
-                assert_eq!(said, hello());
+                assert_eq!(said, STAGE);
                 for (step, num_values) in sizes.into_iter().enumerate() {
                     let received = link.recv().await.unwrap().unwrap();
                     assert_eq!(received.frame, frame(step as u64, num_values));
@@ -276,7 +265,7 @@ mod tests {
         let config = Transport { data_window_bytes: 16 << 10, ..Transport::default() };
         let pair = Pair::new(&config).await;
         let (dialled, accepted) = pair.connect(Purpose::Data).await;
-        let mut sending = open_frames(&dialled, &hello()).await.unwrap();
+        let mut sending = open_frames(&dialled, STAGE).await.unwrap();
         let (_, mut receiving) = accept_frames(&accepted).await.unwrap();
         let mut num_sent = 0;
         let patience = Duration::from_millis(50);
@@ -314,7 +303,7 @@ mod tests {
         let config = Transport { max_frame_bytes: 1000, ..Transport::default() };
         let pair = Pair::new(&config).await;
         let (dialled, accepted) = pair.connect(Purpose::Data).await;
-        let mut sending = open_frames(&dialled, &hello()).await.unwrap();
+        let mut sending = open_frames(&dialled, STAGE).await.unwrap();
         let (_, mut receiving) = accept_frames(&accepted).await.unwrap();
         let error = sending.send(&frame(0, 4000)).await.unwrap_err();
         assert!(matches!(error, TransportError::Frame(FrameError::TooLong { max: 1000, .. })));
@@ -342,13 +331,13 @@ mod tests {
         assert!(matches!(accept_frames(&accepted).await, Err(TransportError::Silent(500))));
 
         let mut stream = dialled.connection.open_uni().await.unwrap();
-        write_message(&mut stream, &hello()).await.unwrap();
+        write_message(&mut stream, &STAGE).await.unwrap();
         stream.write_all(&[b'x'; 64]).await.unwrap();
         let (_, mut link) = accept_frames(&accepted).await.unwrap();
         assert!(matches!(link.recv().await, Err(TransportError::Frame(FrameError::BadMagic))));
 
         // Half a frame, and the end.
-        let mut sending = open_frames(&dialled, &hello()).await.unwrap();
+        let mut sending = open_frames(&dialled, STAGE).await.unwrap();
         let (_, mut link) = accept_frames(&accepted).await.unwrap();
         let bytes = frame(0, 100).encode();
         sending.unsent = bytes[..bytes.len() - 1].to_vec().into();
@@ -362,7 +351,7 @@ mod tests {
     async fn a_link_says_why_it_ended() {
         let pair = Pair::new(&Transport::default()).await;
         let (dialled, accepted) = pair.connect(Purpose::Data).await;
-        let mut sending = open_frames(&dialled, &hello()).await.unwrap();
+        let mut sending = open_frames(&dialled, STAGE).await.unwrap();
         let (_, mut receiving) = accept_frames(&accepted).await.unwrap();
         accepted.close("the plan has\nchanged");
         assert_eq!(dialled.closed().await, "the plan has changed");

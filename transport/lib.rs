@@ -24,9 +24,7 @@ pub use connection::{Connection, PeerName};
 pub use control::{ControlStream, NodeServerHandle, start_node_server};
 pub use endpoint::{Endpoint, Incoming, Purpose};
 pub use error::{JoinError, TransportError};
-pub use frames::{
-    FrameReceiver, FrameSender, LinkHello, Received, Sent, accept_frames, open_frames,
-};
+pub use frames::{FrameReceiver, FrameSender, Received, Sent, accept_frames, open_frames};
 pub use join::{Applicant, JoinRequest, Joined, join, renew};
 pub use remote::Remote;
 pub use resolve::resolve;

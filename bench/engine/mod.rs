@@ -20,9 +20,8 @@ use checkpoint::{Checkpoint, Matrix, Part};
 use node::model::{Kernels, quantize};
 use node::stage::{Stage, StepOutput};
 use protocol::{
-    BLOCK_TOKENS, Batch, Begin, BlockId, Digest, Epoch, Input, LayerRange, ModelId, PipelineId,
-    SamplingParams, SequenceId, Slice, SliceOutput, StageIndex, StageLimits, StagePlan, Step,
-    TokenId, config,
+    BLOCK_TOKENS, Batch, Begin, BlockId, Digest, Input, LayerRange, ModelId, SamplingParams,
+    SequenceId, Slice, SliceOutput, StageId, StageLimits, StagePlan, Step, TokenId, config,
 };
 use shaders::gpu::{Gpu, GpuOptions};
 use shaders::matmul::Products;
@@ -108,9 +107,7 @@ impl Engine {
         let max_blocks = options.max_model_len.div_ceil(BLOCK_TOKENS)
             + options.max_num_seqs * (OWN_TOKENS.div_ceil(BLOCK_TOKENS) + 1);
         let plan = StagePlan {
-            pipeline: PipelineId(0),
-            epoch: Epoch::default(),
-            stage: StageIndex(0),
+            id: StageId::default(),
             num_stages: 1,
             layers: LayerRange { first: 0, end: u32::try_from(num_layers)? },
             adapter: 0,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use protocol::message::{
     COORDINATOR_GROUP, CoordinatorMsg, Leaving, NODE_GROUP, NodeMsg, Unload, Wire,
 };
-use protocol::{Epoch, NodeId, NodeReport, PipelineId, RequestId, SessionId};
+use protocol::{NodeId, NodeReport, RequestId, SessionId, StageId};
 use ractor::{
     Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent, pg, pg::GroupChangeMessage,
 };
@@ -233,7 +233,8 @@ impl State {
                     requests.into_iter().for_each(|id| self.submitted(id, result.clone()));
                 }
                 Action::Load(node, plan) => {
-                    let (pipeline, stage, layers) = (plan.pipeline, plan.stage, plan.layers);
+                    let StageId { pipeline, stage, .. } = plan.id;
+                    let layers = plan.layers;
                     info!(%node, %pipeline, %stage, %layers, "stage placed");
                     self.cast(node, NodeMsg::Load((*plan).into()));
                 }
@@ -241,15 +242,13 @@ impl State {
                     let unload = Unload { pipeline, epoch };
                     self.cast(node, NodeMsg::Unload(unload.into()));
                 }
-                Action::Connect { node, pipeline, epoch } => {
-                    self.connect(node, pipeline, epoch, myself);
-                }
+                Action::Connect(node, stage) => self.connect(node, stage, myself),
                 Action::Disconnect(session) => self.arguments.sessions.disconnect(session),
                 Action::Send(frame) => {
                     if let Err(cause) = self.arguments.stages.send(*frame) {
                         let coordinator = myself.clone();
                         let _ = coordinator.cast(Msg::Happened(Input::LinkLost {
-                            epoch: cause.epoch,
+                            stage: cause.stage,
                             cause: cause.to_string(),
                         }));
                     }
@@ -293,10 +292,10 @@ impl State {
         }
     }
 
-    fn connect(&self, node: NodeId, pipeline: PipelineId, epoch: Epoch, myself: &ActorRef<Msg>) {
+    fn connect(&self, node: NodeId, stage: StageId, myself: &ActorRef<Msg>) {
         let coordinator = myself.clone();
-        self.arguments.stages.connect(node, (pipeline, epoch), move |cause| {
-            let _ = coordinator.cast(Msg::Happened(Input::LinkLost { epoch, cause }));
+        self.arguments.stages.connect(node, stage, move |cause| {
+            let _ = coordinator.cast(Msg::Happened(Input::LinkLost { stage, cause }));
         });
     }
 

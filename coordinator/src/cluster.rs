@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use protocol::config::Config;
 use protocol::message::{Progress, StageFailed};
 use protocol::{
-    Body, Epoch, Frame, NodeId, NodeReport, PipelineId, RequestId, SessionId, StageEcho,
-    StageIndex, StagePlan, StageTiming, Step, StepId,
+    Body, Epoch, Frame, NodeId, NodeReport, PipelineId, RequestId, SessionId, StageEcho, StageId,
+    StagePlan, StageTiming, Step, StepId,
 };
 
 use crate::backoff::Backoff;
@@ -65,11 +65,11 @@ pub enum Input {
         cause: String,
     },
     /// This node's stage has its link: what is sent to it arrives, and so does what it reports.
-    Linked(NodeId, Epoch, StageIndex),
+    Linked(NodeId, StageId),
     /// A link to or from a stage has ended or can't be opened.
     LinkLost {
         /// Whose link.
-        epoch: Epoch,
+        stage: StageId,
         /// One sentence for a person.
         cause: String,
     },
@@ -90,15 +90,8 @@ pub enum Action {
     Load(NodeId, Box<StagePlan>),
     /// Ask this node to drop its stages of this pipeline, of this epoch and older.
     Unload(NodeId, PipelineId, Epoch),
-    /// Open the link to the first stage.
-    Connect {
-        /// The first stage's node.
-        node: NodeId,
-        /// Of this pipeline.
-        pipeline: PipelineId,
-        /// For this epoch.
-        epoch: Epoch,
-    },
+    /// Open the link to a first stage, on this node.
+    Connect(NodeId, StageId),
     /// Close a session's connections: its node is to begin a new one.
     Disconnect(SessionId),
     /// Send this frame to the first stage.
@@ -202,10 +195,10 @@ impl Cluster {
             Input::Failed(failed) => self.stage_failed(&failed, now),
             Input::Progress(progress) => self.progress(progress, now),
             Input::Exited { pid, cause } => self.exited(pid, cause, now),
-            Input::Linked(node, epoch, stage) => self.stage_linked(node, epoch, stage, now),
-            Input::LinkLost { epoch, cause } => {
-                if let Some(id) = self.of_epoch(epoch) {
-                    self.lose_pipeline(id, &cause, now);
+            Input::Linked(node, stage) => self.stage_linked(node, stage, now),
+            Input::LinkLost { stage, cause } => {
+                if self.pipeline_of(stage).is_some() {
+                    self.lose_pipeline(stage.pipeline, &cause, now);
                 }
             }
             Input::Frame(frame) => self.frame(frame, now),
@@ -278,8 +271,10 @@ impl Cluster {
         self.pipelines.values().any(Pipeline::is_ready)
     }
 
-    fn of_epoch(&self, epoch: Epoch) -> Option<PipelineId> {
-        self.pipelines.values().find(|pipeline| pipeline.epoch == epoch).map(|it| it.id)
+    /// None when the stage is of another epoch than the pipeline.
+    fn pipeline_of(&mut self, stage: StageId) -> Option<&mut Pipeline> {
+        let pipeline = self.pipelines.get_mut(&stage.pipeline);
+        pipeline.filter(|pipeline| pipeline.epoch == stage.epoch)
     }
 
     fn waiting_for(&self) -> String {
@@ -356,8 +351,9 @@ impl Cluster {
     }
 
     fn frame(&mut self, frame: Frame, now: Instant) {
-        let Some(id) = self.of_epoch(frame.epoch) else { return };
-        let pipeline = self.pipelines.get_mut(&id).expect("it was just found");
+        let StageId { pipeline: id, epoch, stage } = frame.stage;
+        let pipeline = self.pipelines.get_mut(&id).filter(|pipeline| pipeline.epoch == epoch);
+        let Some(pipeline) = pipeline else { return };
         let Some(lane) = &mut pipeline.lane else { return };
         let mut told = Told::default();
         match frame.body {
@@ -375,7 +371,7 @@ impl Cluster {
                 // Nothing, when the step came twice.
                 if update.num_tokens > 0 {
                     self.actions.push(Action::Measured {
-                        epoch: frame.epoch,
+                        epoch,
                         step: frame.step,
                         duration: update.duration,
                         num_tokens: update.num_tokens,
@@ -384,7 +380,7 @@ impl Cluster {
                 }
             }
             Body::Failed(failed) if failed.fatal => {
-                let cause = format!("stage {}: {}", frame.stage, failed.cause);
+                let cause = format!("stage {stage}: {}", failed.cause);
                 self.lose_pipeline(id, &cause, now);
             }
             Body::Failed(failed) => {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use protocol::config::Config;
 use protocol::message::{Loading, Progress, StageFailed};
 use protocol::{
-    AdapterReport, Body, Digest, Epoch, Failed, Frame, ModelId, NodeId, NodeReport, SessionId,
-    StageEcho, StageIndex, StagePlan, StepId,
+    AdapterReport, Body, Digest, Failed, Frame, ModelId, NodeId, NodeReport, PipelineId, SessionId,
+    StageEcho, StageId, StageIndex, StagePlan, StepId,
 };
 
 use crate::cluster::{Action, Cluster, Input};
@@ -39,7 +39,7 @@ pub(crate) struct Test {
     pub(crate) cluster: Cluster,
     pub(crate) now: Instant,
     pub(crate) plans: Vec<(NodeId, StagePlan)>,
-    pub(crate) connects: Vec<Epoch>,
+    pub(crate) connects: Vec<StageId>,
     pub(crate) disconnected: Vec<SessionId>,
     pub(crate) sent: Vec<Frame>,
     pub(crate) told: Vec<(u64, Event)>,
@@ -73,7 +73,7 @@ impl Test {
         for action in actions {
             match action {
                 Action::Load(node, plan) => self.plans.push((node, *plan)),
-                Action::Connect { epoch, .. } => self.connects.push(epoch),
+                Action::Connect(_, stage) => self.connects.push(stage),
                 Action::Disconnect(session) => self.disconnected.push(session),
                 Action::Send(frame) => self.sent.push(*frame),
                 Action::Tell(request, event) => self.told.push((request.0, event)),
@@ -128,7 +128,7 @@ impl Test {
     /// Every one of these stages has its links.
     fn link(&mut self, plans: &[(NodeId, StagePlan)]) {
         for (node, plan) in plans {
-            self.handle(Input::Linked(*node, plan.epoch, plan.stage));
+            self.handle(Input::Linked(*node, plan.id));
         }
     }
 
@@ -168,9 +168,7 @@ impl Test {
 fn echo(node: NodeId, plan: &StagePlan) -> StageEcho {
     StageEcho {
         node,
-        pipeline: plan.pipeline,
-        epoch: plan.epoch,
-        stage: plan.stage,
+        id: plan.id,
         model: plan.model,
         layers: plan.layers,
         hidden_size: 64,
@@ -286,24 +284,23 @@ fn whatever_names_an_old_epoch_is_dropped() {
     test.join(4, 1000);
     test.load();
     let failed = Failed { cause: "late".into(), fatal: true };
-    test.handle(Input::Ready(echo(node, &old)));
-    test.handle(Input::Failed(StageFailed {
-        node,
-        pipeline: old.pipeline,
-        epoch: old.epoch,
-        stage: StageIndex(1),
-        cause: "late".into(),
-    }));
-    test.handle(Input::Linked(node, old.epoch, StageIndex(1)));
-    test.handle(Input::LinkLost { epoch: old.epoch, cause: "late".into() });
-    test.handle(Input::Frame(Frame {
-        model: old.model,
-        pipeline: old.pipeline,
-        stage: StageIndex(1),
-        epoch: old.epoch,
-        step: StepId(0),
-        body: Body::Failed(failed),
-    }));
+    // Of its pipeline's old epoch, and of the new one in a pipeline that isn't there.
+    let new = test.connects.last().unwrap().next();
+    assert_eq!(new.pipeline, old.id.pipeline);
+    assert_ne!(new.epoch, old.id.epoch);
+    for id in [old.id, StageId { pipeline: PipelineId(7), ..new }] {
+        let stage = id;
+        test.handle(Input::Ready(StageEcho { id, ..echo(node, &old) }));
+        test.handle(Input::Failed(StageFailed { node, id, cause: "late".into() }));
+        test.handle(Input::Linked(node, id));
+        test.handle(Input::LinkLost { stage, cause: "late".into() });
+        test.handle(Input::Frame(Frame {
+            model: old.model,
+            stage,
+            step: StepId(0),
+            body: Body::Failed(failed.clone()),
+        }));
+    }
     assert!(test.is_ready());
 }
 
@@ -329,7 +326,7 @@ fn a_load_goes_on_as_long_as_bytes_or_kernels_come() {
     let mut test = Test::new(two_stages);
     test.join(1, 1000);
     test.join(2, 1000);
-    let epoch = test.plans[0].1.epoch;
+    let id = test.plans[1].1.id;
     let all = Loading { total_bytes: 45_000_000, ..Loading::default() };
     let loaded = Loading { loaded_bytes: 45_000_000, num_kernels: 112, ..all };
     let files = (1..5).map(|part| Loading { checked_bytes: part * 10_000_000, ..all });
@@ -339,7 +336,7 @@ fn a_load_goes_on_as_long_as_bytes_or_kernels_come() {
     for (number, loading) in (1..).zip(files.chain(bytes).chain(kernels)) {
         // Slow, and never still for as long as it may be.
         test.wait(Duration::from_secs(100));
-        test.handle(Input::Progress(Progress { epoch, stage: StageIndex(1), loading }));
+        test.handle(Input::Progress(Progress { id, loading }));
         let said = test.cluster.status().waiting_for;
         if let Some((_, expected)) = expect.iter().find(|(at, _)| *at == number) {
             assert!(said.ends_with(&format!("stage 1: {expected}")), "{said}");
@@ -352,7 +349,7 @@ fn a_load_goes_on_as_long_as_bytes_or_kernels_come() {
     for _ in 0..2 {
         test.wait(Duration::from_secs(61));
         let loading = Loading { num_compiled: 37, ..loaded };
-        test.handle(Input::Progress(Progress { epoch, stage: StageIndex(1), loading }));
+        test.handle(Input::Progress(Progress { id, loading }));
     }
     assert!(test.cluster.status().waiting_for.contains("load_timeout_ms"));
 }
@@ -368,13 +365,8 @@ fn a_load_that_fails_again_and_again_is_tried_less_and_less_often() {
         if let Some((node, plan)) = test.plans.pop() {
             tries_at.push((test.now - began).as_secs());
             test.plans.clear();
-            test.handle(Input::Failed(StageFailed {
-                node,
-                pipeline: plan.pipeline,
-                epoch: plan.epoch,
-                stage: plan.stage,
-                cause: "a damaged file".into(),
-            }));
+            let cause = "a damaged file".into();
+            test.handle(Input::Failed(StageFailed { node, id: plan.id, cause }));
         }
         test.wait(Duration::from_millis(100));
     }

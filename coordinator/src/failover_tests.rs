@@ -16,7 +16,7 @@ fn a_lost_node_loses_no_answer() {
         let mut test = Test::new(two_stages);
         test.join(1, 1000);
         test.join(2, 1000);
-        let old = test.plans[0].1.epoch;
+        let old = test.plans[0].1.id.epoch;
         test.load();
         test.handle(Input::Submit(vec![request(5, 4, 4)]));
         (0..num_before).for_each(|_| test.answer());
@@ -29,7 +29,7 @@ fn a_lost_node_loses_no_answer() {
         test.submit(6).unwrap();
         assert!(test.sent.is_empty());
         test.join(3, 1000);
-        assert!(test.plans[0].1.epoch > old);
+        assert!(test.plans[0].1.id.epoch > old);
         test.load();
         assert!(test.is_ready());
         for frame in late {
@@ -80,11 +80,13 @@ fn another_pipeline_takes_over() {
         config.coordinator.pipelines = 2;
     });
     (1..=4).for_each(|node| test.join(node, 1000));
-    let pipelines: Vec<_> = test.plans.iter().map(|(node, it)| (node.0, it.pipeline.0)).collect();
+    let pipelines: Vec<_> =
+        test.plans.iter().map(|(node, it)| (node.0, it.id.pipeline.0)).collect();
     assert_eq!(pipelines, [(1, 0), (2, 0), (3, 1), (4, 1)]);
     test.load();
     (10..14).for_each(|id| test.submit(id).unwrap());
-    let used: std::collections::HashSet<_> = test.sent.iter().map(|it| it.pipeline.0).collect();
+    let used: std::collections::HashSet<_> =
+        test.sent.iter().map(|it| it.stage.pipeline.0).collect();
     assert_eq!(used.len(), 2, "both have work");
     test.handle(Input::Exited { pid: Some(2), cause: "killed".into() });
     assert!(test.is_ready());

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use protocol::config::Config;
 use protocol::message::{Loading, Progress};
 use protocol::{
-    Body, Epoch, Frame, ModelId, NodeId, NodeReport, Peer, PipelineId, StageEcho, StageIndex,
-    StageLimits, StagePlan, Step, StepId,
+    Body, Epoch, Frame, ModelId, NodeId, NodeReport, Peer, PipelineId, StageEcho, StageId,
+    StageIndex, StageLimits, StagePlan, Step, StepId,
 };
 
 use crate::lane::{Capacity, Lane};
@@ -80,9 +80,7 @@ impl Pipeline {
                 digests.push(model.digests[num_layers + 1]);
             }
             let plan = StagePlan {
-                pipeline: id,
-                epoch,
-                stage: StageIndex(stage as u32),
+                id: StageId { pipeline: id, epoch, stage: StageIndex(stage as u32) },
                 num_stages: num_stages as u32,
                 layers,
                 adapter: place.adapter,
@@ -116,7 +114,7 @@ impl Pipeline {
         let num_stages = self.stages.len();
         let loading = self.stages.iter().filter(|stage| stage.echo.is_none());
         let said: Vec<_> =
-            loading.map(|it| format!("stage {}: {}", it.plan.stage, it.loading)).collect();
+            loading.map(|it| format!("stage {}: {}", it.plan.id.stage, it.loading)).collect();
         let linked = self.stages.iter().filter(|stage| stage.is_linked).count();
         if said.is_empty() {
             format!("linking: {linked} of {num_stages} stages have their links")
@@ -145,7 +143,7 @@ impl Pipeline {
             Some(Stage { plan, node, .. }) if self.is_loaded() => format!(
                 "the link to stage {} on node {node} did not open within {seconds} s (twice \
                  transport.connect_timeout_ms)",
-                plan.stage
+                plan.id.stage
             ),
             Some(_) => {
                 format!("loading made no progress for {seconds} s (coordinator.load_timeout_ms)")
@@ -177,9 +175,8 @@ impl Pipeline {
     /// Takes in what a stage says of its loading: whether anything of it is new. Only then it is
     /// alive.
     pub(crate) fn has_moved(&mut self, progress: &Progress, now: Instant) -> bool {
-        let is_ours = self.epoch == progress.epoch;
-        let stage = self.stages.get_mut(progress.stage.index());
-        let Some(stage) = stage.filter(|stage| is_ours && stage.echo.is_none()) else {
+        let stage = self.stages.get_mut(progress.id.stage.index());
+        let Some(stage) = stage.filter(|stage| stage.echo.is_none()) else {
             return false;
         };
         let moved = stage.loading != progress.loading;
@@ -203,14 +200,8 @@ impl Pipeline {
     }
 
     pub(crate) fn step(&self, model: ModelId, number: StepId, step: Step) -> Frame {
-        Frame {
-            model,
-            pipeline: self.id,
-            stage: StageIndex(0),
-            epoch: self.epoch,
-            step: number,
-            body: Body::Step(step),
-        }
+        let stage = StageId { pipeline: self.id, epoch: self.epoch, stage: StageIndex(0) };
+        Frame { model, stage, step: number, body: Body::Step(step) }
     }
 
     /// The model and the device class of each layer, as one short hash: answers are bit-equal
@@ -242,7 +233,7 @@ impl Pipeline {
             let node = nodes.iter().find(|node| node.node == stage.node);
             let adapter = node.and_then(|node| node.adapters.get(stage.plan.adapter as usize));
             StageStatus {
-                stage: stage.plan.stage,
+                stage: stage.plan.id.stage,
                 node: stage.node,
                 hostname: node.map_or_else(String::new, |node| node.hostname.clone()),
                 pid: node.map_or(0, |node| node.pid),

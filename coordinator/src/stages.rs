@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use protocol::{Body, Epoch, Frame, NodeId, PipelineId, SessionId, StageIndex};
+use protocol::{Body, Epoch, Frame, NodeId, PipelineId, SessionId, StageId};
 use tokio::sync::{Notify, mpsc};
 use tracing::{debug, warn};
-use transport::{Connection, FrameReceiver, LinkHello, Received, TransportError};
+use transport::{Connection, FrameReceiver, Received, TransportError};
 
 use crate::cluster::Input;
 use crate::trips::Trips;
@@ -34,8 +34,8 @@ struct Link {
 #[derive(Debug, thiserror::Error)]
 #[error("the first stage takes no more steps ({reason})")]
 pub struct SendError {
-    /// The step's epoch.
-    pub epoch: Epoch,
+    /// The first stage.
+    pub stage: StageId,
     reason: &'static str,
 }
 
@@ -72,16 +72,16 @@ impl Stages {
         self.arrived.notify_waiters();
         let cause = loop {
             match transport::accept_frames(&connection).await {
-                Ok((hello, frames)) => {
+                Ok((stage, frames)) => {
                     let (tell, trips) = (tell.clone(), Arc::clone(&self.trips));
                     tokio::spawn(async move {
-                        let LinkHello { epoch, stage, .. } = hello;
-                        tell(Input::Linked(node, epoch, stage));
+                        tell(Input::Linked(node, stage));
                         let cause = pump(frames, &trips, &tell).await;
-                        debug!(%node, %stage, %epoch, cause, "a link has ended");
+                        let StageId { epoch, stage: number, .. } = stage;
+                        debug!(%node, stage = %number, %epoch, cause, "a link has ended");
                         let cause =
-                            format!("the link from stage {stage} on node {node} ended: {cause}");
-                        tell(Input::LinkLost { epoch, cause });
+                            format!("the link from stage {number} on node {node} ended: {cause}");
+                        tell(Input::LinkLost { stage, cause });
                     });
                 }
                 Err(cause) => break cause.to_string(),
@@ -97,18 +97,18 @@ impl Stages {
     pub fn connect(
         self: &Arc<Self>,
         node: NodeId,
-        (pipeline, epoch): (PipelineId, Epoch),
+        stage: StageId,
         lost: impl FnOnce(String) + Send + 'static,
     ) {
         let (frames, queued) = mpsc::channel::<Frame>(self.max_buffered_frames);
-        self.links.insert(pipeline, Link { epoch, frames });
+        self.links.insert(stage.pipeline, Link { epoch: stage.epoch, frames });
         let Some(connection) = self.connections.get(&node).map(|known| known.1.clone()) else {
             lost(format!("node {node} has no data connection"));
             return;
         };
         let stages = Arc::clone(self);
         tokio::spawn(async move {
-            if let Err(cause) = stages.carry(&connection, (pipeline, epoch), queued).await {
+            if let Err(cause) = stages.carry(&connection, stage, queued).await {
                 lost(format!("the link to node {node} broke: {cause}"));
             }
         });
@@ -118,11 +118,10 @@ impl Stages {
     async fn carry(
         &self,
         connection: &Connection,
-        (pipeline, epoch): (PipelineId, Epoch),
+        stage: StageId,
         mut queued: mpsc::Receiver<Frame>,
     ) -> Result<(), TransportError> {
-        let hello = LinkHello { pipeline, epoch, stage: StageIndex(0) };
-        let mut sender = transport::open_frames(connection, &hello).await?;
+        let mut sender = transport::open_frames(connection, stage).await?;
         let ended = sender.ended();
         tokio::pin!(ended);
         loop {
@@ -131,9 +130,9 @@ impl Stages {
                 cause = &mut ended => return Err(cause),
             };
             let Some(frame) = frame else { return Ok(()) };
-            self.trips.leaves(epoch, frame.step);
+            self.trips.leaves(stage.epoch, frame.step);
             let sent = sender.send(&frame).await?;
-            self.trips.left(epoch, frame.step, Instant::now(), sent);
+            self.trips.left(stage.epoch, frame.step, Instant::now(), sent);
         }
     }
 
@@ -147,13 +146,13 @@ impl Stages {
     /// # Errors
     /// When there is no link of the frame's epoch, or its buffer is full.
     pub fn send(&self, frame: Frame) -> Result<(), SendError> {
-        let epoch = frame.epoch;
-        let link = self.links.get(&frame.pipeline);
+        let stage = frame.stage;
+        let link = self.links.get(&stage.pipeline);
         let link = link
-            .filter(|link| link.epoch == epoch)
-            .ok_or(SendError { epoch, reason: "there is no link to it" })?;
+            .filter(|link| link.epoch == stage.epoch)
+            .ok_or(SendError { stage, reason: "there is no link to it" })?;
         link.frames.try_send(frame).map_err(|error| SendError {
-            epoch,
+            stage,
             reason: match error {
                 mpsc::error::TrySendError::Full(_) => "transport.max_buffered_frames wait already",
                 mpsc::error::TrySendError::Closed(_) => "the link to it is closed",
@@ -184,7 +183,7 @@ async fn pump(mut frames: FrameReceiver, trips: &Trips, tell: &impl Fn(Input)) -
         match frames.recv().await {
             Ok(Some(Received { frame, num_bytes, at, decode })) => {
                 if let Body::Sampled(_) = frame.body {
-                    trips.back((frame.epoch, frame.step), at, decode, num_bytes);
+                    trips.back((frame.stage.epoch, frame.step), at, decode, num_bytes);
                 }
                 tell(Input::Frame(frame));
             }

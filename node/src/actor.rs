@@ -12,7 +12,7 @@ use protocol::message::{
     Wire,
 };
 use protocol::{
-    Body, Failed, Frame, NodeReport, Sampled, StageEcho, StageIndex, StagePlan, StageTiming, Step,
+    Body, Failed, Frame, NodeReport, Sampled, StageEcho, StageId, StagePlan, StageTiming, Step,
     StepId,
 };
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent, pg};
@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 use transport::{Remote, Sent};
 
-use crate::device_thread::{Computed, DeviceThread, StageKey};
+use crate::device_thread::{Computed, DeviceThread};
 use crate::error::StageError;
 use crate::links::{Arrived, Inlet, Links, Outlet};
 use crate::progress::Bar;
@@ -56,7 +56,7 @@ pub struct Node {
 /// What the node's actor changes.
 pub struct NodeState {
     node: Arc<Node>,
-    stages: HashMap<StageKey, (ActorRef<StageMsg>, Arc<StagePlan>)>,
+    stages: HashMap<StageId, (ActorRef<StageMsg>, Arc<StagePlan>)>,
 }
 
 impl Actor for NodeActor {
@@ -83,19 +83,18 @@ impl Actor for NodeActor {
         match message {
             NodeMsg::Load(Wire(Ok(plan))) => {
                 let plan = Arc::new(plan);
-                let key = StageKey::of(&plan);
-                if state.stages.contains_key(&key) {
+                if state.stages.contains_key(&plan.id) {
                     return Ok(());
                 }
-                info!(stage = %plan.stage, layers = %plan.layers, model = %plan.model, "loading");
+                info!(stage = %plan.id.stage, layers = %plan.layers, model = %plan.model, "loading");
                 let arguments = (Arc::clone(&state.node), Arc::clone(&plan));
                 let (actor, _) =
                     Actor::spawn_linked(None, StageActor, arguments, myself.get_cell()).await?;
-                state.stages.insert(key, (actor, plan));
+                state.stages.insert(plan.id, (actor, plan));
             }
             NodeMsg::Unload(Wire(Ok(Unload { pipeline, epoch }))) => {
-                state.stages.retain(|key, (actor, _)| {
-                    let stays = key.pipeline != pipeline || key.epoch > epoch;
+                state.stages.retain(|id, (actor, _)| {
+                    let stays = id.pipeline != pipeline || id.epoch > epoch;
                     if !stays {
                         actor.stop(None);
                     }
@@ -136,12 +135,11 @@ impl Actor for NodeActor {
             }
             _ => return Ok(()),
         };
-        let key = state.stages.iter().find(|(_, (actor, _))| actor.get_id() == ended);
-        if let Some(key) = key.map(|(key, _)| *key)
-            && let Some((_, plan)) = state.stages.remove(&key)
+        let id = state.stages.iter().find(|(_, (actor, _))| actor.get_id() == ended);
+        if let Some(id) = id.map(|(id, _)| *id)
+            && state.stages.remove(&id).is_some()
         {
-            tell_coordinator(CoordinatorMsg::Failed(failed(&state.node, &plan, cause).into()))
-                .await;
+            tell_coordinator(CoordinatorMsg::Failed(failed(&state.node, id, cause).into())).await;
         }
         Ok(())
     }
@@ -178,7 +176,7 @@ impl Actor for StageActor {
         myself: ActorRef<StageMsg>,
         (node, plan): Self::Arguments,
     ) -> Result<StageState, ActorProcessingErr> {
-        let inlet = node.links.open(StageKey::of(&plan));
+        let inlet = node.links.open(plan.id);
         let loading = load(Arc::clone(&node), Arc::clone(&plan));
         let mut task = JoinSet::new();
         task.spawn(async move {
@@ -198,7 +196,7 @@ impl Actor for StageActor {
             StageMsg::Loaded(Ok(held)) => {
                 let echo = echo(&state.node, &state.plan, &held);
                 info!(
-                    stage = %echo.stage,
+                    stage = %echo.id.stage,
                     layers = %echo.layers,
                     num_blocks = echo.num_blocks,
                     memory_mib = echo.memory_bytes >> 20,
@@ -224,10 +222,10 @@ impl Actor for StageActor {
         state: &mut StageState,
     ) -> Result<(), ActorProcessingErr> {
         state.task.abort_all();
-        let key = StageKey::of(&state.plan);
-        state.node.links.close(key);
+        let id = state.plan.id;
+        state.node.links.close(id);
         if let Some(device) = state.node.devices.get(state.plan.adapter as usize) {
-            device.unload(key).await;
+            device.unload(id).await;
         }
         Ok(())
     }
@@ -238,15 +236,15 @@ async fn load(node: Arc<Node>, plan: Arc<StagePlan>) -> Result<Held, StageError>
         .devices
         .get(plan.adapter as usize)
         .ok_or_else(|| StageError::BadPlan(format!("there is no adapter {}", plan.adapter)))?;
-    let (epoch, stage) = (plan.epoch, plan.stage);
-    let mut bar = Bar::new(&format!("stage {stage}, layers {}", plan.layers));
+    let id = plan.id;
+    let mut bar = Bar::new(&format!("stage {}, layers {}", id.stage, plan.layers));
     let mut last = None::<Instant>;
     let runtime = tokio::runtime::Handle::current();
     let progress = Box::new(move |loading: Loading| {
         bar.set(loading);
         if last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL) {
             last = Some(Instant::now());
-            let progress = Progress { epoch, stage, loading };
+            let progress = Progress { id, loading };
             runtime.spawn(tell_coordinator(CoordinatorMsg::Progress(progress.into())));
         }
     });
@@ -256,9 +254,7 @@ async fn load(node: Arc<Node>, plan: Arc<StagePlan>) -> Result<Held, StageError>
 fn echo(node: &Node, plan: &StagePlan, held: &Held) -> StageEcho {
     StageEcho {
         node: node.report.node,
-        pipeline: plan.pipeline,
-        epoch: plan.epoch,
-        stage: plan.stage,
+        id: plan.id,
         model: plan.model,
         layers: held.layers,
         hidden_size: held.hidden_size,
@@ -268,14 +264,8 @@ fn echo(node: &Node, plan: &StagePlan, held: &Held) -> StageEcho {
     }
 }
 
-fn failed(node: &Node, plan: &StagePlan, cause: String) -> StageFailed {
-    StageFailed {
-        node: node.report.node,
-        pipeline: plan.pipeline,
-        epoch: plan.epoch,
-        stage: plan.stage,
-        cause,
-    }
+fn failed(node: &Node, id: StageId, cause: String) -> StageFailed {
+    StageFailed { node: node.report.node, id, cause }
 }
 
 /// Casts to the coordinator's remote face. It may take a moment to appear after the session is up.
@@ -299,8 +289,8 @@ async fn carry(node: Arc<Node>, plan: Arc<StagePlan>, inlet: Inlet) -> String {
     if linked.await.is_err() {
         return "no link to it was opened".into();
     }
-    let key = StageKey::of(&plan);
-    let mut coordinator = match node.links.to_coordinator(key).await {
+    let stage = plan.id;
+    let mut coordinator = match node.links.to_coordinator(stage).await {
         Ok(outlet) => outlet,
         Err(cause) => return format!("the coordinator is gone: {cause}"),
     };
@@ -308,7 +298,6 @@ async fn carry(node: Arc<Node>, plan: Arc<StagePlan>, inlet: Inlet) -> String {
         ended: coordinator.ended(),
         coordinator: &mut coordinator,
         next: None,
-        key,
         node,
         plan: Arc::clone(&plan),
         sent: Sent::default(),
@@ -321,9 +310,8 @@ async fn carry(node: Arc<Node>, plan: Arc<StagePlan>, inlet: Inlet) -> String {
     drop(courier);
     // Over the link, so that the reason is there before the link's end.
     let failed = Failed { cause: cause.clone(), fatal: true };
-    let StageKey { pipeline, epoch, stage } = key;
     let (model, step, body) = (plan.model, StepId::default(), Body::Failed(failed));
-    let told = coordinator.send(Frame { model, pipeline, stage, epoch, step, body });
+    let told = coordinator.send(Frame { model, stage, step, body });
     // Fails when that link is what has ended.
     let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, told).await;
     cause
@@ -333,7 +321,6 @@ async fn carry(node: Arc<Node>, plan: Arc<StagePlan>, inlet: Inlet) -> String {
 struct Courier<'a> {
     node: Arc<Node>,
     plan: Arc<StagePlan>,
-    key: StageKey,
     // None on the last stage.
     next: Option<Outlet>,
     coordinator: &'a mut Outlet,
@@ -350,10 +337,10 @@ impl Courier<'_> {
     /// are open all around before the first frame comes.
     async fn link_next(&mut self) -> Result<(), String> {
         let Some(peer) = self.plan.next else { return Ok(()) };
-        let to = StageKey { stage: self.next_stage(), ..self.key };
-        let outlet = self.node.links.to_stage(peer, to).await.map_err(|cause| {
-            format!("the next stage on node {} can't be reached: {cause}", peer.node)
-        })?;
+        let outlet =
+            self.node.links.to_stage(peer, self.plan.id.next()).await.map_err(|cause| {
+                format!("the next stage on node {} can't be reached: {cause}", peer.node)
+            })?;
         let next_ended = outlet.ended();
         let coordinator_ended = std::mem::replace(&mut self.ended, Box::pin(pending()));
         self.ended = Box::pin(async move {
@@ -377,8 +364,7 @@ impl Courier<'_> {
             };
             let Some(arrived) = arrived else { return "the link to it has ended".into() };
             // The link said which stage and epoch it is for; a frame that says otherwise is stale.
-            let Frame { pipeline, epoch, stage, .. } = arrived.frame;
-            if (StageKey { pipeline, epoch, stage }) != self.key {
+            if arrived.frame.stage != self.plan.id {
                 continue;
             }
             if let Err(cause) = self.forward(arrived).await {
@@ -392,17 +378,17 @@ impl Courier<'_> {
         let Arrived { frame, num_bytes, decode, at } = arrived;
         let free = self.free.max(at);
         let (queued, woken) = (free - at, free.elapsed());
-        let Frame { model, pipeline, stage, epoch, step: number, body } = frame;
+        let Frame { model, stage, step: number, body } = frame;
         let Body::Step(step) = body else { return Ok(()) };
         let (batch, mut timings) = (step.batch.clone(), step.timings.clone());
         let (traces, traced) = (step.traces.clone(), TracedStep::of(number, &step, at));
         let device = &self.node.devices[self.plan.adapter as usize];
-        let computed = device.step(self.key, step).await;
+        let computed = device.step(stage, step).await;
         let end = Instant::now();
         let (stage, body) = match computed {
             Ok(Computed { output, wait, handoff, times, done }) => {
                 let timing = StageTiming {
-                    stage,
+                    stage: stage.stage,
                     decode_us: micros(decode),
                     wait_us: micros(queued + wait),
                     handoff_us: micros(woken + handoff + done.elapsed()),
@@ -420,7 +406,7 @@ impl Courier<'_> {
                 }
                 match output {
                     StepOutput::Hidden(hidden) => {
-                        (self.next_stage(), Body::Step(Step { batch, hidden, timings, traces }))
+                        (stage.next(), Body::Step(Step { batch, hidden, timings, traces }))
                     }
                     StepOutput::Sampled(outputs) => {
                         (stage, Body::Sampled(Sampled { outputs, timings }))
@@ -429,7 +415,7 @@ impl Courier<'_> {
             }
             Err(cause) => {
                 let trace_id = traced.as_ref().and_then(TracedStep::first);
-                warn!(%stage, step = %number, trace_id, %cause, "step failed");
+                warn!(stage = %stage.stage, step = %number, trace_id, %cause, "step failed");
                 if let Some(traced) = traced {
                     traced.record(&self.node, &self.plan, end, Err(&cause));
                 }
@@ -440,12 +426,8 @@ impl Courier<'_> {
             Body::Step(_) => self.next.as_mut().ok_or("the plan names no next stage")?,
             Body::Sampled(_) | Body::Failed(_) => &mut *self.coordinator,
         };
-        self.sent = to.send(Frame { model, pipeline, stage, epoch, step: number, body }).await?;
+        self.sent = to.send(Frame { model, stage, step: number, body }).await?;
         Ok(())
-    }
-
-    fn next_stage(&self) -> StageIndex {
-        StageIndex(self.key.stage.0 + 1)
     }
 }
 

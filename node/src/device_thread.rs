@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use checkpoint::{Checkpoint, Quantize};
 use protocol::message::Loading;
-use protocol::{AdapterReport, Epoch, PipelineId, StageIndex, StagePlan, Step};
+use protocol::{AdapterReport, StageId, StagePlan, Step};
 use shaders::gpu::{Gpu, GpuOptions};
 use shaders::kv_cache::{HeadShape, KvFormat};
 use shaders::matmul::Products;
@@ -22,24 +22,6 @@ use tracing::{debug, error, warn};
 use crate::error::StageError;
 use crate::model::{Kernels, quantize};
 use crate::stage::{Held, Stage, StepOutput, StepTimes};
-
-/// Which stage of which plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct StageKey {
-    /// Of which pipeline.
-    pub pipeline: PipelineId,
-    /// Of which generation of its plan.
-    pub epoch: Epoch,
-    /// Its place.
-    pub stage: StageIndex,
-}
-
-impl StageKey {
-    /// The key of the stage that a plan describes.
-    pub fn of(plan: &StagePlan) -> Self {
-        Self { pipeline: plan.pipeline, epoch: plan.epoch, stage: plan.stage }
-    }
-}
 
 /// What a computed step brought, and how long it took.
 #[derive(Debug)]
@@ -78,12 +60,12 @@ enum Job {
         reply: oneshot::Sender<Result<Held, StageError>>,
     },
     Step {
-        key: StageKey,
+        id: StageId,
         step: Box<Step>,
         since: Instant,
         reply: oneshot::Sender<Result<Computed, StageError>>,
     },
-    Unload(StageKey),
+    Unload(StageId),
     Stop,
 }
 
@@ -136,16 +118,16 @@ impl DeviceThread {
     ///
     /// # Errors
     /// When the batch is wrong or the adapter fails.
-    pub async fn step(&self, key: StageKey, step: Step) -> Result<Computed, StageError> {
+    pub async fn step(&self, id: StageId, step: Step) -> Result<Computed, StageError> {
         let (reply, answer) = oneshot::channel();
-        let job = Job::Step { key, step: Box::new(step), since: Instant::now(), reply };
+        let job = Job::Step { id, step: Box::new(step), since: Instant::now(), reply };
         self.ask(job, answer).await
     }
 
     /// Drops a stage, once the steps before it are computed.
-    pub async fn unload(&self, key: StageKey) {
+    pub async fn unload(&self, id: StageId) {
         // Fails only when the thread is gone, and its stages with it.
-        let _ = self.jobs.send(Job::Unload(key)).await;
+        let _ = self.jobs.send(Job::Unload(id)).await;
     }
 
     /// Why the adapter can't be used any more, once it can't: its thread has ended, and with it
@@ -182,7 +164,7 @@ struct Worker {
     kernels: Kernels,
     // The model's files stay mapped while a stage of them is loaded.
     files: HashMap<(PathBuf, Quantize), Arc<Checkpoint>>,
-    stages: HashMap<StageKey, Stage>,
+    stages: HashMap<StageId, Stage>,
 }
 
 impl Worker {
@@ -229,17 +211,17 @@ impl Worker {
                 Job::Load { plan, mut progress, reply } => {
                     let loaded = self.load(&plan, &mut progress);
                     if let Err(cause) = &loaded {
-                        warn!(stage = %plan.stage, %cause, "stage not loaded");
+                        warn!(stage = %plan.id.stage, %cause, "stage not loaded");
                         lost = cause.loses_adapter().then(|| cause.to_string());
                     }
                     if reply.send(loaded).is_err() {
-                        self.stages.remove(&StageKey::of(&plan));
+                        self.stages.remove(&plan.id);
                     }
                 }
-                Job::Step { key, step, since, reply } => {
+                Job::Step { id, step, since, reply } => {
                     let free = idle_since.max(since);
                     let (wait, handoff) = (free - since, free.elapsed());
-                    let output = match self.stages.get_mut(&key) {
+                    let output = match self.stages.get_mut(&id) {
                         Some(stage) => {
                             stage.step(&self.gpu, &step).map(|output| (output, stage.times()))
                         }
@@ -248,7 +230,7 @@ impl Worker {
                     let done = Instant::now();
                     let failed = output.as_ref().err();
                     lost = failed.filter(|cause| cause.loses_adapter()).map(ToString::to_string);
-                    debug!(stage = %key.stage, took_us = (done - free).as_micros(), "step");
+                    debug!(stage = %id.stage, took_us = (done - free).as_micros(), "step");
                     let computed = output.map(|(output, times)| Computed {
                         output,
                         wait,
@@ -259,8 +241,8 @@ impl Worker {
                     // Nobody listens when the stage was dropped meanwhile.
                     let _ = reply.send(computed);
                 }
-                Job::Unload(key) => {
-                    self.stages.remove(&key);
+                Job::Unload(id) => {
+                    self.stages.remove(&id);
                     if self.stages.is_empty() {
                         self.files.clear();
                     }
@@ -297,7 +279,7 @@ impl Worker {
         // Loading compiled them all.
         self.gpu.save_kernels();
         let held = stage.held().clone();
-        self.stages.insert(StageKey::of(plan), stage);
+        self.stages.insert(plan.id, stage);
         Ok(held)
     }
 }
@@ -328,7 +310,7 @@ mod tests {
     use std::collections::HashSet;
 
     use protocol::config::{KvCacheDtype, Quantize};
-    use protocol::{Digest, LayerRange, ModelId, StageLimits};
+    use protocol::{Digest, LayerRange, ModelId, StageIndex, StageLimits};
 
     use super::*;
 
@@ -337,9 +319,7 @@ mod tests {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
         let files = Checkpoint::open(std::path::Path::new(path)).unwrap();
         StagePlan {
-            pipeline: PipelineId(0),
-            epoch: Epoch::default(),
-            stage: StageIndex(1),
+            id: StageId { stage: StageIndex(1), ..StageId::default() },
             num_stages: 3,
             layers: LayerRange { first: 1, end: 2 },
             adapter: 0,

@@ -6,14 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use protocol::{Frame, NodeId, Peer};
+use protocol::{Frame, NodeId, Peer, StageId};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tracing::{debug, warn};
 use transport::{
-    Connection, Endpoint, FrameSender, LinkHello, PeerName, Purpose, Received, Sent, TransportError,
+    Connection, Endpoint, FrameSender, PeerName, Purpose, Received, Sent, TransportError,
 };
-
-use crate::device_thread::StageKey;
 
 /// A frame that has arrived for a stage.
 #[derive(Debug)]
@@ -60,7 +58,7 @@ pub struct Links {
     endpoint: Endpoint,
     coordinator: Connection,
     // Of stages without a link: who links one takes its inbox.
-    inboxes: DashMap<StageKey, Inbox>,
+    inboxes: DashMap<StageId, Inbox>,
     // One connection per neighbour, dialled by whoever needs it first. A neighbour that has begun
     // a new session has another address.
     peers: Mutex<Vec<(Peer, Connection)>>,
@@ -86,22 +84,22 @@ impl Links {
     }
 
     /// The inlet of a stage, until [`close`](Self::close).
-    pub fn open(&self, key: StageKey) -> Inlet {
+    pub fn open(&self, stage: StageId) -> Inlet {
         let (sender, frames) = mpsc::channel(self.max_buffered_frames);
         let (linked, is_linked) = oneshot::channel();
-        self.inboxes.insert(key, Inbox { linked, frames: sender });
+        self.inboxes.insert(stage, Inbox { linked, frames: sender });
         Inlet { linked: is_linked, frames }
     }
 
     /// The stage is gone: a link to it finds nobody.
-    pub fn close(&self, key: StageKey) {
-        self.inboxes.remove(&key);
+    pub fn close(&self, stage: StageId) {
+        self.inboxes.remove(&stage);
     }
 
     /// Hands the frames of a data connection to the stages that they are for, until it closes.
     pub async fn serve(self: Arc<Self>, connection: Connection) {
         loop {
-            let (hello, frames) = match transport::accept_frames(&connection).await {
+            let (stage, frames) = match transport::accept_frames(&connection).await {
                 Ok(accepted) => accepted,
                 Err(cause) => {
                     debug!(%cause, "data connection closed");
@@ -110,13 +108,12 @@ impl Links {
                     return;
                 }
             };
-            let key = StageKey { pipeline: hello.pipeline, epoch: hello.epoch, stage: hello.stage };
-            match self.inboxes.remove(&key) {
+            match self.inboxes.remove(&stage) {
                 Some((_, inbox)) => {
-                    tokio::spawn(pump(key, frames, inbox.link()));
+                    tokio::spawn(pump(stage, frames, inbox.link()));
                 }
                 // Fencing: whoever still speaks of an old epoch is not heard, nor is a second link.
-                None => debug!(stage = %key.stage, epoch = %key.epoch, "link to no stage"),
+                None => debug!(stage = %stage.stage, epoch = %stage.epoch, "link to no stage"),
             }
         }
     }
@@ -125,16 +122,15 @@ impl Links {
     ///
     /// # Errors
     /// When its connection is gone.
-    pub async fn to_coordinator(&self, from: StageKey) -> Result<Outlet, TransportError> {
-        let hello = hello(from);
-        Ok(Outlet::Remote(transport::open_frames(&self.coordinator, &hello).await?))
+    pub async fn to_coordinator(&self, from: StageId) -> Result<Outlet, TransportError> {
+        Ok(Outlet::Remote(transport::open_frames(&self.coordinator, from).await?))
     }
 
     /// The way to a stage on another node, or on this one.
     ///
     /// # Errors
     /// When the node can't be reached, or the stage isn't on this one.
-    pub async fn to_stage(&self, peer: Peer, to: StageKey) -> Result<Outlet, TransportError> {
+    pub async fn to_stage(&self, peer: Peer, to: StageId) -> Result<Outlet, TransportError> {
         if peer.node == self.node {
             let inbox = self.inboxes.remove(&to).map(|(_, inbox)| inbox);
             let inbox =
@@ -152,7 +148,7 @@ impl Links {
                 connection
             }
         };
-        Ok(Outlet::Remote(transport::open_frames(&connection, &hello(to)).await?))
+        Ok(Outlet::Remote(transport::open_frames(&connection, to).await?))
     }
 }
 
@@ -205,7 +201,7 @@ impl Outlet {
 
 const STAGE_GONE: &str = "the stage is gone";
 
-async fn pump(key: StageKey, mut frames: transport::FrameReceiver, inbox: mpsc::Sender<Arrived>) {
+async fn pump(stage: StageId, mut frames: transport::FrameReceiver, inbox: mpsc::Sender<Arrived>) {
     loop {
         match frames.recv().await {
             Ok(Some(Received { frame, num_bytes, at, decode })) => {
@@ -220,15 +216,11 @@ async fn pump(key: StageKey, mut frames: transport::FrameReceiver, inbox: mpsc::
                 return;
             }
             Err(cause) => {
-                warn!(stage = %key.stage, %cause, "frames can't be read");
+                warn!(stage = %stage.stage, %cause, "frames can't be read");
                 return;
             }
         }
     }
-}
-
-fn hello(key: StageKey) -> LinkHello {
-    LinkHello { pipeline: key.pipeline, epoch: key.epoch, stage: key.stage }
 }
 
 #[cfg(test)]
@@ -260,33 +252,33 @@ mod tests {
         let links = Arc::new(Links::new(node, endpoint, dialled.clone(), &config));
         tokio::spawn(Arc::clone(&links).serve(accepted));
         let epoch = Epoch { start: 1, counter: 1 };
-        let key = |stage| StageKey { pipeline: PipelineId(0), epoch, stage: StageIndex(stage) };
+        let id = |stage| StageId { pipeline: PipelineId(3), epoch, stage: StageIndex(stage) };
 
         // From another process.
-        let mut inlet = links.open(key(0));
-        let link = transport::open_frames(&dialled, &hello(key(0))).await.unwrap();
+        let mut inlet = links.open(id(0));
+        let link = transport::open_frames(&dialled, id(0)).await.unwrap();
         soon(inlet.linked).await.unwrap();
-        let second = transport::open_frames(&dialled, &hello(key(0))).await.unwrap();
+        let second = transport::open_frames(&dialled, id(0)).await.unwrap();
         soon(second.ended()).await;
         drop(link);
         assert!(soon(inlet.frames.recv()).await.is_none());
-        let inlet = links.open(key(1));
-        let link = transport::open_frames(&dialled, &hello(key(1))).await.unwrap();
+        let inlet = links.open(id(1));
+        let link = transport::open_frames(&dialled, id(1)).await.unwrap();
         soon(inlet.linked).await.unwrap();
         let ended = link.ended();
         dialled.close("cut");
         assert_eq!(soon(ended).await.to_string(), "the connection is closed: closed by this side");
 
         // Within this one.
-        let mut inlet = links.open(key(2));
+        let mut inlet = links.open(id(2));
         let peer = Peer { node, addr };
-        let link = links.to_stage(peer, key(2)).await.unwrap();
+        let link = links.to_stage(peer, id(2)).await.unwrap();
         soon(inlet.linked).await.unwrap();
-        assert!(links.to_stage(peer, key(2)).await.is_err());
+        assert!(links.to_stage(peer, id(2)).await.is_err());
         drop(link);
         assert!(soon(inlet.frames.recv()).await.is_none());
-        let inlet = links.open(key(3));
-        let link = links.to_stage(peer, key(3)).await.unwrap();
+        let inlet = links.open(id(3));
+        let link = links.to_stage(peer, id(3)).await.unwrap();
         drop(inlet);
         assert_eq!(soon(link.ended()).await, STAGE_GONE);
     }

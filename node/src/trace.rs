@@ -47,9 +47,9 @@ impl TracedStep {
         }
         let adapter = node.report.adapters.get(plan.adapter as usize);
         let mut attributes = vec![
-            KeyValue::new("autoglm.stage.index", i64::from(plan.stage.0)),
+            KeyValue::new("autoglm.stage.index", i64::from(plan.id.stage.0)),
             KeyValue::new("autoglm.stage.layers", plan.layers.to_string()),
-            KeyValue::new("autoglm.epoch", plan.epoch.to_string()),
+            KeyValue::new("autoglm.epoch", plan.id.epoch.to_string()),
             KeyValue::new("autoglm.node.id", node.report.node.to_string()),
             KeyValue::new("autoglm.step.id", self.step.0 as i64),
             KeyValue::new("autoglm.batch.sequences", self.num_sequences as i64),
@@ -83,7 +83,7 @@ impl TracedStep {
             node.tracer.record(Span {
                 context: parent.under(protocol::SpanId(id.max(1))),
                 parent: Some(parent.span),
-                name: format!("stage {}", plan.stage).into(),
+                name: format!("stage {}", plan.id.stage).into(),
                 kind: Kind::Internal,
                 start: self.since,
                 end,

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use protocol::message::{Progress, StageFailed};
-use protocol::{Epoch, NodeId, NodeReport, PipelineId, StageEcho, StageIndex};
+use protocol::{Epoch, NodeId, NodeReport, PipelineId, StageEcho, StageId};
 
 use super::{Action, Cluster};
 use crate::lane::Lane;
@@ -116,47 +116,40 @@ impl Cluster {
     }
 
     pub(super) fn progress(&mut self, progress: Progress, now: Instant) {
-        let mut pipelines = self.pipelines.values_mut();
-        if pipelines.any(|pipeline| pipeline.has_moved(&progress, now)) {
+        let pipeline = self.pipeline_of(progress.id);
+        if pipeline.is_some_and(|pipeline| pipeline.has_moved(&progress, now)) {
             self.actions.push(Action::Publish);
         }
     }
 
     pub(super) fn stage_ready(&mut self, echo: StageEcho, now: Instant) {
-        let of_epoch = |it: &&mut Pipeline| it.epoch == echo.epoch;
-        let Some(pipeline) = self.pipelines.values_mut().find(of_epoch) else { return };
-        let id = pipeline.id;
-        let Some(stage) = pipeline.stages.get_mut(echo.stage.index()) else { return };
+        let id = echo.id;
+        let pipeline = self.pipelines.get_mut(&id.pipeline).filter(|it| it.epoch == id.epoch);
+        let Some(pipeline) = pipeline else { return };
+        let Some(stage) = pipeline.stages.get_mut(id.stage.index()) else { return };
         if stage.node != echo.node || stage.echo.is_some() {
             return;
         }
         if let Some(mismatch) = stage.mismatch(&echo, &self.model) {
-            let cause = format!("stage {} on node {} {mismatch}", echo.stage, echo.node);
-            self.lose_pipeline(id, &cause, now);
+            let cause = format!("stage {} on node {} {mismatch}", id.stage, echo.node);
+            self.lose_pipeline(id.pipeline, &cause, now);
             return;
         }
         pipeline.last_progress = now;
         stage.loading.loaded_bytes = echo.memory_bytes;
         stage.echo = Some(echo);
         if pipeline.is_loaded() {
-            let (node, epoch) = (pipeline.stages[0].node, pipeline.epoch);
-            self.actions.push(Action::Connect { node, pipeline: id, epoch });
+            self.actions.push(Action::Connect(pipeline.stages[0].node, id.first()));
         }
         self.actions.push(Action::Publish);
     }
 
     /// Each stage opens its links when the one before it has opened the link to it: with the last
     /// one's, a step has a way all around.
-    pub(super) fn stage_linked(
-        &mut self,
-        node: NodeId,
-        epoch: Epoch,
-        stage: StageIndex,
-        now: Instant,
-    ) {
-        let of_epoch = |it: &&mut Pipeline| it.epoch == epoch;
-        let Some(pipeline) = self.pipelines.values_mut().find(of_epoch) else { return };
-        if !pipeline.link(node, stage, now) {
+    pub(super) fn stage_linked(&mut self, node: NodeId, id: StageId, now: Instant) {
+        let pipeline = self.pipelines.get_mut(&id.pipeline).filter(|it| it.epoch == id.epoch);
+        let Some(pipeline) = pipeline else { return };
+        if !pipeline.link(node, id.stage, now) {
             return;
         }
         if let Some(capacity) = pipeline.capacity(self.model.id) {
@@ -169,9 +162,10 @@ impl Cluster {
     }
 
     pub(super) fn stage_failed(&mut self, failed: &StageFailed, now: Instant) {
-        if let Some(id) = self.of_epoch(failed.epoch) {
-            let cause = format!("stage {} on node {}: {}", failed.stage, failed.node, failed.cause);
-            self.lose_pipeline(id, &cause, now);
+        let StageId { pipeline, stage, .. } = failed.id;
+        if self.pipeline_of(failed.id).is_some() {
+            let cause = format!("stage {stage} on node {}: {}", failed.node, failed.cause);
+            self.lose_pipeline(pipeline, &cause, now);
         }
     }
 }

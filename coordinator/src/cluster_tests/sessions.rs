@@ -71,10 +71,11 @@ fn a_pipeline_is_routed_to_only_while_all_its_links_are_open() {
     test.join(1, 1000);
     test.join(2, 1000);
     let plans = test.echo();
-    let epoch = plans[0].1.epoch;
-    assert_eq!(test.connects, [epoch], "the coordinator opens the first link");
+    let first = plans[0].1.id;
+    assert_eq!(test.connects, [first], "the coordinator opens the first link");
     assert!(test.submit(1).is_err());
-    let linked = |node, stage| Input::Linked(NodeId(node), epoch, StageIndex(stage));
+    let linked =
+        |node, stage| Input::Linked(NodeId(node), StageId { stage: StageIndex(stage), ..first });
     test.handle(linked(1, 0));
     // Neither again, nor somebody else's, nor one that isn't there.
     for (node, stage) in [(1, 0), (1, 1), (2, 7)] {
@@ -88,7 +89,7 @@ fn a_pipeline_is_routed_to_only_while_all_its_links_are_open() {
     test.submit(1).unwrap();
     test.answer();
 
-    test.handle(Input::LinkLost { epoch, cause: "cut".into() });
+    test.handle(Input::LinkLost { stage: first, cause: "cut".into() });
     assert!(!test.is_ready());
     test.sent.clear();
     test.wait(Duration::from_secs(3));
