@@ -8,6 +8,9 @@
 
 mod admission;
 mod check;
+mod order;
+#[cfg(test)]
+mod run_ahead_tests;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +19,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use protocol::{
-    Batch, RequestId, Sampled, SequenceId, Slice, SliceOutput, StepId, TraceContext, config,
+    Batch, Input, RequestId, Sampled, SequenceId, Slice, SliceOutput, StepId, TraceContext, config,
 };
 
 pub use self::admission::admit;
@@ -26,9 +29,6 @@ use crate::request::{Event, FinishReason, Priority, RequestError};
 use crate::sequence::Sequence;
 use crate::step_cost::StepCost;
 use crate::trace::PhaseEnded;
-
-/// Steps after which a sequence that others went before is computed all the same.
-const MAX_STEPS_PASSED: u64 = 8;
 
 /// A prefill gets so many tokens of a step however long the step will take.
 const MIN_CHUNK: usize = 32;
@@ -70,6 +70,8 @@ pub struct Lane {
 struct InFlight {
     step: StepId,
     since: Instant,
+    // Since when it is no more than a step for each stage: before, it waited its turn.
+    began: Instant,
     num_tokens: usize,
     sequences: Vec<SequenceId>,
     finished: Vec<SequenceId>,
@@ -159,7 +161,7 @@ impl Lane {
 
     /// Whether a step may be sent now.
     pub fn has_room(&self) -> bool {
-        self.steps.len() < self.capacity.num_stages
+        self.steps.len() < self.max_steps()
     }
 
     /// The next step, when there is something to compute and room for a step.
@@ -172,8 +174,7 @@ impl Lane {
         if !self.has_room() {
             return None;
         }
-        let mut order = self.order();
-        order.sort_unstable();
+        let order = self.order();
         // A group: with every stage busy, each gets its share of the sequences.
         let max_slices = self.running.len().div_ceil(self.capacity.num_stages);
         let max_tokens = self.config.max_batched_tokens as usize;
@@ -193,11 +194,14 @@ impl Lane {
             }
             let sequence = &mut self.running[i];
             has_prefill |= sequence.num_pending() > 1;
-            let (slice, num_new) = sequence.take_slice(room);
+            let (slice, num_new) = sequence.take_slice(room, StepId(self.next_step));
             sequence.last_step = self.next_step;
+            traces.extend(sequence.trace.as_mut().and_then(|trace| match &slice.input {
+                Input::Tokens(_) => trace.step(),
+                Input::SampledBy(_) => trace.decode_step(),
+            }));
             num_tokens += slice.num_tokens();
             slices.push(slice);
-            traces.extend(sequence.trace.as_mut().and_then(|trace| trace.step()));
             // One account, most of the time.
             charge = match charge {
                 Some((first, sum)) if self.running[first].pays_with(&self.running[i]) => {
@@ -216,13 +220,14 @@ impl Lane {
         if slices.is_empty() {
             return None;
         }
-        self.share(&slices);
+        slices.iter().for_each(|slice| self.share(slice.sequence));
         let step = StepId(self.next_step);
         self.next_step += 1;
         let batch = Batch { finished: std::mem::take(&mut self.finished), slices };
         self.steps.push_back(InFlight {
             step,
             since: now,
+            began: now,
             num_tokens,
             sequences: batch.slices.iter().map(|slice| slice.sequence).collect(),
             finished: batch.finished.clone(),
@@ -249,8 +254,11 @@ impl Lane {
         }
         self.running.retain(|sequence| !sequence.blocks.is_empty());
         self.check_invariants();
+        self.cost.record(in_flight.num_tokens, now.saturating_duration_since(in_flight.began));
+        if let Some(ahead) = self.steps.get_mut(self.capacity.num_stages - 1) {
+            ahead.began = now;
+        }
         let duration = now.saturating_duration_since(in_flight.since);
-        self.cost.record(in_flight.num_tokens, duration);
         Update { duration, num_tokens: in_flight.num_tokens }
     }
 
@@ -320,7 +328,7 @@ impl Lane {
 
     /// When the oldest step under way began.
     pub fn oldest_step(&self) -> Option<Instant> {
-        self.steps.front().map(|in_flight| in_flight.since)
+        self.steps.front().map(|in_flight| in_flight.began)
     }
 
     /// How full it is.
@@ -335,20 +343,6 @@ impl Lane {
     /// Tokens that are yet to be computed of what runs, at most.
     pub fn num_outstanding_tokens(&self) -> usize {
         self.running.iter().map(Sequence::num_outstanding).sum()
-    }
-
-    /// Who can be computed now, and in which order: whoever was passed over for long, then by
-    /// priority; whoever has begun to answer before those whose prompt is still being computed.
-    fn order(&self) -> Vec<(bool, Reverse<Priority>, bool, usize)> {
-        let ready = self.running.iter().enumerate().filter(|(_, it)| it.num_pending() > 0);
-        if let Some((i, suspect)) = ready.clone().find(|(_, it)| it.num_failures > 0) {
-            return vec![(false, Reverse(suspect.priority()), false, i)];
-        }
-        let key = |(i, it): (usize, &Sequence)| {
-            let is_recent = self.next_step - it.last_step < MAX_STEPS_PASSED;
-            (is_recent, Reverse(it.priority()), it.num_pending() > 1, i)
-        };
-        ready.map(key).collect()
     }
 
     /// Tokens of a step with a prefill in it, so that those who wait for their next token don't
@@ -425,15 +419,12 @@ impl Lane {
         }
     }
 
-    /// Whatever the slices fill is there for others from the next step on.
-    fn share(&mut self, slices: &[Slice]) {
-        for slice in slices {
-            let at = self.running.binary_search_by_key(&slice.sequence, |it| it.id);
-            let sequence = &mut self.running[at.expect("a slice is of one that runs")];
-            for (block, hash) in sequence.share() {
-                self.blocks.share(block, hash);
-                self.coming.remove(&hash);
-            }
+    /// Whatever its slices fill is there for others from the next step on.
+    fn share(&mut self, id: SequenceId) {
+        let at = self.running.binary_search_by_key(&id, |it| it.id).expect("it runs");
+        for (block, hash) in self.running[at].share() {
+            self.blocks.share(block, hash);
+            self.coming.remove(&hash);
         }
     }
 
@@ -441,11 +432,12 @@ impl Lane {
         let sequence = &mut self.running[i];
         let (request, choice) = (sequence.request_id(), sequence.choice);
         let is_scored = sequence.is_scored();
-        let is_last = output.token.is_some() || is_scored;
+        let token = output.token.filter(|_| output.position as usize == sequence.num_tokens());
+        let is_last = token.is_some() || is_scored;
         if let Some(logprobs) = sequence.take_prompt_logprobs(output.prompt_logprobs, is_last) {
             told.events.push((request, Event::Prompt(logprobs)));
         }
-        let finished = if let Some(token) = output.token {
+        let finished = if let Some(token) = token {
             told.traced.extend(sequence.trace.as_mut().and_then(|trace| trace.token(now)));
             sequence.num_failures = 0;
             let accepted = sequence.accept(token);
@@ -455,12 +447,17 @@ impl Lane {
         } else {
             is_scored.then(|| (FinishReason::Length, String::new()))
         };
+        let id = sequence.id;
         if let Some((reason, text)) = finished {
             told.traced.extend(sequence.end_trace(None));
             told.events.push((request, Event::Finished { choice, reason, text }));
-            let (id, blocks) = (sequence.id, std::mem::take(&mut sequence.blocks));
+            // A token that was computed before it was known may have filled a block.
+            self.share(id);
+            let blocks = std::mem::take(&mut self.running[i].blocks);
             self.blocks.free(blocks);
             self.forget(id);
+        } else if sequence.num_in_flight == 0 {
+            sequence.rewind();
         }
     }
 
@@ -476,7 +473,7 @@ impl Lane {
     }
 
     fn check_invariants(&self) {
-        debug_assert!(self.steps.len() <= self.capacity.num_stages);
+        debug_assert!(self.steps.len() <= self.max_steps());
         debug_assert!(self.running.len() <= self.config.max_num_seqs as usize);
         debug_assert!(self.running.is_sorted_by_key(|it| it.id));
         debug_assert!(self.running.iter().all(|it| !it.blocks.is_empty()));

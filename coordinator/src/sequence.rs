@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use protocol::{
     BLOCK_TOKENS, Begin, BlockId, Input, Logprobs, RequestId, SamplingParams, SequenceId, Slice,
-    TokenId, config,
+    StepId, TokenId, config,
 };
 
 use crate::block_manager::{BlockHash, BlockManager};
@@ -51,8 +51,10 @@ pub struct Sequence {
     // Logprobs of the prompt, gathered chunk by chunk, and whether the client has them.
     prompt_logprobs: Vec<Logprobs>,
     is_prompt_told: bool,
-    // Tokens of which a slice was made since it was admitted.
+    // Tokens of which a slice was made since it was admitted: at most one more than are known.
     num_scheduled: usize,
+    // The last step since then that samples for it.
+    sampled_by: Option<StepId>,
     // Tokens that were charged to its tenant: what is computed again is free.
     num_charged: usize,
     // What its pipeline was told since it was admitted.
@@ -98,6 +100,7 @@ impl Sequence {
             prompt_logprobs: Vec::new(),
             is_prompt_told: false,
             num_scheduled: 0,
+            sampled_by: None,
             num_charged: 0,
             has_begun: false,
             num_told_blocks: 0,
@@ -179,7 +182,7 @@ impl Sequence {
 
     /// It waits again; what was computed of it is to be computed anew. Its blocks are given back.
     pub fn preempt(&mut self) -> Vec<BlockId> {
-        (self.num_scheduled, self.num_in_flight) = (0, 0);
+        (self.num_scheduled, self.sampled_by, self.num_in_flight) = (0, None, 0);
         (self.has_begun, self.num_told_blocks, self.num_shared) = (false, 0, 0);
         self.prompt_logprobs.clear();
         std::mem::take(&mut self.blocks)
@@ -188,7 +191,7 @@ impl Sequence {
     /// Tokens that are yet to be computed, at most.
     pub fn num_outstanding(&self) -> usize {
         let num_left = self.request.max_tokens as usize - self.generated.len();
-        self.num_tokens() - self.num_scheduled + num_left
+        self.num_tokens() + num_left - self.num_scheduled
     }
 
     /// Whether one account is charged for both.
@@ -209,17 +212,26 @@ impl Sequence {
 
     /// Tokens that can be computed now: known, and in no slice yet.
     pub fn num_pending(&self) -> usize {
-        self.num_tokens() - self.num_scheduled
+        self.num_tokens().saturating_sub(self.num_scheduled)
     }
 
-    /// Tokens that a slice of at most `max_tokens` would leave computed.
+    /// The step under way that samples its next token, where that is all there is to compute and
+    /// the answer may go on after it: the token can be computed before anybody knows it.
+    pub fn promised_by(&self) -> Option<StepId> {
+        let is_next = self.num_scheduled == self.num_tokens();
+        let goes_on = self.generated.len() + 1 < self.request.max_tokens as usize;
+        self.sampled_by.filter(|_| is_next && goes_on && self.num_failures == 0)
+    }
+
+    /// Tokens that a slice of at most `max_tokens` would leave computed: the promised one where
+    /// none is pending.
     pub fn num_after(&self, max_tokens: usize) -> usize {
-        self.num_tokens().min(self.num_scheduled + max_tokens)
+        self.num_scheduled + self.num_pending().max(1).min(max_tokens)
     }
 
-    /// The next at most `max_tokens` pending tokens as a slice, and how many of them were never
-    /// computed before. There are blocks for them.
-    pub fn take_slice(&mut self, max_tokens: usize) -> (Slice, usize) {
+    /// The next at most `max_tokens` pending tokens, or the promised one, as a slice of this step,
+    /// and how many of them were never computed before. There are blocks for them.
+    pub fn take_slice(&mut self, max_tokens: usize, step: StepId) -> (Slice, usize) {
         let (start, end) = (self.num_scheduled, self.num_after(max_tokens));
         debug_assert!(start < end);
         debug_assert!(end <= self.blocks.len() * BLOCK_TOKENS);
@@ -235,24 +247,29 @@ impl Sequence {
                 skipped: self.tokens(0, start),
             })
         });
+        let promised = self.sampled_by.filter(|_| start == self.num_tokens());
+        let sample = end >= self.num_tokens() && self.request.max_tokens > 0;
+        self.sampled_by = if sample { Some(step) } else { self.sampled_by };
         let first_block = self.num_told_blocks;
         (self.has_begun, self.num_told_blocks) = (true, self.blocks.len());
         let slice = Slice {
             sequence: self.id,
             start: start as u32,
-            input: Input::Tokens(self.tokens(start, end)),
+            input: promised
+                .map_or_else(|| Input::Tokens(self.tokens(start, end)), Input::SampledBy),
             first_block: first_block as u32,
             blocks: self.blocks[first_block..].to_vec(),
             begin,
-            sample: end == self.num_tokens() && self.request.max_tokens > 0,
+            sample,
             next: if scores_prompt { self.token(end) } else { None },
         };
         (slice, num_new)
     }
 
-    /// Its full blocks that a slice was made of and that nobody was told of yet, with their hashes.
+    /// Its full blocks that a slice was made of and that nobody was told of yet, with their hashes:
+    /// those whose tokens are known.
     pub fn share(&mut self) -> impl Iterator<Item = (BlockId, BlockHash)> + '_ {
-        let num_full = self.num_scheduled / BLOCK_TOKENS;
+        let num_full = self.num_scheduled.min(self.num_tokens()) / BLOCK_TOKENS;
         self.hash(num_full);
         let from = self.num_shared;
         self.num_shared = num_full.max(from);
@@ -291,6 +308,12 @@ impl Sequence {
         }
         self.is_prompt_told = true;
         Some(std::mem::take(&mut self.prompt_logprobs))
+    }
+
+    /// No step under way names it, so none computes more than is known: what a step that came out
+    /// of turn said was discarded.
+    pub fn rewind(&mut self) {
+        self.num_scheduled = self.num_scheduled.min(self.num_tokens() - 1);
     }
 
     /// Records a sampled token and decides whether it ends the answer.

@@ -65,6 +65,8 @@ pub struct SequenceTrace {
     phase: Phase,
     start: Instant,
     num_steps: u32,
+    // Decode steps before the first token was recorded.
+    num_ahead: u32,
     num_prompt_tokens: usize,
     num_generated: usize,
 }
@@ -84,6 +86,7 @@ impl SequenceTrace {
             phase: Phase::Queue,
             start: now,
             num_steps: 0,
+            num_ahead: 0,
             num_prompt_tokens,
             num_generated: 0,
         }
@@ -99,7 +102,16 @@ impl SequenceTrace {
         let is_kept =
             self.phase != Phase::Decode || self.num_steps.is_multiple_of(self.trace.steps_every);
         self.num_steps += 1;
-        is_kept.then(|| self.context())
+        is_kept.then(|| self.context_of(self.phase))
+    }
+
+    /// As [`step`](Self::step), of a token that may not have been recorded yet.
+    pub fn decode_step(&mut self) -> Option<TraceContext> {
+        if self.phase == Phase::Decode {
+            return self.step();
+        }
+        self.num_ahead += 1;
+        Some(self.context_of(Phase::Decode))
     }
 
     /// A token was recorded; the first ends the prefill.
@@ -116,14 +128,15 @@ impl SequenceTrace {
 
     fn go_on_to(&mut self, phase: Phase, now: Instant) -> PhaseEnded {
         let ended = self.phase_ended();
-        (self.phase, self.start, self.num_steps) = (phase, now, 0);
+        (self.phase, self.start) = (phase, now);
+        self.num_steps = std::mem::take(&mut self.num_ahead);
         ended
     }
 
     fn phase_ended(&self) -> PhaseEnded {
         PhaseEnded {
             phase: self.phase,
-            context: self.context(),
+            context: self.context_of(self.phase),
             parent: self.trace.operation.span,
             request: self.request,
             choice: self.choice,
@@ -137,8 +150,8 @@ impl SequenceTrace {
         }
     }
 
-    fn context(&self) -> TraceContext {
-        let first = match self.phase {
+    fn context_of(&self, phase: Phase) -> TraceContext {
+        let first = match phase {
             Phase::Queue => self.trace.queue,
             Phase::Prefill => self.trace.prefill,
             Phase::Decode => self.trace.decode,
@@ -191,6 +204,21 @@ mod tests {
                 (Phase::Decode, 0, 10, 11, None),
             ]
         );
+    }
+
+    /// A step that computes the first token before it was recorded is one of decoding.
+    #[test]
+    fn decoding_may_begin_before_the_prefill_has_returned() {
+        let mut pipeline = Pipeline::new(scheduler(|config| config.run_ahead = true), 1, 64);
+        pipeline.add(traced(1, 20, 5));
+        let trace = request_trace(4);
+        let of = |span| Some(vec![trace.operation.under(span)]);
+        assert_eq!(pipeline.step_traces(), of(trace.prefill));
+        assert_eq!(pipeline.step_traces(), of(trace.decode));
+        pipeline.run();
+        let [_, prefill, decode] = told(&mut pipeline)[..] else { panic!() };
+        assert_eq!(prefill, (Phase::Prefill, 0, 1, 20, None));
+        assert_eq!(decode, (Phase::Decode, 0, 4, 5, None));
     }
 
     #[test]

@@ -23,6 +23,9 @@ pub struct Scheduler {
     /// prompts are cut to fit, by what steps were measured to take. 0: chunks are as large as
     /// `max_batched_tokens` allows.
     pub target_step_ms: u64,
+    /// Whether one more step than there are stages may be under way, which computes tokens that
+    /// steps before it have yet to sample: no stage then waits for the coordinator.
+    pub run_ahead: bool,
     /// Milliseconds of waiting that lift a request to the next priority. 0: it never is.
     pub aging_ms: u64,
     /// The same for priority `offline`.
@@ -47,6 +50,7 @@ impl Default for Scheduler {
             max_blocks: 0,
             reserved_tokens: 64,
             target_step_ms: 100,
+            run_ahead: false,
             aging_ms: 15_000,
             offline_aging_ms: 3_600_000,
             min_share: 0.02,

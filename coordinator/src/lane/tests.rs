@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use protocol::{RequestId, SequenceId, SliceOutput, StepId};
 
+use super::order::MAX_STEPS_PASSED;
 use super::*;
 use crate::request::{Priority, Request};
 use crate::testing::{Pipeline, request, scheduler};
