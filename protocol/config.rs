@@ -187,7 +187,7 @@ pub struct Coordinator {
     /// Stages of a pipeline. 0: one on each adapter of the nodes that are there.
     pub stages: u32,
     /// Pipelines of the model, where there are nodes for them: each serves on its own, and takes
-    /// over what another leaves.
+    /// over what another leaves. 0: placement decides, each has the fewest nodes that hold it.
     pub pipelines: u32,
     /// Milliseconds to wait for more nodes after one joined, before a pipeline is placed.
     pub settle_ms: u64,

@@ -137,6 +137,8 @@ pub struct Cluster {
     num_plans: u64,
     members: Members,
     last_change: Instant,
+    // The last change after which free nodes could hold no pipeline.
+    misplaced: Option<Instant>,
     queue: Queue,
     pipelines: BTreeMap<PipelineId, Pipeline>,
     // Choices of each open request that have not ended.
@@ -172,6 +174,7 @@ impl Cluster {
             num_plans: 0,
             members: Members::default(),
             last_change: now,
+            misplaced: None,
             queue,
             pipelines: BTreeMap::new(),
             requests: HashMap::new(),

@@ -126,3 +126,46 @@ fn what_has_expired_is_dropped_wherever_it_is() {
     test.answer();
     assert_eq!(test.tokens(3), [104, 105]);
 }
+
+/// Goal: nodes are left no more than a pipeline needs. The model needs 68 bytes on one node.
+#[test]
+fn where_placement_decides_each_pipeline_has_the_fewest_nodes_that_hold_it() {
+    let mut test = Test::new(|config| config.coordinator.pipelines = 0);
+    let settle = |test: &mut Test| test.wait(Duration::from_secs(3));
+    let placed = |test: &Test| {
+        let of = |it: &crate::status::PipelineStatus| it.stages.len();
+        test.cluster.status().pipelines.iter().map(of).collect::<Vec<_>>()
+    };
+    for (node, memory) in [(1, 1000), (2, 40), (3, 40), (4, 1000), (5, 40)] {
+        test.join(node, memory);
+    }
+    settle(&mut test);
+    assert_eq!(placed(&test), [1, 1, 2], "and 5 holds none");
+    assert_eq!(test.cluster.status().waiting_for.matches("fit").count(), 0);
+    (0..3).for_each(|_| settle(&mut test));
+    assert_eq!(test.plans.len(), 4, "nothing is tried again while nothing changes");
+    // Another like it, and there is one more pipeline.
+    test.join(6, 40);
+    settle(&mut test);
+    assert_eq!(placed(&test), [1, 1, 2, 2]);
+    // One half is lost: the other waits for another half.
+    test.handle(Input::Exited { pid: Some(3), cause: "killed".into() });
+    settle(&mut test);
+    assert_eq!(placed(&test), [1, 1, 2]);
+    test.join(7, 40);
+    settle(&mut test);
+    assert_eq!(placed(&test), [1, 1, 2, 2]);
+}
+
+#[test]
+fn where_nothing_fits_that_is_said_also_where_placement_decides() {
+    let mut test = Test::new(|config| config.coordinator.pipelines = 0);
+    test.join(1, 30);
+    test.wait(Duration::from_secs(3));
+    assert!(test.plans.is_empty());
+    let waiting = test.cluster.status().waiting_for;
+    assert!(waiting.contains("doesn't fit"), "{waiting}");
+    test.join(2, 1000);
+    test.wait(Duration::from_secs(3));
+    assert_eq!(test.plans.len(), 1, "{:?}", test.plans);
+}

@@ -50,7 +50,7 @@ struct ServeArguments {
     /// Stages of the pipeline [default: 0, one on each adapter].
     #[arg(long, value_name = "N")]
     stages: Option<u32>,
-    /// Pipelines of the model, where there are nodes for them [default: 1].
+    /// Pipelines of the model, where there are nodes for them; 0: placement decides [default: 1].
     #[arg(long, value_name = "N")]
     pipelines: Option<u32>,
     /// Where the API listens [default: 127.0.0.1:8000].

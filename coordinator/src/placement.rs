@@ -2,8 +2,8 @@
 //!
 //! Pure. A stage's cost is the bytes of weights that one token reads: its layers, and for the last
 //! stage the LM head, which weighs as much as several layers. Looking up an embedding costs
-//! nothing, but its table takes memory. Until pipelines are replicated a node left out would idle,
-//! so every adapter that joined gets a stage.
+//! nothing, but its table takes memory. Every adapter that it is given gets a stage: which nodes
+//! share a pipeline is decided before.
 
 use std::ops::Range;
 

@@ -17,7 +17,7 @@ const BOUNDS: [(&str, u64, u64); 52] = [
     ("coordinator.local_nodes", 0, 1024),
     // Each stage has a step under way, and places for it in memory.
     ("coordinator.stages", 0, 1024),
-    ("coordinator.pipelines", 1, 1024),
+    ("coordinator.pipelines", 0, 1024),
     ("coordinator.settle_ms", 0, DAY_MS),
     ("coordinator.load_timeout_ms", 1000, DAY_MS),
     ("coordinator.step_timeout_ms", 1000, DAY_MS),

@@ -1,6 +1,8 @@
 //! How pipelines come and go: placed over the nodes that are free, routed to once every stage has
 //! echoed its plan and its links are open, and given up with what ran in them back in the queue.
 
+use std::cmp::Reverse;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use protocol::message::{Progress, StageFailed};
@@ -24,15 +26,10 @@ impl Cluster {
         self.give_up_waiting(now);
     }
 
-    /// Pipelines to keep, where there are nodes for them.
-    fn num_pipelines(&self) -> usize {
-        self.config.coordinator.pipelines.max(1) as usize
-    }
-
     /// Nodes that the configuration speaks of; 0 when it names no number.
     pub(super) fn num_expected(&self) -> usize {
         match (self.config.coordinator.local_nodes, self.config.coordinator.stages) {
-            (0, stages) => stages as usize * self.num_pipelines(),
+            (0, stages) => stages as usize * self.config.coordinator.pipelines.max(1) as usize,
             (local_nodes, _) => local_nodes as usize,
         }
     }
@@ -71,8 +68,12 @@ impl Cluster {
         }
         let is_free = |node: &&NodeReport| !self.pipelines.values().any(|it| it.is_on(node.node));
         let num_free = self.members.joined().iter().filter(is_free).count();
-        let num_missing = self.num_pipelines().saturating_sub(self.pipelines.len()).min(num_free);
-        if num_missing == 0 {
+        let wanted = match self.config.coordinator.pipelines {
+            0 => usize::MAX,
+            wanted => wanted as usize,
+        };
+        let num_missing = wanted.saturating_sub(self.pipelines.len()).min(num_free);
+        if num_missing == 0 || self.misplaced == Some(self.last_change) {
             return;
         }
         let quiet = now.saturating_duration_since(self.last_change);
@@ -81,36 +82,63 @@ impl Cluster {
         let settle = Duration::from_millis(self.config.coordinator.settle_ms);
         let settled = self.config.coordinator.local_nodes == 0 && quiet >= settle;
         if quiet >= self.backoff.pause() && (all_here || settled) {
-            for i in 0..num_missing {
-                self.place(num_missing - i, now);
+            for num_missing in (1..=num_missing).rev() {
+                if !self.place(num_missing, now) && wanted == usize::MAX {
+                    return;
+                }
             }
         }
     }
 
-    /// Makes a pipeline of as many of the free nodes as are left for one of `num_missing`.
-    fn place(&mut self, num_missing: usize, now: Instant) {
+    /// Makes a pipeline of free nodes, and says whether there are some for one: as many as are left
+    /// for one of `num_missing`, or, where placement decides, the fewest that hold the model.
+    fn place(&mut self, num_missing: usize, now: Instant) -> bool {
         let epoch = Epoch { start: self.start, counter: self.num_plans + 1 };
         let is_new = |id: &PipelineId| !self.pipelines.contains_key(id);
         let id = (0..).map(PipelineId).find(is_new).expect("ids outnumber pipelines");
         let is_free = |node: &&NodeReport| !self.pipelines.values().any(|it| it.is_on(node.node));
-        let free: Vec<_> = self.members.joined().iter().filter(is_free).collect();
-        let nodes = &free[..free.len().div_ceil(num_missing)];
-        match Pipeline::plan(&self.config, &self.model, nodes, (id, epoch), now) {
-            Ok(pipeline) => {
+        let mut free: Vec<_> = self.members.joined().iter().filter(is_free).collect();
+        let coordinator = &self.config.coordinator;
+        if coordinator.pipelines == 0 {
+            let memory = |it: &NodeReport| it.adapters.iter().map(|it| it.memory_bytes).sum();
+            free.sort_by_key(|node| Reverse::<u64>(memory(node)));
+        }
+        let num_nodes = match (coordinator.pipelines, free.len()) {
+            (_, 0) => return false,
+            (0, num_free) => (coordinator.stages as usize).clamp(1, num_free)..=num_free,
+            (_, num_free) => num_free.div_ceil(num_missing)..=num_free.div_ceil(num_missing),
+        };
+        let mut plans = num_nodes.map(|num_nodes| {
+            Pipeline::plan(&self.config, &self.model, &free[..num_nodes], (id, epoch), now)
+        });
+        let planned = plans.try_fold(None, |_, plan| match plan {
+            Ok(pipeline) => ControlFlow::Break(pipeline),
+            Err(error) => ControlFlow::Continue(Some(error)),
+        });
+        drop(plans);
+        match planned {
+            ControlFlow::Break(pipeline) => {
                 self.num_plans += 1;
                 for stage in &pipeline.stages {
                     self.actions.push(Action::Load(stage.node, Box::new(stage.plan.clone())));
                 }
                 self.pipelines.insert(id, pipeline);
                 self.actions.push(Action::Publish);
+                true
             }
-            Err(error) => {
-                let cause = error.to_string();
-                if self.trouble != cause {
+            ControlFlow::Continue(error) => {
+                // The same nodes hold no more when they are asked again.
+                self.misplaced = Some(self.last_change);
+                let may_idle = coordinator.pipelines == 0 && !self.pipelines.is_empty();
+                let cause = error.filter(|_| !may_idle).map(|error| error.to_string());
+                if let Some(cause) = cause
+                    && self.trouble != cause
+                {
                     self.trouble.clone_from(&cause);
                     self.actions.push(Action::Stuck(cause));
                     self.actions.push(Action::Publish);
                 }
+                false
             }
         }
     }
