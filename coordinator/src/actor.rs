@@ -14,12 +14,13 @@ use ractor::{
     Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent, pg, pg::GroupChangeMessage,
 };
 use telemetry::Tracer;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 use transport::Remote;
 
 use crate::cluster::{Action, Cluster, Input};
 use crate::engine::Submission;
+use crate::events::Teller;
 use crate::metrics::{Metrics, StepReport};
 use crate::request::{Event, SubmitError};
 use crate::sessions::Sessions;
@@ -45,8 +46,6 @@ pub enum Msg {
     Happened(Input),
     /// From this actor's own task: a node's actor has said who it is.
     Reported(Remote<NodeMsg>, NodeReport),
-    /// From `serve`: fail whatever is left, and stop.
-    ShutDown,
 }
 
 /// The one writer of cluster state.
@@ -75,21 +74,11 @@ pub struct State {
     nodes: HashMap<NodeId, (SessionId, Remote<NodeMsg>)>,
 }
 
-/// A client that waits for events. Its channel closes when this is dropped.
+/// A client that waits for events.
 struct Client {
-    events: mpsc::Sender<Event>,
-    // Until it is known whether its body's requests wait; the first has it.
-    submitted: Option<oneshot::Sender<Result<(), SubmitError>>>,
+    teller: Teller,
     is_exact: bool,
     num_choices_left: u32,
-    // Notices that the client has gone; holds the channel open, so it ends with this.
-    watcher: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.watcher.abort();
-    }
 }
 
 impl Actor for CoordinatorActor {
@@ -124,10 +113,6 @@ impl Actor for CoordinatorActor {
                 state.handle(input, &myself);
             }
             Msg::Reported(actor, report) => state.join(actor, report, &myself),
-            Msg::ShutDown => {
-                let actions = state.arguments.cluster.shut_down();
-                state.perform(actions, &myself);
-            }
         }
         Ok(())
     }
@@ -182,19 +167,17 @@ async fn ask_for_report(actor: ActorCell, coordinator: ActorRef<Msg>) {
 
 impl State {
     fn submit(&mut self, submission: Submission, myself: &ActorRef<Msg>) {
-        let Submission { requests, admitted } = submission;
-        let mut submitted = Some(admitted);
+        let Submission { requests, places } = submission;
+        drop(places);
+        // Whoever left before is not heard of again.
+        if requests.iter().all(|(_, teller)| teller.has_left()) {
+            return;
+        }
         let mut body = Vec::with_capacity(requests.len());
-        for (request, events) in requests {
-            let id = request.id;
-            let (coordinator, watched) = (myself.clone(), events.clone());
-            let watcher = tokio::spawn(async move {
-                watched.closed().await;
-                let _ = coordinator.cast(Msg::Happened(Input::Cancel(id)));
-            });
-            let (submitted, num_choices_left) = (submitted.take(), request.num_choices);
-            let client = Client { events, submitted, is_exact: true, num_choices_left, watcher };
-            self.clients.insert(id, client);
+        for (request, teller) in requests {
+            let num_choices_left = request.num_choices;
+            let client = Client { teller, is_exact: true, num_choices_left };
+            self.clients.insert(request.id, client);
             body.push(request);
         }
         self.handle(Input::Submit(body), myself);
@@ -229,9 +212,7 @@ impl State {
         let changed = !actions.is_empty();
         for action in actions {
             match action {
-                Action::Submitted(requests, result) => {
-                    requests.into_iter().for_each(|id| self.submitted(id, result.clone()));
-                }
+                Action::Submitted(requests, result) => self.submitted(&requests, &result),
                 Action::Load(node, plan) => {
                     let StageId { pipeline, stage, .. } = plan.id;
                     let layers = plan.layers;
@@ -262,8 +243,9 @@ impl State {
                 }
                 Action::Admitted(wait) => self.arguments.metrics.admitted(wait),
                 Action::Preempted(priority) => self.arguments.metrics.preempted(priority),
-                Action::Moved(num_sequences) => {
-                    info!(num_sequences, "what ran in a lost pipeline waits for another");
+                Action::Moved { pipeline, cause, num_sequences } => {
+                    warn!(%pipeline, cause, num_sequences, "a pipeline is lost");
+                    self.arguments.metrics.pipeline_lost();
                     self.arguments.metrics.moved(num_sequences);
                 }
                 Action::Found(prefix) => self.arguments.metrics.prefix(prefix),
@@ -299,17 +281,13 @@ impl State {
         });
     }
 
-    /// Whoever submitted it hears whether it waits.
-    fn submitted(&mut self, request: RequestId, result: Result<(), SubmitError>) {
-        let is_refused = result.is_err();
-        let client = self.clients.get_mut(&request);
-        if let Some(submitted) = client.and_then(|client| client.submitted.take())
-            && submitted.send(result).is_err()
-        {
-            debug!(%request, "the client left before its request was admitted");
+    /// Whoever submitted them hears whether they wait.
+    fn submitted(&mut self, requests: &[RequestId], result: &Result<(), SubmitError>) {
+        if let Some(client) = requests.first().and_then(|first| self.clients.get(first)) {
+            client.teller.accept(result.clone());
         }
-        if is_refused {
-            self.clients.remove(&request);
+        if result.is_err() {
+            requests.iter().for_each(|request| drop(self.clients.remove(request)));
         }
     }
 
@@ -322,9 +300,7 @@ impl State {
             Event::Inexact if !std::mem::take(&mut client.is_exact) => return,
             Event::Inexact | Event::Admitted { .. } | Event::Prompt(_) | Event::Token { .. } => {}
         }
-        // The channel has room for every event of the request; closed means cancelled, and the
-        // watcher says so.
-        let _ = client.events.try_send(event);
+        client.teller.tell(event);
         if client.num_choices_left == 0 {
             self.clients.remove(&request);
         }
@@ -333,10 +309,6 @@ impl State {
     fn publish(&mut self) {
         let status = self.arguments.cluster.status();
         let before = self.arguments.status.borrow().clone();
-        if before.is_ready() && !status.is_ready() {
-            warn!(cause = status.waiting_for, "the pipeline is lost");
-            self.arguments.metrics.pipeline_lost();
-        }
         let served = |id| before.pipelines.iter().any(|it| it.pipeline == id && it.is_ready());
         for pipeline in &status.pipelines {
             if !pipeline.is_ready() || served(pipeline.pipeline) {

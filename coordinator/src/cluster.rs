@@ -79,6 +79,8 @@ pub enum Input {
     Cancel(RequestId),
     /// Time passed.
     Tick,
+    /// Whatever runs or waits fails, and nothing is placed any more: the coordinator stops.
+    ShutDown,
 }
 
 /// Everything that the cluster does.
@@ -115,8 +117,15 @@ pub enum Action {
     Admitted(Duration),
     /// A running sequence had to give way.
     Preempted(Priority),
-    /// Requests of a lost pipeline wait for another: so many sequences.
-    Moved(usize),
+    /// A pipeline that served is lost: what ran in it waits for another.
+    Moved {
+        /// Which.
+        pipeline: PipelineId,
+        /// One sentence for a person.
+        cause: String,
+        /// So many sequences.
+        num_sequences: usize,
+    },
     /// What sequences that were admitted found in the prefix cache.
     Found(Prefix),
     /// A phase of a traced request has ended.
@@ -207,20 +216,9 @@ impl Cluster {
             Input::Frame(frame) => self.frame(frame, now),
             Input::Cancel(request) => self.drop_request(request, "cancelled"),
             Input::Tick => self.tick(now),
+            Input::ShutDown => self.shut_down(),
         }
         self.schedule(now);
-        std::mem::take(&mut self.actions)
-    }
-
-    /// Fails whatever runs or waits, and places nothing any more: the coordinator stops.
-    pub fn shut_down(&mut self) -> Vec<Action> {
-        self.is_stopping = true;
-        let mut open: Vec<_> = self.requests.keys().copied().collect();
-        open.sort_unstable();
-        for request in open {
-            self.fail_request(request, RequestError::ShuttingDown);
-        }
-        self.pipelines.clear();
         std::mem::take(&mut self.actions)
     }
 
@@ -307,9 +305,19 @@ impl Cluster {
         }
     }
 
+    fn shut_down(&mut self) {
+        self.is_stopping = true;
+        let mut open: Vec<_> = self.requests.keys().copied().collect();
+        open.sort_unstable();
+        for request in open {
+            self.fail_request(request, RequestError::ShuttingDown);
+        }
+        self.pipelines.clear();
+    }
+
     fn submit(&mut self, requests: Vec<Request>, now: Instant) {
         let ids = requests.iter().map(|request| request.id).collect();
-        let may = requests.iter().try_for_each(|request| self.may_wait(request));
+        let may = self.may_wait(&requests);
         if may.is_ok() {
             for request in requests {
                 self.requests.insert(request.id, request.num_choices);
@@ -319,7 +327,8 @@ impl Cluster {
         self.actions.push(Action::Submitted(ids, may));
     }
 
-    fn may_wait(&self, request: &Request) -> Result<(), SubmitError> {
+    /// Whether all of a body may wait: there is no answer to a part of it.
+    fn may_wait(&self, requests: &[Request]) -> Result<(), SubmitError> {
         if self.is_stopping {
             return Err(SubmitError::ShuttingDown);
         }
@@ -328,13 +337,13 @@ impl Cluster {
             return Err(SubmitError::NoPipeline(self.waiting_for()));
         }
         let max = self.config.scheduler.max_queued_requests;
-        if self.queue.num_requests() >= max {
+        if self.queue.num_requests() + requests.len() > max {
             return Err(SubmitError::QueueFull { max });
         }
         let lanes = self.pipelines.values().filter_map(|pipeline| pipeline.lane.as_ref());
         let held = lanes.map(|lane| lane.capacity().num_blocks).max().unwrap_or(usize::MAX);
-        match request.num_blocks() {
-            needed if needed > held => Err(SubmitError::TooLarge { needed, held }),
+        match requests.iter().map(Request::num_blocks).max() {
+            Some(needed) if needed > held => Err(SubmitError::TooLarge { needed, held }),
             _ => Ok(()),
         }
     }

@@ -2,59 +2,64 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use ractor::ActorRef;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::request::{Event, Request, SubmitError};
+use crate::actor::Msg;
+use crate::events::{self, Events, Teller};
+use crate::request::{Request, SubmitError};
 use crate::status::Status;
 
 /// A handle; clones share what they hold.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    submissions: mpsc::Sender<Submission>,
+    coordinator: ActorRef<Msg>,
+    // An actor's mailbox takes everything: what may wait in it is decided before.
+    places: Arc<Semaphore>,
+    max_queued_requests: usize,
     status: watch::Receiver<Arc<Status>>,
 }
 
 /// The requests of a body on their way to the scheduler.
 #[derive(Debug)]
 pub struct Submission {
-    /// What is asked, and where the events of each go. Closed by the client: it is cancelled.
-    pub requests: Vec<(Request, mpsc::Sender<Event>)>,
-    /// Whether they are admitted, all of them or none.
-    pub admitted: oneshot::Sender<Result<(), SubmitError>>,
+    /// What is asked, and who is told what becomes of each.
+    pub requests: Vec<(Request, Teller)>,
+    /// Their places in the mailbox.
+    pub places: OwnedSemaphorePermit,
 }
 
 impl Engine {
-    /// A handle that hands requests to `submissions` and reads `status`.
+    /// A handle that hands requests to `coordinator`, so many before it takes them in, and reads
+    /// `status`.
     pub fn new(
-        submissions: mpsc::Sender<Submission>,
+        coordinator: ActorRef<Msg>,
+        max_queued_requests: usize,
         status: watch::Receiver<Arc<Status>>,
     ) -> Self {
-        Self { submissions, status }
+        let places = Arc::new(Semaphore::new(max_queued_requests));
+        Self { coordinator, places, max_queued_requests, status }
     }
 
-    /// Hands the requests of a body to the scheduler. Dropping a receiver cancels its request.
+    /// Hands the requests of a body to the scheduler. Dropping the events cancels them.
     ///
     /// # Errors
     /// When they aren't admitted: all of them are, or none.
-    pub async fn submit(
-        &self,
-        requests: Vec<Request>,
-    ) -> Result<Vec<mpsc::Receiver<Event>>, SubmitError> {
-        // Room for every event that a request can have, so that a slow client never holds up a
-        // step: its tokens, a beginning and an end for each choice, the prompt's logprobs, that it
-        // isn't exact.
-        let channel = |request: Request| {
-            let of_a_choice = request.max_tokens as usize + 2;
-            let room = request.num_choices as usize * of_a_choice + 2;
-            let (events, received) = mpsc::channel(room);
-            ((request, events), received)
-        };
-        let (requests, received) = requests.into_iter().map(channel).unzip();
-        let (admitted, answer) = oneshot::channel();
-        let submission = Submission { requests, admitted };
-        self.submissions.send(submission).await.map_err(|_| SubmitError::ShuttingDown)?;
-        answer.await.map_err(|_| SubmitError::ShuttingDown)??;
-        Ok(received)
+    pub async fn submit(&self, requests: Vec<Request>) -> Result<Events, SubmitError> {
+        let max = self.max_queued_requests;
+        let num_requests = u32::try_from(requests.len()).unwrap_or(u32::MAX);
+        if num_requests as usize > max {
+            return Err(SubmitError::TooMany { num_requests: requests.len(), max });
+        }
+        let places = Arc::clone(&self.places).try_acquire_many_owned(num_requests);
+        let places = places.map_err(|_| SubmitError::QueueFull { max })?;
+        let ids = requests.iter().map(|request| request.id).collect();
+        let (tellers, mut events) = events::channel(ids, self.coordinator.clone());
+        let requests = requests.into_iter().zip(tellers).collect();
+        // Where the actor is gone, so are the tellers.
+        let _ = self.coordinator.cast(Msg::Submit(Submission { requests, places }));
+        events.accepted().await?;
+        Ok(events)
     }
 
     /// The newest status; never waits.
@@ -65,5 +70,39 @@ impl Engine {
             return Arc::new(Status { waiting_for, ..Status::default() });
         }
         self.status.borrow().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{inbox, request};
+    use futures::FutureExt;
+
+    /// Goal: a mailbox takes everything, so what is in it is bounded before. Method: an actor that
+    /// takes nothing in, then one body.
+    #[tokio::test]
+    async fn no_more_than_may_wait_are_in_the_mailbox() {
+        let (coordinator, mut inbox) = inbox().await;
+        let (_status, seen) = watch::channel(Arc::default());
+        let engine = Engine::new(coordinator, 3, seen);
+        let body = |ids: std::ops::Range<u64>| ids.map(|id| request(id, 4, 2)).collect::<Vec<_>>();
+        let mut waiting = std::pin::pin!(engine.submit(body(0..2)));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        let error = engine.submit(body(2..4)).now_or_never().unwrap().unwrap_err();
+        assert_eq!(error, SubmitError::QueueFull { max: 3 }, "a body of which a part would fit");
+        let left = engine.submit(body(4..5)).now_or_never();
+        assert!(left.is_none(), "its place is taken, although its client has left");
+        assert!(engine.submit(body(5..6)).now_or_never().unwrap().is_err());
+        let error = engine.submit(body(0..4)).now_or_never().unwrap().unwrap_err();
+        assert_eq!(error, SubmitError::TooMany { num_requests: 4, max: 3 });
+
+        let Some(Msg::Submit(Submission { requests, places })) = inbox.recv().await else {
+            panic!("a body was submitted")
+        };
+        drop(places);
+        requests[0].1.accept(Ok(()));
+        waiting.await.unwrap();
+        assert!(engine.submit(body(6..8)).now_or_never().is_none(), "there is room again");
     }
 }

@@ -26,6 +26,7 @@ pub mod actor;
 pub mod admission;
 pub mod data_dir;
 pub mod engine;
+pub mod events;
 pub mod http;
 pub mod local_nodes;
 pub mod metrics;

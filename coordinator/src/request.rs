@@ -216,6 +216,17 @@ pub enum SubmitError {
         /// The limit.
         max: usize,
     },
+    /// A body of more than could ever wait.
+    #[error(
+        "{num_requests} prompts in one request, of which at most {max} can wait \
+         (scheduler.max_queued_requests)"
+    )]
+    TooMany {
+        /// Its prompts.
+        num_requests: usize,
+        /// The limit.
+        max: usize,
+    },
     /// No pipeline serves.
     #[error("no pipeline serves: {0}")]
     NoPipeline(String),

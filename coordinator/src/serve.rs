@@ -10,7 +10,7 @@ use protocol::config::{Config, GenerationConfig};
 use protocol::{Address, TokenId};
 use ractor::{Actor, ActorRef};
 use telemetry::Tracer;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 use tracing::{error, info, warn};
 use transport::{Applicant, Authority, Endpoint, Incoming, PeerName, Token};
 
@@ -19,7 +19,7 @@ use crate::admission::Admission;
 use crate::chat_template::ChatTemplate;
 use crate::cluster::{Cluster, Input};
 use crate::data_dir::DataDir;
-use crate::engine::{Engine, Submission};
+use crate::engine::Engine;
 use crate::http::{self, ApiState, Parsing};
 use crate::local_nodes::{Ended, LocalNodes};
 use crate::metrics::Metrics;
@@ -102,7 +102,6 @@ struct Started {
     coordinator: ActorRef<Msg>,
     node_server: transport::NodeServerHandle,
     local_nodes: LocalNodes,
-    submitting: tokio::task::JoinHandle<()>,
     accepting: tokio::task::JoinHandle<()>,
     renewal: tokio::task::JoinHandle<()>,
     _data_dir: DataDir,
@@ -181,8 +180,6 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
     let (coordinator, _) = Actor::spawn(None, CoordinatorActor, arguments).await?;
     Actor::spawn_linked(None, GateActor, coordinator.clone(), coordinator.get_cell()).await?;
 
-    let (submissions, queue) = mpsc::channel(config.scheduler.max_queued_requests);
-    let submitting = tokio::spawn(submit(queue, coordinator.clone()));
     let cookie = authority.cookie();
     let node_server = transport::start_node_server("coordinator", &cookie).await?;
     let renewal = tokio::spawn(endpoint.clone().keep_renewed({
@@ -208,7 +205,7 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
 
     let files = files.config();
     let api = Arc::new(ApiState {
-        engine: Engine::new(submissions, status_seen),
+        engine: Engine::new(coordinator.clone(), config.scheduler.max_queued_requests, status_seen),
         tokenizer,
         chat_template,
         model: ServedModel {
@@ -236,7 +233,6 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
         coordinator,
         node_server,
         local_nodes,
-        submitting,
         accepting,
         renewal,
         _data_dir: data_dir,
@@ -251,7 +247,6 @@ impl Started {
         let what = tokio::select! {
             _ = self.coordinator.wait(None) => "the coordinator's actor",
             () = self.node_server.ended() => "the nodes' server",
-            _ = &mut self.submitting => "the task that takes requests",
             _ = &mut self.accepting => "the task that accepts nodes",
             _ = &mut self.renewal => "the task that renews the certificate",
             () = self.local_nodes.abandoned() => "the task that keeps a local node",
@@ -260,21 +255,13 @@ impl Started {
     }
 
     async fn stop(self) {
-        let _ = self.coordinator.cast(Msg::ShutDown);
+        happened(&self.coordinator, Input::ShutDown);
         // The actor is still there for the nodes to say goodbye to.
         self.local_nodes.stop().await;
         let _ = self.coordinator.stop_and_wait(None, Some(Duration::from_secs(1))).await;
         self.accepting.abort();
         self.renewal.abort();
         self.endpoint.close("the coordinator stopped").await;
-    }
-}
-
-/// Requests from the API become messages of the actor, so that only the actor's mailbox holds the
-/// two ends apart; how many may wait is decided when they are admitted.
-async fn submit(mut queue: mpsc::Receiver<Submission>, coordinator: ActorRef<Msg>) {
-    while let Some(submission) = queue.recv().await {
-        let _ = coordinator.cast(Msg::Submit(submission));
     }
 }
 
@@ -396,11 +383,10 @@ mod tests {
     async fn whatever_the_rest_needs_ends_the_coordinator_with_it() {
         type End = fn(&Started);
         let gate = |started: &Started| started.coordinator.get_children()[0].kill();
-        let ends: [(End, &str); 5] = [
+        let ends: [(End, &str); 4] = [
             (|started| started.coordinator.kill(), "coordinator's actor"),
             (gate, "coordinator's actor"),
             (|started| started.accepting.abort(), "accepts nodes"),
-            (|started| started.submitting.abort(), "takes requests"),
             (|started| started.renewal.abort(), "renews the certificate"),
         ];
         for (end, expected) in ends {

@@ -1,4 +1,4 @@
-//! What the tests of the pure core share: small requests, and a pipeline that answers by rule.
+//! What tests share: small requests, a pipeline that answers by rule, and the mailbox of an actor.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,7 +9,10 @@ use protocol::{
     Batch, ModelId, RequestId, Sampled, SamplingParams, SliceOutput, SpanId, StepId, TokenId,
     TraceContext, TraceId, config,
 };
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::mpsc;
 
+use crate::actor::Msg;
 use crate::lane::{self, Capacity, Lane, Scheduled, Told, Update};
 use crate::queue::Queue;
 use crate::request::{AnswerText, Event, FinishReason, Piece, Priority, Request};
@@ -85,6 +88,38 @@ pub(crate) fn request_trace(steps_every: u32) -> RequestTrace {
         decode: SpanId(300),
         steps_every,
     }
+}
+
+/// Stands where the coordinator's actor would: what is sent to it comes out.
+pub(crate) async fn inbox() -> (ActorRef<Msg>, mpsc::UnboundedReceiver<Msg>) {
+    struct Inbox;
+
+    impl Actor for Inbox {
+        type Msg = Msg;
+        type State = mpsc::UnboundedSender<Msg>;
+        type Arguments = mpsc::UnboundedSender<Msg>;
+
+        async fn pre_start(
+            &self,
+            _myself: ActorRef<Msg>,
+            messages: mpsc::UnboundedSender<Msg>,
+        ) -> Result<Self::State, ActorProcessingErr> {
+            Ok(messages)
+        }
+
+        async fn handle(
+            &self,
+            _myself: ActorRef<Msg>,
+            message: Msg,
+            messages: &mut Self::State,
+        ) -> Result<(), ActorProcessingErr> {
+            Ok(messages.send(message)?)
+        }
+    }
+
+    let (messages, received) = mpsc::unbounded_channel();
+    let (actor, _) = Actor::spawn(None, Inbox, messages).await.unwrap();
+    (actor, received)
 }
 
 /// A changed configuration.

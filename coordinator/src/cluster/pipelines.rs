@@ -44,7 +44,8 @@ impl Cluster {
             None => self.backoff.failed(),
             Some(lane) => {
                 let evicted = lane.evict();
-                self.actions.push(Action::Moved(evicted.len()));
+                let (cause, num_sequences) = (cause.to_owned(), evicted.len());
+                self.actions.push(Action::Moved { pipeline: id, cause, num_sequences });
                 for sequence in evicted {
                     self.queue.put(sequence, now);
                 }

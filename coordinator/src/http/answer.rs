@@ -9,8 +9,7 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use futures::StreamExt;
-use futures::stream::{self, BoxStream, SelectAll};
+use futures::stream;
 use protocol::TraceId;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -18,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::caller::Caller;
 use super::ending::Ending;
 use super::{ApiResult, ApiState, body};
+use crate::events::{Events, Heard};
 use crate::metrics::{Metrics, Tokens};
 use crate::openai::{Answer, ApiError, Context, Parsed, Style, parse_chat, parse_completion};
 use crate::request::Event;
@@ -79,7 +79,7 @@ async fn respond(
         let stream = parsed.options.stream;
         let answer = describe(&state, style, &parsed);
         ending.parsed(&answer, &mut parsed);
-        let events = submit(&state, parsed).await?;
+        let events = state.engine.submit(parsed.requests).await?;
         Ok::<_, ApiError>((stream, answer, events, permit))
     };
     let (stream, answer, events, permit) = match admitted.await {
@@ -132,23 +132,6 @@ fn describe(state: &ApiState, style: Style, parsed: &Parsed) -> Answer {
     Answer::new(style, number, model, fingerprint, parsed, Arc::clone(&state.tokenizer))
 }
 
-/// The events of all requests of a body, each with the number of its request.
-type Events = SelectAll<BoxStream<'static, (usize, Event)>>;
-
-async fn submit(state: &ApiState, parsed: Parsed) -> Result<Events, ApiError> {
-    let mut all = SelectAll::new();
-    let received = state.engine.submit(parsed.requests).await?;
-    for (number, events) in received.into_iter().enumerate() {
-        all.push(
-            stream::unfold(events, move |mut events| async move {
-                events.recv().await.map(|event| ((number, event), events))
-            })
-            .boxed(),
-        );
-    }
-    Ok(all)
-}
-
 /// When the client's patience ends, where a header says so.
 fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, ApiError> {
     let Some(value) = headers.get(DEADLINE) else { return Ok(None) };
@@ -178,16 +161,17 @@ impl Answering {
             return Ok(None);
         }
         let failed = match self.events.next().await {
-            Some((_, Event::Failed(cause))) => ApiError::from(cause),
-            Some((request, event)) => {
-                if let Event::Token { choice, .. } | Event::Finished { choice, .. } = event {
-                    let (choice, now) = (self.answer.index(request, choice), Instant::now());
-                    if let Event::Token { .. } = event {
+            Some(Heard { event: Event::Failed(cause), .. }) => ApiError::from(cause),
+            Some(heard) => {
+                if let Event::Token { choice, .. } | Event::Finished { choice, .. } = heard.event {
+                    let choice = self.answer.index(heard.number, choice);
+                    let now = Instant::now();
+                    for _ in 0..heard.num_tokens() {
                         self.clock.token(choice, now, &self.state.metrics);
                     }
-                    self.ending.heard(choice, &event, now);
+                    self.ending.heard(choice, &heard, now);
                 }
-                return Ok(Some(self.answer.take(request, event)));
+                return Ok(Some(self.answer.take(heard)));
             }
             // Whoever computes has gone without a word.
             None => ApiError::internal("the answer ended unexpectedly; send the request again")

@@ -8,6 +8,7 @@ use tracing::info;
 
 use super::ApiState;
 use super::trace::Traced;
+use crate::events::Heard;
 use crate::metrics::Tokens;
 use crate::openai::{Answer, ApiError, Parsed, Style};
 use crate::request::Event;
@@ -115,11 +116,11 @@ impl Ending {
     }
 
     /// Choice number `choice` of all has gone on.
-    pub(super) fn heard(&mut self, choice: usize, event: &Event, now: Instant) {
+    pub(super) fn heard(&mut self, choice: usize, heard: &Heard, now: Instant) {
         let facts = &mut self.facts;
-        match event {
+        match &heard.event {
             Event::Token { .. } => {
-                facts.num_generated += 1;
+                facts.num_generated += heard.num_tokens();
                 facts.first_token.get_or_insert(now - facts.start);
             }
             Event::Finished { reason, .. } => {
@@ -133,7 +134,7 @@ impl Ending {
             Event::Admitted { .. } | Event::Inexact | Event::Prompt(_) | Event::Failed(_) => {}
         }
         if let Some(content) = self.traced.as_mut().and_then(|traced| traced.content.as_mut()) {
-            content.heard(choice, event);
+            content.heard(choice, &heard.event);
         }
     }
 

@@ -1,21 +1,26 @@
 //! The API over real connections, in front of an engine that answers by script.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use protocol::TokenId;
+use protocol::{RequestId, TokenId};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 
 use super::{ApiState, serve};
+use crate::actor::Msg;
+use crate::cluster::Input;
 use crate::engine::{Engine, Submission};
+use crate::events::Teller;
 use crate::metrics::Metrics;
 use crate::openai::testing::Served;
 use crate::request::{Event, FinishReason, Request, RequestError, SubmitError};
 use crate::status::{PipelineStatus, Status};
+use crate::testing::inbox;
 
 pub(super) enum Script {
     /// Sends these events; like the real one, it keeps the channel open until the client leaves.
@@ -74,39 +79,27 @@ impl Server {
     ) -> Self {
         let mut served = Served::chat();
         change(&mut served);
-        let (submissions, mut queue) = mpsc::channel::<Submission>(8);
         let (status, seen) = watch::channel(Arc::new(Status::default()));
         let num_closed = Arc::new(AtomicUsize::new(0));
         let closed = Arc::clone(&num_closed);
+        let (coordinator, mut inbox) = inbox().await;
         tokio::spawn(async move {
-            'bodies: while let Some(Submission { requests, admitted }) = queue.recv().await {
-                let mut scripts = Vec::new();
-                for (request, events) in requests {
-                    match script(&request) {
-                        Script::Say(said) => scripts.push((said, true, events)),
-                        Script::Vanish(said) => scripts.push((said, false, events)),
-                        Script::Refuse(error) => {
-                            admitted.send(Err(error)).unwrap();
-                            continue 'bodies;
-                        }
+            let mut open = HashMap::new();
+            while let Some(message) = inbox.recv().await {
+                match message {
+                    Msg::Submit(submission) => act(submission, &script, &mut open),
+                    Msg::Happened(Input::Cancel(request)) => {
+                        // Whoever was refused or left alone isn't here any more.
+                        let was_open = open.remove(&request).is_some();
+                        closed.fetch_add(usize::from(was_open), Ordering::SeqCst);
                     }
-                }
-                admitted.send(Ok(())).unwrap();
-                for (said, stays, events) in scripts {
-                    said.into_iter().for_each(|event| events.try_send(event).unwrap());
-                    if stays {
-                        let closed = Arc::clone(&closed);
-                        tokio::spawn(async move {
-                            events.closed().await;
-                            closed.fetch_add(1, Ordering::SeqCst);
-                        });
-                    }
+                    other => panic!("{other:?}"),
                 }
             }
         });
         let metrics = Arc::new(Metrics::new("m", &protocol::config::Metrics::default()));
         let state = Arc::new(ApiState {
-            engine: Engine::new(submissions, seen),
+            engine: Engine::new(coordinator, 8, seen),
             tokenizer: served.tokenizer,
             chat_template: served.chat_template,
             model: served.model,
@@ -176,6 +169,27 @@ impl Server {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("{} of {num} receivers were dropped", self.num_closed.load(Ordering::SeqCst));
+    }
+}
+
+/// Says what the script has for the requests of a body, as the coordinator's actor would.
+fn act(
+    submission: Submission,
+    script: impl Fn(&Request) -> Script,
+    open: &mut HashMap<RequestId, Teller>,
+) {
+    let mut scripts = Vec::new();
+    for (request, teller) in submission.requests {
+        match script(&request) {
+            Script::Say(said) => scripts.push((said, Some(request.id), teller)),
+            Script::Vanish(said) => scripts.push((said, None, teller)),
+            Script::Refuse(error) => return teller.accept(Err(error)),
+        }
+    }
+    for (said, stays, teller) in scripts {
+        teller.accept(Ok(()));
+        said.into_iter().for_each(|event| teller.tell(event));
+        open.extend(stays.map(|id| (id, teller)));
     }
 }
 

@@ -1,5 +1,6 @@
 //! Events in, bodies out: whole answers and the chunks of streams.
 
+use std::iter::repeat;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::logprobs::{Naming, Offset, Shown};
 use super::{Echo, Options, Parsed};
+use crate::events::Heard;
 use crate::request::Event;
 use crate::tokenizer::Tokenizer;
 
@@ -164,15 +166,19 @@ impl Answer {
         chunks
     }
 
-    /// Takes in an event of request number `request`; the chunk that it makes of a stream.
-    pub fn take(&mut self, request: usize, event: Event) -> Option<Value> {
+    /// Takes in what was heard; the chunk that it makes of a stream.
+    pub fn take(&mut self, heard: Heard) -> Option<Value> {
+        let Heard { number: request, event, more } = heard;
         let (choice, piece) = match event {
             Event::Prompt(logprobs) => {
                 self.prompts[request].logprobs = Some(logprobs);
                 return None;
             }
-            Event::Token { choice, token, logprobs, text } => {
-                (choice, Piece { text, tokens: vec![(token, logprobs)], ..Piece::default() })
+            Event::Token { choice, token, logprobs: first, text } => {
+                let logprobs = more.logprobs.into_iter().map(Some).chain(repeat(None));
+                let mut tokens = vec![(token, first)];
+                tokens.extend(more.tokens.into_iter().zip(logprobs));
+                (choice, Piece { text, tokens, ..Piece::default() })
             }
             Event::Finished { choice, reason, text } => {
                 let finish_reason = Some(reason.name());
@@ -213,7 +219,7 @@ impl Answer {
         let Some(echo) = &prompt.echo else { return piece };
         let text = echo.text.clone() + &piece.text;
         let scored = prompt.logprobs.iter().flatten().cloned().map(Some);
-        let logprobs = std::iter::once(None).chain(scored).chain(std::iter::repeat(None));
+        let logprobs = std::iter::once(None).chain(scored).chain(repeat(None));
         let (start, num_echoed) = (echo.tokens.start, echo.tokens.len());
         let echoed = prompt.ids.iter().copied().zip(logprobs).skip(start).take(num_echoed);
         let tokens: Vec<_> = echoed.chain(piece.tokens).collect();
@@ -367,11 +373,18 @@ impl Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::events::More;
     use crate::openai::testing::Served;
     use crate::openai::{parse_chat, parse_completion};
     use crate::request::FinishReason;
     use crate::testing::sentencepiece;
     use protocol::TokenLogprob;
+
+    impl Answer {
+        fn hear(&mut self, number: usize, event: Event) -> Option<Value> {
+            self.take(Heard { number, event, more: More::default() })
+        }
+    }
 
     fn answer(style: Style, more: Value) -> (Answer, Served) {
         let served = Served::chat();
@@ -405,10 +418,10 @@ mod tests {
     fn a_whole_chat_is_openais_object() {
         let (mut answer, _) = answer(Style::Chat, json!({"return_token_ids": true}));
         let num_prompt = answer.num_prompt_tokens();
-        assert_eq!(answer.take(0, token(0, 39, "H")), None);
-        assert_eq!(answer.take(0, token(0, 72, "")), None);
+        assert_eq!(answer.hear(0, token(0, 39, "H")), None);
+        assert_eq!(answer.hear(0, token(0, 72, "")), None);
         assert!(!answer.is_complete());
-        answer.take(0, finished(0, "i"));
+        answer.hear(0, finished(0, "i"));
         assert!(answer.is_complete());
         let created = answer.created;
         let prompt: Vec<u32> = answer.prompts[0].ids.iter().map(|token| token.0).collect();
@@ -441,18 +454,18 @@ mod tests {
         assert_eq!(opening[0]["choices"][0]["delta"], delta);
         assert_eq!(opening[0]["object"], "chat.completion.chunk");
         assert_eq!(opening[0]["usage"], Value::Null);
-        let chunk = answer.take(0, token(1, 39, "H")).unwrap();
+        let chunk = answer.hear(0, token(1, 39, "H")).unwrap();
         let expected = json!([{
             "index": 1, "delta": {"content": "H"}, "logprobs": null, "finish_reason": null,
         }]);
         assert_eq!(chunk["choices"], expected);
-        assert_eq!(answer.take(0, token(0, 39, "")), None, "half a character is not a chunk");
-        let chunk = answer.take(0, finished(1, "")).unwrap();
+        assert_eq!(answer.hear(0, token(0, 39, "")), None, "half a character is not a chunk");
+        let chunk = answer.hear(0, finished(1, "")).unwrap();
         let expected =
             json!([{"index": 1, "delta": {}, "logprobs": null, "finish_reason": "stop"}]);
         assert_eq!(chunk["choices"], expected);
         assert!(!answer.is_complete(), "the other choice runs");
-        answer.take(0, finished(0, "")).unwrap();
+        answer.hear(0, finished(0, "")).unwrap();
         assert!(answer.is_complete());
         let closing = answer.closing().unwrap();
         assert_eq!(closing["choices"], json!([]));
@@ -467,7 +480,7 @@ mod tests {
         let num_prompt = answer.num_prompt_tokens();
         assert_eq!(answer.opening()[0]["usage"]["completion_tokens"], 0);
         for num_generated in 1..=3 {
-            let chunk = answer.take(0, token(0, 39, "H")).unwrap();
+            let chunk = answer.hear(0, token(0, 39, "H")).unwrap();
             assert_eq!(chunk["usage"]["completion_tokens"], num_generated);
             assert_eq!(chunk["usage"]["total_tokens"], num_prompt + num_generated);
         }
@@ -485,8 +498,8 @@ mod tests {
         let mut text =
             crate::text::TextStream::new(tokenizer, Arc::new([])).after(&answer.prompts[0].ids);
         let piece = text.push(TokenId(3)).text;
-        answer.take(0, token(0, 3, &piece));
-        answer.take(0, finished(0, &text.finish()));
+        answer.hear(0, token(0, 3, &piece));
+        answer.hear(0, finished(0, &text.finish()));
         let body = answer.finish();
         assert_eq!(body["choices"][0]["text"], "hi time");
         assert_eq!(body["choices"][0]["logprobs"]["text_offset"], json!([0, 2]));
@@ -496,9 +509,9 @@ mod tests {
     fn choices_of_several_prompts_are_numbered_one_after_another() {
         let (mut answer, _) = answer(Style::Completion, json!({"prompt": [[39], [72]], "n": 2}));
         assert_eq!(answer.num_prompt_tokens(), 2, "each prompt once");
-        answer.take(1, token(0, 39, "third"));
+        answer.hear(1, token(0, 39, "third"));
         for (request, choice) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-            answer.take(request, finished(choice, ""));
+            answer.hear(request, finished(choice, ""));
         }
         assert_eq!(answer.finish()["choices"][2]["text"], "third");
     }
@@ -507,15 +520,15 @@ mod tests {
     fn an_echoed_prompt_comes_first_also_when_nothing_follows() {
         let echo = json!({"echo": true, "return_token_ids": true});
         let (mut whole, _) = answer(Style::Completion, echo.clone());
-        whole.take(0, token(0, 75, "l"));
-        whole.take(0, finished(0, ""));
+        whole.hear(0, token(0, 75, "l"));
+        whole.hear(0, finished(0, ""));
         let whole = whole.finish();
         assert_eq!(whole["choices"][0]["text"], "Hil");
         assert_eq!(whole["choices"][0]["token_ids"], json!([75]));
         assert_eq!(whole["choices"][0]["prompt_token_ids"], json!([39, 72]));
 
         let (mut streamed, _) = answer(Style::Completion, json!({"echo": true, "stream": true}));
-        let chunk = streamed.take(0, finished(0, "")).unwrap();
+        let chunk = streamed.hear(0, finished(0, "")).unwrap();
         assert_eq!(chunk["choices"][0]["text"], "Hi");
         assert_eq!(chunk["choices"][0]["finish_reason"], "stop");
     }
@@ -535,7 +548,7 @@ mod tests {
         ];
         let (mut whole, served) = answer(Style::Completion, more.clone());
         for event in events.clone() {
-            whole.take(0, event);
+            whole.hear(0, event);
         }
         let whole = whole.finish()["choices"][0]["logprobs"].clone();
         let name = |id| served.tokenizer.token_text(TokenId(id));
@@ -556,7 +569,7 @@ mod tests {
         more["stream"] = true.into();
         more["return_tokens_as_token_ids"] = true.into();
         let (mut streamed, _) = answer(Style::Completion, more);
-        let chunks: Vec<_> = events.into_iter().filter_map(|e| streamed.take(0, e)).collect();
+        let chunks: Vec<_> = events.into_iter().filter_map(|e| streamed.hear(0, e)).collect();
         let offsets = &chunks[0]["choices"][0]["logprobs"]["text_offset"];
         assert_eq!(*offsets, json!([0, 1, 2]));
         let tops = &chunks[0]["choices"][0]["logprobs"]["top_logprobs"];
@@ -569,8 +582,8 @@ mod tests {
         let half = served.tokenizer.encode("é", false).unwrap()[0];
         let logprobs =
             Some(Logprobs { chosen: TokenLogprob { token: half, logprob: -0.5 }, top: Vec::new() });
-        answer.take(0, Event::Token { choice: 0, token: half, logprobs, text: String::new() });
-        answer.take(0, finished(0, ""));
+        answer.hear(0, Event::Token { choice: 0, token: half, logprobs, text: String::new() });
+        answer.hear(0, finished(0, ""));
         let content = answer.finish()["choices"][0]["logprobs"]["content"].clone();
         let expected = json!([{
             "token": served.tokenizer.token_text(half), "logprob": -0.5,
@@ -587,9 +600,9 @@ mod tests {
         tokens.extend(served.tokenizer.encode("b", false).unwrap());
         for token in &tokens {
             let logprobs = Some(scored(token.0, -1.0));
-            answer.take(0, Event::Token { choice: 0, token: *token, logprobs, text: "".into() });
+            answer.hear(0, Event::Token { choice: 0, token: *token, logprobs, text: "".into() });
         }
-        answer.take(0, finished(0, "aéb"));
+        answer.hear(0, finished(0, "aéb"));
         let offsets = answer.finish()["choices"][0]["logprobs"]["text_offset"].clone();
         let offsets: Vec<u64> =
             offsets.as_array().unwrap().iter().flat_map(Value::as_u64).collect();

@@ -90,6 +90,7 @@ impl From<SubmitError> for ApiError {
             SubmitError::QueueFull { .. } => Self::unavailable(message, "queue_full"),
             SubmitError::NoPipeline(_) => Self::unavailable(message, "no_pipeline"),
             SubmitError::ShuttingDown => Self::unavailable(message, "shutting_down"),
+            SubmitError::TooMany { .. } => Self::invalid("prompt", message),
             SubmitError::TooLarge { .. } => {
                 Self::malformed(message).code("context_length_exceeded")
             }
@@ -122,6 +123,7 @@ mod tests {
         let request = |error: RequestError| ApiError::from(error);
         let table = [
             (submit(SubmitError::QueueFull { max: 1 }), 503, Some("queue_full"), true),
+            (submit(SubmitError::TooMany { num_requests: 3, max: 2 }), 400, None, false),
             (submit(SubmitError::NoPipeline("x".into())), 503, Some("no_pipeline"), true),
             (submit(SubmitError::ShuttingDown), 503, Some("shutting_down"), true),
             (
