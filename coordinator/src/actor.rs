@@ -371,3 +371,33 @@ impl Actor for GateActor {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster_tests::Test;
+    use crate::testing::inbox;
+
+    /// Readiness stays green while another pipeline serves: what is lost counts all the same.
+    #[tokio::test]
+    async fn each_lost_pipeline_counts() {
+        let (myself, _inbox) = inbox().await;
+        let metrics = Arc::new(Metrics::new("m", &protocol::config::Metrics::default()));
+        let arguments = Arguments {
+            cluster: Test::new(|_| {}).cluster,
+            stages: Arc::new(Stages::new(&protocol::config::Transport::default())),
+            sessions: Arc::default(),
+            status: watch::channel(Arc::default()).0,
+            metrics: Arc::clone(&metrics),
+            tracer: Tracer::default(),
+        };
+        let mut state = State { arguments, clients: HashMap::new(), nodes: HashMap::new() };
+        for number in 0..2 {
+            let (pipeline, cause) = (PipelineId(number), "killed".to_owned());
+            let moved = Action::Moved { pipeline, cause, num_sequences: 3 };
+            state.perform(vec![moved, Action::Publish], &myself);
+            let counted = format!("autoglm_pipeline_lost_total {}\n", number + 1);
+            assert!(metrics.text().contains(&counted), "{}", metrics.text());
+        }
+    }
+}

@@ -44,6 +44,7 @@ pub(crate) struct Test {
     pub(crate) sent: Vec<Frame>,
     pub(crate) told: Vec<(u64, Event)>,
     pub(crate) submitted: Vec<Result<(), SubmitError>>,
+    pub(crate) others: Vec<Action>,
 }
 
 impl Test {
@@ -61,6 +62,7 @@ impl Test {
             sent: Vec::new(),
             told: Vec::new(),
             submitted: Vec::new(),
+            others: Vec::new(),
         }
     }
 
@@ -78,7 +80,7 @@ impl Test {
                 Action::Send(frame) => self.sent.push(*frame),
                 Action::Tell(request, event) => self.told.push((request.0, event)),
                 Action::Submitted(_, result) => self.submitted.push(result),
-                _ => {}
+                other => self.others.push(other),
             }
         }
     }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use protocol::{Body, Frame};
 
-use crate::cluster::Input;
+use crate::cluster::{Action, Input};
 use crate::cluster_tests::{Test, two_stages};
-use crate::request::{Event, Request, RequestError};
+use crate::request::{Event, Request, RequestError, SubmitError};
 use crate::testing::{Pipeline, request};
 
 /// The node of a pipeline is lost at every token: the open stream goes on in the next pipeline.
@@ -98,6 +98,79 @@ fn another_pipeline_takes_over() {
     test.join(5, 1000);
     test.load();
     assert_eq!(test.cluster.status().pipelines.iter().filter(|it| it.is_ready()).count(), 2);
+}
+
+/// Whoever counts and logs hears of each, also while another serves on; what never served is no
+/// loss.
+#[test]
+fn each_pipeline_that_is_lost_is_told_of_by_name_and_cause() {
+    let mut test = Test::new(|config| {
+        two_stages(config);
+        config.coordinator.pipelines = 2;
+    });
+    (1..=4).for_each(|node| test.join(node, 1000));
+    test.load();
+    (10..12).for_each(|id| test.submit(id).unwrap());
+    let lost = |test: &mut Test, pid: u32| {
+        test.others.clear();
+        test.handle(Input::Exited { pid: Some(pid), cause: format!("node {pid} was killed") });
+        let moved = test.others.drain(..).filter_map(|action| match action {
+            Action::Moved { pipeline, cause, num_sequences } => {
+                assert!(cause.contains(&format!("node {pid} was killed")), "{cause}");
+                Some((pipeline.0, num_sequences))
+            }
+            _ => None,
+        });
+        moved.collect::<Vec<_>>()
+    };
+    assert_eq!(lost(&mut test, 2), [(0, 1)]);
+    assert!(test.is_ready());
+    assert_eq!(lost(&mut test, 3), [(1, 2)]);
+    assert!(!test.is_ready());
+    (5..=6).for_each(|node| test.join(node, 1000));
+    assert_eq!(test.plans.len(), 4, "both are loaded again");
+    assert_eq!(lost(&mut test, 5), []);
+}
+
+/// A body of which only a part could wait is refused as a whole: nobody hears of half an answer.
+#[test]
+fn a_body_waits_whole_or_not_at_all() {
+    let mut test = Test::new(|config| {
+        two_stages(config);
+        config.scheduler.max_num_seqs = 1;
+        config.scheduler.max_queued_requests = 4;
+    });
+    test.join(1, 1000);
+    test.join(2, 1000);
+    test.load();
+    let submit = |test: &mut Test, ids: &[u64], max_tokens: u32| {
+        let body = ids.iter().map(|id| request(*id, 4, max_tokens)).collect();
+        test.handle(Input::Submit(body));
+        test.submitted.pop().unwrap()
+    };
+    submit(&mut test, &[1], 2).unwrap();
+    submit(&mut test, &[2, 3], 2).unwrap();
+    let waiting = |test: &Test| test.cluster.load().num_waiting.iter().sum::<usize>();
+    assert_eq!(waiting(&test), 2);
+    for (ids, max_tokens, expected) in [
+        // Two of the three could wait.
+        (&[4, 5, 6][..], 2, SubmitError::QueueFull { max: 4 }),
+        (&[4, 5], 300, SubmitError::TooLarge { needed: 19, held: 8 }),
+    ] {
+        assert_eq!(submit(&mut test, ids, max_tokens), Err(expected));
+        assert_eq!(waiting(&test), 2);
+    }
+    let body = vec![request(4, 4, 2), request(5, 4, 300)];
+    test.handle(Input::Submit(body));
+    assert!(test.submitted.pop().unwrap().is_err() && waiting(&test) == 2);
+    submit(&mut test, &[7, 8], 2).unwrap();
+    assert_eq!(submit(&mut test, &[9], 2), Err(SubmitError::QueueFull { max: 4 }));
+    (0..20).for_each(|_| test.answer());
+    let mut heard: Vec<_> = test.told.iter().map(|(request, _)| *request).collect();
+    heard.dedup();
+    assert_eq!(heard, [1, 2, 3, 7, 8]);
+    test.handle(Input::ShutDown);
+    assert_eq!(submit(&mut test, &[10, 11], 2), Err(SubmitError::ShuttingDown));
 }
 
 #[test]

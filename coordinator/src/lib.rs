@@ -39,6 +39,8 @@ pub mod start_number;
 pub mod trips;
 
 #[cfg(test)]
+mod cancel_tests;
+#[cfg(test)]
 mod cluster_config_tests;
 #[cfg(test)]
 mod cluster_tests;

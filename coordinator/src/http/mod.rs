@@ -11,6 +11,8 @@ mod health;
 #[cfg(test)]
 mod metrics_tests;
 mod models;
+#[cfg(test)]
+mod script;
 mod server;
 #[cfg(test)]
 mod server_tests;

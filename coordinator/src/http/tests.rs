@@ -1,34 +1,23 @@
 //! The API over real connections, in front of an engine that answers by script.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use protocol::{RequestId, TokenId};
+use protocol::TokenId;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
+pub(super) use super::script::Script;
+use super::script::play;
 use super::{ApiState, serve};
-use crate::actor::Msg;
-use crate::cluster::Input;
-use crate::engine::{Engine, Submission};
-use crate::events::Teller;
+use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::openai::testing::Served;
 use crate::request::{Event, FinishReason, Request, RequestError, SubmitError};
 use crate::status::{PipelineStatus, Status};
-use crate::testing::inbox;
-
-pub(super) enum Script {
-    /// Sends these events; like the real one, it keeps the channel open until the client leaves.
-    Say(Vec<Event>),
-    /// Sends these events and is gone.
-    Vanish(Vec<Event>),
-    Refuse(SubmitError),
-}
 
 pub(super) struct Server {
     pub(super) addr: std::net::SocketAddr,
@@ -81,22 +70,7 @@ impl Server {
         change(&mut served);
         let (status, seen) = watch::channel(Arc::new(Status::default()));
         let num_closed = Arc::new(AtomicUsize::new(0));
-        let closed = Arc::clone(&num_closed);
-        let (coordinator, mut inbox) = inbox().await;
-        tokio::spawn(async move {
-            let mut open = HashMap::new();
-            while let Some(message) = inbox.recv().await {
-                match message {
-                    Msg::Submit(submission) => act(submission, &script, &mut open),
-                    Msg::Happened(Input::Cancel(request)) => {
-                        // Whoever was refused or left alone isn't here any more.
-                        let was_open = open.remove(&request).is_some();
-                        closed.fetch_add(usize::from(was_open), Ordering::SeqCst);
-                    }
-                    other => panic!("{other:?}"),
-                }
-            }
-        });
+        let coordinator = play(script, Arc::clone(&num_closed)).await;
         let metrics = Arc::new(Metrics::new("m", &protocol::config::Metrics::default()));
         let state = Arc::new(ApiState {
             engine: Engine::new(coordinator, 8, seen),
@@ -169,27 +143,6 @@ impl Server {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("{} of {num} receivers were dropped", self.num_closed.load(Ordering::SeqCst));
-    }
-}
-
-/// Says what the script has for the requests of a body, as the coordinator's actor would.
-fn act(
-    submission: Submission,
-    script: impl Fn(&Request) -> Script,
-    open: &mut HashMap<RequestId, Teller>,
-) {
-    let mut scripts = Vec::new();
-    for (request, teller) in submission.requests {
-        match script(&request) {
-            Script::Say(said) => scripts.push((said, Some(request.id), teller)),
-            Script::Vanish(said) => scripts.push((said, None, teller)),
-            Script::Refuse(error) => return teller.accept(Err(error)),
-        }
-    }
-    for (said, stays, teller) in scripts {
-        teller.accept(Ok(()));
-        said.into_iter().for_each(|event| teller.tell(event));
-        open.extend(stays.map(|id| (id, teller)));
     }
 }
 
