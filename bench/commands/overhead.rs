@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use bench::numbers::median;
-use bench::overhead::{Collector, Cost, Counted, Launch, Work};
+use bench::overhead::{Collector, Cost, Counted, Launch, Work, own_coordinator};
 use bench::report::statistics::{Interval, mean_interval};
 
 use super::terminal::say;
@@ -25,6 +25,14 @@ pub(crate) struct OverheadArguments {
     /// Of the second [default: metrics are on, and some requests are traced].
     #[arg(long, value_name = "FILE")]
     with: Option<PathBuf>,
+    /// The coordinator's program, beside it that of its nodes [default: the one that lies beside
+    /// this program].
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
+    /// Of the second, to compare two builds [default: the same]. Then both have the lines of the
+    /// first, unless --with says otherwise.
+    #[arg(long, value_name = "PATH")]
+    with_program: Option<PathBuf>,
     /// Share of the requests that the second traces by default.
     #[arg(long, value_name = "SHARE", default_value = "0.01", conflicts_with = "with")]
     sample_ratio: f64,
@@ -68,7 +76,12 @@ pub(crate) async fn overhead(arguments: OverheadArguments) -> Result<ExitCode> {
         arguments.sample_ratio
     );
     let without = file(arguments.without, "without.toml", without)?;
-    let with = file(arguments.with, "with.toml", with)?;
+    let with = match (&arguments.with, &arguments.with_program) {
+        (None, Some(_)) => without.clone(),
+        _ => file(arguments.with, "with.toml", with)?,
+    };
+    let program = arguments.program.unwrap_or_else(own_coordinator);
+    let with_program = arguments.with_program.unwrap_or_else(|| program.clone());
     let counted = if arguments.instructions { Counted::Instructions } else { Counted::Time };
     let launch = Launch { model: arguments.model, num_nodes: arguments.nodes.get(), counted };
     let work = Work {
@@ -84,7 +97,8 @@ pub(crate) async fn overhead(arguments: OverheadArguments) -> Result<ExitCode> {
     let mut pairs = Vec::new();
     for pair in 0..arguments.pairs.get() {
         // Two processes differ by luck that lasts as long as they: each pair has new ones.
-        let clusters = [launch.start(&without).await?, launch.start(&with).await?];
+        let clusters =
+            [launch.start(&program, &without).await?, launch.start(&with_program, &with).await?];
         for cluster in &clusters {
             cluster.round(work.tenth()).await?;
         }

@@ -1,4 +1,4 @@
-//! What a configuration costs: two clusters of ours on one machine, the same work for one and then
+//! What a configuration or a build costs: two clusters of ours on one machine, the same work for one and then
 //! for the other, again and again, in processor time or instructions for each token.
 
 mod collector;
@@ -19,6 +19,11 @@ use crate::experiments::server::{Started, program};
 
 pub use collector::Collector;
 use instructions::Callgrind;
+
+/// The coordinator that lies beside this program.
+pub fn own_coordinator() -> PathBuf {
+    program("autoglm")
+}
 
 /// How long one answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
@@ -81,16 +86,17 @@ impl Work {
 }
 
 impl Launch {
-    /// Starts a cluster with a file of the form of cluster.toml, and waits until it serves.
+    /// Starts a cluster of this coordinator, with the nodes' program that lies beside it and a file
+    /// of the form of cluster.toml, and waits until it serves.
     ///
     /// # Errors
     /// When it doesn't.
-    pub async fn start(&self, config: &Path) -> Result<Cluster> {
+    pub async fn start(&self, coordinator: &Path, config: &Path) -> Result<Cluster> {
         let callgrind = match self.counted {
             Counted::Time => None,
             Counted::Instructions => Some(Callgrind::new().await?),
         };
-        let coordinator = program("autoglm").display().to_string();
+        let coordinator = coordinator.display().to_string();
         let nodes = self.num_nodes.to_string();
         let (model, config) = (self.model.to_string_lossy(), config.to_string_lossy());
         let words = [

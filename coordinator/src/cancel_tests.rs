@@ -121,8 +121,8 @@ impl Crowd {
     }
 
     fn cancel(&mut self, request: u64) {
-        let mut waiting = self.test.cluster.queue().requests();
-        let waits = waiting.any(|(id, _)| id == RequestId(request));
+        let cluster = &self.test.cluster;
+        let waits = cluster.queue().requests().any(|(id, _)| id == RequestId(request));
         let state = match (waits, self.progress.get(&request)) {
             (true, None) => State::Waiting,
             (true, Some(_)) if self.is_moving => State::Moved,

@@ -91,7 +91,8 @@ impl TextStream {
     /// Whether the tokens that were not read yet lack bytes of their last character.
     fn ends_inside_character(&self) -> bool {
         let unread = self.window[self.read..].iter();
-        let bytes: Vec<u8> = unread.flat_map(|token| self.tokenizer.token_bytes(*token)).collect();
+        let bytes = unread.flat_map(|token| self.tokenizer.token_bytes(*token));
+        let bytes: Vec<u8> = bytes.copied().collect();
         let is_beginning =
             |tail: &[u8]| std::str::from_utf8(tail).is_err_and(|error| error.error_len().is_none());
         bytes.utf8_chunks().last().is_some_and(|chunk| is_beginning(chunk.invalid()))
@@ -99,13 +100,11 @@ impl TextStream {
 
     /// The text of the tokens that were not read yet.
     fn decode_new(&self) -> String {
-        let before = self.tokenizer.decode(&self.window[..self.read], true);
-        let all = self.tokenizer.decode(&self.window, true);
-        match all.strip_prefix(&before) {
-            Some(new) => new.to_owned(),
-            // A broken byte makes some decoders think again about those before it.
-            None => self.tokenizer.decode(&self.window[self.read..], true),
+        let (before, new) = self.window.split_at(self.read);
+        if new.is_empty() {
+            return String::new();
         }
+        self.tokenizer.decode_after(before, new)
     }
 
     fn show(&mut self, new: &str) -> Piece {
@@ -186,7 +185,7 @@ mod tests {
     #[test]
     fn a_character_is_never_split() {
         let tokens = GLM.encode("naïve 😀 中文", false).unwrap();
-        let splits = |token: &TokenId| String::from_utf8(GLM.token_bytes(*token)).is_err();
+        let splits = |token: &TokenId| std::str::from_utf8(GLM.token_bytes(*token)).is_err();
         assert!(tokens.iter().any(splits), "characters of several tokens");
         let (pieces, _) = stream(&tokens, &[]);
         assert!(pieces.iter().all(|piece| !piece.contains(INCOMPLETE)), "{pieces:?}");

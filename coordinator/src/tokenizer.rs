@@ -1,6 +1,7 @@
 //! Text to tokens and back, with the tokenizer that the model's files carry.
 
 mod gguf;
+mod pieces;
 
 use std::collections::HashMap;
 
@@ -8,14 +9,17 @@ use checkpoint::{SpecialTokens, TokenizerSource};
 use protocol::TokenId;
 use serde_json::Value;
 
+use pieces::Pieces;
+
 /// A model's tokenizer.
 pub struct Tokenizer {
     tokenizer: tokenizers::Tokenizer,
     // Tokens around every text that the library's post-processor doesn't add by itself.
     bos: Option<u32>,
     eos: Option<u32>,
-    // GPT-2's alphabet for bytes, where tokens are written in it.
-    bytes: Option<HashMap<char, u8>>,
+    pieces: Pieces,
+    // Whether a text is that of its tokens, whatever stands before them.
+    is_plain: bool,
     // Bytes of text that a token can stand for, at most.
     max_token_bytes: usize,
 }
@@ -76,8 +80,10 @@ impl Tokenizer {
         };
         let decoder = serde_json::to_value(tokenizer.get_decoder()).unwrap_or_default();
         let bytes = mentions(&decoder, "ByteLevel").then(byte_alphabet);
+        let pieces = Pieces::of(&tokenizer, bytes.as_ref());
+        let is_plain = decoder["type"] == "ByteLevel" || (is_spaces(&decoder) && !pieces.has_lone);
         let max_token_bytes = max_token_bytes(&tokenizer, bytes.is_some());
-        Ok(Self { tokenizer, bos, eos, bytes, max_token_bytes })
+        Ok(Self { tokenizer, bos, eos, pieces, is_plain, max_token_bytes })
     }
 
     /// The tokens of a text, with those that the tokenizer puts around every text if wanted.
@@ -109,37 +115,43 @@ impl Tokenizer {
 
     /// The text of tokens. Ids that the tokenizer has no entry for are nothing.
     pub fn decode(&self, tokens: &[TokenId], skip_special: bool) -> String {
+        if self.is_plain {
+            let shown = tokens.iter().filter(|id| !(skip_special && self.is_hidden(**id)));
+            let bytes: Vec<u8> = shown.flat_map(|id| self.token_bytes(*id)).copied().collect();
+            return String::from_utf8(bytes)
+                .unwrap_or_else(|broken| String::from_utf8_lossy(broken.as_bytes()).into_owned());
+        }
         let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
         self.tokenizer.decode(&ids, skip_special).unwrap_or_default()
     }
 
+    /// The text of tokens that follow others; special ones show nothing.
+    pub(crate) fn decode_after(&self, before: &[TokenId], tokens: &[TokenId]) -> String {
+        if self.is_plain {
+            return self.decode(tokens, true);
+        }
+        let all = self.decode(&[before, tokens].concat(), true);
+        match all.strip_prefix(&self.decode(before, true)) {
+            Some(new) => new.to_owned(),
+            // A broken byte makes some decoders think again about those before it.
+            None => self.decode(tokens, true),
+        }
+    }
+
     /// What one token shows; bytes that aren't a whole character as U+FFFD.
     pub fn token_text(&self, token: TokenId) -> String {
-        String::from_utf8_lossy(&self.token_bytes(token)).into_owned()
+        String::from_utf8_lossy(self.token_bytes(token)).into_owned()
     }
 
     /// The bytes of one token.
-    pub fn token_bytes(&self, token: TokenId) -> Vec<u8> {
-        let Some(text) = self.tokenizer.id_to_token(token.0) else { return Vec::new() };
-        if let Some(alphabet) = &self.bytes {
-            let bytes = text.chars().map(|c| alphabet.get(&c).copied()).collect::<Option<_>>();
-            // An added token may be outside of the alphabet: it is plain text.
-            return bytes.unwrap_or_else(|| text.into_bytes());
-        }
-        // SentencePiece writes a lone byte so.
-        let lone = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
-        if let Some(byte) = lone.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            return vec![byte];
-        }
-        // Everywhere else it stands for the space before a word.
-        text.replace('\u{2581}', " ").into_bytes()
+    pub fn token_bytes(&self, token: TokenId) -> &[u8] {
+        self.pieces.bytes(token)
     }
 
     /// Whether decoding passes over a token as if it weren't there: a special one, or an id that
     /// the tokenizer has no entry for.
     pub(crate) fn is_hidden(&self, token: TokenId) -> bool {
-        let text = self.tokenizer.id_to_token(token.0);
-        text.is_none_or(|text| self.tokenizer.get_added_vocabulary().is_special_token(&text))
+        self.pieces.is_hidden(token)
     }
 
     /// Tokens that the tokenizer has entries for.
@@ -214,6 +226,13 @@ fn falls_back_to_bytes(tokenizer: &tokenizers::Tokenizer) -> bool {
     model.byte_fallback && (0..=u8::MAX).all(has)
 }
 
+/// Whether all that a decoder does is to put spaces where SentencePiece writes them otherwise.
+fn is_spaces(decoder: &Value) -> bool {
+    decoder["type"] == "Replace"
+        && decoder["pattern"]["String"] == "\u{2581}"
+        && decoder["content"] == " "
+}
+
 fn mentions(decoder: &Value, kind: &str) -> bool {
     decoder["type"] == kind
         || decoder["decoders"].as_array().is_some_and(|all| all.iter().any(|d| mentions(d, kind)))
@@ -270,7 +289,8 @@ mod tests {
     fn a_token_has_its_own_bytes_also_when_they_are_no_character() {
         let tokenizer = of("fixtures/glm4/f32");
         let tokens = tokenizer.encode("naïve 😀", false).unwrap();
-        let bytes: Vec<u8> = tokens.iter().flat_map(|t| tokenizer.token_bytes(*t)).collect();
+        let bytes: Vec<u8> =
+            tokens.iter().flat_map(|t| tokenizer.token_bytes(*t)).copied().collect();
         assert_eq!(String::from_utf8(bytes).unwrap(), "naïve 😀");
         assert_eq!(tokenizer.token_text(TokenId(639)), "", "the model is padded beyond it");
     }

@@ -29,7 +29,7 @@ pub struct Http {
     pub idle_timeout_ms: u64,
     /// Milliseconds that the body of a request may take to arrive.
     pub body_timeout_ms: u64,
-    /// Milliseconds that a client may leave a stream unread before it counts as gone.
+    /// Milliseconds that a client may leave an answer unread before it counts as gone.
     pub send_timeout_ms: u64,
     /// Web pages that may ask, by origin as in `https://chat.example.org`; `*` is all of them. The
     /// others' browsers are told nothing, and what a page can send unasked is refused.

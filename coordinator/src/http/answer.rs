@@ -4,14 +4,13 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::Extension;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 use futures::stream;
 use protocol::TraceId;
-use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::caller::Caller;
@@ -116,7 +115,10 @@ async fn respond(
         loop {
             match answering.advance().await {
                 Ok(Some(_)) => {}
-                Ok(None) => break Json(answering.answer.finish()).into_response(),
+                Ok(None) => {
+                    let json = [(header::CONTENT_TYPE, "application/json")];
+                    break (json, answering.answer.finish()).into_response();
+                }
                 Err(error) => break error.into_response(),
             }
         }
@@ -155,7 +157,7 @@ struct Answering {
 impl Answering {
     /// Takes in the next event: the chunk that it makes of a stream, if it makes one. `None` once
     /// every choice has ended. May be dropped at any await.
-    async fn advance(&mut self) -> Result<Option<Option<Value>>, ApiError> {
+    async fn advance(&mut self) -> Result<Option<Option<String>>, ApiError> {
         if self.answer.is_complete() {
             self.end();
             return Ok(None);
@@ -210,7 +212,7 @@ impl Answering {
             chunks.send_timeout(event, timeout).await.is_ok()
         };
         for chunk in self.answer.opening() {
-            if !send(chunk.to_string()).await {
+            if !send(chunk).await {
                 return;
             }
         }
@@ -221,8 +223,12 @@ impl Answering {
                 () = chunks.closed() => return,
             };
             match advanced {
-                Ok(Some(Some(chunk))) if !send(chunk.to_string()).await => return,
-                Ok(Some(_)) => {}
+                Ok(Some(Some(chunk))) => {
+                    if !send(chunk).await {
+                        return;
+                    }
+                }
+                Ok(Some(None)) => {}
                 Ok(None) => break,
                 Err(error) => {
                     send(error.body().to_string()).await;
@@ -231,7 +237,7 @@ impl Answering {
             }
         }
         if let Some(chunk) = self.answer.closing() {
-            send(chunk.to_string()).await;
+            send(chunk).await;
         }
         send("[DONE]".into()).await;
     }

@@ -9,6 +9,8 @@ mod ending;
 mod error;
 mod health;
 #[cfg(test)]
+mod limit_tests;
+#[cfg(test)]
 mod metrics_tests;
 mod models;
 #[cfg(test)]

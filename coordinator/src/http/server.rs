@@ -47,6 +47,14 @@ struct Connections {
     max: usize,
 }
 
+/// What one connection may take.
+#[derive(Clone, Copy)]
+struct Limits {
+    idle_timeout: Duration,
+    send_timeout: Duration,
+    max_dropped_bytes: usize,
+}
+
 /// One connection.
 struct Connection {
     num_requests: AtomicUsize,
@@ -142,7 +150,11 @@ pub(super) async fn serve(
 ) -> std::io::Result<()> {
     let connections = Arc::new(Connections::new(config));
     let (stop, stopping) = watch::channel(());
-    let limits = (Duration::from_millis(config.idle_timeout_ms), config.max_dropped_bytes);
+    let limits = Limits {
+        idle_timeout: Duration::from_millis(config.idle_timeout_ms),
+        send_timeout: Duration::from_millis(config.send_timeout_ms),
+        max_dropped_bytes: config.max_dropped_bytes,
+    };
     let mut shutdown = std::pin::pin!(shutdown);
     let mut is_full = false;
     for number in 0.. {
@@ -185,7 +197,7 @@ async fn one(
     connection: &Arc<Connection>,
     places: &Arc<Semaphore>,
     router: Router,
-    (idle_timeout, max_dropped): (Duration, usize),
+    Limits { idle_timeout, send_timeout, max_dropped_bytes }: Limits,
     mut stopping: watch::Receiver<()>,
 ) {
     // A token is a small packet that must not wait for the one before it to be acknowledged.
@@ -227,7 +239,7 @@ async fn one(
         // Of a head that comes byte by byte, too.
         .header_read_timeout(idle_timeout);
     builder.http2().timer(TokioTimer::new());
-    let served = builder.serve_connection(TokioIo::new(socket.clone()), service);
+    let served = builder.serve_connection(TokioIo::new(socket.directions(send_timeout)), service);
     let mut served = std::pin::pin!(served);
     loop {
         tokio::select! {
@@ -236,7 +248,7 @@ async fn one(
                     // What was refused before all of it had come is read, so that its client
                     // comes to read why: closed while it sends, it would be told nothing.
                     Ok(()) => {
-                        let _ = tokio::time::timeout(LINGER, socket.drain(max_dropped)).await;
+                        let _ = tokio::time::timeout(LINGER, socket.drain(max_dropped_bytes)).await;
                     }
                     Err(cause) => debug!(%cause, "a connection has ended"),
                 }

@@ -18,14 +18,14 @@ async fn ask(server: &Server, request: &[u8]) -> String {
     rest(&mut stream).await
 }
 
-async fn rest(stream: &mut TcpStream) -> String {
+pub(super) async fn rest(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut bytes));
     let _ = read.await.expect("the server ends it");
     String::from_utf8(bytes).unwrap()
 }
 
-fn post(body: &str, headers: &str) -> Vec<u8> {
+pub(super) fn post(body: &str, headers: &str) -> Vec<u8> {
     let length = body.len();
     format!(
         "POST /v1/completions HTTP/1.1\r\nhost: h:1\r\ncontent-type: application/json\r\n\
@@ -34,7 +34,7 @@ fn post(body: &str, headers: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-fn completion() -> String {
+pub(super) fn completion() -> String {
     json!({"model": "m", "prompt": [5, 6], "max_tokens": 4}).to_string()
 }
 

@@ -1,6 +1,7 @@
 //! A socket that is looked at from outside of the protocol that runs on it: a client that has
 //! closed its half may still read, and one that has gone looks the same until something is sent.
 
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 
 /// How often a client that has closed its half is looked after.
 const LOOK: Duration = Duration::from_millis(200);
@@ -22,9 +24,22 @@ const PROCESSING: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
 #[derive(Clone)]
 pub(super) struct Socket(Arc<TcpStream>);
 
+/// Its two directions, for the protocol. A client that reads nothing for too long while something
+/// is to be sent counts as gone.
+pub(super) struct Directions {
+    socket: Socket,
+    send_timeout: Duration,
+    // Since it doesn't take what is sent.
+    unread: Option<Pin<Box<Sleep>>>,
+}
+
 impl Socket {
     pub(super) fn new(stream: TcpStream) -> Self {
         Self(Arc::new(stream))
+    }
+
+    pub(super) fn directions(&self, send_timeout: Duration) -> Directions {
+        Directions { socket: self.clone(), send_timeout, unread: None }
     }
 
     /// Resolves when the client is gone altogether, while an answer to it has not begun: in its
@@ -82,19 +97,17 @@ impl Socket {
     }
 }
 
-impl AsyncRead for Socket {
+impl AsyncRead for Directions {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.0.poll_read_ready(context))?;
-            match self.0.try_read(buffer.initialize_unfilled()) {
-                Ok(num_bytes) => {
-                    buffer.advance(num_bytes);
-                    return Poll::Ready(Ok(()));
-                }
+            ready!(self.socket.0.poll_read_ready(context))?;
+            // Not initialized first: readers have large buffers for small requests.
+            match self.socket.0.try_read_buf(buffer) {
+                Ok(_) => return Poll::Ready(Ok(())),
                 Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
                 Err(cause) => return Poll::Ready(Err(cause)),
             }
@@ -102,7 +115,7 @@ impl AsyncRead for Socket {
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncWrite for Directions {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -112,15 +125,23 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.0.poll_write_ready(context))?;
-            match self.0.try_write_vectored(slices) {
+            if self.socket.0.poll_write_ready(context)?.is_pending() {
+                let send_timeout = self.send_timeout;
+                let unread = || Box::pin(tokio::time::sleep(send_timeout));
+                ready!(self.unread.get_or_insert_with(unread).as_mut().poll(context));
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            match self.socket.0.try_write_vectored(slices) {
                 Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
+                written => {
+                    self.unread = None;
+                    return Poll::Ready(written);
+                }
             }
         }
     }
@@ -134,7 +155,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = socket2::SockRef::from(&*self.0).shutdown(std::net::Shutdown::Write);
+        let shut = socket2::SockRef::from(&*self.socket.0).shutdown(std::net::Shutdown::Write);
         Poll::Ready(match shut {
             // The client was faster.
             Err(cause) if cause.kind() == io::ErrorKind::NotConnected => Ok(()),

@@ -135,6 +135,8 @@ pub struct Metrics {
     request_answer: Histogram,
     kv_usage: Float,
     kv_blocks: Family<StateLabels, Gauge>,
+    // Of them, used and free: set whenever anything happens, so not looked up.
+    kv_states: [Gauge; 2],
     step: Histogram,
     batch_tokens: Histogram,
     stages: StageMetrics,
@@ -154,6 +156,9 @@ fn seconds() -> Histogram {
 impl Metrics {
     /// Everything at zero, for the model of this name.
     pub fn new(model: &str, config: &config::Metrics) -> Self {
+        let kv_blocks = Family::<StateLabels, Gauge>::default();
+        let kv_states =
+            ["used", "free"].map(|state| kv_blocks.get_or_create(&StateLabels { state }).clone());
         let mut metrics = Self {
             is_on: config.enabled,
             registry: Registry::default(),
@@ -174,7 +179,8 @@ impl Metrics {
             request_prompt: Histogram::new(TOKENS),
             request_answer: Histogram::new(TOKENS),
             kv_usage: Float::default(),
-            kv_blocks: Family::default(),
+            kv_blocks,
+            kv_states,
             step: seconds(),
             batch_tokens: Histogram::new(TOKENS),
             stages: StageMetrics::new(),
@@ -292,9 +298,9 @@ impl Metrics {
         if !self.is_on {
             return;
         }
-        for (state, num) in [("used", num_used), ("free", num_blocks.saturating_sub(num_used))] {
-            self.kv_blocks.get_or_create(&StateLabels { state }).set(num as i64);
-        }
+        let [used, free] = &self.kv_states;
+        used.set(num_used as i64);
+        free.set(num_blocks.saturating_sub(num_used) as i64);
         self.kv_usage.set(if num_blocks == 0 { 0.0 } else { num_used as f64 / num_blocks as f64 });
     }
 

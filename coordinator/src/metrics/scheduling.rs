@@ -15,13 +15,32 @@ struct ClassLabels {
 }
 
 /// Counters of scheduling.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Scheduling {
     queue_depth: Family<ClassLabels, Gauge>,
+    // Of each priority: set whenever anything happens, so not looked up.
+    depths: [Gauge; Priority::ALL.len()],
     preempted: Family<ClassLabels, Counter>,
     moved: Counter,
     prefix_blocks: Counter,
     prefix_hits: Counter,
+}
+
+impl Default for Scheduling {
+    fn default() -> Self {
+        let queue_depth = Family::<ClassLabels, Gauge>::default();
+        let depth = |priority: Priority| {
+            queue_depth.get_or_create(&ClassLabels { class: priority.name() }).clone()
+        };
+        Self {
+            depths: Priority::ALL.map(depth),
+            queue_depth,
+            preempted: Family::default(),
+            moved: Counter::default(),
+            prefix_blocks: Counter::default(),
+            prefix_hits: Counter::default(),
+        }
+    }
 }
 
 impl Scheduling {
@@ -39,9 +58,8 @@ impl Scheduling {
     }
 
     pub(super) fn queued(&self, num_waiting: [usize; Priority::ALL.len()]) {
-        for (priority, num_waiting) in Priority::ALL.into_iter().zip(num_waiting) {
-            let labels = ClassLabels { class: priority.name() };
-            self.queue_depth.get_or_create(&labels).set(num_waiting as i64);
+        for (depth, num_waiting) in self.depths.iter().zip(num_waiting) {
+            depth.set(num_waiting as i64);
         }
     }
 

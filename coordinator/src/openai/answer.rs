@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use protocol::{Logprobs, TokenId};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use super::body::{Body, Choice as ChoiceBody, Details, Message, Usage};
 use super::logprobs::{Naming, Offset, Shown};
 use super::{Echo, Options, Parsed};
 use crate::events::Heard;
@@ -72,7 +73,7 @@ struct Piece {
 }
 
 impl Piece {
-    fn generated_ids(&self) -> Value {
+    fn generated_ids(&self) -> Vec<u32> {
         self.tokens[self.num_echoed..].iter().map(|(token, _)| token.0).collect()
     }
 }
@@ -146,28 +147,22 @@ impl Answer {
     }
 
     /// What a stream says before the first token: who speaks, in a chat.
-    pub fn opening(&self) -> Vec<Value> {
+    pub fn opening(&self) -> Vec<String> {
         if self.style == Style::Completion {
             return Vec::new();
         }
-        let delta = json!({"role": "assistant", "content": ""});
-        let choices = 0..self.choices.len();
-        let mut chunks: Vec<_> = choices
-            .map(|index| {
-                let choice = json!({
-                    "index": index, "delta": delta, "logprobs": null, "finish_reason": null,
-                });
-                self.chunk(vec![choice])
-            })
-            .collect();
-        if let Some(first) = chunks.first_mut() {
-            self.add_prompt_ids(0, first);
-        }
-        chunks
+        let chunk = |index| {
+            let said = Message { role: Some("assistant"), content: Some(""), refusal: None };
+            let delta = Some(said);
+            let mut chunk = self.chunk(vec![ChoiceBody { index, delta, ..ChoiceBody::default() }]);
+            chunk.prompt_token_ids = self.prompt_ids(0).filter(|_| index == 0);
+            chunk.text()
+        };
+        (0..self.choices.len()).map(chunk).collect()
     }
 
     /// Takes in what was heard; the chunk that it makes of a stream.
-    pub fn take(&mut self, heard: Heard) -> Option<Value> {
+    pub fn take(&mut self, heard: Heard) -> Option<String> {
         let Heard { number: request, event, more } = heard;
         let (choice, piece) = match event {
             Event::Prompt(logprobs) => {
@@ -228,80 +223,77 @@ impl Answer {
         Piece { text, tokens, num_echoed, num_added_bytes: usize::from(adds), ..piece }
     }
 
-    fn stream_piece(&mut self, index: usize, piece: Piece, begun: bool) -> Option<Value> {
+    fn stream_piece(&mut self, index: usize, piece: Piece, begun: bool) -> Option<String> {
         let carries_tokens = self.options.return_token_ids || self.options.logprobs;
         let says_nothing = piece.text.is_empty() && (piece.tokens.is_empty() || !carries_tokens);
         if says_nothing && piece.finish_reason.is_none() {
             return None;
         }
-        let mut choice = match self.style {
-            Style::Chat => json!({"index": index, "delta": {"content": piece.text}}),
-            Style::Completion => json!({"index": index, "text": piece.text}),
-        };
-        if self.style == Style::Chat && piece.text.is_empty() && piece.tokens.is_empty() {
-            choice["delta"] = json!({});
-        }
         let mut offset = std::mem::take(&mut self.choices[index].offset);
-        choice["logprobs"] = self.logprobs(&piece, &mut offset);
+        let logprobs = self.logprobs(&piece, &mut offset);
         self.choices[index].offset = offset;
-        choice["finish_reason"] = piece.finish_reason.into();
-        if self.options.return_token_ids {
-            choice["token_ids"] = piece.generated_ids();
-            if self.style == Style::Completion && !begun {
-                self.add_prompt_ids(index, &mut choice);
-            }
-        }
-        Some(self.chunk(vec![choice]))
+        let is_chat = self.style == Style::Chat;
+        let is_empty = piece.text.is_empty() && piece.tokens.is_empty();
+        let content = Some(piece.text.as_str()).filter(|_| !is_empty);
+        let choice = ChoiceBody {
+            index,
+            delta: is_chat.then(|| Message { content, ..Message::default() }),
+            text: Some(piece.text.as_str()).filter(|_| !is_chat),
+            logprobs,
+            finish_reason: piece.finish_reason,
+            token_ids: self.options.return_token_ids.then(|| piece.generated_ids()),
+            prompt_token_ids: self.prompt_ids(index).filter(|_| !is_chat && !begun),
+            message: None,
+        };
+        Some(self.chunk(vec![choice]).text())
     }
 
     /// The chunk after the last, where token counts are wanted.
-    pub fn closing(&self) -> Option<Value> {
+    pub fn closing(&self) -> Option<String> {
         self.options.include_usage.then(|| {
             let mut chunk = self.chunk(Vec::new());
-            chunk["usage"] = self.usage();
-            chunk
+            chunk.usage = Some(Some(self.usage()));
+            chunk.text()
         })
     }
 
     /// The whole answer.
-    pub fn finish(mut self) -> Value {
-        let usage = self.usage();
-        let choices = std::mem::take(&mut self.choices);
-        let choices = choices.into_iter().enumerate().map(|(index, choice)| {
-            let piece = self.with_echo(index, choice.gathered);
-            let mut body = match self.style {
-                Style::Chat => json!({
-                    "index": index,
-                    "message": {"role": "assistant", "content": piece.text, "refusal": null},
+    pub fn finish(mut self) -> String {
+        let usage = Some(Some(self.usage()));
+        let is_chat = self.style == Style::Chat;
+        let gathered: Vec<_> = std::mem::take(&mut self.choices)
+            .into_iter()
+            .enumerate()
+            .map(|(index, choice)| self.with_echo(index, choice.gathered))
+            .collect();
+        let choices = gathered.iter().enumerate().map(|(index, piece)| {
+            let said = Some(piece.text.as_str());
+            ChoiceBody {
+                index,
+                message: is_chat.then(|| Message {
+                    role: Some("assistant"),
+                    content: said,
+                    refusal: Some(()),
                 }),
-                Style::Completion => json!({"index": index, "text": piece.text}),
-            };
-            body["logprobs"] = self.logprobs(&piece, &mut Offset::default());
-            body["finish_reason"] = piece.finish_reason.into();
-            if self.options.return_token_ids {
-                body["token_ids"] = piece.generated_ids();
-                if self.style == Style::Completion {
-                    self.add_prompt_ids(index, &mut body);
-                }
+                text: said.filter(|_| !is_chat),
+                logprobs: self.logprobs(piece, &mut Offset::default()),
+                finish_reason: piece.finish_reason,
+                token_ids: self.options.return_token_ids.then(|| piece.generated_ids()),
+                prompt_token_ids: self.prompt_ids(index).filter(|_| !is_chat),
+                delta: None,
             }
-            body
         });
-        let choices: Vec<_> = choices.collect();
-        let object = if self.style == Style::Chat { "chat.completion" } else { "text_completion" };
-        let mut body = self.envelope(object, choices);
-        body["usage"] = usage;
-        if self.style == Style::Chat {
-            self.add_prompt_ids(0, &mut body);
-        }
-        body
+        let object = if is_chat { "chat.completion" } else { "text_completion" };
+        let prompt_token_ids = self.prompt_ids(0).filter(|_| is_chat);
+        Body { usage, prompt_token_ids, ..self.body(object, choices.collect()) }.text()
     }
 
-    fn logprobs(&self, piece: &Piece, offset: &mut Offset) -> Value {
+    fn logprobs(&self, piece: &Piece, offset: &mut Offset) -> Option<Value> {
         if !self.options.logprobs || piece.tokens.is_empty() {
-            return Value::Null;
+            return None;
         }
         let naming = Naming { tokenizer: &self.tokenizer, as_ids: self.options.tokens_as_ids };
-        match self.style {
+        Some(match self.style {
             Style::Chat => {
                 let content = piece.tokens.iter().filter_map(|(_, of)| of.as_ref());
                 let content: Vec<_> = content.map(|of| naming.chat(of)).collect();
@@ -316,57 +308,55 @@ impl Answer {
                 });
                 naming.completion(&tokens.collect::<Vec<_>>(), offset)
             }
-        }
+        })
     }
 
     /// As vLLM: a chat has one prompt, so its ids stand beside the choices; a completion's choices
     /// each have their own.
-    fn add_prompt_ids(&self, index: usize, body: &mut Value) {
-        if self.options.return_token_ids {
+    fn prompt_ids(&self, index: usize) -> Option<Vec<u32>> {
+        self.options.return_token_ids.then(|| {
             let ids = &self.prompts[index / self.num_choices as usize].ids;
-            body["prompt_token_ids"] = ids.iter().map(|token| token.0).collect();
-        }
+            ids.iter().map(|token| token.0).collect()
+        })
     }
 
-    fn usage(&self) -> Value {
+    fn usage(&self) -> Usage {
         let (num_prompt, num_generated) = (self.num_prompt_tokens(), self.num_generated_tokens());
-        let mut usage = json!({
-            "prompt_tokens": num_prompt,
-            "completion_tokens": num_generated,
-            "total_tokens": num_prompt + num_generated,
-            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
-        });
-        // Only where it isn't: bits may have changed on the way.
-        if !self.is_exact {
-            usage["exact"] = false.into();
+        Usage {
+            prompt_tokens: num_prompt,
+            completion_tokens: num_generated,
+            total_tokens: num_prompt + num_generated,
+            prompt_tokens_details: Details { cached_tokens: self.num_cached_tokens },
+            exact: self.exact(),
         }
-        usage
     }
 
-    fn chunk(&self, choices: Vec<Value>) -> Value {
+    /// Only where it isn't: bits may have changed on the way.
+    fn exact(&self) -> Option<bool> {
+        (!self.is_exact).then_some(false)
+    }
+
+    fn chunk<'a>(&'a self, choices: Vec<ChoiceBody<'a>>) -> Body<'a> {
         let object =
             if self.style == Style::Chat { "chat.completion.chunk" } else { "text_completion" };
-        let mut chunk = self.envelope(object, choices);
-        if !self.is_exact {
-            chunk["exact"] = false.into();
-        }
-        if self.options.include_usage {
-            // The last chunk has the numbers; OpenAI's others have the field.
-            let so_far = self.options.continuous_usage.then(|| self.usage());
-            chunk["usage"] = so_far.unwrap_or_default();
-        }
-        chunk
+        // The last chunk has the numbers; OpenAI's others have the field.
+        let so_far = || self.options.continuous_usage.then(|| self.usage());
+        let usage = self.options.include_usage.then(so_far);
+        Body { usage, exact: self.exact(), ..self.body(object, choices) }
     }
 
-    fn envelope(&self, object: &str, choices: Vec<Value>) -> Value {
-        let mut body = Map::new();
-        body.insert("id".into(), self.id.as_str().into());
-        body.insert("object".into(), object.into());
-        body.insert("created".into(), self.created.into());
-        body.insert("model".into(), self.model.as_str().into());
-        body.insert("system_fingerprint".into(), self.system_fingerprint.as_str().into());
-        body.insert("choices".into(), choices.into());
-        Value::Object(body)
+    fn body<'a>(&'a self, object: &'static str, choices: Vec<ChoiceBody<'a>>) -> Body<'a> {
+        Body {
+            id: &self.id,
+            object,
+            created: self.created,
+            model: &self.model,
+            system_fingerprint: &self.system_fingerprint,
+            choices,
+            exact: None,
+            usage: None,
+            prompt_token_ids: None,
+        }
     }
 }
 
@@ -382,8 +372,13 @@ mod tests {
 
     impl Answer {
         fn hear(&mut self, number: usize, event: Event) -> Option<Value> {
-            self.take(Heard { number, event, more: More::default() })
+            let chunk = self.take(Heard { number, event, more: More::default() });
+            chunk.map(|text| json(&text))
         }
+    }
+
+    fn json(text: &str) -> Value {
+        serde_json::from_str(text).unwrap()
     }
 
     fn answer(style: Style, more: Value) -> (Answer, Served) {
@@ -440,14 +435,14 @@ mod tests {
             },
             "prompt_token_ids": prompt,
         });
-        assert_eq!(answer.finish(), expected);
+        assert_eq!(json(&answer.finish()), expected);
     }
 
     #[test]
     fn a_streamed_chat_says_who_speaks_then_what_then_why_it_ends() {
         let more = json!({"stream": true, "stream_options": {"include_usage": true}, "n": 2});
         let (mut answer, _) = answer(Style::Chat, more);
-        let opening = answer.opening();
+        let opening: Vec<_> = answer.opening().iter().map(|text| json(text)).collect();
         assert_eq!(opening.len(), 2);
         assert_eq!(opening[1]["choices"][0]["index"], 1);
         let delta = json!({"role": "assistant", "content": ""});
@@ -467,7 +462,7 @@ mod tests {
         assert!(!answer.is_complete(), "the other choice runs");
         answer.hear(0, finished(0, "")).unwrap();
         assert!(answer.is_complete());
-        let closing = answer.closing().unwrap();
+        let closing = json(&answer.closing().unwrap());
         assert_eq!(closing["choices"], json!([]));
         assert_eq!(closing["usage"]["completion_tokens"], 2);
     }
@@ -478,7 +473,7 @@ mod tests {
         let (mut answer, _) =
             answer(Style::Chat, json!({"stream": true, "stream_options": options}));
         let num_prompt = answer.num_prompt_tokens();
-        assert_eq!(answer.opening()[0]["usage"]["completion_tokens"], 0);
+        assert_eq!(json(&answer.opening()[0])["usage"]["completion_tokens"], 0);
         for num_generated in 1..=3 {
             let chunk = answer.hear(0, token(0, 39, "H")).unwrap();
             assert_eq!(chunk["usage"]["completion_tokens"], num_generated);
@@ -500,7 +495,7 @@ mod tests {
         let piece = text.push(TokenId(3)).text;
         answer.hear(0, token(0, 3, &piece));
         answer.hear(0, finished(0, &text.finish()));
-        let body = answer.finish();
+        let body = json(&answer.finish());
         assert_eq!(body["choices"][0]["text"], "hi time");
         assert_eq!(body["choices"][0]["logprobs"]["text_offset"], json!([0, 2]));
     }
@@ -513,7 +508,7 @@ mod tests {
         for (request, choice) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
             answer.hear(request, finished(choice, ""));
         }
-        assert_eq!(answer.finish()["choices"][2]["text"], "third");
+        assert_eq!(json(&answer.finish())["choices"][2]["text"], "third");
     }
 
     #[test]
@@ -522,7 +517,7 @@ mod tests {
         let (mut whole, _) = answer(Style::Completion, echo.clone());
         whole.hear(0, token(0, 75, "l"));
         whole.hear(0, finished(0, ""));
-        let whole = whole.finish();
+        let whole = json(&whole.finish());
         assert_eq!(whole["choices"][0]["text"], "Hil");
         assert_eq!(whole["choices"][0]["token_ids"], json!([75]));
         assert_eq!(whole["choices"][0]["prompt_token_ids"], json!([39, 72]));
@@ -550,7 +545,7 @@ mod tests {
         for event in events.clone() {
             whole.hear(0, event);
         }
-        let whole = whole.finish()["choices"][0]["logprobs"].clone();
+        let whole = json(&whole.finish())["choices"][0]["logprobs"].clone();
         let name = |id| served.tokenizer.token_text(TokenId(id));
         let mut second = json!({"i": -1.5});
         second[name(3)] = json!(-0.25);
@@ -584,7 +579,7 @@ mod tests {
             Some(Logprobs { chosen: TokenLogprob { token: half, logprob: -0.5 }, top: Vec::new() });
         answer.hear(0, Event::Token { choice: 0, token: half, logprobs, text: String::new() });
         answer.hear(0, finished(0, ""));
-        let content = answer.finish()["choices"][0]["logprobs"]["content"].clone();
+        let content = json(&answer.finish())["choices"][0]["logprobs"]["content"].clone();
         let expected = json!([{
             "token": served.tokenizer.token_text(half), "logprob": -0.5,
             "bytes": served.tokenizer.token_bytes(half), "top_logprobs": [],
@@ -603,7 +598,7 @@ mod tests {
             answer.hear(0, Event::Token { choice: 0, token: *token, logprobs, text: "".into() });
         }
         answer.hear(0, finished(0, "aéb"));
-        let offsets = answer.finish()["choices"][0]["logprobs"]["text_offset"].clone();
+        let offsets = json(&answer.finish())["choices"][0]["logprobs"]["text_offset"].clone();
         let offsets: Vec<u64> =
             offsets.as_array().unwrap().iter().flat_map(Value::as_u64).collect();
         assert_eq!((offsets[0], offsets[1]), (0, 1));

@@ -1,12 +1,15 @@
 //! The fields of a body, taken one by one: what is left over at the end is refused by name.
 
-use serde_json::{Map, Value};
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::Value;
 
 use super::{ApiError, known};
 
-/// What is left of a body.
-#[derive(Debug)]
-pub struct Fields(Map<String, Value>);
+/// What is left of a body: few enough to look through.
+#[derive(Debug, Default)]
+pub struct Fields(Vec<(String, Value)>);
 
 impl Fields {
     /// The fields of a JSON object.
@@ -14,21 +17,28 @@ impl Fields {
     /// # Errors
     /// When the body is anything else.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        match serde_json::from_slice(body) {
-            Ok(Value::Object(fields)) => Ok(Self(fields)),
-            Ok(_) => Err(ApiError::malformed("the body must be a JSON object")),
-            Err(cause) => Err(ApiError::malformed(format!("the body is not JSON: {cause}"))),
-        }
+        serde_json::from_slice(body).map_err(|cause| {
+            if cause.is_data() {
+                return ApiError::malformed("the body must be a JSON object");
+            }
+            ApiError::malformed(format!("the body is not JSON: {cause}"))
+        })
     }
 
     /// A field's value; `null` is the same as none.
     pub fn take(&mut self, name: &str) -> Option<Value> {
-        self.0.remove(name).filter(|value| !value.is_null())
+        let at = self.0.iter().position(|(field, _)| field == name)?;
+        Some(self.0.swap_remove(at).1)
     }
 
     /// Whether a field has a value.
     pub fn has(&self, name: &str) -> bool {
-        self.0.get(name).is_some_and(|value| !value.is_null())
+        self.0.iter().any(|(field, _)| field == name)
+    }
+
+    /// What is left.
+    pub(super) fn left(&self) -> impl Iterator<Item = &(String, Value)> {
+        self.0.iter()
     }
 
     /// A field that must be there.
@@ -102,7 +112,7 @@ impl Fields {
     /// # Errors
     /// When something is.
     pub fn finish(self) -> Result<(), ApiError> {
-        match self.0.into_iter().find(|(_, value)| !value.is_null()) {
+        match self.0.into_iter().next() {
             None => Ok(()),
             Some((name, _)) if known::is_known(&name) => Err(unsupported(&name)),
             Some((name, _)) => {
@@ -110,6 +120,41 @@ impl Fields {
                 Err(ApiError::invalid(name, message).code("unknown_parameter"))
             }
         }
+    }
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(body: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut object: M) -> Result<Fields, M::Error> {
+                let mut fields = Fields::default();
+                while let Some(name) = object.next_key::<String>()? {
+                    // More than are known can't all be taken: the body is refused anyway.
+                    if fields.0.len() > known::FIELDS.len() {
+                        object.next_value::<IgnoredAny>()?;
+                        continue;
+                    }
+                    let value = object.next_value()?;
+                    // The last of one name counts.
+                    fields.0.retain(|(before, _)| *before != name);
+                    // A field without a value is none.
+                    if value != Value::Null {
+                        fields.0.push((name, value));
+                    }
+                }
+                Ok(fields)
+            }
+        }
+
+        body.deserialize_map(Object)
     }
 }
 
@@ -160,6 +205,18 @@ mod tests {
         );
         let error = fields("{\"wibble\": 1}").finish().unwrap_err();
         assert_eq!(error.code, Some("unknown_parameter"));
+        // However many they are.
+        let many: Vec<_> = (0..100_000).map(|number| format!("\"{number}\": 1")).collect();
+        let fields = fields(&format!("{{{}}}", many.join(", ")));
+        assert!(fields.0.len() <= known::FIELDS.len() + 1);
+        assert_eq!(fields.finish().unwrap_err().code, Some("unknown_parameter"));
+    }
+
+    #[test]
+    fn of_fields_with_one_name_the_last_counts() {
+        let mut twice = fields("{\"a\": 1, \"b\": 2, \"a\": 3, \"b\": null}");
+        assert_eq!((twice.take("a"), twice.take("b")), (Some(3.into()), None));
+        twice.finish().unwrap();
     }
 
     #[test]

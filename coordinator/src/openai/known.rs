@@ -102,15 +102,13 @@ pub(super) const FIELDS: &[(&str, &[Style], Use)] = &[
 /// # Errors
 /// When a field asks for what isn't built.
 pub(super) fn settle(fields: &mut Fields, style: Style) -> Result<(), ApiError> {
-    for (name, styles, becomes) in FIELDS {
-        if !styles.contains(&style) {
-            continue;
-        }
+    let of_name = |name: &str| FIELDS.iter().find(|(known, ..)| *known == name);
+    let left: Vec<_> = fields.left().filter_map(|(name, _)| of_name(name)).collect();
+    for (name, styles, becomes) in left {
         match becomes {
+            _ if !styles.contains(&style) => {}
             Honoured | Refused => {}
-            Hint => {
-                fields.take(name);
-            }
+            Hint => drop(fields.take(name)),
             Only(harmless) => fields.only(name, &harmless())?,
         }
     }

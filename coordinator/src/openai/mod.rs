@@ -1,11 +1,14 @@
 //! OpenAI's API as data: bodies in, legal [`Request`]s out; events in, bodies out. No HTTP here.
 
 mod answer;
+mod body;
 mod chat;
 mod completions;
 mod error;
 mod fields;
 mod known;
+#[cfg(test)]
+mod limit_tests;
 mod logprobs;
 mod sampling;
 mod scheduling;

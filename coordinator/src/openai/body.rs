@@ -1,0 +1,80 @@
+//! What an answer is written as: OpenAI's objects, written as they are, since each token has one.
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// An answer, or a chunk of one.
+#[derive(Serialize)]
+pub(super) struct Body<'a> {
+    pub(super) id: &'a str,
+    pub(super) object: &'static str,
+    pub(super) created: u64,
+    pub(super) model: &'a str,
+    pub(super) system_fingerprint: &'a str,
+    pub(super) choices: Vec<Choice<'a>>,
+    /// Only where it isn't: bits may have changed on the way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) exact: Option<bool>,
+    /// Of chunks not there, null, or the counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) usage: Option<Option<Usage>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) prompt_token_ids: Option<Vec<u32>>,
+}
+
+/// One choice of it.
+#[derive(Default, Serialize)]
+pub(super) struct Choice<'a> {
+    pub(super) index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) delta: Option<Message<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) message: Option<Message<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) text: Option<&'a str>,
+    pub(super) logprobs: Option<Value>,
+    pub(super) finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) token_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) prompt_token_ids: Option<Vec<u32>>,
+}
+
+/// What is said in a chat, or a part of it.
+#[derive(Default, Serialize)]
+pub(super) struct Message<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) content: Option<&'a str>,
+    /// Null where it is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) refusal: Option<()>,
+}
+
+/// How many tokens.
+#[derive(Serialize)]
+pub(super) struct Usage {
+    pub(super) prompt_tokens: usize,
+    pub(super) completion_tokens: usize,
+    pub(super) total_tokens: usize,
+    pub(super) prompt_tokens_details: Details,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) exact: Option<bool>,
+}
+
+/// Which of the prompt's.
+#[derive(Serialize)]
+pub(super) struct Details {
+    pub(super) cached_tokens: usize,
+}
+
+impl Body<'_> {
+    /// As JSON.
+    pub(super) fn text(&self) -> String {
+        // Most are short, and few allocations are enough for them.
+        let mut text = Vec::with_capacity(512);
+        serde_json::to_writer(&mut text, self).expect("it is written to memory");
+        String::from_utf8(text).expect("JSON is UTF-8")
+    }
+}
