@@ -393,7 +393,7 @@ mod tests {
         };
         let mut state = State { arguments, clients: HashMap::new(), nodes: HashMap::new() };
         for number in 0..2 {
-            let (pipeline, cause) = (PipelineId(number), "killed".to_owned());
+            let (pipeline, cause) = (protocol::PipelineId(number), "killed".to_owned());
             let moved = Action::Moved { pipeline, cause, num_sequences: 3 };
             state.perform(vec![moved, Action::Publish], &myself);
             let counted = format!("autoglm_pipeline_lost_total {}\n", number + 1);

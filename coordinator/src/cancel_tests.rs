@@ -76,7 +76,7 @@ impl Crowd {
         self.test.handle(input);
         for frame in &self.test.sent[before..] {
             let Body::Step(step) = &frame.body else { panic!("{frame:?}") };
-            let begun = self.begun.entry(frame.epoch).or_default();
+            let begun = self.begun.entry(frame.stage.epoch).or_default();
             step.batch.finished.iter().for_each(|id| _ = begun.remove(id));
             let new = step.batch.slices.iter().filter(|slice| slice.begin.is_some());
             begun.extend(new.map(|slice| slice.sequence));
