@@ -15,16 +15,20 @@
 //! masks are sections to come.
 
 use crate::{
-    Batch, Epoch, ModelId, PipelineId, SliceOutput, StageId, StageIndex, StepId, TraceContext,
-    WIRE_VERSION,
+    Batch, Carried, Epoch, Hidden, ModelId, PipelineId, SliceOutput, StageId, StageIndex, StepId,
+    TraceContext, WIRE_VERSION,
     codec::{self, CodecError},
 };
 use bincode::{Decode, Encode};
+use bytes::Bytes;
 
 const MAGIC: [u8; 4] = *b"AGLM";
 
 /// Bytes of the fixed header.
 pub const HEADER_BYTES: usize = 64;
+
+/// Where the header says how many sections follow it.
+const NUM_SECTIONS_AT: usize = 7;
 
 const CRITICAL: u16 = 1;
 
@@ -56,9 +60,9 @@ pub enum Body {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
     /// What to compute.
-    pub batch: Batch,
+    pub batch: Carried<Batch>,
     /// The previous stage's output, `[num_tokens, hidden_size]`; empty at stage 0.
-    pub hidden: Vec<f32>,
+    pub hidden: Hidden,
     /// Of the stages so far.
     pub timings: Vec<StageTiming>,
     /// Under which spans the stages' own are to stand: one for each sequence whose trace keeps this
@@ -208,59 +212,47 @@ impl Section {
 }
 
 impl Frame {
-    /// The frame's bytes.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + self.size_hint());
-        bytes.resize(HEADER_BYTES, 0);
-        let mut num_sections = 0u8;
-        let mut section = |kind: Section, flags: u16, write: &mut dyn FnMut(&mut Vec<u8>)| {
-            bytes.extend((kind as u16).to_le_bytes());
-            bytes.extend(flags.to_le_bytes());
-            let at = bytes.len();
-            bytes.extend([0; 4]);
-            write(&mut bytes);
-            let length = u32::try_from(bytes.len() - at - 4).expect("sections are below 4 GiB");
-            bytes[at..at + 4].copy_from_slice(&length.to_le_bytes());
-            num_sections += 1;
-        };
+    /// The frame's bytes, in two pieces: the hidden state, which comes last, is shared and not
+    /// copied. A batch that came over the wire isn't encoded again.
+    pub fn encode(&self) -> [Bytes; 2] {
+        let mut head = Vec::with_capacity(HEADER_BYTES + self.size_hint());
+        head.resize(HEADER_BYTES, 0);
+        let mut hidden = Bytes::new();
         let kind = match &self.body {
             Body::Step(step) => {
-                section(Section::Batch, CRITICAL, &mut |b| b.extend(codec::encode(&step.batch)));
-                section(Section::Hidden, CRITICAL, &mut |b| {
-                    b.reserve(step.hidden.len() * 4);
-                    b.extend(step.hidden.iter().flat_map(|x| x.to_le_bytes()));
-                });
-                section(Section::Timings, 0, &mut |b| b.extend(codec::encode(&step.timings)));
+                let encoded = || codec::encode(&*step.batch).into();
+                let batch = step.batch.bytes().cloned().unwrap_or_else(encoded);
+                add_section(&mut head, Section::Batch, CRITICAL, &batch);
+                add_section(&mut head, Section::Timings, 0, &codec::encode(&step.timings));
                 if !step.traces.is_empty() {
-                    section(Section::Traces, 0, &mut |b| b.extend(codec::encode(&step.traces)));
+                    add_section(&mut head, Section::Traces, 0, &codec::encode(&step.traces));
                 }
+                hidden = step.hidden.bytes().clone();
+                begin_section(&mut head, Section::Hidden, CRITICAL, hidden.len());
                 1
             }
-            Body::Sampled(sampled) => {
-                section(Section::Outputs, CRITICAL, &mut |b| {
-                    b.extend(codec::encode(&sampled.outputs));
-                });
-                section(Section::Timings, 0, &mut |b| b.extend(codec::encode(&sampled.timings)));
+            Body::Sampled(Sampled { outputs, timings }) => {
+                add_section(&mut head, Section::Outputs, CRITICAL, &codec::encode(outputs));
+                add_section(&mut head, Section::Timings, 0, &codec::encode(timings));
                 2
             }
             Body::Failed(failed) => {
-                section(Section::Failed, CRITICAL, &mut |b| b.extend(codec::encode(failed)));
+                add_section(&mut head, Section::Failed, CRITICAL, &codec::encode(failed));
                 3
             }
         };
-        let length = u32::try_from(bytes.len() - HEADER_BYTES).expect("frames are below 4 GiB");
-        bytes[0..4].copy_from_slice(&MAGIC);
-        bytes[4..6].copy_from_slice(&WIRE_VERSION.to_le_bytes());
-        bytes[6] = kind;
-        bytes[7] = num_sections;
-        bytes[8..12].copy_from_slice(&self.stage.pipeline.0.to_le_bytes());
-        bytes[12..16].copy_from_slice(&self.stage.stage.0.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.stage.epoch.start.to_le_bytes());
-        bytes[24..32].copy_from_slice(&self.stage.epoch.counter.to_le_bytes());
-        bytes[32..40].copy_from_slice(&self.step.0.to_le_bytes());
-        bytes[40..56].copy_from_slice(&self.model.0);
-        bytes[60..64].copy_from_slice(&length.to_le_bytes());
-        bytes
+        let length = u32_of(head.len() - HEADER_BYTES + hidden.len());
+        head[0..4].copy_from_slice(&MAGIC);
+        head[4..6].copy_from_slice(&WIRE_VERSION.to_le_bytes());
+        head[6] = kind;
+        head[8..12].copy_from_slice(&self.stage.pipeline.0.to_le_bytes());
+        head[12..16].copy_from_slice(&self.stage.stage.0.to_le_bytes());
+        head[16..24].copy_from_slice(&self.stage.epoch.start.to_le_bytes());
+        head[24..32].copy_from_slice(&self.stage.epoch.counter.to_le_bytes());
+        head[32..40].copy_from_slice(&self.step.0.to_le_bytes());
+        head[40..56].copy_from_slice(&self.model.0);
+        head[60..64].copy_from_slice(&length.to_le_bytes());
+        [head.into(), hidden]
     }
 
     /// The bytes that follow a header, checked against `max` before anyone takes memory for them.
@@ -282,25 +274,29 @@ impl Frame {
         Ok(bytes)
     }
 
-    /// The frame that is all of `bytes`.
+    /// The frame that is all of `bytes`. It shares them: what is large in it isn't copied.
     ///
     /// # Errors
     /// When the bytes are anything else.
-    pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
+    pub fn decode(bytes: &Bytes) -> Result<Self, FrameError> {
         let truncated = |promised| FrameError::Truncated { held: bytes.len(), promised };
         let header = bytes.first_chunk::<HEADER_BYTES>().ok_or(truncated(HEADER_BYTES))?;
         let payload = Self::payload_bytes(header, usize::MAX)?;
         if bytes.len() - HEADER_BYTES < payload {
             return Err(truncated(HEADER_BYTES + payload));
         }
-        let sections = Sections::parse(&bytes[HEADER_BYTES..], header[7])?;
+        let sections = Sections::parse(&bytes[HEADER_BYTES..], header[NUM_SECTIONS_AT])?;
         let body = match header[6] {
-            1 => Body::Step(Step {
-                batch: codec::decode(sections.one(Section::Batch, "batch")?)?,
-                hidden: floats(sections.one(Section::Hidden, "hidden")?)?,
-                timings: sections.optional(Section::Timings)?,
-                traces: sections.optional(Section::Traces)?,
-            }),
+            1 => {
+                let batch = sections.one(Section::Batch, "batch")?;
+                let hidden = sections.one(Section::Hidden, "hidden")?;
+                Body::Step(Step {
+                    batch: Carried::new(codec::decode(batch)?, bytes.slice_ref(batch)),
+                    hidden: Hidden::new(bytes.slice_ref(hidden)).ok_or(FrameError::WrongLengths)?,
+                    timings: sections.optional(Section::Timings)?,
+                    traces: sections.optional(Section::Traces)?,
+                })
+            }
             2 => Body::Sampled(Sampled {
                 outputs: codec::decode(sections.one(Section::Outputs, "outputs")?)?,
                 timings: sections.optional(Section::Timings)?,
@@ -326,11 +322,32 @@ impl Frame {
 
     fn size_hint(&self) -> usize {
         match &self.body {
-            Body::Step(step) => step.hidden.len() * 4 + step.batch.slices.len() * 64 + 256,
+            Body::Step(step) => {
+                let batch = step.batch.bytes().map_or(step.batch.slices.len() * 64, Bytes::len);
+                batch + step.timings.len() * 32 + 256
+            }
             Body::Sampled(sampled) => sampled.outputs.len() * 64 + 256,
             Body::Failed(_) => 256,
         }
     }
+}
+
+/// Adds a section to a frame whose header is there.
+fn add_section(frame: &mut Vec<u8>, kind: Section, flags: u16, content: &[u8]) {
+    begin_section(frame, kind, flags, content.len());
+    frame.extend_from_slice(content);
+}
+
+/// Adds a section but for its content.
+fn begin_section(frame: &mut Vec<u8>, kind: Section, flags: u16, num_bytes: usize) {
+    frame.extend((kind as u16).to_le_bytes());
+    frame.extend(flags.to_le_bytes());
+    frame.extend(u32_of(num_bytes).to_le_bytes());
+    frame[NUM_SECTIONS_AT] += 1;
+}
+
+fn u32_of(num_bytes: usize) -> u32 {
+    u32::try_from(num_bytes).expect("frames are below 4 GiB")
 }
 
 /// The sections of a frame that this version knows.
@@ -378,14 +395,6 @@ impl<'a> Sections<'a> {
     }
 }
 
-fn floats(bytes: &[u8]) -> Result<Vec<f32>, FrameError> {
-    let (floats, rest) = bytes.as_chunks::<4>();
-    if !rest.is_empty() {
-        return Err(FrameError::WrongLengths);
-    }
-    Ok(floats.iter().map(|x| f32::from_le_bytes(*x)).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -405,6 +414,14 @@ mod tests {
         }
     }
 
+    fn bytes(frame: &Frame) -> Vec<u8> {
+        frame.encode().concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Frame, FrameError> {
+        Frame::decode(&Bytes::copy_from_slice(bytes))
+    }
+
     fn step() -> Step {
         let slice = Slice {
             sequence: crate::SequenceId(5),
@@ -421,8 +438,8 @@ mod tests {
             next: None,
         };
         Step {
-            batch: Batch { finished: vec![crate::SequenceId(4)], slices: vec![slice] },
-            hidden: vec![1.5, -0.0, f32::MIN_POSITIVE / 2.0, f32::MAX],
+            batch: Batch { finished: vec![crate::SequenceId(4)], slices: vec![slice] }.into(),
+            hidden: [1.5, -0.0, f32::MIN_POSITIVE / 2.0, f32::MAX].into_iter().collect(),
             timings: vec![StageTiming { compute_us: 5, ..StageTiming::default() }],
             traces: vec![TraceContext {
                 trace: crate::TraceId([3; 16]),
@@ -450,7 +467,64 @@ mod tests {
         let failed = Failed { cause: "device lost".into(), fatal: true };
         for body in [Body::Step(step()), Body::Sampled(sampled()), Body::Failed(failed)] {
             let sent = frame(body);
-            assert_eq!(Frame::decode(&sent.encode()).unwrap(), sent);
+            assert_eq!(decode(&bytes(&sent)).unwrap(), sent);
+        }
+    }
+
+    /// Where the contents of a frame's sections are, by their kinds.
+    fn sections(bytes: &[u8]) -> Vec<(u16, std::ops::Range<usize>)> {
+        let mut at = HEADER_BYTES;
+        let mut found = Vec::new();
+        while at < bytes.len() {
+            let length = u32::from_le_bytes(*bytes[at + 4..].first_chunk().unwrap()) as usize;
+            found.push((u16::from_le_bytes([bytes[at], bytes[at + 1]]), at + 8..at + 8 + length));
+            at += 8 + length;
+        }
+        found
+    }
+
+    /// Method: a batch whose first number is written longer than need be. Decoded and encoded
+    /// again it would be shorter.
+    #[test]
+    fn a_batch_is_sent_on_in_the_bytes_that_it_came_in_unless_it_was_changed() {
+        let sent = frame(Body::Step(step()));
+        let shortest = bytes(&sent);
+        let (kind, batch) = sections(&shortest)[0].clone();
+        assert_eq!((kind, shortest[batch.start]), (Section::Batch as u16, 1), "one has finished");
+        let mut came = shortest.clone();
+        came.splice(batch.start..=batch.start, [251, 1, 0]);
+        for (at, added) in [(batch.start - 4, 2), (60, 2)] {
+            let length = u32::from_le_bytes(*came[at..].first_chunk().unwrap()) + added;
+            came[at..at + 4].copy_from_slice(&length.to_le_bytes());
+        }
+        let received = Bytes::from(came);
+        let mut got = Frame::decode(&received).unwrap();
+        assert_eq!(got, sent);
+        let pieces = got.encode();
+        assert_eq!(pieces.concat(), received);
+        let within = received.as_ptr_range();
+        assert!(within.contains(&pieces[1].as_ptr()), "the hidden state is the one that came");
+
+        let Body::Step(step) = &mut got.body else { panic!() };
+        step.batch.slices[0].input = Input::Tokens(vec![TokenId(3)]);
+        let changed = decode(&bytes(&got)).unwrap();
+        assert_eq!(changed, got);
+        assert_ne!(changed, sent);
+    }
+
+    #[test]
+    fn a_hidden_state_that_ends_within_a_value_is_refused() {
+        for left_off in 1..4 {
+            let mut bytes = bytes(&frame(Body::Step(step())));
+            let (kind, hidden) = sections(&bytes).pop().unwrap();
+            assert_eq!(kind, Section::Hidden as u16, "it comes last");
+            bytes.truncate(bytes.len() - left_off);
+            for (at, length) in
+                [(hidden.start - 4, hidden.len() - left_off), (60, bytes.len() - HEADER_BYTES)]
+            {
+                bytes[at..at + 4].copy_from_slice(&(length as u32).to_le_bytes());
+            }
+            assert_eq!(decode(&bytes), Err(FrameError::WrongLengths));
         }
     }
 
@@ -462,23 +536,23 @@ mod tests {
         for (kind, flags, expected) in
             [(99u16, 0u16, Ok(())), (99, 1, unknown(99)), (3, 0, Ok(())), (3, 1, unknown(3))]
         {
-            let mut bytes = sent.encode();
+            let mut bytes = bytes(&sent);
             bytes.extend(kind.to_le_bytes());
             bytes.extend(flags.to_le_bytes());
             bytes.extend(2u32.to_le_bytes());
             bytes.extend([1, 2]);
-            bytes[7] += 1;
+            bytes[NUM_SECTIONS_AT] += 1;
             let length = (bytes.len() - HEADER_BYTES) as u32;
             bytes[60..64].copy_from_slice(&length.to_le_bytes());
-            assert_eq!(Frame::decode(&bytes).map(|got| assert_eq!(got, sent)), expected);
+            assert_eq!(decode(&bytes).map(|got| assert_eq!(got, sent)), expected);
         }
     }
 
     #[test]
     fn a_frame_of_another_version_is_refused_by_name() {
-        let mut bytes = frame(Body::Step(step())).encode();
+        let mut bytes = bytes(&frame(Body::Step(step())));
         bytes[4] = 9;
-        let error = Frame::decode(&bytes).unwrap_err();
+        let error = decode(&bytes).unwrap_err();
         let expected = format!("frame speaks wire version 9, this process speaks {WIRE_VERSION}");
         assert_eq!(error.to_string(), expected);
     }
@@ -486,7 +560,7 @@ mod tests {
     #[test]
     fn a_length_beyond_the_limit_is_refused_before_it_is_read() {
         let mut header = [0; HEADER_BYTES];
-        header.copy_from_slice(&frame(Body::Step(step())).encode()[..HEADER_BYTES]);
+        header.copy_from_slice(&bytes(&frame(Body::Step(step())))[..HEADER_BYTES]);
         header[60..64].copy_from_slice(&u32::MAX.to_le_bytes());
         assert_eq!(
             Frame::payload_bytes(&header, 1000),
@@ -495,14 +569,48 @@ mod tests {
     }
 
     proptest! {
+        /// What a frame holds hangs on no alignment of its bytes.
+        #[test]
+        fn frames_come_back_from_wherever_they_lie(
+            offset in 0usize..16,
+            values in proptest::collection::vec(any::<u32>(), 0..40),
+        ) {
+            let values: Vec<_> = values.into_iter().map(f32::from_bits).collect();
+            let hidden: Hidden = values.iter().copied().collect();
+            let sent = frame(Body::Step(Step { hidden, ..step() }));
+            let mut there = vec![0; offset];
+            there.extend(bytes(&sent));
+            let got = Frame::decode(&Bytes::from(there).slice(offset..)).unwrap();
+            let Body::Step(step) = &got.body else { panic!() };
+            let bits = |value: f32| value.to_bits();
+            prop_assert!(step.hidden.values().map(bits).eq(values.into_iter().map(bits)));
+            prop_assert_eq!(step.hidden.len() * 4, step.hidden.bytes().len());
+            prop_assert_eq!(got, sent);
+        }
+
+        /// A section that says it is longer or shorter than it is takes no more memory than its
+        /// frame, and is refused, or leaves a frame that says the same when it is sent on.
+        #[test]
+        fn lengths_that_lie_never_panic(section in 0usize..4, lie in any::<u32>(), near in -9i64..9) {
+            let bytes = bytes(&frame(Body::Step(step())));
+            let (_, content) = sections(&bytes)[section].clone();
+            for length in [lie, (content.len() as i64 + near).max(0) as u32] {
+                let mut bytes = bytes.clone();
+                bytes[content.start - 4..content.start].copy_from_slice(&length.to_le_bytes());
+                if let Ok(got) = decode(&bytes) {
+                    prop_assert_eq!(decode(&self::bytes(&got)), Ok(got));
+                }
+            }
+        }
+
         #[test]
         fn damaged_frames_never_panic(at in 0usize..400, value in any::<u8>(), cut in 0usize..400) {
-            let mut bytes = frame(Body::Step(step())).encode();
+            let mut bytes = bytes(&frame(Body::Step(step())));
             let at = at % bytes.len();
             bytes[at] = value;
-            let _ = Frame::decode(&bytes);
+            let _ = decode(&bytes);
             bytes.truncate(cut);
-            let _ = Frame::decode(&bytes);
+            let _ = decode(&bytes);
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod batch;
+pub mod carried;
 pub mod codec;
 pub mod config;
 pub mod frame;
@@ -16,6 +17,7 @@ pub mod trace;
 
 pub use address::Address;
 pub use batch::{Batch, Begin, Input, Logprobs, SamplingParams, Slice, SliceOutput, TokenLogprob};
+pub use carried::{Carried, Hidden};
 pub use config::{Config, ConfigError};
 pub use frame::{Body, Failed, Frame, FrameError, Sampled, StageTiming, Step};
 pub use id::{

@@ -9,7 +9,7 @@ use node::model::Kernels;
 use node::stage::{Stage, StepOutput};
 use protocol::config::{KvCacheDtype, Quantize};
 use protocol::{
-    BLOCK_TOKENS, Batch, Begin, BlockId, Body, Digest, Frame, Input, LayerRange, ModelId,
+    BLOCK_TOKENS, Batch, Begin, BlockId, Body, Digest, Frame, Hidden, Input, LayerRange, ModelId,
     SamplingParams, SequenceId, Slice, StageId, StageIndex, StageLimits, StagePlan, Step, StepId,
     TokenId,
 };
@@ -117,19 +117,22 @@ impl<'a> Pipeline<'a> {
     /// the last, and what that one sampled.
     pub(crate) fn step(&mut self, batch: Batch) -> (Vec<Vec<f32>>, Vec<protocol::SliceOutput>) {
         let mut hidden_states = Vec::new();
-        let mut hidden = Vec::new();
+        let mut hidden = Hidden::default();
         for (number, stage) in self.stages.iter_mut().enumerate() {
-            let step = Step { batch: batch.clone(), hidden, ..Step::default() };
+            let step = Step { batch: batch.clone().into(), hidden, ..Step::default() };
             let frame = Frame {
                 model: ModelId::default(),
                 stage: StageId { stage: StageIndex(number as u32), ..StageId::default() },
                 step: StepId(0),
                 body: Body::Step(step),
             };
-            let Body::Step(step) = Frame::decode(&frame.encode()).unwrap().body else { panic!() };
+            let Body::Step(step) = Frame::decode(&frame.encode().concat().into()).unwrap().body
+            else {
+                panic!()
+            };
             match stage.step(self.gpu, &step).unwrap() {
                 StepOutput::Hidden(state) => {
-                    hidden_states.push(state.clone());
+                    hidden_states.push(state.values().collect());
                     hidden = state;
                 }
                 StepOutput::Sampled(outputs) => return (hidden_states, outputs),

@@ -14,9 +14,6 @@ use crate::error::TransportError;
 /// Longest greeting: a certificate request or a link's hello.
 const MAX_GREETING_BYTES: usize = 64 << 10;
 
-/// A link keeps this much memory from frame to frame; a larger frame gives the rest back.
-const MAX_KEPT_BYTES: usize = 4 << 20;
-
 /// Memory that the promise of a frame is worth. The rest is taken as its bytes arrive.
 const MAX_TRUSTED_BYTES: usize = 1 << 20;
 
@@ -32,7 +29,12 @@ pub async fn open_frames(
     let mut stream = connection.connection.open_uni().await?;
     write_message(&mut stream, &stage).await?;
     let max_bytes = connection.limits.max_frame_bytes;
-    Ok(FrameSender { connection: connection.clone(), stream, max_bytes, unsent: Bytes::new() })
+    Ok(FrameSender {
+        connection: connection.clone(),
+        stream,
+        max_bytes,
+        unsent: Default::default(),
+    })
 }
 
 /// The next link that the peer opens, and what for. Not cancel-safe: the link whose greeting was
@@ -56,7 +58,7 @@ pub struct FrameSender {
     stream: quinn::SendStream,
     max_bytes: usize,
     // Of a frame whose sending was cancelled.
-    unsent: Bytes,
+    unsent: [Bytes; 2],
 }
 
 /// What sending a frame took.
@@ -78,15 +80,15 @@ impl FrameSender {
     /// When the link is gone, or the frame is longer than any receiver would take.
     pub async fn send(&mut self, frame: &Frame) -> Result<Sent, TransportError> {
         let start = Instant::now();
-        let bytes = frame.encode();
+        let pieces = frame.encode();
         let encode = start.elapsed();
-        let num_bytes = bytes.len() - HEADER_BYTES;
+        let num_bytes = pieces.iter().map(Bytes::len).sum::<usize>() - HEADER_BYTES;
         if num_bytes > self.max_bytes {
             let max = self.max_bytes;
             return Err(FrameError::TooLong { bytes: num_bytes, max }.into());
         }
         self.flush().await?;
-        self.unsent = bytes.into();
+        self.unsent = pieces;
         self.flush().await?;
         Ok(Sent { encode, write: start.elapsed() - encode, rtt: self.connection.rtt() })
     }
@@ -104,8 +106,8 @@ impl FrameSender {
     }
 
     async fn flush(&mut self) -> Result<(), TransportError> {
-        while !self.unsent.is_empty() {
-            self.stream.write_chunks(std::slice::from_mut(&mut self.unsent)).await?;
+        while self.unsent.iter().any(|piece| !piece.is_empty()) {
+            self.stream.write_chunks(&mut self.unsent).await?;
         }
         Ok(())
     }
@@ -148,19 +150,22 @@ impl FrameReceiver {
         let num_bytes = HEADER_BYTES + Frame::payload_bytes(header, self.max_bytes)?;
         self.fill(num_bytes).await?;
         let at = Instant::now();
-        let frame = Frame::decode(&self.buffer)?;
+        // The frame takes the buffer over.
+        let frame = Frame::decode(&std::mem::take(&mut self.buffer).into())?;
         let decode = at.elapsed();
-        self.buffer.clear();
-        self.buffer.shrink_to(MAX_KEPT_BYTES);
         Ok(Some(Received { frame, num_bytes, at, decode }))
     }
 
     /// Reads until the buffer holds `num_bytes`; false when the link ended before the first.
     async fn fill(&mut self, num_bytes: usize) -> Result<bool, TransportError> {
-        let missing = num_bytes.saturating_sub(self.buffer.len());
-        self.buffer.reserve(missing.min(MAX_TRUSTED_BYTES));
         while self.buffer.len() < num_bytes {
             let missing = num_bytes - self.buffer.len();
+            if self.buffer.len() == self.buffer.capacity() {
+                // No more than the frame has: it keeps all of it.
+                let trusted = MAX_TRUSTED_BYTES.max(self.buffer.len());
+                self.buffer.reserve_exact(missing.min(trusted));
+            }
+            let missing = missing.min(self.buffer.capacity() - self.buffer.len());
             match self.stream.read_chunk(missing, true).await? {
                 Some(chunk) => self.buffer.extend_from_slice(&chunk.bytes),
                 None if self.buffer.is_empty() => return Ok(false),
@@ -248,8 +253,8 @@ mod tests {
                 for (step, num_values) in sizes.into_iter().enumerate() {
                     let received = link.recv().await.unwrap().unwrap();
                     assert_eq!(received.frame, frame(step as u64, num_values));
-                    assert_eq!(received.num_bytes, received.frame.encode().len());
-                    assert!(link.buffer.capacity() <= MAX_KEPT_BYTES);
+                    assert_eq!(received.num_bytes, received.frame.encode().concat().len());
+                    assert_eq!(link.buffer.capacity(), 0, "a link keeps nothing");
                 }
                 assert!(link.recv().await.unwrap().is_none(), "the link ended between two frames");
             };
@@ -310,7 +315,7 @@ mod tests {
         // Nothing of it has left: the link is as good as before.
         sending.send(&frame(1, 10)).await.unwrap();
         assert_eq!(receiving.recv().await.unwrap().unwrap().frame, frame(1, 10));
-        sending.unsent = frame(2, 4000).encode().into();
+        sending.unsent = frame(2, 4000).encode();
         sending.flush().await.unwrap();
         let error = receiving.recv().await.unwrap_err();
         assert!(matches!(error, TransportError::Frame(FrameError::TooLong { max: 1000, .. })));
@@ -339,8 +344,9 @@ mod tests {
         // Half a frame, and the end.
         let mut sending = open_frames(&dialled, STAGE).await.unwrap();
         let (_, mut link) = accept_frames(&accepted).await.unwrap();
-        let bytes = frame(0, 100).encode();
-        sending.unsent = bytes[..bytes.len() - 1].to_vec().into();
+        let mut pieces = frame(0, 100).encode();
+        pieces[1].truncate(399);
+        sending.unsent = pieces;
         sending.flush().await.unwrap();
         drop(sending);
         let error = link.recv().await.unwrap_err();

@@ -265,7 +265,7 @@ impl Engine {
 
     fn run(&mut self, slices: Vec<Slice>) -> Result<Vec<SliceOutput>> {
         let batch = Batch { finished: std::mem::take(&mut self.finished), slices };
-        let step = Step { batch, ..Step::default() };
+        let step = Step { batch: batch.into(), ..Step::default() };
         match self.stage.step(&self.gpu, &step)? {
             StepOutput::Sampled(outputs) => Ok(outputs),
             StepOutput::Hidden(_) => bail!("a stage with a head samples"),

@@ -428,8 +428,11 @@ impl Cluster {
                     continue;
                 };
                 num_sent += 1;
-                let step =
-                    Step { batch: scheduled.batch, traces: scheduled.traces, ..Step::default() };
+                let step = Step {
+                    batch: scheduled.batch.into(),
+                    traces: scheduled.traces,
+                    ..Step::default()
+                };
                 let frame = pipeline.step(self.model.id, scheduled.step, step);
                 self.actions.push(Action::Send(Box::new(frame)));
             }

@@ -380,13 +380,12 @@ impl Courier<'_> {
         let (queued, woken) = (free - at, free.elapsed());
         let Frame { model, stage, step: number, body } = frame;
         let Body::Step(step) = body else { return Ok(()) };
-        let (batch, mut timings) = (step.batch.clone(), step.timings.clone());
-        let (traces, traced) = (step.traces.clone(), TracedStep::of(number, &step, at));
+        let traced = TracedStep::of(number, &step, at);
         let device = &self.node.devices[self.plan.adapter as usize];
         let computed = device.step(stage, step).await;
         let end = Instant::now();
         let (stage, body) = match computed {
-            Ok(Computed { output, wait, handoff, times, done }) => {
+            Ok(Computed { mut step, output, wait, handoff, times, done }) => {
                 let timing = StageTiming {
                     stage: stage.stage,
                     decode_us: micros(decode),
@@ -400,16 +399,16 @@ impl Courier<'_> {
                     rtt_us: micros(self.sent.rtt),
                     received_bytes: num_bytes as u32,
                 };
-                timings.push(timing);
+                step.timings.push(timing);
                 if let Some(traced) = traced {
                     traced.record(&self.node, &self.plan, end, Ok(&timing));
                 }
                 match output {
                     StepOutput::Hidden(hidden) => {
-                        (stage.next(), Body::Step(Step { batch, hidden, timings, traces }))
+                        (stage.next(), Body::Step(Step { hidden, ..step }))
                     }
                     StepOutput::Sampled(outputs) => {
-                        (stage, Body::Sampled(Sampled { outputs, timings }))
+                        (stage, Body::Sampled(Sampled { outputs, timings: step.timings }))
                     }
                 }
             }

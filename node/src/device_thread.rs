@@ -26,6 +26,8 @@ use crate::stage::{Held, Stage, StepOutput, StepTimes};
 /// What a computed step brought, and how long it took.
 #[derive(Debug)]
 pub struct Computed {
+    /// What was computed, as it came.
+    pub step: Step,
     /// The result.
     pub output: StepOutput,
     /// Behind other jobs of the adapter.
@@ -232,6 +234,7 @@ impl Worker {
                     lost = failed.filter(|cause| cause.loses_adapter()).map(ToString::to_string);
                     debug!(stage = %id.stage, took_us = (done - free).as_micros(), "step");
                     let computed = output.map(|(output, times)| Computed {
+                        step: *step,
                         output,
                         wait,
                         handoff,

@@ -3,9 +3,10 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use checkpoint::{Checkpoint, Matrix, Part};
 use protocol::message::Loading;
-use protocol::{Batch, Digest, Input, LayerRange, SliceOutput, StagePlan, Step};
+use protocol::{Batch, Digest, Hidden, Input, LayerRange, SliceOutput, StagePlan, Step};
 use shaders::ahead::Ahead;
 use shaders::attention::Attention;
 use shaders::embed::BoundEmbed;
@@ -41,7 +42,7 @@ pub struct Held {
 #[derive(Debug)]
 pub enum StepOutput {
     /// The hidden state for the next stage, [num_tokens, hidden_size].
-    Hidden(Vec<f32>),
+    Hidden(Hidden),
     /// What the last stage sampled.
     Sampled(Vec<SliceOutput>),
 }
@@ -214,7 +215,7 @@ impl Stage {
             let found = hidden.len();
             return Err(StageError::BadBatch(format!("{found} values, {num_values} are due")));
         }
-        if !hidden.iter().all(|value| value.is_finite()) {
+        if !hidden.values().all(f32::is_finite) {
             return Err(StageError::NotFinite);
         }
         self.sequences.apply(batch)?;
@@ -226,7 +227,7 @@ impl Stage {
         self.pass.clear();
         match &self.embed {
             Some(embed) => embed.record(&mut self.pass, shape),
-            None => gpu.write(&self.scratch.hidden, 0, hidden),
+            None => gpu.write(&self.scratch.hidden, 0, hidden.bytes()),
         }
         for layer in &self.layers {
             layer.record(&mut self.pass, shape);
@@ -249,7 +250,7 @@ impl Stage {
             computed = Instant::now();
             match &self.head {
                 Some(head) => StepOutput::Sampled(head.outputs(batch, bytes)),
-                None => StepOutput::Hidden(bytemuck::pod_collect_to_vec(bytes)),
+                None => StepOutput::Hidden(hidden_of(bytes)),
             }
         })?;
         self.times = StepTimes {
@@ -277,8 +278,8 @@ impl Stage {
                 Some(_) => 0,
                 None => num_tokens * self.held.hidden_size as usize,
             };
-            let batch = self.sequences.probe(num_tokens);
-            let hidden = vec![0.0; num_values];
+            let batch = self.sequences.probe(num_tokens).into();
+            let hidden = std::iter::repeat_n(0.0, num_values).collect();
             self.step(gpu, &Step { batch, hidden, ..Step::default() })?;
         }
         self.sequences.clear();
@@ -293,6 +294,12 @@ impl Stage {
     pub fn logits(&self, gpu: &Gpu) -> Result<Option<Vec<f32>>, StageError> {
         Ok(self.head.as_ref().map(|head| head.logits(gpu)).transpose()?)
     }
+}
+
+/// The one copy of what a device leaves in host memory: from here it goes over the wire, and into
+/// the next device, as it is.
+fn hidden_of(bytes: &[u8]) -> Hidden {
+    Hidden::new(Bytes::copy_from_slice(bytes)).expect("the device's are whole f32s")
 }
 
 /// What a step is told of its tokens, from what the stage knows of their sequences.
