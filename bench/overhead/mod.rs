@@ -1,5 +1,5 @@
-//! What a configuration or a build costs: two clusters of ours on one machine, the same work for one and then
-//! for the other, again and again, in processor time or instructions for each token.
+//! What a configuration or a build costs: two clusters of ours on one machine, the same work for
+//! one and then for the other, again and again, in processor time or instructions for each token.
 
 mod collector;
 mod instructions;

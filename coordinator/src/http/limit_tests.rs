@@ -38,8 +38,8 @@ async fn no_more_of_a_refused_body_is_read_than_configured() {
     )
     .await;
     let mut stream = TcpStream::connect(server.addr).await.unwrap();
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1099511627776\r\n\r\n";
-    stream.write_all(head.as_bytes()).await.unwrap();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1099511627776";
+    stream.write_all(format!("{head}\r\n\r\n").as_bytes()).await.unwrap();
     let endless = async {
         let part = vec![b' '; 64 << 10];
         let mut num_bytes = 0_u64;

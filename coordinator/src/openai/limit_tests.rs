@@ -1,4 +1,4 @@
-//! Limits of `[http]` that a body meets: what is at the limit is taken, one more is refused by name.
+//! Limits of `[http]` that a body meets: what is at the limit is taken, one more refused by name.
 
 use protocol::config::Http;
 use serde_json::{Value, json};
