@@ -67,7 +67,8 @@ async fn respond(
             }
             Ok((parsed, content))
         };
-        let (mut parsed, content) = body::parsed(&state, request, parse).await?;
+        let (mut parsed, content) =
+            body::parsed(&state, request, style == Style::Chat, parse).await?;
         if let Some(traced) = &mut ending.traced {
             traced.content = content;
         }

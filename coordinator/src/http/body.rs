@@ -12,6 +12,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::ApiState;
 use crate::openai::{ApiError, Context};
 
+/// Bytes of a body of which nothing is rendered that are tokens sooner than a thread wakes up.
+const MAX_QUICK_BYTES: usize = 1 << 10;
+
 /// Bodies become tokens on threads of their own: a small one may render to much, and whoever
 /// holds up the runtime holds up health checks and the nodes' connections with it.
 #[derive(Debug)]
@@ -29,12 +32,16 @@ impl Parsing {
         Self { threads: Arc::new(Semaphore::new(config.max_parsing_threads)), kib, max_kib }
     }
 
-    /// Parses a body of so many bytes when its turn comes, in the order of arrival.
+    /// Parses a body of so many bytes when its turn comes, in the order of arrival; at once, where
+    /// it is short and nothing is rendered.
     async fn run<T: Send + 'static>(
         &self,
-        num_bytes: usize,
+        (num_bytes, renders): (usize, bool),
         parse: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
+        if num_bytes <= MAX_QUICK_BYTES && !renders {
+            return parse();
+        }
         let stopped = || ApiError::internal("reading the request stopped unexpectedly");
         // One that is larger than all may be has them all to itself.
         let max = self.max_kib;
@@ -63,15 +70,17 @@ pub(super) fn admit(state: &ApiState) -> Result<OwnedSemaphorePermit, ApiError> 
     })
 }
 
-/// Reads a body and parses it, where that holds nobody up.
+/// Reads a body and parses it, where that holds nobody up; `renders` says whether a template may be
+/// rendered for it.
 pub(super) async fn parsed<T: Send + 'static>(
     state: &Arc<ApiState>,
     request: Request,
+    renders: bool,
     parse: impl FnOnce(&[u8], Context<'_>) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let body = read(state, request).await?;
     let context = Arc::clone(state);
-    state.parsing.run(body.len(), move || parse(&body, context.context())).await
+    state.parsing.run((body.len(), renders), move || parse(&body, context.context())).await
 }
 
 /// Reads a body. Of one that is too large more is read and dropped, so that its client comes to
@@ -132,14 +141,16 @@ mod tests {
                     waits.lock().unwrap().recv().unwrap();
                     Ok(number)
                 };
-                parsing.run(1 << 20, parse)
+                parsing.run((1 << 20, false), parse)
             };
             let mut all = Box::pin(futures::future::join_all((0..3).map(body)));
             assert!(all.as_mut().now_or_never().is_none());
             let mut first: Vec<_> = begins.iter().take(expected).collect();
             first.sort_unstable();
             assert_eq!(first, (0..expected as u32).collect::<Vec<_>>());
-            // Nobody else has a permit to begin with.
+            // Nobody else has a permit to begin with; who needs none goes on.
+            assert_eq!(parsing.run((MAX_QUICK_BYTES, false), || Ok(9)).await.unwrap(), 9);
+            assert!(parsing.run((9, true), || Ok(9)).now_or_never().is_none());
             assert!(all.as_mut().now_or_never().is_none() && begins.try_recv().is_err());
             (0..3).for_each(|_| go_on.send(()).unwrap());
             let done: Vec<_> = all.await.into_iter().map(Result::unwrap).collect();
@@ -151,8 +162,8 @@ mod tests {
     async fn a_body_that_panics_gives_its_place_back() {
         let config = Http { max_parsing_threads: 1, ..Http::default() };
         let parsing = Parsing::new(&config);
-        let error = parsing.run::<()>(9, || panic!("on purpose")).await.unwrap_err();
+        let error = parsing.run::<()>((9, true), || panic!("on purpose")).await.unwrap_err();
         assert_eq!(error.status, 500);
-        assert_eq!(parsing.run(9, || Ok(5)).await.unwrap(), 5);
+        assert_eq!(parsing.run((9, true), || Ok(5)).await.unwrap(), 5);
     }
 }

@@ -1,11 +1,8 @@
 //! Web pages: those whose origin is configured may ask, whatever others make a browser send is
 //! refused. A browser asks before most requests, but posts simple ones unasked, to loopback too.
 
-use std::sync::Arc;
-
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::ApiState;
@@ -19,46 +16,59 @@ const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, DELETE, OPTION
 /// Headers of answers that a page may read.
 const EXPOSED: HeaderValue = HeaderValue::from_static("x-request-id, retry-after, traceparent");
 
-pub(super) async fn guard(
-    State(state): State<Arc<ApiState>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let Some(origin) = request.headers().get(header::ORIGIN).cloned() else {
-        return next.run(request).await;
-    };
-    let is_allowed = allows(&state.config.cors_origins, &origin);
-    if request.method() == Method::OPTIONS
-        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
-    {
-        let mut response = StatusCode::NO_CONTENT.into_response();
-        let wanted = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
-        let headers = response.headers_mut();
-        headers.insert(header::VARY, HeaderValue::from_static("origin"));
-        if is_allowed {
-            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-            headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
-            headers.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
-            let allowed = HeaderName::from_static("access-control-allow-headers");
-            headers.extend(wanted.map(|wanted| (allowed, wanted)));
+/// The page that a request comes from, if it comes from one.
+pub(super) struct Page {
+    origin: Option<HeaderValue>,
+    is_allowed: bool,
+}
+
+impl Page {
+    /// Looks at a request before anything else does.
+    ///
+    /// # Errors
+    /// The answer, where the request goes no further.
+    pub(super) fn of(state: &ApiState, request: &Request) -> Result<Self, Box<Response>> {
+        let Some(origin) = request.headers().get(header::ORIGIN).cloned() else {
+            return Ok(Self { origin: None, is_allowed: false });
+        };
+        let is_allowed = allows(&state.config.cors_origins, &origin);
+        if request.method() == Method::OPTIONS
+            && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+        {
+            let mut response = StatusCode::NO_CONTENT.into_response();
+            let wanted = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
+            let headers = response.headers_mut();
+            headers.insert(header::VARY, HeaderValue::from_static("origin"));
+            if is_allowed {
+                headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+                headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
+                headers.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
+                let allowed = HeaderName::from_static("access-control-allow-headers");
+                headers.extend(wanted.map(|wanted| (allowed, wanted)));
+            }
+            return Err(Box::new(response));
         }
-        return response;
+        if !is_allowed && !is_own(&origin, request.headers()) {
+            let origin = String::from_utf8_lossy(origin.as_bytes()).into_owned();
+            let message = format!(
+                "pages of {origin} may not ask this server; http.cors_origins names those that may"
+            );
+            let refused = ApiError::malformed(message).status(403).code("origin_not_allowed");
+            return Err(Box::new(refused.into_response()));
+        }
+        Ok(Self { origin: Some(origin), is_allowed })
     }
-    if !is_allowed && !is_own(&origin, request.headers()) {
-        let origin = String::from_utf8_lossy(origin.as_bytes()).into_owned();
-        let message = format!(
-            "pages of {origin} may not ask this server; http.cors_origins names those that may"
-        );
-        return ApiError::malformed(message).status(403).code("origin_not_allowed").into_response();
+
+    /// What its browser is to know of the answer.
+    pub(super) fn tell(self, response: &mut Response) {
+        let Some(origin) = self.origin else { return };
+        let headers = response.headers_mut();
+        headers.append(header::VARY, HeaderValue::from_static("origin"));
+        if self.is_allowed {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+        }
     }
-    let mut response = next.run(request).await;
-    let headers = response.headers_mut();
-    headers.append(header::VARY, HeaderValue::from_static("origin"));
-    if is_allowed {
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
-    }
-    response
 }
 
 fn allows(configured: &[String], origin: &HeaderValue) -> bool {

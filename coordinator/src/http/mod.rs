@@ -30,16 +30,17 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use futures::StreamExt;
 use protocol::config::{Http, Traces};
 use telemetry::Tracer;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tower::ServiceExt;
 
 use crate::chat_template::ChatTemplate;
 use crate::engine::Engine;
@@ -89,24 +90,84 @@ impl ApiState {
 }
 
 /// Every route.
-pub fn router(state: Arc<ApiState>) -> Router {
-    Router::new()
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::retrieve))
-        .route("/v1/chat/completions", post(answer::chat))
-        .route("/v1/completions", post(answer::completion))
-        .route("/tokenize", post(tokens::tokenize))
-        .route("/detokenize", post(tokens::detokenize))
-        .route("/health/live", get(health::live))
-        .route("/health/ready", get(health::ready))
-        .route("/health/stages", get(health::stages))
-        .route("/metrics", get(counted))
-        .fallback(error::not_found)
-        .method_not_allowed_fallback(error::method_not_allowed)
-        .layer(middleware::from_fn(caller::identify))
-        .layer(middleware::from_fn_with_state(Arc::clone(&state), cors::guard))
-        .layer(middleware::from_fn_with_state(Arc::clone(&state), measure))
-        .with_state(state)
+fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 10] {
+    [
+        ("/v1/models", get(models::list)),
+        ("/v1/models/{*id}", get(models::retrieve)),
+        ("/v1/chat/completions", post(answer::chat)),
+        ("/v1/completions", post(answer::completion)),
+        ("/tokenize", post(tokens::tokenize)),
+        ("/detokenize", post(tokens::detokenize)),
+        ("/health/live", get(health::live)),
+        ("/health/ready", get(health::ready)),
+        ("/health/stages", get(health::stages)),
+        ("/metrics", get(counted)),
+    ]
+}
+
+/// The routes, and what stands around all of them. Layers of a router would cost each request more
+/// than the scheduler does.
+struct Api {
+    state: Arc<ApiState>,
+    router: Router,
+    paths: Vec<&'static str>,
+}
+
+impl Api {
+    fn new(state: Arc<ApiState>) -> Self {
+        let routes = routes();
+        let paths = routes.iter().map(|(path, _)| *path).collect();
+        let router = routes.into_iter().fold(Router::new(), |all, (path, it)| all.route(path, it));
+        let router = router
+            .fallback(error::not_found)
+            .method_not_allowed_fallback(error::method_not_allowed)
+            .layer(middleware::from_fn(caller::identify))
+            .with_state(Arc::clone(&state));
+        Self { state, router, paths }
+    }
+
+    /// Answers, and measures to the end of the answer's body.
+    async fn answer(&self, request: Request) -> Response {
+        let (state, start) = (Arc::clone(&self.state), Instant::now());
+        let (method, endpoint) =
+            (name_of(request.method()), route_of(&self.paths, request.uri().path()));
+        let mut measured = Measured { state, method, endpoint, start };
+        let mut response = match cors::Page::of(&self.state, &request) {
+            Ok(page) => {
+                let answered = self.router.clone().oneshot(request).await;
+                let mut response = answered.unwrap_or_else(|never| match never {});
+                page.tell(&mut response);
+                response
+            }
+            Err(answer) => *answer,
+        };
+        if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+            // Of methods and routes only those go together that clients can't choose freely.
+            measured.endpoint = OTHER;
+        }
+        response.headers_mut().insert(header::SERVER, HeaderValue::from_static("autoglm"));
+        if response.body().size_hint().exact().is_some() {
+            // All of it is there; wrapped, it would lose its length.
+            return response;
+        }
+        let (parts, inner) = response.into_parts();
+        let body = (inner.into_data_stream(), measured);
+        let inner = futures::stream::unfold(body, |(mut stream, measured)| async move {
+            stream.next().await.map(|chunk| (chunk, (stream, measured)))
+        });
+        Response::from_parts(parts, Body::from_stream(inner))
+    }
+}
+
+/// The route of a path, as a label.
+fn route_of(routes: &[&'static str], path: &str) -> &'static str {
+    let is_of = |route: &&&str| match route.split_once('{') {
+        None => **route == path,
+        Some((before, name)) => path
+            .strip_prefix(before)
+            .is_some_and(|rest| !rest.is_empty() && (name.starts_with('*') || !rest.contains('/'))),
+    };
+    routes.iter().find(is_of).copied().unwrap_or(OTHER)
 }
 
 /// Serves until `shutdown` resolves and the answers under way have ended.
@@ -118,8 +179,8 @@ pub async fn serve(
     state: Arc<ApiState>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let router = router(Arc::clone(&state));
-    server::serve(listener, router, &state.config, shutdown).await
+    let api = Arc::new(Api::new(Arc::clone(&state)));
+    server::serve(listener, api, &state.config, shutdown).await
 }
 
 async fn counted(State(state): State<Arc<ApiState>>, headers: HeaderMap) -> Response {
@@ -134,33 +195,6 @@ async fn counted(State(state): State<Arc<ApiState>>, headers: HeaderMap) -> Resp
 
 /// The label of whatever isn't ours.
 const OTHER: &str = "other";
-
-/// Measures every response, to the end of its body.
-async fn measure(State(state): State<Arc<ApiState>>, request: Request, next: Next) -> Response {
-    let start = Instant::now();
-    let method = name_of(request.method());
-    let endpoint = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or_else(|| OTHER.to_owned(), |path| path.as_str().to_owned());
-    let mut measured = Measured { state, method, endpoint, start };
-    let mut response = next.run(request).await;
-    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
-        // Of methods and routes only those go together that clients can't choose freely.
-        measured.endpoint = OTHER.to_owned();
-    }
-    response.headers_mut().insert(header::SERVER, HeaderValue::from_static("autoglm"));
-    if response.body().size_hint().exact().is_some() {
-        // All of it is there; wrapped, it would lose its length.
-        return response;
-    }
-    let (parts, inner) = response.into_parts();
-    let body = (inner.into_data_stream(), measured);
-    let inner = futures::stream::unfold(body, |(mut stream, measured)| async move {
-        stream.next().await.map(|chunk| (chunk, (stream, measured)))
-    });
-    Response::from_parts(parts, Body::from_stream(inner))
-}
 
 /// A method as a label: clients can't invent others.
 fn name_of(method: &Method) -> &'static str {
@@ -180,13 +214,13 @@ fn name_of(method: &Method) -> &'static str {
 struct Measured {
     state: Arc<ApiState>,
     method: &'static str,
-    endpoint: String,
+    endpoint: &'static str,
     start: Instant,
 }
 
 impl Drop for Measured {
     fn drop(&mut self) {
-        self.state.metrics.http(self.method, &self.endpoint, self.start.elapsed());
+        self.state.metrics.http(self.method, self.endpoint, self.start.elapsed());
     }
 }
 

@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::{HeaderValue, Version, header};
@@ -24,9 +23,9 @@ use hyper_util::server::conn::auto::Builder;
 use protocol::config::Http;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
-use tower::ServiceExt;
 use tracing::{debug, warn};
 
+use super::Api;
 use super::socket::Socket;
 use crate::openai::ApiError;
 
@@ -144,7 +143,7 @@ impl Drop for Busy {
 /// Never: an accept that fails is tried again.
 pub(super) async fn serve(
     listener: TcpListener,
-    router: Router,
+    api: Arc<Api>,
     config: &Http,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
@@ -177,10 +176,10 @@ pub(super) async fn serve(
             continue;
         };
         is_full = false;
-        let (connections, router, stopping) =
-            (Arc::clone(&connections), router.clone(), stopping.clone());
+        let (connections, api, stopping) =
+            (Arc::clone(&connections), Arc::clone(&api), stopping.clone());
         tokio::spawn(async move {
-            one(stream, &connection, &connections.places, router, limits, stopping).await;
+            one(stream, &connection, &connections.places, api, limits, stopping).await;
             connections.forget(number);
         });
     }
@@ -196,7 +195,7 @@ async fn one(
     stream: TcpStream,
     connection: &Arc<Connection>,
     places: &Arc<Semaphore>,
-    router: Router,
+    api: Arc<Api>,
     Limits { idle_timeout, send_timeout, max_dropped_bytes }: Limits,
     mut stopping: watch::Receiver<()>,
 ) {
@@ -207,7 +206,7 @@ async fn one(
     let socket = Socket::new(stream);
     let service = service_fn(|request: hyper::Request<Incoming>| {
         let mut busy = Busy::new(connection, places);
-        let (router, socket) = (router.clone(), socket.clone());
+        let (api, socket) = (Arc::clone(&api), socket.clone());
         let is_health = request.uri().path().starts_with("/health/");
         let has_place = is_health || busy.place.is_some();
         if is_health {
@@ -218,10 +217,9 @@ async fn one(
         let can_tell = request.version() == Version::HTTP_11 && is_alone;
         async move {
             let request: Request = request.map(Body::new);
-            let answer =
-                async { if has_place { router.oneshot(request).await } else { Ok(full()) } };
+            let answer = async { if has_place { api.answer(request).await } else { full() } };
             let response = tokio::select! {
-                response = answer => response.unwrap_or_else(|never| match never {}),
+                response = answer => response,
                 () = socket.gone(), if can_tell => return Err(Gone),
             };
             let (parts, body) = response.into_parts();

@@ -465,3 +465,18 @@ async fn the_routes_around_completions() {
     assert!(metrics.body.ends_with("# EOF\n"));
     assert!(metrics.body.contains("endpoint=\"/v1/models/{*id}\""), "a template, not a path");
 }
+
+#[test]
+fn a_path_has_the_label_of_its_route() {
+    let routes = ["/v1/models", "/v1/models/{*id}", "/v1/requests/{id}"];
+    for (path, expected) in [
+        ("/v1/models", "/v1/models"),
+        ("/v1/models/gpt/9", "/v1/models/{*id}"),
+        ("/v1/models/", "other"),
+        ("/v1/requests/7", "/v1/requests/{id}"),
+        ("/v1/requests/7/8", "other"),
+        ("/", "other"),
+    ] {
+        assert_eq!(super::route_of(&routes, path), expected, "{path}");
+    }
+}

@@ -13,7 +13,7 @@ use crate::openai::{ApiError, Context, Fields, check_model, prompt_of_messages};
 
 pub(super) async fn tokenize(State(state): State<Arc<ApiState>>, request: Request) -> ApiResult {
     let _permit = body::admit(&state)?;
-    let tokens = body::parsed(&state, request, tokens_of).await?;
+    let tokens = body::parsed(&state, request, true, tokens_of).await?;
     let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
     let body = json!({
         "count": ids.len(),
@@ -25,7 +25,7 @@ pub(super) async fn tokenize(State(state): State<Arc<ApiState>>, request: Reques
 
 pub(super) async fn detokenize(State(state): State<Arc<ApiState>>, request: Request) -> ApiResult {
     let _permit = body::admit(&state)?;
-    let text = body::parsed(&state, request, text_of).await?;
+    let text = body::parsed(&state, request, true, text_of).await?;
     Ok(Json(json!({"prompt": text})).into_response())
 }
 

@@ -87,7 +87,7 @@ struct StateLabels {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct HttpLabels {
     method: &'static str,
-    endpoint: String,
+    endpoint: &'static str,
 }
 
 /// Says which trace a sample comes from: OpenMetrics has one such for each bucket.
@@ -440,11 +440,11 @@ impl Metrics {
     }
 
     /// A response has ended. `endpoint` is a route's template, never a path.
-    pub fn http(&self, method: &'static str, endpoint: &str, duration: Duration) {
+    pub fn http(&self, method: &'static str, endpoint: &'static str, duration: Duration) {
         if !self.is_on {
             return;
         }
-        let labels = HttpLabels { method, endpoint: endpoint.to_owned() };
+        let labels = HttpLabels { method, endpoint };
         self.http.get_or_create(&labels).observe(duration.as_secs_f64());
     }
 }
