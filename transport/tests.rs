@@ -219,6 +219,28 @@ async fn connections_beyond_the_limit_are_refused_until_one_ends() {
     pair.connect(Purpose::Data).await;
 }
 
+/// So much is sent to a side that reads nothing, of each kind of connection its own.
+#[tokio::test]
+async fn no_more_is_in_flight_than_the_window_of_each_connection() {
+    let config = Transport {
+        control_window_bytes: 32 << 10,
+        data_window_bytes: 256 << 10,
+        ..Transport::default()
+    };
+    let pair = Pair::new(&config).await;
+    for (purpose, window) in [(Purpose::Control, 32 << 10), (Purpose::Data, 256 << 10)] {
+        let (dialled, _accepted) = pair.connect(purpose).await;
+        let (mut send, _receive) = dialled.connection.open_bi().await.unwrap();
+        let mut num_bytes = 0;
+        let part = [0; 1 << 10];
+        while let Ok(sent) = tokio::time::timeout(Duration::from_secs(1), send.write(&part)).await {
+            num_bytes += sent.unwrap();
+        }
+        // What the other side would take, and twice as much that waits here.
+        assert!((window..=3 * window).contains(&num_bytes), "{num_bytes} for {window}");
+    }
+}
+
 #[tokio::test]
 async fn a_closed_endpoint_says_so_and_accepts_nobody() {
     let pair = Pair::new(&Transport::default()).await;

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use protocol::config::Config;
 
+use crate::cluster::Input;
 use crate::cluster_tests::Test;
+use crate::request::SubmitError;
+use crate::testing::request;
 
 /// Goal: what the configuration accepts also works. Method: each number at the least and the most
 /// that is accepted for it; nodes join, load, and a request is computed.
@@ -33,6 +36,25 @@ fn a_cluster_runs_with_every_number_that_is_accepted() {
         }
     }
     assert!(num_served > 60, "{num_served}");
+}
+
+/// Stages are asked for no more blocks than are configured, and nobody is admitted who needs more.
+#[test]
+fn a_cache_has_no_more_blocks_than_configured() {
+    let mut test = Test::new(|config| {
+        (config.coordinator.stages, config.scheduler.max_blocks) = (2, 5);
+    });
+    test.join(1, 1000);
+    test.join(2, 1000);
+    assert!(test.plans.iter().all(|(_, plan)| plan.limits.max_blocks == 5));
+    test.load();
+    let mut submit = |id, max_tokens| {
+        test.handle(Input::Submit(vec![request(id, 4, max_tokens)]));
+        test.submitted.pop().unwrap()
+    };
+    // 4 tokens of prompt, and the last of the answer is never computed.
+    assert_eq!(submit(1, 77), Ok(()));
+    assert_eq!(submit(2, 78), Err(SubmitError::TooLarge { needed: 6, held: 5 }));
 }
 
 /// Where the configuration names no number of stages, only the nodes tell how many there are.

@@ -196,3 +196,29 @@ async fn pump(mut frames: FrameReceiver, trips: &Trips, tell: &impl Fn(Input)) -
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::Step;
+    use protocol::config::Transport;
+
+    /// A link that carries nothing takes so many frames; one more is its end.
+    #[test]
+    fn no_more_frames_wait_for_a_link_than_configured() {
+        let stages = Stages::new(&Transport { max_buffered_frames: 3, ..Transport::default() });
+        let (frames, _queued) = mpsc::channel(stages.max_buffered_frames);
+        let epoch = Epoch { start: 1, counter: 1 };
+        let stage = StageId { pipeline: PipelineId(0), epoch, stage: protocol::StageIndex(0) };
+        stages.links.insert(stage.pipeline, Link { epoch, frames });
+        let send = |stage: StageId| {
+            let (model, step) = Default::default();
+            stages.send(Frame { model, stage, step, body: Body::Step(Step::default()) })
+        };
+        (0..3).for_each(|_| send(stage).unwrap());
+        let error = send(stage).unwrap_err().to_string();
+        assert!(error.contains("transport.max_buffered_frames wait already"), "{error}");
+        let old = StageId { epoch: Epoch { start: 1, counter: 0 }, ..stage };
+        assert!(send(old).unwrap_err().to_string().contains("no link"));
+    }
+}

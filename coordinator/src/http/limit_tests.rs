@@ -53,9 +53,9 @@ async fn no_more_of_a_refused_body_is_read_than_configured() {
     assert!((1 << 20..64 << 20).contains(&num_bytes), "{num_bytes}");
 }
 
-/// Goal: nothing is kept for who doesn't read, streamed or not. Method: a client reads nothing of an
-/// answer that fills all buffers for some time, for longer where the machine is busy; then there is
-/// no end to read.
+/// Goal: nothing is kept for who doesn't read, streamed or not. Method: a client reads nothing of
+/// an answer that fills all buffers for some time, for longer where the machine is busy; then there
+/// is no end to read.
 #[tokio::test]
 async fn a_client_that_reads_nothing_counts_as_gone() {
     const NUM_BYTES: usize = 32 << 20;

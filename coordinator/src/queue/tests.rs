@@ -141,6 +141,30 @@ fn nobody_waits_for_ever() {
     assert!((45..=55).contains(&offline), "{offline} of 500");
 }
 
+/// Each has its own time, and 0 is never.
+#[test]
+fn offline_work_is_lifted_by_a_time_of_its_own() {
+    for (aging_ms, offline_aging_ms, lifts) in
+        [(1000, 5000, [Some(5), Some(1)]), (3000, 1000, [Some(1), Some(3)]), (0, 0, [None, None])]
+    {
+        let start = Instant::now();
+        let lifted = [Priority::Offline, Priority::Standard].map(|priority| {
+            let mut queue = queue(|config| {
+                (config.aging_ms, config.offline_aging_ms) = (aging_ms, offline_aging_ms);
+                config.min_share = 0.0;
+            });
+            // Two came at once: the one that waits is lifted above the other's priority in time.
+            queue.submit(of(priority, 1), start);
+            let at = queue.next_timer()?;
+            queue.advance(at);
+            queue.submit(of(Priority::ALL[priority.index() + 1], 2), at);
+            assert_eq!(order(&mut queue, at), [1, 2], "it came first");
+            Some((at - start).as_secs())
+        });
+        assert_eq!(lifted, lifts, "{aging_ms} and {offline_aging_ms} ms");
+    }
+}
+
 #[test]
 fn a_deadline_lifts_when_its_slack_runs_out_and_drops_when_it_passes() {
     let mut queue = queue(|config| {
