@@ -100,6 +100,10 @@ fn a_wrong_command_line_or_file_is_exit_code_2() {
     assert_eq!((code, said.contains("--cluster")), (Some(2), true), "{said}");
     let (code, said) = run("127.0.0.1:0", "0.0.0.0:0", "");
     assert_eq!((code, said.contains("token")), (Some(2), true), "{said}");
+    let (code, said) = run("0.0.0.0:0", "127.0.0.1:0", "");
+    assert_eq!((code, said.contains("--api-keys FILE")), (Some(2), true), "{said}");
+    let (code, said) = run("127.0.0.1:0", "127.0.0.1:0", "[http]\napi_keys = \"absent.toml\"");
+    assert_eq!((code, said.contains("autoglm key create")), (Some(2), true), "{said}");
     let (code, said) = run("127.0.0.1:0", "127.0.0.1:0", "[scheduler]\nmax_seqs = 3\n");
     assert_eq!((code, said.contains("max_seqs")), (Some(2), true), "{said}");
     for (lines, expected) in [

@@ -8,6 +8,7 @@ mod faults;
 mod hops;
 mod install;
 mod invariance;
+mod keys;
 mod monitoring;
 mod openai_python;
 mod products;

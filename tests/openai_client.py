@@ -1,10 +1,10 @@
-"""What a user of the openai package does, against the server whose address is the argument."""
+"""What a user of the openai package does, against the server and with the API key of the arguments."""
 
 import sys
 
 import openai
 
-client = openai.OpenAI(base_url=sys.argv[1] + "/v1", api_key="none", max_retries=0)
+client = openai.OpenAI(base_url=sys.argv[1] + "/v1", api_key=sys.argv[2], max_retries=0)
 
 models = client.models.list().data
 assert len(models) == 1, models
@@ -67,6 +67,9 @@ def refused(kind, call):
     raise AssertionError(f"expected {kind}")
 
 
+stranger = openai.OpenAI(base_url=sys.argv[1] + "/v1", api_key="sk-wrong", max_retries=0)
+error = refused(openai.AuthenticationError, lambda: stranger.models.list())
+assert error.code == "invalid_api_key", error.code
 refused(openai.NotFoundError, lambda: client.completions.create(model="nobody", prompt="x"))
 error = refused(
     openai.BadRequestError,

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use tests::cluster::{Cluster, Options};
+use tests::cluster::{Cluster, Options, binary};
 use tests::golden;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -11,9 +11,17 @@ async fn the_openai_package_works_unmodified() {
         eprintln!("skipped: openai package (AUTOGLM_OPENAI_PYTHON names no Python that has it)");
         return;
     };
-    let cluster = Cluster::start(Options::new(golden::model("glass-en")).nodes(2, 2)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys.toml");
+    let mut create = Command::new(binary("autoglm"));
+    create.args(["key", "create", "--name", "python", "--api-keys"]).arg(&keys);
+    let key = String::from_utf8(create.output().unwrap().stdout).unwrap();
+    let options = Options::new(golden::model("glass-en")).nodes(2, 2);
+    let config = format!("[http]\napi_keys = {:?}\n", keys.to_str().unwrap());
+    let cluster = Cluster::start(options.config(&config)).await;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/openai_client.py");
-    let output = Command::new(python).arg(script).arg(&cluster.http).output().unwrap();
+    let output =
+        Command::new(python).arg(script).arg(&cluster.http).arg(key.trim()).output().unwrap();
     assert!(
         output.status.success(),
         "{}\n{}",

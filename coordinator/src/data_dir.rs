@@ -1,7 +1,8 @@
 //! The coordinator's data directory: held by one process, read by its user only.
 
-use std::fs::{DirBuilder, File, TryLockError};
-use std::path::PathBuf;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use protocol::config::{self, Config};
@@ -22,14 +23,7 @@ impl DataDir {
     /// name, and count the same starts.
     pub fn open(config: &Config) -> Result<Self> {
         let path = path(config)?;
-        let mut builder = DirBuilder::new();
-        builder.recursive(true);
-        // The authority's key and the secret of local nodes lie here.
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder
-            .create(&path)
-            .with_context(|| format!("can't create the data directory {}", path.display()))?;
+        create(&path)?;
         let lock_path = path.join("coordinator.lock");
         let lock = File::create(&lock_path)
             .with_context(|| format!("can't write {}", lock_path.display()))?;
@@ -54,6 +48,19 @@ impl DataDir {
 
 const TOKEN: &str = "join.token";
 
+const KEYS: &str = "keys.toml";
+
+/// The file of API keys: the one that is configured, or that of the data directory.
+///
+/// # Errors
+/// When there is no saying where that is.
+pub fn keys_path(config: &Config) -> Result<PathBuf> {
+    match config.http.api_keys.as_path() {
+        none if none.as_os_str().is_empty() => Ok(path(config)?.join(KEYS)),
+        file => Ok(file.to_owned()),
+    }
+}
+
 /// How a node is started that is to join; it finds the token in the default directory by itself.
 pub fn join_command(config: &config::Coordinator) -> String {
     let command = format!("autoglm-node --join {}", config.cluster_addr);
@@ -63,7 +70,61 @@ pub fn join_command(config: &config::Coordinator) -> String {
     }
 }
 
-fn path(config: &Config) -> Result<PathBuf> {
+/// What is configured in `path`, or the defaults.
+///
+/// # Errors
+/// When it can't be read, or says what can't work.
+pub fn config(path: Option<&Path>) -> Result<Config> {
+    let Some(path) = path else { return Ok(Config::default()) };
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("can't read --config {}", path.display()))?;
+    Config::parse(&text).with_context(|| path.display().to_string())
+}
+
+/// Creates it where there is none, for its user only: the authority's key and the secret of local
+/// nodes lie here.
+///
+/// # Errors
+/// When it can't be.
+pub fn create(path: &Path) -> Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder
+        .create(path)
+        .with_context(|| format!("can't create the data directory {}", path.display()))
+}
+
+/// Writes a file that its user only may read, in place of what was there: it is as it was or as it
+/// is, whenever the power goes.
+///
+/// # Errors
+/// When it can't be written.
+pub fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let new = PathBuf::from(format!("{}.new", path.display()));
+    // Left over from a write that was cut short.
+    let _ = fs::remove_file(&new);
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    // A directory keeps names as a file keeps bytes.
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => File::open(".")?.sync_all(),
+    }
+}
+
+/// Where it is, or would be.
+///
+/// # Errors
+/// When neither a configuration nor the environment says so.
+pub fn path(config: &Config) -> Result<PathBuf> {
     let configured = &config.coordinator.data_dir;
     if !configured.as_os_str().is_empty() {
         return Ok(configured.clone());

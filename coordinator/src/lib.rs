@@ -28,6 +28,7 @@ pub mod data_dir;
 pub mod engine;
 pub mod events;
 pub mod http;
+pub mod keys;
 pub mod local_nodes;
 pub mod metrics;
 pub mod model;

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 use coordinator::serve::{self, Misconfigured};
+use coordinator::{data_dir, keys};
 use protocol::Address;
 use protocol::config::{
     Config, GenerationConfig, KvCacheDtype, LogFormat, MetricsCompat, Quantize,
@@ -24,6 +25,8 @@ struct Arguments {
 enum Command {
     /// Coordinates a cluster and answers the OpenAI API.
     Serve(ServeArguments),
+    /// Makes, lists and revokes API keys.
+    Key(keys::command::Arguments),
 }
 
 #[derive(clap::Args)]
@@ -56,6 +59,13 @@ struct ServeArguments {
     /// Where the API listens [default: 127.0.0.1:8000].
     #[arg(long, value_name = "HOST:PORT")]
     http: Option<Address>,
+    /// The file of API keys, as `autoglm key` writes it [default: keys.toml in the data directory,
+    /// where there is one].
+    #[arg(long, value_name = "FILE")]
+    api_keys: Option<PathBuf>,
+    /// Let the API listen beyond loopback without keys, open to whoever reaches it.
+    #[arg(long)]
+    allow_anonymous: bool,
     /// Where nodes join, UDP [default: 127.0.0.1:7000].
     #[arg(long, value_name = "HOST:PORT")]
     cluster: Option<Address>,
@@ -80,14 +90,7 @@ struct ServeArguments {
 
 impl ServeArguments {
     fn config(self) -> Result<Config> {
-        let mut config = match &self.config {
-            None => Config::default(),
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .with_context(|| format!("can't read --config {}", path.display()))?;
-                Config::parse(&text).with_context(|| path.display().to_string())?
-            }
-        };
+        let mut config = data_dir::config(self.config.as_deref())?;
         fn set<T>(value: &mut T, flag: Option<T>) {
             if let Some(flag) = flag {
                 *value = flag;
@@ -104,6 +107,8 @@ impl ServeArguments {
         set(&mut config.coordinator.cluster_addr, self.cluster);
         set(&mut config.coordinator.data_dir, self.data_dir);
         set(&mut config.http.addr, self.http);
+        set(&mut config.http.api_keys, self.api_keys);
+        set(&mut config.http.allow_anonymous, self.allow_anonymous.then_some(true));
         set(&mut config.log.format, self.log_format);
         set(&mut config.traces.endpoint, self.otlp_endpoint);
         set(&mut config.metrics.compat, self.metrics_compat);
@@ -114,8 +119,12 @@ impl ServeArguments {
 }
 
 fn main() -> ExitCode {
-    let Arguments { command: Command::Serve(arguments) } = Arguments::parse();
-    let ended = arguments.config().map_err(|cause| Misconfigured(cause).into()).and_then(run);
+    let ended = match Arguments::parse().command {
+        Command::Serve(arguments) => {
+            arguments.config().map_err(|cause| Misconfigured(cause).into()).and_then(run)
+        }
+        Command::Key(arguments) => arguments.run(&mut std::io::stdout().lock()),
+    };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {

@@ -5,12 +5,27 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use protocol::{Logprobs, ModelId, RequestId, SamplingParams, TokenId};
+use serde::{Deserialize, Serialize};
 
 use crate::block_manager::BlockManager;
 use crate::trace::RequestTrace;
 
 /// Who goes first: a higher one takes the place of a lower one that runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Deserialize,
+    Serialize,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
 pub enum Priority {
     /// Fills what others leave; the API's word for it is `batch`.
     Offline,

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use checkpoint::SamplingDefaults;
+use protocol::TokenId;
 use protocol::config::{Config, GenerationConfig};
-use protocol::{Address, TokenId};
 use ractor::{Actor, ActorRef};
 use telemetry::Tracer;
 use tokio::sync::{Semaphore, watch};
@@ -18,9 +18,10 @@ use crate::actor::{Arguments, CoordinatorActor, GateActor, Msg};
 use crate::admission::Admission;
 use crate::chat_template::ChatTemplate;
 use crate::cluster::{Cluster, Input};
-use crate::data_dir::DataDir;
+use crate::data_dir::{self, DataDir};
 use crate::engine::Engine;
 use crate::http::{self, ApiState, Parsing};
+use crate::keys::Keys;
 use crate::local_nodes::{Ended, LocalNodes};
 use crate::metrics::Metrics;
 use crate::openai::ServedModel;
@@ -44,8 +45,9 @@ pub async fn serve(
     tracer: Tracer,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
-    let listener = listen(&config.http.addr).await.map_err(Misconfigured)?;
-    let mut started = start(&config, tracer).await.map_err(Misconfigured)?;
+    let keys = Arc::new(api_keys(&config).map_err(Misconfigured)?);
+    let listener = listen(&config, &keys).await.map_err(Misconfigured)?;
+    let mut started = start(&config, tracer, keys).await.map_err(Misconfigured)?;
     let served = &started.api.model;
     info!(
         model = served.name,
@@ -87,9 +89,29 @@ pub async fn serve(
     ended
 }
 
+/// The keys of the file that is configured, which has to be there, or of the data directory's.
+fn api_keys(config: &Config) -> Result<Keys> {
+    let path = data_dir::keys_path(config)?;
+    let keys = Keys::open(&path)?;
+    anyhow::ensure!(
+        keys.are_needed() || config.http.api_keys.as_os_str().is_empty(),
+        "there are no API keys in {0}: make one with autoglm key create --name NAME --api-keys {0}",
+        path.display()
+    );
+    Ok(keys)
+}
+
 /// Listens on the first address of the host that is free.
-async fn listen(addr: &Address) -> Result<tokio::net::TcpListener> {
+async fn listen(config: &Config, keys: &Keys) -> Result<tokio::net::TcpListener> {
+    let addr = &config.http.addr;
     let found = transport::resolve(addr).await.context("--http")?;
+    anyhow::ensure!(
+        keys.are_needed()
+            || config.http.allow_anonymous
+            || found.iter().all(|addr| addr.ip().is_loopback()),
+        "without API keys whoever reaches {addr} could use the model: make keys (autoglm key \
+         create) and give --api-keys FILE, or say --allow-anonymous (http.allow_anonymous = true)"
+    );
     tokio::net::TcpListener::bind(&found[..])
         .await
         .with_context(|| format!("can't listen on {addr} for HTTP; choose another with --http"))
@@ -104,10 +126,11 @@ struct Started {
     local_nodes: LocalNodes,
     accepting: tokio::task::JoinHandle<()>,
     renewal: tokio::task::JoinHandle<()>,
+    watching_keys: tokio::task::JoinHandle<()>,
     _data_dir: DataDir,
 }
 
-async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
+async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Started> {
     let path = &config.model.path;
     anyhow::ensure!(!path.as_os_str().is_empty(), "no model: give --model PATH");
     let path = std::path::absolute(path)?;
@@ -203,6 +226,7 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
     };
     let local_nodes = LocalNodes::start(config, endpoint.local_addr(), &data_dir, ended)?;
 
+    let watching_keys = tokio::spawn(Arc::clone(&keys).watch());
     let files = files.config();
     let api = Arc::new(ApiState {
         engine: Engine::new(coordinator.clone(), config.scheduler.max_queued_requests, status_seen),
@@ -220,6 +244,7 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
                 .map_or(0, |since| since.as_secs()),
         },
         config: config.http.clone(),
+        keys,
         parsing: Parsing::new(&config.http),
         permits: Arc::new(Semaphore::new(config.http.max_concurrent_requests)),
         metrics,
@@ -235,6 +260,7 @@ async fn start(config: &Config, tracer: Tracer) -> Result<Started> {
         local_nodes,
         accepting,
         renewal,
+        watching_keys,
         _data_dir: data_dir,
     })
 }
@@ -249,6 +275,7 @@ impl Started {
             () = self.node_server.ended() => "the nodes' server",
             _ = &mut self.accepting => "the task that accepts nodes",
             _ = &mut self.renewal => "the task that renews the certificate",
+            _ = &mut self.watching_keys => "the task that reads API keys again",
             () = self.local_nodes.abandoned() => "the task that keeps a local node",
         };
         anyhow::anyhow!("{what} has ended unexpectedly")
@@ -261,6 +288,7 @@ impl Started {
         let _ = self.coordinator.stop_and_wait(None, Some(Duration::from_secs(1))).await;
         self.accepting.abort();
         self.renewal.abort();
+        self.watching_keys.abort();
         self.endpoint.close("the coordinator stopped").await;
     }
 }
@@ -332,7 +360,8 @@ mod tests {
         config.model.path = model.into();
         config.coordinator.cluster_addr = "127.0.0.1:0".parse().unwrap();
         config.coordinator.data_dir = data.path().to_owned();
-        (start(&config, Tracer::default()).await.unwrap(), data)
+        let keys = Arc::new(api_keys(&config).unwrap());
+        (start(&config, Tracer::default(), keys).await.unwrap(), data)
     }
 
     /// Goal: nobody takes over a node that is here, and nobody joins who can't read the token.
@@ -377,17 +406,54 @@ mod tests {
         started.stop().await;
     }
 
+    #[tokio::test]
+    async fn without_keys_the_api_is_open_to_this_machine_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.coordinator.data_dir = dir.path().to_owned();
+        config.http.addr = "0.0.0.0:0".parse().unwrap();
+        let listens = async |config: &Config| {
+            let keys = api_keys(config).map_err(|cause| format!("{cause:#}"))?;
+            listen(config, &keys).await.map(drop).map_err(|cause| format!("{cause:#}"))
+        };
+        let said = listens(&config).await.unwrap_err();
+        for way in ["--api-keys FILE", "--allow-anonymous", "http.allow_anonymous = true"] {
+            assert!(said.contains(way), "{said}");
+        }
+        config.http.allow_anonymous = true;
+        listens(&config).await.unwrap();
+        config.http.allow_anonymous = false;
+        // A file that is named has to be there.
+        config.http.api_keys = dir.path().join("mine.toml");
+        let said = listens(&config).await.unwrap_err();
+        assert!(said.contains("autoglm key create --name NAME --api-keys"), "{said}");
+        std::fs::write(&config.http.api_keys, "").unwrap();
+        listens(&config).await.unwrap();
+        config.http.api_keys = Default::default();
+        listens(&config).await.unwrap_err();
+        // That of the data directory does too, and none is needed on loopback.
+        std::fs::write(dir.path().join("keys.toml"), "").unwrap();
+        listens(&config).await.unwrap();
+        std::fs::write(dir.path().join("keys.toml"), "[[key]]").unwrap();
+        let said = listens(&config).await.unwrap_err();
+        assert!(said.contains("keys.toml") && said.contains("name"), "{said}");
+        std::fs::remove_file(dir.path().join("keys.toml")).unwrap();
+        config.http.addr = "127.0.0.1:0".parse().unwrap();
+        listens(&config).await.unwrap();
+    }
+
     /// Goal: no process is left that looks healthy and serves nobody. Method: each thing that it
     /// can't do without is ended, the actor also by the end of its remote face.
     #[tokio::test(flavor = "multi_thread")]
     async fn whatever_the_rest_needs_ends_the_coordinator_with_it() {
         type End = fn(&Started);
         let gate = |started: &Started| started.coordinator.get_children()[0].kill();
-        let ends: [(End, &str); 4] = [
+        let ends: [(End, &str); 5] = [
             (|started| started.coordinator.kill(), "coordinator's actor"),
             (gate, "coordinator's actor"),
             (|started| started.accepting.abort(), "accepts nodes"),
             (|started| started.renewal.abort(), "renews the certificate"),
+            (|started| started.watching_keys.abort(), "reads API keys again"),
         ];
         for (end, expected) in ends {
             let (mut started, _data) = started().await;

@@ -1,18 +1,19 @@
 //! Counts the coordinator's starts, on disk before the first plan: half of every epoch, so that
 //! nothing from before a restart passes for new.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+
+use crate::data_dir;
 
 /// The number of this start, one more than the last.
 ///
 /// # Errors
 /// When the data directory can't be written, or the file isn't a number.
-pub fn next(data_dir: &Path) -> Result<u64> {
-    let path = data_dir.join("starts");
+pub fn next(dir: &Path) -> Result<u64> {
+    let path = dir.join("starts");
     let last = match fs::read_to_string(&path) {
         Ok(text) => text
             .trim()
@@ -21,15 +22,8 @@ pub fn next(data_dir: &Path) -> Result<u64> {
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => 0,
         Err(cause) => return Err(cause).with_context(|| format!("can't read {}", path.display())),
     };
-    let write = || -> std::io::Result<()> {
-        let new = data_dir.join("starts.new");
-        let mut file = File::create(&new)?;
-        writeln!(file, "{}", last + 1)?;
-        file.sync_all()?;
-        fs::rename(&new, &path)?;
-        File::open(data_dir)?.sync_all()
-    };
-    write().with_context(|| format!("can't write {}", path.display()))?;
+    data_dir::replace(&path, format!("{}\n", last + 1).as_bytes())
+        .with_context(|| format!("can't write {}", path.display()))?;
     Ok(last + 1)
 }
 

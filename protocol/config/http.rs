@@ -1,6 +1,7 @@
 //! The API's part of `cluster.toml`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,11 @@ use crate::Address;
 pub struct Http {
     /// Where the API listens: HOST:PORT, the host an address or a name.
     pub addr: Address,
+    /// The file of API keys, as `autoglm key` writes it; it is read again when it changes. Empty:
+    /// `keys.toml` in the data directory, where there is one. Once there are keys, requests need one.
+    pub api_keys: PathBuf,
+    /// Whether the API may listen beyond loopback without keys, open to whoever reaches it.
+    pub allow_anonymous: bool,
     /// Bytes of a request's body; one more is answered 413.
     pub max_body_bytes: usize,
     /// Bytes of a refused body that are read and dropped, so that its client comes to read why.
@@ -62,6 +68,8 @@ impl Default for Http {
     fn default() -> Self {
         Self {
             addr: SocketAddr::from(([127, 0, 0, 1], 8000)).into(),
+            api_keys: PathBuf::new(),
+            allow_anonymous: false,
             max_body_bytes: 8 << 20,
             max_dropped_bytes: 64 << 20,
             max_concurrent_requests: 1024,

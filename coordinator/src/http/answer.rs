@@ -11,12 +11,14 @@ use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream;
 use protocol::TraceId;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
-use super::caller::Caller;
+use super::body::{self, Permit};
+use super::caller::{Caller, over};
 use super::ending::Ending;
-use super::{ApiResult, ApiState, body};
+use super::{ApiResult, ApiState};
 use crate::events::{Events, Heard};
+use crate::keys::Reserved;
 use crate::metrics::{Metrics, Tokens};
 use crate::openai::{Answer, ApiError, Context, Parsed, Style, parse_chat, parse_completion};
 use crate::request::Event;
@@ -55,9 +57,9 @@ async fn respond(
     (style, parse): (Style, Parse),
 ) -> ApiResult {
     let start = Instant::now();
-    let mut ending = Ending::new(&state, style, request.headers(), start);
+    let mut ending = Ending::new(&state, style, request.headers(), (&caller, start));
     let admitted = async {
-        let permit = body::admit(&state)?;
+        let permit = body::admit(&state, &caller)?;
         let deadline = deadline(request.headers())?;
         let mut content = ending.traced.as_mut().and_then(|traced| traced.content.take());
         let parse = move |body: &[u8], context: Context<'_>| {
@@ -68,21 +70,22 @@ async fn respond(
             Ok((parsed, content))
         };
         let (mut parsed, content) =
-            body::parsed(&state, request, style == Style::Chat, parse).await?;
+            body::parsed(&state, &caller, request, style == Style::Chat, parse).await?;
         if let Some(traced) = &mut ending.traced {
             traced.content = content;
         }
         for request in &mut parsed.requests {
-            request.tenant = Arc::clone(caller.tenant());
             request.deadline = deadline.or(request.deadline);
         }
         let stream = parsed.options.stream;
         let answer = describe(&state, style, &parsed);
         ending.parsed(&answer, &mut parsed);
+        let reserved = caller.0.reserve(&parsed.requests);
+        let reserved = reserved.map_err(|quota| over(&state, quota))?;
         let events = state.engine.submit(parsed.requests).await?;
-        Ok::<_, ApiError>((stream, answer, events, permit))
+        Ok::<_, ApiError>((stream, answer, events, (permit, reserved)))
     };
-    let (stream, answer, events, permit) = match admitted.await {
+    let (stream, answer, events, (permit, reserved)) = match admitted.await {
         Ok(admitted) => admitted,
         Err(error) => {
             ending.failed(&error);
@@ -109,7 +112,8 @@ async fn respond(
     let trace = ending.traced.as_ref().map(|traced| traced.id());
     let clock = Clock::new(start, answer.num_choices(), trace);
     ending.admitted(&answer);
-    let mut answering = Answering { state, answer, events, clock, ending, _permit: permit };
+    let mut answering =
+        Answering { state, answer, events, clock, ending, reserved, _permit: permit };
     let mut response = if stream {
         answering.stream()
     } else {
@@ -152,7 +156,8 @@ struct Answering {
     events: Events,
     clock: Clock,
     ending: Ending,
-    _permit: OwnedSemaphorePermit,
+    reserved: Reserved,
+    _permit: Permit,
 }
 
 impl Answering {
@@ -166,6 +171,11 @@ impl Answering {
         let failed = match self.events.next().await {
             Some(Heard { event: Event::Failed(cause), .. }) => ApiError::from(cause),
             Some(heard) => {
+                match heard.event {
+                    Event::Admitted { .. } => self.reserved.prompt(heard.number),
+                    Event::Token { .. } => self.reserved.tokens(heard.num_tokens()),
+                    _ => {}
+                }
                 if let Event::Token { choice, .. } | Event::Finished { choice, .. } = heard.event {
                     let choice = self.answer.index(heard.number, choice);
                     let now = Instant::now();

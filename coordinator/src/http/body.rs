@@ -10,6 +10,8 @@ use protocol::config::Http;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ApiState;
+use super::caller::{Caller, over};
+use crate::keys::Open;
 use crate::openai::{ApiError, Context};
 
 /// Bytes of a body of which nothing is rendered that are tokens sooner than a thread wakes up.
@@ -59,28 +61,38 @@ impl Parsing {
     }
 }
 
-/// A permit to read a body and answer it, before anything of it is held in memory.
-pub(super) fn admit(state: &ApiState) -> Result<OwnedSemaphorePermit, ApiError> {
-    Arc::clone(&state.permits).try_acquire_owned().map_err(|_| {
+/// A permit to read a body and answer it, as long as it is held.
+pub(super) struct Permit {
+    _of_all: OwnedSemaphorePermit,
+    _of_key: Open,
+}
+
+/// A permit, before anything of a body is held in memory. Whoever is refused since all are busy
+/// has used nothing of what the key may.
+pub(super) fn admit(state: &ApiState, caller: &Caller) -> Result<Permit, ApiError> {
+    let of_all = Arc::clone(&state.permits).try_acquire_owned().map_err(|_| {
         let max = state.config.max_concurrent_requests;
         let message = format!(
             "{max} requests are being answered (http.max_concurrent_requests); try again later"
         );
         ApiError::unavailable(message, "too_many_requests")
-    })
+    })?;
+    Ok(Permit { _of_all: of_all, _of_key: caller.0.open().map_err(|quota| over(state, quota))? })
 }
 
 /// Reads a body and parses it, where that holds nobody up; `renders` says whether a template may be
 /// rendered for it.
 pub(super) async fn parsed<T: Send + 'static>(
     state: &Arc<ApiState>,
+    caller: &Caller,
     request: Request,
     renders: bool,
     parse: impl FnOnce(&[u8], Context<'_>) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let body = read(state, request).await?;
-    let context = Arc::clone(state);
-    state.parsing.run((body.len(), renders), move || parse(&body, context.context())).await
+    let (context, access) = (Arc::clone(state), Arc::clone(&caller.0));
+    let size = (body.len(), renders);
+    state.parsing.run(size, move || parse(&body, context.context(&access))).await
 }
 
 /// Reads a body. Of one that is too large more is read and dropped, so that its client comes to

@@ -1,38 +1,173 @@
-//! Who asks. Every handler finds a [`Caller`] among the extensions of its request.
+//! Who asks: the key of a request is looked at before anything of its body is read. Every handler
+//! finds a [`Caller`] among the extensions of its request.
+//!
+//! Health needs no key, since what asks for it has none. Everything else does, once there are keys:
+//! /metrics one for metrics, the rest, what isn't there included, one for inference.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::Request;
-use axum::middleware::Next;
-use axum::response::Response;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
 
+use super::ApiState;
+use crate::keys::{Access, Limits, OverQuota, Refusal, Scope};
+use crate::openai::ApiError;
 use crate::request::Tenant;
 
-/// Who asks, and what they may see.
+/// Who asks, and what they may.
 #[derive(Clone, Debug)]
-pub(super) struct Caller {
-    tenant: Tenant,
-    is_admin: bool,
-}
+pub(super) struct Caller(pub(super) Arc<Access>);
 
 impl Caller {
-    /// Whoever asks where no keys are needed: one tenant, who may do everything.
-    fn anybody() -> Self {
-        Self { tenant: "".into(), is_admin: true }
+    /// Whose the requests are.
+    #[allow(dead_code, reason = "for handlers that show requests")]
+    pub(super) fn tenant(&self) -> &Tenant {
+        &self.0.tenant
     }
 
-    /// Whose the requests are.
-    pub(super) fn tenant(&self) -> &Tenant {
-        &self.tenant
+    /// Says what is left, in OpenAI's headers, where something is limited.
+    pub(super) fn tell_limits(&self, headers: &mut HeaderMap) {
+        if self.0.limits == Limits::default() {
+            return;
+        }
+        for (left, names) in self.0.left().into_iter().zip([&REQUESTS, &TOKENS]) {
+            let Some((limit, left)) = left else { continue };
+            let values = [limit.to_string(), left.remaining.to_string(), span(left.reset)];
+            for (name, value) in names.iter().zip(values) {
+                let value = HeaderValue::try_from(value).expect("digits and units");
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        }
     }
 
     /// Whether requests of `tenant` are theirs to see and to cancel.
     #[allow(dead_code, reason = "for handlers that show requests")]
     pub(super) fn may_see(&self, tenant: &str) -> bool {
-        self.is_admin || *self.tenant == *tenant
+        self.0.is_for(Scope::Admin) || *self.0.tenant == *tenant
     }
 }
 
-/// Tells who asks before anything of a body is read.
-pub(super) async fn identify(mut request: Request, next: Next) -> Response {
-    request.extensions_mut().insert(Caller::anybody());
-    next.run(request).await
+/// Of a request that its key doesn't allow now: counted, and on its way.
+pub(super) fn over(state: &ApiState, quota: OverQuota) -> ApiError {
+    state.metrics.refused(quota.reason());
+    quota.into()
+}
+
+/// Who asks, told to handlers before anything of a body is read.
+///
+/// # Errors
+/// With the answer to those who may not.
+pub(super) fn identify(state: &ApiState, request: &mut Request) -> Result<Caller, Box<Response>> {
+    let scope = match request.uri().path() {
+        path if path.starts_with("/health/") => return Ok(Caller(state.keys.anybody())),
+        "/metrics" => Scope::Metrics,
+        _ => Scope::Inference,
+    };
+    let access = state.keys.access(secret(request.headers())).map_err(|refusal| {
+        state.metrics.refused(match refusal {
+            Refusal::Missing => "no_key",
+            Refusal::Unknown => "unknown_key",
+            Refusal::Expired(_) => "expired_key",
+            Refusal::Revoked(_) => "revoked_key",
+        });
+        let mut response = ApiError::from(refusal).into_response();
+        let scheme = HeaderValue::from_static("Bearer");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        Box::new(response)
+    })?;
+    if !access.is_for(scope) {
+        state.metrics.refused("scope");
+        let message =
+            format!("this API key isn't for {0}; it takes one of scope {0} or admin", scope.name());
+        let error = ApiError::malformed(message).status(403).code("insufficient_scope");
+        return Err(Box::new(error.into_response()));
+    }
+    let caller = Caller(access);
+    request.extensions_mut().insert(caller.clone());
+    Ok(caller)
+}
+
+/// OpenAI's clients send it in one header, Anthropic's in another.
+fn secret(headers: &HeaderMap) -> Option<&str> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let authorization = text(header::AUTHORIZATION.as_str());
+    let bearer = authorization.and_then(|text| text.trim().split_once(' '));
+    let bearer = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let secret = bearer.map(|(_, secret)| secret).or_else(|| text("x-api-key"));
+    secret.map(str::trim).filter(|secret| !secret.is_empty())
+}
+
+const REQUESTS: [&str; 3] =
+    ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"];
+
+const TOKENS: [&str; 3] =
+    ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"];
+
+/// As in `6m0s`, `1.25s` and `20ms`; rounded up.
+fn span(time: Duration) -> String {
+    let millis = time.as_nanos().div_ceil(1_000_000);
+    let seconds = |millis: u128| match millis % 1000 {
+        0 => format!("{}s", millis / 1000),
+        rest => {
+            let digits = format!("{rest:03}");
+            format!("{}.{}s", millis / 1000, digits.trim_end_matches('0'))
+        }
+    };
+    match millis {
+        0 => "0s".into(),
+        1..1000 => format!("{millis}ms"),
+        1000..60_000 => seconds(millis),
+        60_000..3_600_000 => format!("{}m{}", millis / 60_000, seconds(millis % 60_000)),
+        _ => {
+            format!("{}h{}m{}", millis / 3_600_000, millis / 60_000 % 60, seconds(millis % 60_000))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_written_as_openai_writes_them() {
+        for (nanos, expected) in [
+            (0, "0s"),
+            (1, "1ms"),
+            (20_000_000, "20ms"),
+            (999_000_001, "1s"),
+            (1_250_000_000, "1.25s"),
+            (59_999_999_999, "1m0s"),
+            (90_500_000_000, "1m30.5s"),
+            (360_000_000_000, "6m0s"),
+            (3_661_000_000_000, "1h1m1s"),
+        ] {
+            assert_eq!(span(Duration::from_nanos(nanos)), expected);
+        }
+    }
+
+    #[test]
+    fn a_key_comes_as_either_kind_of_client_sends_it() {
+        for (name, value, expected) in [
+            ("authorization", "Bearer sk-1", Some("sk-1")),
+            ("authorization", "bearer   sk-1 ", Some("sk-1")),
+            ("x-api-key", "sk-1", Some("sk-1")),
+            ("authorization", "Basic sk-1", None),
+            ("authorization", "Bearer ", None),
+            ("authorization", "Bearer", None),
+            ("authorization", "sk-1", None),
+            ("x-api-key", "", None),
+            ("cookie", "sk-1", None),
+        ] {
+            let headers = [(HeaderName::from_static(name), HeaderValue::from_static(value))];
+            assert_eq!(secret(&headers.into_iter().collect()), expected, "{name}: {value}");
+        }
+        let mut both = HeaderMap::new();
+        both.insert("x-api-key", HeaderValue::from_static("sk-2"));
+        both.insert("authorization", HeaderValue::from_static("Basic x"));
+        assert_eq!(secret(&both), Some("sk-2"));
+        both.insert("authorization", HeaderValue::from_static("Bearer sk-1"));
+        assert_eq!(secret(&both), Some("sk-1"));
+    }
 }

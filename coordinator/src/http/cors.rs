@@ -14,7 +14,11 @@ const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, DELETE, OPTIONS");
 
 /// Headers of answers that a page may read.
-const EXPOSED: HeaderValue = HeaderValue::from_static("x-request-id, retry-after, traceparent");
+const EXPOSED: HeaderValue = HeaderValue::from_static(
+    "x-request-id, retry-after, traceparent, x-ratelimit-limit-requests, \
+     x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, \
+     x-ratelimit-reset-requests, x-ratelimit-reset-tokens",
+);
 
 /// The page that a request comes from, if it comes from one.
 pub(super) struct Page {

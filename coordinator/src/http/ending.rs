@@ -7,6 +7,7 @@ use axum::http::HeaderMap;
 use tracing::info;
 
 use super::ApiState;
+use super::caller::Caller;
 use super::trace::Traced;
 use crate::events::Heard;
 use crate::metrics::Tokens;
@@ -29,6 +30,8 @@ pub(super) struct Facts {
     pub(super) id: Option<String>,
     /// What the client calls it.
     pub(super) client_request: Option<String>,
+    /// The name of the API key, where there is one.
+    key: Option<String>,
     pub(super) code: u16,
     /// `error.type`, unless it was answered.
     pub(super) error: Option<&'static str>,
@@ -70,7 +73,7 @@ impl Ending {
         state: &Arc<ApiState>,
         style: Style,
         headers: &HeaderMap,
-        start: Instant,
+        (caller, start): (&Caller, Instant),
     ) -> Self {
         let (route, operation) = match style {
             Style::Chat => ("/v1/chat/completions", "chat"),
@@ -82,6 +85,7 @@ impl Ending {
             operation,
             id: None,
             client_request: client_request(headers),
+            key: caller.0.name.clone(),
             code: CLIENT_LEFT,
             error: Some("cancelled"),
             is_stream: false,
@@ -166,6 +170,7 @@ impl Drop for Ending {
             info!(
                 request = facts.id,
                 client_request = facts.client_request,
+                key = facts.key,
                 trace_id = traced.as_ref().map(|traced| tracing::field::display(traced.id())),
                 route = facts.route,
                 model = state.model.name,

@@ -9,6 +9,8 @@ mod ending;
 mod error;
 mod health;
 #[cfg(test)]
+mod keys_tests;
+#[cfg(test)]
 mod limit_tests;
 #[cfg(test)]
 mod metrics_tests;
@@ -32,7 +34,6 @@ use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use futures::StreamExt;
@@ -44,6 +45,7 @@ use tower::ServiceExt;
 
 use crate::chat_template::ChatTemplate;
 use crate::engine::Engine;
+use crate::keys::{Access, Keys};
 use crate::metrics::{self, Metrics};
 use crate::openai::{ApiError, Context};
 use crate::tokenizer::Tokenizer;
@@ -64,6 +66,8 @@ pub struct ApiState {
     pub model: ServedModel,
     /// Limits.
     pub config: Http,
+    /// Who may ask.
+    pub keys: Arc<Keys>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// A permit for each request that may be answered at once.
@@ -79,12 +83,13 @@ pub struct ApiState {
 }
 
 impl ApiState {
-    fn context(&self) -> Context<'_> {
+    fn context<'a>(&'a self, access: &'a Access) -> Context<'a> {
         Context {
             model: &self.model,
             tokenizer: &self.tokenizer,
             chat_template: self.chat_template.as_ref(),
             config: &self.config,
+            access,
         }
     }
 }
@@ -121,21 +126,27 @@ impl Api {
         let router = router
             .fallback(error::not_found)
             .method_not_allowed_fallback(error::method_not_allowed)
-            .layer(middleware::from_fn(caller::identify))
             .with_state(Arc::clone(&state));
         Self { state, router, paths }
     }
 
     /// Answers, and measures to the end of the answer's body.
-    async fn answer(&self, request: Request) -> Response {
+    async fn answer(&self, mut request: Request) -> Response {
         let (state, start) = (Arc::clone(&self.state), Instant::now());
         let (method, endpoint) =
             (name_of(request.method()), route_of(&self.paths, request.uri().path()));
         let mut measured = Measured { state, method, endpoint, start };
         let mut response = match cors::Page::of(&self.state, &request) {
             Ok(page) => {
-                let answered = self.router.clone().oneshot(request).await;
-                let mut response = answered.unwrap_or_else(|never| match never {});
+                let mut response = match caller::identify(&self.state, &mut request) {
+                    Err(refusal) => *refusal,
+                    Ok(caller) => {
+                        let answered = self.router.clone().oneshot(request).await;
+                        let mut response = answered.unwrap_or_else(|never| match never {});
+                        caller.tell_limits(response.headers_mut());
+                        response
+                    }
+                };
                 page.tell(&mut response);
                 response
             }

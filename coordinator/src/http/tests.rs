@@ -80,6 +80,7 @@ impl Server {
             permits: Arc::new(Semaphore::new(served.config.max_concurrent_requests)),
             parsing: super::Parsing::new(&served.config),
             config: served.config,
+            keys: Arc::new(served.keys),
             metrics: Arc::clone(&metrics),
             tracer: telemetry::Tracer::default(),
             traces: protocol::config::Traces::default(),

@@ -2,18 +2,23 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::IntoResponse;
+use axum::{Extension, Json};
 use protocol::TokenId;
 use serde_json::{Value, json};
 
+use super::caller::Caller;
 use super::{ApiResult, ApiState, body};
 use crate::openai::{ApiError, Context, Fields, check_model, prompt_of_messages};
 
-pub(super) async fn tokenize(State(state): State<Arc<ApiState>>, request: Request) -> ApiResult {
-    let _permit = body::admit(&state)?;
-    let tokens = body::parsed(&state, request, true, tokens_of).await?;
+pub(super) async fn tokenize(
+    State(state): State<Arc<ApiState>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> ApiResult {
+    let _permit = body::admit(&state, &caller)?;
+    let tokens = body::parsed(&state, &caller, request, true, tokens_of).await?;
     let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
     let body = json!({
         "count": ids.len(),
@@ -23,9 +28,13 @@ pub(super) async fn tokenize(State(state): State<Arc<ApiState>>, request: Reques
     Ok(Json(body).into_response())
 }
 
-pub(super) async fn detokenize(State(state): State<Arc<ApiState>>, request: Request) -> ApiResult {
-    let _permit = body::admit(&state)?;
-    let text = body::parsed(&state, request, true, text_of).await?;
+pub(super) async fn detokenize(
+    State(state): State<Arc<ApiState>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> ApiResult {
+    let _permit = body::admit(&state, &caller)?;
+    let text = body::parsed(&state, &caller, request, true, text_of).await?;
     Ok(Json(json!({"prompt": text})).into_response())
 }
 

@@ -146,6 +146,7 @@ pub struct Metrics {
     pipeline_ready: Gauge,
     pipelines_lost: Counter,
     shed: Family<ReasonLabels, Counter>,
+    refused: Family<ReasonLabels, Counter>,
     http: Family<HttpLabels, Histogram>,
 }
 
@@ -189,6 +190,7 @@ impl Metrics {
             pipeline_ready: Gauge::default(),
             pipelines_lost: Counter::default(),
             shed: Family::default(),
+            refused: Family::default(),
             http: Family::new_with_constructor(seconds),
         };
         let mut registry = Registry::default();
@@ -253,6 +255,7 @@ impl Metrics {
         ours.register("pipeline_ready", help, self.pipeline_ready.clone());
         ours.register("pipeline_lost", "Pipelines that were lost", self.pipelines_lost.clone());
         ours.register("shed", "Requests that were refused for load", self.shed.clone());
+        ours.register("refused", "Requests that no API key allows, by cause", self.refused.clone());
     }
 
     /// All of it, in OpenMetrics text.
@@ -437,6 +440,11 @@ impl Metrics {
     /// A request was refused for load.
     pub fn shed(&self, reason: &'static str) {
         self.shed.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// No API key allows a request: not at all, or not now.
+    pub fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// A response has ended. `endpoint` is a route's template, never a path.

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::keys::{OverQuota, Refusal};
 use crate::request::{RequestError, SubmitError};
 
 /// An error on its way to a client.
@@ -98,6 +99,30 @@ impl From<SubmitError> for ApiError {
     }
 }
 
+impl From<OverQuota> for ApiError {
+    fn from(error: OverQuota) -> Self {
+        let message = error.to_string();
+        // Requests or tokens: OpenAI's clients tell by the type which of the two ran out.
+        let (kind, wait_s) = match error {
+            OverQuota::TooLarge { .. } => {
+                return Self::invalid("max_tokens", message).code("key_limit_exceeded");
+            }
+            OverQuota::Tokens { wait_s, .. } => ("tokens", wait_s),
+            OverQuota::Requests { wait_s, .. } => ("requests", wait_s),
+            // When one ends nobody knows.
+            OverQuota::Streams { .. } => ("requests", 1),
+        };
+        let error = Self::malformed(message).status(429).code("rate_limit_exceeded");
+        Self { kind, retry_after: Some(wait_s), ..error }
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        Self::malformed(refusal.to_string()).status(401).code("invalid_api_key")
+    }
+}
+
 impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         let (message, code) = (error.to_string(), error.kind());
@@ -141,6 +166,27 @@ mod tests {
             (request(RequestError::DeadlineExceeded("x")), 504, Some("deadline_exceeded"), false),
             (request(RequestError::StepFailed("x".into())), 500, Some("step_failed"), false),
             (request(RequestError::ShuttingDown), 503, Some("shutting_down"), true),
+            (
+                OverQuota::Requests { limit: 1, wait_s: 60 }.into(),
+                429,
+                Some("rate_limit_exceeded"),
+                true,
+            ),
+            (
+                OverQuota::Tokens { limit: 9, remaining: 2, num: 3, wait_s: 7 }.into(),
+                429,
+                Some("rate_limit_exceeded"),
+                true,
+            ),
+            (OverQuota::Streams { limit: 1 }.into(), 429, Some("rate_limit_exceeded"), true),
+            (
+                OverQuota::TooLarge { limit: 1, num: 2 }.into(),
+                400,
+                Some("key_limit_exceeded"),
+                false,
+            ),
+            (Refusal::Missing.into(), 401, Some("invalid_api_key"), false),
+            (Refusal::Unknown.into(), 401, Some("invalid_api_key"), false),
         ];
         for (error, status, code, retry) in table {
             assert_eq!(

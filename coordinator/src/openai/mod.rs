@@ -1,5 +1,6 @@
 //! OpenAI's API as data: bodies in, legal [`Request`]s out; events in, bodies out. No HTTP here.
 
+mod allowance;
 mod answer;
 mod body;
 mod chat;
@@ -30,6 +31,7 @@ use protocol::config::Http;
 use protocol::{ModelId, TokenId};
 
 use crate::chat_template::ChatTemplate;
+use crate::keys::Access;
 use crate::request::Request;
 use crate::tokenizer::Tokenizer;
 
@@ -63,6 +65,8 @@ pub struct Context<'a> {
     pub chat_template: Option<&'a ChatTemplate>,
     /// Limits.
     pub config: &'a Http,
+    /// Who asks, and how much they may.
+    pub access: &'a Access,
 }
 
 /// A parsed body: one request for each prompt, and how to answer.

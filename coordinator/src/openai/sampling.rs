@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::fields::{whole, wrong};
 use super::scheduling::Scheduling;
-use super::{ApiError, Context, Fields, Options, random_u64};
+use super::{ApiError, Context, Fields, Options, allowance, random_u64};
 use crate::request::{AnswerText, Request};
 use crate::text::TextStream;
 
@@ -95,7 +95,7 @@ impl Common {
         // A special token isn't part of the text in which strings are looked for.
         stop_tokens.extend(stop_strings.iter().filter_map(|it| context.tokenizer.special(it)));
         let prompt_field = "prompt";
-        let scheduling = Scheduling::take(fields)?;
+        let scheduling = Scheduling::take(fields, context.access)?;
         Ok(Self {
             options,
             sampling,
@@ -159,7 +159,10 @@ impl Common {
         }
         let max_tokens = match self.max_tokens {
             Some(max_tokens) => u64::from(max_tokens),
-            None => default.map_or(room, |default| room.min(default.into())),
+            None => {
+                let most = allowance::longest_answer(num_prompt, self.num_choices, context.access);
+                default.map_or(room, |default| room.min(default.into())).min(most.max(1))
+            }
         };
         if max_tokens > room {
             let message = format!(
@@ -172,6 +175,7 @@ impl Common {
             let message = "max_tokens must be at least 1, except with echo";
             return Err(ApiError::invalid("max_tokens", message));
         }
+        allowance::check(num_prompt, max_tokens, field, context.access)?;
         let text = TextStream::new(Arc::clone(context.tokenizer), Arc::clone(&self.stop_strings));
         // An answer to messages begins a text, a completion goes on with one.
         let text: Box<dyn AnswerText> = match field {
@@ -189,8 +193,8 @@ impl Common {
             text,
             trace: None,
             priority: self.scheduling.priority,
-            tenant: "".into(),
-            weight: 1,
+            tenant: Arc::clone(&context.access.tenant),
+            weight: context.access.weight,
             deadline: self.scheduling.deadline,
             require_exact: self.scheduling.require_exact,
             turn: 0,

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::fields::wrong;
 use super::{ApiError, Fields};
+use crate::keys::Access;
 use crate::request::Priority;
 
 /// A day: whoever waits longer has no deadline.
@@ -31,8 +32,8 @@ pub(crate) struct Scheduling {
 
 impl Scheduling {
     /// Takes the fields that say so.
-    pub(crate) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
-        let priority = priority(fields)?;
+    pub(crate) fn take(fields: &mut Fields, access: &Access) -> Result<Self, ApiError> {
+        let priority = priority(fields, access.max_priority)?;
         let deadline = match fields.u32("max_time_ms")? {
             None => None,
             Some(millis) => Some(deadline("max_time_ms", millis)?),
@@ -53,8 +54,9 @@ pub fn deadline(field: &str, millis: u32) -> Result<Instant, ApiError> {
     Ok(Instant::now() + Duration::from_millis(millis.into()))
 }
 
-/// By name, or by vLLM's number, of which the lower goes first: 0 is where nothing is said.
-fn priority(fields: &mut Fields) -> Result<Priority, ApiError> {
+/// By name, or by vLLM's number, of which the lower goes first: 0 is where nothing is said. Who
+/// leaves it to us gets no more than `most`, who asks for more is told so.
+fn priority(fields: &mut Fields, most: Priority) -> Result<Priority, ApiError> {
     let tier = fields.string("service_tier")?;
     let number = fields.take("priority");
     let named = match &tier {
@@ -68,18 +70,42 @@ fn priority(fields: &mut Fields) -> Result<Priority, ApiError> {
             }
         },
     };
-    let Some(value) = number else { return Ok(named.unwrap_or_default()) };
+    let ours = Priority::default().min(most);
+    let Some(value) = number else {
+        return match named {
+            Some(_) if tier.as_deref() == Some("auto") => Ok(ours),
+            Some(priority) => allowed("service_tier", priority, most),
+            None => Ok(ours),
+        };
+    };
     let number = value.as_i64().ok_or_else(|| wrong("priority", "a whole number", &value))?;
     if named.is_some() {
         let message = "give service_tier or priority, not both";
         return Err(ApiError::invalid("priority", message));
     }
-    Ok(match number {
+    let priority = match number {
         ..=-10 => Priority::Realtime,
         -9..=-1 => Priority::Interactive,
-        0 => Priority::Standard,
+        0 => ours,
         1.. => Priority::Offline,
-    })
+    };
+    allowed("priority", priority, most)
+}
+
+fn allowed(field: &str, priority: Priority, most: Priority) -> Result<Priority, ApiError> {
+    if priority <= most {
+        return Ok(priority);
+    }
+    let tiers: Vec<_> =
+        TIERS.iter().filter(|(_, tier)| *tier <= most).map(|(name, _)| *name).collect();
+    let message = format!(
+        "{field}: this API key may ask for priority {} at most, not for {}; leave it out, or send \
+         a service_tier among {}",
+        most.name(),
+        priority.name(),
+        tiers.join(", ")
+    );
+    Err(ApiError::invalid(field, message).status(403).code("priority_not_allowed"))
 }
 
 #[cfg(test)]
@@ -88,8 +114,44 @@ mod tests {
     use serde_json::{Value, json};
 
     fn take(body: &Value) -> Result<Scheduling, String> {
+        take_by(&Access::anybody(), body).map_err(|error| error.message)
+    }
+
+    fn take_by(access: &Access, body: &Value) -> Result<Scheduling, ApiError> {
         let mut fields = Fields::parse(body.to_string().as_bytes()).unwrap();
-        Scheduling::take(&mut fields).map_err(|error| error.message)
+        Scheduling::take(&mut fields, access)
+    }
+
+    #[test]
+    fn a_key_goes_no_higher_than_it_may() {
+        let by = |most| {
+            let mut access = Access::anybody();
+            access.max_priority = most;
+            access
+        };
+        for (most, body, expected) in [
+            (Priority::Standard, json!({"service_tier": "interactive"}), None),
+            (Priority::Standard, json!({"priority": -1}), None),
+            (Priority::Standard, json!({"service_tier": "default"}), Some(Priority::Standard)),
+            (Priority::Interactive, json!({"priority": -10}), None),
+            (Priority::Interactive, json!({"priority": -9}), Some(Priority::Interactive)),
+            // Who leaves it to the server gets what there is.
+            (Priority::Offline, json!({}), Some(Priority::Offline)),
+            (Priority::Offline, json!({"service_tier": "auto"}), Some(Priority::Offline)),
+            (Priority::Offline, json!({"priority": 0}), Some(Priority::Offline)),
+            (Priority::Offline, json!({"service_tier": "standard"}), None),
+        ] {
+            match (take_by(&by(most), &body), expected) {
+                (Ok(taken), Some(expected)) => assert_eq!(taken.priority, expected, "{body}"),
+                (Err(error), None) => {
+                    assert_eq!((error.status, error.code), (403, Some("priority_not_allowed")));
+                    let accepts = format!("priority {} at most", most.name());
+                    assert!(error.message.contains(&accepts), "{error}");
+                    assert!(error.message.ends_with("flex, batch"), "{error}");
+                }
+                (taken, _) => panic!("{body}: {taken:?}"),
+            }
+        }
     }
 
     #[test]

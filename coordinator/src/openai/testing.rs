@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::{ApiError, Context, Parsed, ServedModel};
 use crate::chat_template::ChatTemplate;
+use crate::keys::{Access, Keys};
 use crate::tokenizer::Tokenizer;
 
 /// A model of 256 tokens of context, called `m`.
@@ -18,6 +19,8 @@ pub(crate) struct Served {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) chat_template: Option<ChatTemplate>,
     pub(crate) config: Http,
+    pub(crate) access: Access,
+    pub(crate) keys: Keys,
 }
 
 impl Served {
@@ -39,6 +42,8 @@ impl Served {
             tokenizer: Arc::new(Tokenizer::from_source(&source).unwrap()),
             chat_template: ChatTemplate::from_source(&source, &config),
             config,
+            access: Access::anybody(),
+            keys: Keys::none(),
         }
     }
 
@@ -48,6 +53,7 @@ impl Served {
             tokenizer: &self.tokenizer,
             chat_template: self.chat_template.as_ref(),
             config: &self.config,
+            access: &self.access,
         }
     }
 }
