@@ -122,7 +122,7 @@ impl Crowd {
 
     fn cancel(&mut self, request: u64) {
         let cluster = &self.test.cluster;
-        let waits = cluster.queue().requests().any(|(id, _)| id == RequestId(request));
+        let waits = cluster.queue().has(RequestId(request));
         let state = match (waits, self.progress.get(&request)) {
             (true, None) => State::Waiting,
             (true, Some(_)) if self.is_moving => State::Moved,
@@ -214,7 +214,7 @@ fn ten_thousand_clients_that_leave_leave_no_block_and_no_place_taken() {
     }
     assert_eq!(most, 12, "ran at once");
     // What ended last is told with the next step, which doesn't come.
-    let epochs: Vec<_> = crowd.test.cluster.lanes().map(|(epoch, _)| epoch).collect();
+    let epochs: Vec<_> = crowd.test.cluster.lanes().map(|(first, _)| first.epoch).collect();
     for epoch in epochs {
         let remembered = crowd.begun.get(&epoch).map_or(0, HashSet::len);
         assert!(remembered <= 6, "{remembered} sequences are remembered in {epoch}");

@@ -6,6 +6,7 @@
 
 mod nodes;
 mod pipelines;
+mod waiting;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -155,6 +156,8 @@ pub struct Cluster {
     // Since when no pipeline serves, once one did.
     unserved_since: Option<Instant>,
     has_served: bool,
+    // Those that wait and that no pipeline that serves can take, and since when.
+    stranded: BTreeMap<RequestId, Instant>,
     // Of loads by the nodes that are here now.
     backoff: Backoff,
     // Why there is no pipeline, when waiting alone doesn't explain it.
@@ -189,6 +192,7 @@ impl Cluster {
             requests: HashMap::new(),
             unserved_since: None,
             has_served: false,
+            stranded: BTreeMap::new(),
             backoff: Backoff::default(),
             trouble: String::new(),
             is_stopping: false,
@@ -258,9 +262,11 @@ impl Cluster {
         &self.queue
     }
 
-    /// What runs in the pipelines that serve.
-    pub fn lanes(&self) -> impl Iterator<Item = (Epoch, &Lane)> {
-        self.pipelines.values().filter_map(|it| Some((it.epoch, it.lane.as_ref()?)))
+    /// What runs in the pipelines that serve, each by its first stage.
+    pub fn lanes(&self) -> impl Iterator<Item = (StageId, &Lane)> {
+        self.pipelines
+            .values()
+            .filter_map(|it| Some((it.stages.first()?.plan.id, it.lane.as_ref()?)))
     }
 
     /// Requests that have not ended.
@@ -348,20 +354,6 @@ impl Cluster {
         }
     }
 
-    /// Whoever waited too long for any pipeline hears so.
-    fn give_up_waiting(&mut self, now: Instant) {
-        let Some(unserved) = self.unserved_since else { return };
-        let max = Duration::from_millis(self.config.scheduler.max_pipeline_wait_ms);
-        let is_over = |since: Instant| now.saturating_duration_since(since.max(unserved)) >= max;
-        let given_up = self.queue.requests().filter(|(_, since)| is_over(*since));
-        let mut given_up: Vec<_> = given_up.map(|(request, _)| request).collect();
-        given_up.sort_unstable();
-        for request in given_up {
-            let (waited_s, cause) = (max.as_secs(), self.waiting_for());
-            self.fail_request(request, RequestError::NoPipeline { waited_s, cause });
-        }
-    }
-
     fn frame(&mut self, frame: Frame, now: Instant) {
         let StageId { pipeline: id, epoch, stage } = frame.stage;
         let pipeline = self.pipelines.get_mut(&id).filter(|pipeline| pipeline.epoch == epoch);
@@ -419,7 +411,7 @@ impl Cluster {
         loop {
             let mut told = Told::default();
             let lanes = self.pipelines.values_mut().filter_map(|pipeline| pipeline.lane.as_mut());
-            let mut lanes: Vec<_> = lanes.filter(|lane| lane.has_room()).collect();
+            let mut lanes: Vec<_> = lanes.collect();
             lane::admit(&mut self.queue, &mut lanes, now, &mut told);
             let mut num_sent = 0;
             for pipeline in self.pipelines.values_mut() {
@@ -436,8 +428,10 @@ impl Cluster {
                 let frame = pipeline.step(self.model.id, scheduled.step, step);
                 self.actions.push(Action::Send(Box::new(frame)));
             }
+            // Whoever gave way to somebody in one lane may fit into another.
+            let has_moved = num_sent > 0 || !told.preempted.is_empty();
             self.tell(told);
-            if num_sent == 0 {
+            if !has_moved {
                 return;
             }
         }

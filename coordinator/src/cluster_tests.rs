@@ -139,6 +139,16 @@ impl Test {
         self.link(&plans);
     }
 
+    /// As [`load`](Self::load), with so many blocks and of that class.
+    pub(crate) fn load_as(&mut self, (num_blocks, class): (u32, u8)) {
+        let plans = std::mem::take(&mut self.plans);
+        for (node, plan) in &plans {
+            let fingerprint = Digest([class; 32]);
+            self.handle(Input::Ready(StageEcho { num_blocks, fingerprint, ..echo(*node, plan) }));
+        }
+        self.link(&plans);
+    }
+
     pub(crate) fn submit(&mut self, id: u64) -> Result<(), SubmitError> {
         self.handle(Input::Submit(vec![request(id, 4, 2)]));
         self.submitted.pop().unwrap()

@@ -242,3 +242,36 @@ fn where_nothing_fits_that_is_said_also_where_placement_decides() {
     test.wait(Duration::from_secs(3));
     assert_eq!(test.plans.len(), 1, "{:?}", test.plans);
 }
+
+/// The pipeline that comes next is of another class, or too small: whoever can't go on there hears
+/// so after as long as it would wait for any.
+#[test]
+fn whoever_no_pipeline_can_take_waits_no_longer_than_for_any() {
+    for is_smaller in [false, true] {
+        let mut test = Test::new(|config| {
+            config.coordinator.local_nodes = 1;
+            config.scheduler.max_pipeline_wait_ms = 5000;
+        });
+        test.join(1, 1000);
+        test.load();
+        let insists = Request { require_exact: !is_smaller, ..request(5, 40, 40) };
+        test.handle(Input::Submit(vec![insists, request(6, 4, 4)]));
+        test.answer();
+        test.handle(Input::Exited { pid: Some(1), cause: "killed".into() });
+        test.sent.clear();
+        test.join(2, 1000);
+        test.load_as(if is_smaller { (3, 0) } else { (16, 9) });
+        (0..4).for_each(|_| test.answer());
+        test.wait(Duration::from_millis(4000));
+        let failed = |test: &Test| {
+            let is_failed = |event: &Event| {
+                matches!(event, Event::Failed(RequestError::NoPipeline { waited_s: 5, .. }))
+            };
+            let failed = test.told.iter().filter(|(_, event)| is_failed(event));
+            failed.map(|(id, _)| *id).collect::<Vec<_>>()
+        };
+        assert_eq!((failed(&test), test.tokens(6).len()), (vec![], 4), "the other goes on");
+        test.wait(Duration::from_millis(1000));
+        assert_eq!(failed(&test), [5]);
+    }
+}

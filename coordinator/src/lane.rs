@@ -262,8 +262,8 @@ impl Lane {
         Update { duration, num_tokens: in_flight.num_tokens }
     }
 
-    /// A step could not be computed. Whoever was alone in it is at fault and fails; where there
-    /// were several, each is computed again, alone. What the stages hold is in doubt: everybody is
+    /// A step could not be computed. Whoever was alone in it, with no other before it, is at fault
+    /// and fails; where there were several, each is computed again, alone. What the stages hold is in doubt: everybody is
     /// computed anew.
     pub fn fail(
         &mut self,
@@ -276,7 +276,10 @@ impl Lane {
         let Some(in_flight) = self.take_step(step) else {
             return;
         };
-        let is_alone = in_flight.sequences.len() == 1;
+        // A step before it may have failed, of which nothing was heard yet: the stages behind don't
+        // know what that one told.
+        let is_first = self.steps.front().is_none_or(|other| other.step > step);
+        let is_alone = is_first && in_flight.sequences.len() == 1;
         // Later stages may not have heard of them, nor of whom the other steps under way, which are
         // forgotten now, were to tell.
         let mut finished = in_flight.finished;

@@ -46,11 +46,13 @@ pub enum Fit {
 #[derive(Debug)]
 pub struct Queue {
     config: config::Scheduler,
-    waiting: HashMap<u64, Waiting>,
+    // Boxed, since a table is up to twice as large as what it holds.
+    waiting: HashMap<u64, Box<Waiting>>,
     levels: [Level; Priority::ALL.len()],
     // By the priority that a request came with, whatever it was lifted to.
     priorities: [BTreeSet<Key>; Priority::ALL.len()],
-    requests: HashMap<RequestId, Vec<u64>>,
+    requests: BTreeSet<(RequestId, u64)>,
+    num_requests: usize,
     // When to look at whom again: it is lifted, or it has expired.
     timers: BTreeSet<(Instant, u64)>,
     accounts: HashMap<Tenant, Account>,
@@ -60,8 +62,12 @@ pub struct Queue {
     next_ticket: u64,
 }
 
-/// A sequence's place in its tenant's line: the round of its turn, then who came first.
+/// A sequence's place in its tenant's line: the round of its turn, then who came first. Whoever was
+/// lifted has waited for its turn: it stands before them by who came first, or those who come one by
+/// one would pass the rest of a larger body for ever.
 type Key = (u64, u64);
+
+const LIFTED: u64 = 0;
 
 #[derive(Debug)]
 struct Waiting {
@@ -97,7 +103,8 @@ impl Queue {
             waiting: HashMap::new(),
             levels: Default::default(),
             priorities: Default::default(),
-            requests: HashMap::new(),
+            requests: BTreeSet::new(),
+            num_requests: 0,
             timers: BTreeSet::new(),
             accounts: HashMap::new(),
             computed: Default::default(),
@@ -120,9 +127,10 @@ impl Queue {
 
     /// A sequence that ran waits again, where it waited before.
     pub fn put(&mut self, sequence: Sequence, now: Instant) {
-        let (ticket, key) = (sequence.ticket, (sequence.round, sequence.ticket));
+        let (ticket, key) = (sequence.ticket, turn(&sequence));
         let priority = sequence.priority();
-        self.requests.entry(sequence.request_id()).or_default().push(ticket);
+        self.num_requests += usize::from(!self.has(sequence.request_id()));
+        self.requests.insert((sequence.request_id(), ticket));
         self.priorities[priority.index()].insert(key);
         let account = self.account(sequence.request());
         account.num_waiting += 1;
@@ -136,7 +144,7 @@ impl Queue {
         let is_urgent = sequence.slack_ends(&self.config).is_some_and(|at| at <= now);
         let level = if is_urgent { Priority::Realtime } else { priority };
         let waiting = Waiting { sequence, since: now, level, key, timer: None, num_passed: 0 };
-        self.waiting.insert(ticket, waiting);
+        self.waiting.insert(ticket, Box::new(waiting));
         self.enter(ticket);
         self.set_timer(ticket, now);
     }
@@ -165,7 +173,7 @@ impl Queue {
         for ticket in passed {
             self.waiting.get_mut(&ticket).expect("it was looked at").num_passed += 1;
         }
-        let Waiting { mut sequence, since, .. } = self.remove(ticket)?;
+        let Waiting { mut sequence, since, .. } = *self.remove(ticket)?;
         self.round = self.round.max(sequence.round);
         let num_tokens = sequence.charge_prompt();
         self.charge(sequence.request(), num_tokens);
@@ -186,7 +194,7 @@ impl Queue {
 
     /// This one, if it waits: whatever others think of it.
     pub fn take(&mut self, ticket: u64, now: Instant) -> Option<(Sequence, Duration)> {
-        let Waiting { mut sequence, since, .. } = self.remove(ticket)?;
+        let Waiting { mut sequence, since, .. } = *self.remove(ticket)?;
         let num_tokens = sequence.charge_prompt();
         self.charge(sequence.request(), num_tokens);
         Some((sequence, now.saturating_duration_since(since)))
@@ -234,6 +242,7 @@ impl Queue {
                 } else {
                     Priority::ALL[(level.index() + 1).min(Priority::Realtime.index())]
                 };
+                waiting.key = (LIFTED, ticket);
                 self.enter(ticket);
                 self.set_timer(ticket, now);
             }
@@ -248,20 +257,19 @@ impl Queue {
 
     /// Takes out what waits of a request.
     pub fn cancel(&mut self, request: RequestId) -> Vec<Sequence> {
-        let tickets = self.requests.get(&request).cloned().unwrap_or_default();
+        let tickets: Vec<_> = self.of(request).collect();
         let removed = tickets.into_iter().filter_map(|ticket| self.remove(ticket));
         removed.map(|waiting| waiting.sequence).collect()
     }
 
-    /// Requests of which something waits, each with since when.
-    pub fn requests(&self) -> impl Iterator<Item = (RequestId, Instant)> + '_ {
-        let since = |tickets: &Vec<u64>| tickets.iter().map(|it| self.waiting[it].since).min();
-        self.requests.iter().filter_map(move |(id, tickets)| Some((*id, since(tickets)?)))
+    /// Since when each waits, and of which request it is, in the order of requests.
+    pub fn waiting_since(&self) -> impl Iterator<Item = (RequestId, Instant)> + '_ {
+        self.requests.iter().map(|(id, ticket)| (*id, self.waiting[ticket].since))
     }
 
     /// Requests of which something waits.
     pub fn num_requests(&self) -> usize {
-        self.requests.len()
+        self.num_requests
     }
 
     /// Sequences that wait.
@@ -298,15 +306,33 @@ impl Queue {
             }
         }
         'levels: for level in self.levels.iter().rev() {
-            for (_, tenant) in &level.order {
-                for (_, ticket) in level.tenants[tenant].iter().take(MAX_OF_A_TENANT) {
-                    if !add(*ticket) {
-                        break 'levels;
+            // Some of each tenant in turn, then some more of each.
+            for round in 0..MAX_LOOKED_AT / MAX_OF_A_TENANT {
+                let mut has_more = false;
+                for (_, tenant) in &level.order {
+                    let line = level.tenants[tenant].iter().skip(round * MAX_OF_A_TENANT);
+                    for (place, (_, ticket)) in line.take(MAX_OF_A_TENANT).enumerate() {
+                        has_more |= place + 1 == MAX_OF_A_TENANT;
+                        if !add(*ticket) {
+                            break 'levels;
+                        }
                     }
+                }
+                if !has_more {
+                    break;
                 }
             }
         }
         found
+    }
+
+    fn of(&self, request: RequestId) -> impl Iterator<Item = u64> + '_ {
+        self.requests.range((request, 0)..=(request, u64::MAX)).map(|(_, ticket)| *ticket)
+    }
+
+    /// Whether something of it waits.
+    pub fn has(&self, request: RequestId) -> bool {
+        self.of(request).next().is_some()
     }
 
     fn account(&mut self, request: &Request) -> &mut Account {
@@ -340,18 +366,15 @@ impl Queue {
         }
     }
 
-    fn remove(&mut self, ticket: u64) -> Option<Waiting> {
+    fn remove(&mut self, ticket: u64) -> Option<Box<Waiting>> {
         self.waiting.contains_key(&ticket).then(|| self.leave(ticket));
         let waiting = self.waiting.remove(&ticket)?;
         let sequence = &waiting.sequence;
-        self.priorities[sequence.priority().index()].remove(&waiting.key);
+        self.priorities[sequence.priority().index()].remove(&turn(sequence));
         self.account(sequence.request()).num_waiting -= 1;
         let request = sequence.request_id();
-        let tickets = self.requests.get_mut(&request).expect("it has one that waits");
-        tickets.retain(|other| *other != ticket);
-        if tickets.is_empty() {
-            self.requests.remove(&request);
-        }
+        self.requests.remove(&(request, ticket));
+        self.num_requests -= usize::from(!self.has(request));
         Some(waiting)
     }
 
@@ -362,7 +385,9 @@ impl Queue {
             _ => self.config.aging_ms,
         };
         let can_rise = waiting.level < Priority::Realtime;
-        let lift = (can_rise && aging > 0).then(|| now + Duration::from_millis(aging));
+        let is_passed = waiting.key.0 != LIFTED;
+        let lift =
+            ((can_rise || is_passed) && aging > 0).then(|| now + Duration::from_millis(aging));
         let urgent = waiting.sequence.slack_ends(&self.config).filter(|at| can_rise && *at > now);
         let deadline = waiting.sequence.request().deadline;
         waiting.timer = [lift, urgent, deadline].into_iter().flatten().min();
@@ -370,4 +395,9 @@ impl Queue {
             self.timers.insert((at, ticket));
         }
     }
+}
+
+/// Where a sequence stands as long as it isn't lifted.
+fn turn(sequence: &Sequence) -> Key {
+    (sequence.round, sequence.ticket)
 }

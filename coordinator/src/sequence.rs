@@ -47,7 +47,8 @@ pub struct Sequence {
     pub last_step: u64,
     request: Arc<Request>,
     generated: Vec<TokenId>,
-    text: Box<dyn AnswerText>,
+    // A copy of its request's, from its first token on.
+    text: Option<Box<dyn AnswerText>>,
     // Logprobs of the prompt, gathered chunk by chunk, and whether the client has them.
     prompt_logprobs: Vec<Logprobs>,
     is_prompt_told: bool,
@@ -96,7 +97,7 @@ impl Sequence {
             last_step: 0,
             request: Arc::clone(request),
             generated: Vec::new(),
-            text: request.text.clone(),
+            text: None,
             prompt_logprobs: Vec::new(),
             is_prompt_told: false,
             num_scheduled: 0,
@@ -129,6 +130,11 @@ impl Sequence {
     /// Tokens that are known: prompt and answer.
     pub fn num_tokens(&self) -> usize {
         self.request.prompt.len() + self.generated.len()
+    }
+
+    /// Those tokens, in order.
+    pub fn known(&self) -> impl Iterator<Item = TokenId> + '_ {
+        self.request.prompt.iter().chain(&self.generated).copied()
     }
 
     /// Tokens of its answer.
@@ -319,16 +325,17 @@ impl Sequence {
     /// Records a sampled token and decides whether it ends the answer.
     pub fn accept(&mut self, token: TokenId) -> Accepted {
         self.generated.push(token);
+        let text = self.text.get_or_insert_with(|| self.request.text.clone());
         // An end token says that the answer ends; it isn't part of its text.
         if self.request.stop_tokens.contains(&token) {
-            let rest = self.text.finish();
+            let rest = text.finish();
             return Accepted { text: String::new(), finished: Some((FinishReason::Stop, rest)) };
         }
-        let piece = self.text.push(token);
+        let piece = text.push(token);
         let finished = if piece.stopped {
             Some((FinishReason::Stop, String::new()))
         } else if self.generated.len() >= self.request.max_tokens as usize {
-            Some((FinishReason::Length, self.text.finish()))
+            Some((FinishReason::Length, text.finish()))
         } else {
             None
         };

@@ -52,6 +52,7 @@ impl Cluster {
                 if !self.is_serving() {
                     self.unserved_since = Some(now);
                 }
+                self.find_stranded(now);
             }
         }
         let joined = self.members.joined().iter().map(|known| known.node);
@@ -186,6 +187,7 @@ impl Cluster {
             self.trouble.clear();
             self.backoff.reset();
             (self.has_served, self.unserved_since) = (true, None);
+            self.find_stranded(now);
         }
         self.actions.push(Action::Publish);
     }

@@ -4,23 +4,23 @@ use std::time::{Duration, Instant};
 
 use protocol::{BLOCK_TOKENS, SequenceId};
 
-use super::{Lane, Told};
+use super::{Capacity, Lane, Told};
 use crate::queue::{Fit, Queue};
 use crate::request::Event;
 use crate::sequence::Sequence;
 
-/// Lets in whatever of the queue fits: each sequence where the least is to be computed before it
-/// and of it, so that it finds its prefix and the work is even. At the end, whoever still waits and
+/// Lets in whatever of the queue fits into lanes that have room for a step: each sequence where the
+/// least is to be computed before it and of it, so that it finds its prefix and the work is even. At the end, whoever still waits and
 /// is more urgent than others who run takes the place of as few as possible of them.
 pub fn admit(queue: &mut Queue, lanes: &mut [&mut Lane], now: Instant, told: &mut Told) {
-    if queue.is_empty() || lanes.is_empty() {
+    if queue.is_empty() || !lanes.iter().any(|lane| lane.has_room()) {
         return;
     }
     let mut outstanding = vec![0; lanes.len()];
     if lanes.len() > 1 {
         outstanding = lanes.iter().map(|lane| lane.num_outstanding_tokens()).collect();
     }
-    while lanes.iter().any(|lane| lane.has_place()) {
+    while lanes.iter().any(|lane| lane.has_room() && lane.has_place()) {
         let mut chosen = 0;
         let fits = |waiting: &mut Sequence| {
             let (fit, lane) = choose(waiting, lanes, &outstanding);
@@ -55,7 +55,7 @@ fn choose(waiting: &mut Sequence, lanes: &[&mut Lane], outstanding: &[usize]) ->
     let allowed = allowed(waiting, lanes);
     let (mut best, mut otherwise) = (None, Fit::Later);
     for (i, lane) in lanes.iter().enumerate() {
-        if !allowed(i) {
+        if !allowed(i) || !lane.has_room() {
             continue;
         }
         match lane.fit(waiting) {
@@ -76,19 +76,31 @@ fn choose(waiting: &mut Sequence, lanes: &[&mut Lane], outstanding: &[usize]) ->
 /// may.
 fn to_preempt(waiting: &mut Sequence, lanes: &[&mut Lane]) -> Option<(usize, Vec<SequenceId>)> {
     let allowed = allowed(waiting, lanes);
-    let candidates = lanes.iter().enumerate().filter(|(i, _)| allowed(*i));
+    let candidates = lanes.iter().enumerate().filter(|(i, lane)| allowed(*i) && lane.has_room());
     let victims = candidates.filter_map(|(i, lane)| Some((i, lane.victims(waiting)?)));
     victims.min_by_key(|(_, victims)| victims.len())
 }
 
 /// Where a sequence may go on: in lanes of the class that its answer comes from while there are
-/// any, or else anywhere, unless it insists.
+/// any, be they busy, or else anywhere, unless it insists.
 fn allowed(waiting: &Sequence, lanes: &[&mut Lane]) -> impl Fn(usize) -> bool + use<> {
     let begun = waiting.class.filter(|_| waiting.num_generated() > 0);
-    let same: Vec<_> =
-        lanes.iter().map(|lane| begun.is_none_or(|class| lane.capacity().class == class)).collect();
+    let is_same =
+        |of: Capacity| begun.is_none_or(|class| of.class == class) && of.can_take(waiting);
+    let same: Vec<_> = lanes.iter().map(|lane| is_same(lane.capacity())).collect();
     let only_same = waiting.request().require_exact || same.contains(&true);
     move |i| same[i] || !only_same
+}
+
+impl Capacity {
+    /// Whether a lane of this capacity could ever take a sequence: it is large enough, and goes on
+    /// exactly where that is insisted on.
+    pub fn can_take(&self, waiting: &Sequence) -> bool {
+        let begun = waiting.class.filter(|_| waiting.num_generated() > 0);
+        let may_go_on = begun.is_none_or(|class| class == self.class);
+        waiting.num_blocks_needed() <= self.num_blocks
+            && (may_go_on || !waiting.request().require_exact)
+    }
 }
 
 impl Lane {

@@ -1,3 +1,5 @@
+mod simulated;
+
 use std::time::Duration;
 
 use protocol::{RequestId, SequenceId, SliceOutput, StepId};

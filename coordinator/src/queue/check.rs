@@ -1,8 +1,8 @@
 //! What a watcher sees of the queue, and whether its books agree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::Queue;
+use super::{Queue, turn};
 use crate::request::{Priority, Tenant};
 use crate::sequence::Sequence;
 
@@ -53,23 +53,26 @@ impl Queue {
             if stands_in != 1 || !of_level.is_some_and(|line| line.contains(key)) {
                 return Err(format!("waiting {ticket} stands in {stands_in} lines"));
             }
-            if !self.priorities[sequence.priority().index()].contains(key) {
+            if !self.priorities[sequence.priority().index()].contains(&turn(sequence)) {
                 return Err(format!("waiting {ticket} is not counted for its priority"));
             }
-            let of_request = self.requests.get(&sequence.request_id());
-            if !of_request.is_some_and(|tickets| tickets.contains(ticket)) {
+            if !self.requests.contains(&(sequence.request_id(), *ticket)) {
                 return Err(format!("waiting {ticket} is not known for its request"));
             }
             if waiting.timer.is_some_and(|at| !self.timers.contains(&(at, *ticket))) {
                 return Err(format!("the timer of waiting {ticket} is not set"));
             }
         }
+        let requests: BTreeSet<_> = self.requests.iter().map(|(id, _)| *id).collect();
+        if requests.len() != self.num_requests {
+            return Err(format!("{} requests, {} counted", requests.len(), self.num_requests));
+        }
         let num_timed = self.waiting.values().filter(|it| it.timer.is_some()).count();
         let lines = self.levels.iter().flat_map(|level| level.tenants.values());
         let counts = [
             ("stand in lines", lines.map(|line| line.len()).sum()),
             ("are counted for priorities", self.priorities.iter().map(|it| it.len()).sum()),
-            ("are known for requests", self.requests.values().map(Vec::len).sum::<usize>()),
+            ("are known for requests", self.requests.len()),
         ];
         for (what, num) in counts {
             if num != self.waiting.len() {

@@ -232,3 +232,41 @@ fn a_long_queue_stays_quick() {
     // A few microseconds each where nothing else runs; walking the queue would take minutes.
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
+
+/// Whoever doesn't fit hides no one of those who are looked at: where there is one tenant, as many
+/// of its own are.
+#[test]
+fn as_many_are_looked_at_of_one_tenant_as_of_several() {
+    for tenants in [&["a"][..], &["a", "b", "c"]] {
+        let (mut queue, now) = (queue(|_| {}), Instant::now());
+        for id in 0..20 {
+            queue.submit(by(tenants[id as usize % tenants.len()], 1, id), now);
+        }
+        let fits = |sequence: &mut Sequence| {
+            if sequence.request_id().0 == 12 { Fit::Now } else { Fit::NotYet }
+        };
+        let (sequence, _) = queue.pop(now, fits).unwrap();
+        assert_eq!(sequence.request_id().0, 12, "of {tenants:?}");
+    }
+}
+
+/// Single requests come as fast as they are computed: the rest of a body would never be its turn.
+#[test]
+fn the_rest_of_a_body_is_passed_for_no_longer_than_it_takes_to_be_lifted() {
+    for priority in [Priority::Standard, Priority::Realtime] {
+        let mut queue = queue(|config| (config.aging_ms, config.min_share) = (2000, 0.0));
+        let start = Instant::now();
+        queue.submit(Request { num_choices: 4, ..of(priority, 1) }, start);
+        let mut waits = Vec::new();
+        for id in 10..100 {
+            let now = start + Duration::from_millis(100 * (id - 10));
+            queue.submit(of(priority, id), now);
+            assert!(queue.advance(now).is_empty());
+            let (sequence, wait) = queue.pop(now, |_| Fit::Now).unwrap();
+            if sequence.request_id().0 == 1 {
+                waits.push(wait.as_millis());
+            }
+        }
+        assert_eq!(waits, [0, 2000, 2100, 2200]);
+    }
+}

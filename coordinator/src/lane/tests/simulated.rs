@@ -1,0 +1,53 @@
+//! What the simulator found.
+
+use protocol::{RequestId, StepId};
+
+use super::own;
+use crate::lane::{Capacity, Lane, admit};
+use crate::request::Event;
+use crate::testing::{Pipeline, request, scheduler};
+
+/// A lane of its class serves and has no room for a step just now: it waits for that one.
+#[test]
+fn an_answer_goes_on_in_its_class_though_another_has_room_first() {
+    let mut pipeline = Pipeline::new(scheduler(|_| {}), 1, 64);
+    pipeline.add(request(1, 4, 9));
+    pipeline.step().unwrap();
+    pipeline.answer();
+    let now = pipeline.now;
+    pipeline.lane.evict().into_iter().for_each(|it| pipeline.queue.put(it, now));
+    // A busy lane of the same class, and an idle one of another.
+    let capacity = pipeline.lane.capacity();
+    pipeline.lane = Lane::new(scheduler(|_| {}), capacity);
+    let mut other = Lane::new(scheduler(|_| {}), Capacity { class: 2, ..capacity });
+    let waiting = pipeline.queue.cancel(RequestId(1));
+    pipeline.add(own(2, 4, 9));
+    pipeline.step().unwrap();
+    waiting.into_iter().for_each(|it| pipeline.queue.put(it, now));
+    let (queue, told) = (&mut pipeline.queue, &mut pipeline.told);
+    admit(queue, &mut [&mut pipeline.lane, &mut other], now, told);
+    assert!(other.is_idle() && pipeline.queue.len() == 1);
+    let events = pipeline.run();
+    assert!(!events.contains(&(RequestId(1), Event::Inexact)));
+    assert_eq!(pipeline.finished(&events).len(), 2);
+}
+
+/// The first of two steps fails, and the stages behind the one that it failed at refuse the second,
+/// which is heard of first: whoever is alone in that one isn't at fault.
+#[test]
+fn a_step_that_fails_behind_another_fails_nobody() {
+    let mut pipeline = Pipeline::new(scheduler(|_| {}), 2, 64);
+    (1..=2).for_each(|id| pipeline.add(own(id, 4, 3)));
+    pipeline.step().unwrap();
+    pipeline.step().unwrap();
+    let now = pipeline.now;
+    for step in [1, 0] {
+        let (queue, told) = (&mut pipeline.queue, &mut pipeline.told);
+        pipeline.lane.fail(StepId(step), "bad luck", queue, now, told);
+    }
+    pipeline.steps.clear();
+    // It is computed alone, with nothing before it: now it would be known to be at fault.
+    assert_eq!(pipeline.step().unwrap().slices.len(), 1);
+    let events = pipeline.run();
+    assert_eq!(pipeline.finished(&events).len(), 2);
+}
