@@ -12,6 +12,7 @@ mod keys;
 mod monitoring;
 mod openai_python;
 mod products;
+mod scheduling;
 mod sessions;
 mod stages;
 mod tidy;

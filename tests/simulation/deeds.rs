@@ -1,0 +1,276 @@
+//! What the world does: carries out what the core asks, computes, and breaks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coordinator::cluster::{Action, Input};
+use protocol::message::StageFailed;
+use protocol::{Body, Epoch, Failed, Frame, SessionId, StageId, StageIndex, StepId};
+
+use super::machines::Arrived;
+use super::scenario::What;
+use super::stage::{Output, Trouble};
+use super::world::{FromStage, Happening, Order, World};
+
+/// The coordinator, as the end of a link.
+const COORDINATOR: u32 = u32::MAX;
+
+impl World<'_> {
+    /// What the core asks of the world.
+    pub(super) fn act(&mut self, action: Action) {
+        match action {
+            Action::Unload(node, pipeline, epoch) => {
+                self.order(node.0 as usize, Order::Unload(pipeline, epoch));
+            }
+            Action::Connect(node, stage) => self.order(node.0 as usize, Order::Link(stage)),
+            Action::Disconnect(session) => {
+                let of_session = self.machines.iter().position(|it| it.session == session);
+                if let Some(machine) = of_session {
+                    self.order(machine, Order::Reconnect);
+                }
+            }
+            Action::Send(frame) => {
+                let Body::Step(step) = frame.body else { return };
+                let arrived = Arrived {
+                    stage: frame.stage,
+                    step: frame.step,
+                    batch: Arc::new(step.batch),
+                    rows: None,
+                };
+                self.send_step(arrived, COORDINATOR);
+            }
+            _ => {}
+        }
+    }
+
+    /// To a machine, in the session that it has now.
+    pub(super) fn order(&mut self, machine: usize, order: Order) {
+        let (session, pause) = (self.machines[machine].session, self.hop());
+        self.after(pause, Happening::Order(machine, session, order));
+    }
+
+    /// When a frame arrives that leaves now.
+    fn arrival(&mut self, epoch: Epoch, from: u32, to: u32) -> Duration {
+        let arrives = self.now + self.hop();
+        let last = self.links.entry((epoch, from, to)).or_default();
+        *last = arrives.max(*last);
+        *last
+    }
+
+    fn send_step(&mut self, arrived: Arrived, from: u32) {
+        let StageId { epoch, stage, .. } = arrived.stage;
+        let machine = self.plans[&epoch].machines[stage.index()];
+        let at = self.arrival(epoch, from, stage.0);
+        let session = self.machines[machine].session;
+        self.at(at, Happening::Order(machine, session, Order::Step(arrived)));
+    }
+
+    fn tell(&mut self, input: Input) {
+        let pause = self.hop();
+        self.after(pause, Happening::Input(input));
+    }
+
+    fn link_lost(&mut self, stage: StageId, after: Duration) {
+        let input = Input::LinkLost { stage, cause: "a link broke".into() };
+        self.after(after, Happening::Input(input));
+    }
+
+    /// A machine's process begins, and says so.
+    pub(super) fn rise(&mut self, number: usize) -> Result<(), String> {
+        if self.machines[number].is_up {
+            return Ok(());
+        }
+        self.connect(number);
+        Ok(())
+    }
+
+    fn connect(&mut self, number: usize) {
+        self.num_sessions += 1;
+        let (session, now) = (SessionId(self.num_sessions), self.now);
+        self.machines[number].rise(session, now);
+        let node = self.machines[number].node;
+        self.tell(Input::Connected { node, session });
+        let report = self.machines[number].report();
+        let pause = self.scenario.cost.hop * 40;
+        self.after(pause, Happening::Input(Input::Joined(report)));
+    }
+
+    /// What a machine does with what reaches it.
+    pub(super) fn obey(&mut self, number: usize, order: Order) -> Result<(), String> {
+        let node = self.machines[number].node;
+        match order {
+            Order::Load(plan) => {
+                let takes = self.scenario.cost.load.mul_f64(0.5 + self.random.unit());
+                let session = self.machines[number].session;
+                self.after(takes, Happening::Order(number, session, Order::Loaded(plan)));
+            }
+            Order::Loaded(plan) if self.num_loads_to_fail > 0 => {
+                self.num_loads_to_fail -= 1;
+                self.tell(Input::Failed(StageFailed {
+                    node,
+                    id: plan.id,
+                    cause: "bad luck".into(),
+                }));
+            }
+            Order::Loaded(plan) => {
+                let class = self.machines[number].class();
+                let echo = self.machines[number].load(*plan).echo(node, class);
+                self.tell(Input::Ready(echo));
+            }
+            Order::Unload(pipeline, epoch) => self.machines[number].unload(pipeline, epoch),
+            Order::Link(stage) => self.link(number, stage),
+            Order::Step(arrived) => {
+                let (cost, now) = (self.scenario.cost, self.now);
+                let session = self.machines[number].session;
+                if let Some((takes, at)) = self.machines[number].take(&arrived, &cost, now) {
+                    self.tally.busy += takes;
+                    let order = Order::Computed(arrived);
+                    self.at(at, Happening::Order(number, session, order));
+                }
+            }
+            Order::Computed(arrived) => self.computed(number, arrived),
+            Order::Reconnect => {
+                self.machines[number].fall();
+                self.connect(number);
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, number: usize, stage: StageId) {
+        let node = self.machines[number].node;
+        let Some(held) = self.machines[number].stage(stage) else {
+            self.link_lost(stage, Duration::from_millis(1));
+            return;
+        };
+        let next = held.plan().next.map(|peer| peer.node.0 as usize);
+        self.tell(Input::Linked(node, stage));
+        if let Some(next) = next {
+            self.order(next, Order::Link(stage.next()));
+        }
+    }
+
+    fn computed(&mut self, number: usize, arrived: Arrived) {
+        let (id, class) = (arrived.stage, self.plans[&arrived.stage.epoch].class);
+        let Some(computed) = self.machines[number].compute(&arrived, class) else {
+            return;
+        };
+        let is_unlucky = self.random.chance(self.scenario.noise.fail_step);
+        let failed = |cause: &str, fatal| Body::Failed(Failed { cause: cause.into(), fatal });
+        let (body, wrong) = match computed {
+            _ if is_unlucky => {
+                self.failed(&arrived);
+                (failed("bad luck", false), None)
+            }
+            Err(Trouble::NotFinite) => {
+                self.failed(&arrived);
+                (failed("not finite", false), None)
+            }
+            Err(Trouble::Refused(cause)) => {
+                (failed(&cause, false), Some(format!("stage {} refuses: {cause}", id.stage)))
+            }
+            Ok((Output::Sampled(sampled), wrong)) => (Body::Sampled(sampled), wrong),
+            Ok((Output::Rows(rows), wrong)) => {
+                if let Some(wrong) = wrong {
+                    self.report(&arrived, failed("wrong", false), Some(wrong));
+                    return;
+                }
+                let stage = id.next();
+                self.send_step(Arrived { stage, rows: Some(rows), ..arrived }, id.stage.0);
+                return;
+            }
+        };
+        if self.random.chance(self.scenario.noise.lose) {
+            self.plans.entry(id.epoch).or_default().is_silent = true;
+        }
+        if self.plans[&id.epoch].is_silent {
+            return;
+        }
+        self.report(&arrived, body, wrong);
+    }
+
+    /// The stages behind this one hear nothing of the step.
+    fn failed(&mut self, arrived: &Arrived) {
+        let StageId { epoch, .. } = arrived.stage;
+        let mut lanes = self.cluster.lanes();
+        let is_awaited =
+            lanes.any(|(of, lane)| of.epoch == epoch && lane.is_under_way(arrived.step));
+        drop(lanes);
+        if is_awaited {
+            self.plans.entry(epoch).or_default().failed.insert(arrived.step);
+        }
+    }
+
+    /// What a stage says to the coordinator.
+    fn report(&mut self, arrived: &Arrived, body: Body, wrong: Option<String>) {
+        let frame = frame(arrived.stage, arrived.step, body);
+        let from = FromStage { frame, batch: Arc::clone(&arrived.batch), wrong };
+        let StageId { epoch, stage, .. } = arrived.stage;
+        let at = self.arrival(epoch, stage.0, COORDINATOR);
+        if self.random.chance(self.scenario.noise.repeat) {
+            let late = Duration::from_millis(self.random.between(0, 4000));
+            self.at(at + late, Happening::Frame(Box::new(from.clone())));
+        }
+        self.at(at, Happening::Frame(Box::new(from)));
+    }
+
+    /// Something breaks.
+    pub(super) fn break_down(&mut self, what: What) {
+        let serving: Vec<_> = self.cluster.lanes().map(|(first, _)| first).collect();
+        let of = |index: usize| serving.get(index % serving.len().max(1)).copied();
+        match what {
+            What::Kill { node, noticed, back } => self.kill(node, noticed, back),
+            What::KillStage { stage, noticed, back } => {
+                if let Some(first) = of(0) {
+                    let machines = &self.plans[&first.epoch].machines;
+                    self.kill(machines[stage % machines.len()], noticed, back);
+                }
+            }
+            What::Unlink { pipeline } => {
+                if let Some(first) = of(pipeline) {
+                    self.link_lost(first, Duration::ZERO);
+                }
+            }
+            What::Fatal { pipeline, stage } => {
+                let Some(first) = of(pipeline) else { return };
+                let stage = stage % self.plans[&first.epoch].machines.len();
+                let id = StageId { stage: StageIndex(stage as u32), ..first };
+                let body = Body::Failed(Failed { cause: "device lost".into(), fatal: true });
+                let frame = frame(id, StepId(0), body);
+                self.tell(Input::Frame(frame));
+            }
+            What::FailLoads { num } => self.num_loads_to_fail += num,
+        }
+    }
+
+    /// A process is gone: its neighbours may notice first, or it may be back before anybody does.
+    fn kill(&mut self, number: usize, noticed: Duration, back: Duration) {
+        if !self.machines[number].is_up {
+            return;
+        }
+        let (node, session) = (self.machines[number].node, self.machines[number].session);
+        let held = self.machines[number].fall();
+        let cause = "killed".to_owned();
+        for stage in held {
+            if self.random.chance(0.3) {
+                self.link_lost(stage, noticed / 4);
+            }
+        }
+        let input = if self.random.chance(0.3) {
+            Input::Exited { pid: Some(self.machines[number].report().pid), cause }
+        } else {
+            Input::Lost { node, session, cause }
+        };
+        // A process that has ended is another than the one that has come back.
+        let noticed = match input {
+            Input::Exited { .. } => noticed.min(back),
+            _ => noticed,
+        };
+        self.after(noticed, Happening::Input(input));
+        self.after(back, Happening::Rise(number));
+    }
+}
+
+fn frame(stage: StageId, step: StepId, body: Body) -> Frame {
+    Frame { model: protocol::ModelId([7; 16]), stage, step, body }
+}
