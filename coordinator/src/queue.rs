@@ -63,10 +63,11 @@ pub struct Queue {
 }
 
 /// A sequence's place in its tenant's line: the round of its turn, then who came first. Whoever was
-/// lifted has waited for its turn: it stands before them by who came first, or those who come one by
-/// one would pass the rest of a larger body for ever.
+/// lifted stands before all who were not, or those who come one by one would pass the rest of a
+/// larger body for ever.
 type Key = (u64, u64);
 
+/// The round of whoever was lifted.
 const LIFTED: u64 = 0;
 
 #[derive(Debug)]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{
-    AdapterReport, Batch, Digest, Epoch, NodeId, NodeReport, PipelineId, SessionId, StageId,
-    StagePlan, StepId,
+    AdapterReport, Batch, Carried, Digest, Epoch, NodeId, NodeReport, PipelineId, SessionId,
+    StageId, StagePlan, StepId,
 };
 
 use super::scenario::{Cost, NodeSpec};
@@ -30,7 +30,7 @@ pub struct Machine {
 pub struct Arrived {
     pub stage: StageId,
     pub step: StepId,
-    pub batch: Arc<Batch>,
+    pub batch: Arc<Carried<Batch>>,
     /// Of the stage before.
     pub rows: Option<Vec<u64>>,
 }

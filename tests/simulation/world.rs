@@ -61,7 +61,7 @@ pub(super) enum Happening {
 #[derive(Clone, Debug)]
 pub(super) struct FromStage {
     pub(super) frame: Frame,
-    pub(super) batch: Arc<protocol::Batch>,
+    pub(super) batch: Arc<protocol::Carried<protocol::Batch>>,
     /// What no stage may find, while somebody waits for the step.
     pub(super) wrong: Option<String>,
 }
