@@ -9,6 +9,7 @@ mod hops;
 mod install;
 mod invariance;
 mod keys;
+mod measurements;
 mod monitoring;
 mod openai_python;
 mod products;

@@ -22,6 +22,8 @@ pub enum Prompt {
     Text(String),
     /// A conversation, as the chat API takes it.
     Messages(Vec<Value>),
+    /// The beginning of a text, as the model reads it.
+    Tokens(Vec<u32>),
 }
 
 /// What every request of a run has in common.
@@ -100,8 +102,12 @@ impl Parameters {
             }
             (Endpoint::Chat, Prompt::Messages(messages)) => body["messages"] = json!(messages),
             (Endpoint::Completions, Prompt::Text(text)) => body["prompt"] = json!(text),
+            (Endpoint::Completions, Prompt::Tokens(tokens)) => body["prompt"] = json!(tokens),
             (Endpoint::Completions, Prompt::Messages(_)) => {
                 bail!("a prompt of messages needs --endpoint chat")
+            }
+            (Endpoint::Chat, Prompt::Tokens(_)) => {
+                bail!("a prompt of tokens needs --endpoint completions")
             }
         }
         if let Some(temperature) = self.temperature {

@@ -5,14 +5,17 @@ mod ask;
 mod checks;
 mod experiment;
 mod hops;
+mod interference;
 mod interrupt;
 mod kernels;
 mod load;
 mod mock;
 mod model;
 mod overhead;
+mod overload;
 mod quality;
 mod report;
+mod scaling;
 mod server;
 mod terminal;
 mod workload;
@@ -37,6 +40,8 @@ pub(crate) enum Command {
     Mock(mock::MockArguments),
     /// Times what each further stage of a pipeline adds to a token, on this machine.
     Hops(hops::HopsArguments),
+    /// Asks as one user beside a crowd that can wait, on this machine's cluster and another build's.
+    Interference(interference::InterferenceArguments),
     /// Says what the drivers of this machine tell of its adapters.
     Adapters(adapters::AdaptersArguments),
     /// Times the kernels on this machine's adapter, beside what the adapter could do.
@@ -47,6 +52,10 @@ pub(crate) enum Command {
     Quality(quality::QualityArguments),
     /// Measures what metrics and traces cost: two clusters do the same work in turns.
     Overhead(overhead::OverheadArguments),
+    /// Asks a cluster of this machine for several times what it can do.
+    Overload(overload::OverloadArguments),
+    /// Sets two stages on a core each beside one node on one core, on this machine.
+    Scaling(scaling::ScalingArguments),
     /// Writes a GGUF file of a published shape with random weights.
     RandomModel(model::RandomModelArguments),
 }
@@ -71,12 +80,21 @@ impl Command {
             Self::Hops(arguments) => {
                 runtime()?.block_on(unless_interrupted(hops::time_hops(arguments)))
             }
+            Self::Interference(arguments) => {
+                runtime()?.block_on(unless_interrupted(interference::interference(arguments)))
+            }
             Self::Adapters(arguments) => adapters::list(&arguments),
             Self::Kernels(arguments) => kernels::time_kernels(&arguments),
             Self::Model(arguments) => model::time_model(&arguments),
             Self::Quality(arguments) => quality::compare_formats(&arguments),
             Self::Overhead(arguments) => {
                 runtime()?.block_on(unless_interrupted(overhead::overhead(arguments)))
+            }
+            Self::Overload(arguments) => {
+                runtime()?.block_on(unless_interrupted(overload::overload(arguments)))
+            }
+            Self::Scaling(arguments) => {
+                runtime()?.block_on(unless_interrupted(scaling::scaling(arguments)))
             }
             Self::RandomModel(arguments) => model::write_random_model(&arguments),
         }

@@ -26,8 +26,22 @@ pub struct Shape {
 }
 
 /// GLM-Edge and GLM-4 as published (config.json of `glm-edge-1.5b`, `glm-4-9b-chat` and
-/// `GLM-4-32B-0414`, the last without its two further norms a layer), SmolLM2, and a small one.
-pub const SHAPES: [Shape; 5] = [
+/// `GLM-4-32B-0414`, the last without its two further norms a layer), SmolLM2, and two small ones.
+pub const SHAPES: [Shape; 6] = [
+    Shape {
+        name: "glm-30m",
+        layers: 15,
+        hidden: 384,
+        feed_forward: 1024,
+        heads: 6,
+        kv_heads: 2,
+        head_dim: 64,
+        rotary_dim: 64,
+        vocabulary: 16384,
+        context: 8192,
+        bias: false,
+        tied: true,
+    },
     Shape {
         name: "smollm2-135m",
         layers: 30,
@@ -242,8 +256,8 @@ impl Shape {
         (self.hidden as usize, self.vocabulary as usize)
     }
 
-    /// Writes a GGUF file of this shape, architecture `llama`, or `qwen2` where it has biases. It
-    /// has no tokenizer. `progress` hears how many bytes of how many are written.
+    /// Writes a GGUF file of this shape, architecture `llama`, or `qwen2` where it has biases, with
+    /// a tokenizer of bytes that answers in made-up words. `progress` hears how many bytes of how many are written.
     ///
     /// # Errors
     /// When the file can't be written.
@@ -347,8 +361,12 @@ impl Shape {
         for (name, value) in [("attention.layer_norm_rms_epsilon", 1e-5), ("rope.freq_base", 1e4)] {
             key(&format!("{architecture}.{name}"), F32, f32::to_le_bytes(value).to_vec());
         }
-        // llama.cpp's word for none.
-        key("tokenizer.ggml.model", STRING, string("none"));
+        key("tokenizer.ggml.model", STRING, string("gpt2"));
+        let tokens: Vec<_> = (0..self.vocabulary).map(token).collect();
+        key("tokenizer.ggml.tokens", ARRAY, array(STRING, tokens.iter().map(|it| string(it))));
+        let ordinary = tokens.iter().map(|_| 1u32.to_le_bytes().to_vec());
+        key("tokenizer.ggml.token_type", ARRAY, array(I32, ordinary));
+        key("tokenizer.ggml.merges", ARRAY, array(STRING, std::iter::empty()));
 
         let mut header = b"GGUF".to_vec();
         header.extend(3u32.to_le_bytes());
@@ -372,11 +390,34 @@ impl Shape {
 const ALIGNMENT: usize = 32;
 /// Numbers of value types.
 const U32: u32 = 4;
+const I32: u32 = 5;
 const F32: u32 = 6;
 const STRING: u32 = 8;
+const ARRAY: u32 = 9;
 
 fn string(text: &str) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+}
+
+fn array(kind: u32, values: impl ExactSizeIterator<Item = Vec<u8>>) -> Vec<u8> {
+    let mut bytes = [&kind.to_le_bytes()[..], &(values.len() as u64).to_le_bytes()].concat();
+    values.for_each(|value| bytes.extend(value));
+    bytes
+}
+
+/// The text of a token: each byte has one, in the letters by which GPT-2 writes bytes; the others
+/// are words.
+fn token(id: u32) -> String {
+    let is_printable = |byte: &u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    match id {
+        0..=0xff if is_printable(&id) => char::from_u32(id).map(String::from).unwrap_or_default(),
+        0..=0xff => {
+            let number = (0..id).filter(|byte| !is_printable(byte)).count() as u32;
+            char::from_u32(0x100 + number).map(String::from).unwrap_or_default()
+        }
+        // A space before it.
+        _ => format!("\u{120}w{id}"),
+    }
 }
 
 #[cfg(test)]
@@ -405,6 +446,7 @@ mod tests {
                 assert_eq!((config.num_layers, config.vocab_size), (2, 256));
                 assert_eq!((config.attention_bias, config.tie_word_embeddings), (bias, !bias));
                 assert_eq!(model.matrix(Matrix::Qkv(1)).unwrap().format(), format);
+                assert!(model.tokenizer().is_ok());
             }
         }
     }

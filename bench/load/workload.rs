@@ -196,6 +196,10 @@ impl Workload {
                 let system = json!({"role": "system", "content": text});
                 Prompt::Messages([&[system], messages.as_slice()].concat())
             }
+            Prompt::Tokens(own) => {
+                let prefix = (0..prefix.tokens).map(|_| of_prefix.random_range(32..256));
+                Prompt::Tokens(prefix.chain(own.iter().copied()).collect())
+            }
         }
     }
 }
@@ -279,6 +283,8 @@ fn messages(prompt: &Prompt) -> Vec<Value> {
     match prompt {
         Prompt::Text(text) => vec![json!({"role": "user", "content": text})],
         Prompt::Messages(messages) => messages.clone(),
+        // No endpoint for messages takes them.
+        Prompt::Tokens(_) => Vec::new(),
     }
 }
 
@@ -315,7 +321,7 @@ mod tests {
     fn text(prompt: &Prompt) -> &str {
         match prompt {
             Prompt::Text(text) => text,
-            Prompt::Messages(_) => panic!("no text"),
+            Prompt::Messages(_) | Prompt::Tokens(_) => panic!("no text"),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Processor time of a process and of its children, as Linux keeps it.
+//! Processor time and memory of a process, and its children, as Linux keeps them.
 
 use std::path::Path;
 
@@ -32,11 +32,29 @@ fn own_seconds(pid: u32) -> Result<f64> {
     Ok((ticks(Stat::User)? + ticks(Stat::System)?) as f64 / TICKS_PER_SECOND)
 }
 
-fn children(pid: u32) -> Result<Vec<u32>> {
+/// The processes that a process started and that still run, the oldest first.
+///
+/// # Errors
+/// Where there is no /proc.
+pub fn children(pid: u32) -> Result<Vec<u32>> {
     let entries = std::fs::read_dir("/proc").context("processor time is read from /proc")?;
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let is_child = |child: &u32| stat(*child, Stat::Parent).is_ok_and(|it| it == pid.to_string());
-    Ok(pids.filter(is_child).collect())
+    let mut children: Vec<_> = pids.filter(is_child).collect();
+    children.sort_unstable();
+    Ok(children)
+}
+
+/// Bytes of memory that a process has in use: its resident set.
+///
+/// # Errors
+/// Where there is no /proc, or the process is gone.
+pub fn resident_bytes(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("can't read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    Ok(kib.with_context(|| format!("{path} tells no VmRSS"))? * 1024)
 }
 
 /// Fields of /proc/PID/stat, counted after the command's name, which may hold anything.
@@ -77,6 +95,7 @@ mod tests {
     fn children_are_found() {
         let mut child = std::process::Command::new("sleep").arg("5").spawn().unwrap();
         assert!(children(std::process::id()).unwrap().contains(&child.id()));
+        assert!(resident_bytes(child.id()).unwrap() > 0);
         child.kill().unwrap();
         child.wait().unwrap();
     }

@@ -1,0 +1,133 @@
+//! Clusters of ours, real processes on this machine, as measurements start them.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+use tokio::process::Command as Process;
+
+use crate::experiments::configuration::Command;
+use crate::experiments::server::{Started, program};
+use crate::overhead::processes;
+
+/// What a cluster gets to load a model and compile its kernels.
+const READY_SECONDS: u64 = 300;
+
+/// What a cluster is started with.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// A Hugging Face directory or a GGUF file.
+    pub model: PathBuf,
+    /// The folder of the programs; without it that of this one.
+    pub programs: Option<PathBuf>,
+    /// Node processes, a stage on each.
+    pub num_nodes: u32,
+    /// Lines of cluster.toml.
+    pub config: String,
+    /// Variables of the environment, each as in `NAME=value`.
+    pub environment: Vec<String>,
+}
+
+/// A cluster that serves. Its processes are killed when this is dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    started: Started,
+    // Holds its configuration.
+    _folder: TempDir,
+}
+
+impl Setup {
+    /// One pipeline of so many stages, with our programs and defaults.
+    pub fn new(model: impl Into<PathBuf>, num_nodes: u32) -> Self {
+        Self {
+            model: model.into(),
+            programs: None,
+            num_nodes,
+            config: String::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    /// Starts it and waits until it serves.
+    ///
+    /// # Errors
+    /// When it doesn't.
+    pub async fn start(&self) -> Result<Cluster> {
+        let folder = tempfile::tempdir()?;
+        let config = folder.path().join("cluster.toml");
+        std::fs::write(&config, &self.config)?;
+        let coordinator = match &self.programs {
+            Some(folder) => folder.join("autoglm"),
+            None => program("autoglm"),
+        };
+        let (coordinator, nodes) = (coordinator.display().to_string(), self.num_nodes.to_string());
+        let (model, config) = (self.model.to_string_lossy(), config.to_string_lossy());
+        let words = [
+            [coordinator.as_str(), "serve"],
+            ["--model", &model],
+            ["--local-nodes", &nodes],
+            ["--stages", &nodes],
+            ["--http", "127.0.0.1:{port}"],
+            ["--cluster", "127.0.0.1:0"],
+            ["--data-dir", "{dir}"],
+            ["--config", &config],
+        ];
+        let mut words: Vec<_> = words.concat().into_iter().map(str::to_owned).collect();
+        if !self.environment.is_empty() {
+            let environment = std::iter::once("env".to_owned());
+            words.splice(0..0, environment.chain(self.environment.iter().cloned()));
+        }
+        let started = Started::start(&Command { words, ready_seconds: READY_SECONDS }).await?;
+        Ok(Cluster { started, _folder: folder })
+    }
+}
+
+impl Cluster {
+    /// Where its API is.
+    pub fn url(&self) -> &str {
+        self.started.url()
+    }
+
+    /// The coordinator's process.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn pid(&self) -> Result<u32> {
+        self.started.pid().context("the coordinator has ended")
+    }
+
+    /// Gives each node a core of its own, the first core 0.
+    ///
+    /// # Errors
+    /// Where there is no `taskset`, or fewer cores.
+    pub async fn pin_nodes(&self) -> Result<()> {
+        let nodes = processes::children(self.pid()?)?;
+        for (core, pid) in nodes.into_iter().enumerate() {
+            let (core, pid) = (core.to_string(), pid.to_string());
+            let pinned = Process::new("taskset").args(["-a", "-c", "-p", &core, &pid]).output();
+            let pinned = pinned.await.context("nodes are pinned by taskset: install util-linux")?;
+            if !pinned.status.success() {
+                bail!("can't pin a node: {}", String::from_utf8_lossy(&pinned.stderr).trim());
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends its processes.
+    pub async fn end(self) {
+        self.started.end().await;
+    }
+}
+
+/// Whether a folder holds programs of ours.
+///
+/// # Errors
+/// When it doesn't.
+pub fn check_programs(folder: &Path) -> Result<()> {
+    for name in ["autoglm", "autoglm-node"] {
+        if !folder.join(name).is_file() {
+            bail!("{} holds no {name}: give the folder of a build", folder.display());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,201 @@
+//! What a second stage on a second core brings, and what a pipeline costs whoever has one stage.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::cluster::Cluster;
+use crate::numbers::{decimal, median};
+use crate::overhead::processes;
+use crate::users::{Arrivals, Users, Wish};
+
+/// A cluster under measurement.
+#[derive(Debug)]
+pub struct Side {
+    /// What it is called in tables.
+    pub name: String,
+    /// Its processes.
+    pub cluster: Cluster,
+    /// Who asks it.
+    pub users: Users,
+}
+
+/// Tokens a second at a concurrency, in a round.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    /// Answers in the making.
+    pub concurrency: usize,
+    /// Tokens of answers a second.
+    pub tokens: f64,
+    /// Cores that the coordinator took.
+    pub coordinator: f64,
+    /// Cores that the users took.
+    pub client: f64,
+}
+
+impl Side {
+    /// How fast answers come while `concurrency` of them are made at once.
+    ///
+    /// # Errors
+    /// When a request fails.
+    pub async fn rate(
+        &self,
+        wish: Wish,
+        concurrency: usize,
+        window: Duration,
+        seed: u64,
+    ) -> Result<Rate> {
+        let mut crowd = self.users.crowd(wish, concurrency, seed);
+        crowd.begun(concurrency).await?;
+        let (coordinator, client) = (self.cluster.pid()?, std::process::id());
+        let begin = Instant::now();
+        let before = [coordinator, client].map(processes::seconds);
+        let passes = async {
+            tokio::time::sleep(window).await;
+            Ok(())
+        };
+        crowd.beside(passes).await?;
+        let after = [coordinator, client].map(processes::seconds);
+        let end = Instant::now();
+        let seconds = (end - begin).as_secs_f64();
+        let mut cores = [0.0; 2];
+        for (cores, (before, after)) in cores.iter_mut().zip(before.into_iter().zip(after)) {
+            *cores = (after?.own - before?.own) / seconds;
+        }
+        let tokens = crowd.arrivals().between(begin, end) as f64 / seconds;
+        drop(crowd);
+        self.rest().await?;
+        Ok(Rate { concurrency, tokens, coordinator: cores[0], client: cores[1] })
+    }
+
+    /// How long a lone prompt takes to its first token, in seconds.
+    ///
+    /// # Errors
+    /// When the request fails.
+    pub async fn prompt(&self, num_tokens: usize, seed: u64) -> Result<f64> {
+        let wish = Wish { prompt: num_tokens, answer: 1, tier: None };
+        let asked = self.users.ask(wish, seed << 40, &Arrivals::default()).await?;
+        Ok(asked.first.as_secs_f64())
+    }
+
+    /// Waits until nothing of what was given up is computed any more.
+    async fn rest(&self) -> Result<()> {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let least = Wish { prompt: 1, answer: 1, tier: None };
+        self.users.ask(least, 0, &Arrivals::default()).await?;
+        Ok(())
+    }
+}
+
+/// The concurrency at which answers come fastest.
+pub fn best(rates: &[Rate]) -> usize {
+    let fastest = rates.iter().max_by(|a, b| a.tokens.total_cmp(&b.tokens));
+    fastest.map_or(1, |rate| rate.concurrency)
+}
+
+/// What is compared: rounds of two sides, and the ratio that is wanted.
+#[derive(Clone, Debug)]
+pub struct Comparison {
+    /// What is measured, with its unit.
+    pub name: String,
+    /// Names of the sides, the baseline first.
+    pub sides: [String; 2],
+    /// Of each round, what the sides measured.
+    pub rounds: Vec<[f64; 2]>,
+    /// What the second over the first should be.
+    pub goal: Goal,
+}
+
+/// A bound of a ratio.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Goal {
+    /// It or more.
+    AtLeast(f64),
+    /// It or less.
+    AtMost(f64),
+}
+
+impl Comparison {
+    /// The median over rounds of the second over the first.
+    pub fn ratio(&self) -> f64 {
+        median(&self.rounds.iter().map(|[first, second]| second / first).collect::<Vec<_>>())
+    }
+
+    /// Whether the ratio is as wanted.
+    pub fn is_kept(&self) -> bool {
+        match self.goal {
+            Goal::AtLeast(bound) => self.ratio() >= bound,
+            Goal::AtMost(bound) => self.ratio() <= bound,
+        }
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "name": self.name, "sides": self.sides, "rounds": self.rounds, "ratio": self.ratio(),
+        })
+    }
+}
+
+/// The table.
+pub fn table(comparisons: &[Comparison]) -> String {
+    let mut text = format!(
+        "  {:<28}{:>28}{:>28}{:>9}   {:<12}\n",
+        "medians over rounds", "first", "second", "ratio", "goal"
+    );
+    for it in comparisons {
+        let side = |at: usize| {
+            let values: Vec<_> = it.rounds.iter().map(|round| round[at]).collect();
+            format!("{}: {}", it.sides[at], decimal(median(&values)))
+        };
+        let goal = match it.goal {
+            Goal::AtLeast(bound) => format!(">= {bound}"),
+            Goal::AtMost(bound) => format!("<= {bound}"),
+        };
+        let kept = if it.is_kept() { "kept" } else { "missed" };
+        let ratio = format!("{:.3}", it.ratio());
+        text += &format!(
+            "  {:<28}{:>28}{:>28}{ratio:>9}   {goal}: {kept}\n",
+            it.name,
+            side(0),
+            side(1),
+        );
+    }
+    text
+}
+
+/// The same as JSON.
+pub fn report(comparisons: &[Comparison]) -> Value {
+    comparisons.iter().map(Comparison::json).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_is_the_median_over_rounds_and_is_held_to_its_goal() {
+        let comparison = |goal| Comparison {
+            name: "tokens/s".to_owned(),
+            sides: ["one".to_owned(), "two".to_owned()],
+            rounds: vec![[10.0, 18.0], [10.0, 19.0], [20.0, 10.0]],
+            goal,
+        };
+        let good = comparison(Goal::AtLeast(1.8));
+        assert!((good.ratio() - 1.8).abs() < 1e-9 && good.is_kept());
+        assert!(!comparison(Goal::AtMost(0.62)).is_kept());
+        let text = table(&[good]);
+        assert!(
+            text.contains("one: 10.0") && text.contains("1.800") && text.contains("kept"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_best_concurrency_is_that_of_the_most_tokens() {
+        let rate =
+            |concurrency, tokens| Rate { concurrency, tokens, coordinator: 0.0, client: 0.0 };
+        assert_eq!(best(&[rate(8, 10.0), rate(16, 14.0), rate(32, 13.0)]), 16);
+    }
+}
