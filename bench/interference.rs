@@ -195,37 +195,29 @@ fn percentile(values: &[f64], share: f64) -> f64 {
 
 /// The table.
 pub fn table(all: &[Measured]) -> String {
-    let mut text = format!(
-        "  {:<26}{:>21}{:>21}{:>15}{:>11}{:>9}{:>10}\n  {:<26}{:>21}{:>21}{:>15}{:>11}{:>9}{:>10}\n",
-        "",
-        "TTFT undisturbed",
-        "TTFT disturbed",
-        "ratio",
-        "offline",
-        "all /",
-        "offline /",
-        "",
-        "p50 / p95",
-        "p50 / p95",
-        "p50 / p95",
-        "alone t/s",
-        "alone",
-        "alone",
-    );
+    let line = |cells: [&str; 7]| {
+        let [name, undisturbed, disturbed, ratio, alone, all, offline] = cells;
+        format!(
+            "  {name:<26}{undisturbed:>21}{disturbed:>21}{ratio:>15}{alone:>11}{all:>9}{offline:>10}\n"
+        )
+    };
+    let head = ["", "TTFT undisturbed", "TTFT disturbed", "ratio", "offline", "all /", "offline /"];
+    let times = "p50 / p95";
+    let mut text = line(head) + &line(["", times, times, times, "alone t/s", "alone", "alone"]);
     for measured in all {
         let figures = measured.figures();
         let two = |[one, other]: [f64; 2]| format!("{} / {}", time(one), time(other));
         let [p50, p95] = figures.ratios().map(decimal);
-        text += &format!(
-            "  {:<26}{:>21}{:>21}{:>15}{:>11}{:>7.0} %{:>8.0} %\n",
-            measured.name,
-            two(figures.undisturbed),
-            two(figures.disturbed),
-            format!("{p50} / {p95}"),
-            decimal(figures.alone),
-            figures.all * 100.0,
-            figures.offline * 100.0,
-        );
+        let percent = |share: f64| format!("{:.0} %", share * 100.0);
+        text += &line([
+            &measured.name,
+            &two(figures.undisturbed),
+            &two(figures.disturbed),
+            &format!("{p50} / {p95}"),
+            &decimal(figures.alone),
+            &percent(figures.all),
+            &percent(figures.offline),
+        ]);
     }
     text
 }

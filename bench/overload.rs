@@ -91,6 +91,8 @@ impl Asked {
             max_tokens: self.answer,
             temperature: Some(0.0),
             ignore_eos: true,
+            // A stream that has begun has its status.
+            whole: true,
             extra: self
                 .max_time_ms
                 .map(|it| ("max_time_ms".to_owned(), it.into()))

@@ -47,10 +47,10 @@ pub(crate) struct ScalingArguments {
     driver_threads: u32,
     /// What makes a pipeline of several stages faster, and should cost one stage nothing: lines of
     /// cluster.toml's scheduler, on for all but the plain node.
-    #[arg(long, value_name = "KEY=VALUE", default_value = "run_ahead=true")]
+    #[arg(long, value_name = "KEY=VALUE")]
     pipelining: Vec<String>,
     /// The same for the plain node.
-    #[arg(long, value_name = "KEY=VALUE", default_value = "run_ahead=false")]
+    #[arg(long, value_name = "KEY=VALUE")]
     plain: Vec<String>,
     /// Where to write the result as JSON.
     #[arg(long, value_name = "FILE")]
