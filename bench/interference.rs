@@ -197,9 +197,8 @@ fn percentile(values: &[f64], share: f64) -> f64 {
 pub fn table(all: &[Measured]) -> String {
     let line = |cells: [&str; 7]| {
         let [name, undisturbed, disturbed, ratio, alone, all, offline] = cells;
-        format!(
-            "  {name:<26}{undisturbed:>21}{disturbed:>21}{ratio:>15}{alone:>11}{all:>9}{offline:>10}\n"
-        )
+        let times = format!("{undisturbed:>21}{disturbed:>21}{ratio:>15}");
+        format!("  {name:<26}{times}{alone:>11}{all:>9}{offline:>10}\n")
     };
     let head = ["", "TTFT undisturbed", "TTFT disturbed", "ratio", "offline", "all /", "offline /"];
     let times = "p50 / p95";

@@ -40,7 +40,7 @@ pub(crate) enum Command {
     Mock(mock::MockArguments),
     /// Times what each further stage of a pipeline adds to a token, on this machine.
     Hops(hops::HopsArguments),
-    /// Asks as one user beside a crowd that can wait, on this machine's cluster and another build's.
+    /// Asks as one user beside a crowd that can wait: does the one have to wait, too?
     Interference(interference::InterferenceArguments),
     /// Says what the drivers of this machine tell of its adapters.
     Adapters(adapters::AdaptersArguments),
