@@ -22,6 +22,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 /// Tokens that prompts are made of: every tokenizer has them, and none of them is special.
 const TOKENS: std::ops::Range<u32> = 32..256;
 
+/// Multiples of the golden ratio's fraction lie evenly between whole numbers.
+const GOLDEN: f64 = 0.618_033_988_749_894_9;
+
 /// Between two looks at whether a crowd has come in.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -143,16 +146,17 @@ impl Users {
         Ok(Asked { first: first.context("an answer without a token")?, end })
     }
 
-    /// So many users at once. Their first answers are shorter, each by more than the one before,
-    /// so that they don't go on in step.
+    /// So many users at once. Their first answers are parts of what they ask for later, as if they
+    /// had been asking for long, so that they don't go on in step.
     pub fn crowd(&self, wish: Wish, num: usize, seed: u64) -> Crowd {
         let (arrivals, num_begun) = (Arc::<Arrivals>::default(), Arc::<AtomicUsize>::default());
         let mut tasks = JoinSet::new();
         for user in 0..num {
             let (users, arrivals, num_begun) = (self.clone(), arrivals.clone(), num_begun.clone());
             tasks.spawn(async move {
-                let part = wish.answer as usize * (user + 1) / num;
-                let mut now = Wish { answer: part.max(1) as u32, ..wish };
+                // However many of the first of them are taken, their parts are spread evenly.
+                let part = ((user + 1) as f64 * GOLDEN).fract() * f64::from(wish.answer);
+                let mut now = Wish { answer: part.ceil() as u32, ..wish };
                 for turn in 0u64.. {
                     let number = (seed << 40) + ((user as u64) << 24) + turn;
                     users.ask_noting(now, number, &arrivals, &num_begun).await?;

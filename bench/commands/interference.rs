@@ -26,8 +26,9 @@ pub(crate) struct InterferenceArguments {
     /// Rounds, each of which measures every way to serve: undisturbed, disturbed, offline alone.
     #[arg(long, value_name = "N", default_value = "3")]
     rounds: NonZeroUsize,
-    /// Interactive requests of a round, each of 128 tokens and answered by 16.
-    #[arg(long, value_name = "N", default_value = "100")]
+    /// Interactive requests of a round, each of 128 tokens and answered by 16. Whoever has an hour
+    /// takes 100.
+    #[arg(long, value_name = "N", default_value = "20")]
     requests: NonZeroUsize,
     /// Time that passes before an interactive request, on the average.
     #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "1s")]
@@ -39,7 +40,7 @@ pub(crate) struct InterferenceArguments {
     #[arg(long, value_name = "N", default_value = "8")]
     waiting: usize,
     /// How long offline work alone is measured in a round.
-    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "20s")]
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "30s")]
     alone: Duration,
     /// Lines of cluster.toml for our cluster's scheduler, as in target_step_ms=50.
     #[arg(long, value_name = "KEY=VALUE")]
@@ -51,9 +52,9 @@ pub(crate) struct InterferenceArguments {
     /// Offline requests that the other build is asked for at once, instead of all: measured, too.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "16,8")]
     rival_caps: Vec<NonZeroUsize>,
-    /// Interactive requests of a round of the other build [default: as many].
-    #[arg(long, value_name = "N")]
-    rival_requests: Option<NonZeroUsize>,
+    /// Interactive requests of a round of the other build.
+    #[arg(long, value_name = "N", default_value = "8")]
+    rival_requests: NonZeroUsize,
     /// Where to write the result as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -158,7 +159,7 @@ async fn rival(
     let programs = Some(programs.to_owned());
     let setup = Setup { programs, ..setup(arguments, model) };
     let mut work = work(arguments, [None, None]);
-    work.num_requests = arguments.rival_requests.unwrap_or(arguments.requests).get();
+    work.num_requests = arguments.rival_requests.get();
     let mut ways = vec![(arguments.running.get() + arguments.waiting, "other build".to_owned())];
     for cap in &arguments.rival_caps {
         ways.push((cap.get(), format!("other build, offline <= {cap}")));
