@@ -10,6 +10,8 @@
 //! checked before it is used. No GPU, no network.
 
 mod architecture;
+#[cfg(test)]
+mod changed_tests;
 mod config;
 mod digest;
 mod dtype;
