@@ -75,6 +75,8 @@ struct InFlight {
     num_tokens: usize,
     sequences: Vec<SequenceId>,
     finished: Vec<SequenceId>,
+    // What it sampled, where that came before an older step's.
+    early: Option<Sampled>,
 }
 
 /// A step to send.
@@ -231,12 +233,15 @@ impl Lane {
             num_tokens,
             sequences: batch.slices.iter().map(|slice| slice.sequence).collect(),
             finished: batch.finished.clone(),
+            early: None,
         });
         self.check_invariants();
         Some(Scheduled { step, batch, traces })
     }
 
-    /// Records what a step sampled. A step that isn't under way is ignored: it came twice.
+    /// Records what a step sampled. A step that isn't under way is ignored: it came twice. One that
+    /// comes before an older one waits for that one: stages report over links of their own, so the
+    /// older may have failed, of which nothing was heard yet, and have written nothing that this read.
     pub fn update(
         &mut self,
         step: StepId,
@@ -244,9 +249,26 @@ impl Lane {
         now: Instant,
         told: &mut Told,
     ) -> Update {
-        let Some(in_flight) = self.take_step(step) else {
+        let Some(at) = self.steps.iter().position(|it| it.step == step) else {
             return Update::default();
         };
+        if at > 0 {
+            self.steps[at].early = Some(sampled);
+            return Update::default();
+        }
+        let update = self.take_in(step, sampled, now, told);
+        while let Some(next) = self.steps.front_mut()
+            && let Some(sampled) = next.early.take()
+        {
+            let step = next.step;
+            self.take_in(step, sampled, now, told);
+        }
+        update
+    }
+
+    /// The oldest step has returned.
+    fn take_in(&mut self, step: StepId, sampled: Sampled, now: Instant, told: &mut Told) -> Update {
+        let in_flight = self.take_step(step).expect("it is under way");
         for output in sampled.outputs {
             if let Ok(i) = self.running.binary_search_by_key(&output.sequence, |it| it.id) {
                 self.record(i, output, now, told);
@@ -263,8 +285,8 @@ impl Lane {
     }
 
     /// A step could not be computed. Whoever was alone in it, with no other before it, is at fault
-    /// and fails; where there were several, each is computed again, alone. What the stages hold is in doubt: everybody is
-    /// computed anew.
+    /// and fails; where there were several, each is computed again, alone. What the stages hold is
+    /// in doubt: everybody is computed anew.
     pub fn fail(
         &mut self,
         step: StepId,

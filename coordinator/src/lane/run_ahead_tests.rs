@@ -323,7 +323,7 @@ fn answers_are_the_same_in_any_mixture() {
 }
 
 #[test]
-fn what_comes_out_of_turn_is_computed_again() {
+fn what_comes_out_of_turn_is_taken_in_its_turn() {
     let mut run = Run::new(1, 64, |_| {});
     run.add(mixed(1, 5));
     run.fill();

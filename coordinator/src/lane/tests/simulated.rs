@@ -4,7 +4,7 @@ use protocol::{RequestId, StepId};
 
 use super::own;
 use crate::lane::{Capacity, Lane, admit};
-use crate::request::Event;
+use crate::request::{Event, Request};
 use crate::testing::{Pipeline, request, scheduler};
 
 /// A lane of its class serves and has no room for a step just now: it waits for that one.
@@ -50,4 +50,23 @@ fn a_step_that_fails_behind_another_fails_nobody() {
     assert_eq!(pipeline.step().unwrap().slices.len(), 1);
     let events = pipeline.run();
     assert_eq!(pipeline.finished(&events).len(), 2);
+}
+
+/// The second step shares a block that the first was to write, and the first failed: what the second
+/// samples is heard of before that, and nobody may see it.
+#[test]
+fn what_a_step_samples_behind_one_that_failed_is_nobodys_token() {
+    let mut pipeline = Pipeline::new(scheduler(|_| {}), 2, 64);
+    pipeline.add(Request { num_choices: 2, ..request(1, 20, 2) });
+    pipeline.step().unwrap();
+    let second = pipeline.step().unwrap();
+    assert_eq!(second.slices[0].start, 16, "it found the first one's block");
+    let wrong = Pipeline::sampled(&second);
+    assert_eq!(pipeline.update(StepId(1), wrong).num_tokens, 0);
+    assert_eq!(pipeline.events(), []);
+    let now = pipeline.now;
+    let (queue, told) = (&mut pipeline.queue, &mut pipeline.told);
+    pipeline.lane.fail(StepId(0), "bad luck", queue, now, told);
+    let failed = pipeline.events();
+    assert!(matches!(failed[..], [(RequestId(1), Event::Failed(_))]), "{failed:?}");
 }
