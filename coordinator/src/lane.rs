@@ -241,7 +241,7 @@ impl Lane {
 
     /// Records what a step sampled. A step that isn't under way is ignored: it came twice. One that
     /// comes before an older one waits for that one: stages report over links of their own, so the
-    /// older may have failed, of which nothing was heard yet, and have written nothing that this read.
+    /// older may have failed, of which nothing was heard yet, and this have read what isn't there.
     pub fn update(
         &mut self,
         step: StepId,
