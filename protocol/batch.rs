@@ -74,6 +74,9 @@ pub struct Begin {
     pub num_prompt_tokens: u32,
     /// The tokens before the first slice's start, which no stage computes in this epoch.
     pub skipped: Vec<TokenId>,
+    /// Before anything of its batch is computed, this block is copied over the one of the slice's
+    /// first position: what it holds before that position is the sequence's, too.
+    pub copy_from: Option<BlockId>,
 }
 
 /// How tokens are chosen: with the logits, the sequence's tokens and the position, all that a

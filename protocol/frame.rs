@@ -433,6 +433,7 @@ mod tests {
                 sampling: SamplingParams::default(),
                 num_prompt_tokens: 4,
                 skipped: vec![TokenId(0), TokenId(9)],
+                copy_from: Some(BlockId(3)),
             })),
             sample: true,
             next: None,

@@ -118,6 +118,7 @@ mod tests {
                     table_starts: vec![0; 7],
                     output_rows: output_rows.clone(),
                     tables: vec![0],
+                    copies: Vec::new(),
                 },
             );
             let (x_tensor, out) =

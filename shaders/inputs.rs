@@ -24,6 +24,8 @@ pub struct StepInputs {
     pub output_rows: Vec<u32>,
     /// The block tables of all sequences: block `i` of a table holds positions `16 i .. 16 i + 16`.
     pub tables: Vec<u32>,
+    /// Blocks to copy before anything is computed: from which to which.
+    pub copies: Vec<(u32, u32)>,
 }
 
 /// Why a step can't be run.
@@ -33,7 +35,8 @@ pub struct BadInputs(&'static str);
 
 /// Limits that the inputs of a step must keep, and the tensor they are written to.
 pub struct Inputs {
-    /// `token_ids`, `positions`, `table_starts`, `output_rows`, `tables`, one after another.
+    /// `token_ids`, `positions`, `table_starts`, `output_rows`, `tables`, the sources and the
+    /// targets of `copies`, one after another.
     pub tensor: Tensor,
     limits: InputLimits,
     words: Vec<u32>,
@@ -48,6 +51,8 @@ pub struct InputLimits {
     pub max_outputs: usize,
     /// Entries of all block tables of a step.
     pub max_table_entries: usize,
+    /// Blocks that a step copies.
+    pub max_copies: usize,
     /// Positions that a sequence can reach.
     pub max_positions: usize,
     /// Blocks in the KV cache.
@@ -58,7 +63,7 @@ pub struct InputLimits {
 
 impl InputLimits {
     fn max_words(&self) -> usize {
-        3 * self.max_tokens + self.max_outputs + self.max_table_entries
+        3 * self.max_tokens + self.max_outputs + self.max_table_entries + 2 * self.max_copies
     }
 }
 
@@ -88,8 +93,15 @@ impl Inputs {
         {
             self.words.extend_from_slice(section);
         }
+        self.words.extend(step.copies.iter().map(|(from, _)| from));
+        self.words.extend(step.copies.iter().map(|(_, to)| to));
         gpu.write(&self.tensor, 0, &self.words);
-        Ok(StepShape { num_tokens: step.token_ids.len(), num_outputs: step.output_rows.len() })
+        Ok(StepShape {
+            num_tokens: step.token_ids.len(),
+            num_outputs: step.output_rows.len(),
+            num_table_entries: step.tables.len(),
+            num_copies: step.copies.len(),
+        })
     }
 }
 
@@ -114,6 +126,11 @@ impl StepInputs {
             self.tables.iter().all(|&block| (block as usize) < limits.num_blocks),
             "an unknown block",
         )?;
+        ensure(self.copies.len() <= limits.max_copies, "too many copies")?;
+        ensure(
+            self.copies.iter().all(|&(from, to)| (from.max(to) as usize) < limits.num_blocks),
+            "a copy of an unknown block",
+        )?;
         for (&position, &start) in self.positions.iter().zip(&self.table_starts) {
             let position = position as usize;
             ensure(position < limits.max_positions, "a position out of reach")?;
@@ -127,12 +144,16 @@ impl StepInputs {
 }
 
 /// The number of rows in the tensors of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StepShape {
     /// Rows of hidden states.
     pub num_tokens: usize,
     /// Rows of logits.
     pub num_outputs: usize,
+    /// Entries of all block tables.
+    pub num_table_entries: usize,
+    /// Blocks that are copied.
+    pub num_copies: usize,
 }
 
 impl StepShape {
@@ -145,6 +166,16 @@ impl StepShape {
     pub fn tables_at(&self) -> u32 {
         (3 * self.num_tokens + self.num_outputs) as u32
     }
+
+    /// Where the sources of copies start.
+    pub(crate) fn copy_sources_at(&self) -> u32 {
+        self.tables_at() + self.num_table_entries as u32
+    }
+
+    /// Where the targets of copies start.
+    pub(crate) fn copy_targets_at(&self) -> u32 {
+        self.copy_sources_at() + self.num_copies as u32
+    }
 }
 
 #[cfg(test)]
@@ -155,6 +186,7 @@ mod tests {
         max_tokens: 4,
         max_outputs: 2,
         max_table_entries: 3,
+        max_copies: 1,
         max_positions: 100,
         num_blocks: 8,
         vocab_size: 10,
@@ -167,6 +199,7 @@ mod tests {
             table_starts: vec![0, 1],
             output_rows: vec![1],
             tables: vec![7, 0, 3],
+            copies: vec![(0, 7)],
         }
     }
 
@@ -177,7 +210,7 @@ mod tests {
 
     #[test]
     fn what_would_read_out_of_bounds_is_refused() {
-        let cases: [fn(&mut StepInputs); 8] = [
+        let cases: [fn(&mut StepInputs); 11] = [
             |step| step.token_ids[0] = 10,
             |step| step.positions[1] = 32,
             |step| step.positions[0] = 100,
@@ -186,6 +219,9 @@ mod tests {
             |step| step.output_rows[0] = 2,
             |step| step.tables[1] = 8,
             |step| step.tables.push(0),
+            |step| step.copies[0].0 = 8,
+            |step| step.copies[0].1 = 8,
+            |step| step.copies.push((0, 1)),
         ];
         for (index, spoil) in cases.iter().enumerate() {
             let mut step = step();

@@ -38,7 +38,8 @@ impl HeadShape {
         self.head_dim / 4
     }
 
-    fn block_len(&self) -> usize {
+    /// Keys, or values, of a block.
+    pub(crate) fn block_len(&self) -> usize {
         BLOCK_TOKENS * self.num_kv_heads * self.head_dim
     }
 }
@@ -71,6 +72,22 @@ impl KvFormat {
         match self {
             Self::F16 if images => Access::ReadPairsImage,
             _ => Access::read_vec4s(images),
+        }
+    }
+
+    /// A tensor of so many values, all zero.
+    pub(crate) fn alloc(self, gpu: &Gpu, len: usize) -> Result<Tensor, GpuError> {
+        match self {
+            Self::F32 => gpu.alloc_vec4s(len),
+            Self::F16 => gpu.alloc_pairs(len / 2),
+        }
+    }
+
+    /// Bytes that such a tensor takes.
+    pub(crate) fn tensor_bytes(self, gpu: &Gpu, len: usize) -> u64 {
+        match self {
+            Self::F32 => gpu.vec4s_bytes(len),
+            Self::F16 => gpu.pairs_bytes(len / 2),
         }
     }
 
@@ -109,20 +126,12 @@ impl KvCache {
         assert!(shape.head_dim.is_multiple_of(4), "kernels take four values at a time");
         assert!(shape.num_heads.is_multiple_of(shape.num_kv_heads), "kv heads are shared evenly");
         let len = num_blocks * shape.block_len();
-        let alloc = || match format {
-            KvFormat::F32 => gpu.alloc_vec4s(len),
-            KvFormat::F16 => gpu.alloc_pairs(len / 2),
-        };
-        Ok(Self { shape, format, keys: alloc()?, values: alloc()? })
+        Ok(Self { shape, format, keys: format.alloc(gpu, len)?, values: format.alloc(gpu, len)? })
     }
 
     /// Bytes that a cache of `num_blocks` takes.
     pub fn num_bytes(gpu: &Gpu, shape: HeadShape, format: KvFormat, num_blocks: usize) -> u64 {
-        let len = num_blocks * shape.block_len();
-        2 * match format {
-            KvFormat::F32 => gpu.vec4s_bytes(len),
-            KvFormat::F16 => gpu.pairs_bytes(len / 2),
-        }
+        2 * format.tensor_bytes(gpu, num_blocks * shape.block_len())
     }
 
     /// Keys and values as f32.

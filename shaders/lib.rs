@@ -35,6 +35,7 @@ pub mod weights;
 
 // The kernels.
 pub mod attention;
+pub mod copy_blocks;
 pub mod embed;
 pub mod gather_rows;
 pub mod matmul;

@@ -373,7 +373,7 @@ pub struct BoundMatmul {
 impl BoundMatmul {
     /// Multiplies the first `num_rows` rows. Not for [`Output::Qkv`].
     pub fn record(&self, pass: &mut Pass, num_rows: usize) {
-        self.record_step(pass, StepShape { num_tokens: num_rows, num_outputs: 0 });
+        self.record_step(pass, StepShape { num_tokens: num_rows, ..StepShape::default() });
     }
 
     /// How the work for so many rows is laid out: rows and columns a lane, lanes side by side,

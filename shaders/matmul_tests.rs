@@ -372,6 +372,7 @@ fn queries_keys_and_values_find_their_places() {
         table_starts: vec![0; 3],
         output_rows: Vec::new(),
         tables: tables.clone(),
+        copies: Vec::new(),
     };
     let shapes = [
         (HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 }, 8),

@@ -193,6 +193,7 @@ impl Layer {
             max_tokens: NUM_TOKENS,
             max_outputs: NUM_TOKENS,
             max_table_entries: NUM_BLOCKS,
+            max_copies: 0,
             max_positions: NUM_TOKENS,
             num_blocks: NUM_BLOCKS,
             vocab_size: VOCAB_SIZE,
@@ -283,6 +284,7 @@ impl Layer {
             table_starts: vec![0; num_tokens],
             output_rows: (0..num_tokens as u32).collect(),
             tables: (0..NUM_BLOCKS as u32).collect(),
+            copies: Vec::new(),
         };
         let step =
             self.inputs.write(gpu, &step).map_err(|error| GpuError::Failed(error.to_string()))?;

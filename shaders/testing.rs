@@ -255,6 +255,7 @@ pub(crate) fn inputs(gpu: &Gpu, step: &StepInputs) -> (Inputs, StepShape) {
         max_tokens: 1024,
         max_outputs: 1024,
         max_table_entries: 4096,
+        max_copies: 4096,
         max_positions: 4096,
         num_blocks: 4096,
         vocab_size: 1 << 20,
@@ -272,6 +273,7 @@ pub(crate) fn token_inputs(gpu: &Gpu, token_ids: &[u32]) -> (Inputs, StepShape) 
         table_starts: vec![0; token_ids.len()],
         output_rows: Vec::new(),
         tables: vec![0],
+        copies: Vec::new(),
     };
     inputs(gpu, &step)
 }

@@ -32,6 +32,8 @@ struct Plan {
     starts_at: usize,
     /// Blocks that it takes from the cache, if they are there when it starts.
     cached_blocks: usize,
+    /// Tokens of the block after those that it copies, if that is there and not all that it has.
+    copied: usize,
 }
 
 fn plan() -> impl Strategy<Value = Plan> {
@@ -42,13 +44,15 @@ fn plan() -> impl Strategy<Value = Plan> {
         prop::collection::vec(prop_oneof![Just(1), 1..20usize, 1..=TEXT_LEN], 1..4),
         0..8usize,
         0..=TEXT_LEN / BLOCK_TOKENS,
+        0..BLOCK_TOKENS,
     )
-        .prop_map(|(text, len, chunks, starts_at, cached_blocks)| Plan {
+        .prop_map(|(text, len, chunks, starts_at, cached_blocks, copied)| Plan {
             text,
             len,
             chunks,
             starts_at,
             cached_blocks,
+            copied,
         })
 }
 
@@ -77,11 +81,11 @@ fn slice(sequence: u64, start: usize, tokens: Vec<TokenId>, blocks: Vec<BlockId>
     }
 }
 
-fn begin(skipped: Vec<TokenId>) -> Option<Box<Begin>> {
+fn begin(skipped: Vec<TokenId>, copy_from: Option<BlockId>) -> Option<Box<Begin>> {
     // The log-probabilities of a token hang on every logit.
     let num_logprobs = Some(LIMITS.max_logprobs);
     let sampling = SamplingParams { num_logprobs, seed: 5, ..SamplingParams::default() };
-    Some(Box::new(Begin { sampling, num_prompt_tokens: 1, skipped }))
+    Some(Box::new(Begin { sampling, num_prompt_tokens: 1, skipped, copy_from }))
 }
 
 /// What is sampled after each position of each text, alone and token by token.
@@ -94,7 +98,7 @@ fn references(pipeline: &mut Pipeline<'_>, vocab_size: usize) -> Vec<Vec<Logprob
             let id = 1_000_000 + text as u64;
             let tokens = vec![token(text, position, vocab_size)];
             let mut slice = slice(id, position, tokens, blocks);
-            slice.begin = begin(Vec::new()).filter(|_| first);
+            slice.begin = begin(Vec::new(), None).filter(|_| first);
             let finished = if first { vec![SequenceId(id - 1)] } else { Vec::new() };
             let (_, outputs) = pipeline.step(Batch { finished, slices: vec![slice] });
             outputs[0].logprobs.clone().unwrap()
@@ -109,6 +113,7 @@ struct Running {
     id: u64,
     plan: Plan,
     blocks: Vec<BlockId>,
+    copy_from: Option<BlockId>,
     computed: usize,
     chunk: usize,
 }
@@ -134,18 +139,23 @@ fn run(
                 // At least one token is computed.
                 let most = (plan.len - 1) / BLOCK_TOKENS;
                 let hits = plan.cached_blocks.min(most).min(cache[plan.text].len());
+                let copied = if hits < plan.cached_blocks { 0 } else { plan.copied };
+                let computed = hits * BLOCK_TOKENS + copied;
+                let next = cache[plan.text].get(hits);
+                let copy_from = next.filter(|_| copied > 0 && computed < plan.len).copied();
                 running.push(Running {
                     id: *id,
                     plan: plan.clone(),
                     blocks: cache[plan.text][..hits].to_vec(),
-                    computed: hits * BLOCK_TOKENS,
+                    copy_from,
+                    computed: if copy_from.is_some() { computed } else { hits * BLOCK_TOKENS },
                     chunk: 0,
                 });
             }
             plan.starts_at > number
         });
         for sequence in &mut running {
-            let Running { plan, blocks, computed, chunk, .. } = sequence;
+            let Running { plan, blocks, copy_from, computed, chunk, .. } = sequence;
             let start = *computed;
             let num_tokens = plan.chunks[*chunk % plan.chunks.len()];
             let num_tokens = num_tokens.min(plan.len - start).min(room);
@@ -166,7 +176,7 @@ fn run(
             let mut slice =
                 slice(sequence.id, start, tokens(start..end), blocks[first_block..].to_vec());
             slice.first_block = first_block as u32;
-            slice.begin = begin(tokens(0..start)).filter(|_| is_new);
+            slice.begin = begin(tokens(0..start), *copy_from).filter(|_| is_new);
             slices.push(slice);
             *computed = end;
             *chunk += 1;

@@ -155,6 +155,7 @@ fn slice(sequence: u64, start: u32, tokens: &[u32], blocks: &[u32], begins: bool
         sampling: SamplingParams::default(),
         num_prompt_tokens: start + tokens.len() as u32,
         skipped: Vec::new(),
+        copy_from: None,
     };
     Slice {
         sequence: SequenceId(sequence),

@@ -150,6 +150,7 @@ impl<'a> Pipeline<'a> {
             sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
             num_prompt_tokens: tokens.len() as u32,
             skipped: Vec::new(),
+            copy_from: None,
         };
         let slice = Slice {
             sequence: SequenceId(self.sequence),

@@ -209,7 +209,7 @@ impl Engine {
                 let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
                 let num_prompt_tokens = (sequence.len + num_tokens) as u32;
                 let skipped = (0..sequence.len).map(|at| token(at, vocab_size)).collect();
-                Box::new(Begin { sampling, num_prompt_tokens, skipped })
+                Box::new(Begin { sampling, num_prompt_tokens, skipped, copy_from: None })
             });
             let tokens = (sequence.len..sequence.len + num_tokens)
                 .map(|at| token(at + 31 * sequence.id.0 as usize, vocab_size));
@@ -252,7 +252,12 @@ impl Engine {
             input: Input::Tokens(tokens.to_vec()),
             first_block: 0,
             blocks: sequence.blocks.clone(),
-            begin: Some(Box::new(Begin { sampling, num_prompt_tokens, skipped: Vec::new() })),
+            begin: Some(Box::new(Begin {
+                sampling,
+                num_prompt_tokens,
+                skipped: Vec::new(),
+                copy_from: None,
+            })),
             sample: true,
             next: None,
         };

@@ -1,70 +1,137 @@
 //! Which block of the KV cache belongs to whom, and which hold what somebody else may need. One
 //! table serves every stage of a pipeline.
 
+mod evicted;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use protocol::{BLOCK_TOKENS, BlockId, TokenId};
+use protocol::{BLOCK_TOKENS, BlockId, TokenId, config};
 
-/// What a full block holds: a hash of its tokens and of all before them, begun with whatever else
-/// its keys and values depend on.
+use self::evicted::Evicted;
+
+/// Tells by what they hang on: the content, and the tenant.
+type Hash = [u8; 16];
+
+/// What a block holds from its start on: a hash of its tokens and of all before them, and of
+/// whatever else its keys and values depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BlockHash([u8; 16]);
+pub struct BlockHash {
+    tenant: Hash,
+    content: Hash,
+}
 
 impl BlockHash {
     /// Where the blocks of one tenant begin: tenants never share, so that none can tell by the
     /// time that it takes what another has asked.
     pub fn root(tenant: &str) -> Self {
-        Self::of(
-            blake3::Hasher::new_derive_key("autoglm prefix cache, tenant")
-                .update(tenant.as_bytes()),
-        )
+        let mut hasher = blake3::Hasher::new_derive_key("autoglm prefix cache, tenant");
+        Self { tenant: first_half(hasher.update(tenant.as_bytes())), content: Hash::default() }
     }
 
-    /// The block of these tokens behind this one.
+    /// The block of these tokens behind this one; as many as it has of them, if it isn't full.
     pub fn then(self, tokens: &[TokenId]) -> Self {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.0);
+        hasher.update(&self.content);
         for token in tokens {
             hasher.update(&token.0.to_le_bytes());
         }
-        Self::of(&hasher)
+        Self { content: first_half(&hasher), ..self }
     }
+}
 
-    fn of(hasher: &blake3::Hasher) -> Self {
-        let mut hash = [0; 16];
-        hash.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
-        Self(hash)
-    }
+fn first_half(hasher: &blake3::Hasher) -> Hash {
+    let mut hash = Hash::default();
+    hash.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    hash
 }
 
 /// The blocks of a pipeline.
 ///
 /// A block that nobody holds is free; if its content is known it stays findable until it is handed
-/// out again, the least recently used first.
+/// out again, the least recently used first. Those that were found often are pinned: they go after
+/// all others. There are only so many of them: one more unpins that which was found longest ago.
 #[derive(Debug, Default)]
 pub struct BlockManager {
     blocks: Vec<Block>,
-    // Those of unknown content first, then by when they were last held.
-    free: BTreeSet<(u64, BlockId)>,
+    free: BTreeSet<(Rank, BlockId)>,
     cached: HashMap<BlockHash, BlockId>,
+    // Of how many tenants.
+    contents: HashMap<Hash, u32>,
+    evicted: Evicted,
+    // By when they were last found.
+    pinned: BTreeSet<(u64, BlockId)>,
+    max_pinned: usize,
+    pin_after_hits: u32,
     clock: u64,
     num_evicted: u64,
 }
 
+/// Who is handed out first: whatever isn't pinned, those of unknown content before the others, then
+/// by when they were last held.
+type Rank = (bool, u64);
+
 #[derive(Clone, Debug, Default)]
 struct Block {
     num_holders: u32,
-    hash: Option<BlockHash>,
-    // Its place in `free`; 0 for unknown content.
+    // Under which it is found: full, and as the end of a prompt that doesn't fill it.
+    hashes: [Option<BlockHash>; 2],
+    num_hits: u32,
+    // When it was last found, while it is pinned.
+    pinned_at: Option<u64>,
+    // When it was last held; 0 for unknown content.
     freed_at: u64,
+}
+
+impl Block {
+    fn is_known(&self) -> bool {
+        self.hashes != [None; 2]
+    }
+
+    fn rank(&self) -> Rank {
+        (self.pinned_at.is_some(), self.freed_at)
+    }
+}
+
+/// Why a block that a sequence needs is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// Nobody computed it, as far as is remembered.
+    Unknown,
+    /// It was there, and was handed out for something else.
+    Evicted,
+    /// Another tenant's is there.
+    OtherTenant,
+    /// It wasn't looked for: logprobs of the prompt are wanted.
+    PromptLogprobs,
+}
+
+impl Miss {
+    /// All there are.
+    pub const ALL: [Self; 4] =
+        [Self::Unknown, Self::Evicted, Self::OtherTenant, Self::PromptLogprobs];
+
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Evicted => "evicted",
+            Self::OtherTenant => "other_tenant",
+            Self::PromptLogprobs => "prompt_logprobs",
+        }
+    }
 }
 
 impl BlockManager {
     /// All blocks free.
-    pub fn new(num_blocks: usize) -> Self {
+    pub fn new(num_blocks: usize, config: &config::Scheduler) -> Self {
         Self {
             blocks: vec![Block::default(); num_blocks],
-            free: (0..num_blocks as u32).map(|id| (0, BlockId(id))).collect(),
+            free: (0..num_blocks as u32).map(|id| (Rank::default(), BlockId(id))).collect(),
+            evicted: Evicted::new(num_blocks),
+            max_pinned: (num_blocks as f64 * config.max_pinned_share) as usize,
+            pin_after_hits: config.pin_after_hits,
             ..Self::default()
         }
     }
@@ -74,9 +141,25 @@ impl BlockManager {
         num_tokens.div_ceil(BLOCK_TOKENS)
     }
 
+    /// Whether this one is there.
+    pub fn is_cached(&self, hash: &BlockHash) -> bool {
+        self.cached.contains_key(hash)
+    }
+
     /// How many of these blocks, from the first on, are there.
     pub fn num_cached(&self, hashes: &[BlockHash]) -> usize {
-        hashes.iter().take_while(|hash| self.cached.contains_key(hash)).count()
+        hashes.iter().take_while(|hash| self.is_cached(hash)).count()
+    }
+
+    /// Why a block can't be used. One that is there is of no use when what stands before it isn't.
+    pub fn why_missed(&self, hash: &BlockHash) -> Miss {
+        if self.is_cached(hash) || self.evicted.contains(hash) {
+            Miss::Evicted
+        } else if self.contents.contains_key(&hash.content) {
+            Miss::OtherTenant
+        } else {
+            Miss::Unknown
+        }
     }
 
     /// Blocks that are free and not among those with these hashes.
@@ -93,68 +176,122 @@ impl BlockManager {
     /// `num_blocks` blocks, of which the first are those with these hashes, all of which are
     /// there; nothing when too few others are free.
     pub fn allocate(&mut self, num_blocks: usize, hashes: &[BlockHash]) -> Option<Vec<BlockId>> {
-        let shared: Vec<_> =
-            hashes.iter().filter_map(|hash| self.cached.get(hash)).copied().collect();
-        debug_assert_eq!(shared.len(), hashes.len());
-        let num_new = num_blocks.saturating_sub(shared.len());
+        let num_new = num_blocks.saturating_sub(hashes.len());
         if self.num_free_beside(hashes) < num_new {
             return None;
         }
-        for id in &shared {
-            let block = &mut self.blocks[id.0 as usize];
-            if block.num_holders == 0 {
-                self.free.remove(&(block.freed_at, *id));
-            }
-            block.num_holders += 1;
-        }
-        let mut allocated = shared;
+        let mut allocated: Vec<_> = hashes.iter().filter_map(|hash| self.hold(hash)).collect();
+        debug_assert_eq!(allocated.len(), hashes.len());
         for _ in 0..num_new {
             let (_, id) = self.free.pop_first().expect("as many were counted");
-            let block = &mut self.blocks[id.0 as usize];
-            block.num_holders = 1;
-            if let Some(hash) = block.hash.take() {
-                self.cached.remove(&hash);
-                self.num_evicted += 1;
-            }
+            self.forget_content(id);
+            self.blocks[id.0 as usize].num_holders = 1;
             allocated.push(id);
         }
         Some(allocated)
     }
 
-    /// A held block is full: whoever needs the same may share it from the next step on.
+    /// The block with this hash, held once more, if it is there.
+    pub fn hold(&mut self, hash: &BlockHash) -> Option<BlockId> {
+        let id = *self.cached.get(hash)?;
+        let block = &mut self.blocks[id.0 as usize];
+        if block.num_holders == 0 {
+            self.free.remove(&(block.rank(), id));
+        }
+        block.num_holders += 1;
+        Some(id)
+    }
+
+    /// A request found these, which are held: one after the other, from the first on.
+    pub fn hit<'a>(&mut self, hashes: impl DoubleEndedIterator<Item = &'a BlockHash>) {
+        // The last of them is the first to be unpinned: a prefix outlives what followed it.
+        for hash in hashes.rev() {
+            let id = self.cached[hash];
+            let block = &mut self.blocks[id.0 as usize];
+            block.num_hits += 1;
+            if block.num_hits < self.pin_after_hits || self.max_pinned == 0 {
+                continue;
+            }
+            self.clock += 1;
+            if let Some(before) = block.pinned_at.replace(self.clock) {
+                self.pinned.remove(&(before, id));
+            }
+            self.pinned.insert((self.clock, id));
+            if self.pinned.len() > self.max_pinned {
+                self.unpin_oldest();
+            }
+        }
+    }
+
+    fn unpin_oldest(&mut self) {
+        let Some((_, id)) = self.pinned.pop_first() else { return };
+        let block = &mut self.blocks[id.0 as usize];
+        let is_free = block.num_holders == 0 && self.free.remove(&(block.rank(), id));
+        (block.pinned_at, block.num_hits) = (None, 0);
+        if is_free {
+            self.free.insert((block.rank(), id));
+        }
+    }
+
+    /// A held block has this content: whoever needs the same may share it, or copy it, from the
+    /// next step on.
     pub fn share(&mut self, id: BlockId, hash: BlockHash) {
         let block = &mut self.blocks[id.0 as usize];
         debug_assert!(block.num_holders > 0);
         // Two that computed the same at once keep their own; one of them is found.
-        if block.hash.is_none() && !self.cached.contains_key(&hash) {
-            block.hash = Some(hash);
+        if !self.cached.contains_key(&hash)
+            && let Some(unused) = block.hashes.iter_mut().find(|it| it.is_none())
+        {
+            *unused = Some(hash);
             self.cached.insert(hash, id);
+            *self.contents.entry(hash.content).or_default() += 1;
         }
     }
 
     /// Gives blocks back. The last of them are handed out again first: a prefix outlives what
     /// followed it.
-    pub fn free(&mut self, blocks: Vec<BlockId>) {
-        for id in blocks.into_iter().rev() {
+    pub fn free(&mut self, blocks: impl DoubleEndedIterator<Item = BlockId>) {
+        for id in blocks.rev() {
             let block = &mut self.blocks[id.0 as usize];
             debug_assert!(block.num_holders > 0);
             block.num_holders -= 1;
             if block.num_holders == 0 {
-                self.clock += u64::from(block.hash.is_some());
-                block.freed_at = if block.hash.is_some() { self.clock } else { 0 };
-                self.free.insert((block.freed_at, id));
+                self.clock += u64::from(block.is_known());
+                block.freed_at = if block.is_known() { self.clock } else { 0 };
+                self.free.insert((block.rank(), id));
             }
+        }
+    }
+
+    /// A block that is in no list is about to hold something else.
+    fn forget_content(&mut self, id: BlockId) {
+        let block = &mut self.blocks[id.0 as usize];
+        self.num_evicted += u64::from(block.is_known());
+        for hash in std::mem::take(&mut block.hashes).into_iter().flatten() {
+            self.cached.remove(&hash);
+            self.evicted.insert(&hash);
+            let num_tenants = self.contents.get_mut(&hash.content).expect("it was shared");
+            *num_tenants -= 1;
+            if *num_tenants == 0 {
+                self.contents.remove(&hash.content);
+            }
+        }
+        block.num_hits = 0;
+        if let Some(at) = block.pinned_at.take() {
+            self.pinned.remove(&(at, id));
         }
     }
 
     /// Nothing that was computed can be relied on any more.
     pub fn forget(&mut self) {
         self.cached.clear();
+        self.contents.clear();
+        self.pinned.clear();
         self.free.clear();
         for (id, block) in self.blocks.iter_mut().enumerate() {
-            (block.hash, block.freed_at) = (None, 0);
+            *block = Block { num_holders: block.num_holders, ..Block::default() };
             if block.num_holders == 0 {
-                self.free.insert((0, BlockId(id as u32)));
+                self.free.insert((block.rank(), BlockId(id as u32)));
             }
         }
     }
@@ -170,17 +307,25 @@ impl BlockManager {
                 let counted = block.num_holders;
                 return Err(format!("block {id}: {num_holders} hold it, {counted} counted"));
             }
-            if self.free.contains(&(block.freed_at, id)) != (num_holders == 0) {
+            if self.free.contains(&(block.rank(), id)) != (num_holders == 0) {
                 return Err(format!("block {id}: {num_holders} hold it, and is it free?"));
             }
-            if block.hash.is_some_and(|hash| self.cached.get(&hash) != Some(&id)) {
+            if block.hashes.iter().flatten().any(|hash| self.cached.get(hash) != Some(&id)) {
                 return Err(format!("block {id} can't be found by what it holds"));
             }
+            if block.pinned_at.is_some_and(|at| !self.pinned.contains(&(at, id))) {
+                return Err(format!("block {id} is pinned in no list"));
+            }
         }
-        let num_known = self.blocks.iter().filter(|block| block.hash.is_some()).count();
+        let num_known = self.blocks.iter().flat_map(|block| block.hashes.iter().flatten()).count();
         let (num_found, num_held) = (self.cached.len(), holders.len());
         if num_known != num_found || self.free.len() + num_held != self.blocks.len() {
             return Err(format!("{num_known} known, {num_found} found, {num_held} held"));
+        }
+        let num_pinned = self.blocks.iter().filter(|block| block.pinned_at.is_some()).count();
+        if num_pinned != self.pinned.len() || num_pinned > self.max_pinned {
+            let (listed, max) = (self.pinned.len(), self.max_pinned);
+            return Err(format!("{num_pinned} pinned, {listed} listed, {max} may be"));
         }
         Ok(())
     }
@@ -199,87 +344,9 @@ impl BlockManager {
     pub fn num_evicted(&self) -> u64 {
         self.num_evicted
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn hashes(num_blocks: usize) -> Vec<BlockHash> {
-        let mut hash = BlockHash::root("");
-        let mut next = |i: usize| {
-            hash = hash.then(&[TokenId(i as u32); BLOCK_TOKENS]);
-            hash
-        };
-        (0..num_blocks).map(&mut next).collect()
-    }
-
-    #[test]
-    fn blocks_are_handed_out_once_and_come_back() {
-        let mut blocks = BlockManager::new(4);
-        let first = blocks.allocate(3, &[]).unwrap();
-        assert_eq!(first, [BlockId(0), BlockId(1), BlockId(2)]);
-        assert_eq!(blocks.allocate(2, &[]), None);
-        assert_eq!(blocks.num_free(), 1);
-        blocks.free(first);
-        assert_eq!(blocks.allocate(4, &[]).unwrap().len(), 4);
-    }
-
-    #[test]
-    fn a_block_holds_sixteen_tokens() {
-        assert_eq!(BlockManager::blocks_for(0), 0);
-        assert_eq!(BlockManager::blocks_for(16), 1);
-        assert_eq!(BlockManager::blocks_for(17), 2);
-    }
-
-    #[test]
-    fn a_shared_block_is_free_when_its_last_holder_has_gone_and_is_still_found() {
-        let (mut blocks, hashes) = (BlockManager::new(4), hashes(2));
-        let first = blocks.allocate(3, &[]).unwrap();
-        blocks.share(first[0], hashes[0]);
-        blocks.share(first[1], hashes[1]);
-        assert_eq!(blocks.num_cached(&hashes), 2);
-        let second = blocks.allocate(3, &hashes).unwrap();
-        assert_eq!(second[..2], first[..2]);
-        assert_eq!(blocks.num_free(), 0);
-        blocks.free(first);
-        assert_eq!(blocks.num_free(), 1, "two are held by the second");
-        blocks.free(second);
-        assert_eq!(blocks.num_free(), 4);
-        assert_eq!(blocks.num_cached(&hashes), 2);
-    }
-
-    #[test]
-    fn what_follows_a_prefix_is_handed_out_before_it() {
-        let (mut blocks, hashes) = (BlockManager::new(2), hashes(2));
-        let held = blocks.allocate(2, &[]).unwrap();
-        blocks.share(held[0], hashes[0]);
-        blocks.share(held[1], hashes[1]);
-        blocks.free(held);
-        blocks.allocate(1, &[]).unwrap();
-        assert_eq!(blocks.num_cached(&hashes), 1);
-        assert_eq!(blocks.num_evicted(), 1);
-    }
-
-    #[test]
-    fn tenants_and_what_stands_before_tell_blocks_apart() {
-        let tokens = [TokenId(1); BLOCK_TOKENS];
-        let a = BlockHash::root("a").then(&tokens);
-        assert_ne!(a, BlockHash::root("b").then(&tokens));
-        assert_ne!(a.then(&tokens), a);
-    }
-
-    #[test]
-    fn what_is_forgotten_is_not_found_and_nothing_is_lost() {
-        let (mut blocks, hashes) = (BlockManager::new(3), hashes(2));
-        let held = blocks.allocate(1, &[]).unwrap();
-        let freed = blocks.allocate(1, &[]).unwrap();
-        blocks.share(held[0], hashes[0]);
-        blocks.share(freed[0], hashes[1]);
-        blocks.free(freed);
-        blocks.forget();
-        assert_eq!((blocks.num_cached(&hashes), blocks.num_free()), (0, 2));
-        blocks.free(held);
-        assert_eq!(blocks.num_free(), 3);
+    /// Blocks that are handed out after all others.
+    pub fn num_pinned(&self) -> usize {
+        self.pinned.len()
     }
 }

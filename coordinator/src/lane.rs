@@ -13,6 +13,7 @@ mod order;
 mod run_ahead_tests;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
@@ -23,12 +24,12 @@ use protocol::{
 };
 
 pub use self::admission::admit;
+pub use self::told::{Prefix, Told};
 use crate::block_manager::{BlockHash, BlockManager};
 use crate::queue::Queue;
-use crate::request::{Event, FinishReason, Priority, RequestError};
+use crate::request::{Event, FinishReason, RequestError};
 use crate::sequence::Sequence;
 use crate::step_cost::StepCost;
-use crate::trace::PhaseEnded;
 
 /// A prefill gets so many tokens of a step however long the step will take.
 const MIN_CHUNK: usize = 32;
@@ -58,7 +59,7 @@ pub struct Lane {
     steps: VecDeque<InFlight>,
     // Sequences that stages may forget, told with the next batch.
     finished: Vec<SequenceId>,
-    // Blocks that a running sequence is about to fill, and which.
+    // What of blocks a running sequence is about to compute, and which.
     coming: HashMap<BlockHash, SequenceId>,
     cost: StepCost,
     next_sequence: u64,
@@ -90,30 +91,6 @@ pub struct Scheduled {
     pub traces: Vec<TraceContext>,
 }
 
-/// What happened to requests, for whoever tells their clients and counts.
-#[derive(Debug, Default, PartialEq)]
-pub struct Told {
-    /// For the clients, in order.
-    pub events: Vec<(RequestId, Event)>,
-    /// Phases of traced requests that have ended, in order.
-    pub traced: Vec<PhaseEnded>,
-    /// How long sequences that were admitted for the first time had waited.
-    pub waits: Vec<Duration>,
-    /// Sequences that had to give way, by their priority.
-    pub preempted: Vec<Priority>,
-    /// What the prefix cache had.
-    pub prefix: Prefix,
-}
-
-/// Full blocks of sequences that were admitted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Prefix {
-    /// All of them.
-    pub num_looked_for: usize,
-    /// Those that were there.
-    pub num_found: usize,
-}
-
 /// What a step brought.
 #[derive(Debug, Default, PartialEq)]
 pub struct Update {
@@ -138,9 +115,9 @@ impl Lane {
     /// Nothing runs.
     pub fn new(config: config::Scheduler, capacity: Capacity) -> Self {
         Self {
+            blocks: BlockManager::new(capacity.num_blocks, &config),
             config,
             capacity,
-            blocks: BlockManager::new(capacity.num_blocks),
             running: Vec::new(),
             steps: VecDeque::new(),
             finished: Vec::new(),
@@ -298,14 +275,17 @@ impl Lane {
         let Some(in_flight) = self.take_step(step) else {
             return;
         };
+        if in_flight.sequences.is_empty() {
+            return; // Nobody waits for it any more.
+        }
         // A step before it may have failed, of which nothing was heard yet: the stages behind don't
         // know what that one told.
         let is_first = self.steps.front().is_none_or(|other| other.step > step);
         let is_alone = is_first && in_flight.sequences.len() == 1;
-        // Later stages may not have heard of them, nor of whom the other steps under way, which are
-        // forgotten now, were to tell.
+        // Later stages may not have heard of them, nor of whom the other steps under way, which
+        // nobody waits for from now on, were to tell.
         let mut finished = in_flight.finished;
-        finished.extend(self.steps.iter().flat_map(|step| &step.finished));
+        finished.extend(self.steps.iter_mut().flat_map(|step| std::mem::take(&mut step.finished)));
         for mut sequence in self.evict() {
             finished.push(sequence.id);
             if in_flight.sequences.contains(&sequence.id) {
@@ -323,14 +303,15 @@ impl Lane {
         self.finished.dedup();
     }
 
-    /// Everybody leaves, to be computed again somewhere. Steps under way are forgotten.
+    /// Everybody leaves, to be computed again somewhere. Steps under way are nobody's, and take
+    /// room until they return.
     pub fn evict(&mut self) -> Vec<Sequence> {
-        self.steps.clear();
+        self.steps.iter_mut().for_each(|step| step.sequences.clear());
         self.coming.clear();
         self.blocks.forget();
         let mut evicted = std::mem::take(&mut self.running);
         for sequence in &mut evicted {
-            self.blocks.free(sequence.preempt());
+            self.blocks.free(sequence.preempt().into_iter());
         }
         evicted
     }
@@ -419,8 +400,7 @@ impl Lane {
         let at = self.running.binary_search_by_key(&id, |it| it.id).expect("it runs");
         let sequence = &mut self.running[at];
         told.preempted.push(sequence.priority());
-        let blocks = sequence.preempt();
-        self.blocks.free(blocks);
+        self.blocks.free(sequence.preempt().into_iter());
         self.forget(id);
     }
 
@@ -432,7 +412,7 @@ impl Lane {
 
     /// It has ended.
     fn leave(&mut self, sequence: &mut Sequence) {
-        self.blocks.free(std::mem::take(&mut sequence.blocks));
+        self.blocks.free(sequence.take_blocks().into_iter());
         self.forget(sequence.id);
     }
 
@@ -444,10 +424,16 @@ impl Lane {
         }
     }
 
-    /// Whatever its slices fill is there for others from the next step on.
+    /// Whatever its slices fill is there for others from the next step on; what it copies is free
+    /// again, since stages copy before they compute.
     fn share(&mut self, id: SequenceId) {
         let at = self.running.binary_search_by_key(&id, |it| it.id).expect("it runs");
-        for (block, hash) in self.running[at].share() {
+        let sequence = &mut self.running[at];
+        self.blocks.free(sequence.take_copied().into_iter());
+        if !self.config.prefix_cache {
+            return;
+        }
+        for (block, hash) in sequence.share() {
             self.blocks.share(block, hash);
             self.coming.remove(&hash);
         }
@@ -478,8 +464,7 @@ impl Lane {
             told.events.push((request, Event::Finished { choice, reason, text }));
             // A token that was computed before it was known may have filled a block.
             self.share(id);
-            let blocks = std::mem::take(&mut self.running[i].blocks);
-            self.blocks.free(blocks);
+            self.blocks.free(self.running[i].take_blocks().into_iter());
             self.forget(id);
         } else if sequence.num_in_flight == 0 {
             sequence.rewind();
@@ -506,13 +491,5 @@ impl Lane {
             !self.running.is_empty() || self.blocks.num_free() == self.blocks.num_blocks(),
             "nobody holds what nobody runs"
         );
-    }
-}
-
-impl Told {
-    /// A sequence can't be answered: its request hears why.
-    pub fn fail(&mut self, mut sequence: Sequence, error: RequestError) {
-        self.traced.extend(sequence.end_trace(Some(error.kind())));
-        self.events.push((sequence.request_id(), Event::Failed(error)));
     }
 }

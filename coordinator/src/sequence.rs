@@ -64,6 +64,9 @@ pub struct Sequence {
     // Of its full blocks, as far as anybody asked; and how many of them others may share.
     hashes: Vec<BlockHash>,
     num_shared: usize,
+    // Held until its first slice is made: what its block begins as a copy of.
+    copy_from: Option<BlockId>,
+    is_tail_shared: bool,
     num_admissions: u32,
     // It may not be made to give way before it has generated so many.
     undisturbed_until: usize,
@@ -107,6 +110,8 @@ impl Sequence {
             num_told_blocks: 0,
             hashes: Vec::new(),
             num_shared: 0,
+            copy_from: None,
+            is_tail_shared: false,
             num_admissions: 0,
             undisturbed_until: 0,
         }
@@ -175,11 +180,20 @@ impl Sequence {
     }
 
     /// It runs under this name, with these blocks, of which the first `num_cached` hold what they
-    /// should already.
-    pub fn admit(&mut self, id: SequenceId, blocks: Vec<BlockId>, num_cached: usize) {
+    /// should already; if `copy_from` is some, the next will, as a copy of that.
+    pub fn admit(
+        &mut self,
+        id: SequenceId,
+        blocks: Vec<BlockId>,
+        num_cached: usize,
+        copy_from: Option<BlockId>,
+    ) {
         debug_assert!(self.blocks.is_empty());
-        (self.id, self.blocks) = (id, blocks);
+        (self.id, self.blocks, self.copy_from) = (id, blocks, copy_from);
         (self.num_scheduled, self.num_shared) = (num_cached * BLOCK_TOKENS, num_cached);
+        if copy_from.is_some() {
+            self.num_scheduled = self.request.prompt.len() - 1;
+        }
         if self.num_admissions > 0 {
             self.undisturbed_until = self.generated.len() + UNDISTURBED_TOKENS;
         }
@@ -190,8 +204,26 @@ impl Sequence {
     pub fn preempt(&mut self) -> Vec<BlockId> {
         (self.num_scheduled, self.sampled_by, self.num_in_flight) = (0, None, 0);
         (self.has_begun, self.num_told_blocks, self.num_shared) = (false, 0, 0);
+        self.is_tail_shared = false;
         self.prompt_logprobs.clear();
-        std::mem::take(&mut self.blocks)
+        self.take_blocks()
+    }
+
+    /// Blocks that it holds: its own, and the one of which it is to have a copy.
+    pub fn held(&self) -> impl Iterator<Item = BlockId> + '_ {
+        self.blocks.iter().copied().chain(self.copy_from)
+    }
+
+    /// All that it holds.
+    pub fn take_blocks(&mut self) -> Vec<BlockId> {
+        let mut blocks = std::mem::take(&mut self.blocks);
+        blocks.extend(self.copy_from.take());
+        blocks
+    }
+
+    /// What its block began as a copy of, once a slice says so: it holds that no more.
+    pub fn take_copied(&mut self) -> Option<BlockId> {
+        self.copy_from.take_if(|_| self.has_begun)
     }
 
     /// Tokens that are yet to be computed, at most.
@@ -251,6 +283,7 @@ impl Sequence {
                 sampling: self.sampling(),
                 num_prompt_tokens: self.request.prompt.len() as u32,
                 skipped: self.tokens(0, start),
+                copy_from: self.copy_from,
             })
         });
         let promised = self.sampled_by.filter(|_| start == self.num_tokens());
@@ -272,24 +305,41 @@ impl Sequence {
         (slice, num_new)
     }
 
-    /// Its full blocks that a slice was made of and that nobody was told of yet, with their hashes:
-    /// those whose tokens are known.
+    /// Its blocks that a slice was made of and that nobody was told of yet, with their hashes: full
+    /// ones whose tokens are known, and that in which its prompt ends.
     pub fn share(&mut self) -> impl Iterator<Item = (BlockId, BlockHash)> + '_ {
         let num_full = self.num_scheduled.min(self.num_tokens()) / BLOCK_TOKENS;
         self.hash(num_full);
+        let num_before = self.request.prompt.len() - 1;
+        let mut tail = None;
+        if !self.is_tail_shared && self.num_scheduled >= num_before {
+            self.is_tail_shared = true;
+            tail = self.prompt_tail().map(|hash| (self.blocks[num_before / BLOCK_TOKENS], hash));
+        }
         let from = self.num_shared;
         self.num_shared = num_full.max(from);
         let num_new = num_full.saturating_sub(from);
-        self.blocks[from..].iter().copied().zip(self.hashes[from..].iter().copied()).take(num_new)
+        let full = self.blocks[from..].iter().copied().zip(self.hashes[from..].iter().copied());
+        full.take(num_new).chain(tail)
     }
 
-    /// Hashes of the blocks that it may find computed: full ones, without its last token, which is
-    /// always computed. None where every token's logprobs are wanted.
-    pub fn sharable(&mut self) -> &[BlockHash] {
-        let num_blocks =
-            if self.scores_prompt() { 0 } else { (self.num_tokens() - 1) / BLOCK_TOKENS };
+    /// Hashes of what it may find computed, without its last token, which is always computed: full
+    /// blocks, and, before it has answered anything, the block in which its prompt ends.
+    pub fn sharable(&mut self) -> (&[BlockHash], Option<BlockHash>) {
+        let num_blocks = (self.num_tokens() - 1) / BLOCK_TOKENS;
         self.hash(num_blocks);
-        &self.hashes[..num_blocks]
+        let tail = if self.generated.is_empty() { self.prompt_tail() } else { None };
+        (&self.hashes[..num_blocks], tail)
+    }
+
+    /// Whether it may use what others computed: not where every token's logprobs are wanted.
+    pub fn may_share(&self) -> bool {
+        !self.scores_prompt()
+    }
+
+    /// Tokens of the prompt, its last one apart, that don't fill a block.
+    pub fn num_tail_tokens(&self) -> usize {
+        (self.request.prompt.len() - 1) % BLOCK_TOKENS
     }
 
     /// Whether the whole prompt was computed and nothing is to follow.
@@ -371,6 +421,18 @@ impl Sequence {
         tokens.extend_from_slice(&prompt[a..b]);
         tokens.extend_from_slice(&self.generated[c..d]);
         tokens
+    }
+
+    fn prompt_tail(&mut self) -> Option<BlockHash> {
+        let end = self.request.prompt.len() - 1;
+        let start = end - self.num_tail_tokens();
+        let num_blocks = start / BLOCK_TOKENS;
+        self.hash(num_blocks);
+        let before = |sequence: &Self| match num_blocks.checked_sub(1) {
+            Some(last) => sequence.hashes[last],
+            None => BlockHash::root(&sequence.request.tenant),
+        };
+        (start < end).then(|| before(self).then(&self.request.prompt[start..end]))
     }
 
     fn hash(&mut self, num_blocks: usize) {

@@ -2,6 +2,7 @@
 
 use checkpoint::{Checkpoint, Matrix, ModelConfig};
 use protocol::{BLOCK_TOKENS, StageLimits, StagePlan};
+use shaders::copy_blocks::CopyBlocks;
 use shaders::gpu::{Gpu, READBACK_BYTES};
 use shaders::inputs::{InputLimits, Inputs};
 use shaders::kv_cache::KvCache;
@@ -29,7 +30,9 @@ pub fn stage_bytes(gpu: &Gpu, files: &Checkpoint, plan: &StagePlan) -> Result<u6
     let vector = |len| gpu.vec4s_bytes(len);
     let max_tokens = plan.limits.max_batched_tokens as usize;
     let max_positions = plan.limits.max_model_len as usize;
+    let kv = kv_format(plan.kv_cache_dtype);
     let mut total = Scratch::num_bytes(gpu, model, max_tokens)
+        + CopyBlocks::num_bytes(gpu, head_shape(model), kv)
         + vector(max_positions * model.rotary_dim)
         + Inputs::num_bytes(&input_limits(model, &plan.limits, 0))
         + READBACK_BYTES;
@@ -107,6 +110,8 @@ pub fn input_limits(model: &ModelConfig, limits: &StageLimits, num_blocks: u32) 
         // With the logprobs of a prompt every token is an output.
         max_outputs: max_tokens,
         max_table_entries: max_positions.div_ceil(BLOCK_TOKENS) * limits.max_num_seqs as usize,
+        // A sequence begins with at most one.
+        max_copies: limits.max_num_seqs as usize,
         max_positions,
         num_blocks: num_blocks as usize,
         vocab_size: model.vocab_size,

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use checkpoint::{Checkpoint, Matrix, ModelConfig, Vector};
 use protocol::{Digest, config};
 use shaders::attention::{Attention, BoundAttention};
+use shaders::copy_blocks::{BoundCopyBlocks, CopyBlocks};
 use shaders::error::GpuError;
 use shaders::gpu::Gpu;
 use shaders::inputs::{Inputs, StepShape};
@@ -150,6 +151,8 @@ fn widest(model: &ModelConfig) -> usize {
 
 /// One decoder layer, loaded and bound.
 pub struct Layer {
+    /// Before anything: blocks of the cache that become copies of others.
+    copy_blocks: BoundCopyBlocks,
     /// Input norm, queries, keys and values, their rotation, the cache.
     qkv: BoundMatmul,
     attention: BoundAttention,
@@ -175,6 +178,8 @@ pub struct Shared<'a> {
     pub inputs: &'a Inputs,
     /// Attention, compiled for the model's heads.
     pub attention: &'a Attention,
+    /// Copies within the cache.
+    pub copy_blocks: &'a CopyBlocks,
     /// Cosines and sines of every position.
     pub rotary: &'a Rotary,
     /// What a step computes with.
@@ -192,7 +197,8 @@ impl Layer {
         cache: &KvCache,
         loaded: &mut dyn FnMut(u64),
     ) -> Result<Self, StageError> {
-        let Shared { gpu, kernels, files, inputs, attention, rotary, scratch } = *shared;
+        let Shared { gpu, kernels, files, inputs, attention, copy_blocks, rotary, scratch } =
+            *shared;
         let model = files.config();
         let norm = |vector| -> Result<Tensor, StageError> {
             Ok(gpu.upload_vec4s(&files.vector(vector)?)?)
@@ -228,6 +234,7 @@ impl Layer {
         let down = matrix(Matrix::Down(layer), RowOrder::Plain)?;
         let to = Output::Qkv(Qkv { bias, inputs, rotary, cache, queries });
         Ok(Self {
+            copy_blocks: copy_blocks.bind(gpu, inputs, cache)?,
             qkv: product(normed(hidden, &input_norm), &qkv, to)?,
             attention: attention.bind(
                 gpu,
@@ -252,6 +259,7 @@ impl Layer {
     /// Records the layer's part of a step.
     pub fn record(&self, pass: &mut Pass, step: StepShape) {
         let num_tokens = step.num_tokens;
+        self.copy_blocks.record(pass, step);
         self.qkv.record_step(pass, step);
         self.attention.record(pass, step);
         self.output.record(pass, num_tokens);

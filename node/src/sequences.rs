@@ -76,7 +76,12 @@ impl Sequences {
             num_logprobs: Some(self.limits.max_logprobs.min(1)),
             ..SamplingParams::default()
         };
-        let begin = Begin { sampling, num_prompt_tokens: 0, skipped: Vec::new() };
+        let begin = Begin {
+            sampling,
+            num_prompt_tokens: 0,
+            skipped: Vec::new(),
+            copy_from: Some(BlockId(0)),
+        };
         let slice = Slice {
             sequence: SequenceId(u64::MAX),
             start: 0,
@@ -160,6 +165,12 @@ impl Sequences {
         let num_before = match (&slice.begin, known) {
             (Some(begin), _) => {
                 self.check_sampling(&begin.sampling).map_err(|what| bad(what.into()))?;
+                if begin.copy_from.is_some_and(|block| block.0 >= self.num_blocks) {
+                    return Err(bad(format!(
+                        "a copy from outside the cache of {}",
+                        self.num_blocks
+                    )));
+                }
                 if begin.skipped.iter().any(|token| token.0 >= self.vocab_size) {
                     return Err(bad("a token outside the vocabulary".into()));
                 }
@@ -259,11 +270,17 @@ mod tests {
                     sampling: SamplingParams::default(),
                     num_prompt_tokens: 1,
                     skipped: Vec::new(),
+                    copy_from: None,
                 })
             }),
             sample: true,
             next: None,
         }
+    }
+
+    fn copied_from(mut slice: Slice, block: u32) -> Slice {
+        slice.begin.as_mut().unwrap().copy_from = Some(BlockId(block));
+        slice
     }
 
     fn apply(sequences: &mut Sequences, slice: Slice) -> Result<(), String> {
@@ -293,6 +310,7 @@ mod tests {
             (slice(0, &[1; 17], &[0], true), "1 blocks for 17 tokens"),
             (slice(0, &[1], &[0], false), "it is unknown"),
             (slice(1, &[1], &[0], true), "a gap before position 1"),
+            (copied_from(slice(0, &[1], &[0], true), 4), "a copy from outside the cache"),
             (slice(60, &[1; 5], &[0, 1, 2, 3], true), "positions 60..65 of 64"),
         ];
         for (slice, expected) in cases {

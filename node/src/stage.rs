@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use checkpoint::{Checkpoint, Matrix, Part};
 use protocol::message::Loading;
-use protocol::{Batch, Digest, Hidden, Input, LayerRange, SliceOutput, StagePlan, Step};
+use protocol::{
+    BLOCK_TOKENS, Batch, Digest, Hidden, Input, LayerRange, SliceOutput, StagePlan, Step,
+};
 use shaders::ahead::Ahead;
 use shaders::attention::Attention;
+use shaders::copy_blocks::CopyBlocks;
 use shaders::embed::BoundEmbed;
 use shaders::gpu::Gpu;
 use shaders::inputs::{Inputs, StepInputs};
@@ -124,6 +127,7 @@ impl Stage {
         let inputs = Inputs::new(gpu, input_limits(model, limits, num_blocks))?;
         let scratch = Scratch::new(gpu, model, max_tokens)?;
         let attention = Attention::new(gpu, heads, kv)?;
+        let copy_blocks = CopyBlocks::new(gpu, heads, kv)?;
         let inv_freq = inverse_frequencies(model.rope_theta.into(), model.rotary_dim);
         let rotary = Rotary::new(gpu, &inv_freq, limits.max_model_len as usize)?;
         let table = plan
@@ -140,6 +144,7 @@ impl Stage {
             files,
             inputs: &inputs,
             attention: &attention,
+            copy_blocks: &copy_blocks,
             rotary: &rotary,
             scratch: &scratch,
         };
@@ -309,9 +314,14 @@ fn fill(step: &mut StepInputs, batch: &Batch, sequences: &Sequences) {
     step.table_starts.clear();
     step.output_rows.clear();
     step.tables.clear();
+    step.copies.clear();
     for slice in &batch.slices {
         let start = step.tables.len() as u32;
-        step.tables.extend(sequences.of(slice).blocks.iter().map(|block| block.0));
+        let blocks = &sequences.of(slice).blocks;
+        step.tables.extend(blocks.iter().map(|block| block.0));
+        if let Some(from) = slice.begin.as_ref().and_then(|begin| begin.copy_from) {
+            step.copies.push((from.0, blocks[slice.start as usize / BLOCK_TOKENS].0));
+        }
         if let Input::Tokens(tokens) = &slice.input {
             for (position, token) in (slice.start..).zip(tokens) {
                 step.token_ids.push(token.0);

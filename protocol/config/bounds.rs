@@ -12,7 +12,7 @@ const DAY_MS: u64 = 24 * HOUR_MS;
 
 /// Each key that is a whole number, with the least and the most that work. Where 0 has a meaning of
 /// its own, it is the least.
-const BOUNDS: [(&str, u64, u64); 52] = [
+const BOUNDS: [(&str, u64, u64); 53] = [
     ("model.max_model_len", 0, 1 << 24),
     ("coordinator.local_nodes", 0, 1024),
     // Each stage has a step under way, and places for it in memory.
@@ -52,6 +52,7 @@ const BOUNDS: [(&str, u64, u64); 52] = [
     ("scheduler.aging_ms", 0, 365 * DAY_MS),
     ("scheduler.offline_aging_ms", 0, 365 * DAY_MS),
     ("scheduler.max_passed", 0, 1 << 20),
+    ("scheduler.pin_after_hits", 1, 1 << 20),
     ("scheduler.max_pipeline_wait_ms", 0, DAY_MS),
     // Beyond an hour nobody waits for a death.
     ("transport.keep_alive_ms", 1, HOUR_MS),
@@ -100,6 +101,11 @@ impl Config {
         if !(0.0..=0.25).contains(&min_share) {
             let (key, expected) = ("scheduler.min_share", "must be from 0 to 0.25");
             return Err(ConfigError::Value { key, value: min_share.to_string(), expected });
+        }
+        let pinned = self.scheduler.max_pinned_share;
+        if !(0.0..=1.0).contains(&pinned) {
+            let (key, expected) = ("scheduler.max_pinned_share", "must be from 0 to 1");
+            return Err(ConfigError::Value { key, value: pinned.to_string(), expected });
         }
         self.http.check()?;
         if !is_filter(&self.log.level) {
@@ -263,6 +269,10 @@ mod tests {
             ("[coordinator]\nlocal_nodes = 129", "transport.max_connections = 256: must be at lea"),
             ("[transport]\nkeep_alive_ms = 900", "transport.idle_timeout_ms = 1500: must be at le"),
             ("[scheduler]\nmin_share = 0.3", "scheduler.min_share = 0.3: must be from 0 to 0.25"),
+            (
+                "[scheduler]\nmax_pinned_share = 1.5",
+                "scheduler.max_pinned_share = 1.5: must be from 0 to 1",
+            ),
             (
                 "[log]\nlevel = \"inof\"",
                 "log.level = inof: must be error, warn, info, debug, trace",

@@ -36,6 +36,15 @@ pub struct Scheduler {
     /// Smaller requests that may pass one for which there are too few blocks; then blocks are kept
     /// for it.
     pub max_passed: u32,
+    /// Whether what was computed of a prompt serves others of the same tenant that begin alike. Bits
+    /// are the same either way.
+    pub prefix_cache: bool,
+    /// Requests that must have found a block of the prefix cache before it is pinned: handed out
+    /// again after all those that aren't.
+    pub pin_after_hits: u32,
+    /// Share of the blocks that may be pinned: 0 to 1. One more unpins that which was found longest
+    /// ago.
+    pub max_pinned_share: f64,
     /// Milliseconds that requests wait for a pipeline to come after the last was lost; then they
     /// are answered 503.
     pub max_pipeline_wait_ms: u64,
@@ -55,6 +64,9 @@ impl Default for Scheduler {
             offline_aging_ms: 3_600_000,
             min_share: 0.02,
             max_passed: 64,
+            prefix_cache: true,
+            pin_after_hits: 4,
+            max_pinned_share: 0.25,
             max_pipeline_wait_ms: 60_000,
         }
     }

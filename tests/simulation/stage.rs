@@ -97,6 +97,12 @@ impl Stage {
         }
         let refused = |error: node::error::StageError| Trouble::Refused(error.to_string());
         self.sequences.apply(batch).map_err(refused)?;
+        for slice in &batch.slices {
+            if let Some(from) = slice.begin.as_ref().and_then(|begin| begin.copy_from) {
+                let to = self.sequences.of(slice).blocks[slice.start as usize / BLOCK_TOKENS];
+                self.cache[to.0 as usize] = self.cache[from.0 as usize];
+            }
+        }
         let (mut after, mut outputs, mut wrong) = (Vec::new(), Vec::new(), None);
         let mut fails = false;
         for slice in &batch.slices {

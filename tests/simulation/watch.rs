@@ -193,9 +193,10 @@ fn fits(
     let num_needed = sequence.num_blocks_to_begin(config.reserved_tokens as usize);
     let has_place = lane.running().len() - num_leaving < config.max_num_seqs as usize;
     let fits = sequence.num_blocks_needed() <= capacity.num_blocks && num_needed <= num_free;
-    // Somebody may be computing what it could share.
+    // Somebody may be computing what it could share: a block or, for further choices, a part.
+    let least = if sequence.choice > 0 { 1 } else { BLOCK_TOKENS };
     let may_join = |it: &Sequence| {
-        it.request().tenant == sequence.request().tenant && common(it, sequence) >= BLOCK_TOKENS
+        it.request().tenant == sequence.request().tenant && common(it, sequence) >= least
     };
     may && has_place && fits && !lane.running().iter().any(may_join)
 }

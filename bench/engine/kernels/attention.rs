@@ -81,6 +81,7 @@ impl Step {
             tables: (0..table_len * sequences)
                 .map(|at| (at % table_len * sequences + at / table_len) as u32)
                 .collect(),
+            copies: Vec::new(),
         }
     }
 }
@@ -111,6 +112,7 @@ impl Operands {
             max_tokens: step.num_rows(),
             max_outputs: 0,
             max_table_entries: num_blocks,
+            max_copies: 0,
             max_positions: context,
             num_blocks,
             vocab_size: 1,

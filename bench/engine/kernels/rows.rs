@@ -24,6 +24,7 @@ pub(super) fn embed_works(gpu: &Gpu, options: &Options) -> Result<Vec<Work>> {
                     max_tokens: batch,
                     max_outputs: 0,
                     max_table_entries: 1,
+                    max_copies: 0,
                     max_positions: 1,
                     num_blocks: 1,
                     vocab_size: TABLE_ROWS,
@@ -36,6 +37,7 @@ pub(super) fn embed_works(gpu: &Gpu, options: &Options) -> Result<Vec<Work>> {
                     table_starts: vec![0; batch],
                     output_rows: Vec::new(),
                     tables: vec![0],
+                    copies: Vec::new(),
                 };
                 let shape = inputs.write(gpu, &step).context("a step that was made to fit")?;
                 let out = gpu.alloc_vec4s(batch * width)?;

@@ -4,14 +4,16 @@ use std::time::{Duration, Instant};
 
 use protocol::{BLOCK_TOKENS, SequenceId};
 
-use super::{Capacity, Lane, Told};
+use super::{Capacity, Lane, Prefix, Told};
+use crate::block_manager::{BlockHash, Miss};
 use crate::queue::{Fit, Queue};
-use crate::request::Event;
+use crate::request::{Event, Priority};
 use crate::sequence::Sequence;
 
 /// Lets in whatever of the queue fits into lanes that have room for a step: each sequence where the
-/// least is to be computed before it and of it, so that it finds its prefix and the work is even. At the end, whoever still waits and
-/// is more urgent than others who run takes the place of as few as possible of them.
+/// least is to be computed before it and of it, so that it finds its prefix and the work is even.
+/// At the end, whoever still waits and is more urgent than others who run takes the place of as few
+/// as possible of them.
 pub fn admit(queue: &mut Queue, lanes: &mut [&mut Lane], now: Instant, told: &mut Told) {
     if queue.is_empty() || !lanes.iter().any(|lane| lane.has_room()) {
         return;
@@ -114,10 +116,14 @@ impl Lane {
             return (Fit::Later, 0);
         }
         let num_needed = waiting.num_blocks_to_begin(self.config.reserved_tokens as usize);
-        let hashes = waiting.sharable();
-        let num_cached = self.blocks.num_cached(hashes);
-        // Somebody is about to compute what comes next of it.
-        if hashes.get(num_cached).is_some_and(|next| self.coming.contains_key(next)) {
+        let (priority, choice, may_share) =
+            (waiting.priority(), waiting.choice, self.may_share(waiting));
+        let (hashes, tail) = waiting.sharable();
+        let num_cached = if may_share { self.blocks.num_cached(hashes) } else { 0 };
+        // Somebody no less urgent is about to compute what comes next of it. A part of a block is
+        // worth a step's wait to further choices only.
+        let next = hashes.get(num_cached).or(tail.as_ref().filter(|_| choice > 0));
+        if may_share && next.is_some_and(|next| self.comes_from(next) >= Some(priority)) {
             return (Fit::Later, num_cached);
         }
         // Whoever runs may soon need another block.
@@ -125,6 +131,17 @@ impl Lane {
         let num_free = self.blocks.num_free_beside(&hashes[..num_cached]);
         let fits = self.has_place() && num_free >= num_needed - num_cached + kept;
         (if fits { Fit::Now } else { Fit::NotYet }, num_cached)
+    }
+
+    fn may_share(&self, waiting: &Sequence) -> bool {
+        self.config.prefix_cache && waiting.may_share()
+    }
+
+    /// The priority of whoever is about to compute this.
+    fn comes_from(&self, hash: &BlockHash) -> Option<Priority> {
+        let by = self.coming.get(hash)?;
+        let at = self.running.binary_search_by_key(by, |it| it.id).ok()?;
+        Some(self.running[at].priority())
     }
 
     /// It runs from now on; it comes back if there are no blocks for it.
@@ -136,18 +153,27 @@ impl Lane {
         told: &mut Told,
     ) -> Option<Sequence> {
         let num_needed = sequence.num_blocks_to_begin(self.config.reserved_tokens as usize);
-        let hashes = sequence.sharable().to_vec();
-        let num_cached = self.blocks.num_cached(&hashes);
-        let Some(blocks) = self.blocks.allocate(num_needed, &hashes[..num_cached]) else {
+        let may_share = self.may_share(&sequence);
+        let (hashes, tail) = sequence.sharable();
+        let hashes = hashes.to_vec();
+        let num_cached = if may_share { self.blocks.num_cached(&hashes) } else { 0 };
+        // Held while blocks are found, so that it isn't one of them: unless that takes the last.
+        let is_tail_next = may_share && num_cached == hashes.len();
+        let mut copy_from = tail.filter(|_| is_tail_next).and_then(|it| self.blocks.hold(&it));
+        let mut blocks = self.blocks.allocate(num_needed, &hashes[..num_cached]);
+        if blocks.is_none() && copy_from.is_some() {
+            self.blocks.free(copy_from.take().into_iter());
+            blocks = self.blocks.allocate(num_needed, &hashes[..num_cached]);
+        }
+        let Some(blocks) = blocks else {
             return Some(sequence);
         };
         let id = SequenceId(self.next_sequence);
         self.next_sequence += 1;
-        told.prefix.num_looked_for += hashes.len();
-        told.prefix.num_found += num_cached;
-        for hash in &hashes[num_cached..] {
-            self.coming.entry(*hash).or_insert(id);
-        }
+        let mut parts: Vec<_> = hashes.into_iter().map(|hash| (hash, BLOCK_TOKENS)).collect();
+        parts.extend(tail.map(|hash| (hash, sequence.num_tail_tokens())));
+        let (found, missed) = parts.split_at(num_cached + usize::from(copy_from.is_some()));
+        self.announce(missed, id, sequence.priority());
         let (request, choice) = (sequence.request_id(), sequence.choice);
         if sequence.was_admitted() {
             if sequence.num_generated() > 0 && sequence.class != Some(self.capacity.class) {
@@ -155,15 +181,57 @@ impl Lane {
             }
         } else {
             told.waits.push(wait);
-            let num_cached_tokens = (num_cached * BLOCK_TOKENS) as u32;
+            let num_cached_tokens = self.count(&sequence, found, missed, &mut told.prefix) as u32;
             told.events.push((request, Event::Admitted { choice, num_cached_tokens }));
             told.traced.extend(sequence.trace.as_mut().map(|trace| trace.admitted(now)));
         }
         sequence.class = Some(self.capacity.class);
         sequence.last_step = self.next_step;
-        sequence.admit(id, blocks, num_cached);
+        sequence.admit(id, blocks, num_cached, copy_from);
         self.running.push(sequence);
         None
+    }
+
+    /// Whoever needs what a sequence is about to compute may wait for it.
+    fn announce(&mut self, parts: &[(BlockHash, usize)], id: SequenceId, priority: Priority) {
+        if !self.config.prefix_cache {
+            return;
+        }
+        for (hash, _) in parts.iter().filter(|(hash, _)| !self.blocks.is_cached(hash)) {
+            if self.comes_from(hash) < Some(priority) {
+                self.coming.insert(*hash, id);
+            }
+        }
+    }
+
+    /// Counts what a sequence that runs for the first time found, and why not the rest; returns the
+    /// tokens that it found.
+    fn count(
+        &mut self,
+        sequence: &Sequence,
+        found: &[(BlockHash, usize)],
+        missed: &[(BlockHash, usize)],
+        prefix: &mut Prefix,
+    ) -> usize {
+        if !self.config.prefix_cache {
+            return 0;
+        }
+        // Choices of one request are no sign that others will ask for the same.
+        if sequence.choice == 0 {
+            self.blocks.hit(found.iter().map(|(hash, _)| hash));
+        }
+        for (hash, num_tokens) in missed {
+            let why = match sequence.may_share() {
+                true => self.blocks.why_missed(hash),
+                false => Miss::PromptLogprobs,
+            };
+            prefix.num_missed[why as usize] += num_tokens;
+            prefix.num_looked_for += num_tokens;
+        }
+        let num_found = found.iter().map(|(_, num_tokens)| num_tokens).sum();
+        prefix.num_looked_for += num_found;
+        prefix.num_found += num_found;
+        num_found
     }
 
     /// Those whose place or blocks `waiting` needs: of lower priorities only, the lowest and
@@ -172,7 +240,7 @@ impl Lane {
     fn victims(&self, waiting: &mut Sequence) -> Option<Vec<SequenceId>> {
         let (Fit::NotYet, num_cached) = self.fit(waiting) else { return None };
         let num_needed = waiting.num_blocks_to_begin(self.config.reserved_tokens as usize);
-        let num_free = self.blocks.num_free_beside(&waiting.sharable()[..num_cached]);
+        let num_free = self.blocks.num_free_beside(&waiting.sharable().0[..num_cached]);
         let mut num_missing = (num_needed - num_cached).saturating_sub(num_free);
         let mut needs_place = !self.has_place();
         let is_weaker = |it: &&Sequence| it.priority() < waiting.priority() && it.may_give_way();

@@ -21,7 +21,7 @@ impl Lane {
 
     /// Whether what this step samples is still waited for.
     pub fn is_under_way(&self, step: StepId) -> bool {
-        self.steps.iter().any(|in_flight| in_flight.step == step)
+        self.steps.iter().any(|it| it.step == step && !it.sequences.is_empty())
     }
 
     /// Whether all books tell the same.
@@ -31,8 +31,8 @@ impl Lane {
     pub fn check(&self) -> Result<(), String> {
         let mut holders: BTreeMap<BlockId, u32> = BTreeMap::new();
         let mut steps: BTreeMap<SequenceId, usize> = BTreeMap::new();
-        for block in self.running.iter().flat_map(|sequence| &sequence.blocks) {
-            *holders.entry(*block).or_default() += 1;
+        for block in self.running.iter().flat_map(Sequence::held) {
+            *holders.entry(block).or_default() += 1;
         }
         self.blocks.check(&holders)?;
         for sequence in self.steps.iter().flat_map(|step| &step.sequences) {

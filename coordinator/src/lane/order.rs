@@ -30,7 +30,8 @@ impl Lane {
     pub(super) fn order(&self) -> Vec<Turn> {
         let ready = self.running.iter().enumerate().filter(|(_, it)| it.num_pending() > 0);
         if let Some((i, suspect)) = ready.clone().find(|(_, it)| it.num_failures > 0) {
-            // With nothing before it: a step that fails behind another may fail for that one's sake.
+            // With nothing before it: a step that fails behind another may fail for that one's
+            // sake.
             if !self.steps.is_empty() {
                 return Vec::new();
             }

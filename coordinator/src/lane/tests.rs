@@ -1,3 +1,4 @@
+mod sharing;
 mod simulated;
 
 use std::time::Duration;
@@ -262,6 +263,28 @@ fn what_all_steps_under_way_were_to_tell_is_told_again_when_one_of_them_fails() 
     assert_eq!(pipeline.step().unwrap().finished, [0, 1, 2, 3].map(SequenceId));
 }
 
+/// A step fails while another is under way: that one is in the stages still.
+#[test]
+fn steps_that_nobody_waits_for_take_room_until_they_return() {
+    let mut pipeline = Pipeline::new(scheduler(|_| {}), 2, 64);
+    (1..=2).for_each(|id| pipeline.add(own(id, 4, 5)));
+    pipeline.step().unwrap();
+    pipeline.step().unwrap();
+    let (step, batch) = pipeline.steps.pop_back().unwrap();
+    (3..=4).for_each(|id| pipeline.add(own(id, 4, 5)));
+    let now = pipeline.now;
+    pipeline.lane.fail(StepId(0), "bad luck", &mut pipeline.queue, now, &mut pipeline.told);
+    pipeline.steps.clear();
+    assert_eq!(pipeline.events().len(), 1, "who was alone in it fails");
+    assert!(pipeline.step().is_some());
+    assert!(pipeline.step().is_none(), "two are under way");
+    pipeline.update(step, Pipeline::sampled(&batch));
+    assert_eq!(pipeline.events(), [], "it says nothing");
+    assert!(pipeline.step().is_some());
+    let events = pipeline.run();
+    assert_eq!(pipeline.finished(&events).len(), 3);
+}
+
 #[test]
 fn a_step_that_returns_twice_is_recorded_once() {
     let mut pipeline = Pipeline::new(scheduler(|_| {}), 1, 64);
@@ -271,85 +294,6 @@ fn a_step_that_returns_twice_is_recorded_once() {
     let again = Pipeline::sampled(&batch);
     assert_eq!(pipeline.update(StepId(0), again), Update::default());
     assert_eq!(pipeline.events(), []);
-}
-
-#[test]
-fn choices_are_sequences_of_one_prompt() {
-    let mut pipeline = Pipeline::new(scheduler(|_| {}), 1, 64);
-    pipeline.add(Request { num_choices: 3, ..request(1, 4, 2) });
-    let batch = pipeline.step().unwrap();
-    let choices: Vec<_> =
-        batch.slices.iter().map(|slice| slice.begin.as_ref().unwrap().sampling.choice).collect();
-    assert_eq!(choices, [0, 1, 2]);
-    let events = pipeline.run();
-    assert_eq!(pipeline.finished(&events).len(), 3);
-}
-
-/// 64 requests with the same 1,000 tokens: one computes them, the others wait for it and share.
-#[test]
-fn a_common_prefix_is_computed_once_even_when_all_come_at_once() {
-    let config = scheduler(|config| {
-        config.max_batched_tokens = 256;
-        config.max_num_seqs = 64;
-        config.target_step_ms = 0;
-    });
-    let mut pipeline = Pipeline::new(config, 2, 1024);
-    (0..64).for_each(|id| {
-        let mut with_suffix = request(id, 1000, 4);
-        let suffix = (0..10).map(|i| protocol::TokenId(5000 + id as u32 * 100 + i));
-        with_suffix.prompt = with_suffix.prompt.iter().copied().chain(suffix).collect();
-        pipeline.add(with_suffix);
-    });
-    let (mut num_computed, mut num_ended) = (0, 0);
-    loop {
-        while let Some(batch) = pipeline.step() {
-            num_computed += batch.num_tokens();
-        }
-        if pipeline.steps.is_empty() {
-            break;
-        }
-        let events = pipeline.answer();
-        num_ended += pipeline.finished(&events).len();
-    }
-    assert_eq!(num_ended, 64);
-    // 62 whole blocks of the prefix once, and for each: what is left of it, suffix and answer.
-    let (prefix, each) = (62 * 16, 1010 - 62 * 16 + 3);
-    assert_eq!(num_computed, prefix + 64 * each);
-    assert_eq!(pipeline.told.prefix.num_found, 63 * 62);
-    assert_eq!(pipeline.lane.load().num_used_blocks, 0);
-}
-
-#[test]
-fn a_prefix_hit_skips_what_is_there_and_always_computes_the_last_token() {
-    for num_tokens in [16, 17, 31, 32, 33, 64] {
-        let mut pipeline = Pipeline::new(scheduler(|_| {}), 1, 64);
-        pipeline.add(request(1, num_tokens, 1));
-        pipeline.run();
-        pipeline.add(request(2, num_tokens, 2));
-        let slice = pipeline.step().unwrap().slices[0].clone();
-        let expected = (num_tokens - 1) / 16 * 16;
-        assert_eq!(slice.start, expected, "of {num_tokens}");
-        let begin = slice.begin.as_ref().unwrap();
-        assert_eq!(begin.skipped.len() as u32, expected);
-        assert_eq!(slice.blocks.len(), (num_tokens as usize + 2 - 1).div_ceil(16));
-        let events = pipeline.run();
-        assert_eq!(pipeline.finished(&events).len(), 1);
-        assert_eq!(pipeline.told.prefix.num_found as u32, expected / 16);
-    }
-}
-
-#[test]
-fn tenants_share_no_blocks_and_prompt_logprobs_read_none() {
-    let mut pipeline = Pipeline::new(scheduler(|_| {}), 1, 64);
-    pipeline.add(request(1, 40, 1));
-    pipeline.run();
-    pipeline.add(Request { tenant: "other".into(), ..request(2, 40, 1) });
-    assert_eq!(pipeline.step().unwrap().slices[0].start, 0);
-    pipeline.answer();
-    let mut scored = request(3, 40, 1);
-    scored.sampling.num_prompt_logprobs = Some(1);
-    pipeline.add(scored);
-    assert_eq!(pipeline.step().unwrap().slices[0].start, 0);
 }
 
 /// Whoever is evicted goes on elsewhere: the same tokens, and each once.

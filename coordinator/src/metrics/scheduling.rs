@@ -6,6 +6,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::ReasonLabels;
+use crate::block_manager::Miss;
 use crate::lane::Prefix;
 use crate::request::Priority;
 
@@ -22,8 +24,9 @@ pub(super) struct Scheduling {
     depths: [Gauge; Priority::ALL.len()],
     preempted: Family<ClassLabels, Counter>,
     moved: Counter,
-    prefix_blocks: Counter,
-    prefix_hits: Counter,
+    pub(super) prefix_queries: Counter,
+    pub(super) prefix_hits: Counter,
+    prefix_misses: Family<ReasonLabels, Counter>,
 }
 
 impl Default for Scheduling {
@@ -37,8 +40,9 @@ impl Default for Scheduling {
             queue_depth,
             preempted: Family::default(),
             moved: Counter::default(),
-            prefix_blocks: Counter::default(),
+            prefix_queries: Counter::default(),
             prefix_hits: Counter::default(),
+            prefix_misses: Family::default(),
         }
     }
 }
@@ -51,10 +55,12 @@ impl Scheduling {
         ours.register("preempted_sequences", help, self.preempted.clone());
         let help = "Sequences of lost pipelines that went back to the queue";
         ours.register("moved_sequences", help, self.moved.clone());
-        let help = "Full blocks of admitted sequences, looked for in the prefix cache";
-        ours.register("prefix_cache_queries", help, self.prefix_blocks.clone());
-        let help = "Full blocks of admitted sequences that the prefix cache had";
+        let help = "Tokens of admitted prompts, looked for in the prefix cache";
+        ours.register("prefix_cache_queries", help, self.prefix_queries.clone());
+        let help = "Tokens of admitted prompts that the prefix cache had";
         ours.register("prefix_cache_hits", help, self.prefix_hits.clone());
+        let help = "Tokens of admitted prompts that the prefix cache didn't have, by reason";
+        ours.register("prefix_cache_misses", help, self.prefix_misses.clone());
     }
 
     pub(super) fn queued(&self, num_waiting: [usize; Priority::ALL.len()]) {
@@ -72,7 +78,11 @@ impl Scheduling {
     }
 
     pub(super) fn prefix(&self, prefix: Prefix) {
-        self.prefix_blocks.inc_by(prefix.num_looked_for as u64);
+        self.prefix_queries.inc_by(prefix.num_looked_for as u64);
         self.prefix_hits.inc_by(prefix.num_found as u64);
+        for (reason, num_missed) in Miss::ALL.into_iter().zip(prefix.num_missed) {
+            let labels = ReasonLabels { reason: reason.name() };
+            self.prefix_misses.get_or_create(&labels).inc_by(num_missed as u64);
+        }
     }
 }

@@ -28,6 +28,16 @@ pub(super) fn register(metrics: &Metrics, registry: &mut Registry) {
     let counters = [
         ("prompt_tokens", "Tokens of prompts", &metrics.prompt_tokens),
         ("generation_tokens", "Tokens of answers", &metrics.generation_tokens),
+        (
+            "prefix_cache_queries",
+            "Tokens of prompts, looked for in the prefix cache",
+            &metrics.scheduling.prefix_queries,
+        ),
+        (
+            "prefix_cache_hits",
+            "Tokens of prompts that the prefix cache had",
+            &metrics.scheduling.prefix_hits,
+        ),
     ];
     for (name, help, counter) in counters {
         vllm.register(format!("vllm:{name}"), help, counter.clone());
