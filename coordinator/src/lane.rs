@@ -34,6 +34,9 @@ use crate::step_cost::StepCost;
 /// A prefill gets so many tokens of a step however long the step will take.
 const MIN_CHUNK: usize = 32;
 
+/// Accounts among which a slice's own is looked for, so that each is charged once for a step.
+const MAX_ACCOUNTS: usize = 32;
+
 /// Steps that may fail with a sequence among others before it is given up.
 const MAX_FAILURES: u32 = 3;
 
@@ -160,7 +163,7 @@ impl Lane {
         let limit = self.limit();
         let (mut num_tokens, mut has_prefill) = (0, false);
         let (mut slices, mut traces) = (Vec::with_capacity(max_slices), Vec::new());
-        let mut charge: Option<(usize, usize)> = None;
+        let mut charges: Vec<(usize, usize)> = Vec::new();
         for (.., i) in order {
             let room =
                 if has_prefill || self.running[i].num_pending() > 1 { limit } else { max_tokens };
@@ -181,20 +184,17 @@ impl Lane {
             }));
             num_tokens += slice.num_tokens();
             slices.push(slice);
-            // One account, most of the time.
-            charge = match charge {
-                Some((first, sum)) if self.running[first].pays_with(&self.running[i]) => {
-                    Some((first, sum + num_new))
-                }
-                before => {
-                    before
-                        .into_iter()
-                        .for_each(|(of, sum)| queue.charge(self.running[of].request(), sum));
-                    Some((i, num_new))
-                }
-            };
+            // A few accounts, most of the time: each is charged once.
+            let pays =
+                |(first, _): &&mut (usize, usize)| self.running[*first].pays_with(&self.running[i]);
+            match charges.iter_mut().rev().take(MAX_ACCOUNTS).find(pays) {
+                Some((_, sum)) => *sum += num_new,
+                None => charges.push((i, num_new)),
+            }
         }
-        charge.into_iter().for_each(|(of, sum)| queue.charge(self.running[of].request(), sum));
+        for (of, sum) in charges {
+            queue.charge(self.running[of].request(), sum);
+        }
         self.return_preempted(queue, now);
         if slices.is_empty() {
             return None;
