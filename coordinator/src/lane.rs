@@ -83,6 +83,13 @@ struct InFlight {
     early: Option<Sampled>,
 }
 
+impl InFlight {
+    /// Whether what it samples is of use still: not once everybody was evicted.
+    fn is_waited_for(&self) -> bool {
+        !self.sequences.is_empty()
+    }
+}
+
 /// A step to send.
 #[derive(Debug, PartialEq)]
 pub struct Scheduled {
@@ -229,12 +236,12 @@ impl Lane {
         let Some(at) = self.steps.iter().position(|it| it.step == step) else {
             return Update::default();
         };
-        if at > 0 {
+        if self.steps.range(..at).any(InFlight::is_waited_for) {
             self.steps[at].early = Some(sampled);
             return Update::default();
         }
         let update = self.take_in(step, sampled, now, told);
-        while let Some(next) = self.steps.front_mut()
+        while let Some(next) = self.steps.iter_mut().find(|it| it.is_waited_for())
             && let Some(sampled) = next.early.take()
         {
             let step = next.step;
@@ -275,8 +282,8 @@ impl Lane {
         let Some(in_flight) = self.take_step(step) else {
             return;
         };
-        if in_flight.sequences.is_empty() {
-            return; // Nobody waits for it any more.
+        if !in_flight.is_waited_for() {
+            return;
         }
         // A step before it may have failed, of which nothing was heard yet: the stages behind don't
         // know what that one told.
@@ -306,6 +313,7 @@ impl Lane {
     /// Everybody leaves, to be computed again somewhere. Steps under way are nobody's, and take
     /// room until they return.
     pub fn evict(&mut self) -> Vec<Sequence> {
+        self.steps.retain(|step| step.early.is_none());
         self.steps.iter_mut().for_each(|step| step.sequences.clear());
         self.coming.clear();
         self.blocks.forget();
@@ -480,16 +488,5 @@ impl Lane {
             }
         }
         Some(in_flight)
-    }
-
-    fn check_invariants(&self) {
-        debug_assert!(self.steps.len() <= self.max_steps());
-        debug_assert!(self.running.len() <= self.config.max_num_seqs as usize);
-        debug_assert!(self.running.is_sorted_by_key(|it| it.id));
-        debug_assert!(self.running.iter().all(|it| !it.blocks.is_empty()));
-        debug_assert!(
-            !self.running.is_empty() || self.blocks.num_free() == self.blocks.num_blocks(),
-            "nobody holds what nobody runs"
-        );
     }
 }

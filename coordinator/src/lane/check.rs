@@ -21,7 +21,7 @@ impl Lane {
 
     /// Whether what this step samples is still waited for.
     pub fn is_under_way(&self, step: StepId) -> bool {
-        self.steps.iter().any(|it| it.step == step && !it.sequences.is_empty())
+        self.steps.iter().any(|it| it.step == step && it.is_waited_for())
     }
 
     /// Whether all books tell the same.
@@ -53,5 +53,17 @@ impl Lane {
             return Err(format!("blocks are to come of sequence {id}, which doesn't run"));
         }
         Ok(())
+    }
+
+    /// What costs little to look at, after every change where that is checked.
+    pub(super) fn check_invariants(&self) {
+        debug_assert!(self.steps.len() <= self.max_steps());
+        debug_assert!(self.running.len() <= self.config.max_num_seqs as usize);
+        debug_assert!(self.running.is_sorted_by_key(|it| it.id));
+        debug_assert!(self.running.iter().all(|it| !it.blocks.is_empty()));
+        debug_assert!(
+            !self.running.is_empty() || self.blocks.num_free() == self.blocks.num_blocks(),
+            "nobody holds what nobody runs"
+        );
     }
 }

@@ -278,6 +278,9 @@ fn steps_that_nobody_waits_for_take_room_until_they_return() {
     assert_eq!(pipeline.events().len(), 1, "who was alone in it fails");
     assert!(pipeline.step().is_some());
     assert!(pipeline.step().is_none(), "two are under way");
+    assert!(!pipeline.answer().is_empty(), "what is sent from now on waits for none of them");
+    assert!(pipeline.step().is_some());
+    assert!(pipeline.step().is_none());
     pipeline.update(step, Pipeline::sampled(&batch));
     assert_eq!(pipeline.events(), [], "it says nothing");
     assert!(pipeline.step().is_some());
