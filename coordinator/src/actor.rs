@@ -3,6 +3,7 @@
 //! face, since a message that crosses processes can't carry what local ones carry.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,17 @@ pub enum Msg {
     Happened(Input),
     /// From this actor's own task: a node's actor has said who it is.
     Reported(Remote<NodeMsg>, NodeReport),
+    /// From the API: somebody wants to know something.
+    Look(Look),
+}
+
+/// A look at the state as it is between two messages.
+pub struct Look(pub Box<dyn FnOnce(&Cluster, Instant) + Send>);
+
+impl fmt::Debug for Look {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Look")
+    }
 }
 
 /// The one writer of cluster state.
@@ -113,6 +125,7 @@ impl Actor for CoordinatorActor {
                 state.handle(input, &myself);
             }
             Msg::Reported(actor, report) => state.join(actor, report, &myself),
+            Msg::Look(Look(look)) => look(&state.arguments.cluster, Instant::now()),
         }
         Ok(())
     }

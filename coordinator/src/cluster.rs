@@ -4,8 +4,10 @@
 //! next. Pure: everything that can happen comes in as an [`Input`], everything to do goes out as an
 //! [`Action`]. Lost and repeated inputs are tolerated: whatever names another epoch is dropped.
 
+mod explain;
 mod nodes;
 mod pipelines;
+mod tell;
 mod waiting;
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,8 +20,10 @@ use protocol::{
     StagePlan, StageTiming, Step, StepId,
 };
 
+pub use self::explain::{Explained, State, Waiting};
 use crate::backoff::Backoff;
 use crate::data_dir;
+use crate::history::History;
 use crate::lane::{self, Lane, Prefix, Told};
 use crate::members::Members;
 use crate::model::Model;
@@ -78,6 +82,8 @@ pub enum Input {
     Frame(Frame),
     /// A client went away.
     Cancel(RequestId),
+    /// Somebody who may do so doesn't want a body's answer any more: its first request's name.
+    Withdraw(RequestId),
     /// Time passed.
     Tick,
     /// Whatever runs or waits fails, and nothing is placed any more: the coordinator stops.
@@ -153,6 +159,7 @@ pub struct Cluster {
     pipelines: BTreeMap<PipelineId, Pipeline>,
     // Choices of each open request that have not ended.
     requests: HashMap<RequestId, u32>,
+    history: History,
     // Since when no pipeline serves, once one did.
     unserved_since: Option<Instant>,
     has_served: bool,
@@ -179,6 +186,7 @@ impl Cluster {
     /// A cluster without nodes. `start` is the coordinator's start number.
     pub fn new(config: Config, model: Model, start: u64, now: Instant) -> Self {
         let queue = Queue::new(config.scheduler.clone());
+        let history = History::new(&config.scheduler);
         Self {
             config,
             model,
@@ -190,6 +198,7 @@ impl Cluster {
             queue,
             pipelines: BTreeMap::new(),
             requests: HashMap::new(),
+            history,
             unserved_since: None,
             has_served: false,
             stranded: BTreeMap::new(),
@@ -218,9 +227,10 @@ impl Cluster {
                 }
             }
             Input::Frame(frame) => self.frame(frame, now),
-            Input::Cancel(request) => self.drop_request(request, "cancelled"),
+            Input::Cancel(request) => self.leave(request, now),
+            Input::Withdraw(body) => self.withdraw(body, now),
             Input::Tick => self.tick(now),
-            Input::ShutDown => self.shut_down(),
+            Input::ShutDown => self.shut_down(now),
         }
         self.schedule(now);
         std::mem::take(&mut self.actions)
@@ -311,12 +321,12 @@ impl Cluster {
         }
     }
 
-    fn shut_down(&mut self) {
+    fn shut_down(&mut self, now: Instant) {
         self.is_stopping = true;
         let mut open: Vec<_> = self.requests.keys().copied().collect();
         open.sort_unstable();
         for request in open {
-            self.fail_request(request, RequestError::ShuttingDown);
+            self.fail_request(request, RequestError::ShuttingDown, now);
         }
         self.pipelines.clear();
     }
@@ -325,6 +335,7 @@ impl Cluster {
         let ids = requests.iter().map(|request| request.id).collect();
         let may = self.may_wait(&requests);
         if may.is_ok() {
+            self.history.submit(&requests, now);
             for request in requests {
                 self.requests.insert(request.id, request.num_choices);
                 self.queue.submit(request, now);
@@ -392,7 +403,7 @@ impl Cluster {
             }
             Body::Step(_) => {}
         }
-        self.tell(told);
+        self.tell(told, now);
     }
 
     fn schedule(&mut self, now: Instant) {
@@ -407,7 +418,7 @@ impl Cluster {
             });
             told.events.extend(expired);
         }
-        self.tell(told);
+        self.tell(told, now);
         loop {
             let mut told = Told::default();
             let lanes = self.pipelines.values_mut().filter_map(|pipeline| pipeline.lane.as_mut());
@@ -430,61 +441,10 @@ impl Cluster {
             }
             // Whoever gave way to somebody in one lane may fit into another.
             let has_moved = num_sent > 0 || !told.preempted.is_empty();
-            self.tell(told);
+            self.tell(told, now);
             if !has_moved {
                 return;
             }
         }
-    }
-
-    /// Clients hear what happened; a request that fails goes as a whole.
-    fn tell(&mut self, told: Told) {
-        self.actions.extend(told.waits.into_iter().map(Action::Admitted));
-        self.actions.extend(told.preempted.into_iter().map(Action::Preempted));
-        if told.prefix != Prefix::default() {
-            self.actions.push(Action::Found(told.prefix));
-        }
-        self.trace(told.traced);
-        for (request, event) in told.events {
-            // One of its choices may have failed before another went on.
-            if !self.requests.contains_key(&request) {
-                continue;
-            }
-            match event {
-                Event::Failed(error) => self.fail_request(request, error),
-                Event::Finished { .. } => {
-                    self.actions.push(Action::Tell(request, event));
-                    let left = self.requests.get_mut(&request).expect("it is open");
-                    *left -= 1;
-                    if *left == 0 {
-                        self.requests.remove(&request);
-                    }
-                }
-                _ => self.actions.push(Action::Tell(request, event)),
-            }
-        }
-    }
-
-    fn trace(&mut self, ended: Vec<PhaseEnded>) {
-        self.actions.extend(ended.into_iter().map(Box::new).map(Action::Traced));
-    }
-
-    fn fail_request(&mut self, request: RequestId, error: RequestError) {
-        if self.requests.contains_key(&request) {
-            self.drop_request(request, error.kind());
-            self.actions.push(Action::Tell(request, Event::Failed(error)));
-        }
-    }
-
-    /// Nothing of it waits or runs any more.
-    fn drop_request(&mut self, request: RequestId, cause: &'static str) {
-        if self.requests.remove(&request).is_none() {
-            return;
-        }
-        let mut dropped = self.queue.cancel(request);
-        let lanes = self.pipelines.values_mut().filter_map(|pipeline| pipeline.lane.as_mut());
-        dropped.extend(lanes.flat_map(|lane| lane.cancel(request)));
-        let ended = dropped.iter_mut().filter_map(|it| it.end_trace(Some(cause))).collect();
-        self.trace(ended);
     }
 }

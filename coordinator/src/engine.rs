@@ -1,14 +1,20 @@
 //! The API's handle to everything behind it: submit a request, hear its events, see the status.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use protocol::RequestId;
 use ractor::ActorRef;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
-use crate::actor::Msg;
+use crate::actor::{Look, Msg};
+use crate::cluster::{Cluster, Input};
 use crate::events::{self, Events, Teller};
 use crate::request::{Request, SubmitError};
 use crate::status::Status;
+
+/// What the coordinator's actor gets to answer a question.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A handle; clones share what they hold.
 #[derive(Clone, Debug)]
@@ -60,6 +66,23 @@ impl Engine {
         let _ = self.coordinator.cast(Msg::Submit(Submission { requests, places }));
         events.accepted().await?;
         Ok(events)
+    }
+
+    /// What `look` says of the cluster; none when the actor that owns it is gone, or too busy.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Cluster, Instant) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (tell, told) = oneshot::channel();
+        let look = Look(Box::new(move |cluster, now| drop(tell.send(look(cluster, now)))));
+        self.coordinator.cast(Msg::Look(look)).ok()?;
+        tokio::time::timeout(LOOK_TIMEOUT, told).await.ok()?.ok()
+    }
+
+    /// Cancels all requests of a body, by the name of the first.
+    pub fn withdraw(&self, body: RequestId) {
+        // Where the actor is gone, so are they.
+        let _ = self.coordinator.cast(Msg::Happened(Input::Withdraw(body)));
     }
 
     /// The newest status; never waits.

@@ -20,12 +20,14 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use protocol::{
-    Batch, Input, RequestId, Sampled, SequenceId, Slice, SliceOutput, StepId, TraceContext, config,
+    Batch, Input, PipelineId, RequestId, Sampled, SequenceId, Slice, SliceOutput, StepId,
+    TraceContext, config,
 };
 
 pub use self::admission::admit;
-pub use self::told::{Prefix, Told};
+pub use self::told::{Obstacle, Prefix, Told};
 use crate::block_manager::{BlockHash, BlockManager};
+use crate::history::Decision;
 use crate::queue::Queue;
 use crate::request::{Event, FinishReason, RequestError};
 use crate::sequence::Sequence;
@@ -56,6 +58,7 @@ pub struct Capacity {
 pub struct Lane {
     config: config::Scheduler,
     capacity: Capacity,
+    pipeline: PipelineId,
     blocks: BlockManager,
     // In the order of admission, and so of their ids.
     running: Vec<Sequence>,
@@ -128,6 +131,7 @@ impl Lane {
             blocks: BlockManager::new(capacity.num_blocks, &config),
             config,
             capacity,
+            pipeline: PipelineId::default(),
             running: Vec::new(),
             steps: VecDeque::new(),
             finished: Vec::new(),
@@ -184,6 +188,7 @@ impl Lane {
             let sequence = &mut self.running[i];
             has_prefill |= sequence.num_pending() > 1;
             let (slice, num_new) = sequence.take_slice(room, StepId(self.next_step));
+            told.chunk(sequence);
             sequence.last_step = self.next_step;
             traces.extend(sequence.trace.as_mut().and_then(|trace| match &slice.input {
                 Input::Tokens(_) => trace.step(),
@@ -302,6 +307,7 @@ impl Lane {
                     told.fail(sequence, error);
                     continue;
                 }
+                told.decide(&sequence, Decision::Retried { cause: cause.to_owned() });
             }
             queue.put(sequence, now);
         }
@@ -396,25 +402,9 @@ impl Lane {
                 .filter(|it| (it.priority(), Reverse(it.ticket)) < (priority, Reverse(ticket)));
             let victim = weaker.min_by_key(|it| (it.priority(), Reverse(it.ticket)));
             match victim.map(|it| it.id) {
-                Some(victim) => self.preempt(victim, told),
+                Some(victim) => self.preempt(victim, priority, told),
                 None => return false,
             }
-        }
-    }
-
-    /// It waits again once [`return_preempted`](Self::return_preempted) is called; until then it
-    /// keeps its place among the running.
-    fn preempt(&mut self, id: SequenceId, told: &mut Told) {
-        let at = self.running.binary_search_by_key(&id, |it| it.id).expect("it runs");
-        let sequence = &mut self.running[at];
-        told.preempted.push(sequence.priority());
-        self.blocks.free(sequence.preempt().into_iter());
-        self.forget(id);
-    }
-
-    fn return_preempted(&mut self, queue: &mut Queue, now: Instant) {
-        for sequence in self.running.extract_if(.., |sequence| sequence.blocks.is_empty()) {
-            queue.put(sequence, now);
         }
     }
 
@@ -459,6 +449,9 @@ impl Lane {
         let finished = if let Some(token) = token {
             told.traced.extend(sequence.trace.as_mut().and_then(|trace| trace.token(now)));
             sequence.num_failures = 0;
+            if sequence.num_generated() == 0 {
+                told.decide(sequence, Decision::Begun);
+            }
             let accepted = sequence.accept(token);
             let (logprobs, text) = (output.logprobs, accepted.text);
             told.events.push((request, Event::Token { choice, token, logprobs, text }));

@@ -11,6 +11,7 @@ pub mod tokenizer;
 mod backoff;
 pub mod block_manager;
 pub mod cluster;
+pub mod history;
 pub mod lane;
 mod members;
 mod pipeline;

@@ -62,6 +62,20 @@ pub struct Queue {
     next_ticket: u64,
 }
 
+/// Where somebody stands who waits.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// Who.
+    pub sequence: &'a Sequence,
+    /// Since when.
+    pub since: Instant,
+    /// The priority that it has by now.
+    pub level: Priority,
+    /// Those that would be taken before it if nobody came and all fitted: of higher priorities, of
+    /// tenants whose turn is before its own, and of its own tenant.
+    pub num_before: usize,
+}
+
 /// A sequence's place in its tenant's line: the round of its turn, then who came first. Whoever was
 /// lifted stands before all who were not, or those who come one by one would pass the rest of a
 /// larger body for ever.
@@ -77,7 +91,6 @@ struct Waiting {
     level: Priority,
     key: Key,
     timer: Option<Instant>,
-    num_passed: u32,
 }
 
 /// What waits at one priority, by tenant.
@@ -127,7 +140,8 @@ impl Queue {
     }
 
     /// A sequence that ran waits again, where it waited before.
-    pub fn put(&mut self, sequence: Sequence, now: Instant) {
+    pub fn put(&mut self, mut sequence: Sequence, now: Instant) {
+        sequence.num_passed = 0;
         let (ticket, key) = (sequence.ticket, turn(&sequence));
         let priority = sequence.priority();
         self.num_requests += usize::from(!self.has(sequence.request_id()));
@@ -144,7 +158,7 @@ impl Queue {
         }
         let is_urgent = sequence.slack_ends(&self.config).is_some_and(|at| at <= now);
         let level = if is_urgent { Priority::Realtime } else { priority };
-        let waiting = Waiting { sequence, since: now, level, key, timer: None, num_passed: 0 };
+        let waiting = Waiting { sequence, since: now, level, key, timer: None };
         self.waiting.insert(ticket, Box::new(waiting));
         self.enter(ticket);
         self.set_timer(ticket, now);
@@ -166,13 +180,13 @@ impl Queue {
                 }
                 Fit::Later => {}
                 // What becomes free is kept for it.
-                Fit::NotYet if waiting.num_passed >= self.config.max_passed => break,
+                Fit::NotYet if waiting.sequence.num_passed >= self.config.max_passed => break,
                 Fit::NotYet => passed.push(ticket),
             }
         }
         let ticket = chosen?;
         for ticket in passed {
-            self.waiting.get_mut(&ticket).expect("it was looked at").num_passed += 1;
+            self.waiting.get_mut(&ticket).expect("it was looked at").sequence.num_passed += 1;
         }
         let Waiting { mut sequence, since, .. } = *self.remove(ticket)?;
         self.round = self.round.max(sequence.round);
@@ -266,6 +280,28 @@ impl Queue {
     /// Since when each waits, and of which request it is, in the order of requests.
     pub fn waiting_since(&self) -> impl Iterator<Item = (RequestId, Instant)> + '_ {
         self.requests.iter().map(|(id, ticket)| (*id, self.waiting[ticket].since))
+    }
+
+    /// Where what waits of a request stands, and how long it has.
+    pub fn places(&self, request: RequestId) -> impl Iterator<Item = Place<'_>> {
+        self.of(request).map(|ticket| self.place(&self.waiting[&ticket]))
+    }
+
+    /// Sequences of a request that wait.
+    pub fn num_waiting_of(&self, request: RequestId) -> usize {
+        self.of(request).count()
+    }
+
+    fn place<'a>(&'a self, waiting: &'a Waiting) -> Place<'a> {
+        let Waiting { sequence, since, level, key, .. } = waiting;
+        let num_at = |level: &Level| level.tenants.values().map(BTreeSet::len).sum::<usize>();
+        let higher = self.levels[level.index() + 1..].iter().map(num_at).sum::<usize>();
+        let own = &self.levels[level.index()];
+        let tenant = &sequence.request().tenant;
+        let before = own.order.iter().map(|(_, it)| it).take_while(|it| *it != tenant);
+        let others = before.map(|it| own.tenants[it].len()).sum::<usize>();
+        let num_before = higher + others + own.tenants[tenant].range(..key).count();
+        Place { sequence, since: *since, level: *level, num_before }
     }
 
     /// Requests of which something waits.

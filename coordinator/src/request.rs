@@ -205,6 +205,9 @@ pub enum RequestError {
     /// The step that held the request failed.
     #[error("computing this answer failed: {0}")]
     StepFailed(String),
+    /// Somebody who may do so has cancelled it.
+    #[error("the request was cancelled")]
+    Cancelled,
     /// The coordinator stops.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -217,6 +220,7 @@ impl RequestError {
             Self::NoPipeline { .. } => "no_pipeline",
             Self::DeadlineExceeded(_) => "deadline_exceeded",
             Self::StepFailed(_) => "step_failed",
+            Self::Cancelled => "cancelled",
             Self::ShuttingDown => "shutting_down",
         }
     }

@@ -43,6 +43,8 @@ pub struct Sequence {
     /// Steps that failed with it and with others: from then on it runs alone, so that whoever is
     /// at fault fails alone.
     pub num_failures: u32,
+    /// Others that passed it since it waited last.
+    pub num_passed: u32,
     /// Of its last step, to see who was passed over.
     pub last_step: u64,
     request: Arc<Request>,
@@ -97,6 +99,7 @@ impl Sequence {
             trace,
             class: None,
             num_failures: 0,
+            num_passed: 0,
             last_step: 0,
             request: Arc::clone(request),
             generated: Vec::new(),

@@ -12,7 +12,7 @@ const DAY_MS: u64 = 24 * HOUR_MS;
 
 /// Each key that is a whole number, with the least and the most that work. Where 0 has a meaning of
 /// its own, it is the least.
-const BOUNDS: [(&str, u64, u64); 53] = [
+const BOUNDS: [(&str, u64, u64); 55] = [
     ("model.max_model_len", 0, 1 << 24),
     ("coordinator.local_nodes", 0, 1024),
     // Each stage has a step under way, and places for it in memory.
@@ -54,6 +54,8 @@ const BOUNDS: [(&str, u64, u64); 53] = [
     ("scheduler.max_passed", 0, 1 << 20),
     ("scheduler.pin_after_hits", 1, 1 << 20),
     ("scheduler.max_pipeline_wait_ms", 0, DAY_MS),
+    ("scheduler.max_explained_requests", 0, 1 << 20),
+    ("scheduler.max_explained_decisions", 1, 1 << 10),
     // Beyond an hour nobody waits for a death.
     ("transport.keep_alive_ms", 1, HOUR_MS),
     ("transport.idle_timeout_ms", 2, 2 * HOUR_MS),

@@ -48,6 +48,10 @@ pub struct Scheduler {
     /// Milliseconds that requests wait for a pipeline to come after the last was lost; then they
     /// are answered 503.
     pub max_pipeline_wait_ms: u64,
+    /// Requests that have ended and can still be explained; older ones are forgotten.
+    pub max_explained_requests: usize,
+    /// Decisions that are kept of each request; older ones are forgotten.
+    pub max_explained_decisions: usize,
 }
 
 impl Default for Scheduler {
@@ -68,6 +72,8 @@ impl Default for Scheduler {
             pin_after_hits: 4,
             max_pinned_share: 0.25,
             max_pipeline_wait_ms: 60_000,
+            max_explained_requests: 1024,
+            max_explained_decisions: 64,
         }
     }
 }

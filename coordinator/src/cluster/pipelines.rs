@@ -9,6 +9,7 @@ use protocol::message::{Progress, StageFailed};
 use protocol::{Epoch, NodeId, NodeReport, PipelineId, StageEcho, StageId};
 
 use super::{Action, Cluster};
+use crate::history::Decision;
 use crate::lane::Lane;
 use crate::pipeline::Pipeline;
 
@@ -44,9 +45,13 @@ impl Cluster {
             None => self.backoff.failed(),
             Some(lane) => {
                 let evicted = lane.evict();
-                let (cause, num_sequences) = (cause.to_owned(), evicted.len());
+                let (said, num_sequences) = (cause.to_owned(), evicted.len());
+                let cause = said.clone();
                 self.actions.push(Action::Moved { pipeline: id, cause, num_sequences });
                 for sequence in evicted {
+                    let moved = Decision::Moved { pipeline: id, cause: said.clone() };
+                    let (request, choice) = (sequence.request_id(), Some(sequence.choice));
+                    self.history.record(request, choice, moved, now);
                     self.queue.put(sequence, now);
                 }
                 if !self.is_serving() {
@@ -183,7 +188,8 @@ impl Cluster {
             return;
         }
         if let Some(capacity) = pipeline.capacity(self.model.id) {
-            pipeline.lane = Some(Lane::new(self.config.scheduler.clone(), capacity));
+            pipeline.lane =
+                Some(Lane::new(self.config.scheduler.clone(), capacity).of(id.pipeline));
             self.trouble.clear();
             self.backoff.reset();
             (self.has_served, self.unserved_since) = (true, None);

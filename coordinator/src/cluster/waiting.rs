@@ -36,17 +36,18 @@ impl Cluster {
             given_up.dedup();
         }
         let cause = self.waiting_for();
-        self.give_up(given_up, &cause);
+        self.give_up(given_up, &cause, now);
         self.stranded.retain(|id, _| self.queue.has(*id));
         let stranded = self.stranded.iter().filter(|(_, since)| is_over(**since));
         let given_up = stranded.map(|(id, _)| *id).collect();
-        self.give_up(given_up, "none of those that serve can take this request");
+        self.give_up(given_up, "none of those that serve can take this request", now);
     }
 
-    fn give_up(&mut self, requests: Vec<protocol::RequestId>, cause: &str) {
+    fn give_up(&mut self, requests: Vec<protocol::RequestId>, cause: &str, now: Instant) {
         let waited_s = Duration::from_millis(self.config.scheduler.max_pipeline_wait_ms).as_secs();
         for request in requests {
-            self.fail_request(request, RequestError::NoPipeline { waited_s, cause: cause.into() });
+            let error = RequestError::NoPipeline { waited_s, cause: cause.into() };
+            self.fail_request(request, error, now);
         }
     }
 }

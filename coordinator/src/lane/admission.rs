@@ -6,6 +6,7 @@ use protocol::{BLOCK_TOKENS, SequenceId};
 
 use super::{Capacity, Lane, Prefix, Told};
 use crate::block_manager::{BlockHash, Miss};
+use crate::history::Decision;
 use crate::queue::{Fit, Queue};
 use crate::request::{Event, Priority};
 use crate::sequence::Sequence;
@@ -39,9 +40,9 @@ pub fn admit(queue: &mut Queue, lanes: &mut [&mut Lane], now: Instant, told: &mu
     while let Some(waiting) = queue.most_urgent()
         && let Some((lane, victims)) = to_preempt(waiting, lanes)
     {
-        let ticket = waiting.ticket;
+        let (ticket, by) = (waiting.ticket, waiting.priority());
         for victim in victims {
-            lanes[lane].preempt(victim, told);
+            lanes[lane].preempt(victim, by, told);
         }
         lanes[lane].return_preempted(queue, now);
         let Some((sequence, wait)) = queue.take(ticket, now) else { break };
@@ -175,6 +176,10 @@ impl Lane {
         let (found, missed) = parts.split_at(num_cached + usize::from(copy_from.is_some()));
         self.announce(missed, id, sequence.priority());
         let (request, choice) = (sequence.request_id(), sequence.choice);
+        let num_cached_tokens = found.iter().map(|(_, num_tokens)| num_tokens).sum();
+        let (pipeline, num_passed) = (self.pipeline, sequence.num_passed);
+        let admitted = Decision::Admitted { pipeline, num_cached_tokens, num_passed };
+        told.decide(&sequence, admitted);
         if sequence.was_admitted() {
             if sequence.num_generated() > 0 && sequence.class != Some(self.capacity.class) {
                 told.events.push((request, Event::Inexact));

@@ -1,10 +1,13 @@
-//! What lanes tell of requests.
+//! What a lane tells of what it decides, who gives way in it, and what hinders whoever waits.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use protocol::RequestId;
+use protocol::{PipelineId, RequestId, SequenceId};
 
+use super::Lane;
 use crate::block_manager::Miss;
+use crate::history::Decision;
+use crate::queue::Queue;
 use crate::request::{Event, Priority, RequestError};
 use crate::sequence::Sequence;
 use crate::trace::PhaseEnded;
@@ -22,6 +25,8 @@ pub struct Told {
     pub preempted: Vec<Priority>,
     /// What the prefix cache had.
     pub prefix: Prefix,
+    /// What was decided, about which choice of whom, in order.
+    pub decisions: Vec<(RequestId, u32, Decision)>,
 }
 
 /// Tokens of sequences that were admitted for the first time, as far as the prefix cache may have
@@ -36,10 +41,84 @@ pub struct Prefix {
     pub num_missed: [usize; Miss::ALL.len()],
 }
 
+/// Why a sequence that waits can't run in a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Obstacle {
+    /// It can: others go first, or somebody computes the beginning of its prompt just now.
+    Turn,
+    /// As many run as may.
+    Places {
+        /// So many.
+        max: usize,
+    },
+    /// Too few blocks are free.
+    Blocks {
+        /// Blocks that it needs, none shared.
+        needed: usize,
+        /// Those that are free.
+        free: usize,
+    },
+    /// It will never fit.
+    TooLarge,
+}
+
+impl Lane {
+    /// The same, as a part of this pipeline.
+    pub fn of(self, pipeline: PipelineId) -> Self {
+        Self { pipeline, ..self }
+    }
+
+    /// What hinders `waiting` from running here now.
+    pub fn obstacle(&self, waiting: &Sequence) -> Obstacle {
+        let needed = waiting.num_blocks_to_begin(self.config.reserved_tokens as usize);
+        let (free, max) = (self.blocks.num_free(), self.config.max_num_seqs as usize);
+        if waiting.num_blocks_needed() > self.capacity.num_blocks {
+            Obstacle::TooLarge
+        } else if self.running.len() >= max {
+            Obstacle::Places { max }
+        } else if free < needed {
+            Obstacle::Blocks { needed, free }
+        } else {
+            Obstacle::Turn
+        }
+    }
+
+    /// It waits again once [`return_preempted`](Self::return_preempted) is called; until then it
+    /// keeps its place among the running.
+    pub(super) fn preempt(&mut self, id: SequenceId, by: Priority, told: &mut Told) {
+        let at = self.running.binary_search_by_key(&id, |it| it.id).expect("it runs");
+        let sequence = &mut self.running[at];
+        told.preempted.push(sequence.priority());
+        told.decide(sequence, Decision::Preempted { by });
+        self.blocks.free(sequence.preempt().into_iter());
+        self.forget(id);
+    }
+
+    pub(super) fn return_preempted(&mut self, queue: &mut Queue, now: Instant) {
+        for sequence in self.running.extract_if(.., |sequence| sequence.blocks.is_empty()) {
+            queue.put(sequence, now);
+        }
+    }
+}
+
 impl Told {
     /// A sequence can't be answered: its request hears why.
     pub fn fail(&mut self, mut sequence: Sequence, error: RequestError) {
         self.traced.extend(sequence.end_trace(Some(error.kind())));
         self.events.push((sequence.request_id(), Event::Failed(error)));
+    }
+
+    /// Something was decided about a sequence.
+    pub(super) fn decide(&mut self, sequence: &Sequence, decision: Decision) {
+        self.decisions.push((sequence.request_id(), sequence.choice, decision));
+    }
+
+    /// A slice was made of a sequence: of only a part of what is known of it.
+    pub(super) fn chunk(&mut self, sequence: &Sequence) {
+        let (num_left, num_tokens) = (sequence.num_pending(), sequence.num_tokens());
+        if num_left > 0 {
+            let num_computed = num_tokens - num_left;
+            self.decide(sequence, Decision::Chunked { num_computed, num_tokens });
+        }
     }
 }

@@ -134,6 +134,8 @@ impl From<RequestError> for ApiError {
                 Self { status: 504, kind: "timeout", ..Self::internal(message) }.code(code)
             }
             RequestError::StepFailed(_) => Self::internal(message).code(code),
+            // nginx's code for a request that its client doesn't want any more.
+            RequestError::Cancelled => Self::malformed(message).status(499).code(code),
         }
     }
 }
@@ -165,6 +167,7 @@ mod tests {
             ),
             (request(RequestError::DeadlineExceeded("x")), 504, Some("deadline_exceeded"), false),
             (request(RequestError::StepFailed("x".into())), 500, Some("step_failed"), false),
+            (request(RequestError::Cancelled), 499, Some("cancelled"), false),
             (request(RequestError::ShuttingDown), 503, Some("shutting_down"), true),
             (
                 OverQuota::Requests { limit: 1, wait_s: 60 }.into(),
