@@ -28,6 +28,7 @@ pub mod admission;
 pub mod data_dir;
 pub mod engine;
 pub mod events;
+pub mod explain;
 pub mod http;
 pub mod keys;
 pub mod local_nodes;
@@ -46,6 +47,8 @@ mod cancel_tests;
 mod cluster_config_tests;
 #[cfg(test)]
 mod cluster_tests;
+#[cfg(test)]
+mod explain_tests;
 #[cfg(test)]
 mod failover_tests;
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use coordinator::serve::{self, Misconfigured};
-use coordinator::{data_dir, keys};
+use coordinator::{data_dir, explain, keys};
 use protocol::Address;
 use protocol::config::{
     Config, GenerationConfig, KvCacheDtype, LogFormat, MetricsCompat, Quantize,
@@ -27,6 +27,8 @@ enum Command {
     Serve(ServeArguments),
     /// Makes, lists and revokes API keys.
     Key(keys::command::Arguments),
+    /// Says why a request waits or waited.
+    Explain(explain::Arguments),
 }
 
 #[derive(clap::Args)]
@@ -123,6 +125,7 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => {
             arguments.config().map_err(|cause| Misconfigured(cause).into()).and_then(run)
         }
+        Command::Explain(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Key(arguments) => arguments.run(&mut std::io::stdout().lock()),
     };
     match ended {

@@ -149,7 +149,9 @@ impl Cluster {
         let lanes = self.pipelines.values().filter_map(|pipeline| pipeline.lane.as_ref());
         match lanes.map(|lane| lane.obstacle(waiting)).min() {
             None => format!("no pipeline serves: {}", self.waiting_for()),
-            Some(Obstacle::Turn) => "others go first, or compute its beginning".to_owned(),
+            Some(Obstacle::Turn) => {
+                "the next step, unless others go first or compute its beginning".to_owned()
+            }
             Some(Obstacle::Places { max }) => {
                 format!("{max} sequences run, as many as may (scheduler.max_num_seqs)")
             }

@@ -43,7 +43,6 @@ impl Caller {
     }
 
     /// Whether requests of `tenant` are theirs to see and to cancel.
-    #[allow(dead_code, reason = "for handlers that show requests")]
     pub(super) fn may_see(&self, tenant: &str) -> bool {
         self.0.is_for(Scope::Admin) || *self.0.tenant == *tenant
     }

@@ -15,6 +15,9 @@ mod limit_tests;
 #[cfg(test)]
 mod metrics_tests;
 mod models;
+mod requests;
+#[cfg(test)]
+mod requests_tests;
 #[cfg(test)]
 mod script;
 mod server;
@@ -95,12 +98,14 @@ impl ApiState {
 }
 
 /// Every route.
-fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 10] {
+fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 12] {
     [
         ("/v1/models", get(models::list)),
         ("/v1/models/{*id}", get(models::retrieve)),
         ("/v1/chat/completions", post(answer::chat)),
         ("/v1/completions", post(answer::completion)),
+        ("/v1/requests", get(requests::list)),
+        ("/v1/requests/{id}", get(requests::retrieve).delete(requests::cancel)),
         ("/tokenize", post(tokens::tokenize)),
         ("/detokenize", post(tokens::detokenize)),
         ("/health/live", get(health::live)),

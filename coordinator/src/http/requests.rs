@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Json;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Extension, Path, Query, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Extension, Path, State};
+use axum::http::Uri;
 use axum::response::{IntoResponse, Response};
 use protocol::RequestId;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::caller::Caller;
@@ -22,29 +22,15 @@ const PAGE: usize = 20;
 /// The most that it may say.
 const MAX_PAGE: usize = 100;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Page {
-    #[serde(default)]
-    limit: Option<usize>,
-    #[serde(default)]
-    after: Option<String>,
-}
-
 pub(super) async fn list(
     State(state): State<Arc<ApiState>>,
     Extension(caller): Extension<Caller>,
-    page: Result<Query<Page>, QueryRejection>,
+    uri: Uri,
 ) -> ApiResult {
-    let Query(page) = page.map_err(|cause| ApiError::malformed(cause.body_text()))?;
-    let limit = page.limit.unwrap_or(PAGE);
-    if !(1..=MAX_PAGE).contains(&limit) {
-        let message = format!("limit is {limit}; it must be from 1 to {MAX_PAGE}");
-        return Err(ApiError::invalid("limit", message));
-    }
-    let after = match page.after {
+    let (limit, after) = page(uri.query().unwrap_or_default())?;
+    let after = match after {
         None => None,
-        Some(after) => Some(explained(&state, &caller, &after).await?.id),
+        Some(after) => Some(explained(&state, &caller, after).await?.id),
     };
     let look = move |cluster: &Cluster, now: Instant| {
         cluster.open_requests(after, limit + 1, now, |tenant| caller.may_see(tenant))
@@ -54,6 +40,29 @@ pub(super) async fn list(
     open.truncate(limit);
     let data: Vec<_> = open.iter().map(|it| describe(&name(it.id), it)).collect();
     Ok(Json(json!({"object": "list", "data": data, "has_more": has_more})).into_response())
+}
+
+/// How many, and after which: neither needs what a query could escape.
+fn page(query: &str) -> Result<(usize, Option<&str>), ApiError> {
+    let (mut limit, mut after) = (PAGE, None);
+    for field in query.split('&').filter(|field| !field.is_empty()) {
+        let (name, value) = field.split_once('=').unwrap_or((field, ""));
+        match name {
+            "after" => after = Some(value),
+            "limit" => {
+                let number = value.parse().ok().filter(|it| (1..=MAX_PAGE).contains(it));
+                limit = number.ok_or_else(|| {
+                    let message = format!("limit must be a whole number from 1 to {MAX_PAGE}");
+                    ApiError::invalid("limit", message)
+                })?;
+            }
+            _ => {
+                let message = "a list of requests takes limit and after";
+                return Err(ApiError::malformed(message));
+            }
+        }
+    }
+    Ok((limit, after))
 }
 
 pub(super) async fn retrieve(

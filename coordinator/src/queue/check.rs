@@ -33,7 +33,7 @@ impl Queue {
         Waits {
             sequence: &waiting.sequence,
             level: waiting.level,
-            keeps_blocks: waiting.num_passed >= self.config.max_passed,
+            keeps_blocks: waiting.sequence.num_passed >= self.config.max_passed,
         }
     }
 
