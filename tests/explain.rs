@@ -1,4 +1,4 @@
-//! Why a request waits, asked of a real server by the real command; and requests that are cancelled.
+//! Why a request waits, asked of a real server by the real command; requests that are cancelled.
 
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ fn texts(stream: &str) -> String {
 }
 
 /// Goal: whoever waits hears why, and a cancelled request is gone while others don't feel it.
-/// Method: one place, a long answer in it, two that wait for it.
+/// Method: one place, 16 long answers that take it before others, two requests that wait for them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiting_request_is_explained_and_a_cancelled_one_ends_alone() {
     let options = Options::new(golden::model("glass-en")).nodes(1, 1);
@@ -40,7 +40,8 @@ async fn a_waiting_request_is_explained_and_a_cancelled_one_ends_alone() {
     let undisturbed = cluster.stream("/v1/completions", &short).await.text().await.unwrap();
     assert!(undisturbed.contains("[DONE]"), "{undisturbed}");
 
-    let long = cluster.request(&[8, 9, 10], more(400)).await;
+    let mut long = cluster.request(&[8, 9, 10], more(240)).await;
+    (long["service_tier"], long["n"]) = (json!("realtime"), json!(16));
     let running = cluster.stream("/v1/completions", &long).await;
     let waiting = cluster.stream("/v1/completions", &short).await;
     let last = cluster.stream("/v1/completions", &short).await;
@@ -51,7 +52,7 @@ async fn a_waiting_request_is_explained_and_a_cancelled_one_ends_alone() {
     assert!(said.contains("1 sequences run, as many as may"), "{said}");
     let output = explain(&cluster, &[&id(&last), "--json"]);
     let story: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(story["waiting"][0]["num_before"], 1, "{story}");
+    assert!(story["waiting"][0]["num_before"].as_u64() >= Some(1), "{story}");
 
     // One that waits, then the one that runs: their streams end, and the third goes on.
     let cancelled = Instant::now();
