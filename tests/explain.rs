@@ -40,7 +40,7 @@ async fn a_waiting_request_is_explained_and_a_cancelled_one_ends_alone() {
     let undisturbed = cluster.stream("/v1/completions", &short).await.text().await.unwrap();
     assert!(undisturbed.contains("[DONE]"), "{undisturbed}");
 
-    let mut long = cluster.request(&[8, 9, 10], more(240)).await;
+    let mut long = cluster.request(&[8, 9, 10], more(100)).await;
     (long["service_tier"], long["n"]) = (json!("realtime"), json!(16));
     let running = cluster.stream("/v1/completions", &long).await;
     let waiting = cluster.stream("/v1/completions", &short).await;
