@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use bincode::{Decode, Encode};
 
 use crate::config::{KvCacheDtype, Quantize};
-use crate::{Digest, ModelId, NodeId, StageId};
+use crate::{Digest, ModelId, NodeId, StageId, StageIndex};
 
 /// Consecutive layers: `first..end`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -55,7 +55,8 @@ pub struct StagePlan {
     pub quantize: Quantize,
     /// How its keys and values are stored.
     pub kv_cache_dtype: KvCacheDtype,
-    /// The next stage's node; none for the last.
+    /// Where its frames go: the next stage's node, or, from the last of several, the first's, which
+    /// is told what was sampled. None where there is only one.
     pub next: Option<Peer>,
     /// The sizes to prepare for.
     pub limits: StageLimits,
@@ -67,6 +68,12 @@ impl StagePlan {
     /// Whether this stage looks up the embedding.
     pub fn embeds(&self) -> bool {
         self.id.stage.0 == 0
+    }
+
+    /// The name under which the first of several stages is told what the last one samples: that of
+    /// the stage after it.
+    pub fn behind_last(&self) -> StageId {
+        StageId { stage: StageIndex(self.num_stages), ..self.id }
     }
 
     /// Whether this stage holds the head and samples.

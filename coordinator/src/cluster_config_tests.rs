@@ -60,12 +60,12 @@ fn a_cache_has_no_more_blocks_than_configured() {
 /// Where the configuration names no number of stages, only the nodes tell how many there are.
 #[test]
 fn more_stages_than_frames_may_wait_are_not_placed() {
-    let mut test = Test::new(|config| config.transport.max_buffered_frames = 2);
+    let mut test = Test::new(|config| config.transport.max_buffered_frames = 3);
     for node in 1..=3 {
         test.join(node, 1000);
     }
     test.wait(Duration::from_secs(3));
     assert!(test.plans.is_empty());
     let said = test.cluster.status().waiting_for;
-    assert!(said.contains("3 stages need transport.max_buffered_frames to be 3"), "{said}");
+    assert!(said.contains("3 stages need transport.max_buffered_frames to be 4"), "{said}");
 }

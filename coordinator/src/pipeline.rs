@@ -53,10 +53,11 @@ impl Pipeline {
             0 => places.len().min(num_layers),
             stages => stages,
         };
-        // As many steps are under way as there are stages, and all may wait at one of them.
+        // All steps that are under way may wait at one stage.
         let max = config.transport.max_buffered_frames;
-        if num_stages > max as usize {
-            return Err(PlacementError::TooFewFrames { num_stages, max });
+        let needed = num_stages + usize::from(config.scheduler.run_ahead);
+        if needed > max as usize {
+            return Err(PlacementError::TooFewFrames { num_stages, needed, max });
         }
         let num_places = places.len().min(num_stages);
         let place_of = |stage: usize| stage * num_places / num_stages;
@@ -89,7 +90,7 @@ impl Pipeline {
                 digests,
                 quantize: config.model.quantize,
                 kv_cache_dtype: config.model.kv_cache_dtype,
-                next: (stage + 1 < num_stages).then(|| places[place_of(stage + 1)].peer),
+                next: (num_stages > 1).then(|| places[place_of((stage + 1) % num_stages)].peer),
                 limits: limits(config, model),
                 memory_bytes: slots[stage].memory,
             };

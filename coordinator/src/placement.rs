@@ -44,11 +44,13 @@ pub enum PlacementError {
         /// Layers that there are.
         num_layers: usize,
     },
-    /// A step of each stage must find room where frames wait.
-    #[error("{num_stages} stages need transport.max_buffered_frames to be {num_stages}, not {max}")]
+    /// Every step under way must find room where frames wait.
+    #[error("{num_stages} stages need transport.max_buffered_frames to be {needed}, not {max}")]
     TooFewFrames {
         /// Stages that were asked for, or adapters that there are.
         num_stages: usize,
+        /// Steps that may be under way.
+        needed: usize,
         /// What the configuration says.
         max: u32,
     },

@@ -2,8 +2,6 @@
 //! supervises them; [`StageActor`] moves frames between links and the device, and never computes.
 
 use std::collections::HashMap;
-use std::future::pending;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,32 +9,26 @@ use protocol::message::{
     COORDINATOR_GROUP, CoordinatorMsg, Loading, NODE_GROUP, NodeMsg, Progress, StageFailed, Unload,
     Wire,
 };
-use protocol::{
-    Body, Failed, Frame, NodeReport, Sampled, StageEcho, StageId, StagePlan, StageTiming, Step,
-    StepId,
-};
+use protocol::{NodeReport, StageEcho, StageId, StagePlan};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent, pg};
 use telemetry::Tracer;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
-use transport::{Remote, Sent};
+use transport::Remote;
 
-use crate::device_thread::{Computed, DeviceThread};
+use crate::courier;
+use crate::device_thread::DeviceThread;
 use crate::error::StageError;
-use crate::links::{Arrived, Inlet, Links, Outlet};
+use crate::links::{Arrived, Inlet, Links};
 use crate::progress::Bar;
-use crate::stage::{Held, StepOutput};
-use crate::trace::TracedStep;
+use crate::stage::Held;
 
 /// Between two reports of how far loading has come.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long stages may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long a courier tries to say why it ends.
-const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Loads and drops stages, and supervises them.
 pub struct NodeActor;
@@ -145,7 +137,7 @@ impl Actor for NodeActor {
     }
 }
 
-/// Moves frames between a stage's links and its device.
+/// A loaded stage, whose frames a [courier](crate::courier) moves.
 pub struct StageActor;
 
 /// Local messages of [`StageActor`], from its own tasks.
@@ -161,7 +153,8 @@ pub enum StageMsg {
 pub struct StageState {
     node: Arc<Node>,
     plan: Arc<StagePlan>,
-    inlet: Option<Inlet>,
+    // What brings it steps, and what tells the first of several stages what was sampled.
+    inlets: Option<(Inlet, Option<mpsc::Receiver<Arrived>>)>,
     // What loads it, then what moves its frames: ends with this.
     task: JoinSet<()>,
 }
@@ -177,13 +170,15 @@ impl Actor for StageActor {
         (node, plan): Self::Arguments,
     ) -> Result<StageState, ActorProcessingErr> {
         let inlet = node.links.open(plan.id);
+        let samples = (plan.embeds() && plan.num_stages > 1)
+            .then(|| node.links.open(plan.behind_last()).frames);
         let loading = load(Arc::clone(&node), Arc::clone(&plan));
         let mut task = JoinSet::new();
         task.spawn(async move {
             let loaded = loading.await;
             let _ = myself.cast(StageMsg::Loaded(loaded));
         });
-        Ok(StageState { node, plan, inlet: Some(inlet), task })
+        Ok(StageState { node, plan, inlets: Some((inlet, samples)), task })
     }
 
     async fn handle(
@@ -202,10 +197,10 @@ impl Actor for StageActor {
                     memory_mib = echo.memory_bytes >> 20,
                     "stage loaded"
                 );
-                let Some(inlet) = state.inlet.take() else { return Ok(()) };
+                let Some(inlets) = state.inlets.take() else { return Ok(()) };
                 let (node, plan) = (Arc::clone(&state.node), Arc::clone(&state.plan));
                 state.task.spawn(async move {
-                    let cause = carry(node, plan, inlet).await;
+                    let cause = courier::carry(node, plan, inlets).await;
                     let _ = myself.cast(StageMsg::Broken(cause));
                 });
                 tell_coordinator(CoordinatorMsg::Ready(echo.into())).await;
@@ -224,6 +219,7 @@ impl Actor for StageActor {
         state.task.abort_all();
         let id = state.plan.id;
         state.node.links.close(id);
+        state.node.links.close(state.plan.behind_last());
         if let Some(device) = state.node.devices.get(state.plan.adapter as usize) {
             device.unload(id).await;
         }
@@ -264,7 +260,7 @@ fn echo(node: &Node, plan: &StagePlan, held: &Held) -> StageEcho {
     }
 }
 
-fn failed(node: &Node, id: StageId, cause: String) -> StageFailed {
+pub(crate) fn failed(node: &Node, id: StageId, cause: String) -> StageFailed {
     StageFailed { node: node.report.node, id, cause }
 }
 
@@ -280,157 +276,4 @@ pub async fn tell_coordinator(message: CoordinatorMsg) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     warn!("the coordinator's actor doesn't appear: a message to it is lost");
-}
-
-/// Moves a stage's frames as soon as a link to it is open. Ends with the reason why no more can be
-/// taken, which the coordinator has been told.
-async fn carry(node: Arc<Node>, plan: Arc<StagePlan>, inlet: Inlet) -> String {
-    let Inlet { linked, frames } = inlet;
-    if linked.await.is_err() {
-        return "no link to it was opened".into();
-    }
-    let stage = plan.id;
-    let mut coordinator = match node.links.to_coordinator(stage).await {
-        Ok(outlet) => outlet,
-        Err(cause) => return format!("the coordinator is gone: {cause}"),
-    };
-    let mut courier = Courier {
-        ended: coordinator.ended(),
-        coordinator: &mut coordinator,
-        next: None,
-        node,
-        plan: Arc::clone(&plan),
-        sent: Sent::default(),
-        free: Instant::now(),
-    };
-    let cause = match courier.link_next().await {
-        Ok(()) => courier.run(frames).await,
-        Err(cause) => cause,
-    };
-    drop(courier);
-    // Over the link, so that the reason is there before the link's end.
-    let failed = Failed { cause: cause.clone(), fatal: true };
-    let (model, step, body) = (plan.model, StepId::default(), Body::Failed(failed));
-    let told = coordinator.send(Frame { model, stage, step, body });
-    // Fails when that link is what has ended.
-    let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, told).await;
-    cause
-}
-
-/// Takes a stage's frames through its device, one after another, and sends what comes of them on.
-struct Courier<'a> {
-    node: Arc<Node>,
-    plan: Arc<StagePlan>,
-    // None on the last stage.
-    next: Option<Outlet>,
-    coordinator: &'a mut Outlet,
-    // Why one of the two takes no more, once that is so.
-    ended: Pin<Box<dyn Future<Output = String> + Send>>,
-    // Of the last frame: what the next one tells.
-    sent: Sent,
-    // Since when it waits for a frame.
-    free: Instant,
-}
-
-impl Courier<'_> {
-    /// Opens the link to the next stage, if there is one. It opens its own in turn, so that links
-    /// are open all around before the first frame comes.
-    async fn link_next(&mut self) -> Result<(), String> {
-        let Some(peer) = self.plan.next else { return Ok(()) };
-        let outlet =
-            self.node.links.to_stage(peer, self.plan.id.next()).await.map_err(|cause| {
-                format!("the next stage on node {} can't be reached: {cause}", peer.node)
-            })?;
-        let next_ended = outlet.ended();
-        let coordinator_ended = std::mem::replace(&mut self.ended, Box::pin(pending()));
-        self.ended = Box::pin(async move {
-            tokio::select! {
-                cause = next_ended => {
-                    format!("the link to the next stage on node {} ended: {cause}", peer.node)
-                }
-                cause = coordinator_ended => cause,
-            }
-        });
-        self.next = Some(outlet);
-        Ok(())
-    }
-
-    /// Ends with the reason why no more frames can be taken.
-    async fn run(&mut self, mut frames: mpsc::Receiver<Arrived>) -> String {
-        loop {
-            let arrived = tokio::select! {
-                arrived = frames.recv() => arrived,
-                cause = &mut self.ended => return cause,
-            };
-            let Some(arrived) = arrived else { return "the link to it has ended".into() };
-            // The link said which stage and epoch it is for; a frame that says otherwise is stale.
-            if arrived.frame.stage != self.plan.id {
-                continue;
-            }
-            if let Err(cause) = self.forward(arrived).await {
-                return cause;
-            }
-            self.free = Instant::now();
-        }
-    }
-
-    async fn forward(&mut self, arrived: Arrived) -> Result<(), String> {
-        let Arrived { frame, num_bytes, decode, at } = arrived;
-        let free = self.free.max(at);
-        let (queued, woken) = (free - at, free.elapsed());
-        let Frame { model, stage, step: number, body } = frame;
-        let Body::Step(step) = body else { return Ok(()) };
-        let traced = TracedStep::of(number, &step, at);
-        let device = &self.node.devices[self.plan.adapter as usize];
-        let computed = device.step(stage, step).await;
-        let end = Instant::now();
-        let (stage, body) = match computed {
-            Ok(Computed { mut step, output, wait, handoff, times, done }) => {
-                let timing = StageTiming {
-                    stage: stage.stage,
-                    decode_us: micros(decode),
-                    wait_us: micros(queued + wait),
-                    handoff_us: micros(woken + handoff + done.elapsed()),
-                    upload_us: micros(times.upload),
-                    compute_us: micros(times.compute),
-                    readback_us: micros(times.readback),
-                    encode_us: micros(self.sent.encode),
-                    send_us: micros(self.sent.write),
-                    rtt_us: micros(self.sent.rtt),
-                    received_bytes: num_bytes as u32,
-                };
-                step.timings.push(timing);
-                if let Some(traced) = traced {
-                    traced.record(&self.node, &self.plan, end, Ok(&timing));
-                }
-                match output {
-                    StepOutput::Hidden(hidden) => {
-                        (stage.next(), Body::Step(Step { hidden, ..step }))
-                    }
-                    StepOutput::Sampled(outputs) => {
-                        (stage, Body::Sampled(Sampled { outputs, timings: step.timings }))
-                    }
-                }
-            }
-            Err(cause) => {
-                let trace_id = traced.as_ref().and_then(TracedStep::first);
-                warn!(stage = %stage.stage, step = %number, trace_id, %cause, "step failed");
-                if let Some(traced) = traced {
-                    traced.record(&self.node, &self.plan, end, Err(&cause));
-                }
-                (stage, Body::Failed(Failed { cause: cause.to_string(), fatal: cause.is_fatal() }))
-            }
-        };
-        let to = match &body {
-            Body::Step(_) => self.next.as_mut().ok_or("the plan names no next stage")?,
-            Body::Sampled(_) | Body::Failed(_) => &mut *self.coordinator,
-        };
-        self.sent = to.send(Frame { model, stage, step: number, body }).await?;
-        Ok(())
-    }
-}
-
-/// To the nearest, so that sums of many are right.
-fn micros(duration: Duration) -> u32 {
-    u32::try_from((duration.as_nanos() + 500) / 1000).unwrap_or(u32::MAX)
 }

@@ -45,6 +45,9 @@ pub enum StageError {
     /// A batch that no scheduler of ours makes.
     #[error("the batch is wrong: {0}")]
     BadBatch(String),
+    /// A step was to compute what another samples, which failed.
+    #[error("step {0} failed, whose sample this one was to compute")]
+    PromiseBroken(protocol::StepId),
     /// The adapter's thread has ended.
     #[error("the adapter's thread has ended")]
     DeviceGone,

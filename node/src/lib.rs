@@ -2,6 +2,7 @@
 //! step and passes activations on. It never sees HTTP or text.
 
 pub mod actor;
+mod courier;
 pub mod device_thread;
 pub mod devices;
 pub mod error;
@@ -14,6 +15,7 @@ pub mod parent;
 pub mod progress;
 pub mod rows;
 pub mod run;
+pub mod samples;
 pub mod sequences;
 pub mod session;
 #[cfg(test)]

@@ -142,7 +142,7 @@ impl Sequences {
             return Err(bad(format!("positions {}..{end} of {max}", slice.start)));
         }
         let Input::Tokens(tokens) = &slice.input else {
-            return Err(bad("run-ahead input needs a newer node".into()));
+            return Err(bad("its token isn't known yet".into()));
         };
         if tokens.iter().chain(&slice.next).any(|token| token.0 >= self.vocab_size) {
             return Err(bad("a token outside the vocabulary".into()));
@@ -209,7 +209,7 @@ impl Sequences {
 
     fn apply_slice(&mut self, slice: &Slice) -> Result<(), StageError> {
         let Input::Tokens(tokens) = &slice.input else {
-            return Err(bad("run-ahead input needs a newer node".into()));
+            return Err(bad("its token isn't known yet".into()));
         };
         let sequence = match (self.known.entry(slice.sequence), &slice.begin) {
             (Entry::Occupied(entry), None) => entry.into_mut(),

@@ -90,9 +90,9 @@ impl Config {
             Err(ConfigError::Value { key, value: value.to_string(), expected })
         };
         let (coordinator, transport) = (&self.coordinator, &self.transport);
-        // As many steps are under way as there are stages, and each may wait at one place.
-        if coordinator.stages > transport.max_buffered_frames {
-            let expected = "must be at most transport.max_buffered_frames";
+        // Every step under way may wait at one place: one for each stage, and one ahead.
+        if coordinator.stages >= transport.max_buffered_frames {
+            let expected = "must be below transport.max_buffered_frames";
             return refuse("coordinator.stages", coordinator.stages, expected);
         }
         if transport.max_connections < 2 * coordinator.local_nodes.max(coordinator.stages) {
@@ -286,7 +286,7 @@ mod tests {
             assert!(said.starts_with(expected), "{said}");
         }
         Config::parse("[log]\nlevel = \"WARN, transport=debug,wire::x[s{f=1}]=off\"").unwrap();
-        let file = "[coordinator]\nstages = 17\n[transport]\nmax_buffered_frames = 17";
+        let file = "[coordinator]\nstages = 17\n[transport]\nmax_buffered_frames = 18";
         Config::parse(file).unwrap();
     }
 

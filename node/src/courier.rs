@@ -1,0 +1,290 @@
+//! Moves a stage's frames: from the link that brings them through its device, and on to the next
+//! stage. The last stage tells the coordinator what was sampled, and the first stage at the same
+//! time, where steps may wait for it already. A step that fails goes the same way, so that results
+//! come back in the order of their steps.
+
+use std::future::pending;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use protocol::message::CoordinatorMsg;
+use protocol::{
+    Batch, Body, Carried, Failed, Frame, Sampled, SliceOutput, StagePlan, StageTiming, Step, StepId,
+};
+use tokio::sync::mpsc;
+use tracing::warn;
+use transport::Sent;
+
+use crate::actor::{Node, failed, tell_coordinator};
+use crate::device_thread::Computed;
+use crate::error::StageError;
+use crate::links::{Arrived, Inlet, Outlet};
+use crate::samples::Samples;
+use crate::stage::StepOutput;
+use crate::trace::TracedStep;
+
+/// How long a courier tries to say why it ends.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Moves a stage's frames as soon as a link to it is open. Ends with the reason why no more can be
+/// taken, which the coordinator has been told.
+pub(crate) async fn carry(
+    node: Arc<Node>,
+    plan: Arc<StagePlan>,
+    (inlet, samples): (Inlet, Option<mpsc::Receiver<Arrived>>),
+) -> String {
+    let Inlet { linked, frames } = inlet;
+    if linked.await.is_err() {
+        return "no link to it was opened".into();
+    }
+    let stage = plan.id;
+    // Each stage opens its link to the next when the one to it is open, the last one before it
+    // says so: then links are open all around.
+    let mut next = None;
+    if plan.samples() {
+        next = match link_next(&node, &plan).await {
+            Ok(next) => next,
+            Err(cause) => {
+                let failed = failed(&node, stage, cause.clone());
+                tell_coordinator(CoordinatorMsg::Failed(failed.into())).await;
+                return cause;
+            }
+        };
+    }
+    let mut coordinator = match node.links.to_coordinator(stage).await {
+        Ok(outlet) => outlet,
+        Err(cause) => return format!("the coordinator is gone: {cause}"),
+    };
+    let linked = if plan.samples() { Ok(next) } else { link_next(&node, &plan).await };
+    let cause = match linked {
+        Ok(next) => {
+            let mut courier = Courier {
+                ended: ended(&plan, &coordinator, next.as_ref()),
+                coordinator: &mut coordinator,
+                next,
+                samples: Samples::new(plan.num_stages),
+                told: samples,
+                node,
+                plan: Arc::clone(&plan),
+                sent: Sent::default(),
+                free: Instant::now(),
+            };
+            courier.run(frames).await
+        }
+        Err(cause) => cause,
+    };
+    // Over the link, so that the reason is there before the link's end.
+    let failed = Failed { cause: cause.clone(), fatal: true };
+    let (model, step, body) = (plan.model, StepId::default(), Body::Failed(failed));
+    let told = coordinator.send(Frame { model, stage, step, body });
+    // Fails when that link is what has ended.
+    let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, told).await;
+    cause
+}
+
+/// Opens the link over which the stage's frames go on, if there are several stages.
+async fn link_next(node: &Node, plan: &StagePlan) -> Result<Option<Outlet>, String> {
+    let Some(peer) = plan.next else { return Ok(None) };
+    let outlet = node.links.to_stage(peer, plan.id.next()).await;
+    outlet
+        .map(Some)
+        .map_err(|cause| format!("the next stage on node {} can't be reached: {cause}", peer.node))
+}
+
+/// Why one of the two takes no more, once that is so.
+fn ended(plan: &StagePlan, coordinator: &Outlet, next: Option<&Outlet>) -> Ended {
+    let (coordinator, node) = (coordinator.ended(), plan.next.map(|peer| peer.node));
+    let (Some(next), Some(node)) = (next.map(Outlet::ended), node) else { return coordinator };
+    Box::pin(async move {
+        tokio::select! {
+            cause = next => format!("the link to the next stage on node {node} ended: {cause}"),
+            cause = coordinator => cause,
+        }
+    })
+}
+
+type Ended = Pin<Box<dyn Future<Output = String> + Send>>;
+
+/// Takes a stage's frames through its device, one after another, and sends what comes of them on.
+struct Courier<'a> {
+    node: Arc<Node>,
+    plan: Arc<StagePlan>,
+    // None where there is only one stage.
+    next: Option<Outlet>,
+    coordinator: &'a mut Outlet,
+    ended: Ended,
+    // On the first stage: what is known of steps under way, and who tells if it isn't the last.
+    samples: Samples,
+    told: Option<mpsc::Receiver<Arrived>>,
+    // Of the last frame: what the next one tells.
+    sent: Sent,
+    // Since when it waits for a frame.
+    free: Instant,
+}
+
+impl Courier<'_> {
+    /// Ends with the reason why no more frames can be taken.
+    async fn run(&mut self, mut frames: mpsc::Receiver<Arrived>) -> String {
+        loop {
+            let arrived = tokio::select! {
+                arrived = frames.recv() => arrived,
+                told = hear(&mut self.told) => {
+                    match self.take_in(told) {
+                        Ok(_) => continue,
+                        Err(cause) => return cause,
+                    }
+                }
+                cause = &mut self.ended => return cause,
+            };
+            let Some(arrived) = arrived else { return "the link to it has ended".into() };
+            // The link said which stage and epoch it is for; a frame that says otherwise is stale.
+            if arrived.frame.stage != self.plan.id {
+                continue;
+            }
+            if let Err(cause) = self.forward(arrived).await {
+                return cause;
+            }
+            self.free = Instant::now();
+        }
+    }
+
+    async fn forward(&mut self, arrived: Arrived) -> Result<(), String> {
+        let Arrived { frame, num_bytes, decode, at } = arrived;
+        let Frame { stage, step: number, body, .. } = frame;
+        let mut step = match body {
+            Body::Step(step) => step,
+            Body::Failed(_) => return self.send_on(number, body).await,
+            Body::Sampled(_) => return Ok(()),
+        };
+        let mut known = Ok(());
+        if self.plan.embeds() {
+            known = self.resolve(&mut step.batch).await?;
+            self.samples.begin(number);
+        }
+        let free = self.free.max(at);
+        let (queued, woken) = (free - at, free.elapsed());
+        let traced = TracedStep::of(number, &step, at);
+        let device = &self.node.devices[self.plan.adapter as usize];
+        let computed = match known {
+            Ok(()) => device.step(stage, step).await,
+            Err(cause) => Err(cause),
+        };
+        let end = Instant::now();
+        let body = match computed {
+            Ok(Computed { mut step, output, wait, handoff, times, done }) => {
+                let timing = StageTiming {
+                    stage: stage.stage,
+                    decode_us: micros(decode),
+                    wait_us: micros(queued + wait),
+                    handoff_us: micros(woken + handoff + done.elapsed()),
+                    upload_us: micros(times.upload),
+                    compute_us: micros(times.compute),
+                    readback_us: micros(times.readback),
+                    encode_us: micros(self.sent.encode),
+                    send_us: micros(self.sent.write),
+                    rtt_us: micros(self.sent.rtt),
+                    received_bytes: num_bytes as u32,
+                };
+                step.timings.push(timing);
+                if let Some(traced) = traced {
+                    traced.record(&self.node, &self.plan, end, Ok(&timing));
+                }
+                match output {
+                    StepOutput::Hidden(hidden) => Body::Step(Step { hidden, ..step }),
+                    StepOutput::Sampled(outputs) => {
+                        Body::Sampled(Sampled { outputs, timings: step.timings })
+                    }
+                }
+            }
+            Err(cause) => {
+                let trace_id = traced.as_ref().and_then(TracedStep::first);
+                warn!(stage = %stage.stage, step = %number, trace_id, %cause, "step failed");
+                if let Some(traced) = traced {
+                    traced.record(&self.node, &self.plan, end, Err(&cause));
+                }
+                Body::Failed(Failed { cause: cause.to_string(), fatal: cause.is_fatal() })
+            }
+        };
+        self.send_on(number, body).await
+    }
+
+    /// Puts what was sampled in the place of what was promised, once it is known; whether it ever
+    /// will be.
+    async fn resolve(
+        &mut self,
+        batch: &mut Carried<Batch>,
+    ) -> Result<Result<(), StageError>, String> {
+        loop {
+            match self.samples.resolve(batch) {
+                Ok(true) => return Ok(Ok(())),
+                Ok(false) => {}
+                Err(cause) => return Ok(Err(cause)),
+            }
+            let told = tokio::select! {
+                told = hear(&mut self.told) => told,
+                cause = &mut self.ended => return Err(cause),
+            };
+            // Until then it was behind another step.
+            self.free = self.take_in(told)?;
+        }
+    }
+
+    /// What the last stage says of a step, and when it came.
+    fn take_in(&mut self, told: Option<Arrived>) -> Result<Instant, String> {
+        let Arrived { frame, at, .. } = told.ok_or("the link from the last stage has ended")?;
+        if frame.stage == self.plan.behind_last() {
+            self.samples.hear(frame.step, &frame.body);
+        }
+        Ok(at)
+    }
+
+    /// To the next stage, or, from the last, to the first and to the coordinator. A stage that is
+    /// of no more use says so at once.
+    async fn send_on(&mut self, step: StepId, body: Body) -> Result<(), String> {
+        let (model, stage) = (self.plan.model, self.plan.id);
+        let is_fatal = matches!(&body, Body::Failed(failed) if failed.fatal);
+        if !is_fatal && !self.plan.samples() {
+            let next = self.next.as_mut().ok_or("the plan names no next stage")?;
+            self.sent = next.send(Frame { model, stage: stage.next(), step, body }).await?;
+            return Ok(());
+        }
+        match &mut self.next {
+            _ if is_fatal => {}
+            None => self.samples.hear(step, &body),
+            Some(first) => {
+                let body = tokens_of(&body);
+                first.send(Frame { model, stage: stage.next(), step, body }).await?;
+            }
+        }
+        self.sent = self.coordinator.send(Frame { model, stage, step, body }).await?;
+        Ok(())
+    }
+}
+
+/// What the last stage says next; never, where nobody does.
+async fn hear(told: &mut Option<mpsc::Receiver<Arrived>>) -> Option<Arrived> {
+    match told {
+        Some(told) => told.recv().await,
+        None => pending().await,
+    }
+}
+
+/// As much of a result as the first stage needs.
+fn tokens_of(result: &Body) -> Body {
+    let Body::Sampled(sampled) = result else { return result.clone() };
+    let only_token = |output: &SliceOutput| SliceOutput {
+        sequence: output.sequence,
+        position: output.position,
+        token: output.token,
+        logprobs: None,
+        prompt_logprobs: Vec::new(),
+    };
+    let outputs = sampled.outputs.iter().map(only_token).collect();
+    Body::Sampled(Sampled { outputs, timings: Vec::new() })
+}
+
+/// To the nearest, so that sums of many are right.
+fn micros(duration: Duration) -> u32 {
+    u32::try_from((duration.as_nanos() + 500) / 1000).unwrap_or(u32::MAX)
+}
