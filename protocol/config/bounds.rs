@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn values_that_do_not_go_together_are_refused() {
         for (file, expected) in [
-            ("[coordinator]\nstages = 17", "coordinator.stages = 17: must be at most transport.m"),
+            ("[coordinator]\nstages = 17", "coordinator.stages = 17: must be below transport.ma"),
             ("[coordinator]\nlocal_nodes = 129", "transport.max_connections = 256: must be at lea"),
             ("[transport]\nkeep_alive_ms = 900", "transport.idle_timeout_ms = 1500: must be at le"),
             ("[scheduler]\nmin_share = 0.3", "scheduler.min_share = 0.3: must be from 0 to 0.25"),
