@@ -192,7 +192,7 @@ impl Lane {
             sequence.last_step = self.next_step;
             traces.extend(sequence.trace.as_mut().and_then(|trace| match &slice.input {
                 Input::Tokens(_) => trace.step(),
-                Input::SampledBy(_) => trace.decode_step(),
+                Input::SampledBy(_) => trace.decode_step(now),
             }));
             num_tokens += slice.num_tokens();
             slices.push(slice);

@@ -65,8 +65,9 @@ pub struct SequenceTrace {
     phase: Phase,
     start: Instant,
     num_steps: u32,
-    // Decode steps before the first token was recorded.
+    // Decode steps that were sent before the first token was recorded, and since when.
     num_ahead: u32,
+    ahead_since: Option<Instant>,
     num_prompt_tokens: usize,
     num_generated: usize,
 }
@@ -87,6 +88,7 @@ impl SequenceTrace {
             start: now,
             num_steps: 0,
             num_ahead: 0,
+            ahead_since: None,
             num_prompt_tokens,
             num_generated: 0,
         }
@@ -105,12 +107,14 @@ impl SequenceTrace {
         is_kept.then(|| self.context_of(self.phase))
     }
 
-    /// As [`step`](Self::step), of a token that may not have been recorded yet.
-    pub fn decode_step(&mut self) -> Option<TraceContext> {
+    /// As [`step`](Self::step), of a token that may not have been recorded yet: decoding then
+    /// begins while the prefill is still under way.
+    pub fn decode_step(&mut self, now: Instant) -> Option<TraceContext> {
         if self.phase == Phase::Decode {
             return self.step();
         }
         self.num_ahead += 1;
+        self.ahead_since.get_or_insert(now);
         Some(self.context_of(Phase::Decode))
     }
 
@@ -128,7 +132,8 @@ impl SequenceTrace {
 
     fn go_on_to(&mut self, phase: Phase, now: Instant) -> PhaseEnded {
         let ended = self.phase_ended();
-        (self.phase, self.start) = (phase, now);
+        let ahead = self.ahead_since.take().filter(|_| phase == Phase::Decode);
+        (self.phase, self.start) = (phase, ahead.unwrap_or(now));
         self.num_steps = std::mem::take(&mut self.num_ahead);
         ended
     }
