@@ -257,7 +257,8 @@ impl Shape {
     }
 
     /// Writes a GGUF file of this shape, architecture `llama`, or `qwen2` where it has biases, with
-    /// a tokenizer of bytes that answers in made-up words. `progress` hears how many bytes of how many are written.
+    /// a tokenizer of bytes that answers in made-up words. `progress` hears how many bytes of how
+    /// many are written.
     ///
     /// # Errors
     /// When the file can't be written.

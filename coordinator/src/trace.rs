@@ -275,7 +275,7 @@ mod tests {
         // A request that a lost pipeline leaves is the same request in the next.
         let now = pipeline.now;
         pipeline.lane.evict().into_iter().for_each(|it| pipeline.queue.put(it, now));
-        pipeline.steps.clear();
+        pipeline.answer();
         assert_eq!(told(&mut pipeline).len(), 2);
         pipeline.step().unwrap();
         pipeline.drop_request(3, "no_pipeline");
