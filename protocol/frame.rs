@@ -592,7 +592,9 @@ mod tests {
         /// A section that says it is longer or shorter than it is takes no more memory than its
         /// frame, and is refused, or leaves a frame that says the same when it is sent on.
         #[test]
-        fn lengths_that_lie_never_panic(section in 0usize..4, lie in any::<u32>(), near in -9i64..9) {
+        fn lengths_that_lie_never_panic(
+            section in 0usize..4, lie in any::<u32>(), near in -9i64..9,
+        ) {
             let bytes = bytes(&frame(Body::Step(step())));
             let (_, content) = sections(&bytes)[section].clone();
             for length in [lie, (content.len() as i64 + near).max(0) as u32] {

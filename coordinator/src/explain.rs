@@ -153,7 +153,8 @@ mod tests {
         });
         let expected = "cmpl-000000000000000a: waiting, priority standard\n\
             \x20      time  choice  what       why\n\
-            \x20                    forgotten  3 older decisions (scheduler.max_explained_decisions)\n\
+            \x20                    forgotten  3 older decisions \
+            (scheduler.max_explained_decisions)\n\
             \x20   0.000 s       0  queued     it waits for its turn\n\
             \x20   1.004 s     all  failed     x\n\
             \x20   2.500 s       1  waits      for 2.496 s, 7 before it at priority interactive, \

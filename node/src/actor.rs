@@ -78,7 +78,8 @@ impl Actor for NodeActor {
                 if state.stages.contains_key(&plan.id) {
                     return Ok(());
                 }
-                info!(stage = %plan.id.stage, layers = %plan.layers, model = %plan.model, "loading");
+                let (stage, layers) = (plan.id.stage, plan.layers);
+                info!(%stage, %layers, model = %plan.model, "loading");
                 let arguments = (Arc::clone(&state.node), Arc::clone(&plan));
                 let (actor, _) =
                     Actor::spawn_linked(None, StageActor, arguments, myself.get_cell()).await?;

@@ -15,7 +15,8 @@ pub struct Http {
     /// Where the API listens: HOST:PORT, the host an address or a name.
     pub addr: Address,
     /// The file of API keys, as `autoglm key` writes it; it is read again when it changes. Empty:
-    /// `keys.toml` in the data directory, where there is one. Once there are keys, requests need one.
+    /// `keys.toml` in the data directory, where there is one. Once there are keys, requests need
+    /// one.
     pub api_keys: PathBuf,
     /// Whether the API may listen beyond loopback without keys, open to whoever reaches it.
     pub allow_anonymous: bool,

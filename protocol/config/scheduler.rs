@@ -36,8 +36,8 @@ pub struct Scheduler {
     /// Smaller requests that may pass one for which there are too few blocks; then blocks are kept
     /// for it.
     pub max_passed: u32,
-    /// Whether what was computed of a prompt serves others of the same tenant that begin alike. Bits
-    /// are the same either way.
+    /// Whether what was computed of a prompt serves others of the same tenant that begin alike.
+    /// Bits are the same either way.
     pub prefix_cache: bool,
     /// Requests that must have found a block of the prefix cache before it is pinned: handed out
     /// again after all those that aren't.

@@ -52,8 +52,8 @@ fn a_step_that_fails_behind_another_fails_nobody() {
     assert_eq!(pipeline.finished(&events).len(), 2);
 }
 
-/// The second step shares a block that the first was to write, and the first failed: what the second
-/// samples is heard of before that, and nobody may see it.
+/// The second step shares a block that the first was to write, and the first failed: what the
+/// second samples is heard of before that, and nobody may see it.
 #[test]
 fn what_a_step_samples_behind_one_that_failed_is_nobodys_token() {
     let mut pipeline = Pipeline::new(scheduler(|_| {}), 2, 64);
