@@ -52,7 +52,10 @@ pub enum Msg {
 }
 
 /// A look at the state as it is between two messages.
-pub struct Look(pub Box<dyn FnOnce(&Cluster, Instant) + Send>);
+pub struct Look(pub Looking);
+
+/// Is shown the state, and told the time.
+pub type Looking = Box<dyn FnOnce(&Cluster, Instant) + Send>;
 
 impl fmt::Debug for Look {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -270,7 +270,7 @@ impl Answer {
             let said = Some(piece.text.as_str());
             ChoiceBody {
                 index,
-                message: is_chat.then(|| Message {
+                message: is_chat.then_some(Message {
                     role: Some("assistant"),
                     content: said,
                     refusal: Some(()),
