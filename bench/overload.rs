@@ -98,7 +98,6 @@ impl Asked {
                 .map(|it| ("max_time_ms".to_owned(), it.into()))
                 .into_iter()
                 .collect(),
-            ..Parameters::default()
         };
         let prompts = (0..MAX_PROMPTS as u64).map(|number| {
             let mut random = random(Purpose::Conversation, seed, number);

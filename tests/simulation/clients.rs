@@ -60,7 +60,7 @@ struct Words {
 
 impl Words {
     fn is_stop(&self, token: TokenId) -> bool {
-        self.stop_every > 0 && token.0 % self.stop_every == 0
+        self.stop_every > 0 && token.0.is_multiple_of(self.stop_every)
     }
 }
 

@@ -42,7 +42,7 @@ pub fn random(random: &mut Random) -> Vec<Body> {
             at += Duration::from_secs_f64(pause);
         }
         let num_asks = if random.chance(0.1) { random.between(2, 6) } else { 1 };
-        let (tenant, weight) = &tenants[random.next() as usize % tenants.len()];
+        let (tenant, weight) = &tenants[random.bits() as usize % tenants.len()];
         let asks = (0..num_asks).map(|_| {
             let mut ask = ask(random, has_shared.then_some(&prefixes));
             (ask.tenant, ask.weight) = (Arc::clone(tenant), *weight);
@@ -60,7 +60,7 @@ fn ask(random: &mut Random, prefixes: Option<&Vec<Arc<[TokenId]>>>) -> Ask {
     if let Some(prefixes) = prefixes
         && random.chance(0.7)
     {
-        let prefix = &prefixes[random.next() as usize % prefixes.len()];
+        let prefix = &prefixes[random.bits() as usize % prefixes.len()];
         // Sometimes all of it, and nothing else.
         tokens.truncate(if random.chance(0.2) { 0 } else { tokens.len() });
         tokens.splice(0..0, prefix.iter().copied());

@@ -256,7 +256,7 @@ fn faults(scenario: &Scenario, random: &mut Random) -> Vec<Fault> {
             let pipeline = random.between(0, 2) as usize;
             let what = match random.between(0, 9) {
                 0..=3 => {
-                    let node = random.next() as usize % scenario.nodes.len();
+                    let node = random.bits() as usize % scenario.nodes.len();
                     What::Kill { node, noticed, back }
                 }
                 4..=5 => What::KillStage { stage: random.between(0, 3) as usize, noticed, back },
