@@ -106,7 +106,7 @@ async fn clients_that_go_away_free_their_blocks_and_places() {
     streamed["stream"] = true.into();
     let leave = async |number: u64| {
         // Of a whole answer nothing is to be read before it is complete.
-        let request = if number % 3 == 0 { &whole } else { &streamed };
+        let request = if number.is_multiple_of(3) { &whole } else { &streamed };
         let mut patience = Duration::from_millis(number % 50);
         let asking = async {
             let mut stream = cluster.stream("/v1/completions", request).await;

@@ -145,7 +145,7 @@ async fn usage_tells_cached_tokens_of_chats_and_completions_streamed_or_not() {
         let events = cluster.stream(path, &streamed).await.text().await.unwrap();
         let usage = events.lines().filter_map(|line| line.strip_prefix("data: {"));
         let usage = usage.map(|rest| serde_json::from_str::<Value>(&format!("{{{rest}")).unwrap());
-        let usage = usage.filter(|chunk| !chunk["usage"].is_null()).last().unwrap();
+        let usage = usage.rfind(|chunk| !chunk["usage"].is_null()).unwrap();
         assert_eq!(cached(&usage), expected, "{path}, streamed");
     }
     cluster.stop();
