@@ -144,7 +144,8 @@ async fn usage_tells_cached_tokens_of_chats_and_completions_streamed_or_not() {
         streamed["stream_options"] = json!({"include_usage": true});
         let events = cluster.stream(path, &streamed).await.text().await.unwrap();
         let usage = events.lines().filter_map(|line| line.strip_prefix("data: {"));
-        let usage = usage.map(|rest| serde_json::from_str::<Value>(&format!("{{{rest}")).unwrap());
+        let mut usage =
+            usage.map(|rest| serde_json::from_str::<Value>(&format!("{{{rest}")).unwrap());
         let usage = usage.rfind(|chunk| !chunk["usage"].is_null()).unwrap();
         assert_eq!(cached(&usage), expected, "{path}, streamed");
     }
