@@ -138,7 +138,7 @@ impl Actor for NodeActor {
     }
 }
 
-/// A loaded stage, whose frames a [courier](crate::courier) moves.
+/// A loaded stage, whose frames a courier moves.
 pub struct StageActor;
 
 /// Local messages of [`StageActor`], from its own tasks.

@@ -107,7 +107,11 @@ mod tests {
         })
         .unwrap();
         assert_eq!(read(&path).unwrap(), wanted);
-        edit(&path, |keys| Ok(keys.truncate(1))).unwrap();
+        edit(&path, |keys| {
+            keys.truncate(1);
+            Ok(())
+        })
+        .unwrap();
         assert_eq!(read(&path).unwrap(), wanted[..1]);
         #[cfg(unix)]
         {
@@ -123,7 +127,11 @@ mod tests {
     fn what_is_wrong_with_a_file_is_said_and_the_file_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("keys.toml");
-        edit(&path, |keys| Ok(keys.push(key("x", "sk-1")))).unwrap();
+        edit(&path, |keys| {
+            keys.push(key("x", "sk-1"));
+            Ok(())
+        })
+        .unwrap();
         let good = fs::read_to_string(&path).unwrap();
         for (change, expected) in [
             (good.replace("weight = 1", "weight = 0"), "weight must be from 1"),
@@ -141,12 +149,20 @@ mod tests {
             fs::write(&path, &change).unwrap();
             let said = format!("{:#}", read(&path).unwrap_err());
             assert!(said.contains(expected) && said.contains("keys.toml"), "{said}");
-            edit(&path, |keys| Ok(keys.clear())).unwrap_err();
+            edit(&path, |keys| {
+                keys.clear();
+                Ok(())
+            })
+            .unwrap_err();
             assert_eq!(fs::read_to_string(&path).unwrap(), change);
         }
         fs::write(&path, &good).unwrap();
         // Two of one name are refused before they are written.
-        edit(&path, |keys| Ok(keys.push(key("x", "sk-2")))).unwrap_err();
+        edit(&path, |keys| {
+            keys.push(key("x", "sk-2"));
+            Ok(())
+        })
+        .unwrap_err();
         assert_eq!(fs::read_to_string(&path).unwrap(), good);
     }
 
@@ -159,7 +175,11 @@ mod tests {
                 let path = &path;
                 scope.spawn(move || {
                     let (name, secret) = (format!("k{number}"), format!("sk-{number}"));
-                    edit(path, |keys| Ok(keys.push(key(&name, &secret)))).unwrap();
+                    edit(path, |keys| {
+                        keys.push(key(&name, &secret));
+                        Ok(())
+                    })
+                    .unwrap();
                 });
             }
         });

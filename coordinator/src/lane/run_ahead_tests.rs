@@ -125,7 +125,7 @@ impl Run {
         true
     }
 
-    fn to_end(&mut self) {
+    fn finish(&mut self) {
         while self.turn() {}
     }
 
@@ -170,7 +170,7 @@ fn the_next_step_is_at_hand_before_the_one_before_returns() {
         assert_eq!(promises(second), [(0, 0)]);
         assert_eq!((second.slices[0].start, second.slices[0].num_tokens()), (12, 1));
         assert!(steps[2].is_none(), "one promised token at most");
-        run.to_end();
+        run.finish();
         run.check_but(&[], "alone");
     }
     let mut run = Run::new(1, 64, |config| config.run_ahead = false);
@@ -235,7 +235,7 @@ fn an_answer_stops_at_any_token_with_the_next_one_under_way() {
             let mut run = Run::new(num_stages, 12, |config| config.max_num_seqs = 3);
             run.add(Request { stop_tokens: [*stop].into(), ..mixed(2, 40) });
             (3..7).for_each(|id| run.add(mixed(id, 30)));
-            run.to_end();
+            run.finish();
             run.check_but(&[], &format!("stop at {i}, {num_stages} stages"));
         }
     }
@@ -285,7 +285,7 @@ fn whoever_leaves_at_any_token_leaves_nothing_behind() {
                     ..request(9, 1, 3)
                 }),
             }
-            run.to_end();
+            run.finish();
             run.check_but(&lost, &format!("{how} after {num_before} of {num_stages} stages"));
         }
     }
@@ -325,7 +325,7 @@ fn answers_are_the_same_in_any_mixture() {
                 cancelled.push(other);
             }
         }
-        run.to_end();
+        run.finish();
         run.check_but(&cancelled, &format!("seed {seed}"));
     }
 }
@@ -341,7 +341,7 @@ fn what_comes_out_of_turn_is_taken_in_its_turn() {
     for ((step, _), sampled) in late.iter().zip(sampled).rev() {
         run.pipeline.update(*step, sampled);
     }
-    run.to_end();
+    run.finish();
     run.check_but(&[], "out of turn");
 }
 
@@ -369,9 +369,9 @@ fn what_an_answers_last_step_filled_is_found_by_others() {
         let first = Request { prompt: vec![TokenId(4); 10].into(), ..request(1, 1, 7) };
         let whole = [&first.prompt[..], &answer(&first)].concat();
         run.add(first);
-        run.to_end();
+        run.finish();
         run.add(Request { prompt: whole.into(), ..request(2, 1, 3) });
-        run.to_end();
+        run.finish();
         assert_eq!(run.pipeline.told.prefix.num_found, 16, "run_ahead = {run_ahead}");
         run.check_but(&[], "prefix");
     }
