@@ -44,7 +44,7 @@ struct Arguments {
     /// Tokens of the longest sequence.
     #[arg(long, default_value_t = 32_768)]
     max_model_len: u32,
-    /// A file like cluster.toml, of which [scheduler] counts.
+    /// A file like cluster.toml, of which `[scheduler]` counts.
     #[arg(long)]
     config: Option<PathBuf>,
     /// Microseconds of a step at a stage that holds the whole model.
