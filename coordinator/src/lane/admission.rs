@@ -23,20 +23,7 @@ pub fn admit(queue: &mut Queue, lanes: &mut [&mut Lane], now: Instant, told: &mu
     if lanes.len() > 1 {
         outstanding = lanes.iter().map(|lane| lane.num_outstanding_tokens()).collect();
     }
-    while lanes.iter().any(|lane| lane.has_room() && lane.has_place()) {
-        let mut chosen = 0;
-        let fits = |waiting: &mut Sequence| {
-            let (fit, lane) = choose(waiting, lanes, &outstanding);
-            chosen = lane;
-            fit
-        };
-        let Some((sequence, wait)) = queue.pop(now, fits) else { break };
-        outstanding[chosen] += sequence.num_outstanding();
-        if let Some(sequence) = lanes[chosen].start(sequence, wait, now, told) {
-            queue.put(sequence, now);
-            break;
-        }
-    }
+    fill(queue, lanes, &mut outstanding, now, told);
     while let Some(waiting) = queue.most_urgent()
         && let Some((lane, victims)) = to_preempt(waiting, lanes)
     {
@@ -47,6 +34,32 @@ pub fn admit(queue: &mut Queue, lanes: &mut [&mut Lane], now: Instant, told: &mu
         lanes[lane].return_preempted(queue, now);
         let Some((sequence, wait)) = queue.take(ticket, now) else { break };
         if let Some(sequence) = lanes[lane].start(sequence, wait, now, told) {
+            queue.put(sequence, now);
+            break;
+        }
+        // More may have become free than it needs.
+        fill(queue, lanes, &mut outstanding, now, told);
+    }
+}
+
+/// Lets in whatever fits.
+fn fill(
+    queue: &mut Queue,
+    lanes: &mut [&mut Lane],
+    outstanding: &mut [usize],
+    now: Instant,
+    told: &mut Told,
+) {
+    while lanes.iter().any(|lane| lane.has_room() && lane.has_place()) {
+        let mut chosen = 0;
+        let fits = |waiting: &mut Sequence| {
+            let (fit, lane) = choose(waiting, lanes, outstanding);
+            chosen = lane;
+            fit
+        };
+        let Some((sequence, wait)) = queue.pop(now, fits) else { break };
+        outstanding[chosen] += sequence.num_outstanding();
+        if let Some(sequence) = lanes[chosen].start(sequence, wait, now, told) {
             queue.put(sequence, now);
             break;
         }

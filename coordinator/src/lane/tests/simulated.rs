@@ -4,7 +4,7 @@ use protocol::{RequestId, StepId};
 
 use super::own;
 use crate::lane::{Capacity, Lane, admit};
-use crate::request::{Event, Request};
+use crate::request::{Event, Priority, Request};
 use crate::testing::{Pipeline, request, scheduler};
 
 /// A lane of its class serves and has no room for a step just now: it waits for that one.
@@ -69,4 +69,19 @@ fn what_a_step_samples_behind_one_that_failed_is_nobodys_token() {
     pipeline.lane.fail(StepId(0), "bad luck", queue, now, told);
     let failed = pipeline.events();
     assert!(matches!(failed[..], [(RequestId(1), Event::Failed(_))]), "{failed:?}");
+}
+
+/// A more urgent one takes the place of one that held more than it needs: what is left is used at
+/// once, also where no step can be sent now, after which others would have been let in.
+#[test]
+fn what_is_left_of_the_place_of_another_is_used_at_once() {
+    let mut pipeline = Pipeline::new(scheduler(|_| {}), 2, 8);
+    pipeline.add(Request { priority: Priority::Offline, ..own(1, 100, 4) });
+    pipeline.step().unwrap();
+    pipeline.add(Request { priority: Priority::Offline, ..own(2, 20, 4) });
+    pipeline.add(Request { priority: Priority::Interactive, ..own(3, 60, 4) });
+    let (now, told) = (pipeline.now, &mut pipeline.told);
+    admit(&mut pipeline.queue, &mut [&mut pipeline.lane], now, told);
+    let running = pipeline.lane.running().iter().map(|it| it.request_id().0);
+    assert_eq!(running.collect::<Vec<_>>(), [3, 2]);
 }
