@@ -50,6 +50,7 @@ pub(crate) struct Test {
 impl Test {
     pub(crate) fn new(change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
+        config.scheduler.run_ahead = true;
         change(&mut config);
         let now = Instant::now();
         let cluster = Cluster::new(config, model(), 3, now);

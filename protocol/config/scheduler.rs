@@ -63,7 +63,7 @@ impl Default for Scheduler {
             max_blocks: 0,
             reserved_tokens: 64,
             target_step_ms: 100,
-            run_ahead: true,
+            run_ahead: false,
             aging_ms: 15_000,
             offline_aging_ms: 3_600_000,
             min_share: 0.02,
