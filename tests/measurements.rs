@@ -77,7 +77,7 @@ fn two_stages_are_set_beside_one() {
     let (text, result) = measure(
         &["scaling", "--model", model.to_str().unwrap(), "--concurrency", "2,4", "--rounds", "1"]
             .into_iter()
-            .chain(["--window", "2s", "--answer", "16", "--chunk", "8"])
+            .chain(["--window", "2s", "--answer", "16", "--chunk", "4"])
             .collect::<Vec<_>>(),
         &folder.path().join("result.json"),
     );
@@ -85,5 +85,5 @@ fn two_stages_are_set_beside_one() {
         let ratio = comparison["ratio"].as_f64().unwrap();
         assert!(ratio > 0.05 && ratio < 20.0, "{text}");
     }
-    assert!(text.contains("128 tokens of prompt"), "{text}");
+    assert!(text.contains("64 tokens of prompt"), "{text}");
 }

@@ -368,8 +368,9 @@ fn a_stage_takes_the_memory_that_it_says() {
         cache_bytes.push(bytes_taken(device, &files, cut, kv));
     }
     // 4 layers of 2 heads of 16 values, keys and values, 512 blocks of 16 tokens: 2 bytes less.
-    // Where they are images, each may have a row more, which is half as long with 2 bytes.
+    // Where they are images, each may have a row more, which is half as long with 2 bytes, and so
+    // may the blocks that are being copied, once in each of two stages.
     let less = 4 * 2 * 16 * 2 * 512 * 16 * 2;
     let saved = cache_bytes[0] - cache_bytes[1];
-    assert!((less..=less + less / 8).contains(&saved), "{saved} bytes, {less} of values");
+    assert!((less..=less + less / 4).contains(&saved), "{saved} bytes, {less} of values");
 }
