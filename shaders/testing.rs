@@ -255,7 +255,7 @@ pub(crate) fn inputs(gpu: &Gpu, step: &StepInputs) -> (Inputs, StepShape) {
         max_tokens: 1024,
         max_outputs: 1024,
         max_table_entries: 4096,
-        max_copies: 1024,
+        max_copies: 64,
         max_positions: 4096,
         num_blocks: 4096,
         vocab_size: 1 << 20,
