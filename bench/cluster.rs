@@ -18,14 +18,14 @@ const READY_SECONDS: u64 = 300;
 pub struct Setup {
     /// A Hugging Face directory or a GGUF file.
     pub model: PathBuf,
-    /// The folder of the programs; without it that of this one.
-    pub programs: Option<PathBuf>,
+    /// The coordinator's program, beside which lies that of the nodes.
+    pub coordinator: PathBuf,
+    /// What the coordinator is run by: these words come before its own.
+    pub runner: Vec<String>,
     /// Node processes, a stage on each.
     pub num_nodes: u32,
     /// Lines of cluster.toml.
     pub config: String,
-    /// Variables of the environment, each as in `NAME=value`.
-    pub environment: Vec<String>,
 }
 
 /// A cluster that serves. Its processes are killed when this is dropped.
@@ -37,14 +37,14 @@ pub struct Cluster {
 }
 
 impl Setup {
-    /// One pipeline of so many stages, with our programs and defaults.
+    /// One pipeline of so many stages, with the programs that lie beside this one and defaults.
     pub fn new(model: impl Into<PathBuf>, num_nodes: u32) -> Self {
         Self {
             model: model.into(),
-            programs: None,
+            coordinator: program("autoglm"),
+            runner: Vec::new(),
             num_nodes,
             config: String::new(),
-            environment: Vec::new(),
         }
     }
 
@@ -56,11 +56,8 @@ impl Setup {
         let folder = tempfile::tempdir()?;
         let config = folder.path().join("cluster.toml");
         std::fs::write(&config, &self.config)?;
-        let coordinator = match &self.programs {
-            Some(folder) => folder.join("autoglm"),
-            None => program("autoglm"),
-        };
-        let (coordinator, nodes) = (coordinator.display().to_string(), self.num_nodes.to_string());
+        let coordinator = self.coordinator.display().to_string();
+        let nodes = self.num_nodes.to_string();
         let (model, config) = (self.model.to_string_lossy(), config.to_string_lossy());
         let words = [
             [coordinator.as_str(), "serve"],
@@ -72,11 +69,8 @@ impl Setup {
             ["--data-dir", "{dir}"],
             ["--config", &config],
         ];
-        let mut words: Vec<_> = words.concat().into_iter().map(str::to_owned).collect();
-        if !self.environment.is_empty() {
-            let environment = std::iter::once("env".to_owned());
-            words.splice(0..0, environment.chain(self.environment.iter().cloned()));
-        }
+        let own = words.concat().into_iter().map(str::to_owned);
+        let words = self.runner.iter().cloned().chain(own).collect();
         let started = Started::start(&Command { words, ready_seconds: READY_SECONDS }).await?;
         Ok(Cluster { started, _folder: folder })
     }

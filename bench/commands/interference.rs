@@ -156,8 +156,8 @@ async fn rival(
     programs: &std::path::Path,
 ) -> Result<Side> {
     check_programs(programs)?;
-    let programs = Some(programs.to_owned());
-    let setup = Setup { programs, ..setup(arguments, model) };
+    let coordinator = programs.join("autoglm");
+    let setup = Setup { coordinator, ..setup(arguments, model) };
     let mut work = work(arguments, [None, None]);
     work.num_requests = arguments.rival_requests.get();
     let mut ways = vec![(arguments.running.get() + arguments.waiting, "other build".to_owned())];

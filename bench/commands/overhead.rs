@@ -4,9 +4,10 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use bench::cluster::Setup;
 use bench::numbers::median;
-use bench::overhead::{Collector, Cost, Counted, Launch, Work, own_coordinator};
+use bench::overhead::{Collector, Cost, Counted, Counting, Work};
 use bench::report::statistics::{Interval, mean_interval};
 
 use super::terminal::say;
@@ -60,30 +61,23 @@ pub(crate) struct OverheadArguments {
 
 pub(crate) async fn overhead(arguments: OverheadArguments) -> Result<ExitCode> {
     let collector = Collector::start().await?;
-    let folder = tempfile::tempdir()?;
-    let file = |given: Option<PathBuf>, name: &str, lines: String| -> Result<PathBuf> {
-        if let Some(path) = given {
-            return Ok(path);
+    let lines = |given: &Option<PathBuf>, default: &str| match given {
+        None => Ok(default.to_owned()),
+        Some(path) => {
+            std::fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))
         }
-        let path = folder.path().join(name);
-        std::fs::write(&path, lines)?;
-        Ok(path)
     };
-    let without = "[metrics]\nenabled = false\n".to_owned();
-    let with = format!(
-        "[traces]\nendpoint = \"{}\"\nsample_ratio = {}\n",
-        collector.endpoint(),
-        arguments.sample_ratio
-    );
-    let without = file(arguments.without, "without.toml", without)?;
-    let with = match (&arguments.with, &arguments.with_program) {
-        (None, Some(_)) => without.clone(),
-        _ => file(arguments.with, "with.toml", with)?,
-    };
-    let program = arguments.program.unwrap_or_else(own_coordinator);
-    let with_program = arguments.with_program.unwrap_or_else(|| program.clone());
+    let mut without = Setup::new(arguments.model, arguments.nodes.get());
+    without.coordinator = arguments.program.unwrap_or(without.coordinator);
+    without.config = lines(&arguments.without, "[metrics]\nenabled = false\n")?;
+    let mut with = without.clone();
+    if arguments.with.is_some() || arguments.with_program.is_none() {
+        let (endpoint, ratio) = (collector.endpoint(), arguments.sample_ratio);
+        let default = format!("[traces]\nendpoint = \"{endpoint}\"\nsample_ratio = {ratio}\n");
+        with.config = lines(&arguments.with, &default)?;
+    }
+    with.coordinator = arguments.with_program.unwrap_or(with.coordinator);
     let counted = if arguments.instructions { Counted::Instructions } else { Counted::Time };
-    let launch = Launch { model: arguments.model, num_nodes: arguments.nodes.get(), counted };
     let work = Work {
         num_requests: arguments.requests.get(),
         concurrency: arguments.concurrency.get(),
@@ -98,7 +92,7 @@ pub(crate) async fn overhead(arguments: OverheadArguments) -> Result<ExitCode> {
     for pair in 0..arguments.pairs.get() {
         // Two processes differ by luck that lasts as long as they: each pair has new ones.
         let clusters =
-            [launch.start(&program, &without).await?, launch.start(&with_program, &with).await?];
+            [Counting::start(&without, counted).await?, Counting::start(&with, counted).await?];
         for cluster in &clusters {
             cluster.round(work.tenth()).await?;
         }

@@ -137,7 +137,7 @@ async fn start(
 ) -> Result<Side> {
     eprintln!("{}", dim(&format!("starting a cluster: {name}")));
     let mut setup = Setup::new(model, stages);
-    setup.environment = vec![format!("LP_NUM_THREADS={}", arguments.driver_threads)];
+    setup.runner = vec!["env".into(), format!("LP_NUM_THREADS={}", arguments.driver_threads)];
     let most = arguments.concurrency.iter().map(|it| it.get()).max().unwrap_or(1);
     setup.config = format!(
         "[scheduler]\nmax_num_seqs = {most}\nmax_batched_tokens = {}\n{}\n",

@@ -5,42 +5,21 @@ mod collector;
 mod instructions;
 pub mod processes;
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use futures::{StreamExt, TryStreamExt};
 use serde_json::json;
 
 use crate::client::Server;
 use crate::client::request::Endpoint;
-use crate::experiments::configuration::Command;
-use crate::experiments::server::{Started, program};
+use crate::cluster::{Cluster, Setup};
 
 pub use collector::Collector;
 use instructions::Callgrind;
 
-/// The coordinator that lies beside this program.
-pub fn own_coordinator() -> PathBuf {
-    program("autoglm")
-}
-
 /// How long one answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
-
-/// How long a cluster may take to serve.
-const READY_SECONDS: u64 = 300;
-
-/// What a cluster is started with.
-#[derive(Clone, Debug)]
-pub struct Launch {
-    /// A Hugging Face directory or a GGUF file.
-    pub model: PathBuf,
-    /// Node processes, one stage on each.
-    pub num_nodes: u32,
-    /// What is counted.
-    pub counted: Counted,
-}
 
 /// What a round's cost is counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +32,8 @@ pub enum Counted {
 
 /// A cluster that serves, and who counts.
 #[derive(Debug)]
-pub struct Cluster {
-    started: Started,
+pub struct Counting {
+    cluster: Cluster,
     callgrind: Option<Callgrind>,
 }
 
@@ -85,54 +64,35 @@ impl Work {
     }
 }
 
-impl Launch {
-    /// Starts a cluster of this coordinator, with the nodes' program that lies beside it and a file
-    /// of the form of cluster.toml, and waits until it serves.
+impl Counting {
+    /// Starts a cluster and waits until it serves.
     ///
     /// # Errors
-    /// When it doesn't.
-    pub async fn start(&self, coordinator: &Path, config: &Path) -> Result<Cluster> {
-        let callgrind = match self.counted {
+    /// When it doesn't, or there is nobody to count.
+    pub async fn start(setup: &Setup, counted: Counted) -> Result<Self> {
+        let mut setup = setup.clone();
+        let callgrind = match counted {
             Counted::Time => None,
             Counted::Instructions => Some(Callgrind::new().await?),
         };
-        let coordinator = coordinator.display().to_string();
-        let nodes = self.num_nodes.to_string();
-        let (model, config) = (self.model.to_string_lossy(), config.to_string_lossy());
-        let words = [
-            [coordinator.as_str(), "serve"],
-            ["--model", &model],
-            ["--local-nodes", &nodes],
-            ["--stages", &nodes],
-            ["--http", "127.0.0.1:{port}"],
-            ["--cluster", "127.0.0.1:0"],
-            ["--data-dir", "{dir}"],
-            ["--config", &config],
-        ];
-        let mut words: Vec<_> = words.concat().into_iter().map(str::to_owned).collect();
-        if let Some(callgrind) = &callgrind {
-            words.splice(0..0, callgrind.words());
-        }
-        let started = Started::start(&Command { words, ready_seconds: READY_SECONDS }).await?;
-        Ok(Cluster { started, callgrind })
+        setup.runner.splice(0..0, callgrind.iter().flat_map(Callgrind::words));
+        Ok(Self { cluster: setup.start().await?, callgrind })
     }
-}
 
-impl Cluster {
     /// Does the work once.
     ///
     /// # Errors
     /// When the cluster doesn't answer, or answers other than asked.
     pub async fn round(&self, work: Work) -> Result<Cost> {
-        let pid = self.started.pid().context("the cluster has ended")?;
+        let (pid, url) = (self.cluster.pid()?, self.cluster.url());
         if let Some(callgrind) = &self.callgrind {
             callgrind.begin(pid).await?;
-            let num_tokens = ask(self.started.url(), work).await?;
+            let num_tokens = ask(url, work).await?;
             let each = callgrind.end(pid).await? / num_tokens;
             return Ok(Cost { all: each, coordinator: each });
         }
         let before = processes::seconds(pid)?;
-        let num_tokens = ask(self.started.url(), work).await?;
+        let num_tokens = ask(url, work).await?;
         let after = processes::seconds(pid)?;
         Ok(Cost {
             all: (after.all - before.all) * 1e6 / num_tokens,
@@ -142,7 +102,7 @@ impl Cluster {
 
     /// Ends its processes.
     pub async fn end(self) {
-        self.started.end().await;
+        self.cluster.end().await;
     }
 }
 

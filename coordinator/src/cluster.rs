@@ -23,12 +23,12 @@ use protocol::{
 pub use self::explain::{Explained, State, Waiting};
 use crate::backoff::Backoff;
 use crate::data_dir;
-use crate::history::History;
+use crate::history::{Decision, History};
 use crate::lane::{self, Lane, Prefix, Told};
 use crate::members::Members;
 use crate::model::Model;
 use crate::pipeline::Pipeline;
-use crate::queue::Queue;
+use crate::queue::{Advanced, Lifted, Queue};
 use crate::request::{Event, Priority, Request, RequestError, SubmitError};
 use crate::status::{NodeStatus, Status};
 use crate::trace::PhaseEnded;
@@ -408,7 +408,11 @@ impl Cluster {
 
     fn schedule(&mut self, now: Instant) {
         let mut told = Told::default();
-        for sequence in self.queue.advance(now) {
+        let Advanced { expired, lifted } = self.queue.advance(now);
+        for Lifted { request, choice, level, is_urgent } in lifted {
+            self.history.record(request, Some(choice), Decision::Lifted { level, is_urgent }, now);
+        }
+        for sequence in expired {
             told.fail(sequence, RequestError::DeadlineExceeded("the request waited for its turn"));
         }
         for lane in self.pipelines.values().filter_map(|pipeline| pipeline.lane.as_ref()) {

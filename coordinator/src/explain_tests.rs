@@ -132,6 +132,28 @@ fn whoever_needs_more_blocks_than_are_free_hears_how_many_and_who_passed_it() {
     assert_eq!(admitted.2, "to pipeline 0, 0 tokens cached, 1 passed it");
 }
 
+#[test]
+fn whoever_is_lifted_hears_to_which_priority_and_why() {
+    let mut test = cluster(1);
+    submit(&mut test, 1, Priority::Standard, 4);
+    submit(&mut test, 2, Priority::Standard, 4);
+    let deadline = Some(test.now + Duration::from_secs(25));
+    let urgent = Request { deadline, ..request(3, 4, 40) };
+    test.handle(Input::Submit(vec![urgent]));
+    // scheduler.aging_ms is 15 s; 40 tokens and a chunk take 4.1 s by scheduler.target_step_ms.
+    for seconds in [15, 6, 9] {
+        test.wait(Duration::from_secs(seconds));
+    }
+    let lifted = |id| {
+        let told = decisions(&test, id).into_iter().filter(|it| it.1 == "lifted");
+        told.map(|it| (it.0 / 1000, it.2)).collect::<Vec<_>>()
+    };
+    let to = |level: &str, why: &str| format!("to priority {level}: {why}");
+    let by_age = (15, to("interactive", "it waited long"));
+    assert_eq!(lifted(2), [by_age.clone(), (30, to("realtime", "it waited long"))]);
+    assert_eq!(lifted(3), [by_age, (21, to("realtime", "its deadline comes near"))]);
+}
+
 /// Waiting, prefilling and decoding: each ends at once, tells its client, and holds nothing.
 #[test]
 fn a_withdrawn_request_ends_in_every_state() {

@@ -15,6 +15,13 @@ use crate::request::{FinishReason, Priority, Request, RequestError, Tenant};
 pub enum Decision {
     /// It waits.
     Queued,
+    /// It waits at another priority, before all who were not lifted there.
+    Lifted {
+        /// Which.
+        level: Priority,
+        /// Whether its deadline comes near; otherwise it has waited for so long.
+        is_urgent: bool,
+    },
     /// It runs from now on, of its tokens so many from the prefix cache.
     Admitted {
         /// Where.

@@ -76,6 +76,28 @@ pub struct Place<'a> {
     pub num_before: usize,
 }
 
+/// What time has done to those who wait.
+#[derive(Debug, Default)]
+pub struct Advanced {
+    /// Their deadline has passed: they wait no longer.
+    pub expired: Vec<Sequence>,
+    /// They stand before others now.
+    pub lifted: Vec<Lifted>,
+}
+
+/// Who was lifted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifted {
+    /// Whose request.
+    pub request: RequestId,
+    /// Which of its choices.
+    pub choice: u32,
+    /// The priority that it has from now on.
+    pub level: Priority,
+    /// Whether a deadline lifted it: its slack has run out. Otherwise it was its age.
+    pub is_urgent: bool,
+}
+
 /// A sequence's place in its tenant's line: the round of its turn, then who came first. Whoever was
 /// lifted stands before all who were not, or those who come one by one would pass the rest of a
 /// larger body for ever.
@@ -238,31 +260,35 @@ impl Queue {
     }
 
     /// Lifts whom it is time to lift; those whose deadline has passed wait no longer.
-    pub fn advance(&mut self, now: Instant) -> Vec<Sequence> {
-        let mut expired = Vec::new();
+    pub fn advance(&mut self, now: Instant) -> Advanced {
+        let mut advanced = Advanced::default();
         while let Some(&(at, ticket)) = self.timers.first()
             && at <= now
         {
             let waiting = &self.waiting[&ticket];
             if waiting.sequence.request().deadline.is_some_and(|deadline| deadline <= now) {
-                expired.extend(self.remove(ticket).map(|waiting| waiting.sequence));
+                advanced.expired.extend(self.remove(ticket).map(|waiting| waiting.sequence));
             } else {
-                let level = waiting.level;
-                self.leave(ticket);
-                let waiting = self.waiting.get_mut(&ticket).expect("it was just looked at");
-                let is_urgent =
-                    waiting.sequence.slack_ends(&self.config).is_some_and(|at| at <= now);
-                waiting.level = if is_urgent {
-                    Priority::Realtime
-                } else {
-                    Priority::ALL[(level.index() + 1).min(Priority::Realtime.index())]
-                };
-                waiting.key = (LIFTED, ticket);
-                self.enter(ticket);
-                self.set_timer(ticket, now);
+                advanced.lifted.push(self.lift(ticket, now));
             }
         }
-        expired
+        advanced
+    }
+
+    fn lift(&mut self, ticket: u64, now: Instant) -> Lifted {
+        self.leave(ticket);
+        let waiting = self.waiting.get_mut(&ticket).expect("whoever has a timer waits");
+        let is_urgent = waiting.sequence.slack_ends(&self.config).is_some_and(|at| at <= now);
+        let level = if is_urgent {
+            Priority::Realtime
+        } else {
+            Priority::ALL[(waiting.level.index() + 1).min(Priority::Realtime.index())]
+        };
+        (waiting.level, waiting.key) = (level, (LIFTED, ticket));
+        let (request, choice) = (waiting.sequence.request_id(), waiting.sequence.choice);
+        self.enter(ticket);
+        self.set_timer(ticket, now);
+        Lifted { request, choice, level, is_urgent }
     }
 
     /// When [`advance`](Self::advance) has something to do next.

@@ -168,6 +168,7 @@ impl Decision {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Queued => "queued",
+            Self::Lifted { .. } => "lifted",
             Self::Admitted { .. } => "admitted",
             Self::Chunked { .. } => "chunked",
             Self::Begun => "begun",
@@ -190,6 +191,10 @@ impl Decision {
             ),
             Self::Chunked { num_computed, num_tokens } => {
                 format!("{num_computed} of {num_tokens} tokens are in a step")
+            }
+            Self::Lifted { level, is_urgent } => {
+                let cause = if *is_urgent { "its deadline comes near" } else { "it waited long" };
+                format!("to priority {}: {cause}", level.name())
             }
             Self::Begun => "its first token is there".to_owned(),
             Self::Preempted { by } => format!("it gave way to priority {}", by.name()),

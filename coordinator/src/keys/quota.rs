@@ -52,7 +52,9 @@ impl Limits {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OverQuota {
     /// Too many requests in the last minute.
-    #[error("this API key may send {limit} requests a minute; the next in {wait_s} s")]
+    #[error(
+        "this API key may send a request in {wait_s} s: its limit of requests a minute is {limit}"
+    )]
     Requests {
         /// The limit.
         limit: u32,

@@ -119,7 +119,7 @@ fn nobody_waits_for_ever() {
     let (mut waited, mut id, mut now) = (None, 10, start);
     for second in 0..20 {
         now = start + Duration::from_secs(second);
-        assert!(queue.advance(now).is_empty());
+        assert!(queue.advance(now).expired.is_empty());
         for _ in 0..2 {
             queue.submit(of(Priority::Realtime, id), now);
             id += 1;
@@ -156,7 +156,9 @@ fn offline_work_is_lifted_by_a_time_of_its_own() {
             // Two came at once: the one that waits is lifted above the other's priority in time.
             queue.submit(of(priority, 1), start);
             let at = queue.next_timer()?;
-            queue.advance(at);
+            let level = Priority::ALL[priority.index() + 1];
+            let lifted = Lifted { request: RequestId(1), choice: 0, level, is_urgent: false };
+            assert_eq!(queue.advance(at).lifted, [lifted]);
             queue.submit(of(Priority::ALL[priority.index() + 1], 2), at);
             assert_eq!(order(&mut queue, at), [1, 2], "it came first");
             Some((at - start).as_secs())
@@ -176,7 +178,7 @@ fn a_deadline_lifts_when_its_slack_runs_out_and_drops_when_it_passes() {
     queue.submit(Request { deadline, ..of(Priority::Standard, 1) }, now);
     queue.submit(of(Priority::Interactive, 2), now);
     let peek = |queue: &mut Queue| queue.most_urgent().unwrap().request_id().0;
-    assert!(queue.advance(now + Duration::from_millis(1400)).is_empty());
+    assert!(queue.advance(now + Duration::from_millis(1400)).lifted.is_empty());
     let mut first = None;
     let fits = |sequence: &mut Sequence| {
         first.get_or_insert(sequence.request_id().0);
@@ -184,7 +186,10 @@ fn a_deadline_lifts_when_its_slack_runs_out_and_drops_when_it_passes() {
     };
     queue.pop(now, fits);
     assert_eq!(first, Some(2));
-    assert!(queue.advance(now + Duration::from_millis(1500)).is_empty());
+    let advanced = queue.advance(now + Duration::from_millis(1500));
+    let (request, level) = (RequestId(1), Priority::Realtime);
+    assert_eq!(advanced.lifted, [Lifted { request, choice: 0, level, is_urgent: true }]);
+    assert!(advanced.expired.is_empty());
     let mut first = None;
     let fits = |sequence: &mut Sequence| {
         first.get_or_insert(sequence.request_id().0);
@@ -193,7 +198,7 @@ fn a_deadline_lifts_when_its_slack_runs_out_and_drops_when_it_passes() {
     queue.pop(now, fits);
     assert_eq!(first, Some(1), "no time is left to wait");
     assert_eq!(peek(&mut queue), 2, "but nobody gives way to it: it came as standard");
-    let expired = queue.advance(now + Duration::from_secs(2));
+    let expired = queue.advance(now + Duration::from_secs(2)).expired;
     assert_eq!(expired.iter().map(|it| it.request_id().0).collect::<Vec<_>>(), [1]);
     assert_eq!(queue.len(), 1);
 }
@@ -261,7 +266,7 @@ fn the_rest_of_a_body_is_passed_for_no_longer_than_it_takes_to_be_lifted() {
         for id in 10..100 {
             let now = start + Duration::from_millis(100 * (id - 10));
             queue.submit(of(priority, id), now);
-            assert!(queue.advance(now).is_empty());
+            assert!(queue.advance(now).expired.is_empty());
             let (sequence, wait) = queue.pop(now, |_| Fit::Now).unwrap();
             if sequence.request_id().0 == 1 {
                 waits.push(wait.as_millis());
