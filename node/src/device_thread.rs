@@ -20,8 +20,12 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, warn};
 
 use crate::error::StageError;
+use crate::kept::KeptWeights;
 use crate::model::{Kernels, quantize};
 use crate::stage::{Held, Stage, StepOutput, StepTimes};
+
+/// How long weights that no stage holds are kept.
+const MAX_IDLE: Duration = Duration::from_secs(600);
 
 /// What a computed step brought, and how long it took.
 #[derive(Debug)]
@@ -68,6 +72,7 @@ enum Job {
         reply: oneshot::Sender<Result<Computed, StageError>>,
     },
     Unload(StageId),
+    Tidy(Duration),
     Stop,
 }
 
@@ -126,10 +131,23 @@ impl DeviceThread {
         self.ask(job, answer).await
     }
 
-    /// Drops a stage, once the steps before it are computed.
+    /// Drops a stage, once the steps before it are computed. Its weights stay for another one,
+    /// until they were of no use for [`MAX_IDLE`] or their room is needed.
     pub async fn unload(&self, id: StageId) {
         // Fails only when the thread is gone, and its stages with it.
         let _ = self.jobs.send(Job::Unload(id)).await;
+        self.tidy_later();
+    }
+
+    fn tidy_later(&self) {
+        // It doesn't keep a thread that nobody else needs.
+        let jobs = self.jobs.downgrade();
+        tokio::spawn(async move {
+            tokio::time::sleep(MAX_IDLE).await;
+            if let Some(jobs) = jobs.upgrade() {
+                let _ = jobs.send(Job::Tidy(MAX_IDLE)).await;
+            }
+        });
     }
 
     /// Why the adapter can't be used any more, once it can't: its thread has ended, and with it
@@ -164,9 +182,12 @@ impl DeviceThread {
 struct Worker {
     gpu: Gpu,
     kernels: Kernels,
-    // The model's files stay mapped while a stage of them is loaded.
+    // The model's files stay mapped while anything of them is on the adapter.
     files: HashMap<(PathBuf, Quantize), Arc<Checkpoint>>,
     stages: HashMap<StageId, Stage>,
+    kept: KeptWeights,
+    // What stages and kept weights may take together.
+    memory_bytes: u64,
 }
 
 impl Worker {
@@ -199,8 +220,12 @@ impl Worker {
             memory_bytes,
             fingerprint,
         };
-        let (files, stages) = (HashMap::new(), HashMap::new());
-        Ok((Self { gpu, kernels, files, stages }, report))
+        Ok((Self::new(gpu, kernels, memory_bytes), report))
+    }
+
+    fn new(gpu: Gpu, kernels: Kernels, memory_bytes: u64) -> Self {
+        let (files, stages, kept) = (HashMap::new(), HashMap::new(), KeptWeights::new());
+        Self { gpu, kernels, files, stages, kept, memory_bytes }
     }
 
     /// Does what is asked until nobody is left to ask, or the adapter is lost: then `fault` says
@@ -244,9 +269,10 @@ impl Worker {
                     // Nobody listens when the stage was dropped meanwhile.
                     let _ = reply.send(computed);
                 }
-                Job::Unload(id) => {
-                    self.stages.remove(&id);
-                    if self.stages.is_empty() {
+                Job::Unload(id) => drop(self.stages.remove(&id)),
+                Job::Tidy(max_idle) => {
+                    self.kept.tidy(Instant::now(), max_idle);
+                    if self.kept.is_empty() {
                         self.files.clear();
                     }
                 }
@@ -278,7 +304,12 @@ impl Worker {
                 files
             }
         };
-        let stage = Stage::load(&self.gpu, &self.kernels, &files, plan, progress)?;
+        // Whatever is there of an older epoch gives its place to the new one.
+        self.stages.retain(|id, _| id.pipeline != plan.id.pipeline || id.epoch >= plan.id.epoch);
+        let others: u64 = self.stages.values().map(|stage| stage.held().memory_bytes).sum();
+        let free = self.memory_bytes.saturating_sub(others);
+        let kept = (&mut self.kept, free);
+        let stage = Stage::load_missing(&self.gpu, &self.kernels, &files, plan, kept, progress)?;
         // Loading compiled them all.
         self.gpu.save_kernels();
         let held = stage.held().clone();
@@ -352,8 +383,7 @@ mod tests {
             Err(cause) => return println!("skipped: no adapter ({cause})"),
         };
         let kernels = Kernels::new(&gpu).unwrap();
-        let (files, stages) = (HashMap::new(), HashMap::new());
-        let worker = Worker { gpu, kernels, files, stages };
+        let worker = Worker::new(gpu, kernels, 1 << 30);
         let (jobs, queue) = mpsc::channel(16);
         let fault = Arc::new(OnceLock::new());
         let told = Arc::clone(&fault);

@@ -1,6 +1,6 @@
 //! The end of the model: final norm, LM head, sampler, over the rows whose logits are wanted.
 
-use checkpoint::{Checkpoint, Matrix, Vector};
+use checkpoint::{Checkpoint, Matrix, ModelConfig, Vector};
 use protocol::{Batch, SliceOutput, StageLimits};
 use shaders::error::GpuError;
 use shaders::gather_rows::BoundGatherRows;
@@ -32,39 +32,53 @@ pub struct Head {
     sampled: SampleStep,
 }
 
-impl Head {
-    /// Loads the head. `embedding` is the stage's own table, where embedding and head are one and
-    /// the stage holds it already.
+/// The head's weights on the adapter, which no stage changes.
+pub struct HeadWeights {
+    norm: Tensor,
+    table: WeightMatrix,
+}
+
+impl HeadWeights {
+    /// Loads them. `embedding` is its table, where embedding and head are one and it is there
+    /// already.
     ///
     /// # Errors
-    /// When the files don't hold it, or the adapter has no room.
+    /// When the files don't hold them, or the adapter has no room.
     pub fn load(
         gpu: &Gpu,
-        kernels: &Kernels,
         files: &Checkpoint,
-        (inputs, scratch): (&Inputs, &Scratch),
-        limits: &StageLimits,
         embedding: Option<&WeightMatrix>,
         loaded: &mut dyn FnMut(u64),
     ) -> Result<Self, StageError> {
-        let model = files.config();
-        let own;
-        let weights = match embedding.filter(|_| model.tie_word_embeddings) {
-            Some(embedding) => embedding,
-            None => {
-                own = upload(gpu, files, Matrix::LmHead, RowOrder::Plain, loaded)?;
-                &own
-            }
+        let table = match embedding.filter(|_| files.config().tie_word_embeddings) {
+            Some(embedding) => embedding.clone(),
+            None => upload(gpu, files, Matrix::LmHead, RowOrder::Plain, loaded)?,
         };
+        Ok(Self { norm: gpu.upload_vec4s(&files.vector(Vector::FinalNorm)?)?, table })
+    }
+}
+
+impl Head {
+    /// Binds the head to its weights.
+    ///
+    /// # Errors
+    /// When the adapter has no room.
+    pub fn bind(
+        gpu: &Gpu,
+        kernels: &Kernels,
+        model: &ModelConfig,
+        (inputs, scratch): (&Inputs, &Scratch),
+        limits: &StageLimits,
+        weights: &HeadWeights,
+    ) -> Result<Self, StageError> {
         let rows = gpu.alloc_vec4s(MAX_ROWS * model.hidden_size)?;
         let logits = gpu.alloc_f32(MAX_ROWS * model.vocab_size)?;
-        let weight = gpu.upload_vec4s(&files.vector(Vector::FinalNorm)?)?;
-        let norm = Norm { weight: &weight, eps: model.rms_norm_eps };
+        let norm = Norm { weight: &weights.norm, eps: model.rms_norm_eps };
         let quantized = scratch.quantized.as_ref();
         let operand = Operand { x: &rows, norm: Some(norm), quantized };
         Ok(Self {
             gather: BoundGatherRows::new(gpu, model.hidden_size, inputs, &scratch.hidden, &rows)?,
-            lm_head: kernels.matmul.bind(gpu, operand, weights, Output::Store(&logits))?,
+            lm_head: kernels.matmul.bind(gpu, operand, &weights.table, Output::Store(&logits))?,
             sampler: Sampler::new(gpu, sampler_limits(model, limits), &logits)?,
             logits,
             rows: Rows::default(),

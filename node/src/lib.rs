@@ -8,6 +8,7 @@ pub mod devices;
 pub mod error;
 pub mod head;
 pub mod identity;
+pub mod kept;
 pub mod links;
 pub mod memory;
 pub mod model;

@@ -1,6 +1,6 @@
 //! What a stage takes of an adapter's memory, computed before anything is allocated.
 
-use checkpoint::{Checkpoint, Matrix, ModelConfig};
+use checkpoint::{Checkpoint, Matrix, ModelConfig, Part};
 use protocol::{BLOCK_TOKENS, StageLimits, StagePlan};
 use shaders::copy_blocks::CopyBlocks;
 use shaders::gpu::{Gpu, READBACK_BYTES};
@@ -22,11 +22,6 @@ const MAX_SOFTWARE_KV_BYTES: u64 = 1 << 30;
 /// When the files don't hold its tensors.
 pub fn stage_bytes(gpu: &Gpu, files: &Checkpoint, plan: &StagePlan) -> Result<u64, StageError> {
     let model = files.config();
-    let matrix = |matrix| -> Result<u64, StageError> {
-        let view = files.matrix(matrix)?;
-        let shape = (view.rows(), view.cols());
-        Ok(WeightMatrix::num_bytes(gpu, shape, on_device(view.format())))
-    };
     let vector = |len| gpu.vec4s_bytes(len);
     let max_tokens = plan.limits.max_batched_tokens as usize;
     let max_positions = plan.limits.max_model_len as usize;
@@ -37,26 +32,50 @@ pub fn stage_bytes(gpu: &Gpu, files: &Checkpoint, plan: &StagePlan) -> Result<u6
         + Inputs::num_bytes(&input_limits(model, &plan.limits, 0))
         + READBACK_BYTES;
     if plan.embeds() {
-        total += matrix(Matrix::Embedding)?;
+        total += part_bytes(gpu, files, Part::Embedding)?;
     }
     for layer in plan.layers.first as usize..plan.layers.end as usize {
-        for part in [Matrix::Qkv, Matrix::Output, Matrix::GateUp, Matrix::Down] {
-            total += matrix(part(layer))?;
-        }
-        let num_norms = if model.sandwich_norms { 4 } else { 2 };
-        total += num_norms * vector(model.hidden_size);
-        if model.attention_bias {
-            total += vector(head_shape(model).qkv_size());
-        }
+        total += part_bytes(gpu, files, Part::Layer(layer))?;
     }
     if plan.samples() {
-        if !(plan.embeds() && model.tie_word_embeddings) {
-            total += matrix(Matrix::LmHead)?;
-        }
-        total += vector(model.hidden_size)
-            + vector(MAX_ROWS * model.hidden_size)
+        // One table, where both ends are here.
+        total += match plan.embeds() && model.tie_word_embeddings {
+            true => vector(model.hidden_size),
+            false => part_bytes(gpu, files, Part::Head)?,
+        };
+        total += vector(MAX_ROWS * model.hidden_size)
             + (MAX_ROWS * model.vocab_size * 4) as u64
             + Sampler::num_bytes(&sampler_limits(model, &plan.limits));
+    }
+    Ok(total)
+}
+
+/// Bytes of a part's weights.
+///
+/// # Errors
+/// When the files don't hold its tensors.
+pub fn part_bytes(gpu: &Gpu, files: &Checkpoint, part: Part) -> Result<u64, StageError> {
+    let model = files.config();
+    let matrix = |matrix| -> Result<u64, StageError> {
+        let view = files.matrix(matrix)?;
+        let shape = (view.rows(), view.cols());
+        Ok(WeightMatrix::num_bytes(gpu, shape, on_device(view.format())))
+    };
+    let vector = |len| gpu.vec4s_bytes(len);
+    let mut total = 0;
+    match part {
+        Part::Embedding => total += matrix(Matrix::Embedding)?,
+        Part::Layer(layer) => {
+            for part in [Matrix::Qkv, Matrix::Output, Matrix::GateUp, Matrix::Down] {
+                total += matrix(part(layer))?;
+            }
+            let num_norms = if model.sandwich_norms { 4 } else { 2 };
+            total += num_norms * vector(model.hidden_size);
+            if model.attention_bias {
+                total += vector(head_shape(model).qkv_size());
+            }
+        }
+        Part::Head => total += matrix(Matrix::LmHead)? + vector(model.hidden_size),
     }
     Ok(total)
 }

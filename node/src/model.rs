@@ -149,7 +149,7 @@ fn widest(model: &ModelConfig) -> usize {
     model.hidden_size.max(model.num_heads * model.head_dim).max(model.intermediate_size)
 }
 
-/// One decoder layer, loaded and bound.
+/// One decoder layer, bound to its weights.
 pub struct Layer {
     /// Before anything: blocks of the cache that become copies of others.
     copy_blocks: BoundCopyBlocks,
@@ -166,14 +166,58 @@ pub struct Layer {
     post_mlp_norm: Option<BoundRmsNorm>,
 }
 
+/// A decoder layer's weights on the adapter, which no stage changes.
+pub struct LayerWeights {
+    input_norm: Tensor,
+    qkv: WeightMatrix,
+    bias: Option<Tensor>,
+    output: WeightMatrix,
+    post_self_attn_norm: Option<Tensor>,
+    post_attention_norm: Tensor,
+    gate_up: WeightMatrix,
+    down: WeightMatrix,
+    post_mlp_norm: Option<Tensor>,
+}
+
+impl LayerWeights {
+    /// Loads them. `loaded` hears of every matrix's bytes.
+    ///
+    /// # Errors
+    /// When the files don't hold the layer, or the adapter has no room.
+    pub fn load(
+        gpu: &Gpu,
+        files: &Checkpoint,
+        layer: usize,
+        loaded: &mut dyn FnMut(u64),
+    ) -> Result<Self, StageError> {
+        let model = files.config();
+        let vector = |vector| -> Result<Tensor, StageError> {
+            Ok(gpu.upload_vec4s(&files.vector(vector)?)?)
+        };
+        let vector_if = |is_there: bool, it| is_there.then(|| vector(it)).transpose();
+        let mut matrix = |matrix, order| upload(gpu, files, matrix, order, loaded);
+        Ok(Self {
+            input_norm: vector(Vector::InputNorm(layer))?,
+            qkv: matrix(Matrix::Qkv(layer), RowOrder::Plain)?,
+            bias: vector_if(model.attention_bias, Vector::QkvBias(layer))?,
+            output: matrix(Matrix::Output(layer), RowOrder::Plain)?,
+            post_self_attn_norm: vector_if(model.sandwich_norms, Vector::PostSelfAttnNorm(layer))?,
+            post_attention_norm: vector(Vector::PostAttentionNorm(layer))?,
+            gate_up: matrix(Matrix::GateUp(layer), RowOrder::Paired)?,
+            down: matrix(Matrix::Down(layer), RowOrder::Plain)?,
+            post_mlp_norm: vector_if(model.sandwich_norms, Vector::PostMlpNorm(layer))?,
+        })
+    }
+}
+
 /// What all layers of a stage share.
 pub struct Shared<'a> {
     /// The adapter.
     pub gpu: &'a Gpu,
     /// The compiled kernels.
     pub kernels: &'a Kernels,
-    /// The model's files.
-    pub files: &'a Checkpoint,
+    /// The model's shape.
+    pub model: &'a ModelConfig,
     /// What a step is told.
     pub inputs: &'a Inputs,
     /// Attention, compiled for the model's heads.
@@ -187,23 +231,17 @@ pub struct Shared<'a> {
 }
 
 impl Layer {
-    /// Loads a layer's weights and binds its kernels. `loaded` hears of every matrix's bytes.
+    /// Binds a layer's kernels to its weights and its cache.
     ///
     /// # Errors
-    /// When the files don't hold the layer, or the adapter has no room.
-    pub fn load(
+    /// When the adapter has no room.
+    pub fn bind(
         shared: &Shared<'_>,
-        layer: usize,
+        weights: &LayerWeights,
         cache: &KvCache,
-        loaded: &mut dyn FnMut(u64),
     ) -> Result<Self, StageError> {
-        let Shared { gpu, kernels, files, inputs, attention, copy_blocks, rotary, scratch } =
+        let Shared { gpu, kernels, model, inputs, attention, copy_blocks, rotary, scratch } =
             *shared;
-        let model = files.config();
-        let norm = |vector| -> Result<Tensor, StageError> {
-            Ok(gpu.upload_vec4s(&files.vector(vector)?)?)
-        };
-        let mut matrix = |matrix, order| upload(gpu, files, matrix, order, loaded);
         let eps = model.rms_norm_eps;
         let Scratch { hidden, middle, queries, attended, gated, sublayer, quantized } = scratch;
         // Where a norm follows a sublayer, its output waits in a tensor of its own.
@@ -211,31 +249,20 @@ impl Layer {
             Some(sublayer) => Output::Store(sublayer),
             None => Output::Residual { residual, out },
         };
-        let after = |vector, stream| -> Result<Option<BoundRmsNorm>, StageError> {
-            let Some(sublayer) = sublayer else { return Ok(None) };
-            Ok(Some(kernels.rms_norm.bind(gpu, eps, sublayer, &norm(vector)?, stream)?))
+        let after = |norm: &Option<Tensor>, stream| -> Result<Option<BoundRmsNorm>, StageError> {
+            let (Some(sublayer), Some(norm)) = (sublayer, norm) else { return Ok(None) };
+            Ok(Some(kernels.rms_norm.bind(gpu, eps, sublayer, norm, stream)?))
         };
-        let input_norm = norm(Vector::InputNorm(layer))?;
-        let post_attention_norm = norm(Vector::PostAttentionNorm(layer))?;
         let plain = |x| Operand { x, norm: None, quantized: quantized.as_ref() };
         let normed = |x, weight| Operand { norm: Some(Norm { weight, eps }), ..plain(x) };
         let product = |operand, weights: &WeightMatrix, output| {
             kernels.matmul.bind(gpu, operand, weights, output)
         };
-
-        let bias = match model.attention_bias {
-            true => Some(gpu.upload_vec4s(&files.vector(Vector::QkvBias(layer))?)?),
-            false => None,
-        };
-        let bias = bias.as_ref();
-        let qkv = matrix(Matrix::Qkv(layer), RowOrder::Plain)?;
-        let output = matrix(Matrix::Output(layer), RowOrder::Plain)?;
-        let gate_up = matrix(Matrix::GateUp(layer), RowOrder::Paired)?;
-        let down = matrix(Matrix::Down(layer), RowOrder::Plain)?;
+        let bias = weights.bias.as_ref();
         let to = Output::Qkv(Qkv { bias, inputs, rotary, cache, queries });
         Ok(Self {
             copy_blocks: copy_blocks.bind(gpu, inputs, cache)?,
-            qkv: product(normed(hidden, &input_norm), &qkv, to)?,
+            qkv: product(normed(hidden, &weights.input_norm), &weights.qkv, to)?,
             attention: attention.bind(
                 gpu,
                 inputs,
@@ -244,15 +271,15 @@ impl Layer {
                 (model.head_dim as f32).sqrt().recip(),
                 (queries, attended),
             )?,
-            output: product(plain(attended), &output, stream(hidden, middle))?,
-            post_self_attn_norm: after(Vector::PostSelfAttnNorm(layer), (hidden, middle))?,
+            output: product(plain(attended), &weights.output, stream(hidden, middle))?,
+            post_self_attn_norm: after(&weights.post_self_attn_norm, (hidden, middle))?,
             gate_up: product(
-                normed(middle, &post_attention_norm),
-                &gate_up,
+                normed(middle, &weights.post_attention_norm),
+                &weights.gate_up,
                 Output::Swiglu(gated),
             )?,
-            down: product(plain(gated), &down, stream(middle, hidden))?,
-            post_mlp_norm: after(Vector::PostMlpNorm(layer), (middle, hidden))?,
+            down: product(plain(gated), &weights.down, stream(middle, hidden))?,
+            post_mlp_norm: after(&weights.post_mlp_norm, (middle, hidden))?,
         })
     }
 

@@ -1,10 +1,11 @@
 //! A stage: consecutive layers with their part of the KV cache, and, at the ends of the model, the
 //! embedding and the head.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use checkpoint::{Checkpoint, Matrix, Part};
+use checkpoint::Checkpoint;
 use protocol::message::Loading;
 use protocol::{
     BLOCK_TOKENS, Batch, Digest, Hidden, Input, LayerRange, SliceOutput, StagePlan, Step,
@@ -18,12 +19,12 @@ use shaders::inputs::{Inputs, StepInputs};
 use shaders::kernel::Pass;
 use shaders::kv_cache::KvCache;
 use shaders::rotary::{Rotary, inverse_frequencies};
-use shaders::weights::{RowOrder, WeightMatrix};
 
 use crate::error::StageError;
 use crate::head::Head;
+use crate::kept::{KeptWeights, PartWeights};
 use crate::memory::{input_limits, num_blocks, stage_bytes};
-use crate::model::{Kernels, Layer, Scratch, Shared, formats, head_shape, kv_format, upload};
+use crate::model::{Kernels, Layer, Scratch, Shared, formats, head_shape, kv_format};
 use crate::sequences::Sequences;
 
 /// What a loaded stage holds.
@@ -64,6 +65,8 @@ pub struct StepTimes {
 /// A loaded stage.
 pub struct Stage {
     held: Held,
+    // In use as long as the stage is there.
+    _weights: Vec<Arc<PartWeights>>,
     sequences: Sequences,
     inputs: Inputs,
     scratch: Scratch,
@@ -90,6 +93,23 @@ impl Stage {
         plan: &StagePlan,
         progress: &mut dyn FnMut(Loading),
     ) -> Result<Self, StageError> {
+        let mut kept = KeptWeights::new();
+        Self::load_missing(gpu, kernels, files, plan, (&mut kept, u64::MAX), progress)
+    }
+
+    /// Loads what the plan asks for and isn't `kept` already, and keeps it. Of what else is kept no
+    /// more stays than fits into `memory_bytes` beside the stage.
+    ///
+    /// # Errors
+    /// When the files or the adapter don't allow it.
+    pub fn load_missing(
+        gpu: &Gpu,
+        kernels: &Kernels,
+        files: &Checkpoint,
+        plan: &StagePlan,
+        (kept, memory_bytes): (&mut KeptWeights, u64),
+        progress: &mut dyn FnMut(Loading),
+    ) -> Result<Self, StageError> {
         let model = files.config();
         let (first, end) = (plan.layers.first as usize, plan.layers.end as usize);
         if first > end || end > model.num_layers {
@@ -98,19 +118,6 @@ impl Stage {
                 plan.layers, model.num_layers
             )));
         }
-        let shares_table = plan.embeds() && plan.samples() && model.tie_word_embeddings;
-        let mut total = 0;
-        for part in parts(plan) {
-            if part != Part::Head || !shares_table {
-                total += files.bytes(part)?;
-            }
-        }
-        let mut so_far = Loading { total_bytes: total, ..Loading::default() };
-        progress(so_far);
-        check_digests(files, plan, &mut |bytes| {
-            so_far.checked_bytes = total.min(so_far.checked_bytes + bytes);
-            progress(so_far);
-        })?;
         let limits = &plan.limits;
         let max_tokens = limits.max_batched_tokens as usize;
         let other_bytes = stage_bytes(gpu, files, plan)?;
@@ -118,11 +125,16 @@ impl Stage {
         let heads = head_shape(model);
         let kv = kv_format(plan.kv_cache_dtype);
         let cache_bytes = KvCache::num_bytes(gpu, heads, kv, num_blocks as usize);
-        let memory_bytes = other_bytes + cache_bytes * (end - first) as u64;
+        let stage_bytes = other_bytes + cache_bytes * (end - first) as u64;
 
-        let mut loaded = |bytes: u64| {
-            so_far.loaded_bytes = total.min(so_far.loaded_bytes + bytes);
-            progress(so_far);
+        let weights =
+            kept.load(gpu, files, plan, memory_bytes.saturating_sub(stage_bytes), progress)?;
+        let total = weights.num_bytes;
+        let mut so_far = Loading {
+            checked_bytes: total,
+            loaded_bytes: total,
+            total_bytes: total,
+            ..Loading::default()
         };
         let inputs = Inputs::new(gpu, input_limits(model, limits, num_blocks))?;
         let scratch = Scratch::new(gpu, model, max_tokens)?;
@@ -130,38 +142,32 @@ impl Stage {
         let copy_blocks = CopyBlocks::new(gpu, heads, kv)?;
         let inv_freq = inverse_frequencies(model.rope_theta.into(), model.rotary_dim);
         let rotary = Rotary::new(gpu, &inv_freq, limits.max_model_len as usize)?;
-        let table = plan
-            .embeds()
-            .then(|| upload(gpu, files, Matrix::Embedding, RowOrder::Plain, &mut loaded))
-            .transpose()?;
-        let embed = table
-            .as_ref()
-            .map(|table| BoundEmbed::new(gpu, &inputs, table, &scratch.hidden))
-            .transpose()?;
+        let (mut embed, mut layers, mut head) = (None, Vec::with_capacity(end - first), None);
         let shared = Shared {
             gpu,
             kernels,
-            files,
+            model,
             inputs: &inputs,
             attention: &attention,
             copy_blocks: &copy_blocks,
             rotary: &rotary,
             scratch: &scratch,
         };
-        let mut layers = Vec::with_capacity(end - first);
-        for layer in first..end {
-            let cache = KvCache::new(gpu, heads, kv, num_blocks as usize)?;
-            layers.push(Layer::load(&shared, layer, &cache, &mut loaded)?);
+        for part in &weights.parts {
+            match &**part {
+                PartWeights::Embedding(table) => {
+                    embed = Some(BoundEmbed::new(gpu, &inputs, table, &scratch.hidden)?);
+                }
+                PartWeights::Layer(weights) => {
+                    let cache = KvCache::new(gpu, heads, kv, num_blocks as usize)?;
+                    layers.push(Layer::bind(&shared, weights, &cache)?);
+                }
+                PartWeights::Head(weights) => {
+                    let shared = (&inputs, &scratch);
+                    head = Some(Head::bind(gpu, kernels, model, shared, limits, weights)?);
+                }
+            }
         }
-        let head = plan
-            .samples()
-            .then(|| {
-                let table: Option<&WeightMatrix> = table.as_ref();
-                let shared = (&inputs, &scratch);
-                Head::load(gpu, kernels, files, shared, limits, table, &mut loaded)
-            })
-            .transpose()?;
-        loaded(total);
         let mut compiled = |num_compiled: usize, num_kernels: usize| {
             so_far.num_compiled = num_compiled as u32;
             so_far.num_kernels = num_kernels as u32;
@@ -174,12 +180,13 @@ impl Stage {
             layers: plan.layers,
             hidden_size: model.hidden_size as u32,
             num_blocks,
-            memory_bytes,
+            memory_bytes: stage_bytes,
             fingerprint,
         };
         let sequences = Sequences::new(*limits, num_blocks, model.vocab_size as u32);
         let mut stage = Self {
             held,
+            _weights: weights.parts,
             sequences,
             inputs,
             scratch,
@@ -330,41 +337,4 @@ fn fill(step: &mut StepInputs, batch: &Batch, sequences: &Sequences) {
             }
         }
     }
-}
-
-/// Compares the stage's own tensors with the coordinator's: nothing else of the files is touched.
-fn check_digests(
-    files: &Checkpoint,
-    plan: &StagePlan,
-    checked: &mut dyn FnMut(u64),
-) -> Result<(), StageError> {
-    let parts = parts(plan);
-    if parts.len() != plan.digests.len() {
-        return Err(StageError::BadPlan(format!(
-            "{} digests for {} parts",
-            plan.digests.len(),
-            parts.len()
-        )));
-    }
-    for (part, digest) in parts.into_iter().zip(&plan.digests) {
-        if Digest(files.digest(part)?) != *digest {
-            let path = plan.model_path.clone();
-            return Err(StageError::OtherModel { path, part: format!("{part:?}") });
-        }
-        checked(files.bytes(part)?);
-    }
-    Ok(())
-}
-
-/// The parts of the model that a stage holds, in the order of its digests.
-fn parts(plan: &StagePlan) -> Vec<Part> {
-    let mut parts = Vec::new();
-    if plan.embeds() {
-        parts.push(Part::Embedding);
-    }
-    parts.extend((plan.layers.first..plan.layers.end).map(|layer| Part::Layer(layer as usize)));
-    if plan.samples() {
-        parts.push(Part::Head);
-    }
-    parts
 }

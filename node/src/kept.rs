@@ -1,0 +1,290 @@
+//! Weights on an adapter, by part of a model. They outlive the stage that they were loaded for: one
+//! of a new epoch takes what is there, and only what is missing is loaded.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use checkpoint::{Checkpoint, Matrix, Part};
+use protocol::config::Quantize;
+use protocol::message::Loading;
+use protocol::{Digest, ModelId, StagePlan};
+use shaders::gpu::Gpu;
+use shaders::weights::{RowOrder, WeightMatrix};
+
+use crate::error::StageError;
+use crate::head::HeadWeights;
+use crate::memory::part_bytes;
+use crate::model::{LayerWeights, upload};
+
+/// Which weights: of these bytes, rounded like this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    model: ModelId,
+    part: Part,
+    digest: Digest,
+    quantize: Quantize,
+}
+
+/// A part of a model on the adapter. Clones of its tensors share their memory.
+pub enum PartWeights {
+    /// The embedding's table.
+    Embedding(WeightMatrix),
+    /// A layer's matrices and norms.
+    Layer(LayerWeights),
+    /// The final norm and the head's table.
+    Head(HeadWeights),
+}
+
+/// The parts of a plan.
+pub struct Loaded {
+    /// In their order.
+    pub parts: Vec<Arc<PartWeights>>,
+    /// Their bytes.
+    pub num_bytes: u64,
+}
+
+/// What an adapter keeps. A part is in use as long as a stage holds it, too.
+pub struct KeptWeights {
+    parts: HashMap<Key, Kept>,
+}
+
+struct Kept {
+    weights: Arc<PartWeights>,
+    num_bytes: u64,
+    // The last time that it was seen in use.
+    used: Instant,
+}
+
+impl Kept {
+    fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.weights) == 1
+    }
+
+    fn take(&mut self) -> Arc<PartWeights> {
+        self.used = Instant::now();
+        Arc::clone(&self.weights)
+    }
+}
+
+impl KeptWeights {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self { parts: HashMap::new() }
+    }
+
+    /// Whether nothing is kept.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// The parts of a plan: what is missing is loaded, after comparing the files with what the
+    /// coordinator has, once there is room for it: of what else is kept no more stays than
+    /// `others_bytes`.
+    ///
+    /// # Errors
+    /// When the files don't hold them, or the adapter has no room.
+    pub fn load(
+        &mut self,
+        gpu: &Gpu,
+        files: &Checkpoint,
+        plan: &StagePlan,
+        others_bytes: u64,
+        progress: &mut dyn FnMut(Loading),
+    ) -> Result<Loaded, StageError> {
+        let keys = keys(plan)?;
+        let shares_table = plan.embeds() && plan.samples() && files.config().tie_word_embeddings;
+        let mut bytes = Vec::with_capacity(keys.len());
+        for key in &keys {
+            let is_shared = key.part == Part::Head && shares_table;
+            bytes.push(if is_shared { 0 } else { files.bytes(key.part)? });
+        }
+        let total = bytes.iter().sum();
+        let mut so_far = Loading { total_bytes: total, ..Loading::default() };
+        progress(so_far);
+        for (key, bytes) in keys.iter().zip(&bytes) {
+            if !self.parts.contains_key(key) && Digest(files.digest(key.part)?) != key.digest {
+                let (path, part) = (plan.model_path.clone(), format!("{:?}", key.part));
+                return Err(StageError::OtherModel { path, part });
+            }
+            so_far.checked_bytes += bytes;
+            progress(so_far);
+        }
+        self.shrink(&keys, others_bytes);
+        let mut parts = Vec::with_capacity(keys.len());
+        for (key, bytes) in keys.iter().zip(bytes) {
+            let before = so_far.loaded_bytes;
+            parts.push(match self.parts.get_mut(key) {
+                Some(kept) => kept.take(),
+                None => self.read(gpu, files, *key, &mut |bytes| {
+                    so_far.loaded_bytes = total.min(so_far.loaded_bytes + bytes);
+                    progress(so_far);
+                })?,
+            });
+            so_far.loaded_bytes = before + bytes;
+            progress(so_far);
+        }
+        Ok(Loaded { parts, num_bytes: total })
+    }
+
+    fn read(
+        &mut self,
+        gpu: &Gpu,
+        files: &Checkpoint,
+        key: Key,
+        loaded: &mut dyn FnMut(u64),
+    ) -> Result<Arc<PartWeights>, StageError> {
+        let weights = match key.part {
+            Part::Embedding => {
+                let table = upload(gpu, files, Matrix::Embedding, RowOrder::Plain, loaded)?;
+                PartWeights::Embedding(table)
+            }
+            Part::Layer(layer) => {
+                PartWeights::Layer(LayerWeights::load(gpu, files, layer, loaded)?)
+            }
+            Part::Head => {
+                let of_model = self.parts.iter().filter(|(other, _)| {
+                    (other.model, other.quantize) == (key.model, key.quantize)
+                });
+                let embedding = of_model.into_iter().find_map(|(_, kept)| match &*kept.weights {
+                    PartWeights::Embedding(table) => Some(table),
+                    _ => None,
+                });
+                PartWeights::Head(HeadWeights::load(gpu, files, embedding, loaded)?)
+            }
+        };
+        let (weights, num_bytes) = (Arc::new(weights), part_bytes(gpu, files, key.part)?);
+        let kept = Kept { weights: Arc::clone(&weights), num_bytes, used: Instant::now() };
+        self.parts.insert(key, kept);
+        Ok(weights)
+    }
+
+    /// Bytes of what no stage holds, without those `wanted` by the next.
+    fn idle_bytes(&self, wanted: &[Key]) -> u64 {
+        let idle = self.parts.iter().filter(|(key, kept)| kept.is_idle() && !wanted.contains(key));
+        idle.map(|(_, kept)| kept.num_bytes).sum()
+    }
+
+    /// Drops what no stage holds and `wanted` doesn't name, that unused for longest first, until
+    /// the rest of it takes no more than `allowed` bytes.
+    fn shrink(&mut self, wanted: &[Key], allowed: u64) {
+        while self.idle_bytes(wanted) > allowed {
+            let idle =
+                self.parts.iter().filter(|(key, kept)| kept.is_idle() && !wanted.contains(key));
+            let oldest = idle.min_by_key(|(_, kept)| kept.used).map(|(key, _)| *key);
+            let oldest = oldest.expect("something idle has bytes");
+            self.parts.remove(&oldest);
+        }
+    }
+
+    /// Drops what no stage has held for `max_idle`.
+    pub fn tidy(&mut self, now: Instant, max_idle: Duration) {
+        self.parts.retain(|_, kept| {
+            if !kept.is_idle() {
+                kept.used = now;
+            }
+            now.saturating_duration_since(kept.used) < max_idle
+        });
+    }
+}
+
+impl Default for KeptWeights {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The parts of the model that a stage holds, in the order of its plan's digests.
+fn keys(plan: &StagePlan) -> Result<Vec<Key>, StageError> {
+    let mut parts = Vec::new();
+    if plan.embeds() {
+        parts.push(Part::Embedding);
+    }
+    parts.extend((plan.layers.first..plan.layers.end).map(|layer| Part::Layer(layer as usize)));
+    if plan.samples() {
+        parts.push(Part::Head);
+    }
+    let (num_digests, num_parts) = (plan.digests.len(), parts.len());
+    if num_digests != num_parts {
+        return Err(StageError::BadPlan(format!("{num_digests} digests for {num_parts} parts")));
+    }
+    let StagePlan { model, quantize, .. } = *plan;
+    let key = |(part, digest): (Part, &Digest)| Key { model, part, digest: *digest, quantize };
+    Ok(parts.into_iter().zip(&plan.digests).map(key).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::config::KvCacheDtype;
+    use protocol::{LayerRange, StageId, StageIndex, StageLimits};
+
+    use super::*;
+
+    /// Layers of a small model, without its ends.
+    fn plan(files: &Checkpoint, layers: std::ops::Range<u32>) -> StagePlan {
+        let digest = |layer: u32| Digest(files.digest(Part::Layer(layer as usize)).unwrap());
+        StagePlan {
+            id: StageId { stage: StageIndex(1), ..StageId::default() },
+            num_stages: 3,
+            layers: LayerRange { first: layers.start, end: layers.end },
+            adapter: 0,
+            model: ModelId::default(),
+            model_path: String::new(),
+            digests: layers.map(digest).collect(),
+            quantize: Quantize::None,
+            kv_cache_dtype: KvCacheDtype::Auto,
+            next: None,
+            limits: StageLimits {
+                max_batched_tokens: 8,
+                max_num_seqs: 1,
+                max_model_len: 16,
+                max_blocks: 1,
+                max_logprobs: 0,
+            },
+            memory_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn only_what_is_missing_is_loaded_and_what_nobody_holds_gives_way() {
+        let gpu = match Gpu::open(None) {
+            Ok(gpu) => gpu,
+            Err(cause) => return println!("skipped: no adapter ({cause})"),
+        };
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
+        let files = Checkpoint::open(std::path::Path::new(path)).unwrap();
+        let mut kept = KeptWeights::new();
+        let load = |kept: &mut KeptWeights, layers, others_bytes| {
+            kept.load(&gpu, &files, &plan(&files, layers), others_bytes, &mut |_| ()).unwrap()
+        };
+        let first = load(&mut kept, 0..2, u64::MAX);
+        // It moves by a layer: what both hold is the same memory.
+        let second = load(&mut kept, 1..3, u64::MAX);
+        assert!(Arc::ptr_eq(&first.parts[1], &second.parts[0]));
+        assert_eq!((first.num_bytes, kept.parts.len()), (second.num_bytes, 3));
+        // What a stage holds stays whatever is needed; the rest goes when it is.
+        drop(second);
+        let layer = part_bytes(&gpu, &files, Part::Layer(0)).unwrap();
+        assert_eq!(kept.idle_bytes(&[]), layer);
+        kept.shrink(&[], layer);
+        assert_eq!(kept.parts.len(), 3, "there is room for it");
+        let other = load(&mut kept, 3..4, layer - 1);
+        assert_eq!(kept.parts.len(), 3, "layers 0, 1 and 3");
+        // Or when nobody wanted it for long.
+        drop((first, other));
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        kept.tidy(now, second);
+        assert_eq!(kept.parts.len(), 3);
+        kept.tidy(now + second, second);
+        assert!(kept.is_empty());
+    }
+
+    #[test]
+    fn a_plan_has_a_digest_for_each_part() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
+        let files = Checkpoint::open(std::path::Path::new(path)).unwrap();
+        let mut plan = plan(&files, 0..2);
+        plan.digests.pop();
+        assert!(keys(&plan).unwrap_err().to_string().contains("1 digests for 2 parts"));
+    }
+}
