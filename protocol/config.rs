@@ -3,6 +3,7 @@
 //! Read once, never changed. The file at the root of the repository spells out every key; a test
 //! holds the two together.
 
+mod autoscaler;
 mod bounds;
 mod http;
 mod scheduler;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Address;
 
+pub use autoscaler::{Autoscaler, Extent};
 pub use http::Http;
 pub use scheduler::Scheduler;
 
@@ -32,6 +34,8 @@ pub struct Config {
     pub http: Http,
     /// Who is computed, and how much at once.
     pub scheduler: Scheduler,
+    /// How many pipelines there are, as load changes.
+    pub autoscaler: Autoscaler,
     /// Connections between processes. The coordinator hands it to every node that joins.
     pub transport: Transport,
     /// What is logged.

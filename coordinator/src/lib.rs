@@ -8,6 +8,7 @@ pub mod text;
 pub mod tokenizer;
 
 // The core: pure.
+pub mod autoscaler;
 mod backoff;
 pub mod block_manager;
 pub mod cluster;

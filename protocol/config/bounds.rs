@@ -12,7 +12,7 @@ const DAY_MS: u64 = 24 * HOUR_MS;
 
 /// Each key that is a whole number, with the least and the most that work. Where 0 has a meaning of
 /// its own, it is the least.
-const BOUNDS: [(&str, u64, u64); 55] = [
+const BOUNDS: [(&str, u64, u64); 66] = [
     ("model.max_model_len", 0, 1 << 24),
     ("coordinator.local_nodes", 0, 1024),
     // Each stage has a step under way, and places for it in memory.
@@ -56,6 +56,17 @@ const BOUNDS: [(&str, u64, u64); 55] = [
     ("scheduler.max_pipeline_wait_ms", 0, DAY_MS),
     ("scheduler.max_explained_requests", 0, 1 << 20),
     ("scheduler.max_explained_decisions", 1, 1 << 10),
+    ("autoscaler.min_pipelines", 0, 1024),
+    ("autoscaler.max_pipelines", 1, 1024),
+    ("autoscaler.max_local_nodes", 0, 1024),
+    ("autoscaler.target_tokens", 1, 1 << 30),
+    ("autoscaler.target_wait_ms", 0, DAY_MS),
+    ("autoscaler.smoothing_ms", 0, DAY_MS),
+    ("autoscaler.upscale_delay_ms", 0, DAY_MS),
+    ("autoscaler.downscale_delay_ms", 0, DAY_MS),
+    ("autoscaler.idle_ms", 0, 365 * DAY_MS),
+    ("autoscaler.command_timeout_ms", 1, HOUR_MS),
+    ("autoscaler.max_decisions", 0, 1 << 10),
     // Beyond an hour nobody waits for a death.
     ("transport.keep_alive_ms", 1, HOUR_MS),
     ("transport.idle_timeout_ms", 2, 2 * HOUR_MS),
@@ -95,8 +106,10 @@ impl Config {
             let expected = "must be below transport.max_buffered_frames";
             return refuse("coordinator.stages", coordinator.stages, expected);
         }
-        if transport.max_connections < 2 * coordinator.local_nodes.max(coordinator.stages) {
-            let expected = "must be at least twice coordinator.local_nodes, and coordinator.stages";
+        let local_nodes = coordinator.local_nodes.max(self.autoscaler.max_local_nodes);
+        if transport.max_connections < 2 * local_nodes.max(coordinator.stages) {
+            let expected = "must be at least twice coordinator.local_nodes (or \
+                            autoscaler.max_local_nodes), and coordinator.stages";
             return refuse("transport.max_connections", transport.max_connections, expected);
         }
         let min_share = self.scheduler.min_share;
@@ -110,6 +123,7 @@ impl Config {
             return Err(ConfigError::Value { key, value: pinned.to_string(), expected });
         }
         self.http.check()?;
+        self.autoscaler.check()?;
         if !is_filter(&self.log.level) {
             let expected = "must be error, warn, info, debug, trace, off, or a filter such as \
                             info,transport=debug";
@@ -270,6 +284,15 @@ mod tests {
             ("[coordinator]\nstages = 17", "coordinator.stages = 17: must be below transport.ma"),
             ("[coordinator]\nlocal_nodes = 129", "transport.max_connections = 256: must be at lea"),
             ("[transport]\nkeep_alive_ms = 900", "transport.idle_timeout_ms = 1500: must be at le"),
+            (
+                "[autoscaler]\nmin_pipelines = 5",
+                "autoscaler.min_pipelines = 5: must be at most autoscaler.max_pipelines",
+            ),
+            (
+                "[autoscaler]\nmax_local_nodes = 129",
+                "transport.max_connections = 256: must be at least twice coordinator.local_nodes (",
+            ),
+            ("[autoscaler]\ntolerance = nan", "autoscaler.tolerance = NaN: must be from 0 to 0.5"),
             ("[scheduler]\nmin_share = 0.3", "scheduler.min_share = 0.3: must be from 0 to 0.25"),
             (
                 "[scheduler]\nmax_pinned_share = 1.5",
