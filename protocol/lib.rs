@@ -30,7 +30,7 @@ pub use trace::{SpanId, TraceContext, TraceId};
 
 /// Version of everything that two processes say to each other. Processes of different versions
 /// refuse each other when they meet, by name.
-pub const WIRE_VERSION: u16 = 3;
+pub const WIRE_VERSION: u16 = 4;
 
 /// Tokens in one block of the KV cache, in every cache of every stage.
 pub const BLOCK_TOKENS: usize = 16;

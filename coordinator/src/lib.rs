@@ -40,6 +40,7 @@ pub mod sessions;
 mod spans;
 pub mod stages;
 pub mod start_number;
+pub mod store;
 pub mod trips;
 
 #[cfg(test)]

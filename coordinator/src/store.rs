@@ -1,0 +1,348 @@
+//! What must outlive the coordinator: one SQLite file in its data directory.
+//!
+//! Whoever writes sends a [`deed`](Store::write) to the one task that does: deeds that came
+//! together are one transaction, so that they share the wait for the disk, and each is durable when
+//! its answer comes. A command of another process opens the same file meanwhile, reads and writes.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{Connection as _, SqlitePool};
+use tokio::sync::{mpsc, oneshot};
+
+/// Its name in the data directory.
+const FILE: &str = "state.sqlite";
+
+/// Every change to the tables, in order: a change that was released is never edited.
+const MIGRATIONS: [&str; 1] = [include_str!("../migrations/0001_joining.sql")];
+
+/// Deeds of one transaction. The next wait in the queue, which is as long.
+const MAX_TOGETHER: usize = 64;
+
+/// Connections that read at once.
+const MAX_READERS: u32 = 4;
+
+/// How long a writer waits for another process that writes.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why what is kept can't be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file can't be opened, or isn't ours.
+    #[error("{path}: {cause}")]
+    Open {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        cause: sqlx::Error,
+    },
+    /// A newer release has changed the tables.
+    #[error(
+        "{path} was written by a newer release (its tables are of number {theirs}, this release \
+         knows {ours}): install that release, or choose another --data-dir"
+    )]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// Its last migration.
+        theirs: u32,
+        /// Ours.
+        ours: usize,
+    },
+    /// A deed that failed changes nothing.
+    #[error("the coordinator's state can't be read or written: {0}")]
+    Failed(#[from] sqlx::Error),
+    /// The transaction around a deed failed.
+    #[error("the coordinator's state can't be written: {0}")]
+    NotWritten(String),
+    /// Nobody writes any more.
+    #[error("the coordinator's state is written no more: it stops")]
+    Ended,
+}
+
+/// The open file; clones share it. What was sent to be written is written when the last is gone.
+#[derive(Clone)]
+pub struct Store {
+    readers: SqlitePool,
+    deeds: mpsc::Sender<Deed>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+/// Does something to the database, where there is a transaction to do it in, and keeps its answer
+/// until it is told how that was written.
+type Deed =
+    Box<dyn for<'c> FnOnce(Option<&'c mut SqliteConnection>) -> BoxFuture<'c, Answer> + Send>;
+
+/// Tells whoever waits whether it was written, and why not.
+type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
+
+impl Store {
+    /// Opens the file in a data directory, makes it where there is none, and brings its tables up
+    /// to what this release knows.
+    ///
+    /// # Errors
+    /// When it can't be, or a newer release has written it.
+    pub async fn open(data_dir: &Path) -> Result<Self, StoreError> {
+        let path = data_dir.join(FILE);
+        let failed = |cause| StoreError::Open { path: path.clone(), cause };
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(true)
+            .foreign_keys(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_TIMEOUT);
+        let mut writer = SqliteConnection::connect_with(&options).await.map_err(failed)?;
+        private(&path).map_err(|cause| failed(cause.into()))?;
+        let num_done = migrate(&mut writer).await.map_err(failed)?;
+        if num_done as usize > MIGRATIONS.len() {
+            let ours = MIGRATIONS.len();
+            return Err(StoreError::Newer { path, theirs: num_done, ours });
+        }
+        let readers = SqlitePoolOptions::new()
+            .max_connections(MAX_READERS)
+            .connect_lazy_with(options.create_if_missing(false).read_only(true));
+        let (deeds, queue) = mpsc::channel(MAX_TOGETHER);
+        tokio::spawn(write(writer, queue));
+        Ok(Self { readers, deeds })
+    }
+
+    /// Changes something: all of what `deed` does is on the disk when this returns, or nothing of
+    /// it is.
+    ///
+    /// # Errors
+    /// When the deed fails, or can't be written.
+    pub async fn write<T, F>(&self, deed: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, sqlx::Error>>
+            + Send
+            + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let deed: Deed = Box::new(move |database| {
+            Box::pin(async move {
+                let done = match database {
+                    Some(database) => Some(within(database, deed).await),
+                    None => None,
+                };
+                let answer: Answer = Box::new(move |written| {
+                    let written = match (written, done) {
+                        (Ok(()), Some(done)) => done.map_err(StoreError::Failed),
+                        (Err(cause), _) => Err(StoreError::NotWritten(cause)),
+                        (Ok(()), None) => Err(StoreError::Ended),
+                    };
+                    // Whoever asked may have gone.
+                    let _ = answer.send(written);
+                });
+                answer
+            })
+        });
+        self.deeds.send(deed).await.map_err(|_| StoreError::Ended)?;
+        answered.await.map_err(|_| StoreError::Ended)?
+    }
+
+    /// For queries that change nothing.
+    pub fn reader(&self) -> &SqlitePool {
+        &self.readers
+    }
+
+    /// Resolves when nobody writes any more, which no deed brings about.
+    pub async fn ended(&self) {
+        self.deeds.closed().await;
+    }
+
+    /// What is known by this name.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub async fn fact(&self, name: &str) -> Result<Option<String>, StoreError> {
+        let query = sqlx::query_scalar("SELECT value FROM facts WHERE name = ?").bind(name);
+        Ok(query.fetch_optional(&self.readers).await?)
+    }
+
+    /// Keeps `value` by this name, in place of what was known.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub async fn set_fact(&self, name: &'static str, value: String) -> Result<(), StoreError> {
+        self.write(move |database| {
+            Box::pin(async move {
+                let insert = sqlx::query("INSERT OR REPLACE INTO facts VALUES (?, ?)");
+                insert.bind(name).bind(value).execute(database).await?;
+                Ok(())
+            })
+        })
+        .await
+    }
+}
+
+/// One deed's part of the transaction: undone alone where it fails.
+async fn within<T, F>(database: &mut SqliteConnection, deed: F) -> Result<T, sqlx::Error>
+where
+    F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, sqlx::Error>>,
+{
+    let mut part = database.begin().await?;
+    let done = deed(&mut part).await?;
+    part.commit().await?;
+    Ok(done)
+}
+
+async fn write(mut writer: SqliteConnection, mut queue: mpsc::Receiver<Deed>) {
+    let mut deeds = Vec::new();
+    while queue.recv_many(&mut deeds, MAX_TOGETHER).await > 0 {
+        let mut answers = Vec::new();
+        let written = together(&mut writer, deeds.drain(..), &mut answers).await;
+        let written = written.map_err(|cause| cause.to_string());
+        for answer in answers {
+            answer(written.clone());
+        }
+    }
+    // Of no consequence: what is written is on the disk.
+    let _ = writer.close().await;
+}
+
+async fn together(
+    writer: &mut SqliteConnection,
+    deeds: impl Iterator<Item = Deed>,
+    answers: &mut Vec<Answer>,
+) -> Result<(), sqlx::Error> {
+    // It will write: waiting for another process's turn comes first, not in the middle.
+    let mut transaction = match writer.begin_with("BEGIN IMMEDIATE").await {
+        Ok(transaction) => transaction,
+        Err(cause) => {
+            for deed in deeds {
+                answers.push(deed(None).await);
+            }
+            return Err(cause);
+        }
+    };
+    for deed in deeds {
+        answers.push(deed(Some(&mut transaction)).await);
+    }
+    transaction.commit().await
+}
+
+/// Migrations that are done after those of ours that were missing.
+async fn migrate(database: &mut SqliteConnection) -> Result<u32, sqlx::Error> {
+    let mut transaction = database.begin_with("BEGIN IMMEDIATE").await?;
+    sqlx::raw_sql("CREATE TABLE IF NOT EXISTS migrations (number INTEGER PRIMARY KEY) STRICT")
+        .execute(&mut *transaction)
+        .await?;
+    let done = sqlx::query_scalar("SELECT coalesce(max(number), 0) FROM migrations");
+    let mut num_done: u32 = done.fetch_one(&mut *transaction).await?;
+    for migration in MIGRATIONS.into_iter().skip(num_done as usize) {
+        sqlx::raw_sql(migration).execute(&mut *transaction).await?;
+        num_done += 1;
+        let note = sqlx::query("INSERT INTO migrations VALUES (?)").bind(num_done);
+        note.execute(&mut *transaction).await?;
+    }
+    transaction.commit().await?;
+    Ok(num_done)
+}
+
+/// For nobody else's eyes; the files that SQLite puts beside it are as it is.
+fn private(path: &Path) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn add(store: &Store, name: &'static str) -> Result<(), StoreError> {
+        store
+            .write(move |database| {
+                Box::pin(async move {
+                    let insert = sqlx::query("INSERT INTO facts VALUES (?, 'here')").bind(name);
+                    insert.execute(database).await?;
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    #[tokio::test]
+    async fn what_is_written_outlives_the_process_and_is_for_its_user_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        assert_eq!(store.fact("a").await.unwrap(), None);
+        store.set_fact("a", "first".into()).await.unwrap();
+        store.set_fact("a", "second".into()).await.unwrap();
+        // As a command of another process does it, while the coordinator runs.
+        let other = Store::open(dir.path()).await.unwrap();
+        assert_eq!(other.fact("a").await.unwrap().as_deref(), Some("second"));
+        other.set_fact("b", "theirs".into()).await.unwrap();
+        assert_eq!(store.fact("b").await.unwrap().as_deref(), Some("theirs"));
+        drop((store, other));
+        let store = Store::open(dir.path()).await.unwrap();
+        assert_eq!(store.fact("a").await.unwrap().as_deref(), Some("second"));
+        #[cfg(unix)]
+        for file in std::fs::read_dir(dir.path()).unwrap() {
+            use std::os::unix::fs::PermissionsExt as _;
+            let file = file.unwrap();
+            let mode = file.metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "{:?}", file.file_name());
+        }
+    }
+
+    /// Goal: deeds share a transaction, not their failures. Method: many at once, each name twice:
+    /// one of each pair fails, and all others are there.
+    #[tokio::test]
+    async fn a_deed_that_fails_undoes_nobody_elses() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let names: Vec<&'static str> = (0..100).map(|n| &*format!("{n}").leak()).collect();
+        let twice = names.iter().chain(&names).map(|name| add(&store, name));
+        let answers = futures::future::join_all(twice).await;
+        assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), names.len());
+        let count = sqlx::query_scalar("SELECT count(*) FROM facts");
+        let count: u32 = count.fetch_one(store.reader()).await.unwrap();
+        assert_eq!(count as usize, names.len());
+        // A deed that has done half of its work leaves none of it.
+        let half = store.write(|database| {
+            Box::pin(async move {
+                let insert = "INSERT INTO facts VALUES ('half', '')";
+                sqlx::raw_sql(insert).execute(&mut *database).await?;
+                sqlx::raw_sql(insert).execute(database).await?;
+                Ok(())
+            })
+        });
+        half.await.unwrap_err();
+        assert_eq!(store.fact("half").await.unwrap(), None);
+        assert_eq!(store.fact("7").await.unwrap().as_deref(), Some("here"));
+    }
+
+    #[tokio::test]
+    async fn a_file_of_a_newer_release_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let newer = store.write(|database| {
+            Box::pin(async move {
+                sqlx::raw_sql("INSERT INTO migrations VALUES (999)").execute(database).await?;
+                Ok(())
+            })
+        });
+        newer.await.unwrap();
+        let said = Store::open(dir.path()).await.unwrap_err().to_string();
+        assert!(said.contains("newer release") && said.contains("999"), "{said}");
+        std::fs::write(dir.path().join("state.sqlite"), [7; 8192]).unwrap();
+        let said = Store::open(dir.path()).await.unwrap_err().to_string();
+        assert!(said.contains("state.sqlite"), "{said}");
+    }
+}
