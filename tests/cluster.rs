@@ -8,15 +8,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// Where the binaries are: beside the test binary's folder.
+/// Where the binaries are: beside this one, or the test binary's folder.
 pub fn binary(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
-    let path = own.ancestors().nth(2).unwrap().join(name);
-    assert!(
-        path.is_file(),
-        "{} is not built: run `make test`, or cargo build first",
-        path.display()
-    );
+    let mut paths = own.ancestors().skip(1).take(2).map(|folder| folder.join(name));
+    let path = paths.find(|path| path.is_file()).unwrap_or_default();
+    assert!(path.is_file(), "{name} is not built: run `make test`, or cargo build first",);
     path
 }
 

@@ -4,8 +4,10 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tests::chaos::{self, Fault};
 use tests::cluster::{Cluster, Options, is_running, signal};
 use tests::golden;
+use tests::said::Said;
 
 /// Kills in one run, 2 where nothing is said. A node that is killed again and again is started
 /// after pauses of up to a minute: 20 kills take a quarter of an hour.
@@ -13,43 +15,6 @@ const KILLS: &str = "AUTOGLM_KILLS";
 
 /// Requests wait for longer than any such pause.
 const PATIENT: &str = "[scheduler]\nmax_pipeline_wait_ms = 600_000\n";
-
-/// What a stream said: all that may not differ from an undisturbed run.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Said {
-    text: String,
-    token_ids: Vec<Value>,
-    logprobs: Vec<Value>,
-    finish_reason: Option<String>,
-    usage: Value,
-    exact: Option<Value>,
-}
-
-impl Said {
-    fn of(stream: &str) -> Self {
-        let mut said = Self::default();
-        for data in stream.lines().filter_map(|line| line.strip_prefix("data: ")) {
-            if data == "[DONE]" {
-                return said;
-            }
-            let chunk: Value = serde_json::from_str(data).unwrap();
-            assert!(chunk.get("error").is_none(), "{chunk}");
-            if let Some(usage) = chunk.get("usage").filter(|usage| !usage.is_null()) {
-                said.usage = json!([usage["prompt_tokens"], usage["completion_tokens"]]);
-            }
-            said.exact = said.exact.or(chunk.get("exact").cloned());
-            for choice in chunk["choices"].as_array().unwrap() {
-                said.text += choice["text"].as_str().unwrap();
-                said.token_ids.extend(choice["token_ids"].as_array().unwrap().iter().cloned());
-                said.logprobs.push(choice["logprobs"]["token_logprobs"].clone());
-                said.logprobs.push(choice["logprobs"]["top_logprobs"].clone());
-                let reason = choice["finish_reason"].as_str().map(str::to_owned);
-                said.finish_reason = said.finish_reason.or(reason);
-            }
-        }
-        panic!("the stream broke off: {stream}");
-    }
-}
 
 async fn requests(cluster: &Cluster, num: u32) -> Vec<Value> {
     let mut requests = Vec::new();
@@ -158,4 +123,23 @@ async fn a_killed_node_turns_ready_red() {
     assert_eq!(cluster.get("/health/live").await.0, 200);
     assert!(cluster.process.child.try_wait().unwrap().is_none(), "the coordinator lives");
     cluster.stop();
+}
+
+/// Five random kills with a spare there, under streams that never end: `chaos` in small.
+#[tokio::test(flavor = "multi_thread")]
+async fn random_kills_lose_no_answer_while_a_spare_is_there() {
+    let report = chaos::run(&chaos::Options {
+        seed: 5,
+        num_faults: 5,
+        num_streams: 16,
+        faults: vec![Fault::Kill],
+        model: golden::model("glass-en"),
+        stages: 2,
+        spares: 1,
+        max_tokens: 64,
+        duration: Duration::from_secs(300),
+    })
+    .await;
+    println!("{report}");
+    assert!(report.is_good() && report.num_lost() >= 5, "{report}");
 }
