@@ -3,6 +3,7 @@
 mod answers;
 mod api;
 mod bad_input;
+mod deploy;
 mod explain;
 mod failover;
 mod faults;
