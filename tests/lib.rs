@@ -1,11 +1,12 @@
-//! What the tests share: goldens, models in fp8, clusters of real processes, a
-//! collector of spans, a proxy and a wire that do harm, and the scheduler in virtual time.
+//! What the tests share: goldens, models in fp8, clusters of real processes, machines on a network,
+//! a collector of spans, a proxy and a wire that do harm, and the scheduler in virtual time.
 
 pub mod chaos;
 pub mod cluster;
 pub mod collector;
 pub mod fp8;
 pub mod golden;
+pub mod namespaces;
 pub mod proxy;
 pub mod said;
 pub mod simulation;
