@@ -350,7 +350,7 @@ impl Default for Coordinator {
 impl Default for Transport {
     fn default() -> Self {
         Self {
-            keep_alive_ms: 500,
+            keep_alive_ms: 250,
             idle_timeout_ms: 1500,
             connect_timeout_ms: 5000,
             max_frame_bytes: 256 << 20,

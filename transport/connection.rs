@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use protocol::config::Transport;
@@ -13,6 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use x509_parser::extensions::GeneralName;
 
 use crate::error::TransportError;
+use crate::knock;
 
 /// For what keys are asked, so that nothing else gets the same of them.
 const SESSION_LABEL: &[u8] = b"EXPORTER-autoglm-session-1";
@@ -71,6 +72,7 @@ pub struct Connection {
     pub(crate) connection: quinn::Connection,
     peer: PeerName,
     pub(crate) limits: Limits,
+    watch: Arc<Watch>,
     // Among transport.max_connections; a dialled connection takes none.
     _place: Option<Arc<OwnedSemaphorePermit>>,
 }
@@ -80,12 +82,16 @@ pub struct Connection {
 pub(crate) struct Limits {
     pub(crate) max_frame_bytes: usize,
     connect_timeout_ms: u64,
+    keep_alive_ms: u64,
 }
 
 impl Limits {
     pub(crate) fn new(config: &Transport) -> Self {
-        let max_frame_bytes = config.max_frame_bytes as usize;
-        Self { max_frame_bytes, connect_timeout_ms: config.connect_timeout_ms }
+        Self {
+            max_frame_bytes: config.max_frame_bytes as usize,
+            connect_timeout_ms: config.connect_timeout_ms,
+            keep_alive_ms: config.keep_alive_ms,
+        }
     }
 
     /// What the other side says first when it opens a stream, unless it takes too long.
@@ -100,6 +106,37 @@ impl Limits {
     }
 }
 
+/// Gives a connection up whose other side is gone without a word. Ends with the last handle to it,
+/// so that it keeps no connection open.
+#[derive(Debug)]
+struct Watch {
+    // Why, once it has.
+    given_up: Arc<OnceLock<String>>,
+    task: tokio::task::AbortHandle,
+}
+
+impl Watch {
+    fn over(connection: &quinn::Connection, limits: Limits) -> Self {
+        let given_up = Arc::new(OnceLock::new());
+        let (connection, cause) = (connection.clone(), Arc::clone(&given_up));
+        let interval = Duration::from_millis(limits.keep_alive_ms);
+        let task = tokio::spawn(async move {
+            knock::until_nobody_listens(&connection, interval).await;
+            if connection.close_reason().is_none() {
+                let _ = cause.set("its process has ended: nobody listens there any more".into());
+                connection.close(VarInt::from_u32(0), b"nobody listens there any more");
+            }
+        });
+        Self { given_up, task: task.abort_handle() }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 impl Connection {
     pub(crate) fn new(
         connection: quinn::Connection,
@@ -107,7 +144,9 @@ impl Connection {
         limits: Limits,
         place: Option<OwnedSemaphorePermit>,
     ) -> Self {
-        Self { connection, peer, limits, _place: place.map(Arc::new) }
+        let _place = place.map(Arc::new);
+        let watch = Arc::new(Watch::over(&connection, limits));
+        Self { connection, peer, limits, watch, _place }
     }
 
     /// Who the other side is, by its certificate.
@@ -150,7 +189,8 @@ impl Connection {
 
     /// Why it ended, once it has: closed by either side, or silent for too long.
     pub async fn closed(&self) -> String {
-        reason(&self.connection.closed().await)
+        let cause = self.connection.closed().await;
+        self.watch.given_up.get().cloned().unwrap_or_else(|| reason(&cause))
     }
 
     /// Ends it. Where it has ended already, the reason for that stays.

@@ -10,6 +10,7 @@ mod endpoint;
 mod error;
 mod frames;
 mod join;
+mod knock;
 mod remote;
 mod renewal;
 mod resolve;

@@ -305,12 +305,33 @@ async fn a_cut_wire_is_a_death_on_both_sides() {
     // Nobody sends anything, and still nobody dies.
     tokio::time::sleep(Duration::from_millis(config.idle_timeout_ms + 500)).await;
     assert!(dialled.is_open() && accepted.is_open());
-    drop(wire);
+    wire.passes.store(false, Relaxed);
     let cut = Instant::now();
     for connection in [dialled, accepted] {
         assert_eq!(connection.closed().await, "nothing was heard of it for too long");
     }
     is_about_the_idle_timeout(cut.elapsed(), &config);
+}
+
+/// Nobody has to wait for silence where the machine of a process that was killed says that its
+/// port is closed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_port_is_a_death_at_once() {
+    let config =
+        Transport { connect_timeout_ms: 60_000, idle_timeout_ms: 60_000, ..Transport::default() };
+    let pair = Pair::new(&config).await;
+    let wire = Wire::new(pair.coordinator.local_addr()).await;
+    let (dialled, accepted) = pair.connect_through(wire.addr, Purpose::Control).await;
+    // A knock harms nobody who is there.
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    assert!(dialled.is_open() && accepted.is_open());
+    drop(wire);
+    let cut = Instant::now();
+    for connection in [dialled, accepted] {
+        let cause = connection.closed().await;
+        assert_eq!(cause, "its process has ended: nobody listens there any more");
+    }
+    assert!(cut.elapsed() < Duration::from_secs(10), "{:?}", cut.elapsed());
 }
 
 /// Counted from the last packet that was heard, up to a keep-alive before the death; the side that
@@ -324,11 +345,13 @@ fn is_about_the_idle_timeout(waited: Duration, config: &Transport) {
     assert!(waited < idle + keep_alive + Duration::from_secs(1), "{waited:?}");
 }
 
-/// A wire between one dialling endpoint and `to`, cut when dropped.
+/// A wire between one dialling endpoint and `to`; when dropped its ports are closed.
 struct Wire {
     addr: SocketAddr,
     /// Whether what comes back is passed on.
     answers: Arc<AtomicBool>,
+    /// Whether anything is.
+    passes: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -338,7 +361,9 @@ impl Wire {
         let far = UdpSocket::bind(loopback()).await.unwrap();
         let addr = near.local_addr().unwrap();
         let answers = Arc::new(AtomicBool::new(true));
-        let passes = Arc::clone(&answers);
+        let comes_back = Arc::clone(&answers);
+        let passes = Arc::new(AtomicBool::new(true));
+        let goes = Arc::clone(&passes);
         let task = tokio::spawn(async move {
             let (mut there, mut back) = ([0; 65_536], [0; 65_536]);
             let mut dialler = None;
@@ -346,17 +371,19 @@ impl Wire {
                 tokio::select! {
                     Ok((n, from)) = near.recv_from(&mut there) => {
                         dialler = Some(from);
-                        let _ = far.send_to(&there[..n], to).await;
+                        if goes.load(Relaxed) {
+                            let _ = far.send_to(&there[..n], to).await;
+                        }
                     }
                     Ok((n, _)) = far.recv_from(&mut back) => {
-                        if let Some(dialler) = dialler.filter(|_| passes.load(Relaxed)) {
+                        if let Some(dialler) = dialler.filter(|_| goes.load(Relaxed) && comes_back.load(Relaxed)) {
                             let _ = near.send_to(&back[..n], dialler).await;
                         }
                     }
                 }
             }
         });
-        Self { addr, answers, task }
+        Self { addr, answers, passes, task }
     }
 }
 
