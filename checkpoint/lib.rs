@@ -13,6 +13,7 @@ mod architecture;
 #[cfg(test)]
 mod changed_tests;
 mod config;
+mod cost;
 mod digest;
 mod dtype;
 mod error;
@@ -45,6 +46,7 @@ use std::path::{Path, PathBuf};
 
 pub use architecture::Architecture;
 pub use config::ModelConfig;
+pub use cost::PartCost;
 pub use dtype::{DType, Format, Quantize};
 pub use error::CheckpointError;
 pub use generation::SamplingDefaults;

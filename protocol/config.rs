@@ -193,6 +193,9 @@ pub struct Coordinator {
     /// Pipelines of the model, where there are nodes for them: each serves on its own, and takes
     /// over what another leaves. 0: placement decides, each has the fewest nodes that hold it.
     pub pipelines: u32,
+    /// How much faster the slowest stage must become, as a share, before nodes of which a pipeline
+    /// is made again give up layers that they hold.
+    pub recut_gain: f64,
     /// Milliseconds to wait for more nodes after one joined, before a pipeline is placed.
     pub settle_ms: u64,
     /// Milliseconds that a stage may take to load without any progress.
@@ -339,6 +342,7 @@ impl Default for Coordinator {
             local_nodes: 0,
             stages: 0,
             pipelines: 1,
+            recut_gain: 0.2,
             settle_ms: 2000,
             load_timeout_ms: 120_000,
             step_timeout_ms: 60_000,

@@ -13,6 +13,7 @@ pub mod id;
 pub mod message;
 pub mod node;
 pub mod plan;
+pub mod speed;
 pub mod trace;
 
 pub use address::Address;
@@ -26,6 +27,7 @@ pub use id::{
 };
 pub use node::{AdapterReport, NodeReport};
 pub use plan::{LayerRange, Peer, StageEcho, StageLimits, StagePlan};
+pub use speed::{LinkSpeed, Speed};
 pub use trace::{SpanId, TraceContext, TraceId};
 
 /// Version of everything that two processes say to each other. Processes of different versions

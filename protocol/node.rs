@@ -3,7 +3,7 @@
 use bincode::{Decode, Encode};
 use std::net::SocketAddr;
 
-use crate::{Digest, NodeId, SessionId};
+use crate::{Digest, NodeId, SessionId, Speed};
 
 /// What a node reports when it joins.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -34,4 +34,6 @@ pub struct AdapterReport {
     /// The device class (design I1): adapter, driver, kernels, and the bits of a self-test. Of
     /// small layers, before any model is known; a stage's echo has that of its model's.
     pub fingerprint: Digest,
+    /// How fast its kernels are.
+    pub speed: Speed,
 }

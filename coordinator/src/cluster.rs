@@ -24,6 +24,7 @@ pub use self::explain::{Explained, State, Waiting};
 use crate::backoff::Backoff;
 use crate::data_dir;
 use crate::history::{Decision, History};
+use crate::known::Known;
 use crate::lane::{self, Lane, Prefix, Told};
 use crate::members::Members;
 use crate::model::Model;
@@ -152,6 +153,7 @@ pub struct Cluster {
     start: u64,
     num_plans: u64,
     members: Members,
+    known: Known,
     last_change: Instant,
     // The last change after which free nodes could hold no pipeline.
     misplaced: Option<Instant>,
@@ -193,6 +195,7 @@ impl Cluster {
             start,
             num_plans: 0,
             members: Members::default(),
+            known: Known::default(),
             last_change: now,
             misplaced: None,
             queue,
@@ -256,6 +259,12 @@ impl Cluster {
             data_addr: report.data_addr,
             adapters: report.adapters.iter().map(|adapter| adapter.name.clone()).collect(),
             drivers: report.adapters.iter().map(|adapter| adapter.driver.clone()).collect(),
+            memory_bytes: report.adapters.iter().map(|adapter| adapter.memory_bytes).collect(),
+            speeds: report.adapters.iter().map(|adapter| adapter.speed.checked()).collect(),
+            slowness: (0..report.adapters.len() as u32)
+                .map(|adapter| self.known.slowness((report.node, adapter)))
+                .collect(),
+            link: self.known.links.measured((None, Some(report.node))),
         });
         let serving = self.pipelines.values().find(|pipeline| pipeline.is_ready());
         Status {
@@ -382,9 +391,21 @@ impl Cluster {
                 {
                     timings.clear();
                 }
+                // Each sequence's next token, and no prompt.
+                let num_outputs = sampled.outputs.len();
                 let update = lane.update(frame.step, sampled, now, &mut told);
                 // Nothing, when the step came twice.
                 if update.num_tokens > 0 {
+                    if update.num_tokens == num_outputs {
+                        pipeline.measured.add(&timings, update.duration, num_outputs);
+                        for (stage, timing) in pipeline.stages.iter().zip(&timings) {
+                            let report =
+                                self.members.joined().iter().find(|it| it.node == stage.node);
+                            let Some(report) = report else { continue };
+                            let at = (report, &stage.plan);
+                            self.known.measured(&self.model.cost, at, timing, num_outputs);
+                        }
+                    }
                     self.actions.push(Action::Measured {
                         epoch,
                         step: frame.step,

@@ -22,12 +22,9 @@ fn model() -> Model {
         id: ModelId([7; 16]),
         path: "/models/m".into(),
         cost: ModelCost {
-            layers: vec![10; 4],
-            embedding: 10,
-            head: 10,
-            tied: false,
             kv_per_layer: 1,
             activations: 1,
+            ..ModelCost::of_bytes(&[10; 4], 10, 10)
         },
         digests: (0..6).map(|i| Digest([i; 32])).collect(),
         hidden_size: 64,
@@ -108,6 +105,7 @@ impl Test {
             driver: "driver".into(),
             memory_bytes,
             fingerprint: Digest::default(),
+            speed: Default::default(),
         };
         NodeReport {
             node: NodeId(node),

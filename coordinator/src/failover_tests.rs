@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use protocol::{Body, Frame};
+use protocol::{Body, Frame, NodeId, StagePlan};
 
 use crate::cluster::{Action, Input};
 use crate::cluster_tests::{Test, two_stages};
@@ -228,6 +228,30 @@ fn where_placement_decides_each_pipeline_has_the_fewest_nodes_that_hold_it() {
     test.join(7, 40);
     settle(&mut test);
     assert_eq!(placed(&test), [1, 1, 2, 2]);
+}
+
+/// Goal: only what is missing moves. Method: the middle of three stages is lost, and a node comes
+/// that would be the last in the order in which nodes joined.
+#[test]
+fn survivors_are_asked_for_what_they_hold() {
+    let mut test = Test::new(|config| config.coordinator.stages = 3);
+    (1..=3).for_each(|node| test.join(node, 1000));
+    let layers = |test: &Test| {
+        let of = |(node, plan): &(NodeId, StagePlan)| (node.0, plan.layers.to_string());
+        test.plans.iter().map(of).collect::<Vec<_>>()
+    };
+    let before = layers(&test);
+    test.load();
+    test.handle(Input::Exited { pid: Some(2), cause: "killed".into() });
+    test.join(4, 1000);
+    let mut expected = before.clone();
+    expected[1].0 = 4;
+    assert_eq!(layers(&test), expected);
+    // A node that comes back has nothing left: it is one like any other.
+    test.load();
+    test.handle(Input::Exited { pid: Some(1), cause: "killed".into() });
+    test.join(1, 1000);
+    assert_eq!(layers(&test), [before[0].clone(), expected[1].clone(), before[2].clone()]);
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod backoff;
 pub mod block_manager;
 pub mod cluster;
 pub mod history;
+mod known;
 pub mod lane;
 mod members;
 mod pipeline;

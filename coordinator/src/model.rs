@@ -59,25 +59,22 @@ pub fn describe(
     let layers = (0..model.num_layers).map(Part::Layer);
     let parts = [Part::Embedding].into_iter().chain(layers.clone()).chain([Part::Head]);
     let max_model_len = max_model_len(files, config);
-    let kv_bytes = config.model.kv_cache_dtype.num_bytes();
-    let kv_row = (model.num_kv_heads * model.head_dim) as u64 * 2 * kv_bytes;
+    let kv_per_token = model.kv_values() * config.model.kv_cache_dtype.num_bytes();
     let blocks = u64::from(max_model_len).div_ceil(BLOCK_TOKENS as u64);
-    // The widest rows of a stage, each kept once: hidden states, qkv, gate and up, logits.
-    let widest = model.hidden_size * 4
-        + (model.num_heads * 2 + model.num_kv_heads * 2) * model.head_dim
-        + model.intermediate_size * 3;
     let activations =
-        u64::from(config.scheduler.max_batched_tokens) * widest as u64 * ELEMENT_BYTES
+        u64::from(config.scheduler.max_batched_tokens) * model.scratch_values() * ELEMENT_BYTES
             + 2 * LOGIT_ROWS * model.vocab_size as u64 * ELEMENT_BYTES;
     Ok(Model {
         id: ModelId::of(Digest(files.model_digest()?)),
         path: path.to_string_lossy().into_owned(),
         cost: ModelCost {
-            layers: layers.map(|layer| files.bytes(layer)).collect::<Result<_, _>>()?,
-            embedding: files.bytes(Part::Embedding)?,
-            head: files.bytes(Part::Head)?,
+            layers: layers.map(|layer| files.cost(layer)).collect::<Result<_, _>>()?,
+            embedding: files.cost(Part::Embedding)?,
+            head: files.cost(Part::Head)?,
             tied: model.tie_word_embeddings,
-            kv_per_layer: blocks * BLOCK_TOKENS as u64 * kv_row,
+            kv_per_layer: blocks * BLOCK_TOKENS as u64 * kv_per_token,
+            kv_per_token,
+            row_bytes: model.hidden_size as u64 * ELEMENT_BYTES,
             activations,
         },
         digests: parts.map(|part| files.digest(part).map(Digest)).collect::<Result<_, _>>()?,

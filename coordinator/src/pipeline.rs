@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 use protocol::config::Config;
 use protocol::message::{Loading, Progress};
 use protocol::{
-    Body, Epoch, Frame, ModelId, NodeId, NodeReport, Peer, PipelineId, StageEcho, StageId,
-    StageIndex, StageLimits, StagePlan, Step, StepId,
+    Body, Epoch, Frame, ModelId, NodeId, NodeReport, PipelineId, StageEcho, StageId, StageIndex,
+    StageLimits, StagePlan, Step, StepId,
 };
 
+use crate::known::{Known, Measured};
 use crate::lane::{Capacity, Lane};
 use crate::model::Model;
-use crate::placement::{self, PlacementError, Slot};
+use crate::placement::predict::Prediction;
+use crate::placement::{self, Placed, PlacementError};
 use crate::status::{PipelineStatus, StageState, StageStatus};
 
 #[derive(Debug)]
@@ -22,6 +24,10 @@ pub(crate) struct Pipeline {
     pub(crate) last_progress: Instant,
     /// What runs in it, from the moment on when it serves.
     pub(crate) lane: Option<Lane>,
+    /// What was expected of it when it was placed.
+    pub(crate) predicted: Prediction,
+    /// What came of it.
+    pub(crate) measured: Measured,
 }
 
 #[derive(Debug)]
@@ -35,42 +41,38 @@ pub(crate) struct Stage {
 }
 
 impl Pipeline {
-    /// Cuts the model over `nodes`: stages go to the adapters in the order in which their nodes
-    /// joined, neighbours to the same one where there are more stages than adapters.
+    /// Finds `num_stages` stages for the model on the adapters of `nodes`.
     ///
     /// # Errors
     /// When the model fits on them in no way.
     pub(crate) fn plan(
         config: &Config,
         model: &Model,
-        nodes: &[&NodeReport],
+        (nodes, known): (&[&NodeReport], &Known),
+        num_stages: usize,
         (id, epoch): (PipelineId, Epoch),
         now: Instant,
     ) -> Result<Self, PlacementError> {
-        let places: Vec<_> = nodes.iter().flat_map(|node| places(node)).collect();
+        let candidates = known.candidates(nodes);
         let num_layers = model.cost.layers.len();
-        let num_stages = match config.coordinator.stages as usize {
-            0 => places.len().min(num_layers),
-            stages => stages,
-        };
         // All steps that are under way may wait at one stage.
         let max = config.transport.max_buffered_frames;
         let needed = num_stages + usize::from(config.scheduler.run_ahead);
         if needed > max as usize {
             return Err(PlacementError::TooFewFrames { num_stages, needed, max });
         }
-        let num_places = places.len().min(num_stages);
-        let place_of = |stage: usize| stage * num_places / num_stages;
-        let slots: Vec<_> = (0..num_stages)
-            .map(|stage| {
-                let shared_by =
-                    (0..num_stages).filter(|&other| place_of(other) == place_of(stage)).count();
-                Slot { memory: places[place_of(stage)].memory / shared_by as u64 }
-            })
-            .collect();
-        let cut = placement::place(&model.cost, &slots)?;
-        let stages = cut.iter().enumerate().map(|(stage, &layers)| {
-            let place = places[place_of(stage)];
+        let places: Vec<_> = candidates.iter().map(|it| it.place.clone()).collect();
+        let keep = config.coordinator.recut_gain;
+        let cut = placement::place(&model.cost, &places, num_stages, &known.links, keep)?;
+        let place_of = |stage: usize| &candidates[cut[stage].place];
+        let memory = |stage: &Placed| {
+            let shared_by = cut.iter().filter(|other| other.place == stage.place).count();
+            places[stage.place].memory / shared_by as u64
+        };
+        let max_num_seqs = config.scheduler.max_num_seqs as usize;
+        let predicted = Prediction::new(&model.cost, &places, &known.links, &cut, max_num_seqs);
+        let stages = cut.iter().enumerate().map(|(stage, placed)| {
+            let (place, layers) = (place_of(stage), placed.layers);
             // Embedding, layers, head: the stage compares those that it holds.
             let (first, end) = (layers.first as usize + 1, layers.end as usize + 1);
             let mut digests = model.digests[first..end].to_vec();
@@ -90,9 +92,9 @@ impl Pipeline {
                 digests,
                 quantize: config.model.quantize,
                 kv_cache_dtype: config.model.kv_cache_dtype,
-                next: (num_stages > 1).then(|| places[place_of((stage + 1) % num_stages)].peer),
+                next: (num_stages > 1).then(|| place_of((stage + 1) % num_stages).peer),
                 limits: limits(config, model),
-                memory_bytes: slots[stage].memory,
+                memory_bytes: memory(placed),
             };
             Stage {
                 plan,
@@ -103,7 +105,15 @@ impl Pipeline {
             }
         });
         let stages = stages.collect();
-        Ok(Self { id, epoch, stages, last_progress: now, lane: None })
+        Ok(Self {
+            id,
+            epoch,
+            stages,
+            last_progress: now,
+            lane: None,
+            predicted,
+            measured: Measured::default(),
+        })
     }
 
     pub(crate) fn is_ready(&self) -> bool {
@@ -230,7 +240,7 @@ impl Pipeline {
 
     /// Its stages on `nodes`.
     pub(crate) fn status(&self, nodes: &[NodeReport]) -> PipelineStatus {
-        let stages = self.stages.iter().map(|stage| {
+        let stages = self.stages.iter().enumerate().map(|(number, stage)| {
             let node = nodes.iter().find(|node| node.node == stage.node);
             let adapter = node.and_then(|node| node.adapters.get(stage.plan.adapter as usize));
             StageStatus {
@@ -249,9 +259,15 @@ impl Pipeline {
                 class: stage.echo.as_ref().map(|echo| echo.fingerprint),
                 num_blocks: stage.echo.as_ref().map_or(0, |echo| echo.num_blocks),
                 memory_bytes: stage.loading.loaded_bytes,
+                measured_s: self.measured.stage_s(number),
             }
         });
-        PipelineStatus { pipeline: self.id, stages: stages.collect() }
+        PipelineStatus {
+            pipeline: self.id,
+            stages: stages.collect(),
+            predicted: self.predicted.clone(),
+            measured_token_s: self.measured.token_s(),
+        }
     }
 }
 
@@ -296,21 +312,4 @@ fn limits(config: &Config, model: &Model) -> StageLimits {
         },
         max_logprobs: config.http.max_logprobs,
     }
-}
-
-/// An adapter that a stage may go to.
-#[derive(Clone, Copy)]
-struct Place {
-    peer: Peer,
-    adapter: u32,
-    memory: u64,
-}
-
-fn places(report: &NodeReport) -> impl Iterator<Item = Place> + '_ {
-    let peer = Peer { node: report.node, addr: report.data_addr };
-    report.adapters.iter().enumerate().map(move |(adapter, said)| Place {
-        peer,
-        adapter: adapter as u32,
-        memory: said.memory_bytes,
-    })
 }

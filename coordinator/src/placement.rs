@@ -1,36 +1,46 @@
-//! Which layers go where: the cut whose slowest stage is fastest, within every stage's memory.
+//! Which layers go where: the stages of which the slowest is fastest, within every node's memory.
 //!
-//! Pure. A stage's cost is the bytes of weights that one token reads: its layers, and for the last
-//! stage the LM head, which weighs as much as several layers. Looking up an embedding costs
-//! nothing, but its table takes memory. Every adapter that it is given gets a stage: which nodes
-//! share a pipeline is decided before.
+//! Pure. What a stage takes is predicted from what its layers ask for, how fast its node is, and
+//! the way to it; the first stage holds the embedding, the last the LM head, which asks for as much
+//! as several layers. Unequal nodes get unequal layers. A pipeline has as many stages as it is
+//! asked to have; who takes part, and in which order, is found here. Nodes that hold layers already
+//! keep them, unless the slowest stage becomes so much faster without.
+
+mod cost;
+mod cut;
+mod order;
+pub mod predict;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
-use protocol::LayerRange;
+use protocol::{LayerRange, NodeId, Speed};
 
-/// What the parts of a model weigh, in bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModelCost {
-    /// Weights of each layer.
-    pub layers: Vec<u64>,
-    /// The embedding table, held by the first stage.
-    pub embedding: u64,
-    /// The final norm and LM head, held and read by the last stage.
-    pub head: u64,
-    /// Whether embedding and head are one table, held once where one stage needs both.
-    pub tied: bool,
-    /// KV cache of one layer for the shortest cache that can serve: one sequence of full length.
-    pub kv_per_layer: u64,
-    /// Hidden states and scratch of any stage.
-    pub activations: u64,
-}
+use self::cost::Costs;
+pub use self::cost::{CONTEXT_TOKENS, End, Links, ModelCost};
 
-/// Where a stage may go, in the pipeline's order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot {
+/// An adapter that a stage may go to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Place {
+    /// Whose adapter. Within a node a way costs nothing.
+    pub node: NodeId,
     /// Bytes that the stage may take.
     pub memory: u64,
+    /// How fast it is.
+    pub speed: Speed,
+    /// Which parts of the model it holds already: embedding, layers, head. What isn't said it
+    /// doesn't.
+    pub held: Vec<bool>,
+}
+
+/// A stage, and where it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Which of the places.
+    pub place: usize,
+    /// Its layers.
+    pub layers: LayerRange,
 }
 
 /// Why a model can't be placed.
@@ -93,89 +103,98 @@ impl std::fmt::Display for Size {
     }
 }
 
-impl ModelCost {
-    /// Bytes of so many layers that weigh `weights`, with what the ends of a pipeline hold.
-    fn memory(&self, weights: u64, num_layers: usize, is_first: bool, is_last: bool) -> u64 {
-        let ends = match (is_first, is_last) {
-            (true, true) if self.tied => self.head.max(self.embedding),
-            (first, last) => {
-                (if first { self.embedding } else { 0 }) + (if last { self.head } else { 0 })
-            }
-        };
-        weights + ends + self.kv_per_layer * num_layers as u64 + self.activations
-    }
-
-    fn memory_of(&self, layers: Range<usize>) -> u64 {
-        let (is_first, is_last) = (layers.start == 0, layers.end == self.layers.len());
-        let weights = self.layers[layers.clone()].iter().sum();
-        self.memory(weights, layers.len(), is_first, is_last)
-    }
-
-    /// Bytes of memory that the model needs on one stage.
-    pub fn total(&self) -> u64 {
-        self.memory_of(0..self.layers.len())
-    }
-}
-
-/// Cuts the model's layers over `slots`, one stage each.
+/// Finds `num_stages` stages for the model among `places`, in their order. Where a stage that is
+/// slower by up to `keep` (a share of the slowest) spares nodes from giving up what they hold, they
+/// keep it.
 ///
 /// # Errors
-/// When there are more slots than layers, or no cut fits.
-pub fn place(model: &ModelCost, slots: &[Slot]) -> Result<Vec<LayerRange>, PlacementError> {
-    let (num_layers, num_stages) = (model.layers.len(), slots.len());
-    if num_stages > num_layers || num_stages == 0 {
+/// When there are more stages than layers, or none fits.
+pub fn place(
+    model: &ModelCost,
+    places: &[Place],
+    num_stages: usize,
+    links: &Links,
+    keep: f64,
+) -> Result<Vec<Placed>, PlacementError> {
+    let num_layers = model.layers.len();
+    if num_stages > num_layers || num_stages == 0 || places.is_empty() {
         return Err(PlacementError::TooManyStages { num_stages, num_layers });
     }
-    cut(model, slots).ok_or_else(|| too_small(model, slots))
+    let found = if num_stages > places.len() {
+        sharing(model, places, num_stages, links)
+    } else {
+        apart(&Costs::new(model, places, links), num_stages, keep)
+    };
+    found.ok_or_else(|| too_small(model, places, num_stages))
 }
 
-/// The best cut of at least as many layers as slots, if one fits.
-fn cut(model: &ModelCost, slots: &[Slot]) -> Option<Vec<LayerRange>> {
-    let (num_layers, num_stages) = (model.layers.len(), slots.len());
-    // slowest[s][l]: cost of the slowest of the first s stages when they hold the first l layers;
-    // start[s][l]: where the last of them begins.
-    let mut slowest = vec![vec![None::<u64>; num_layers + 1]; num_stages + 1];
-    let mut start = vec![vec![0; num_layers + 1]; num_stages + 1];
-    slowest[0][0] = Some(0);
-    for stage in 0..num_stages {
-        let (is_first, is_last) = (stage == 0, stage + 1 == num_stages);
-        for end in stage + 1..=num_layers {
-            let mut weights = 0;
-            for first in (stage..end).rev() {
-                weights += model.layers[first];
-                let memory = model.memory(weights, end - first, is_first, is_last);
-                if memory > slots[stage].memory {
-                    // More layers take more.
-                    break;
-                }
-                let Some(before) = slowest[stage][first] else { continue };
-                let cost = before.max(weights + if is_last { model.head } else { 0 });
-                if slowest[stage + 1][end].is_none_or(|best| cost <= best) {
-                    slowest[stage + 1][end] = Some(cost);
-                    start[stage + 1][end] = first;
-                }
-            }
+/// Each stage on a place of its own.
+fn apart(costs: &Costs<'_>, num_stages: usize, keep: f64) -> Option<Vec<Placed>> {
+    let fastest = order::best(costs, num_stages)?;
+    let least = cut::slowest(costs, &fastest)?;
+    let holds = |place: &usize| costs.places[*place].held.contains(&true);
+    let (mut holders, rest): (Vec<usize>, Vec<usize>) =
+        (0..costs.places.len()).partition(|place| holds(place));
+    if !holders.is_empty() {
+        // Who holds most stays; whoever is faster comes first among the others.
+        let first_held = |place: &usize| costs.places[*place].held.iter().position(|held| *held);
+        let num_held = |place: &usize| costs.places[*place].held.iter().filter(|it| **it).count();
+        holders.sort_by_key(|place| std::cmp::Reverse(num_held(place)));
+        holders.truncate(num_stages);
+        holders.sort_by_key(first_held);
+        let (chosen, spare): (Vec<usize>, Vec<usize>) =
+            rest.into_iter().partition(|place| fastest.contains(place));
+        let mut others: Vec<_> = chosen.into_iter().chain(spare).collect();
+        others.truncate(num_stages - holders.len());
+        let kept = cut::best(costs, (&holders, &others), least * (1.0 + keep));
+        if kept.is_some() {
+            return kept;
         }
     }
-    slowest[num_stages][num_layers]?;
-    let mut stages = Vec::with_capacity(num_stages);
-    let mut end = num_layers;
-    for stage in (1..=num_stages).rev() {
-        let first = start[stage][end];
-        stages.push(LayerRange { first: first as u32, end: end as u32 });
-        end = first;
+    // As they came, where no other order is faster.
+    let as_they_came: Vec<_> = (0..num_stages).collect();
+    let is_as_good = |it: &f64| *it <= least * (1.0 + 2.0 * order::PRECISION);
+    match cut::slowest(costs, &as_they_came).filter(is_as_good) {
+        Some(slowest) => cut::best(costs, (&[], &as_they_came), slowest),
+        None => cut::best(costs, (&[], &fastest), least),
     }
-    stages.reverse();
-    Some(stages)
 }
 
-fn too_small(model: &ModelCost, slots: &[Slot]) -> PlacementError {
-    let needed = model.total() + model.activations * (slots.len() as u64 - 1);
-    let held = slots.iter().map(|slot| slot.memory).sum();
-    let most = slots.iter().map(|slot| slot.memory).max().unwrap_or(0);
+/// More stages than places: neighbours share one, its memory and its time.
+fn sharing(
+    model: &ModelCost,
+    places: &[Place],
+    num_stages: usize,
+    links: &Links,
+) -> Option<Vec<Placed>> {
+    let place_of = |stage: usize| stage * places.len() / num_stages;
+    let share = |stage: usize| {
+        let num = (0..num_stages).filter(|it| place_of(*it) == place_of(stage)).count();
+        let place = &places[place_of(stage)];
+        let (memory, speed) = (place.memory / num as u64, place.speed.slowed(num as f64));
+        Place { memory, speed, ..place.clone() }
+    };
+    let shares: Vec<_> = (0..num_stages).map(share).collect();
+    let costs = Costs::new(model, &shares, links);
+    let order: Vec<_> = (0..num_stages).collect();
+    let least = cut::slowest(&costs, &order)?;
+    let stages = cut::best(&costs, (&[], &order), least)?.into_iter();
+    Some(stages.map(|it| Placed { place: place_of(it.place), ..it }).collect())
+}
+
+fn layers(range: Range<usize>) -> LayerRange {
+    LayerRange { first: range.start as u32, end: range.end as u32 }
+}
+
+fn too_small(model: &ModelCost, places: &[Place], num_stages: usize) -> PlacementError {
+    let needed = model.total() + model.activations * (num_stages as u64 - 1);
+    let mut memory: Vec<_> = places.iter().map(|place| place.memory).collect();
+    memory.sort_unstable_by_key(|bytes| std::cmp::Reverse(*bytes));
+    let held = memory.iter().take(num_stages).sum();
+    let most = memory[0];
     PlacementError::TooSmall {
         needed: Size(needed),
-        num_stages: slots.len(),
+        num_stages,
         held: Size(held),
         missing: match needed.checked_sub(held) {
             Some(0) | None => "one part is too large for its node; ".into(),
@@ -190,7 +209,7 @@ fn too_small(model: &ModelCost, slots: &[Slot]) -> PlacementError {
 /// The fewest stages of so much memory each that hold the model, if any number does: each takes as
 /// many layers as fit, which leaves the fewest to the last one, beside the head.
 fn fewest_stages(model: &ModelCost, memory: u64) -> Option<usize> {
-    let fits = |layers| model.memory_of(layers) <= memory;
+    let fits = |layers| model.memory(layers) <= memory;
     let num_layers = model.layers.len();
     let (mut num_stages, mut first) = (1, 0);
     for last in 0..num_layers {
@@ -203,91 +222,4 @@ fn fewest_stages(model: &ModelCost, memory: u64) -> Option<usize> {
         }
     }
     Some(num_stages)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn model(num_layers: usize) -> ModelCost {
-        ModelCost {
-            layers: vec![10; num_layers],
-            embedding: 40,
-            head: 40,
-            tied: true,
-            kv_per_layer: 1,
-            activations: 5,
-        }
-    }
-
-    fn lengths(model: &ModelCost, memory: &[u64]) -> Result<Vec<usize>, PlacementError> {
-        let slots: Vec<_> = memory.iter().map(|&memory| Slot { memory }).collect();
-        place(model, &slots).map(|cut| cut.into_iter().map(LayerRange::len).collect())
-    }
-
-    #[test]
-    fn the_head_counts_as_layers() {
-        // 12 layers of 10 and a head of 40: 80 each.
-        assert_eq!(lengths(&model(12), &[1000, 1000]), Ok(vec![8, 4]));
-        assert_eq!(lengths(&model(12), &[1000]), Ok(vec![12]));
-    }
-
-    #[test]
-    fn memory_moves_the_cut() {
-        // The first node holds the table (40), 5 of scratch and 3 layers of 11.
-        assert_eq!(lengths(&model(12), &[80, 1000]), Ok(vec![3, 9]));
-    }
-
-    #[test]
-    fn what_is_missing_is_said_with_the_number_of_nodes_that_would_do() {
-        let error = lengths(&model(12), &[100]).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "the model doesn't fit: it needs 0 KiB of memory and 1 stages offer 0 KiB; 0 KiB are \
-             missing; with 0 KiB per node it would fit on 3 nodes"
-        );
-        assert!(lengths(&model(12), &[5]).unwrap_err().to_string().contains("no number of nodes"));
-    }
-
-    #[test]
-    fn a_large_model_that_fits_on_no_number_of_nodes_is_told_at_once() {
-        let started = std::time::Instant::now();
-        let error = lengths(&model(200), &[50; 3]).unwrap_err().to_string();
-        assert!(error.contains("no number of nodes"), "{error}");
-        // As many layers as a checkpoint may have: all fit, the head nowhere.
-        let mut model = model(4096);
-        model.head = 100_000;
-        assert!(lengths(&model, &[90_000; 3]).is_err());
-        assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
-    }
-
-    #[test]
-    fn more_stages_than_layers_are_refused() {
-        let error = lengths(&model(2), &[1000; 3]).unwrap_err();
-        assert_eq!(error, PlacementError::TooManyStages { num_stages: 3, num_layers: 2 });
-    }
-
-    proptest! {
-        #[test]
-        fn every_layer_is_placed_once_within_memory(
-            num_layers in 1usize..40,
-            memory in proptest::collection::vec(50u64..400, 1..6),
-        ) {
-            let model = model(num_layers);
-            let most = *memory.iter().max().unwrap();
-            let fewest = (1..=num_layers)
-                .find(|&n| cut(&model, &vec![Slot { memory: most }; n]).is_some());
-            prop_assert_eq!(fewest_stages(&model, most), fewest);
-            if let Ok(lengths) = lengths(&model, &memory) {
-                prop_assert_eq!(lengths.iter().sum::<usize>(), num_layers);
-                let mut first = 0;
-                for (len, memory) in lengths.iter().zip(&memory) {
-                    prop_assert!(*len > 0);
-                    prop_assert!(model.memory_of(first..first + len) <= *memory);
-                    first += len;
-                }
-            }
-        }
-    }
 }

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use protocol::{Digest, LayerRange, NodeId, PipelineId, StageIndex};
+use protocol::{Digest, LayerRange, LinkSpeed, NodeId, PipelineId, Speed, StageIndex};
+
+use crate::placement::predict::Prediction;
 
 /// Nodes and pipelines.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,15 +39,27 @@ pub struct NodeStatus {
     pub adapters: Vec<String>,
     /// Their drivers, in the same order.
     pub drivers: Vec<String>,
+    /// Bytes that stages may take on each of them.
+    pub memory_bytes: Vec<u64>,
+    /// How fast each of them is, by its probe.
+    pub speeds: Vec<Speed>,
+    /// How many times longer than that each of them takes, as measured by the steps of answers.
+    pub slowness: Vec<f64>,
+    /// The way to it, as far as it was measured.
+    pub link: Option<LinkSpeed>,
 }
 
 /// A pipeline and its stages.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct PipelineStatus {
     /// Which.
     pub pipeline: PipelineId,
     /// In order.
     pub stages: Vec<StageStatus>,
+    /// What was expected of it when it was placed.
+    pub predicted: Prediction,
+    /// Seconds that a token takes while one sequence is computed, once it was measured.
+    pub measured_token_s: Option<f64>,
 }
 
 impl PipelineStatus {
@@ -91,6 +105,9 @@ pub struct StageStatus {
     pub num_blocks: u32,
     /// Bytes on its adapter; while loading, what is there so far.
     pub memory_bytes: u64,
+    /// Seconds that it is busy with one sequence's next token, once it was measured. What was
+    /// expected stands in [`PipelineStatus::predicted`].
+    pub measured_s: Option<f64>,
 }
 
 /// How far a stage is.

@@ -219,6 +219,7 @@ impl Worker {
             driver: gpu.info().driver.clone(),
             memory_bytes,
             fingerprint,
+            speed: Default::default(),
         };
         Ok((Self::new(gpu, kernels, memory_bytes), report))
     }
@@ -333,6 +334,7 @@ impl DeviceThread {
             driver: "driver".into(),
             memory_bytes: 1,
             fingerprint: protocol::Digest::default(),
+            speed: Default::default(),
         };
         let fault = Arc::new(OnceLock::from("unplugged".to_owned()));
         (Self { jobs, thread: Arc::default(), fault, report }, FakeThread { _queue: queue })

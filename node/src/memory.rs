@@ -1,6 +1,6 @@
 //! What a stage takes of an adapter's memory, computed before anything is allocated.
 
-use checkpoint::{Checkpoint, Matrix, ModelConfig, Part};
+use checkpoint::{Checkpoint, ModelConfig, Part};
 use protocol::{BLOCK_TOKENS, StageLimits, StagePlan};
 use shaders::copy_blocks::CopyBlocks;
 use shaders::gpu::{Gpu, READBACK_BYTES};
@@ -63,20 +63,18 @@ pub fn part_bytes(gpu: &Gpu, files: &Checkpoint, part: Part) -> Result<u64, Stag
     };
     let vector = |len| gpu.vec4s_bytes(len);
     let mut total = 0;
-    match part {
-        Part::Embedding => total += matrix(Matrix::Embedding)?,
-        Part::Layer(layer) => {
-            for part in [Matrix::Qkv, Matrix::Output, Matrix::GateUp, Matrix::Down] {
-                total += matrix(part(layer))?;
-            }
-            let num_norms = if model.sandwich_norms { 4 } else { 2 };
-            total += num_norms * vector(model.hidden_size);
-            if model.attention_bias {
-                total += vector(head_shape(model).qkv_size());
-            }
-        }
-        Part::Head => total += matrix(Matrix::LmHead)? + vector(model.hidden_size),
+    for part in part.matrices() {
+        total += matrix(part)?;
     }
+    total += match part {
+        Part::Embedding => 0,
+        Part::Layer(_) => {
+            let num_norms = if model.sandwich_norms { 4 } else { 2 };
+            let bias = if model.attention_bias { head_shape(model).qkv_size() } else { 0 };
+            num_norms * vector(model.hidden_size) + vector(bias)
+        }
+        Part::Head => vector(model.hidden_size),
+    };
     Ok(total)
 }
 

@@ -112,6 +112,11 @@ impl Config {
                             autoscaler.max_local_nodes), and coordinator.stages";
             return refuse("transport.max_connections", transport.max_connections, expected);
         }
+        let gain = coordinator.recut_gain;
+        if !(0.0..=10.0).contains(&gain) {
+            let (key, expected) = ("coordinator.recut_gain", "must be from 0 to 10");
+            return Err(ConfigError::Value { key, value: gain.to_string(), expected });
+        }
         let min_share = self.scheduler.min_share;
         if !(0.0..=0.25).contains(&min_share) {
             let (key, expected) = ("scheduler.min_share", "must be from 0 to 0.25");

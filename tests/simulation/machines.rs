@@ -60,6 +60,7 @@ impl Machine {
             driver: "rule".into(),
             memory_bytes: 1 << 30,
             fingerprint: self.class(),
+            speed: Default::default(),
         };
         NodeReport {
             node: self.node,

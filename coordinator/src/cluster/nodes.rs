@@ -53,6 +53,7 @@ impl Cluster {
     fn left(&mut self, over: Option<Over>, cause: &str, now: Instant) {
         let Some(Over { node, session, had_joined }) = over else { return };
         self.actions.push(Action::Disconnect(session));
+        self.known.forget(node);
         if !had_joined {
             return;
         }

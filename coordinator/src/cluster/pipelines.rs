@@ -1,7 +1,6 @@
 //! How pipelines come and go: placed over the nodes that are free, routed to once every stage has
 //! echoed its plan and its links are open, and given up with what ran in them back in the queue.
 
-use std::cmp::Reverse;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -104,19 +103,24 @@ impl Cluster {
         let is_new = |id: &PipelineId| !self.pipelines.contains_key(id);
         let id = (0..).map(PipelineId).find(is_new).expect("ids outnumber pipelines");
         let is_free = |node: &&NodeReport| !self.pipelines.values().any(|it| it.is_on(node.node));
-        let mut free: Vec<_> = self.members.joined().iter().filter(is_free).collect();
+        let free: Vec<_> = self.members.joined().iter().filter(is_free).collect();
         let coordinator = &self.config.coordinator;
-        if coordinator.pipelines == 0 {
-            let memory = |it: &NodeReport| it.adapters.iter().map(|it| it.memory_bytes).sum();
-            free.sort_by_key(|node| Reverse::<u64>(memory(node)));
-        }
-        let num_nodes = match (coordinator.pipelines, free.len()) {
+        let free: Vec<_> = match (coordinator.pipelines, free.len()) {
             (_, 0) => return false,
-            (0, num_free) => (coordinator.stages as usize).clamp(1, num_free)..=num_free,
-            (_, num_free) => num_free.div_ceil(num_missing)..=num_free.div_ceil(num_missing),
+            (0, _) => free,
+            (_, num_free) => free.into_iter().take(num_free.div_ceil(num_missing)).collect(),
         };
-        let mut plans = num_nodes.map(|num_nodes| {
-            Pipeline::plan(&self.config, &self.model, &free[..num_nodes], (id, epoch), now)
+        let num_places = free.iter().map(|node| node.adapters.len()).sum::<usize>();
+        let most = num_places.min(self.model.cost.layers.len());
+        let num_stages = match (coordinator.pipelines, coordinator.stages as usize) {
+            // The fewest that hold the model: the rest makes further pipelines.
+            (0, 0) => 1..=most,
+            (_, 0) => most..=most,
+            (_, stages) => stages..=stages,
+        };
+        let mut plans = num_stages.map(|num_stages| {
+            let nodes = (free.as_slice(), &self.known);
+            Pipeline::plan(&self.config, &self.model, nodes, num_stages, (id, epoch), now)
         });
         let planned = plans.try_fold(None, |_, plan| match plan {
             Ok(pipeline) => ControlFlow::Break(pipeline),
@@ -127,6 +131,8 @@ impl Cluster {
             ControlFlow::Break(pipeline) => {
                 self.num_plans += 1;
                 for stage in &pipeline.stages {
+                    // A node drops what it isn't asked to hold again.
+                    self.known.release(stage.node, stage.plan.adapter);
                     self.actions.push(Action::Load(stage.node, Box::new(stage.plan.clone())));
                 }
                 self.pipelines.insert(id, pipeline);
@@ -171,6 +177,7 @@ impl Cluster {
             return;
         }
         pipeline.last_progress = now;
+        self.known.hold(stage.node, &stage.plan, self.model.cost.layers.len());
         stage.loading.loaded_bytes = echo.memory_bytes;
         stage.echo = Some(echo);
         if pipeline.is_loaded() {

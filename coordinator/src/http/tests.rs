@@ -424,7 +424,7 @@ async fn health_shows_the_status() {
     assert_eq!(server.get("/health/live").await.status, 200);
     let ready = server.get("/health/ready").await;
     assert_eq!((ready.status, &ready.json()["waiting_for"]), (503, &json!("a node")));
-    let pipeline = PipelineStatus { pipeline: protocol::PipelineId(0), stages: Vec::new() };
+    let pipeline = PipelineStatus::default();
     server.status.send_modify(|status| {
         Arc::make_mut(status).pipelines.push(pipeline);
     });

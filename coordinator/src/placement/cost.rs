@@ -1,0 +1,211 @@
+//! What a stage takes: memory, time of a step, and the way to it.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use checkpoint::PartCost;
+use protocol::{LinkSpeed, NodeId};
+
+use super::Place;
+
+/// What the parts of a model weigh, and what a token asks of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModelCost {
+    /// Each layer.
+    pub layers: Vec<PartCost>,
+    /// The embedding table, held by the first stage.
+    pub embedding: PartCost,
+    /// The final norm and LM head, held and read by the last stage.
+    pub head: PartCost,
+    /// Whether embedding and head are one table, held once where one stage needs both.
+    pub tied: bool,
+    /// KV cache of one layer for the shortest cache that can serve: one sequence of full length.
+    pub kv_per_layer: u64,
+    /// Keys and values of one token in one layer.
+    pub kv_per_token: u64,
+    /// Hidden states and scratch of any stage.
+    pub activations: u64,
+    /// A token's row between two stages.
+    pub row_bytes: u64,
+}
+
+/// Tokens whose keys and values a token attends to, where time is predicted.
+pub const CONTEXT_TOKENS: u64 = 128;
+
+impl ModelCost {
+    /// A model whose parts are so many bytes, all of them read by every step.
+    pub fn of_bytes(layers: &[u64], embedding: u64, head: u64) -> Self {
+        let part = |&bytes: &u64| PartCost { bytes, read_bytes: bytes, ..PartCost::default() };
+        Self {
+            layers: layers.iter().map(part).collect(),
+            embedding: PartCost { read_bytes: 0, ..part(&embedding) },
+            head: part(&head),
+            ..Self::default()
+        }
+    }
+
+    /// Bytes of memory that these layers need on one stage, with what the ends of a pipeline hold.
+    pub fn memory(&self, layers: Range<usize>) -> u64 {
+        let weights = self.layers[layers.clone()].iter().map(|layer| layer.bytes).sum();
+        self.memory_beside(weights, layers)
+    }
+
+    /// The same, where what the layers weigh is known.
+    fn memory_beside(&self, weights: u64, layers: Range<usize>) -> u64 {
+        let (embedding, head) = (self.embedding.bytes, self.head.bytes);
+        let ends = match (layers.start == 0, layers.end == self.layers.len()) {
+            (true, true) if self.tied => head.max(embedding),
+            (first, last) => (if first { embedding } else { 0 }) + (if last { head } else { 0 }),
+        };
+        weights + ends + self.kv_per_layer * layers.len() as u64 + self.activations
+    }
+
+    /// Bytes of memory that the model needs on one stage.
+    pub fn total(&self) -> u64 {
+        self.memory(0..self.layers.len())
+    }
+}
+
+/// Either end of a link: a node, or the coordinator.
+pub type End = Option<NodeId>;
+
+/// What is known of the ways between processes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Links(HashMap<(End, End), LinkSpeed>);
+
+impl Links {
+    /// A way has been measured; both directions are taken for alike.
+    pub fn set(&mut self, ends: (End, End), speed: LinkSpeed) {
+        self.0.insert(Self::key(ends), speed.checked());
+    }
+
+    /// Nothing is known of a node any more.
+    pub fn forget(&mut self, node: NodeId) {
+        self.0.retain(|(a, b), _| *a != Some(node) && *b != Some(node));
+    }
+
+    /// What was measured between these two, if it was.
+    pub fn measured(&self, ends: (End, End)) -> Option<LinkSpeed> {
+        self.0.get(&Self::key(ends)).copied()
+    }
+
+    /// What lies between these two. Two nodes between which nothing was measured are taken to be
+    /// as far from each other as both of them from the coordinator together.
+    pub fn between(&self, a: End, b: End) -> LinkSpeed {
+        if a == b {
+            return LinkSpeed { rtt_us: 0.0, bytes_per_s: f64::INFINITY };
+        }
+        if let Some(measured) = self.measured((a, b)) {
+            return measured;
+        }
+        match [a, b].map(|end| end.and_then(|_| self.measured((end, None)))) {
+            [Some(a), Some(b)] => LinkSpeed {
+                rtt_us: a.rtt_us + b.rtt_us,
+                bytes_per_s: a.bytes_per_s.min(b.bytes_per_s),
+            },
+            _ => LinkSpeed::default(),
+        }
+    }
+
+    fn key((a, b): (End, End)) -> (End, End) {
+        if a <= b { (a, b) } else { (b, a) }
+    }
+}
+
+/// The model on places that are given: sums that searches ask for again and again.
+pub(super) struct Costs<'a> {
+    pub(super) model: &'a ModelCost,
+    pub(super) places: &'a [Place],
+    links: &'a Links,
+    // Of the first so many layers.
+    sums: Vec<PartCost>,
+}
+
+impl<'a> Costs<'a> {
+    pub(super) fn new(model: &'a ModelCost, places: &'a [Place], links: &'a Links) -> Self {
+        let mut sum = PartCost::default();
+        let mut sums = vec![sum];
+        for layer in &model.layers {
+            sum += *layer;
+            sums.push(sum);
+        }
+        Self { model, places, links, sums }
+    }
+
+    pub(super) fn num_layers(&self) -> usize {
+        self.model.layers.len()
+    }
+
+    /// Whether a place has the memory for these layers.
+    pub(super) fn fits(&self, place: usize, layers: Range<usize>) -> bool {
+        let weights = self.sums[layers.end].bytes - self.sums[layers.start].bytes;
+        self.model.memory_beside(weights, layers) <= self.places[place].memory
+    }
+
+    /// Seconds of a step of so many sequences' next tokens.
+    pub(super) fn compute(&self, place: usize, layers: Range<usize>, rows: f64) -> f64 {
+        let (from, to) = (&self.sums[layers.start], &self.sums[layers.end]);
+        let mut read_bytes = to.read_bytes - from.read_bytes;
+        let mut multiply_adds = to.multiply_adds - from.multiply_adds;
+        let mut num_kernels = to.num_kernels - from.num_kernels;
+        let ends = [
+            (layers.start == 0, &self.model.embedding),
+            (layers.end == self.num_layers(), &self.model.head),
+        ];
+        for (_, part) in ends.iter().filter(|(is_there, _)| *is_there) {
+            read_bytes += part.read_bytes;
+            multiply_adds += part.multiply_adds;
+            num_kernels += part.num_kernels;
+        }
+        let kv_bytes = self.model.kv_per_token * CONTEXT_TOKENS * layers.len() as u64;
+        let speed = &self.places[place].speed;
+        let bandwidth = speed.weight_bytes_per_s;
+        let products = (read_bytes as f64 / bandwidth)
+            .max(rows * multiply_adds as f64 / speed.multiply_adds_per_s);
+        let fixed = (speed.step_us + f64::from(num_kernels) * speed.kernel_us) / 1e6;
+        fixed + products + rows * kv_bytes as f64 / bandwidth
+    }
+
+    /// What lies between a place, or the coordinator, and a place.
+    pub(super) fn link(&self, from: Option<usize>, to: usize) -> LinkSpeed {
+        self.between(from, Some(to))
+    }
+
+    fn between(&self, from: Option<usize>, to: Option<usize>) -> LinkSpeed {
+        let end = |place: Option<usize>| place.map(|place| self.places[place].node);
+        self.links.between(end(from), end(to))
+    }
+
+    /// Seconds that rows of so many sequences take to a place, from the stage before it; to the
+    /// first and from the last only their tokens' ids travel.
+    pub(super) fn hop(&self, from: Option<usize>, to: Option<usize>, rows: f64) -> f64 {
+        let link = self.between(from, to);
+        let num_bytes = match (from, to) {
+            (Some(_), Some(_)) => rows * self.model.row_bytes as f64,
+            _ => 0.0,
+        };
+        link.seconds(num_bytes as u64)
+    }
+
+    /// Seconds of a stage with the way to it: what is to be small where it is largest.
+    pub(super) fn stage(&self, from: Option<usize>, place: usize, layers: Range<usize>) -> f64 {
+        self.hop(from, Some(place), 1.0) + self.compute(place, layers, 1.0)
+    }
+
+    /// Seconds until a place has what it lacks of these layers.
+    pub(super) fn moved(&self, place: usize, layers: Range<usize>) -> f64 {
+        let Place { held, node, .. } = &self.places[place];
+        let lacks = |part: usize| !held.get(part).copied().unwrap_or(false);
+        let mut num_bytes = 0;
+        for layer in layers.clone() {
+            num_bytes += if lacks(layer + 1) { self.model.layers[layer].bytes } else { 0 };
+        }
+        if layers.start == 0 && lacks(0) {
+            num_bytes += self.model.embedding.bytes;
+        }
+        if layers.end == self.num_layers() && lacks(layers.end + 1) {
+            num_bytes += self.model.head.bytes;
+        }
+        num_bytes as f64 / self.links.between(None, Some(*node)).bytes_per_s
+    }
+}
