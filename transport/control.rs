@@ -74,11 +74,7 @@ impl NodeServerHandle {
         connection: &Connection,
         session: SessionId,
     ) -> Result<(), TransportError> {
-        let (mut send, receive) = connection.connection.open_bi().await?;
-        let mut greeting = [GREETING; 9];
-        greeting[1..].copy_from_slice(&session.0.to_le_bytes());
-        send.write_all(&greeting).await?;
-        self.carry(ControlStream::new(connection, send, receive), false)
+        self.carry(ControlStream::open(connection, session).await?, false)
     }
 
     /// Carries actors over a connection that this process accepted.
@@ -123,6 +119,18 @@ impl ControlStream {
         let send = Half { stream: send, connection: connection.clone() };
         let receive = Half { stream: receive, connection: connection.clone() };
         Self { send, receive, peer }
+    }
+
+    /// The stream of a connection that this process dialled.
+    pub(crate) async fn open(
+        connection: &Connection,
+        session: SessionId,
+    ) -> Result<Self, TransportError> {
+        let (mut send, receive) = connection.connection.open_bi().await?;
+        let mut greeting = [GREETING; 9];
+        greeting[1..].copy_from_slice(&session.0.to_le_bytes());
+        send.write_all(&greeting).await?;
+        Ok(Self::new(connection, send, receive))
     }
 
     /// The stream that the peer opens on a connection which this process accepted, and which

@@ -83,8 +83,13 @@ impl Endpoint {
         let bind = |cause| TransportError::Bind { addr, cause };
         let socket = settings::socket(addr).map_err(bind)?;
         let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint =
-            quinn::Endpoint::new(settings::endpoint(), server, socket, runtime).map_err(bind)?;
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(
+            settings::endpoint(),
+            server,
+            socket,
+            runtime,
+        )
+        .map_err(bind)?;
         let config = Arc::new(config.clone());
         let (accepted, incoming) = mpsc::channel(MAX_ACCEPTED);
         tokio::spawn(accept(endpoint.clone(), Door::new(Arc::clone(&config), accepted)));

@@ -16,6 +16,8 @@ mod renewal;
 mod resolve;
 mod settings;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 mod tls;
 mod token;

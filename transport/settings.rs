@@ -1,10 +1,14 @@
 //! What QUIC and the socket are told: the one place where measured numbers stand.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::config::Transport;
-use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{
+    AsyncUdpSocket, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime, TransportConfig,
+    VarInt,
+};
 
 use crate::endpoint::Purpose;
 
@@ -25,7 +29,11 @@ const STRANGER_WINDOW_BYTES: u32 = 16 << 10;
 /// sent again after 300 ms rather than a second.
 const FIRST_RTT: Duration = Duration::from_millis(100);
 
-pub(crate) fn socket(addr: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+pub(crate) fn socket(addr: SocketAddr) -> std::io::Result<Arc<dyn AsyncUdpSocket>> {
+    #[cfg(test)]
+    if turmoil::in_simulation() {
+        return crate::simulation::wire::bind(addr);
+    }
     let domain = socket2::Domain::for_address(addr);
     let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
     // As much as the system allows; less is slower, not wrong.
@@ -33,12 +41,14 @@ pub(crate) fn socket(addr: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
     socket.bind(&addr.into())?;
     socket.set_nonblocking(true)?;
-    Ok(socket.into())
+    quinn::TokioRuntime.wrap_udp_socket(socket.into())
 }
 
 pub(crate) fn endpoint() -> EndpointConfig {
     let mut endpoint = EndpointConfig::default();
     endpoint.max_udp_payload_size(MAX_PACKET_BYTES).expect("every packet size from 1200 is legal");
+    #[cfg(test)]
+    endpoint.rng_seed(crate::simulation::wire::chance());
     endpoint
 }
 
