@@ -9,6 +9,7 @@ use protocol::{
     Batch, Begin, BlockId, Input, LayerRange, ModelId, SamplingParams, SequenceId, Slice, StageId,
     StageLimits, StagePlan, TokenId,
 };
+use tests::simulation::scenario::When;
 use tests::simulation::stage::{Output, Stage, Trouble};
 use tests::simulation::{self, Scenario, Tally, cases};
 
@@ -40,28 +41,47 @@ fn a_seed_says_all_that_happens() {
     assert!(first.iter().collect::<BTreeSet<_>>().len() > 5, "{first:?}");
 }
 
-/// Every token index, every stage, one to four stages: no token is lost, repeated or different.
+/// Every token index, every stage, one to four stages, with steps that run ahead and without: no
+/// token is lost, repeated or different.
 #[test]
 fn a_machine_may_be_gone_at_any_token_of_any_stage() {
-    for num_stages in 1..=4 {
-        for stage in 0..num_stages as usize {
-            for num_tokens in 0..cases::TOKENS_OF_FEW {
-                let tally = run(&cases::crash(num_stages, stage, num_tokens));
-                let standard = &tally.priorities[Priority::Standard.index()];
-                let told = (standard.num_answered, standard.num_tokens);
-                assert_eq!(told, (3, cases::TOKENS_OF_FEW));
-                // What had left the last stage may have been all that was missing.
-                let may_be_over = num_tokens + 4 > cases::TOKENS_OF_FEW;
-                assert!(tally.num_moved > 0 || may_be_over, "{num_tokens} of {num_stages}");
-            }
-        }
+    for scenario in cases::crashes() {
+        let tally = run(&scenario);
+        let standard = &tally.priorities[Priority::Standard.index()];
+        let told = (standard.num_answered, standard.num_tokens);
+        assert_eq!(told, (3, cases::TOKENS_OF_FEW));
+        // What had left the last stage may have been all that was missing.
+        let fault = scenario.faults[0];
+        let is_late = |num_tokens| num_tokens + 4 > cases::TOKENS_OF_FEW;
+        let may_be_over = matches!(fault.when, When::AfterTokens(num) if is_late(num));
+        assert!(tally.num_moved > 0 || may_be_over, "{fault:?}");
+    }
+}
+
+/// The first stage is told what the last one samples, as a node's is, and the step that waits for it
+/// is at hand then: of the way by the coordinator a hop remains, of a lone stage's none.
+#[test]
+fn steps_that_run_ahead_take_the_shorter_way() {
+    for num_stages in 1..=3 {
+        let bubble = |run_ahead| {
+            let mut scenario = cases::backlog(&[1], num_stages);
+            scenario.cost.hop = Duration::from_millis(1);
+            scenario.bodies.truncate(100);
+            scenario.config.scheduler.run_ahead = run_ahead;
+            run(&scenario).bubble()
+        };
+        let (with, without) = (bubble(true), bubble(false));
+        assert!(with < without - 0.06, "{num_stages} stages: {with} with, {without} without");
+        assert!(num_stages > 1 || with < 0.01, "{with}");
     }
 }
 
 #[test]
 fn tenants_get_what_their_weights_say() {
-    for weights in [&[1, 1, 1][..], &[1, 3], &[1, 2, 5]] {
-        let tally = run(&cases::backlog(weights));
+    for (weights, run_ahead) in [(&[1, 1, 1][..], false), (&[1, 3], true), (&[1, 2, 5], true)] {
+        let mut scenario = cases::backlog(weights, 2);
+        scenario.config.scheduler.run_ahead = run_ahead;
+        let tally = run(&scenario);
         let computed: BTreeMap<_, _> = tally.computed.iter().collect();
         let all: u64 = tally.computed.values().sum();
         let sum: u32 = weights.iter().sum();

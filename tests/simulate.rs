@@ -20,6 +20,9 @@ struct Arguments {
     /// The first of them.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Whether steps run ahead, whatever the seed decides.
+    #[arg(long)]
+    run_ahead: Option<bool>,
     /// Prints everything that the core hears and says.
     #[arg(long)]
     log: bool,
@@ -93,7 +96,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match &arguments.trace {
         _ if arguments.schedule => schedule(),
-        _ if arguments.crashes => crashes(),
+        _ if arguments.crashes => crashes(&arguments),
         Some(path) => trace(&arguments, path),
         None => seeds(&arguments),
     }
@@ -107,7 +110,9 @@ fn seeds(arguments: &Arguments) -> Result<()> {
     }
     let (start, mut tally, mut violations) = (Instant::now(), Tally::default(), 0);
     for seed in first..first + num {
-        let scenario = Scenario { log: arguments.log, ..Scenario::of_seed(seed) };
+        let mut scenario = Scenario { log: arguments.log, ..Scenario::of_seed(seed) };
+        let run_ahead = &mut scenario.config.scheduler.run_ahead;
+        *run_ahead = arguments.run_ahead.unwrap_or(*run_ahead);
         let outcome = simulation::run(&scenario);
         if let Some(violation) = &outcome.violation {
             violations += 1;
@@ -177,18 +182,16 @@ fn scenario(arguments: &Arguments, path: &Path, policy: Policy) -> Result<Scenar
 }
 
 /// Every token index, every stage, one to four stages.
-fn crashes() -> Result<()> {
+fn crashes(arguments: &Arguments) -> Result<()> {
     let (start, mut num) = (Instant::now(), 0);
-    for num_stages in 1..=4 {
-        for stage in 0..num_stages as usize {
-            for num_tokens in 0..cases::TOKENS_OF_FEW {
-                let outcome = simulation::run(&cases::crash(num_stages, stage, num_tokens));
-                if let Some(violation) = outcome.violation {
-                    bail!("stage {stage} of {num_stages} after {num_tokens} tokens: {violation}");
-                }
-                num += 1;
-            }
+    for mut scenario in cases::crashes() {
+        let run_ahead = &mut scenario.config.scheduler.run_ahead;
+        *run_ahead = arguments.run_ahead.unwrap_or(*run_ahead);
+        let outcome = simulation::run(&scenario);
+        if let Some(violation) = outcome.violation {
+            bail!("{:?}: {violation}", scenario.faults);
         }
+        num += 1;
     }
     println!("{num} crashes in {:.1} s, no violations", start.elapsed().as_secs_f64());
     Ok(())

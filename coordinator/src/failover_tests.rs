@@ -6,7 +6,7 @@ use protocol::{Body, Frame, NodeId, StagePlan};
 
 use crate::cluster::{Action, Input};
 use crate::cluster_tests::{Test, two_stages};
-use crate::request::{Event, Request, RequestError, SubmitError};
+use crate::request::{Event, Priority, Request, RequestError, SubmitError};
 use crate::testing::{Pipeline, request};
 
 /// The node of a pipeline is lost at every token: the open stream goes on in the next pipeline.
@@ -130,6 +130,38 @@ fn each_pipeline_that_is_lost_is_told_of_by_name_and_cause() {
     (5..=6).for_each(|node| test.join(node, 1000));
     assert_eq!(test.plans.len(), 4, "both are loaded again");
     assert_eq!(lost(&mut test, 5), []);
+}
+
+/// A sequence grows and the least urgent beside it gives way: there is room in the other pipeline,
+/// where it goes on at once, before anything else happens.
+#[test]
+fn whoever_gave_way_in_one_pipeline_goes_on_in_another_at_once() {
+    let mut test = Test::new(|config| {
+        (config.coordinator.stages, config.coordinator.pipelines) = (1, 2);
+        config.scheduler.run_ahead = false;
+        config.scheduler.reserved_tokens = 1;
+        config.scheduler.prefix_cache = false;
+    });
+    (1..=2).for_each(|node| test.join(node, 1000));
+    let later = test.plans.pop().unwrap();
+    test.load_as((4, 0));
+    // Two blocks each, until the urgent one needs a third; by then the other pipeline is there.
+    for (id, priority) in [(5, Priority::Offline), (6, Priority::Interactive)] {
+        test.handle(Input::Submit(vec![Request { priority, ..request(id, 31, 9) }]));
+        test.answer();
+    }
+    test.plans.push(later);
+    test.load_as((4, 0));
+    let preempted = |test: &Test| test.others.iter().any(|it| matches!(it, Action::Preempted(_)));
+    while !preempted(&test) {
+        assert!(!test.sent.is_empty());
+        test.answer();
+    }
+    let steps = test.sent.iter().map(|it| it.stage.pipeline.0);
+    assert_eq!(steps.collect::<Vec<_>>(), [0, 1]);
+    (0..9).for_each(|_| test.answer());
+    let whole: Vec<_> = (131..140).collect();
+    assert_eq!([5, 6].map(|id| test.tokens(id)), [whole.clone(), whole]);
 }
 
 /// A body of which only a part could wait is refused as a whole: nobody hears of half an answer.

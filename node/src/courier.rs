@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use protocol::message::CoordinatorMsg;
 use protocol::{
-    Batch, Body, Carried, Failed, Frame, Sampled, SliceOutput, StagePlan, StageTiming, Step, StepId,
+    Batch, Body, Carried, Failed, Frame, Sampled, StagePlan, StageTiming, Step, StepId,
 };
 use tokio::sync::mpsc;
 use tracing::warn;
@@ -20,7 +20,7 @@ use crate::actor::{Node, failed, tell_coordinator};
 use crate::device_thread::Computed;
 use crate::error::StageError;
 use crate::links::{Arrived, Inlet, Outlet};
-use crate::samples::Samples;
+use crate::samples::{Samples, tokens_of};
 use crate::stage::StepOutput;
 use crate::trace::TracedStep;
 
@@ -159,8 +159,7 @@ impl Courier<'_> {
         };
         let mut known = Ok(());
         if self.plan.embeds() {
-            known = self.resolve(&mut step.batch).await?;
-            self.samples.begin(number);
+            known = self.resolve(number, &mut step.batch).await?;
         }
         let free = self.free.max(at);
         let (queued, woken) = (free - at, free.elapsed());
@@ -213,13 +212,12 @@ impl Courier<'_> {
     /// will be.
     async fn resolve(
         &mut self,
+        step: StepId,
         batch: &mut Carried<Batch>,
     ) -> Result<Result<(), StageError>, String> {
         loop {
-            match self.samples.resolve(batch) {
-                Ok(true) => return Ok(Ok(())),
-                Ok(false) => {}
-                Err(cause) => return Ok(Err(cause)),
+            if let Some(known) = self.samples.take(step, batch) {
+                return Ok(known);
             }
             let told = tokio::select! {
                 told = hear(&mut self.told) => told,
@@ -268,20 +266,6 @@ async fn hear(told: &mut Option<mpsc::Receiver<Arrived>>) -> Option<Arrived> {
         Some(told) => told.recv().await,
         None => pending().await,
     }
-}
-
-/// As much of a result as the first stage needs.
-fn tokens_of(result: &Body) -> Body {
-    let Body::Sampled(sampled) = result else { return result.clone() };
-    let only_token = |output: &SliceOutput| SliceOutput {
-        sequence: output.sequence,
-        position: output.position,
-        token: output.token,
-        logprobs: None,
-        prompt_logprobs: Vec::new(),
-    };
-    let outputs = sampled.outputs.iter().map(only_token).collect();
-    Body::Sampled(Sampled { outputs, timings: Vec::new() })
 }
 
 /// To the nearest, so that sums of many are right.

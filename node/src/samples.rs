@@ -3,7 +3,9 @@
 
 use std::collections::VecDeque;
 
-use protocol::{Batch, Body, Carried, Input, SequenceId, Slice, StepId, TokenId};
+use protocol::{
+    Batch, Body, Carried, Input, Sampled, SequenceId, Slice, SliceOutput, StepId, TokenId,
+};
 
 use crate::error::StageError;
 
@@ -27,8 +29,26 @@ impl Samples {
         Self { steps: VecDeque::new(), max_steps: num_stages as usize + 1 }
     }
 
+    /// The next step's turn: what was sampled is put in the place of what was promised, if all of
+    /// that is known by now; `None` until it is.
+    ///
+    /// # Errors
+    /// When a token that it names will never be known.
+    pub fn take(
+        &mut self,
+        step: StepId,
+        batch: &mut Carried<Batch>,
+    ) -> Option<Result<(), StageError>> {
+        let known = match self.resolve(batch) {
+            Ok(false) => return None,
+            known => known.map(drop),
+        };
+        self.begin(step);
+        Some(known)
+    }
+
     /// The stage has taken this step.
-    pub fn begin(&mut self, step: StepId) {
+    fn begin(&mut self, step: StepId) {
         if self.steps.len() == self.max_steps {
             self.steps.pop_front();
         }
@@ -51,11 +71,7 @@ impl Samples {
         };
     }
 
-    /// Puts tokens in the place of promises, if all of them are known by now.
-    ///
-    /// # Errors
-    /// When one will never be.
-    pub fn resolve(&self, batch: &mut Carried<Batch>) -> Result<bool, StageError> {
+    fn resolve(&self, batch: &mut Carried<Batch>) -> Result<bool, StageError> {
         let mut tokens = Vec::new();
         for (i, slice) in batch.slices.iter().enumerate() {
             let Input::SampledBy(step) = slice.input else { continue };
@@ -86,9 +102,23 @@ impl Samples {
     }
 }
 
+/// As much of a result as the first stage needs.
+pub fn tokens_of(result: &Body) -> Body {
+    let Body::Sampled(sampled) = result else { return result.clone() };
+    let only_token = |output: &SliceOutput| SliceOutput {
+        sequence: output.sequence,
+        position: output.position,
+        token: output.token,
+        logprobs: None,
+        prompt_logprobs: Vec::new(),
+    };
+    let outputs = sampled.outputs.iter().map(only_token).collect();
+    Body::Sampled(Sampled { outputs, timings: Vec::new() })
+}
+
 #[cfg(test)]
 mod tests {
-    use protocol::{Failed, Sampled, SliceOutput};
+    use protocol::Failed;
 
     use super::*;
 
@@ -127,12 +157,13 @@ mod tests {
         let mut mixed = batch(&[known.clone(), promised(5), promised(6)]);
         samples.begin(StepId(5));
         samples.begin(StepId(6));
-        assert!(!samples.resolve(&mut mixed).unwrap());
+        assert!(samples.take(StepId(7), &mut mixed).is_none());
         samples.hear(StepId(5), &sampled(&[None, Some(9)]));
-        assert!(!samples.resolve(&mut mixed).unwrap());
+        assert!(samples.take(StepId(7), &mut mixed).is_none());
         assert_eq!(mixed.slices[1].input, promised(5), "nothing is changed before");
-        samples.hear(StepId(6), &sampled(&[None, None, Some(3)]));
-        assert!(samples.resolve(&mut mixed).unwrap());
+        samples.hear(StepId(6), &tokens_of(&sampled(&[None, None, Some(3)])));
+        samples.take(StepId(7), &mut mixed).unwrap().unwrap();
+        assert!(!samples.resolve(&mut batch(&[promised(7)])).unwrap(), "it is under way now");
         let inputs: Vec<_> = mixed.slices.iter().map(|slice| slice.input.clone()).collect();
         let one = |token| Input::Tokens(vec![TokenId(token)]);
         assert_eq!(inputs, [known, one(9), one(3)]);

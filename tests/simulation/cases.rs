@@ -31,8 +31,21 @@ pub fn few(num_stages: u32) -> Scenario {
 /// Tokens that [`few`] answers with.
 pub const TOKENS_OF_FEW: u64 = 6 + 2 * 5 + 6;
 
+/// Every token, every stage, one to four stages, with steps that run ahead and without.
+pub fn crashes() -> impl Iterator<Item = Scenario> {
+    let stages = (1..=4).flat_map(|num| (0..num as usize).map(move |stage| (num, stage)));
+    let tokens = stages.flat_map(|it| (0..TOKENS_OF_FEW).map(move |num_tokens| (it, num_tokens)));
+    tokens.flat_map(|((num_stages, stage), num_tokens)| {
+        [false, true].map(|run_ahead| {
+            let mut scenario = crash(num_stages, stage, num_tokens);
+            scenario.config.scheduler.run_ahead = run_ahead;
+            scenario
+        })
+    })
+}
+
 /// [`few`], and the machine of a stage is gone when so many tokens were told.
-pub fn crash(num_stages: u32, stage: usize, num_tokens: u64) -> Scenario {
+fn crash(num_stages: u32, stage: usize, num_tokens: u64) -> Scenario {
     let mut scenario = few(num_stages);
     let (noticed, back) = (Duration::from_millis(40), Duration::from_secs(2));
     let what = What::KillStage { stage, noticed, back };
@@ -41,8 +54,8 @@ pub fn crash(num_stages: u32, stage: usize, num_tokens: u64) -> Scenario {
 }
 
 /// These tenants, by weight, always have more waiting than can be computed.
-pub fn backlog(weights: &[u32]) -> Scenario {
-    let mut scenario = Scenario::calm(9, 2, 1, 0);
+pub fn backlog(weights: &[u32], num_stages: u32) -> Scenario {
+    let mut scenario = Scenario::calm(9, num_stages, 1, 0);
     scenario.config.scheduler.max_queued_requests = 1_000_000;
     scenario.config.scheduler.max_num_seqs = 8;
     let mut random = Random::new(9);

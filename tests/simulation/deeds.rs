@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coordinator::cluster::{Action, Input};
+use node::samples::tokens_of;
 use protocol::message::StageFailed;
 use protocol::{Body, Epoch, Failed, Frame, SessionId, StageId, StageIndex, StepId};
 
-use super::machines::Arrived;
+use super::machines::{Arrived, NotComputed};
 use super::scenario::What;
 use super::stage::{Output, Trouble};
 use super::world::{FromStage, Happening, Order, World};
@@ -35,7 +36,7 @@ impl World<'_> {
                     stage: frame.stage,
                     step: frame.step,
                     batch: Arc::new(step.batch),
-                    rows: None,
+                    rows: Ok(None),
                 };
                 self.send_step(arrived, COORDINATOR);
             }
@@ -58,11 +59,16 @@ impl World<'_> {
     }
 
     fn send_step(&mut self, arrived: Arrived, from: u32) {
-        let StageId { epoch, stage, .. } = arrived.stage;
+        self.send(arrived.stage, from, Order::Step(arrived));
+    }
+
+    /// To the machine of a stage, behind whatever goes the same way.
+    fn send(&mut self, to: StageId, from: u32, order: Order) {
+        let StageId { epoch, stage, .. } = to;
         let machine = self.plans[&epoch].machines[stage.index()];
         let at = self.arrival(epoch, from, stage.0);
         let session = self.machines[machine].session;
-        self.at(at, Happening::Order(machine, session, Order::Step(arrived)));
+        self.at(at, Happening::Order(machine, session, order));
     }
 
     fn tell(&mut self, input: Input) {
@@ -120,13 +126,13 @@ impl World<'_> {
             Order::Unload(pipeline, epoch) => self.machines[number].unload(pipeline, epoch),
             Order::Link(stage) => self.link(number, stage),
             Order::Step(arrived) => {
-                let (cost, now) = (self.scenario.cost, self.now);
-                let session = self.machines[number].session;
-                if let Some((takes, at)) = self.machines[number].take(&arrived, &cost, now) {
-                    self.tally.busy += takes;
-                    let order = Order::Computed(arrived);
-                    self.at(at, Happening::Order(number, session, order));
-                }
+                let stage = arrived.stage;
+                self.machines[number].arrive(arrived);
+                self.go_on(number, stage);
+            }
+            Order::Hear(first, step, said) => {
+                self.machines[number].hear(first, step, &said);
+                self.go_on(number, first);
             }
             Order::Computed(arrived) => self.computed(number, arrived),
             Order::Reconnect => {
@@ -137,15 +143,26 @@ impl World<'_> {
         Ok(())
     }
 
+    /// A stage computes whatever it can.
+    fn go_on(&mut self, number: usize, stage: StageId) {
+        let (cost, now, session) = (self.scenario.cost, self.now, self.machines[number].session);
+        while let Some((takes, at, arrived)) = self.machines[number].take(stage, &cost, now) {
+            self.tally.busy += takes;
+            self.at(at, Happening::Order(number, session, Order::Computed(arrived)));
+        }
+    }
+
     fn link(&mut self, number: usize, stage: StageId) {
         let node = self.machines[number].node;
+        // The last one's link, over which the first hears what was sampled.
+        if self.machines[number].has_first_of(stage) {
+            return;
+        }
         let Some(held) = self.machines[number].stage(stage) else {
             self.link_lost(stage, Duration::from_millis(1));
             return;
         };
-        // The last one's would close the ring, over which no step is promised a token here.
-        let next = held.plan().next.filter(|_| !held.plan().samples());
-        let next = next.map(|peer| peer.node.0 as usize);
+        let next = held.plan().next.map(|peer| peer.node.0 as usize);
         self.tell(Input::Linked(node, stage));
         if let Some(next) = next {
             self.order(next, Order::Link(stage.next()));
@@ -158,30 +175,47 @@ impl World<'_> {
             return;
         };
         let is_unlucky = self.random.chance(self.scenario.noise.fail_step);
-        let failed = |cause: &str, fatal| Body::Failed(Failed { cause: cause.into(), fatal });
-        let (body, wrong) = match computed {
-            _ if is_unlucky => {
-                self.failed(&arrived);
-                (failed("bad luck", false), None)
-            }
-            Err(Trouble::NotFinite) => {
-                self.failed(&arrived);
-                (failed("not finite", false), None)
-            }
+        let failed = |cause: String, is_wrong| NotComputed { cause, is_wrong };
+        let computed = match computed {
+            Err(Trouble::NotComputed(before)) => Err(before),
+            _ if is_unlucky => Err(failed("bad luck".into(), false)),
+            Err(Trouble::NotFinite) => Err(failed("not finite".into(), false)),
             Err(Trouble::Refused(cause)) => {
-                (failed(&cause, false), Some(format!("stage {} refuses: {cause}", id.stage)))
+                Err(failed(format!("stage {} refuses: {cause}", id.stage), true))
             }
+            Ok((Output::Rows(_), Some(wrong))) => Err(failed(wrong, true)),
+            Ok(computed) => Ok(computed),
+        };
+        if computed.is_err() {
+            self.failed(&arrived);
+        }
+        let samples = self.machines[number].stage(id).is_some_and(|it| it.plan().samples());
+        let (body, wrong) = match computed {
             Ok((Output::Sampled(sampled), wrong)) => (Body::Sampled(sampled), wrong),
-            Ok((Output::Rows(rows), wrong)) => {
-                if let Some(wrong) = wrong {
-                    self.report(&arrived, failed("wrong", false), Some(wrong));
-                    return;
-                }
-                let stage = id.next();
-                self.send_step(Arrived { stage, rows: Some(rows), ..arrived }, id.stage.0);
+            Ok((Output::Rows(rows), _)) => {
+                let rows = Ok(Some(rows));
+                self.send_step(Arrived { stage: id.next(), rows, ..arrived }, id.stage.0);
                 return;
             }
+            // As a step that was computed goes, so that results come in the order of their steps.
+            Err(why) if !samples => {
+                let (stage, rows) = (id.next(), Err(why));
+                self.send_step(Arrived { stage, rows, ..arrived }, id.stage.0);
+                return;
+            }
+            Err(why) => {
+                let wrong = why.is_wrong.then(|| why.cause.clone());
+                (Body::Failed(Failed { cause: why.cause, fatal: false }), wrong)
+            }
         };
+        let first = StageId { stage: StageIndex(0), ..id };
+        let (told, step) = (tokens_of(&body), arrived.step);
+        if id == first {
+            self.machines[number].hear(first, step, &told);
+            self.go_on(number, first);
+        } else {
+            self.send(first, id.stage.0, Order::Hear(first, step, told));
+        }
         if self.random.chance(self.scenario.noise.lose) {
             self.plans.entry(id.epoch).or_default().is_silent = true;
         }

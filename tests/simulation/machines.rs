@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{
-    AdapterReport, Batch, Carried, Digest, Epoch, NodeId, NodeReport, PipelineId, SessionId,
+    AdapterReport, Batch, Body, Carried, Digest, Epoch, NodeId, NodeReport, PipelineId, SessionId,
     StageId, StagePlan, StepId,
 };
 
 use super::scenario::{Cost, NodeSpec};
-use super::stage::{Output, Stage, Trouble};
+use super::stage::{Computed, Stage, Trouble};
 
 /// A machine with one adapter.
 #[derive(Debug)]
@@ -31,8 +31,16 @@ pub struct Arrived {
     pub stage: StageId,
     pub step: StepId,
     pub batch: Arc<Carried<Batch>>,
-    /// Of the stage before.
-    pub rows: Option<Vec<u64>>,
+    /// Of the stage before, unless this is the first one.
+    pub rows: Result<Option<Vec<u64>>, NotComputed>,
+}
+
+/// Why there is nothing to compute: a stage before has failed.
+#[derive(Clone, Debug)]
+pub struct NotComputed {
+    pub cause: String,
+    /// That is a fault of the core, if it waits for the step.
+    pub is_wrong: bool,
 }
 
 impl Machine {
@@ -102,30 +110,50 @@ impl Machine {
         self.stages.iter_mut().find(|it| it.plan().id == id)
     }
 
-    /// A step has arrived: how long it takes, and when it will be computed.
+    /// Whether this names the way over which the first stage of a pipeline, which it holds, is told
+    /// what the last one samples.
+    pub fn has_first_of(&self, id: StageId) -> bool {
+        self.stages.iter().any(|it| it.plan().embeds() && it.plan().behind_last() == id)
+    }
+
+    /// A step has arrived.
+    pub fn arrive(&mut self, arrived: Arrived) {
+        if let Some(stage) = self.stage(arrived.stage) {
+            stage.waiting.push_back(arrived);
+        }
+    }
+
+    /// The first stage is told what the last says of a step.
+    pub fn hear(&mut self, first: StageId, step: StepId, said: &Body) {
+        if let Some(stage) = self.stage(first) {
+            stage.samples.hear(step, said);
+        }
+    }
+
+    /// The next step whose turn it is at a stage, if it has arrived with all that it needs: how
+    /// long it takes, and when it will be computed.
     pub fn take(
         &mut self,
-        arrived: &Arrived,
+        stage: StageId,
         cost: &Cost,
         now: Duration,
-    ) -> Option<(Duration, Duration)> {
-        let num_stages = self.stage(arrived.stage)?.plan().num_stages;
-        let (num_tokens, num_read) = Stage::work(&arrived.batch);
-        let all = cost.fixed
-            + cost.per_token * num_tokens as u32
-            + cost.per_context.mul_f64(num_read as f64 / 1e3);
-        let takes = all / num_stages;
+    ) -> Option<(Duration, Duration, Arrived)> {
+        let stage = self.stage(stage)?;
+        let arrived = stage.next_step()?;
+        let takes = match arrived.rows {
+            Ok(_) => stage.takes(&arrived.batch, cost),
+            Err(_) => Duration::ZERO,
+        };
         self.busy_until = self.busy_until.max(now) + takes;
-        Some((takes, self.busy_until))
+        Some((takes, self.busy_until, arrived))
     }
 
     /// Computes a step, if it holds the stage still.
-    pub fn compute(
-        &mut self,
-        arrived: &Arrived,
-        class: u64,
-    ) -> Option<Result<(Output, Option<String>), Trouble>> {
+    pub fn compute(&mut self, arrived: &Arrived, class: u64) -> Option<Result<Computed, Trouble>> {
         let stage = self.stage(arrived.stage)?;
-        Some(stage.compute(&arrived.batch, arrived.rows.as_deref(), class))
+        Some(match &arrived.rows {
+            Ok(before) => stage.compute(&arrived.batch, before.as_deref(), class),
+            Err(why) => Err(Trouble::NotComputed(why.clone())),
+        })
     }
 }

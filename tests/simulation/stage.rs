@@ -1,21 +1,30 @@
 //! A stage that computes by rule: it knows only what batches told it, checked as a node checks it,
 //! and its cache holds what was written there, by whomever.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
 
+use node::samples::Samples;
 use node::sequences::{Sequence, Sequences};
 use protocol::{
     BLOCK_TOKENS, Batch, Sampled, SequenceId, Slice, SliceOutput, StageEcho, StagePlan, TokenId,
 };
 
+use super::machines::{Arrived, NotComputed};
 use super::model::{self, VOCAB};
 use super::random::mix;
+use super::scenario::Cost;
 
 /// One stage of one plan.
 #[derive(Debug)]
 pub struct Stage {
     plan: StagePlan,
     num_blocks: u32,
+    /// Steps whose turn has not come.
+    pub waiting: VecDeque<Arrived>,
+    /// On the first stage, what is known of steps under way.
+    pub samples: Samples,
     sequences: Sequences,
     // By block: what was written for each of its positions.
     cache: Vec<[u64; BLOCK_TOKENS]>,
@@ -42,6 +51,8 @@ pub enum Trouble {
     Refused(String),
     /// A sequence in it makes it fail.
     NotFinite,
+    /// It failed before.
+    NotComputed(NotComputed),
 }
 
 impl Stage {
@@ -49,6 +60,8 @@ impl Stage {
     pub fn new(plan: StagePlan, num_blocks: u32) -> Self {
         Self {
             num_blocks,
+            waiting: VecDeque::new(),
+            samples: Samples::new(plan.num_stages),
             sequences: Sequences::new(plan.limits, num_blocks, VOCAB),
             cache: vec![[0; BLOCK_TOKENS]; num_blocks as usize],
             rows: HashMap::new(),
@@ -75,10 +88,29 @@ impl Stage {
         }
     }
 
-    /// Positions that a step reads and tokens that it computes.
-    pub fn work(batch: &Batch) -> (usize, usize) {
-        let read = batch.slices.iter().map(|slice| slice.start as usize).sum();
-        (batch.num_tokens(), read)
+    /// The step whose turn it is, once all tokens that it names are known.
+    pub fn next_step(&mut self) -> Option<Arrived> {
+        if let Some(arrived) = self.waiting.front_mut()
+            && self.plan.embeds()
+            && arrived.rows.is_ok()
+        {
+            let known = self.samples.take(arrived.step, Arc::make_mut(&mut arrived.batch))?;
+            let broken = |cause: node::error::StageError| NotComputed {
+                cause: cause.to_string(),
+                is_wrong: true,
+            };
+            arrived.rows = known.map(|()| None).map_err(broken);
+        }
+        self.waiting.pop_front()
+    }
+
+    /// How long a step takes: by the tokens that it computes and the positions that it reads.
+    pub fn takes(&self, batch: &Batch, cost: &Cost) -> Duration {
+        let num_read: usize = batch.slices.iter().map(|slice| slice.start as usize).sum();
+        let all = cost.fixed
+            + cost.per_token * batch.num_tokens() as u32
+            + cost.per_context.mul_f64(num_read as f64 / 1e3);
+        all / self.plan.num_stages
     }
 
     /// Computes a step: of the rows of the stage before, or of the tokens. `class` is that of the

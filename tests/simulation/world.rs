@@ -73,6 +73,8 @@ pub(super) enum Order {
     Unload(protocol::PipelineId, Epoch),
     Link(StageId),
     Step(Arrived),
+    /// What the last stage says of a step, for the first.
+    Hear(StageId, StepId, protocol::Body),
     Computed(Arrived),
     Reconnect,
 }
