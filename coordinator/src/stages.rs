@@ -76,7 +76,7 @@ impl Stages {
                     let (tell, trips) = (tell.clone(), Arc::clone(&self.trips));
                     tokio::spawn(async move {
                         tell(Input::Linked(node, stage));
-                        let cause = pump(frames, &trips, &tell).await;
+                        let cause = pump(stage, frames, &trips, &tell).await;
                         let StageId { epoch, stage: number, .. } = stage;
                         debug!(%node, stage = %number, %epoch, cause, "a link has ended");
                         let cause =
@@ -177,10 +177,23 @@ impl Stages {
     }
 }
 
-/// Hands on what a stage sends; why nothing more comes.
-async fn pump(mut frames: FrameReceiver, trips: &Trips, tell: &impl Fn(Input)) -> String {
+/// Hands on what a stage sends; why nothing more comes. It speaks for itself alone.
+async fn pump(
+    stage: StageId,
+    mut frames: FrameReceiver,
+    trips: &Trips,
+    tell: &impl Fn(Input),
+) -> String {
     loop {
         match frames.recv().await {
+            Ok(Some(Received { frame, .. })) if frame.stage != stage => {
+                let StageId { pipeline, epoch, stage: number } = frame.stage;
+                let cause = format!(
+                    "it brought a frame of stage {number} of pipeline {pipeline}, epoch {epoch}"
+                );
+                warn!(stage = %stage.stage, epoch = %stage.epoch, cause, "a link is refused");
+                return cause;
+            }
             Ok(Some(Received { frame, num_bytes, at, decode })) => {
                 if let Body::Sampled(_) = frame.body {
                     trips.back((frame.stage.epoch, frame.step), at, decode, num_bytes);
@@ -199,9 +212,63 @@ async fn pump(mut frames: FrameReceiver, trips: &Trips, tell: &impl Fn(Input)) -
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use protocol::Step;
+    use std::sync::Mutex;
+
     use protocol::config::Transport;
+    use protocol::{Sampled, StageIndex, Step, StepId};
+    use transport::{Authority, Endpoint, Incoming, PeerName, Purpose};
+
+    use super::*;
+
+    /// Goal: no stage speaks for another, nor for an epoch that is over.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_link_that_brings_another_stages_frames_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Authority::load_or_create(dir.path()).unwrap().coordinator_identity(1);
+        let (config, local) = (Transport::default(), ([127, 0, 0, 1], 0).into());
+        let endpoint = Endpoint::bind(local, Some(identity.unwrap()), &config).unwrap();
+        let dial = endpoint.dial(endpoint.local_addr(), Purpose::Data, PeerName::Coordinator);
+        let (dialled, accepted) = tokio::join!(dial, endpoint.accept());
+        let (dialled, Some(Incoming::Data(accepted))) = (dialled.unwrap(), accepted) else {
+            panic!();
+        };
+        let epoch = |counter| Epoch { start: 1, counter };
+        let pipeline = PipelineId(3);
+        let own = StageId { pipeline, epoch: epoch(2), stage: StageIndex(1) };
+        let others = [
+            StageId { pipeline: PipelineId(4), ..own },
+            StageId { epoch: epoch(1), ..own },
+            StageId { stage: StageIndex(0), ..own },
+        ];
+        for other in others {
+            let mut link = transport::open_frames(&dialled, own).await.unwrap();
+            let (stage, frames) = transport::accept_frames(&accepted).await.unwrap();
+            assert_eq!(stage, own);
+            for (step, stage) in (0..).zip([own, other, own]) {
+                let body = Body::Sampled(Sampled::default());
+                let frame = Frame { model: Default::default(), stage, step: StepId(step), body };
+                // The last may find the link closed.
+                let sent = link.send(&frame).await;
+                assert!(sent.is_ok() || step == 2, "{sent:?}");
+            }
+            let told = Mutex::new(Vec::new());
+            let tell = |input| match input {
+                Input::Frame(frame) => told.lock().unwrap().push(frame),
+                input => panic!("{input:?}"),
+            };
+            let trips = Trips::default();
+            let pumped = pump(own, frames, &trips, &tell);
+            let wait = Duration::from_secs(60);
+            let cause = tokio::time::timeout(wait, pumped).await.unwrap();
+            let StageId { pipeline, epoch, stage } = other;
+            let named = format!("a frame of stage {stage} of pipeline {pipeline}, epoch {epoch}");
+            assert!(cause.contains(&named), "{cause}");
+            let told: Vec<_> =
+                told.lock().unwrap().iter().map(|it| (it.stage, it.step.0)).collect();
+            assert_eq!(told, [(own, 0)]);
+            tokio::time::timeout(wait, link.ended()).await.expect("its sender hears that it ended");
+        }
+    }
 
     /// A link that carries nothing takes so many frames; one more is its end.
     #[test]
@@ -209,7 +276,7 @@ mod tests {
         let stages = Stages::new(&Transport { max_buffered_frames: 3, ..Transport::default() });
         let (frames, _queued) = mpsc::channel(stages.max_buffered_frames);
         let epoch = Epoch { start: 1, counter: 1 };
-        let stage = StageId { pipeline: PipelineId(0), epoch, stage: protocol::StageIndex(0) };
+        let stage = StageId { pipeline: PipelineId(0), epoch, stage: StageIndex(0) };
         stages.links.insert(stage.pipeline, Link { epoch, frames });
         let send = |stage: StageId| {
             let (model, step) = Default::default();
