@@ -90,13 +90,13 @@ impl Cluster {
         self.started.pid().context("the coordinator has ended")
     }
 
-    /// Gives each node a core of its own, the first core 0.
+    /// Gives each node a core of its own, beginning with this one.
     ///
     /// # Errors
     /// Where there is no `taskset`, or fewer cores.
-    pub async fn pin_nodes(&self) -> Result<()> {
+    pub async fn pin_nodes(&self, first_core: usize) -> Result<()> {
         let nodes = processes::children(self.pid()?)?;
-        for (core, pid) in nodes.into_iter().enumerate() {
+        for (core, pid) in (first_core..).zip(nodes) {
             let (core, pid) = (core.to_string(), pid.to_string());
             let pinned = Process::new("taskset").args(["-a", "-c", "-p", &core, &pid]).output();
             let pinned = pinned.await.context("nodes are pinned by taskset: install util-linux")?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -23,7 +23,7 @@ pub struct Side {
 }
 
 /// Tokens a second at a concurrency, in a round.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Rate {
     /// Answers in the making.
     pub concurrency: usize,
@@ -33,6 +33,34 @@ pub struct Rate {
     pub coordinator: f64,
     /// Cores that the users took.
     pub client: f64,
+    /// Tokens of a step.
+    pub batch: f64,
+    /// The share of the time in which each stage was at a step.
+    pub busy: Vec<f64>,
+}
+
+/// What a cluster has done so far, as its `/metrics` tell it.
+#[derive(Debug, PartialEq)]
+struct Done {
+    steps: f64,
+    tokens: f64,
+    // Seconds, by stage.
+    busy: Vec<f64>,
+}
+
+impl Done {
+    fn read(text: &str) -> Option<Self> {
+        let value = |series: &str| -> Option<f64> {
+            let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+            value?.split(' ').next()?.parse().ok()
+        };
+        let busy = |stage| value(&format!("autoglm_stage_busy_seconds_total{{stage=\"{stage}\"}}"));
+        Some(Self {
+            steps: value("autoglm_step_seconds_count")?,
+            tokens: value("autoglm_batch_tokens_sum")?,
+            busy: (0..).map_while(busy).collect(),
+        })
+    }
 }
 
 impl Side {
@@ -50,6 +78,7 @@ impl Side {
         let mut crowd = self.users.crowd(wish, concurrency, seed);
         crowd.begun(concurrency).await?;
         let (coordinator, client) = (self.cluster.pid()?, std::process::id());
+        let done_before = self.done().await?;
         let begin = Instant::now();
         let before = [coordinator, client].map(processes::seconds);
         let passes = async {
@@ -59,6 +88,7 @@ impl Side {
         crowd.beside(passes).await?;
         let after = [coordinator, client].map(processes::seconds);
         let end = Instant::now();
+        let done = self.done().await?;
         let seconds = (end - begin).as_secs_f64();
         let mut cores = [0.0; 2];
         for (cores, (before, after)) in cores.iter_mut().zip(before.into_iter().zip(after)) {
@@ -67,7 +97,20 @@ impl Side {
         let tokens = crowd.arrivals().between(begin, end) as f64 / seconds;
         drop(crowd);
         self.rest().await?;
-        Ok(Rate { concurrency, tokens, coordinator: cores[0], client: cores[1] })
+        let busy = done.busy.iter().zip(&done_before.busy);
+        Ok(Rate {
+            concurrency,
+            tokens,
+            coordinator: cores[0],
+            client: cores[1],
+            batch: (done.tokens - done_before.tokens) / (done.steps - done_before.steps),
+            busy: busy.map(|(after, before)| (after - before) / seconds).collect(),
+        })
+    }
+
+    async fn done(&self) -> Result<Done> {
+        let text = self.users.server().text("/metrics").await?;
+        Done::read(&text).context("the server's /metrics don't tell what stages have done")
     }
 
     /// How long a lone prompt takes to its first token, in seconds.
@@ -104,8 +147,8 @@ pub struct Comparison {
     pub sides: [String; 2],
     /// Of each round, what the sides measured.
     pub rounds: Vec<[f64; 2]>,
-    /// What the second over the first should be.
-    pub goal: Goal,
+    /// What the second over the first should be, where anything is wanted of it.
+    pub goal: Option<Goal>,
 }
 
 /// A bound of a ratio.
@@ -123,11 +166,13 @@ impl Comparison {
         median(&self.rounds.iter().map(|[first, second]| second / first).collect::<Vec<_>>())
     }
 
-    /// Whether the ratio is as wanted.
-    pub fn is_kept(&self) -> bool {
+    /// The goal, and whether the ratio keeps it.
+    fn verdict(&self) -> String {
+        let verdict = |is_kept| if is_kept { "kept" } else { "missed" };
         match self.goal {
-            Goal::AtLeast(bound) => self.ratio() >= bound,
-            Goal::AtMost(bound) => self.ratio() <= bound,
+            None => "-".to_owned(),
+            Some(Goal::AtLeast(bound)) => format!(">= {bound}: {}", verdict(self.ratio() >= bound)),
+            Some(Goal::AtMost(bound)) => format!("<= {bound}: {}", verdict(self.ratio() <= bound)),
         }
     }
 
@@ -149,18 +194,8 @@ pub fn table(comparisons: &[Comparison]) -> String {
             let values: Vec<_> = it.rounds.iter().map(|round| round[at]).collect();
             format!("{}: {}", it.sides[at], decimal(median(&values)))
         };
-        let goal = match it.goal {
-            Goal::AtLeast(bound) => format!(">= {bound}"),
-            Goal::AtMost(bound) => format!("<= {bound}"),
-        };
-        let kept = if it.is_kept() { "kept" } else { "missed" };
-        let ratio = format!("{:.3}", it.ratio());
-        text += &format!(
-            "  {:<28}{:>28}{:>28}{ratio:>9}   {goal}: {kept}\n",
-            it.name,
-            side(0),
-            side(1),
-        );
+        let (name, ratio, verdict) = (&it.name, format!("{:.3}", it.ratio()), it.verdict());
+        text += &format!("  {name:<28}{:>28}{:>28}{ratio:>9}   {verdict}\n", side(0), side(1));
     }
     text
 }
@@ -182,20 +217,39 @@ mod tests {
             rounds: vec![[10.0, 18.0], [10.0, 19.0], [20.0, 10.0]],
             goal,
         };
-        let good = comparison(Goal::AtLeast(1.8));
-        assert!((good.ratio() - 1.8).abs() < 1e-9 && good.is_kept());
-        assert!(!comparison(Goal::AtMost(0.62)).is_kept());
-        let text = table(&[good]);
-        assert!(
-            text.contains("one: 10.0") && text.contains("1.800") && text.contains("kept"),
-            "{text}"
-        );
+        let good = comparison(Some(Goal::AtLeast(1.8)));
+        assert!((good.ratio() - 1.8).abs() < 1e-9);
+        assert_eq!(good.verdict(), ">= 1.8: kept");
+        assert_eq!(comparison(Some(Goal::AtMost(0.62))).verdict(), "<= 0.62: missed");
+        let text = table(&[good, comparison(None)]);
+        assert!(text.contains("one: 10.0") && text.contains("1.800   >= 1.8: kept"), "{text}");
+        assert!(text.contains("1.800   -\n"), "{text}");
+    }
+
+    #[test]
+    fn what_stages_have_done_is_read_from_metrics() {
+        let text = "\
+autoglm_step_seconds_sum 9.0
+autoglm_step_seconds_count 20 # {trace_id=\"a\"} 0.1
+autoglm_batch_tokens_sum 320.0
+autoglm_stage_busy_seconds_total{stage=\"0\"} 1.5
+autoglm_stage_busy_seconds_total{stage=\"1\"} 2.5
+";
+        let done = Done { steps: 20.0, tokens: 320.0, busy: vec![1.5, 2.5] };
+        assert_eq!(Done::read(text), Some(done));
+        assert_eq!(Done::read("autoglm_step_seconds_count 20\n"), None);
     }
 
     #[test]
     fn the_best_concurrency_is_that_of_the_most_tokens() {
-        let rate =
-            |concurrency, tokens| Rate { concurrency, tokens, coordinator: 0.0, client: 0.0 };
+        let rate = |concurrency, tokens| Rate {
+            concurrency,
+            tokens,
+            coordinator: 0.0,
+            client: 0.0,
+            batch: 0.0,
+            busy: Vec::new(),
+        };
         assert_eq!(best(&[rate(8, 10.0), rate(16, 14.0), rate(32, 13.0)]), 16);
     }
 }

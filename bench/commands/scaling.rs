@@ -61,6 +61,9 @@ pub(crate) async fn scaling(arguments: ScalingArguments) -> Result<ExitCode> {
     let (model, _scratch) = find_or_write(&arguments.model, arguments.storage)?;
     let one = start(&arguments, &model, ("one stage", 1), &arguments.pipelining).await?;
     let two = start(&arguments, &model, ("two stages", 2), &arguments.pipelining).await?;
+    // As fast as two stages could be at best here, where cores share what they share.
+    let apart = start(&arguments, &model, ("another", 1), &arguments.pipelining).await?;
+    apart.cluster.pin_nodes(1).await?;
     let is_compared = arguments.pipelining != arguments.plain;
     let plain = match is_compared {
         true => Some(start(&arguments, &model, ("plain", 1), &arguments.plain).await?),
@@ -89,6 +92,7 @@ pub(crate) async fn scaling(arguments: ScalingArguments) -> Result<ExitCode> {
         best_of.push(best(&rates));
     }
     let (mut tokens, mut ahead, mut prompts) = (Vec::new(), Vec::new(), Vec::new());
+    let mut ceilings = Vec::new();
     let num_tokens = CHUNKS * arguments.chunk.get();
     for _ in 0..arguments.rounds.get() {
         let mut measured = Vec::new();
@@ -102,24 +106,37 @@ pub(crate) async fn scaling(arguments: ScalingArguments) -> Result<ExitCode> {
             say(&line(plain, &rate));
             ahead.push([rate.tokens, measured[0]]);
         }
+        let (wish, at_once, window) = (wish, best_of[0], arguments.window);
+        let (left, right) = tokio::try_join!(
+            one.rate(wish, at_once, window, next()),
+            apart.rate(wish, at_once, window, next())
+        )?;
+        [(&one, &left), (&apart, &right)].iter().for_each(|(side, rate)| say(&line(side, rate)));
+        ceilings.push([measured[0], left.tokens + right.tokens]);
         tokens.push([measured[0], measured[1]]);
         prompts
             .push([one.prompt(num_tokens, next()).await?, two.prompt(num_tokens, next()).await?]);
     }
-    let compared = |name: &str, [first, second]: [&Side; 2], rounds, goal| Comparison {
+    let compared = |name: &str, [first, second]: [&str; 2], rounds, goal| Comparison {
         name: name.to_owned(),
-        sides: [first.name.clone(), second.name.clone()],
+        sides: [first.to_owned(), second.to_owned()],
         rounds,
         goal,
     };
-    let mut all = vec![compared("tokens a second", [&one, &two], tokens, Goal::AtLeast(1.8))];
-    if let Some(plain) = &plain {
-        all.push(compared("tokens a second", [plain, &one], ahead, Goal::AtLeast(0.97)));
+    let of_ceiling = tokens.iter().zip(&ceilings).map(|(two, most)| [most[1], two[1]]).collect();
+    let name = "tokens a second";
+    let mut all = vec![
+        compared(name, ["one stage", "two stages"], tokens, Some(Goal::AtLeast(1.8))),
+        compared(name, ["one stage", "two of them"], ceilings, None),
+        compared(name, ["two of them", "two stages"], of_ceiling, None),
+    ];
+    if plain.is_some() {
+        all.push(compared(name, ["plain", "one stage"], ahead, Some(Goal::AtLeast(0.97))));
     }
     let name = format!("{num_tokens} tokens of prompt, s");
-    all.push(compared(&name, [&one, &two], prompts, Goal::AtMost(0.62)));
+    all.push(compared(&name, ["one stage", "two stages"], prompts, Some(Goal::AtMost(0.62))));
     say(&format!("\n{}", table(&all)));
-    for side in [Some(one), Some(two), plain].into_iter().flatten() {
+    for side in [Some(one), Some(two), Some(apart), plain].into_iter().flatten() {
         side.cluster.end().await;
     }
     if let Some(path) = &arguments.json {
@@ -145,17 +162,21 @@ async fn start(
         lines.join("\n")
     );
     let cluster = setup.start().await?;
-    cluster.pin_nodes().await?;
+    cluster.pin_nodes(0).await?;
     let users = Users::of(cluster.url()).await?;
     Ok(Side { name: name.to_owned(), cluster, users })
 }
 
 fn line(side: &Side, rate: &Rate) -> String {
+    let busy: Vec<_> = rate.busy.iter().map(|share| format!("{:.0} %", share * 100.0)).collect();
     format!(
-        "  {:<12}{:>4} at once{:>9} tokens/s   coordinator {:.2} cores, client {:.2}\n",
+        "  {:<12}{:>4} at once{:>9} tokens/s   {:>4} a step, busy {}   coordinator {:.2} cores, \
+         client {:.2}\n",
         side.name,
         rate.concurrency,
         decimal(rate.tokens),
+        decimal(rate.batch),
+        busy.join(" "),
         rate.coordinator,
         rate.client,
     )
