@@ -202,6 +202,15 @@ pub struct Coordinator {
     pub load_timeout_ms: u64,
     /// Milliseconds that one step may take before its pipeline counts as lost.
     pub step_timeout_ms: u64,
+    /// Times that a node may fail within `node_failure_window_ms`: its process ends, it falls silent,
+    /// or a stage of it that served ends. One more, and it is left out of pipelines. 0: any number.
+    pub max_node_failures: u32,
+    /// Milliseconds after which a failure of a node no longer counts.
+    pub node_failure_window_ms: u64,
+    /// Milliseconds that a node which fails too often is left out; twice as long each further time.
+    pub quarantine_ms: u64,
+    /// The longest that it is left out, in milliseconds.
+    pub max_quarantine_ms: u64,
     /// Milliseconds that running requests get to end when the coordinator is asked to stop.
     pub drain_timeout_ms: u64,
 }
@@ -346,6 +355,10 @@ impl Default for Coordinator {
             settle_ms: 2000,
             load_timeout_ms: 120_000,
             step_timeout_ms: 60_000,
+            max_node_failures: 5,
+            node_failure_window_ms: 60_000,
+            quarantine_ms: 10_000,
+            max_quarantine_ms: 600_000,
             drain_timeout_ms: 10_000,
         }
     }

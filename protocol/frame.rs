@@ -86,6 +86,20 @@ pub struct Failed {
     pub cause: String,
     /// Whether the stage is of no more use (its device is lost).
     pub fatal: bool,
+    /// Whose fault that is.
+    pub blame: Blame,
+}
+
+/// Whose fault it is that a stage is of no more use, as far as it can tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub enum Blame {
+    /// Its own: its device, its files.
+    #[default]
+    Own,
+    /// The stage before it is gone; before the first it is the last that tells it what was sampled.
+    Before,
+    /// The stage after it is gone, or can't be reached; after the last it is the first.
+    Next,
 }
 
 /// Where a stage's part of a step went, in microseconds.

@@ -66,7 +66,7 @@ fn sampled() -> Sampled {
 
 #[test]
 fn every_kind_comes_back_bit_for_bit() {
-    let failed = Failed { cause: "device lost".into(), fatal: true };
+    let failed = Failed { cause: "device lost".into(), fatal: true, blame: Blame::Next };
     for body in [Body::Step(step()), Body::Sampled(sampled()), Body::Failed(failed)] {
         let sent = frame(body);
         assert_eq!(decode(&bytes(&sent)).unwrap(), sent);

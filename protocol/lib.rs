@@ -13,7 +13,6 @@ pub mod id;
 pub mod message;
 pub mod node;
 pub mod plan;
-pub mod size;
 pub mod speed;
 pub mod trace;
 
@@ -21,7 +20,7 @@ pub use address::Address;
 pub use batch::{Batch, Begin, Input, Logprobs, SamplingParams, Slice, SliceOutput, TokenLogprob};
 pub use carried::{Carried, Hidden};
 pub use config::{Config, ConfigError};
-pub use frame::{Body, Failed, Frame, FrameError, Sampled, StageTiming, Step};
+pub use frame::{Blame, Body, Failed, Frame, FrameError, Sampled, StageTiming, Step};
 pub use id::{
     BlockId, Digest, Epoch, ModelId, NodeId, PipelineId, RequestId, SequenceId, SessionId, StageId,
     StageIndex, StepId, TokenId,

@@ -8,7 +8,9 @@ use ractor::{BytesConvertable, RpcReplyPort};
 use ractor_cluster::RactorClusterMessage;
 
 use crate::codec::{self, CodecError};
-use crate::{Epoch, NodeId, NodeReport, PipelineId, SessionId, StageEcho, StageId, StagePlan};
+use crate::{
+    Blame, Epoch, NodeId, NodeReport, PipelineId, SessionId, StageEcho, StageId, StagePlan,
+};
 use bincode::{Decode, Encode};
 
 /// The process group that the coordinator's remote face joins.
@@ -71,6 +73,8 @@ pub struct StageFailed {
     pub id: StageId,
     /// One sentence for a person.
     pub cause: String,
+    /// Whose fault it is.
+    pub blame: Blame,
 }
 
 /// How far a stage's loading has come.

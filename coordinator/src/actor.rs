@@ -120,7 +120,8 @@ impl Actor for CoordinatorActor {
         match message {
             Msg::Submit(submission) => state.submit(submission, &myself),
             Msg::Happened(input) => {
-                if let Input::Lost { node, session, .. } = &input
+                if let Input::Lost { node, session, .. } | Input::Leaving { node, session, .. } =
+                    &input
                     && state.nodes.get(node).is_some_and(|(known, _)| known == session)
                 {
                     state.nodes.remove(node);
@@ -268,6 +269,11 @@ impl State {
                 Action::Traced(ended) => {
                     self.arguments.tracer.record(spans::of_phase(*ended, Instant::now()));
                 }
+                Action::Quarantined { node, pause, cause } => {
+                    let pause_s = pause.as_secs();
+                    warn!(%node, pause_s, cause, "a node keeps failing: it is left out");
+                }
+                Action::LetIn(node) => info!(%node, "a node that failed may serve again"),
                 Action::Publish => self.publish(),
                 Action::Stuck(cause) => error!(%cause, "the model can't be placed"),
             }
@@ -374,7 +380,9 @@ impl Actor for GateActor {
             CoordinatorMsg::Failed(Wire(failed)) => failed.map(Input::Failed),
             CoordinatorMsg::Progress(Wire(progress)) => progress.map(Input::Progress),
             CoordinatorMsg::Leaving(Wire(leaving)) => {
-                leaving.map(|Leaving { node, session, cause }| Input::Lost { node, session, cause })
+                let input =
+                    |Leaving { node, session, cause }| Input::Leaving { node, session, cause };
+                leaving.map(input)
             }
         };
         match input {

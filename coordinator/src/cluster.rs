@@ -11,13 +11,14 @@ mod tell;
 mod waiting;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use protocol::config::Config;
 use protocol::message::{Progress, StageFailed};
 use protocol::{
-    Body, Epoch, Frame, LinkSpeed, NodeId, NodeReport, PipelineId, RequestId, SessionId, StageEcho,
-    StageId, StagePlan, StageTiming, Step, StepId,
+    Body, Epoch, Frame, NodeId, NodeReport, PipelineId, RequestId, SessionId, StageEcho, StageId,
+    StagePlan, StageTiming, Step, StepId,
 };
 
 pub use self::explain::{Explained, State, Waiting};
@@ -29,11 +30,11 @@ use crate::lane::{self, Lane, Prefix, Told};
 use crate::members::Members;
 use crate::model::Model;
 use crate::pipeline::Pipeline;
-use crate::placement::End;
 use crate::queue::{Advanced, Lifted, Queue};
 use crate::request::{Event, Priority, Request, RequestError, SubmitError};
 use crate::status::{NodeStatus, Status};
 use crate::trace::PhaseEnded;
+use crate::trust::Trust;
 
 /// Everything that can happen to the cluster.
 #[derive(Debug)]
@@ -48,6 +49,15 @@ pub enum Input {
         node: NodeId,
         /// Which: news of an older one changes nothing from now on.
         session: SessionId,
+    },
+    /// A node ends its session on purpose.
+    Leaving {
+        /// Who.
+        node: NodeId,
+        /// Which of its sessions.
+        session: SessionId,
+        /// One sentence for a person.
+        cause: String,
     },
     /// A node's session is over: it is silent, or ended.
     Lost {
@@ -86,13 +96,6 @@ pub enum Input {
     Cancel(RequestId),
     /// Somebody who may do so doesn't want a body's answer any more: its first request's name.
     Withdraw(RequestId),
-    /// A way between processes was measured.
-    Measured {
-        /// Between whom.
-        ends: (End, End),
-        /// What it is like.
-        speed: LinkSpeed,
-    },
     /// Time passed.
     Tick,
     /// Whatever runs or waits fails, and nothing is placed any more: the coordinator stops.
@@ -146,6 +149,17 @@ pub enum Action {
     Found(Prefix),
     /// A phase of a traced request has ended.
     Traced(Box<PhaseEnded>),
+    /// A node failed too often: it is left out for so long.
+    Quarantined {
+        /// Who.
+        node: NodeId,
+        /// How long.
+        pause: Duration,
+        /// One sentence for a person: the last failure.
+        cause: String,
+    },
+    /// A node that was left out is let in again.
+    LetIn(NodeId),
     /// Nodes or pipelines have changed.
     Publish,
     /// Nothing can serve as configured, and waiting won't help.
@@ -162,6 +176,7 @@ pub struct Cluster {
     num_plans: u64,
     members: Members,
     known: Known,
+    trust: Trust,
     last_change: Instant,
     // The last change after which free nodes could hold no pipeline.
     misplaced: Option<Instant>,
@@ -204,6 +219,7 @@ impl Cluster {
             num_plans: 0,
             members: Members::default(),
             known: Known::default(),
+            trust: Trust::default(),
             last_change: now,
             misplaced: None,
             queue,
@@ -226,23 +242,23 @@ impl Cluster {
             Input::Submit(requests) => self.submit(requests, now),
             Input::Joined(report) => self.join(report, now),
             Input::Connected { node, session } => self.connected(node, session, now),
+            Input::Leaving { node, session, cause } => self.leaves(node, session, &cause, now),
             Input::Lost { node, session, cause } => self.lost(node, session, &cause, now),
             Input::Ready(echo) => self.stage_ready(echo, now),
             Input::Failed(failed) => self.stage_failed(&failed, now),
             Input::Progress(progress) => self.progress(progress, now),
             Input::Exited { pid, cause } => self.exited(pid, cause, now),
             Input::Linked(node, stage) => self.stage_linked(node, stage, now),
-            Input::LinkLost { stage, cause } => {
-                if self.pipeline_of(stage).is_some() {
-                    self.lose_pipeline(stage.pipeline, &cause, now);
-                }
-            }
+            Input::LinkLost { stage, cause } => self.link_lost(stage, &cause, now),
             Input::Frame(frame) => self.frame(frame, now),
             Input::Cancel(request) => self.leave(request, now),
             Input::Withdraw(body) => self.withdraw(body, now),
-            Input::Measured { ends, speed } => self.known.links.set(ends, speed),
             Input::Tick => self.tick(now),
             Input::ShutDown => self.shut_down(now),
+        }
+        // Whoever waits for a pipeline waits for no clock.
+        if self.last_change == now {
+            self.place_if_settled(now);
         }
         self.schedule(now);
         std::mem::take(&mut self.actions)
@@ -279,6 +295,7 @@ impl Cluster {
         Status {
             waiting_for: self.waiting_for(),
             nodes: nodes.collect(),
+            quarantined: self.quarantined(),
             pipelines: self.pipelines.values().map(|it| it.status(self.members.joined())).collect(),
             system_fingerprint: serving
                 .map_or_else(String::new, |pipeline| pipeline.fingerprint(self.model.id)),
@@ -314,8 +331,11 @@ impl Cluster {
 
     fn waiting_for(&self) -> String {
         let coordinator = &self.config.coordinator;
-        let num_nodes = self.members.joined().len();
-        let joined = format!("{num_nodes} joined");
+        let num_nodes = self.usable().count();
+        let mut joined = format!("{num_nodes} joined");
+        for (node, quarantine) in self.trust.quarantined() {
+            let _ = write!(joined, "; node {node} is left out: {}", quarantine.cause);
+        }
         let loading = self.pipelines.values().next();
         let waiting = match (loading, self.num_expected()) {
             _ if self.is_stopping => "the coordinator is shutting down".to_owned(),
@@ -426,7 +446,7 @@ impl Cluster {
             }
             Body::Failed(failed) if failed.fatal => {
                 let cause = format!("stage {stage}: {}", failed.cause);
-                self.lose_pipeline(id, &cause, now);
+                self.stage_gone(frame.stage, &cause, failed.blame, now);
             }
             Body::Failed(failed) => {
                 lane.fail(frame.step, &failed.cause, &mut self.queue, now, &mut told);

@@ -1,5 +1,6 @@
 //! The cluster in virtual time: nodes that come and go, plans that are kept or refused.
 
+mod failures;
 mod sessions;
 
 use std::time::{Duration, Instant};
@@ -7,8 +8,8 @@ use std::time::{Duration, Instant};
 use protocol::config::Config;
 use protocol::message::{Loading, Progress, StageFailed};
 use protocol::{
-    AdapterReport, Body, Digest, Failed, Frame, ModelId, NodeId, NodeReport, PipelineId, SessionId,
-    StageEcho, StageId, StageIndex, StagePlan, StepId,
+    AdapterReport, Blame, Body, Digest, Failed, Frame, ModelId, NodeId, NodeReport, PipelineId,
+    SessionId, StageEcho, StageId, StageIndex, StagePlan, StepId,
 };
 
 use crate::cluster::{Action, Cluster, Input};
@@ -294,7 +295,7 @@ fn whatever_names_an_old_epoch_is_dropped() {
     test.handle(Input::Lost { node: lost, session, cause: "cut".into() });
     test.join(4, 1000);
     test.load();
-    let failed = Failed { cause: "late".into(), fatal: true };
+    let failed = Failed { cause: "late".into(), fatal: true, blame: Blame::Own };
     // Of its pipeline's old epoch, and of the new one in a pipeline that isn't there.
     let new = test.connects.last().unwrap().next();
     assert_eq!(new.pipeline, old.id.pipeline);
@@ -302,7 +303,12 @@ fn whatever_names_an_old_epoch_is_dropped() {
     for id in [old.id, StageId { pipeline: PipelineId(7), ..new }] {
         let stage = id;
         test.handle(Input::Ready(StageEcho { id, ..echo(node, &old) }));
-        test.handle(Input::Failed(StageFailed { node, id, cause: "late".into() }));
+        test.handle(Input::Failed(StageFailed {
+            node,
+            id,
+            cause: "late".into(),
+            blame: Blame::Own,
+        }));
         test.handle(Input::Linked(node, id));
         test.handle(Input::LinkLost { stage, cause: "late".into() });
         test.handle(Input::Frame(Frame {
@@ -377,7 +383,7 @@ fn a_load_that_fails_again_and_again_is_tried_less_and_less_often() {
             tries_at.push((test.now - began).as_secs());
             test.plans.clear();
             let cause = "a damaged file".into();
-            test.handle(Input::Failed(StageFailed { node, id: plan.id, cause }));
+            test.handle(Input::Failed(StageFailed { node, id: plan.id, cause, blame: Blame::Own }));
         }
         test.wait(Duration::from_millis(100));
     }

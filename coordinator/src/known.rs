@@ -130,11 +130,6 @@ impl Known {
         held[first + 1..=end].fill(true);
     }
 
-    /// A node holds nothing beside what it is asked to load.
-    pub(crate) fn release(&mut self, node: NodeId, adapter: u32) {
-        self.held.remove(&(node, adapter));
-    }
-
     /// A node is gone, with whatever it held. How fast it was is remembered.
     pub(crate) fn forget(&mut self, node: NodeId) {
         self.held.retain(|(held_by, _), _| *held_by != node);

@@ -23,6 +23,7 @@ pub mod sequence;
 pub mod status;
 mod step_cost;
 pub mod trace;
+mod trust;
 
 // The shells.
 pub mod actor;
@@ -36,7 +37,6 @@ pub mod keys;
 pub mod local_nodes;
 pub mod metrics;
 pub mod model;
-pub mod plan;
 pub mod serve;
 pub mod sessions;
 mod spans;

@@ -162,6 +162,12 @@ impl Pipeline {
         })
     }
 
+    /// The node of the first stage that is loaded and that nobody has linked.
+    pub(crate) fn unlinked(&self) -> Option<NodeId> {
+        let unlinked = self.stages.iter().find(|stage| !stage.is_linked)?;
+        self.is_loaded().then_some(unlinked.node)
+    }
+
     /// Whether every stage has said what it holds.
     pub(crate) fn is_loaded(&self) -> bool {
         self.stages.iter().all(|stage| stage.echo.is_some())
@@ -249,7 +255,6 @@ impl Pipeline {
                 hostname: node.map_or_else(String::new, |node| node.hostname.clone()),
                 pid: node.map_or(0, |node| node.pid),
                 adapter: adapter.map_or_else(String::new, |adapter| adapter.name.clone()),
-                adapter_number: stage.plan.adapter,
                 driver: adapter.map_or_else(String::new, |adapter| adapter.driver.clone()),
                 layers: stage.plan.layers,
                 state: match (&stage.echo, stage.is_linked) {

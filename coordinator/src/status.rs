@@ -1,6 +1,7 @@
 //! What the cluster is, at a glance: read by health checks without waiting for anyone.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use protocol::{Digest, LayerRange, LinkSpeed, NodeId, PipelineId, Speed, StageIndex};
 
@@ -13,6 +14,8 @@ pub struct Status {
     pub waiting_for: String,
     /// Nodes that have joined.
     pub nodes: Vec<NodeStatus>,
+    /// Nodes that are left out since they failed too often, whether they are here or not.
+    pub quarantined: Vec<QuarantineStatus>,
     /// Pipelines, serving or loading.
     pub pipelines: Vec<PipelineStatus>,
     /// The device classes of the serving pipeline's layers, as one short hash.
@@ -47,6 +50,17 @@ pub struct NodeStatus {
     pub slowness: Vec<f64>,
     /// The way to it, as far as it was measured.
     pub link: Option<LinkSpeed>,
+}
+
+/// A node that is left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuarantineStatus {
+    /// Who.
+    pub node: NodeId,
+    /// It is let in again then.
+    pub until: Instant,
+    /// One sentence for a person.
+    pub cause: String,
 }
 
 /// A pipeline and its stages.
@@ -93,8 +107,6 @@ pub struct StageStatus {
     pub pid: u32,
     /// Its adapter, as the driver calls it.
     pub adapter: String,
-    /// Which of the node's adapters.
-    pub adapter_number: u32,
     /// That driver and its version.
     pub driver: String,
     /// Its layers.

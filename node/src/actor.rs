@@ -9,7 +9,7 @@ use protocol::message::{
     COORDINATOR_GROUP, CoordinatorMsg, Loading, NODE_GROUP, NodeMsg, Progress, StageFailed, Unload,
     Wire,
 };
-use protocol::{NodeReport, StageEcho, StageId, StagePlan};
+use protocol::{Blame, NodeReport, StageEcho, StageId, StagePlan};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent, pg};
 use telemetry::Tracer;
 use tokio::sync::mpsc;
@@ -26,6 +26,9 @@ use crate::stage::Held;
 
 /// Between two reports of how far loading has come.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long a stage that ends tries to say why.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long stages may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -132,7 +135,9 @@ impl Actor for NodeActor {
         if let Some(id) = id.map(|(id, _)| *id)
             && state.stages.remove(&id).is_some()
         {
-            tell_coordinator(CoordinatorMsg::Failed(failed(&state.node, id, cause).into())).await;
+            let failed = failed(&state.node, id, cause, Blame::Own);
+            // Where the coordinator is gone, this actor has other things to do than to wait for it.
+            tokio::spawn(tell_coordinator(CoordinatorMsg::Failed(failed.into())));
         }
         Ok(())
     }
@@ -146,8 +151,8 @@ pub struct StageActor;
 pub enum StageMsg {
     /// The stage is loaded, or can't be.
     Loaded(Result<Held, StageError>),
-    /// A link or the device is gone.
-    Broken(String),
+    /// A link or the device is gone, and whose fault it is.
+    Broken(String, Blame),
 }
 
 /// What a stage's actor changes.
@@ -201,13 +206,20 @@ impl Actor for StageActor {
                 let Some(inlets) = state.inlets.take() else { return Ok(()) };
                 let (node, plan) = (Arc::clone(&state.node), Arc::clone(&state.plan));
                 state.task.spawn(async move {
-                    let cause = courier::carry(node, plan, inlets).await;
-                    let _ = myself.cast(StageMsg::Broken(cause));
+                    let (cause, blame) = courier::carry(node, plan, inlets).await;
+                    let _ = myself.cast(StageMsg::Broken(cause, blame));
                 });
                 tell_coordinator(CoordinatorMsg::Ready(echo.into())).await;
             }
             StageMsg::Loaded(Err(cause)) => myself.stop(Some(cause.to_string())),
-            StageMsg::Broken(cause) => myself.stop(Some(cause)),
+            StageMsg::Broken(cause, blame) => {
+                // Its supervisor wouldn't know whose fault it was.
+                let failed = failed(&state.node, state.plan.id, cause.clone(), blame);
+                let told = tell_coordinator(CoordinatorMsg::Failed(failed.into()));
+                // Fails where the coordinator is what is gone.
+                let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, told).await;
+                myself.stop(Some(cause));
+            }
         }
         Ok(())
     }
@@ -261,8 +273,8 @@ fn echo(node: &Node, plan: &StagePlan, held: &Held) -> StageEcho {
     }
 }
 
-pub(crate) fn failed(node: &Node, id: StageId, cause: String) -> StageFailed {
-    StageFailed { node: node.report.node, id, cause }
+fn failed(node: &Node, id: StageId, cause: String, blame: Blame) -> StageFailed {
+    StageFailed { node: node.report.node, id, cause, blame }
 }
 
 /// Casts to the coordinator's remote face. It may take a moment to appear after the session is up.

@@ -8,15 +8,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use protocol::message::CoordinatorMsg;
+use futures::FutureExt;
 use protocol::{
-    Batch, Body, Carried, Failed, Frame, Sampled, StagePlan, StageTiming, Step, StepId,
+    Batch, Blame, Body, Carried, Failed, Frame, Sampled, StagePlan, StageTiming, Step, StepId,
 };
 use tokio::sync::mpsc;
 use tracing::warn;
 use transport::Sent;
 
-use crate::actor::{Node, failed, tell_coordinator};
+use crate::actor::Node;
 use crate::device_thread::Computed;
 use crate::error::StageError;
 use crate::links::{Arrived, Inlet, Outlet};
@@ -28,15 +28,15 @@ use crate::trace::TracedStep;
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Moves a stage's frames as soon as a link to it is open. Ends with the reason why no more can be
-/// taken, which the coordinator has been told.
+/// taken.
 pub(crate) async fn carry(
     node: Arc<Node>,
     plan: Arc<StagePlan>,
     (inlet, samples): (Inlet, Option<mpsc::Receiver<Arrived>>),
-) -> String {
+) -> Over {
     let Inlet { linked, frames } = inlet;
     if linked.await.is_err() {
-        return "no link to it was opened".into();
+        return ("no link to it was opened".into(), Blame::Before);
     }
     let stage = plan.id;
     // Each stage opens its link to the next when the one to it is open, the last one before it
@@ -45,19 +45,15 @@ pub(crate) async fn carry(
     if plan.samples() {
         next = match link_next(&node, &plan).await {
             Ok(next) => next,
-            Err(cause) => {
-                let failed = failed(&node, stage, cause.clone());
-                tell_coordinator(CoordinatorMsg::Failed(failed.into())).await;
-                return cause;
-            }
+            Err(cause) => return (cause, Blame::Next),
         };
     }
     let mut coordinator = match node.links.to_coordinator(stage).await {
         Ok(outlet) => outlet,
-        Err(cause) => return format!("the coordinator is gone: {cause}"),
+        Err(cause) => return (format!("the coordinator is gone: {cause}"), Blame::Own),
     };
     let linked = if plan.samples() { Ok(next) } else { link_next(&node, &plan).await };
-    let cause = match linked {
+    let (cause, blame) = match linked {
         Ok(next) => {
             let mut courier = Courier {
                 ended: ended(&plan, &coordinator, next.as_ref()),
@@ -72,15 +68,15 @@ pub(crate) async fn carry(
             };
             courier.run(frames).await
         }
-        Err(cause) => cause,
+        Err(cause) => (cause, Blame::Next),
     };
     // Over the link, so that the reason is there before the link's end.
-    let failed = Failed { cause: cause.clone(), fatal: true };
+    let failed = Failed { cause: cause.clone(), fatal: true, blame };
     let (model, step, body) = (plan.model, StepId::default(), Body::Failed(failed));
     let told = coordinator.send(Frame { model, stage, step, body });
     // Fails when that link is what has ended.
     let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, told).await;
-    cause
+    (cause, blame)
 }
 
 /// Opens the link over which the stage's frames go on, if there are several stages.
@@ -95,16 +91,23 @@ async fn link_next(node: &Node, plan: &StagePlan) -> Result<Option<Outlet>, Stri
 /// Why one of the two takes no more, once that is so.
 fn ended(plan: &StagePlan, coordinator: &Outlet, next: Option<&Outlet>) -> Ended {
     let (coordinator, node) = (coordinator.ended(), plan.next.map(|peer| peer.node));
-    let (Some(next), Some(node)) = (next.map(Outlet::ended), node) else { return coordinator };
+    let (Some(next), Some(node)) = (next.map(Outlet::ended), node) else {
+        return Box::pin(coordinator.map(|cause| (cause, Blame::Own)));
+    };
     Box::pin(async move {
         tokio::select! {
-            cause = next => format!("the link to the next stage on node {node} ended: {cause}"),
-            cause = coordinator => cause,
+            cause = next => {
+                (format!("the link to the next stage on node {node} ended: {cause}"), Blame::Next)
+            }
+            cause = coordinator => (cause, Blame::Own),
         }
     })
 }
 
-type Ended = Pin<Box<dyn Future<Output = String> + Send>>;
+type Ended = Pin<Box<dyn Future<Output = Over> + Send>>;
+
+/// Why no more frames can be taken, and whose fault it is.
+pub(crate) type Over = (String, Blame);
 
 /// Takes a stage's frames through its device, one after another, and sends what comes of them on.
 struct Courier<'a> {
@@ -125,7 +128,7 @@ struct Courier<'a> {
 
 impl Courier<'_> {
     /// Ends with the reason why no more frames can be taken.
-    async fn run(&mut self, mut frames: mpsc::Receiver<Arrived>) -> String {
+    async fn run(&mut self, mut frames: mpsc::Receiver<Arrived>) -> Over {
         loop {
             let arrived = tokio::select! {
                 arrived = frames.recv() => arrived,
@@ -137,7 +140,9 @@ impl Courier<'_> {
                 }
                 cause = &mut self.ended => return cause,
             };
-            let Some(arrived) = arrived else { return "the link to it has ended".into() };
+            let Some(arrived) = arrived else {
+                return ("the link to it has ended".into(), Blame::Before);
+            };
             // The link said which stage and epoch it is for; a frame that says otherwise is stale.
             if arrived.frame.stage != self.plan.id {
                 continue;
@@ -149,7 +154,7 @@ impl Courier<'_> {
         }
     }
 
-    async fn forward(&mut self, arrived: Arrived) -> Result<(), String> {
+    async fn forward(&mut self, arrived: Arrived) -> Result<(), Over> {
         let Arrived { frame, num_bytes, decode, at } = arrived;
         let Frame { stage, step: number, body, .. } = frame;
         let mut step = match body {
@@ -202,7 +207,11 @@ impl Courier<'_> {
                 if let Some(traced) = traced {
                     traced.record(&self.node, &self.plan, end, Err(&cause));
                 }
-                Body::Failed(Failed { cause: cause.to_string(), fatal: cause.is_fatal() })
+                Body::Failed(Failed {
+                    cause: cause.to_string(),
+                    fatal: cause.is_fatal(),
+                    blame: Blame::Own,
+                })
             }
         };
         self.send_on(number, body).await
@@ -214,7 +223,7 @@ impl Courier<'_> {
         &mut self,
         step: StepId,
         batch: &mut Carried<Batch>,
-    ) -> Result<Result<(), StageError>, String> {
+    ) -> Result<Result<(), StageError>, Over> {
         loop {
             if let Some(known) = self.samples.take(step, batch) {
                 return Ok(known);
@@ -229,8 +238,9 @@ impl Courier<'_> {
     }
 
     /// What the last stage says of a step, and when it came.
-    fn take_in(&mut self, told: Option<Arrived>) -> Result<Instant, String> {
-        let Arrived { frame, at, .. } = told.ok_or("the link from the last stage has ended")?;
+    fn take_in(&mut self, told: Option<Arrived>) -> Result<Instant, Over> {
+        let Arrived { frame, at, .. } = told
+            .ok_or_else(|| ("the link from the last stage has ended".to_owned(), Blame::Before))?;
         if frame.stage == self.plan.behind_last() {
             self.samples.hear(frame.step, &frame.body);
         }
@@ -239,12 +249,14 @@ impl Courier<'_> {
 
     /// To the next stage, or, from the last, to the first and to the coordinator. A stage that is
     /// of no more use says so at once.
-    async fn send_on(&mut self, step: StepId, body: Body) -> Result<(), String> {
+    async fn send_on(&mut self, step: StepId, body: Body) -> Result<(), Over> {
         let (model, stage) = (self.plan.model, self.plan.id);
         let is_fatal = matches!(&body, Body::Failed(failed) if failed.fatal);
         if !is_fatal && !self.plan.samples() {
-            let next = self.next.as_mut().ok_or("the plan names no next stage")?;
-            self.sent = next.send(Frame { model, stage: stage.next(), step, body }).await?;
+            let none = || ("the plan names no next stage".to_owned(), Blame::Own);
+            let next = self.next.as_mut().ok_or_else(none)?;
+            let sent = next.send(Frame { model, stage: stage.next(), step, body }).await;
+            self.sent = sent.map_err(|cause| (cause, Blame::Next))?;
             return Ok(());
         }
         match &mut self.next {
@@ -252,10 +264,12 @@ impl Courier<'_> {
             None => self.samples.hear(step, &body),
             Some(first) => {
                 let body = tokens_of(&body);
-                first.send(Frame { model, stage: stage.next(), step, body }).await?;
+                let sent = first.send(Frame { model, stage: stage.next(), step, body }).await;
+                sent.map_err(|cause| (cause, Blame::Next))?;
             }
         }
-        self.sent = self.coordinator.send(Frame { model, stage, step, body }).await?;
+        let sent = self.coordinator.send(Frame { model, stage, step, body }).await;
+        self.sent = sent.map_err(|cause| (cause, Blame::Own))?;
         Ok(())
     }
 }

@@ -180,7 +180,7 @@ mod tests {
         samples.hear(StepId(1), &sampled(&[None]));
         assert!(error(&samples, 1).contains("step 1 samples nothing for it"));
         samples.begin(StepId(2));
-        let failed = Failed { cause: "bad luck".into(), fatal: false };
+        let failed = Failed { cause: "bad luck".into(), fatal: false, blame: Default::default() };
         samples.hear(StepId(2), &Body::Failed(failed));
         assert!(error(&samples, 2).contains("step 2 failed"));
         // Older ones than any batch may name are forgotten.

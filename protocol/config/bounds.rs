@@ -12,13 +12,17 @@ const DAY_MS: u64 = 24 * HOUR_MS;
 
 /// Each key that is a whole number, with the least and the most that work. Where 0 has a meaning of
 /// its own, it is the least.
-const BOUNDS: [(&str, u64, u64); 66] = [
+const BOUNDS: [(&str, u64, u64); 70] = [
     ("model.max_model_len", 0, 1 << 24),
     ("coordinator.local_nodes", 0, 1024),
     // Each stage has a step under way, and places for it in memory.
     ("coordinator.stages", 0, 1024),
     ("coordinator.pipelines", 0, 1024),
     ("coordinator.settle_ms", 0, DAY_MS),
+    ("coordinator.max_node_failures", 0, 1000),
+    ("coordinator.node_failure_window_ms", 1, DAY_MS),
+    ("coordinator.quarantine_ms", 1, DAY_MS),
+    ("coordinator.max_quarantine_ms", 1, DAY_MS),
     ("coordinator.load_timeout_ms", 1000, DAY_MS),
     ("coordinator.step_timeout_ms", 1000, DAY_MS),
     ("coordinator.drain_timeout_ms", 0, DAY_MS),

@@ -40,8 +40,9 @@ pub struct Options {
     pub duration: Duration,
 }
 
-/// Nodes die on purpose here, more often than any that is left in: that alone excludes none.
-const CONFIG: &str = "[scheduler]\nmax_pipeline_wait_ms = 600_000\n";
+/// Nodes die on purpose here, more often than any that should stay.
+const CONFIG: &str =
+    "[scheduler]\nmax_pipeline_wait_ms = 600_000\n[coordinator]\nmax_node_failures = 0\n";
 
 /// Runs it.
 pub async fn run(options: &Options) -> Report {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use coordinator::cluster::{Action, Input};
 use node::samples::tokens_of;
 use protocol::message::StageFailed;
-use protocol::{Body, Epoch, Failed, Frame, SessionId, StageId, StageIndex, StepId};
+use protocol::{Blame, Body, Epoch, Failed, Frame, SessionId, StageId, StageIndex, StepId};
 
 use super::machines::{Arrived, NotComputed};
 use super::scenario::What;
@@ -116,6 +116,7 @@ impl World<'_> {
                     node,
                     id: plan.id,
                     cause: "bad luck".into(),
+                    blame: Blame::Own,
                 }));
             }
             Order::Loaded(plan) => {
@@ -205,7 +206,7 @@ impl World<'_> {
             }
             Err(why) => {
                 let wrong = why.is_wrong.then(|| why.cause.clone());
-                (Body::Failed(Failed { cause: why.cause, fatal: false }), wrong)
+                (Body::Failed(stage_failed(&why.cause, false)), wrong)
             }
         };
         let first = StageId { stage: StageIndex(0), ..id };
@@ -271,7 +272,7 @@ impl World<'_> {
                 let Some(first) = of(pipeline) else { return };
                 let stage = stage % self.plans[&first.epoch].machines.len();
                 let id = StageId { stage: StageIndex(stage as u32), ..first };
-                let body = Body::Failed(Failed { cause: "device lost".into(), fatal: true });
+                let body = Body::Failed(stage_failed("device lost", true));
                 let frame = frame(id, StepId(0), body);
                 self.tell(Input::Frame(frame));
             }
@@ -305,6 +306,10 @@ impl World<'_> {
         self.after(noticed, Happening::Input(input));
         self.after(back, Happening::Rise(number));
     }
+}
+
+fn stage_failed(cause: &str, fatal: bool) -> Failed {
+    Failed { cause: cause.into(), fatal, blame: Blame::Own }
 }
 
 fn frame(stage: StageId, step: StepId, body: Body) -> Frame {

@@ -1,11 +1,13 @@
 //! How nodes come and go: in sessions, of which only the newest of each node counts.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use protocol::{NodeId, NodeReport, SessionId};
 
 use super::{Action, Cluster};
 use crate::members::Over;
+use crate::status::QuarantineStatus;
+use crate::trust::Quarantine;
 
 impl Cluster {
     /// Whether this is the node's newest session, so that what it says counts.
@@ -15,28 +17,34 @@ impl Cluster {
 
     pub(super) fn connected(&mut self, node: NodeId, session: SessionId, now: Instant) {
         let older = self.members.connect(node, session, now);
-        self.left(older, "the node joined again", now);
+        self.failed(older, "the node joined again", now);
     }
 
     pub(super) fn join(&mut self, report: NodeReport, now: Instant) {
         if !self.members.join(report) {
             return;
         }
+        self.trust.is_back(self.members.joined().last().expect("it just joined").node);
         self.last_change = now;
         self.backoff.reset();
         self.actions.push(Action::Publish);
-        self.place_if_settled(now);
+    }
+
+    /// It goes on purpose, which is no failure.
+    pub(super) fn leaves(&mut self, node: NodeId, session: SessionId, cause: &str, now: Instant) {
+        let over = self.members.lose(node, session);
+        self.left(over, cause, now);
     }
 
     pub(super) fn lost(&mut self, node: NodeId, session: SessionId, cause: &str, now: Instant) {
         let over = self.members.lose(node, session);
-        self.left(over, cause, now);
+        self.failed(over, cause, now);
     }
 
     /// A local node's process has ended, whether it had joined or not.
     pub(super) fn exited(&mut self, pid: Option<u32>, cause: String, now: Instant) {
         let over = self.members.exit(pid);
-        self.left(over, &cause, now);
+        self.failed(over, &cause, now);
         if self.pipelines.is_empty() {
             self.trouble = cause;
             self.actions.push(Action::Publish);
@@ -47,6 +55,73 @@ impl Cluster {
     pub(super) fn disconnect_silent(&mut self, now: Instant) {
         let silent = self.members.silent(&self.config.transport, now);
         self.actions.extend(silent.map(Action::Disconnect));
+    }
+
+    /// A session is over that should not be.
+    fn failed(&mut self, over: Option<Over>, cause: &str, now: Instant) {
+        if let Some(over) = over.filter(|over| over.had_joined) {
+            self.node_failed(over.node, cause, now);
+        }
+        self.left(over, cause, now);
+    }
+
+    /// A node has failed, perhaps once too often.
+    pub(super) fn node_failed(&mut self, node: NodeId, cause: &str, now: Instant) {
+        let left_out = self.trust.failed(node, cause, &self.config.coordinator, now);
+        if let Some(pause) = left_out {
+            let cause = cause.to_owned();
+            self.actions.push(Action::Quarantined { node, pause, cause });
+        }
+    }
+
+    /// Whoever was left out for long enough may serve again.
+    pub(super) fn let_in(&mut self, now: Instant) {
+        for node in self.trust.tick(&self.config.coordinator, now) {
+            self.last_change = now;
+            self.actions.push(Action::LetIn(node));
+            self.actions.push(Action::Publish);
+        }
+    }
+
+    /// Nodes that have joined and aren't left out.
+    pub(super) fn usable(&self) -> impl Iterator<Item = &NodeReport> {
+        self.members.joined().iter().filter(|it| !self.trust.is_out(it.node))
+    }
+
+    /// Those of them that are in no pipeline.
+    pub(super) fn free(&self) -> impl Iterator<Item = &NodeReport> {
+        self.usable().filter(|it| !self.pipelines.values().any(|of| of.is_on(it.node)))
+    }
+
+    /// Free nodes that a pipeline may be made of: without those that are to be avoided, where there
+    /// are enough others. None while one that is needed may turn out to be gone.
+    pub(super) fn trusted(&self, now: Instant) -> Option<Vec<&NodeReport>> {
+        let (avoided, mut trusted): (Vec<_>, Vec<_>) =
+            self.free().partition(|it| self.trust.is_avoided(it.node, now));
+        let num_stages = self.config.coordinator.stages as usize;
+        if avoided.is_empty() || (num_stages > 0 && trusted.len() >= num_stages) {
+            return Some(trusted);
+        }
+        if avoided.iter().any(|it| self.trust.may_be_gone(it.node, now)) {
+            return None;
+        }
+        trusted.extend(avoided);
+        Some(trusted)
+    }
+
+    /// How long it takes until a node that is gone has turned out to be.
+    pub(super) fn silence(&self) -> Duration {
+        let transport = &self.config.transport;
+        Duration::from_millis(transport.idle_timeout_ms + transport.keep_alive_ms)
+    }
+
+    pub(super) fn quarantined(&self) -> Vec<QuarantineStatus> {
+        let status = |(node, it): (NodeId, &Quarantine)| QuarantineStatus {
+            node,
+            until: it.until,
+            cause: it.cause.clone(),
+        };
+        self.trust.quarantined().map(status).collect()
     }
 
     /// A session is over, for whatever reason: so that its node hears of it, too, it is closed.

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use protocol::message::{Progress, StageFailed};
-use protocol::{Epoch, NodeId, NodeReport, PipelineId, StageEcho, StageId};
+use protocol::{Blame, Epoch, NodeId, PipelineId, StageEcho, StageId};
 
 use super::{Action, Cluster};
 use crate::history::Decision;
@@ -15,11 +15,15 @@ use crate::pipeline::Pipeline;
 impl Cluster {
     pub(super) fn tick(&mut self, now: Instant) {
         self.disconnect_silent(now);
+        self.let_in(now);
         let stuck = |pipeline: &Pipeline| {
-            pipeline.is_stuck(&self.config, now).map(|cause| (pipeline.id, cause))
+            let cause = pipeline.is_stuck(&self.config, now)?;
+            Some((pipeline.id, pipeline.unlinked(), cause))
         };
         let stuck: Vec<_> = self.pipelines.values().filter_map(stuck).collect();
-        for (id, cause) in stuck {
+        for (id, unlinked, cause) in stuck {
+            // Nobody reaches it: another may do better.
+            unlinked.into_iter().for_each(|node| self.trust.avoid(node, now, now));
             self.lose_pipeline(id, &cause, now);
         }
         self.place_if_settled(now);
@@ -28,9 +32,13 @@ impl Cluster {
 
     /// Nodes that the configuration speaks of; 0 when it names no number.
     pub(super) fn num_expected(&self) -> usize {
-        match (self.config.coordinator.local_nodes, self.config.coordinator.stages) {
-            (0, stages) => stages as usize * self.config.coordinator.pipelines.max(1) as usize,
-            (local_nodes, _) => local_nodes as usize,
+        let coordinator = &self.config.coordinator;
+        let num_stages = coordinator.stages as usize * coordinator.pipelines.max(1) as usize;
+        match (coordinator.local_nodes as usize, num_stages) {
+            (0, num_stages) => num_stages,
+            (local_nodes, 0) => local_nodes,
+            // More of them are spares, for which nobody waits.
+            (local_nodes, num_stages) => local_nodes.min(num_stages),
         }
     }
 
@@ -72,8 +80,7 @@ impl Cluster {
         if self.is_stopping {
             return;
         }
-        let is_free = |node: &&NodeReport| !self.pipelines.values().any(|it| it.is_on(node.node));
-        let num_free = self.members.joined().iter().filter(is_free).count();
+        let num_free = self.free().count();
         let wanted = match self.config.coordinator.pipelines {
             0 => usize::MAX,
             wanted => wanted as usize,
@@ -84,7 +91,7 @@ impl Cluster {
         }
         let quiet = now.saturating_duration_since(self.last_change);
         let expected = self.num_expected();
-        let all_here = expected > 0 && self.members.joined().len() >= expected;
+        let all_here = expected > 0 && self.usable().count() >= expected;
         let settle = Duration::from_millis(self.config.coordinator.settle_ms);
         let settled = self.config.coordinator.local_nodes == 0 && quiet >= settle;
         if quiet >= self.backoff.pause() && (all_here || settled) {
@@ -102,8 +109,7 @@ impl Cluster {
         let epoch = Epoch { start: self.start, counter: self.num_plans + 1 };
         let is_new = |id: &PipelineId| !self.pipelines.contains_key(id);
         let id = (0..).map(PipelineId).find(is_new).expect("ids outnumber pipelines");
-        let is_free = |node: &&NodeReport| !self.pipelines.values().any(|it| it.is_on(node.node));
-        let free: Vec<_> = self.members.joined().iter().filter(is_free).collect();
+        let Some(free) = self.trusted(now) else { return false };
         let coordinator = &self.config.coordinator;
         let free: Vec<_> = match (coordinator.pipelines, free.len()) {
             (_, 0) => return false,
@@ -131,8 +137,6 @@ impl Cluster {
             ControlFlow::Break(pipeline) => {
                 self.num_plans += 1;
                 for stage in &pipeline.stages {
-                    // A node drops what it isn't asked to hold again.
-                    self.known.release(stage.node, stage.plan.adapter);
                     self.actions.push(Action::Load(stage.node, Box::new(stage.plan.clone())));
                 }
                 self.pipelines.insert(id, pipeline);
@@ -206,10 +210,44 @@ impl Cluster {
     }
 
     pub(super) fn stage_failed(&mut self, failed: &StageFailed, now: Instant) {
-        let StageId { pipeline, stage, .. } = failed.id;
-        if self.pipeline_of(failed.id).is_some() {
-            let cause = format!("stage {stage} on node {}: {}", failed.node, failed.cause);
-            self.lose_pipeline(pipeline, &cause, now);
+        let cause = format!("stage {} on node {}: {}", failed.id.stage, failed.node, failed.cause);
+        self.stage_gone(failed.id, &cause, failed.blame, now);
+    }
+
+    /// A link between the coordinator and a stage has ended.
+    pub(super) fn link_lost(&mut self, id: StageId, cause: &str, now: Instant) {
+        // Most often since the node is gone, which shows in a moment.
+        let Some(node) = self.node_of(id, Blame::Own) else { return };
+        self.trust.avoid(node, now + self.silence(), now);
+        self.lose_pipeline(id.pipeline, cause, now);
+    }
+
+    /// A stage is of no more use, and says whose fault it is.
+    pub(super) fn stage_gone(&mut self, id: StageId, cause: &str, blame: Blame, now: Instant) {
+        let Some(node) = self.node_of(id, blame) else { return };
+        match blame {
+            Blame::Own => {
+                self.trust.avoid(node, now, now);
+                if self.pipelines[&id.pipeline].is_ready() {
+                    self.node_failed(node, cause, now);
+                }
+            }
+            Blame::Before | Blame::Next => self.trust.avoid(node, now + self.silence(), now),
         }
+        self.lose_pipeline(id.pipeline, cause, now);
+    }
+
+    /// The node of a stage, or of its neighbour; none when the stage is of another epoch.
+    fn node_of(&self, id: StageId, blame: Blame) -> Option<NodeId> {
+        let pipeline = self.pipelines.get(&id.pipeline).filter(|it| it.epoch == id.epoch)?;
+        let num_stages = pipeline.stages.len();
+        let away = match blame {
+            Blame::Own => 0,
+            Blame::Before => num_stages - 1,
+            Blame::Next => 1,
+        };
+        let stage = pipeline.stages.get(id.stage.index())?;
+        let at = (stage.plan.id.stage.index() + away) % num_stages;
+        Some(pipeline.stages[at].node)
     }
 }

@@ -1,6 +1,7 @@
 //! Health: read from the newest status, never waiting for the data path.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::extract::State;
@@ -33,15 +34,14 @@ pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
             "data_addr": node.data_addr.to_string(),
             "adapters": node.adapters,
             "drivers": node.drivers,
-            "memory_bytes": node.memory_bytes,
-            "speeds": node.speeds,
-            "slowness": node.slowness,
-            "link": node.link,
         })
     });
+    let quarantined = status.quarantined.iter().map(|it| {
+        let left = it.until.saturating_duration_since(Instant::now());
+        json!({"node": it.node.to_string(), "left_s": left.as_secs(), "cause": it.cause})
+    });
     let pipelines = status.pipelines.iter().map(|pipeline| {
-        let predicted = |number: usize| pipeline.predicted.stages.get(number);
-        let stages = pipeline.stages.iter().enumerate().map(|(number, stage)| {
+        let stages = pipeline.stages.iter().map(|stage| {
             json!({
                 "stage": stage.stage.0,
                 "node": stage.node.to_string(),
@@ -58,18 +58,12 @@ pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
                 "class": stage.class.map(|class| class.to_string()),
                 "num_blocks": stage.num_blocks,
                 "memory_bytes": stage.memory_bytes,
-                "predicted_ms": predicted(number).map(|it| it.compute_s * 1e3),
-                "measured_ms": stage.measured_s.map(|seconds| seconds * 1e3),
             })
         });
         json!({
             "pipeline": pipeline.pipeline.0,
             "ready": pipeline.is_ready(),
             "stages": stages.collect::<Vec<_>>(),
-            "predicted_token_ms": pipeline.predicted.token_s * 1e3,
-            "measured_token_ms": pipeline.measured_token_s.map(|seconds| seconds * 1e3),
-            "predicted_tokens_per_s": pipeline.predicted.tokens_per_s,
-            "predicted_concurrency": pipeline.predicted.concurrency,
         })
     });
     Json(json!({
@@ -77,6 +71,7 @@ pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
         "waiting_for": status.waiting_for,
         "system_fingerprint": status.system_fingerprint,
         "nodes": nodes.collect::<Vec<_>>(),
+        "quarantined": quarantined.collect::<Vec<_>>(),
         "pipelines": pipelines.collect::<Vec<_>>(),
     }))
 }
