@@ -13,6 +13,7 @@ pub mod id;
 pub mod message;
 pub mod node;
 pub mod plan;
+pub mod size;
 pub mod speed;
 pub mod trace;
 

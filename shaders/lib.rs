@@ -56,6 +56,7 @@ pub mod sampler;
 pub mod copy;
 pub mod fma;
 pub mod self_test;
+pub mod speed;
 
 #[cfg(test)]
 mod testing;

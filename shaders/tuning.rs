@@ -80,6 +80,23 @@ impl Tuning {
         Ok(best)
     }
 
+    /// What is kept as `what`, if it `is_right`, or else what `find` finds, which is kept.
+    pub(crate) fn keep(
+        &self,
+        what: &str,
+        is_right: impl Fn(&str) -> bool,
+        find: impl FnOnce() -> Result<String, GpuError>,
+    ) -> Result<String, GpuError> {
+        let kept = self.chosen.borrow().get(what).cloned();
+        if let Some(kept) = kept.filter(|kept| is_right(kept)) {
+            return Ok(kept);
+        }
+        let found = find()?;
+        self.chosen.borrow_mut().insert(what.to_owned(), found.clone());
+        self.is_changed.set(true);
+        Ok(found)
+    }
+
     /// Keeps what was chosen since, all of it or nothing.
     pub(crate) fn save(&self) -> io::Result<()> {
         let Some(file) = self.file.as_ref().filter(|_| self.is_changed.get()) else {

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use protocol::config::Config;
 use protocol::message::{Progress, StageFailed};
 use protocol::{
-    Body, Epoch, Frame, NodeId, NodeReport, PipelineId, RequestId, SessionId, StageEcho, StageId,
-    StagePlan, StageTiming, Step, StepId,
+    Body, Epoch, Frame, LinkSpeed, NodeId, NodeReport, PipelineId, RequestId, SessionId, StageEcho,
+    StageId, StagePlan, StageTiming, Step, StepId,
 };
 
 pub use self::explain::{Explained, State, Waiting};
@@ -30,6 +30,7 @@ use crate::lane::{self, Lane, Prefix, Told};
 use crate::members::Members;
 use crate::model::Model;
 use crate::pipeline::Pipeline;
+use crate::placement::End;
 use crate::queue::{Advanced, Lifted, Queue};
 use crate::request::{Event, Priority, Request, RequestError, SubmitError};
 use crate::status::{NodeStatus, Status};
@@ -96,6 +97,13 @@ pub enum Input {
     Cancel(RequestId),
     /// Somebody who may do so doesn't want a body's answer any more: its first request's name.
     Withdraw(RequestId),
+    /// A way between processes was measured.
+    Measured {
+        /// Between whom.
+        ends: (End, End),
+        /// What it is like.
+        speed: LinkSpeed,
+    },
     /// Time passed.
     Tick,
     /// Whatever runs or waits fails, and nothing is placed any more: the coordinator stops.
@@ -253,6 +261,7 @@ impl Cluster {
             Input::Frame(frame) => self.frame(frame, now),
             Input::Cancel(request) => self.leave(request, now),
             Input::Withdraw(body) => self.withdraw(body, now),
+            Input::Measured { ends, speed } => self.known.links.set(ends, speed),
             Input::Tick => self.tick(now),
             Input::ShutDown => self.shut_down(now),
         }

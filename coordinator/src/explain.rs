@@ -44,9 +44,7 @@ impl Arguments {
     /// # Errors
     /// When the server can't be asked, or doesn't know the request.
     pub fn run(self, out: &mut impl Write) -> Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let asked = runtime.block_on(async { tokio::time::timeout(TIMEOUT, self.ask()).await });
-        let (status, text) = asked.with_context(|| format!("{} doesn't answer", self.url))??;
+        let (status, text) = self.ask()?;
         let story: Value = serde_json::from_str(&text)
             .with_context(|| format!("{} answers {status} and no JSON", self.url))?;
         if status != 200 {
@@ -61,37 +59,51 @@ impl Arguments {
     }
 
     /// Status and body.
-    async fn ask(&self) -> Result<(u16, String)> {
+    fn ask(&self) -> Result<(u16, String)> {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
         ensure!(
             !self.id.is_empty() && self.id.bytes().all(is_plain),
             "{:?} is no request's id: they look like cmpl-0123456789abcdef",
             self.id
         );
-        let url = format!("{}/v1/requests/{}", self.url.trim_end_matches('/'), self.id);
-        let url: Uri = url.parse().with_context(|| format!("{} is no URL", self.url))?;
-        ensure!(
-            url.scheme_str() == Some("http"),
-            "--url must begin with http://: behind a proxy that speaks https, ask the server itself"
-        );
         let key = self.api_key.clone().or_else(|| std::env::var(KEY_VARIABLE).ok());
-        let mut request = Request::builder().method(Method::GET).uri(url);
-        if let Some(key) = key {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
-        }
-        let request = request.body(String::new()).context("the API key is no header's value")?;
-        let client = Client::builder(TokioExecutor::new()).build_http();
-        let answer = client.request(request).await;
-        let answer = answer.with_context(|| format!("{} can't be asked", self.url))?;
-        let (status, mut body) = (answer.status().as_u16(), answer.into_body());
-        let mut bytes = Vec::new();
-        while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-            let Ok(data) = frame?.into_data() else { continue };
-            ensure!(bytes.len() + data.len() <= MAX_ANSWER_BYTES, "the answer is too long");
-            bytes.extend_from_slice(&data);
-        }
-        Ok((status, String::from_utf8(bytes).context("the answer is no text")?))
+        fetch(&self.url, &format!("/v1/requests/{}", self.id), key)
     }
+}
+
+/// What a server answers when it is asked for `path`: status and body.
+///
+/// # Errors
+/// When it can't be asked, or doesn't answer in time.
+pub(crate) fn fetch(url: &str, path: &str, key: Option<String>) -> Result<(u16, String)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let asked = async { tokio::time::timeout(TIMEOUT, get(url, path, key)).await };
+    runtime.block_on(asked).with_context(|| format!("{url} doesn't answer"))?
+}
+
+async fn get(server: &str, path: &str, key: Option<String>) -> Result<(u16, String)> {
+    let url = format!("{}{path}", server.trim_end_matches('/'));
+    let url: Uri = url.parse().with_context(|| format!("{server} is no URL"))?;
+    ensure!(
+        url.scheme_str() == Some("http"),
+        "--url must begin with http://: behind a proxy that speaks https, ask the server itself"
+    );
+    let mut request = Request::builder().method(Method::GET).uri(url);
+    if let Some(key) = key {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
+    }
+    let request = request.body(String::new()).context("the API key is no header's value")?;
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let answer = client.request(request).await;
+    let answer = answer.with_context(|| format!("{server} can't be asked"))?;
+    let (status, mut body) = (answer.status().as_u16(), answer.into_body());
+    let mut bytes = Vec::new();
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        let Ok(data) = frame?.into_data() else { continue };
+        ensure!(bytes.len() + data.len() <= MAX_ANSWER_BYTES, "the answer is too long");
+        bytes.extend_from_slice(&data);
+    }
+    Ok((status, String::from_utf8(bytes).context("the answer is no text")?))
 }
 
 /// A line for each decision, then for each choice that waits.

@@ -37,6 +37,7 @@ pub mod keys;
 pub mod local_nodes;
 pub mod metrics;
 pub mod model;
+pub mod plan;
 pub mod serve;
 pub mod sessions;
 mod spans;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use coordinator::serve::{self, Misconfigured};
-use coordinator::{data_dir, explain, keys};
+use coordinator::{data_dir, explain, keys, plan};
 use protocol::Address;
 use protocol::config::{
     Config, GenerationConfig, KvCacheDtype, LogFormat, MetricsCompat, Quantize,
@@ -29,6 +29,8 @@ enum Command {
     Key(keys::command::Arguments),
     /// Says why a request waits or waited.
     Explain(explain::Arguments),
+    /// Shows which node would get which layers, and how fast that would be.
+    Plan(plan::Arguments),
 }
 
 #[derive(clap::Args)]
@@ -126,6 +128,7 @@ fn main() -> ExitCode {
             arguments.config().map_err(|cause| Misconfigured(cause).into()).and_then(run)
         }
         Command::Explain(arguments) => arguments.run(&mut std::io::stdout().lock()),
+        Command::Plan(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Key(arguments) => arguments.run(&mut std::io::stdout().lock()),
     };
     match ended {

@@ -255,6 +255,7 @@ impl Pipeline {
                 hostname: node.map_or_else(String::new, |node| node.hostname.clone()),
                 pid: node.map_or(0, |node| node.pid),
                 adapter: adapter.map_or_else(String::new, |adapter| adapter.name.clone()),
+                adapter_number: stage.plan.adapter,
                 driver: adapter.map_or_else(String::new, |adapter| adapter.driver.clone()),
                 layers: stage.plan.layers,
                 state: match (&stage.echo, stage.is_linked) {

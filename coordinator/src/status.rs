@@ -107,6 +107,8 @@ pub struct StageStatus {
     pub pid: u32,
     /// Its adapter, as the driver calls it.
     pub adapter: String,
+    /// Which of the node's adapters.
+    pub adapter_number: u32,
     /// That driver and its version.
     pub driver: String,
     /// Its layers.

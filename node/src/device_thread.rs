@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use checkpoint::{Checkpoint, Quantize};
 use protocol::message::Loading;
-use protocol::{AdapterReport, StageId, StagePlan, Step};
+use protocol::{AdapterReport, Speed, StageId, StagePlan, Step};
 use shaders::gpu::{Gpu, GpuOptions};
 use shaders::kv_cache::{HeadShape, KvFormat};
 use shaders::matmul::Products;
+use shaders::speed;
 use shaders::weights::Format;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, warn};
@@ -214,12 +215,20 @@ impl Worker {
         } else {
             kernels.class(&gpu, formats, heads, KvFormat::F32, &mut |_, _| ())?
         };
+        let speed = speed::measure(&gpu, &kernels.matmul, memory_bytes)?;
+        // Whoever is killed before a stage is loaded needn't probe again.
+        gpu.save_kernels();
         let report = AdapterReport {
             name: gpu.info().name.clone(),
             driver: gpu.info().driver.clone(),
             memory_bytes,
             fingerprint,
-            speed: Default::default(),
+            speed: Speed {
+                weight_bytes_per_s: speed.weight_bytes_per_s,
+                multiply_adds_per_s: speed.multiply_adds_per_s,
+                kernel_us: speed.kernel_us,
+                step_us: speed.step_us,
+            },
         };
         Ok((Self::new(gpu, kernels, memory_bytes), report))
     }

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use node::devices::parse_size;
 use node::run::{Options, run};
 use protocol::Address;
 use protocol::config::{Log, LogFormat, Traces};
+use protocol::size::parse_size;
 use shaders::matmul::Products;
 use telemetry::{Service, Tracer};
 use transport::Token;

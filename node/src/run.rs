@@ -142,6 +142,7 @@ async fn open_devices(
             adapter = report.name,
             driver = report.driver,
             memory_mib = report.memory_bytes >> 20,
+            weights_gb_s = format!("{:.1}", report.speed.weight_bytes_per_s / 1e9),
             class = %report.fingerprint,
             "adapter ready"
         );

@@ -34,6 +34,10 @@ pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
             "data_addr": node.data_addr.to_string(),
             "adapters": node.adapters,
             "drivers": node.drivers,
+            "memory_bytes": node.memory_bytes,
+            "speeds": node.speeds,
+            "slowness": node.slowness,
+            "link": node.link,
         })
     });
     let quarantined = status.quarantined.iter().map(|it| {
@@ -41,7 +45,8 @@ pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
         json!({"node": it.node.to_string(), "left_s": left.as_secs(), "cause": it.cause})
     });
     let pipelines = status.pipelines.iter().map(|pipeline| {
-        let stages = pipeline.stages.iter().map(|stage| {
+        let predicted = |number: usize| pipeline.predicted.stages.get(number);
+        let stages = pipeline.stages.iter().enumerate().map(|(number, stage)| {
             json!({
                 "stage": stage.stage.0,
                 "node": stage.node.to_string(),
@@ -58,12 +63,18 @@ pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
                 "class": stage.class.map(|class| class.to_string()),
                 "num_blocks": stage.num_blocks,
                 "memory_bytes": stage.memory_bytes,
+                "predicted_ms": predicted(number).map(|it| it.compute_s * 1e3),
+                "measured_ms": stage.measured_s.map(|seconds| seconds * 1e3),
             })
         });
         json!({
             "pipeline": pipeline.pipeline.0,
             "ready": pipeline.is_ready(),
             "stages": stages.collect::<Vec<_>>(),
+            "predicted_token_ms": pipeline.predicted.token_s * 1e3,
+            "measured_token_ms": pipeline.measured_token_s.map(|seconds| seconds * 1e3),
+            "predicted_tokens_per_s": pipeline.predicted.tokens_per_s,
+            "predicted_concurrency": pipeline.predicted.concurrency,
         })
     });
     Json(json!({

@@ -1,0 +1,195 @@
+//! `autoglm plan`: what a placement would be and bring, said before anything is loaded.
+//!
+//! It is not computed twice: the cluster's own core is told of the nodes, and what it places is
+//! shown.
+
+mod nodes;
+mod report;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use checkpoint::Checkpoint;
+use clap::Args;
+use protocol::config::{Config, KvCacheDtype, Quantize};
+
+pub use self::nodes::NodeSpec;
+pub use self::report::{PlanReport, PlannedPipeline, PlannedStage, plan_table};
+use crate::cluster::{Cluster, Input};
+use crate::model::{self, Model};
+use crate::{data_dir, explain};
+
+/// Shows which node would get which layers of a model, and how fast that would be.
+#[derive(Args)]
+pub struct Arguments {
+    /// A Hugging Face directory or a GGUF file.
+    #[arg(long, value_name = "PATH")]
+    model: Option<PathBuf>,
+    /// Round weights while they are loaded [default: none].
+    #[arg(long, value_name = "none|int8|int4")]
+    quantize: Option<Quantize>,
+    /// Store keys and values in this type [default: auto, which is f32].
+    #[arg(long, value_name = "auto|f32|f16")]
+    kv_cache_dtype: Option<KvCacheDtype>,
+    /// Stages of a pipeline [default: 0, one on each adapter].
+    #[arg(long, value_name = "N")]
+    stages: Option<u32>,
+    /// Pipelines of the model; 0: placement decides [default: 1].
+    #[arg(long, value_name = "N")]
+    pipelines: Option<u32>,
+    /// Nodes that need not be there: a TOML file with a [[node]] for each kind (name, count,
+    /// memory, weight_bytes_per_s, multiply_adds_per_s, kernel_us, step_us, rtt_us, bytes_per_s)
+    /// [default: those that have joined the server].
+    #[arg(long, value_name = "FILE")]
+    nodes: Option<PathBuf>,
+    /// The server whose nodes are meant, where no file says them.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
+    url: String,
+    /// A file of the form of cluster.toml; flags win over it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Arguments {
+    /// Plans and prints.
+    ///
+    /// # Errors
+    /// When model or nodes can't be read, or the model fits on these nodes in no way.
+    pub fn run(self, out: &mut impl Write) -> Result<()> {
+        let mut config = data_dir::config(self.config.as_deref())?;
+        if let Some(path) = &self.model {
+            config.model.path.clone_from(path);
+        }
+        config.model.quantize = self.quantize.unwrap_or(config.model.quantize);
+        config.model.kv_cache_dtype = self.kv_cache_dtype.unwrap_or(config.model.kv_cache_dtype);
+        config.coordinator.stages = self.stages.unwrap_or(config.coordinator.stages);
+        config.coordinator.pipelines = self.pipelines.unwrap_or(config.coordinator.pipelines);
+        config.check()?;
+        ensure!(!config.model.path.as_os_str().is_empty(), "no model: give --model PATH");
+        let path = std::path::absolute(&config.model.path)?;
+        let files = Checkpoint::open(&path)?.quantized(model::quantize(config.model.quantize));
+        let model = model::describe(&files, &path, &config)?;
+        let nodes = match &self.nodes {
+            Some(file) => nodes::read(file)?,
+            None => {
+                let (status, text) = explain::fetch(&self.url, "/health/stages", None)
+                    .context("no node is known: give --nodes FILE, or the --url of a server")?;
+                ensure!(status == 200, "{} answers {status}: {text}", self.url);
+                nodes::of_server(&text).with_context(|| format!("{} says", self.url))?
+            }
+        };
+        ensure!(!nodes.is_empty(), "there are no nodes to plan for");
+        let report = plan(files.name(), &model, &config, &nodes)?;
+        match self.json {
+            true => writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?,
+            false => write!(out, "{}", plan_table(&report))?,
+        }
+        Ok(())
+    }
+}
+
+/// What the cluster would make of these nodes.
+///
+/// # Errors
+/// Why it would make nothing of them.
+pub fn plan(name: &str, model: &Model, config: &Config, nodes: &[NodeSpec]) -> Result<PlanReport> {
+    let mut now = Instant::now();
+    let mut config = config.clone();
+    // All that are named are waited for, and nobody else.
+    config.coordinator.local_nodes = nodes.len() as u32;
+    let mut cluster = Cluster::new(config, model.clone(), 1, now);
+    for (number, spec) in nodes.iter().enumerate() {
+        let report = spec.report(number);
+        let (node, session) = (report.node, report.session);
+        cluster.handle(Input::Connected { node, session }, now);
+        if let Some(speed) = spec.link() {
+            cluster.handle(Input::Measured { ends: (None, Some(node)), speed }, now);
+        }
+        cluster.handle(Input::Joined(report), now);
+    }
+    for _ in 0..=nodes.len() {
+        now += Duration::from_secs(1);
+        cluster.handle(Input::Tick, now);
+    }
+    let status = cluster.status();
+    if status.pipelines.is_empty() {
+        bail!("{}", status.waiting_for);
+    }
+    Ok(PlanReport::new(name, model, &status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> Model {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
+        let files = Checkpoint::open(std::path::Path::new(path)).unwrap();
+        model::describe(&files, std::path::Path::new(path), &Config::default()).unwrap()
+    }
+
+    fn specs(text: &str) -> Vec<NodeSpec> {
+        nodes::parse(text).unwrap()
+    }
+
+    const THREE: &str = "
+        [[node]]
+        name = 'big'
+        memory = '8GiB'
+        weight_bytes_per_s = 4e9
+        multiply_adds_per_s = 1e12
+        [[node]]
+        name = 'small'
+        count = 2
+        memory = '8GiB'
+        weight_bytes_per_s = 1e9
+        multiply_adds_per_s = 1e12
+        rtt_us = 1000
+        bytes_per_s = 1e8
+    ";
+
+    /// Goal: what is planned is what the cluster does. Method: the fast node of three has most.
+    #[test]
+    fn unequal_nodes_of_a_file_get_unequal_layers() {
+        let model = model();
+        let report = plan("glass-en", &model, &Config::default(), &specs(THREE)).unwrap();
+        let stages = &report.pipelines[0].stages;
+        assert_eq!(stages.len(), 3.min(model.cost.layers.len()));
+        let of = |name: &str| {
+            let its = stages.iter().filter(|stage| stage.node.starts_with(name));
+            its.map(|stage| stage.layers[1] - stage.layers[0]).max().unwrap_or(0)
+        };
+        assert!(of("big") > of("small"), "{stages:?}");
+        assert_eq!(
+            stages.iter().map(|it| it.layers[1] - it.layers[0]).sum::<u32>() as usize,
+            model.cost.layers.len()
+        );
+        let table = plan_table(&report);
+        for said in ["big", "small-2", "tokens/s", "ms a token", "of 8.0 GiB"] {
+            assert!(table.contains(said), "{said} is missing:\n{table}");
+        }
+    }
+
+    #[test]
+    fn where_placement_decides_the_rest_makes_further_pipelines() {
+        let mut config = Config::default();
+        config.coordinator.pipelines = 0;
+        let report = plan("glass-en", &model(), &config, &specs(THREE)).unwrap();
+        let lengths: Vec<_> = report.pipelines.iter().map(|it| it.stages.len()).collect();
+        assert_eq!(lengths, [1, 1, 1]);
+        assert_eq!(report.pipelines[0].stages[0].node, "big", "the fastest comes first");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said_with_the_number_of_nodes_that_would_do() {
+        let total = model().cost.total();
+        let nodes = specs(&format!("[[node]]\nname = 'tiny'\nmemory = {}", total * 2 / 3));
+        let error = plan("glass-en", &model(), &Config::default(), &nodes).unwrap_err().to_string();
+        assert!(error.contains("doesn't fit") && error.contains("nodes"), "{error}");
+    }
+}

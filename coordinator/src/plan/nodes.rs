@@ -1,0 +1,199 @@
+//! Nodes to plan for: those that a file describes, or those that have joined a server.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use protocol::size::parse_size;
+use protocol::{AdapterReport, Digest, LinkSpeed, NodeId, NodeReport, SessionId, Speed};
+use serde::{Deserialize, Deserializer};
+
+/// A longer file is none of ours.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// More nodes than a cluster has.
+const MAX_NODES: usize = 1024;
+
+/// A node that need not be there, or as many of its kind.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSpec {
+    /// For people.
+    pub name: String,
+    /// So many of them.
+    #[serde(default = "one")]
+    pub count: usize,
+    /// Bytes that stages may take, as a number or as in `24GiB`.
+    #[serde(deserialize_with = "size")]
+    pub memory: u64,
+    /// As in [`Speed`].
+    pub weight_bytes_per_s: Option<f64>,
+    /// As in [`Speed`].
+    pub multiply_adds_per_s: Option<f64>,
+    /// As in [`Speed`].
+    pub kernel_us: Option<f64>,
+    /// As in [`Speed`].
+    pub step_us: Option<f64>,
+    /// Of the way between it and the coordinator, as in [`LinkSpeed`].
+    pub rtt_us: Option<f64>,
+    /// Of that way, too.
+    pub bytes_per_s: Option<f64>,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn size<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Said {
+        Bytes(u64),
+        Text(String),
+    }
+    match Said::deserialize(from)? {
+        Said::Bytes(bytes) => Ok(bytes),
+        Said::Text(text) => parse_size(&text).map_err(serde::de::Error::custom),
+    }
+}
+
+impl NodeSpec {
+    /// What it would say of itself when it joined.
+    pub(super) fn report(&self, number: usize) -> NodeReport {
+        let default = Speed::default();
+        let speed = Speed {
+            weight_bytes_per_s: self.weight_bytes_per_s.unwrap_or(default.weight_bytes_per_s),
+            multiply_adds_per_s: self.multiply_adds_per_s.unwrap_or(default.multiply_adds_per_s),
+            kernel_us: self.kernel_us.unwrap_or(default.kernel_us),
+            step_us: self.step_us.unwrap_or(default.step_us),
+        };
+        let id = number as u64 + 1;
+        NodeReport {
+            node: NodeId(id),
+            session: SessionId(id),
+            hostname: self.name.clone(),
+            pid: 0,
+            data_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
+            adapters: vec![AdapterReport {
+                name: self.name.clone(),
+                driver: String::new(),
+                memory_bytes: self.memory,
+                fingerprint: Digest::default(),
+                speed: speed.checked(),
+            }],
+        }
+    }
+
+    /// The way to it, where something is said of it.
+    pub(super) fn link(&self) -> Option<LinkSpeed> {
+        let default = LinkSpeed::default();
+        (self.rtt_us.is_some() || self.bytes_per_s.is_some()).then(|| LinkSpeed {
+            rtt_us: self.rtt_us.unwrap_or(default.rtt_us),
+            bytes_per_s: self.bytes_per_s.unwrap_or(default.bytes_per_s),
+        })
+    }
+}
+
+/// The nodes of a file.
+pub(super) fn read(path: &Path) -> Result<Vec<NodeSpec>> {
+    let what = || format!("--nodes {}", path.display());
+    let num_bytes = std::fs::metadata(path).with_context(what)?.len();
+    ensure!(num_bytes <= MAX_FILE_BYTES, "{}: too long", what());
+    parse(&std::fs::read_to_string(path).with_context(what)?).with_context(what)
+}
+
+/// The nodes of a file's text, each with a name of its own.
+pub(super) fn parse(text: &str) -> Result<Vec<NodeSpec>> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct File {
+        node: Vec<NodeSpec>,
+    }
+    let mut nodes = Vec::new();
+    for kind in toml::from_str::<File>(text)?.node {
+        ensure!(
+            kind.count <= MAX_NODES - nodes.len(),
+            "there are more than {MAX_NODES} nodes: plan for fewer"
+        );
+        for number in 1..=kind.count {
+            let name = match kind.count {
+                1 => kind.name.clone(),
+                _ => format!("{}-{number}", kind.name),
+            };
+            nodes.push(NodeSpec { name, count: 1, ..kind.clone() });
+        }
+    }
+    Ok(nodes)
+}
+
+/// The nodes that have joined a server, each adapter on its own, as fast as it turned out to be.
+pub(super) fn of_server(text: &str) -> Result<Vec<NodeSpec>> {
+    #[derive(Deserialize)]
+    struct Stages {
+        nodes: Vec<Node>,
+    }
+    #[derive(Deserialize)]
+    struct Node {
+        hostname: String,
+        node: String,
+        memory_bytes: Vec<u64>,
+        speeds: Vec<Speed>,
+        slowness: Vec<f64>,
+        link: Option<LinkSpeed>,
+    }
+    let said: Stages = serde_json::from_str(text)?;
+    let mut nodes = Vec::new();
+    for node in said.nodes {
+        let of_adapters = node.memory_bytes.iter().zip(&node.speeds).zip(&node.slowness);
+        for ((&memory, speed), &slowness) in of_adapters {
+            let speed = speed.slowed(slowness);
+            nodes.push(NodeSpec {
+                name: format!("{} {}", node.hostname, node.node),
+                count: 1,
+                memory,
+                weight_bytes_per_s: Some(speed.weight_bytes_per_s),
+                multiply_adds_per_s: Some(speed.multiply_adds_per_s),
+                kernel_us: Some(speed.kernel_us),
+                step_us: Some(speed.step_us),
+                rtt_us: node.link.map(|link| link.rtt_us),
+                bytes_per_s: node.link.map(|link| link.bytes_per_s),
+            });
+        }
+    }
+    Ok(nodes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_names_kinds_of_nodes_and_how_many_there_are() {
+        let text = "[[node]]\nname = 'a'\ncount = 2\nmemory = '1GiB'\nrtt_us = 50\n\
+                    [[node]]\nname = 'b'\nmemory = 5";
+        let nodes = parse(text).unwrap();
+        let names: Vec<_> = nodes.iter().map(|node| (node.name.as_str(), node.memory)).collect();
+        assert_eq!(names, [("a-1", 1 << 30), ("a-2", 1 << 30), ("b", 5)]);
+        assert_eq!(nodes[0].link().unwrap().rtt_us, 50.0);
+        assert_eq!(nodes[2].link(), None);
+        for (wrong, said) in [
+            ("[[node]]\nname = 'a'\nmemory = '6 parsecs'", "unknown unit"),
+            ("[[node]]\nname = 'a'", "memory"),
+            ("[[node]]\nname = 'a'\nmemory = 1\nflops = 2", "flops"),
+            ("[[node]]\nname = 'a'\nmemory = 1\ncount = 5000", "plan for fewer"),
+        ] {
+            let error = format!("{:#}", parse(wrong).unwrap_err());
+            assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn nodes_of_a_server_are_as_fast_as_they_turned_out_to_be() {
+        let text = r#"{"nodes": [{"hostname": "h", "node": "01", "memory_bytes": [7],
+            "speeds": [{"weight_bytes_per_s": 4e9, "multiply_adds_per_s": 1e9, "kernel_us": 1.0,
+            "step_us": 2.0}], "slowness": [2.0], "link": {"rtt_us": 9.0, "bytes_per_s": 1e6}}]}"#;
+        let nodes = of_server(text).unwrap();
+        assert_eq!(nodes[0].weight_bytes_per_s, Some(2e9));
+        assert_eq!((nodes[0].step_us, nodes[0].rtt_us), (Some(4.0), Some(9.0)));
+    }
+}

@@ -1,0 +1,149 @@
+//! A plan as it is shown.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::model::Model;
+use crate::placement::Size;
+use crate::status::Status;
+
+/// What a placement is and brings.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlanReport {
+    /// The model's name.
+    pub model: String,
+    /// Its layers.
+    pub num_layers: usize,
+    /// Bytes that it takes on one node, with the shortest KV cache.
+    pub memory_bytes: u64,
+    /// Its pipelines.
+    pub pipelines: Vec<PlannedPipeline>,
+    /// Nodes that hold nothing.
+    pub idle: Vec<String>,
+}
+
+/// A pipeline of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlannedPipeline {
+    /// In order.
+    pub stages: Vec<PlannedStage>,
+    /// Milliseconds of a token, while one sequence is computed.
+    pub token_ms: f64,
+    /// The same, as it was measured.
+    pub measured_token_ms: Option<f64>,
+    /// Tokens a second of one sequence.
+    pub tokens_per_s_alone: f64,
+    /// Sequences at once with which it is fastest.
+    pub concurrency: usize,
+    /// Tokens a second of all of them.
+    pub tokens_per_s: f64,
+}
+
+/// A stage of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlannedStage {
+    /// Where it is.
+    pub node: String,
+    /// Its layers: the first, and one past the last.
+    pub layers: [u32; 2],
+    /// Bytes that it takes, with the shortest KV cache.
+    pub memory_bytes: u64,
+    /// Bytes that stages may take there.
+    pub of_bytes: u64,
+    /// Milliseconds of a step of one sequence.
+    pub compute_ms: f64,
+    /// The same, as it was measured.
+    pub measured_ms: Option<f64>,
+    /// Milliseconds of the way to it.
+    pub hop_ms: f64,
+}
+
+impl PlanReport {
+    /// Of a cluster's pipelines as they are: planned, loading or serving.
+    pub fn new(name: &str, model: &Model, status: &Status) -> Self {
+        let millis = |seconds: f64| seconds * 1e3;
+        let pipelines = status.pipelines.iter().map(|pipeline| {
+            let predicted = &pipeline.predicted;
+            let stages = pipeline.stages.iter().zip(&predicted.stages).map(|(stage, predicted)| {
+                let node = status.nodes.iter().find(|node| node.node == stage.node);
+                PlannedStage {
+                    node: stage.hostname.clone(),
+                    layers: [stage.layers.first, stage.layers.end],
+                    memory_bytes: predicted.memory_bytes,
+                    of_bytes: node
+                        .and_then(|node| node.memory_bytes.get(stage.adapter_number as usize))
+                        .copied()
+                        .unwrap_or(0),
+                    compute_ms: millis(predicted.compute_s),
+                    measured_ms: stage.measured_s.map(millis),
+                    hop_ms: millis(predicted.hop_s),
+                }
+            });
+            PlannedPipeline {
+                stages: stages.collect(),
+                token_ms: millis(predicted.token_s),
+                measured_token_ms: pipeline.measured_token_s.map(millis),
+                tokens_per_s_alone: predicted.tokens_per_s_alone(),
+                concurrency: predicted.concurrency,
+                tokens_per_s: predicted.tokens_per_s,
+            }
+        });
+        let stages = status.pipelines.iter().flat_map(|it| &it.stages);
+        let idle =
+            status.nodes.iter().filter(|node| !stages.clone().any(|it| it.node == node.node));
+        Self {
+            model: name.to_owned(),
+            num_layers: model.cost.layers.len(),
+            memory_bytes: model.cost.total(),
+            idle: idle.map(|node| node.hostname.clone()).collect(),
+            pipelines: pipelines.collect(),
+        }
+    }
+}
+
+/// The report for people: a line for each stage, then what it brings.
+pub fn plan_table(report: &PlanReport) -> String {
+    let PlanReport { model, num_layers, memory_bytes, pipelines, idle } = report;
+    let mut text = format!("{model}: {num_layers} layers, {} on one node\n", Size(*memory_bytes));
+    for (number, pipeline) in pipelines.iter().enumerate() {
+        let _ = writeln!(text, "pipeline {number}");
+        let is_measured = pipeline.measured_token_ms.is_some();
+        let _ = write!(
+            text,
+            "  {:<5}  {:<24}  {:>9}  {:>24}  {:>10}  {:>8}",
+            "stage", "node", "layers", "memory", "compute", "hop"
+        );
+        text += if is_measured { "    measured\n" } else { "\n" };
+        for (number, stage) in pipeline.stages.iter().enumerate() {
+            let layers = format!("{}..{}", stage.layers[0], stage.layers[1]);
+            let memory = format!("{} of {}", Size(stage.memory_bytes), Size(stage.of_bytes));
+            let _ = write!(
+                text,
+                "  {number:<5}  {:<24}  {layers:>9}  {memory:>24}  {:>7.2} ms  {:>5.2} ms",
+                stage.node, stage.compute_ms, stage.hop_ms
+            );
+            if let Some(measured) = stage.measured_ms {
+                let _ = write!(text, "  {measured:>7.2} ms");
+            }
+            text.push('\n');
+        }
+        let _ = write!(
+            text,
+            "  one sequence: {:.2} ms a token, {:.1} tokens/s",
+            pipeline.token_ms, pipeline.tokens_per_s_alone
+        );
+        if let Some(measured) = pipeline.measured_token_ms {
+            let _ = write!(text, " (measured: {measured:.2} ms)");
+        }
+        let _ = writeln!(
+            text,
+            "; {} at once: {:.1} tokens/s",
+            pipeline.concurrency, pipeline.tokens_per_s
+        );
+    }
+    if !idle.is_empty() {
+        let _ = writeln!(text, "idle: {}", idle.join(", "));
+    }
+    text
+}
