@@ -24,6 +24,8 @@ pub const NODE_GROUP: &str = "autoglm.nodes";
 pub enum NodeMsg {
     /// Load this stage, then cast [`CoordinatorMsg::Ready`] or [`CoordinatorMsg::Failed`].
     Load(Wire<StagePlan>),
+    /// Keep the weights of this stage ready, and prove its kernels, as long as you hold no other.
+    Warm(Wire<StagePlan>),
     /// Drop every stage of this pipeline up to this epoch.
     Unload(Wire<Unload>),
     /// Who are you, and what have you got? Asked when the node's actor appears.

@@ -136,6 +136,7 @@ async fn random_kills_lose_no_answer_while_a_spare_is_there() {
         model: golden::model("glass-en"),
         stages: 2,
         spares: 1,
+        is_hasty: true,
         max_tokens: 64,
         duration: Duration::from_secs(300),
     })

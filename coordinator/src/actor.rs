@@ -236,6 +236,11 @@ impl State {
                     info!(%node, %pipeline, %stage, %layers, "stage placed");
                     self.cast(node, NodeMsg::Load((*plan).into()));
                 }
+                Action::Warm(node, plan) => {
+                    let layers = plan.layers;
+                    info!(%node, %layers, "a spare keeps layers ready");
+                    self.cast(node, NodeMsg::Warm((*plan).into()));
+                }
                 Action::Unload(node, pipeline, epoch) => {
                     let unload = Unload { pipeline, epoch };
                     self.cast(node, NodeMsg::Unload(unload.into()));

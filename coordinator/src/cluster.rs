@@ -7,6 +7,7 @@
 mod explain;
 mod nodes;
 mod pipelines;
+mod spares;
 mod tell;
 mod waiting;
 
@@ -117,6 +118,8 @@ pub enum Action {
     Submitted(Vec<RequestId>, Result<(), SubmitError>),
     /// Ask this node to load this stage.
     Load(NodeId, Box<StagePlan>),
+    /// Ask this idle node to keep these weights ready.
+    Warm(NodeId, Box<StagePlan>),
     /// Ask this node to drop its stages of this pipeline, of this epoch and older.
     Unload(NodeId, PipelineId, Epoch),
     /// Open the link to a first stage, on this node.
@@ -268,6 +271,9 @@ impl Cluster {
         // Whoever waits for a pipeline waits for no clock.
         if self.last_change == now {
             self.place_if_settled(now);
+        }
+        if self.actions.contains(&Action::Publish) {
+            self.warm_spares();
         }
         self.schedule(now);
         std::mem::take(&mut self.actions)

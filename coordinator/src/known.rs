@@ -130,6 +130,15 @@ impl Known {
         held[first + 1..=end].fill(true);
     }
 
+    /// Whether a node holds all of that.
+    pub(crate) fn holds(&self, node: NodeId, plan: &StagePlan, num_layers: usize) -> bool {
+        let Some(held) = self.held.get(&(node, plan.adapter)) else { return false };
+        let (first, end) = (plan.layers.first as usize, plan.layers.end as usize);
+        (held[0] || !plan.embeds())
+            && (held[num_layers + 1] || !plan.samples())
+            && held[first + 1..=end].iter().all(|it| *it)
+    }
+
     /// A node is gone, with whatever it held. How fast it was is remembered.
     pub(crate) fn forget(&mut self, node: NodeId) {
         self.held.retain(|(held_by, _), _| *held_by != node);

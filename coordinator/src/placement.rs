@@ -132,10 +132,12 @@ pub fn place(
 fn apart(costs: &Costs<'_>, num_stages: usize, keep: f64) -> Option<Vec<Placed>> {
     let fastest = order::best(costs, num_stages)?;
     let least = cut::slowest(costs, &fastest)?;
+    // Who holds everything may stand anywhere.
     let holds = |place: &usize| costs.places[*place].held.contains(&true);
-    let (mut holders, rest): (Vec<usize>, Vec<usize>) =
-        (0..costs.places.len()).partition(|place| holds(place));
-    if !holders.is_empty() {
+    let holds_all = |place: &usize| holds(place) && !costs.places[*place].held.contains(&false);
+    let is_bound = |place: &usize| holds(place) && !holds_all(place);
+    let (mut holders, rest): (Vec<usize>, Vec<usize>) = (0..costs.places.len()).partition(is_bound);
+    if !holders.is_empty() || rest.iter().any(holds_all) {
         // Who holds most stays; whoever is faster comes first among the others.
         let first_held = |place: &usize| costs.places[*place].held.iter().position(|held| *held);
         let num_held = |place: &usize| costs.places[*place].held.iter().filter(|it| **it).count();
@@ -145,6 +147,7 @@ fn apart(costs: &Costs<'_>, num_stages: usize, keep: f64) -> Option<Vec<Placed>>
         let (chosen, spare): (Vec<usize>, Vec<usize>) =
             rest.into_iter().partition(|place| fastest.contains(place));
         let mut others: Vec<_> = chosen.into_iter().chain(spare).collect();
+        others.sort_by_key(|place| !holds_all(place));
         others.truncate(num_stages - holders.len());
         let kept = cut::best(costs, (&holders, &others), least * (1.0 + keep));
         if kept.is_some() {

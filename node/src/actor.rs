@@ -88,6 +88,18 @@ impl Actor for NodeActor {
                     Actor::spawn_linked(None, StageActor, arguments, myself.get_cell()).await?;
                 state.stages.insert(plan.id, (actor, plan));
             }
+            NodeMsg::Warm(Wire(Ok(plan))) => {
+                let Some(device) = state.node.devices.get(plan.adapter as usize).cloned() else {
+                    return Ok(());
+                };
+                tokio::spawn(async move {
+                    let layers = plan.layers;
+                    match device.warm(plan).await {
+                        Ok(()) => info!(%layers, "layers are kept ready"),
+                        Err(cause) => warn!(%layers, %cause, "layers can't be kept ready"),
+                    }
+                });
+            }
             NodeMsg::Unload(Wire(Ok(Unload { pipeline, epoch }))) => {
                 state.stages.retain(|id, (actor, _)| {
                     let stays = id.pipeline != pipeline || id.epoch > epoch;
@@ -102,7 +114,9 @@ impl Actor for NodeActor {
                 let _ = reply.send(state.node.report.clone().into());
             }
             // A malformed message is the sender's fault; this actor goes on.
-            NodeMsg::Load(Wire(Err(cause))) => warn!(%cause, "a plan is malformed"),
+            NodeMsg::Load(Wire(Err(cause))) | NodeMsg::Warm(Wire(Err(cause))) => {
+                warn!(%cause, "a plan is malformed")
+            }
             NodeMsg::Unload(Wire(Err(cause))) => warn!(%cause, "an order to unload is malformed"),
         }
         Ok(())

@@ -72,6 +72,10 @@ enum Job {
         since: Instant,
         reply: oneshot::Sender<Result<Computed, StageError>>,
     },
+    Warm {
+        plan: Box<StagePlan>,
+        reply: oneshot::Sender<Result<(), StageError>>,
+    },
     Unload(StageId),
     Tidy(Duration),
     Stop,
@@ -130,6 +134,16 @@ impl DeviceThread {
         let (reply, answer) = oneshot::channel();
         let job = Job::Step { id, step: Box::new(step), since: Instant::now(), reply };
         self.ask(job, answer).await
+    }
+
+    /// Loads weights that are kept for a stage to come, and proves its kernels, unless another
+    /// stage is here.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub async fn warm(&self, plan: StagePlan) -> Result<(), StageError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Job::Warm { plan: Box::new(plan), reply }, answer).await
     }
 
     /// Drops a stage, once the steps before it are computed. Its weights stay for another one,
@@ -279,6 +293,17 @@ impl Worker {
                     // Nobody listens when the stage was dropped meanwhile.
                     let _ = reply.send(computed);
                 }
+                Job::Warm { plan, reply } => {
+                    let mut warmed = Ok(());
+                    // Whoever serves meanwhile has other things to do.
+                    if self.stages.is_empty() {
+                        warmed = self.load_stage(&plan, &mut |_| ()).map(drop);
+                        self.kept.want(&plan);
+                    }
+                    let failed = warmed.as_ref().err();
+                    lost = failed.filter(|it| it.loses_adapter()).map(ToString::to_string);
+                    let _ = reply.send(warmed);
+                }
                 Job::Unload(id) => drop(self.stages.remove(&id)),
                 Job::Tidy(max_idle) => {
                     self.kept.tidy(Instant::now(), max_idle);
@@ -304,6 +329,19 @@ impl Worker {
         plan: &StagePlan,
         progress: &mut ReportProgress,
     ) -> Result<Held, StageError> {
+        // Whatever is there of an older epoch gives its place to the new one.
+        self.stages.retain(|id, _| id.pipeline != plan.id.pipeline || id.epoch >= plan.id.epoch);
+        let stage = self.load_stage(plan, progress)?;
+        let held = stage.held().clone();
+        self.stages.insert(plan.id, stage);
+        Ok(held)
+    }
+
+    fn load_stage(
+        &mut self,
+        plan: &StagePlan,
+        progress: &mut dyn FnMut(Loading),
+    ) -> Result<Stage, StageError> {
         let quantize = quantize(plan.quantize);
         let model = (PathBuf::from(&plan.model_path), quantize);
         let files = match self.files.get(&model) {
@@ -314,17 +352,13 @@ impl Worker {
                 files
             }
         };
-        // Whatever is there of an older epoch gives its place to the new one.
-        self.stages.retain(|id, _| id.pipeline != plan.id.pipeline || id.epoch >= plan.id.epoch);
         let others: u64 = self.stages.values().map(|stage| stage.held().memory_bytes).sum();
         let free = self.memory_bytes.saturating_sub(others);
         let kept = (&mut self.kept, free);
         let stage = Stage::load_missing(&self.gpu, &self.kernels, &files, plan, kept, progress)?;
         // Loading compiled them all.
         self.gpu.save_kernels();
-        let held = stage.held().clone();
-        self.stages.insert(plan.id, stage);
-        Ok(held)
+        Ok(stage)
     }
 }
 

@@ -47,6 +47,8 @@ pub struct Loaded {
 /// What an adapter keeps. A part is in use as long as a stage holds it, too.
 pub struct KeptWeights {
     parts: HashMap<Key, Kept>,
+    // They stay however long no stage holds them.
+    wanted: Vec<Key>,
 }
 
 struct Kept {
@@ -70,7 +72,7 @@ impl Kept {
 impl KeptWeights {
     /// Nothing yet.
     pub fn new() -> Self {
-        Self { parts: HashMap::new() }
+        Self { parts: HashMap::new(), wanted: Vec::new() }
     }
 
     /// Whether nothing is kept.
@@ -177,10 +179,15 @@ impl KeptWeights {
         }
     }
 
-    /// Drops what no stage has held for `max_idle`.
+    /// What this plan names stays from now on as long as there is room for it.
+    pub fn want(&mut self, plan: &StagePlan) {
+        self.wanted = keys(plan).unwrap_or_default();
+    }
+
+    /// Drops what no stage has held for `max_idle`, unless it is wanted.
     pub fn tidy(&mut self, now: Instant, max_idle: Duration) {
-        self.parts.retain(|_, kept| {
-            if !kept.is_idle() {
+        self.parts.retain(|key, kept| {
+            if !kept.is_idle() || self.wanted.contains(key) {
                 kept.used = now;
             }
             now.saturating_duration_since(kept.used) < max_idle
@@ -272,10 +279,13 @@ mod tests {
         assert_eq!(kept.parts.len(), 3, "layers 0, 1 and 3");
         // Or when nobody wanted it for long.
         drop((first, other));
+        kept.want(&plan(&files, 3..4));
         let (now, second) = (Instant::now(), Duration::from_secs(1));
         kept.tidy(now, second);
         assert_eq!(kept.parts.len(), 3);
         kept.tidy(now + second, second);
+        assert_eq!(kept.parts.len(), 1, "layer 3 is wanted");
+        kept.shrink(&[], 0);
         assert!(kept.is_empty());
     }
 

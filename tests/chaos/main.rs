@@ -34,6 +34,9 @@ struct Arguments {
     /// Nodes beyond those: with `second` there should be two.
     #[arg(long, default_value_t = 1)]
     spares: u32,
+    /// Things also happen before whoever came back is ready to step in.
+    #[arg(long)]
+    hasty: bool,
     /// Tokens of the longest answers.
     #[arg(long, default_value_t = 96)]
     max_tokens: u32,
@@ -68,6 +71,7 @@ async fn main() -> ExitCode {
         model,
         stages: arguments.stages,
         spares: arguments.spares,
+        is_hasty: arguments.hasty,
         max_tokens: arguments.max_tokens,
         duration: Duration::from_secs(arguments.seconds),
     };

@@ -34,6 +34,8 @@ pub struct Options {
     pub model: PathBuf,
     pub stages: u32,
     pub spares: u32,
+    /// Whether a fault may come before whoever came back is ready to step in.
+    pub is_hasty: bool,
     /// Tokens of the longest answers.
     pub max_tokens: u32,
     /// No fault comes after this.
@@ -62,6 +64,9 @@ pub async fn run(options: &Options) -> Report {
             break;
         }
         nodes.all_here(&cluster, LONGEST).await;
+        if !options.is_hasty {
+            nodes.spares_ready(&cluster, LONGEST).await;
+        }
         tokio::time::sleep(Duration::from_millis(random.between(200, 2000))).await;
         let fault = random.pick(&options.faults);
         let course = Course::new(&cluster);

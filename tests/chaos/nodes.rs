@@ -51,6 +51,20 @@ impl Nodes {
         }
     }
 
+    /// Waits until those that are in no pipeline keep layers ready.
+    pub async fn spares_ready(&self, cluster: &Cluster, longest: Duration) {
+        let start = Instant::now();
+        let is_ready = |node: &Node| node.process.log().contains("layers are kept ready");
+        while start.elapsed() < longest {
+            let serving = self.of_stages(cluster).await;
+            let mut spares = (0..self.len()).filter(|it| !serving.contains(it));
+            if spares.all(|it| is_ready(&self.nodes[it])) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// The nodes of the stages that there are, in order.
     pub async fn of_stages(&self, cluster: &Cluster) -> Vec<usize> {
         let (_, status) = cluster.get("/health/stages").await;

@@ -31,13 +31,14 @@ impl Report {
         let faults = if options.faults == Fault::ALL { "mix".to_owned() } else { faults.join(",") };
         let replay = format!(
             "cargo run -p tests --bin chaos -- --seed {} --kills {} --streams {} --fault {faults} \
-             --model {} --stages {} --spares {}",
+             --model {} --stages {} --spares {}{}",
             options.seed,
             options.num_faults,
             options.num_streams,
             options.model.display(),
             options.stages,
             options.spares,
+            if options.is_hasty { " --hasty" } else { "" },
         );
         Self { replay, faults: Vec::new(), ended: Ended::default(), took: Duration::ZERO }
     }

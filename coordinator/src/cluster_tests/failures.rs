@@ -7,6 +7,39 @@ fn lose(test: &mut Test, node: u64) {
     test.handle(Input::Lost { node, session, cause: "killed".into() });
 }
 
+/// Who was asked to keep which layers ready.
+fn warmed(test: &Test) -> Vec<(u64, u32, u32, u32)> {
+    let of = |it: &Action| match it {
+        Action::Warm(node, it) => {
+            Some((node.0, it.layers.first, it.layers.end, it.digests.len() as u32))
+        }
+        _ => None,
+    };
+    test.others.iter().filter_map(of).collect()
+}
+
+/// A spare with room for the whole model keeps it, one without keeps a stage, each another; and
+/// each is asked once.
+#[test]
+fn spares_keep_ready_what_they_have_room_for() {
+    let mut test = Test::new(two_stages);
+    (1..=3).for_each(|node| test.join(node, 1000));
+    assert!(warmed(&test).is_empty(), "nothing serves yet");
+    test.load();
+    assert_eq!(warmed(&test), [(3, 0, 4, 6)]);
+    test.join(4, 50);
+    test.join(5, 50);
+    test.wait(Duration::from_secs(1));
+    assert_eq!(warmed(&test)[1..], [(4, 2, 4, 3), (5, 0, 2, 3)]);
+    // Whoever keeps that stage steps in, and the other stays.
+    lose(&mut test, 2);
+    assert_eq!(placed(&test), [1, 4]);
+    // Who comes back has lost what it kept.
+    test.load();
+    test.join_in(2, 1000, 22);
+    assert_eq!(warmed(&test).last(), Some(&(2, 0, 4, 6)));
+}
+
 fn placed(test: &Test) -> Vec<u64> {
     test.plans.iter().map(|(node, _)| node.0).collect()
 }
