@@ -20,7 +20,7 @@ use crate::Address;
 
 pub use autoscaler::{Autoscaler, Extent};
 pub use http::Http;
-pub use scheduler::Scheduler;
+pub use scheduler::{RunAhead, Scheduler};
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]

@@ -98,7 +98,7 @@ async fn kill_under_streams(options: Options, num_pipelines: usize) {
 async fn a_killed_node_loses_no_answer() {
     let options = Options::new(golden::model("glass-en")).nodes(2, 2);
     // Steps that name tokens which others are to sample are lost with the others, too.
-    let ahead = format!("{PATIENT}run_ahead = true\n");
+    let ahead = format!("{PATIENT}run_ahead = \"on\"\n");
     kill_under_streams(options.config(&ahead), 1).await;
 }
 

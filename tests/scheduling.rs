@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use coordinator::request::Priority;
-use protocol::config::{KvCacheDtype, Quantize};
+use protocol::config::{KvCacheDtype, Quantize, RunAhead};
 use protocol::{
     Batch, Begin, BlockId, Input, LayerRange, ModelId, SamplingParams, SequenceId, Slice, StageId,
     StageLimits, StagePlan, TokenId,
@@ -58,27 +58,34 @@ fn a_machine_may_be_gone_at_any_token_of_any_stage() {
     }
 }
 
-/// The first stage is told what the last one samples, as a node's is, and the step that waits for it
-/// is at hand then: of the way by the coordinator a hop remains, of a lone stage's none.
+/// The first stage is told what the last one samples, as a node's is, and the step that waits for
+/// it is at hand then: of the way by the coordinator a hop remains, of a lone stage's none.
 #[test]
 fn steps_that_run_ahead_take_the_shorter_way() {
     for num_stages in 1..=3 {
-        let bubble = |run_ahead| {
+        let bubble = |run_ahead, hop| {
             let mut scenario = cases::backlog(&[1], num_stages);
-            scenario.cost.hop = Duration::from_millis(1);
+            scenario.cost.hop = Duration::from_micros(hop);
             scenario.bodies.truncate(100);
             scenario.config.scheduler.run_ahead = run_ahead;
             run(&scenario).bubble()
         };
-        let (with, without) = (bubble(true), bubble(false));
+        let [with, without] = [RunAhead::On, RunAhead::Off].map(|it| bubble(it, 1000));
         assert!(with < without - 0.06, "{num_stages} stages: {with} with, {without} without");
         assert!(num_stages > 1 || with < 0.01, "{with}");
+        // Where that is worth it, and nowhere else.
+        let auto = bubble(RunAhead::Auto, 1000);
+        assert!(auto < with + 0.02, "{num_stages} stages: {auto}, {with} with");
+        let [auto, without] = [RunAhead::Auto, RunAhead::Off].map(|it| bubble(it, 20));
+        assert!((auto - without).abs() < 1e-3, "{num_stages} stages: {auto}, {without} without");
     }
 }
 
 #[test]
 fn tenants_get_what_their_weights_say() {
-    for (weights, run_ahead) in [(&[1, 1, 1][..], false), (&[1, 3], true), (&[1, 2, 5], true)] {
+    for (weights, run_ahead) in
+        [(&[1, 1, 1][..], RunAhead::Off), (&[1, 3], RunAhead::On), (&[1, 2, 5], RunAhead::Auto)]
+    {
         let mut scenario = cases::backlog(weights, 2);
         scenario.config.scheduler.run_ahead = run_ahead;
         let tally = run(&scenario);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use coordinator::request::Priority;
+use protocol::config::RunAhead;
 use tests::simulation::scenario::{NodeSpec, Scenario};
 use tests::simulation::{self, Tally, cases, load, measure};
 
@@ -20,9 +21,9 @@ struct Arguments {
     /// The first of them.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Whether steps run ahead, whatever the seed decides.
+    /// Whether steps run ahead, whatever the seed decides: auto, on or off.
     #[arg(long)]
-    run_ahead: Option<bool>,
+    run_ahead: Option<RunAhead>,
     /// Prints everything that the core hears and says.
     #[arg(long)]
     log: bool,

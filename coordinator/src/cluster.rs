@@ -426,7 +426,7 @@ impl Cluster {
         let mut told = Told::default();
         match frame.body {
             Body::Sampled(mut sampled) => {
-                let mut timings = std::mem::take(&mut sampled.timings);
+                let timings = &mut sampled.timings;
                 // They become labels: whatever else came over the network is none.
                 let in_order =
                     |(number, timing): (usize, &StageTiming)| timing.stage.index() == number;
@@ -435,6 +435,7 @@ impl Cluster {
                 {
                     timings.clear();
                 }
+                let timings = timings.clone();
                 // Each sequence's next token, and no prompt.
                 let num_outputs = sampled.outputs.len();
                 let update = lane.update(frame.step, sampled, now, &mut told);

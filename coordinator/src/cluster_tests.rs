@@ -5,7 +5,7 @@ mod sessions;
 
 use std::time::{Duration, Instant};
 
-use protocol::config::Config;
+use protocol::config::{Config, RunAhead};
 use protocol::message::{Loading, Progress, StageFailed};
 use protocol::{
     AdapterReport, Blame, Body, Digest, Failed, Frame, ModelId, NodeId, NodeReport, PipelineId,
@@ -48,7 +48,7 @@ pub(crate) struct Test {
 impl Test {
     pub(crate) fn new(change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
-        config.scheduler.run_ahead = true;
+        config.scheduler.run_ahead = RunAhead::On;
         change(&mut config);
         let now = Instant::now();
         let cluster = Cluster::new(config, model(), 3, now);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use protocol::config::RunAhead;
 use protocol::{Body, Frame, NodeId, StagePlan};
 
 use crate::cluster::{Action, Input};
@@ -138,7 +139,7 @@ fn each_pipeline_that_is_lost_is_told_of_by_name_and_cause() {
 fn whoever_gave_way_in_one_pipeline_goes_on_in_another_at_once() {
     let mut test = Test::new(|config| {
         (config.coordinator.stages, config.coordinator.pipelines) = (1, 2);
-        config.scheduler.run_ahead = false;
+        config.scheduler.run_ahead = RunAhead::Off;
         config.scheduler.reserved_tokens = 1;
         config.scheduler.prefix_cache = false;
     });

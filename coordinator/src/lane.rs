@@ -9,6 +9,7 @@
 mod admission;
 mod check;
 mod order;
+mod pace;
 #[cfg(test)]
 mod run_ahead_tests;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use protocol::{
 };
 
 pub use self::admission::admit;
+use self::pace::Pace;
 pub use self::told::{Obstacle, Prefix, Told};
 use crate::block_manager::{BlockHash, BlockManager};
 use crate::history::Decision;
@@ -68,6 +70,7 @@ pub struct Lane {
     // What of blocks a running sequence is about to compute, and which.
     coming: HashMap<BlockHash, SequenceId>,
     cost: StepCost,
+    pace: Pace,
     next_sequence: u64,
     next_step: u64,
 }
@@ -137,6 +140,7 @@ impl Lane {
             finished: Vec::new(),
             coming: HashMap::new(),
             cost: StepCost::default(),
+            pace: Pace::default(),
             next_sequence: 0,
             next_step: 0,
         }
@@ -270,6 +274,7 @@ impl Lane {
             ahead.began = now;
         }
         let duration = now.saturating_duration_since(in_flight.since);
+        self.pace.record(duration, &sampled.timings);
         Update { duration, num_tokens: in_flight.num_tokens }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use protocol::config::Config;
+use protocol::config::{Config, RunAhead};
 use protocol::message::{Loading, Progress};
 use protocol::{
     Body, Epoch, Frame, ModelId, NodeId, NodeReport, PipelineId, StageEcho, StageId, StageIndex,
@@ -57,7 +57,7 @@ impl Pipeline {
         let num_layers = model.cost.layers.len();
         // All steps that are under way may wait at one stage.
         let max = config.transport.max_buffered_frames;
-        let needed = num_stages + usize::from(config.scheduler.run_ahead);
+        let needed = num_stages + usize::from(config.scheduler.run_ahead != RunAhead::Off);
         if needed > max as usize {
             return Err(PlacementError::TooFewFrames { num_stages, needed, max });
         }

@@ -125,7 +125,8 @@ pub(crate) async fn inbox() -> (ActorRef<Msg>, mpsc::UnboundedReceiver<Msg>) {
 /// A changed configuration. No step runs ahead, so that what a test sees is one thing after the
 /// other; those that do have tests of their own.
 pub(crate) fn scheduler(change: impl FnOnce(&mut config::Scheduler)) -> config::Scheduler {
-    let mut config = config::Scheduler { run_ahead: false, ..config::Scheduler::default() };
+    let mut config =
+        config::Scheduler { run_ahead: config::RunAhead::Off, ..config::Scheduler::default() };
     change(&mut config);
     config
 }

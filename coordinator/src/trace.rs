@@ -169,6 +169,7 @@ impl SequenceTrace {
 mod tests {
     use super::*;
     use crate::testing::{Pipeline, request, request_trace, scheduler};
+    use protocol::config::RunAhead;
 
     fn told(pipeline: &mut Pipeline) -> Vec<(Phase, u32, u32, usize, Option<&'static str>)> {
         let ended = std::mem::take(&mut pipeline.told.traced);
@@ -214,7 +215,8 @@ mod tests {
     /// A step that computes the first token before it was recorded is one of decoding.
     #[test]
     fn decoding_may_begin_before_the_prefill_has_returned() {
-        let mut pipeline = Pipeline::new(scheduler(|config| config.run_ahead = true), 1, 64);
+        let mut pipeline =
+            Pipeline::new(scheduler(|config| config.run_ahead = RunAhead::On), 1, 64);
         pipeline.add(traced(1, 20, 5));
         let trace = request_trace(4);
         let of = |span| Some(vec![trace.operation.under(span)]);

@@ -1,6 +1,34 @@
 //! `[scheduler]`
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
+
+/// Whether steps compute tokens that others before them have yet to sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunAhead {
+    /// Where it pays, by what steps and their ways were measured to take.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+impl FromStr for RunAhead {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            _ => Err("choose auto, on or off".into()),
+        }
+    }
+}
 
 /// Who is computed, and how much at once.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -24,8 +52,10 @@ pub struct Scheduler {
     /// `max_batched_tokens` allows.
     pub target_step_ms: u64,
     /// Whether one more step than there are stages may be under way, which computes tokens that
-    /// steps before it have yet to sample: no stage then waits for the coordinator.
-    pub run_ahead: bool,
+    /// steps before it have yet to sample: no stage then waits for the coordinator, and whoever
+    /// comes waits behind one more step. `auto`: where the way by the coordinator takes more than a
+    /// thirty-second part of a step; `on`; `off`.
+    pub run_ahead: RunAhead,
     /// Milliseconds of waiting that lift a request to the next priority. 0: it never is.
     pub aging_ms: u64,
     /// The same for priority `offline`.
@@ -63,7 +93,7 @@ impl Default for Scheduler {
             max_blocks: 0,
             reserved_tokens: 64,
             target_step_ms: 100,
-            run_ahead: false,
+            run_ahead: RunAhead::Auto,
             aging_ms: 15_000,
             offline_aging_ms: 3_600_000,
             min_share: 0.02,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coordinator::request::{Priority, Tenant};
+use protocol::config::RunAhead;
 
 use super::load;
 use super::random::Random;
@@ -36,7 +37,7 @@ pub fn crashes() -> impl Iterator<Item = Scenario> {
     let stages = (1..=4).flat_map(|num| (0..num as usize).map(move |stage| (num, stage)));
     let tokens = stages.flat_map(|it| (0..TOKENS_OF_FEW).map(move |num_tokens| (it, num_tokens)));
     tokens.flat_map(|((num_stages, stage), num_tokens)| {
-        [false, true].map(|run_ahead| {
+        [RunAhead::Off, RunAhead::On].map(|run_ahead| {
             let mut scenario = crash(num_stages, stage, num_tokens);
             scenario.config.scheduler.run_ahead = run_ahead;
             scenario

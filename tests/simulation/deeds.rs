@@ -6,7 +6,9 @@ use std::time::Duration;
 use coordinator::cluster::{Action, Input};
 use node::samples::tokens_of;
 use protocol::message::StageFailed;
-use protocol::{Blame, Body, Epoch, Failed, Frame, SessionId, StageId, StageIndex, StepId};
+use protocol::{
+    Blame, Body, Epoch, Failed, Frame, Sampled, SessionId, StageId, StageIndex, StepId,
+};
 
 use super::machines::{Arrived, NotComputed};
 use super::scenario::What;
@@ -36,6 +38,9 @@ impl World<'_> {
                     stage: frame.stage,
                     step: frame.step,
                     batch: Arc::new(step.batch),
+                    since: self.now,
+                    takes: Duration::ZERO,
+                    timings: Vec::new(),
                     rows: Ok(None),
                 };
                 self.send_step(arrived, COORDINATOR);
@@ -126,8 +131,9 @@ impl World<'_> {
             }
             Order::Unload(pipeline, epoch) => self.machines[number].unload(pipeline, epoch),
             Order::Link(stage) => self.link(number, stage),
-            Order::Step(arrived) => {
+            Order::Step(mut arrived) => {
                 let stage = arrived.stage;
+                (arrived.since, arrived.takes) = (self.now, Duration::ZERO);
                 self.machines[number].arrive(arrived);
                 self.go_on(number, stage);
             }
@@ -147,8 +153,8 @@ impl World<'_> {
     /// A stage computes whatever it can.
     fn go_on(&mut self, number: usize, stage: StageId) {
         let (cost, now, session) = (self.scenario.cost, self.now, self.machines[number].session);
-        while let Some((takes, at, arrived)) = self.machines[number].take(stage, &cost, now) {
-            self.tally.busy += takes;
+        while let Some((at, arrived)) = self.machines[number].take(stage, &cost, now) {
+            self.tally.busy += arrived.takes;
             self.at(at, Happening::Order(number, session, Order::Computed(arrived)));
         }
     }
@@ -192,10 +198,13 @@ impl World<'_> {
         }
         let samples = self.machines[number].stage(id).is_some_and(|it| it.plan().samples());
         let (body, wrong) = match computed {
-            Ok((Output::Sampled(sampled), wrong)) => (Body::Sampled(sampled), wrong),
+            Ok((Output::Sampled(sampled), wrong)) => {
+                let timings = arrived.timings(self.now);
+                (Body::Sampled(Sampled { timings, ..sampled }), wrong)
+            }
             Ok((Output::Rows(rows), _)) => {
-                let rows = Ok(Some(rows));
-                self.send_step(Arrived { stage: id.next(), rows, ..arrived }, id.stage.0);
+                let (stage, rows, timings) = (id.next(), Ok(Some(rows)), arrived.timings(self.now));
+                self.send_step(Arrived { stage, rows, timings, ..arrived }, id.stage.0);
                 return;
             }
             // As a step that was computed goes, so that results come in the order of their steps.

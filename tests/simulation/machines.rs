@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use protocol::{
     AdapterReport, Batch, Body, Carried, Digest, Epoch, NodeId, NodeReport, PipelineId, SessionId,
-    StageId, StagePlan, StepId,
+    StageId, StagePlan, StageTiming, StepId,
 };
 
 use super::scenario::{Cost, NodeSpec};
@@ -31,6 +31,12 @@ pub struct Arrived {
     pub stage: StageId,
     pub step: StepId,
     pub batch: Arc<Carried<Batch>>,
+    /// When it has.
+    pub since: Duration,
+    /// How long it is computed for.
+    pub takes: Duration,
+    /// What the stages before took.
+    pub timings: Vec<StageTiming>,
     /// Of the stage before, unless this is the first one.
     pub rows: Result<Option<Vec<u64>>, NotComputed>,
 }
@@ -41,6 +47,20 @@ pub struct NotComputed {
     pub cause: String,
     /// That is a fault of the core, if it waits for the step.
     pub is_wrong: bool,
+}
+
+impl Arrived {
+    /// What the stages took, once this one is done.
+    pub fn timings(&self, now: Duration) -> Vec<StageTiming> {
+        let micros = |it: Duration| it.as_micros() as u32;
+        let own = StageTiming {
+            stage: self.stage.stage,
+            wait_us: micros(now.saturating_sub(self.since + self.takes)),
+            compute_us: micros(self.takes),
+            ..StageTiming::default()
+        };
+        self.timings.iter().copied().chain([own]).collect()
+    }
 }
 
 impl Machine {
@@ -130,22 +150,21 @@ impl Machine {
         }
     }
 
-    /// The next step whose turn it is at a stage, if it has arrived with all that it needs: how
-    /// long it takes, and when it will be computed.
+    /// The next step whose turn it is at a stage, if it has arrived with all that it needs, and
+    /// when it will be computed.
     pub fn take(
         &mut self,
         stage: StageId,
         cost: &Cost,
         now: Duration,
-    ) -> Option<(Duration, Duration, Arrived)> {
+    ) -> Option<(Duration, Arrived)> {
         let stage = self.stage(stage)?;
-        let arrived = stage.next_step()?;
-        let takes = match arrived.rows {
-            Ok(_) => stage.takes(&arrived.batch, cost),
-            Err(_) => Duration::ZERO,
-        };
-        self.busy_until = self.busy_until.max(now) + takes;
-        Some((takes, self.busy_until, arrived))
+        let mut arrived = stage.next_step()?;
+        if arrived.rows.is_ok() {
+            arrived.takes = stage.takes(&arrived.batch, cost);
+        }
+        self.busy_until = self.busy_until.max(now) + arrived.takes;
+        Some((self.busy_until, arrived))
     }
 
     /// Computes a step, if it holds the stage still.

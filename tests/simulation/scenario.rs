@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use coordinator::request::{Priority, Tenant};
 use protocol::TokenId;
-use protocol::config::Config;
+use protocol::config::{Config, RunAhead};
 
 use super::random::Random;
 
@@ -235,7 +235,7 @@ fn configure(config: &mut Config, random: &mut Random) {
     scheduler.max_passed = random.pick(&[0, 1, 4, 64]);
     scheduler.max_queued_requests = random.pick(&[4, 20, 1000]);
     scheduler.max_pipeline_wait_ms = random.pick(&[1000, 5000, 60_000]);
-    scheduler.run_ahead = random.chance(0.5);
+    scheduler.run_ahead = random.pick(&[RunAhead::Auto, RunAhead::On, RunAhead::Off]);
     config.coordinator.settle_ms = random.pick(&[100, 1000]);
     config.coordinator.step_timeout_ms = 2000;
     config.coordinator.load_timeout_ms = 10_000;

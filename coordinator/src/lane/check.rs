@@ -57,7 +57,8 @@ impl Lane {
 
     /// What costs little to look at, after every change where that is checked.
     pub(super) fn check_invariants(&self) {
-        debug_assert!(self.steps.len() <= self.max_steps());
+        // One runs ahead, or did when it was sent.
+        debug_assert!(self.steps.len() <= self.capacity.num_stages + 1);
         debug_assert!(self.running.len() <= self.config.max_num_seqs as usize);
         debug_assert!(self.running.is_sorted_by_key(|it| it.id));
         debug_assert!(self.running.iter().all(|it| !it.blocks.is_empty()));

@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 
 use protocol::StepId;
+use protocol::config::RunAhead;
 
 use super::Lane;
 use crate::request::Priority;
@@ -23,7 +24,15 @@ pub(super) type Turn = (bool, Reverse<Priority>, bool, Option<StepId>, usize);
 impl Lane {
     /// Steps that may be under way at once.
     pub(super) fn max_steps(&self) -> usize {
-        self.capacity.num_stages + usize::from(self.config.run_ahead)
+        self.capacity.num_stages + usize::from(self.runs_ahead())
+    }
+
+    fn runs_ahead(&self) -> bool {
+        match self.config.run_ahead {
+            RunAhead::Auto => self.pace.is_worth_hiding(self.capacity.num_stages),
+            RunAhead::On => true,
+            RunAhead::Off => false,
+        }
     }
 
     /// Who can be computed in the next step, and in which order.
@@ -38,7 +47,7 @@ impl Lane {
             return vec![(false, Reverse(suspect.priority()), false, None, i)];
         }
         let mut order: Vec<_> = ready.map(|(i, it)| self.turn(i, it, None)).collect();
-        if self.config.run_ahead {
+        if self.runs_ahead() {
             // Whatever else the step computes must not wait for a later one.
             let num_stages = self.capacity.num_stages as u64;
             let latest = self.next_step.checked_sub(num_stages).map(StepId);

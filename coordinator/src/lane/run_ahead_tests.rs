@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use protocol::config::RunAhead;
 use protocol::{BLOCK_TOKENS, BlockId, RequestId, SliceOutput, TokenId, config};
 
 use super::*;
@@ -93,7 +94,7 @@ struct Run {
 impl Run {
     fn new(num_stages: usize, num_blocks: usize, change: fn(&mut config::Scheduler)) -> Self {
         let config = scheduler(|config| {
-            config.run_ahead = true;
+            config.run_ahead = RunAhead::On;
             change(config);
         });
         Self {
@@ -173,7 +174,7 @@ fn the_next_step_is_at_hand_before_the_one_before_returns() {
         run.finish();
         run.check_but(&[], "alone");
     }
-    let mut run = Run::new(1, 64, |config| config.run_ahead = false);
+    let mut run = Run::new(1, 64, |config| config.run_ahead = RunAhead::Off);
     run.add(mixed(1, 4));
     assert!(run.pipeline.step().is_some() && run.pipeline.step().is_none(), "it can be turned off");
 }
@@ -363,7 +364,7 @@ fn a_step_is_not_charged_with_the_one_before_it() {
 
 #[test]
 fn what_an_answers_last_step_filled_is_found_by_others() {
-    for run_ahead in [false, true] {
+    for run_ahead in [RunAhead::Off, RunAhead::On] {
         let mut run = Run::new(1, 64, |_| {});
         run.pipeline.lane.config.run_ahead = run_ahead;
         let first = Request { prompt: vec![TokenId(4); 10].into(), ..request(1, 1, 7) };
@@ -372,7 +373,7 @@ fn what_an_answers_last_step_filled_is_found_by_others() {
         run.finish();
         run.add(Request { prompt: whole.into(), ..request(2, 1, 3) });
         run.finish();
-        assert_eq!(run.pipeline.told.prefix.num_found, 16, "run_ahead = {run_ahead}");
+        assert_eq!(run.pipeline.told.prefix.num_found, 16, "{run_ahead:?}");
         run.check_but(&[], "prefix");
     }
 }
