@@ -180,8 +180,8 @@ impl FromStr for KvCacheDtype {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Coordinator {
-    /// Where nodes join (UDP): HOST:PORT, the host an address or a name. Only loopback, until
-    /// tokens can expire.
+    /// Where nodes join (UDP): HOST:PORT, the host an address or a name. 0.0.0.0 and [::] are every
+    /// address; nodes of other machines need a token (autoglm token create).
     pub cluster_addr: Address,
     /// Where the cluster's certificates, the join token and the start counter are kept. Empty: a
     /// folder of the user's, named by the cluster port.
@@ -196,6 +196,9 @@ pub struct Coordinator {
     /// How much faster the slowest stage must become, as a share, before nodes of which a pipeline
     /// is made again give up layers that they hold.
     pub recut_gain: f64,
+    /// Proofs of join tokens that may fail within a minute, of one address: the next are not looked
+    /// at.
+    pub max_failed_proofs: u32,
     /// Milliseconds to wait for more nodes after one joined, before a pipeline is placed.
     pub settle_ms: u64,
     /// Milliseconds that a stage may take to load without any progress.
@@ -235,6 +238,9 @@ pub struct Transport {
     pub data_window_bytes: u32,
     /// Connections that one process accepts at once.
     pub max_connections: u32,
+    /// Handshakes under way from which on whoever dials must show first that it receives what is
+    /// sent to its address.
+    pub max_unvalidated_handshakes: u32,
     /// Days that a node's certificate is valid.
     pub certificate_days: u32,
 }
@@ -352,6 +358,7 @@ impl Default for Coordinator {
             stages: 0,
             pipelines: 1,
             recut_gain: 0.2,
+            max_failed_proofs: 10,
             settle_ms: 2000,
             load_timeout_ms: 120_000,
             step_timeout_ms: 60_000,
@@ -375,6 +382,7 @@ impl Default for Transport {
             control_window_bytes: 256 << 10,
             data_window_bytes: 32 << 20,
             max_connections: 256,
+            max_unvalidated_handshakes: 64,
             certificate_days: 1,
         }
     }

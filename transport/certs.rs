@@ -14,6 +14,8 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer};
 use time::{Duration, OffsetDateTime};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer as _;
 
 use crate::connection::PeerName;
 use crate::error::TransportError;
@@ -45,15 +47,50 @@ impl Identity {
         Self { chain: vec![chain.into()], key, authority: authority.into() }
     }
 
-    /// How long until two thirds of the certificate's life are over, when it is time for another.
-    pub fn renew_in(&self) -> std::time::Duration {
+    /// The identity that was [kept](Self::keep) in `path`, if it is of this key and its time isn't
+    /// over.
+    pub fn load(path: &Path, key: &NodeKey) -> Option<Self> {
+        let pem = fs::read(path).ok()?;
+        let mut certificates = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok);
+        let (own, authority) = (certificates.next()?, certificates.next()?);
+        let pair = KeyPair::try_from(&PrivatePkcs8KeyDer::from(key.0.clone())).ok()?;
+        if !certifies(&own, &pair) {
+            return None;
+        }
+        let identity = Self { chain: vec![own], key: key.0.clone(), authority };
+        identity.is_valid().then_some(identity)
+    }
+
+    /// Keeps the certificate in `path`, for [`load`](Self::load) after a restart.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn keep(&self, path: &Path) -> Result<(), TransportError> {
+        let pem = |der: &CertificateDer<'_>| pem::encode(&pem::Pem::new("CERTIFICATE", &**der));
+        let own = self.chain.first().map(pem).unwrap_or_default();
+        write(path, &(own + &pem(&self.authority)))
+    }
+
+    /// Whether its time has begun and isn't over.
+    pub fn is_valid(&self) -> bool {
+        let (begin, end) = self.validity();
+        (begin..end).contains(&OffsetDateTime::now_utc().unix_timestamp())
+    }
+
+    /// Seconds at which it begins and ends; one that can't be read was never valid.
+    fn validity(&self) -> (i64, i64) {
         let validity = self.chain.first().and_then(|certificate| {
             let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
             let validity = certificate.validity();
             Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
         });
+        validity.unwrap_or_default()
+    }
+
+    /// How long until two thirds of the certificate's life are over, when it is time for another.
+    pub fn renew_in(&self) -> std::time::Duration {
         // A certificate that can't be read should be replaced at once.
-        let (begin, end) = validity.unwrap_or_default();
+        let (begin, end) = self.validity();
         let renewal = begin + (end - begin) / 3 * 2;
         let left = renewal - OffsetDateTime::now_utc().unix_timestamp();
         std::time::Duration::from_secs(u64::try_from(left).unwrap_or(0))
@@ -61,6 +98,65 @@ impl Identity {
 
     pub(crate) fn private_key(&self) -> PrivatePkcs8KeyDer<'static> {
         self.key.clone().into()
+    }
+}
+
+/// A node's own key, for which it asks for certificates: the same one as long as it lives, so that
+/// whoever asks twice is known to be one.
+#[derive(Clone)]
+pub struct NodeKey(Vec<u8>);
+
+impl std::fmt::Debug for NodeKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NodeKey")
+    }
+}
+
+impl NodeKey {
+    /// A new one, of which nobody else knows.
+    ///
+    /// # Errors
+    /// When the system has no random numbers.
+    pub fn new() -> Result<Self, TransportError> {
+        Ok(Self(KeyPair::generate().map_err(certificates)?.serialize_der()))
+    }
+
+    /// The key kept in `path`; a new one where there is none, or a disk that was full cut it off.
+    ///
+    /// # Errors
+    /// When it can't be written, or the file holds something else.
+    pub fn load_or_create(path: &Path) -> Result<Self, TransportError> {
+        match fs::read_to_string(path) {
+            Ok(text) if !text.trim().is_empty() => {
+                let key = KeyPair::from_pem(&text).map_err(|cause| unusable(path, cause))?;
+                Ok(Self(key.serialize_der()))
+            }
+            Ok(_) => Self::create(path),
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Self::create(path),
+            Err(cause) => Err(unusable(path, cause)),
+        }
+    }
+
+    fn create(path: &Path) -> Result<Self, TransportError> {
+        let key = KeyPair::generate().map_err(certificates)?;
+        write(path, &key.serialize_pem())?;
+        Ok(Self(key.serialize_der()))
+    }
+
+    pub(crate) fn of(identity: &Identity) -> Self {
+        Self(identity.key.clone())
+    }
+
+    pub(crate) fn der(&self) -> Vec<u8> {
+        self.0.clone()
+    }
+
+    /// A request for a certificate of this key.
+    pub(crate) fn request(&self) -> Result<Vec<u8>, TransportError> {
+        let key = PrivatePkcs8KeyDer::from(self.der());
+        let key = KeyPair::try_from(&key).map_err(certificates)?;
+        let request = CertificateParams::default().serialize_request(&key).map_err(certificates)?;
+        Ok(request.der().to_vec())
     }
 }
 
@@ -129,7 +225,7 @@ impl Authority {
     pub fn coordinator_identity(&self, days: u32) -> Result<Identity, TransportError> {
         let key = KeyPair::generate().map_err(certificates)?;
         let mut params = CertificateParams::default();
-        describe(&mut params, &PeerName::Coordinator, days)?;
+        describe(&mut params, PeerName::Coordinator, None, days)?;
         let certificate = params.signed_by(&key, &self.issuer).map_err(certificates)?;
         let authority = self.certificate.to_vec();
         let mut identity =
@@ -144,7 +240,7 @@ impl Authority {
     pub(crate) fn old_coordinator_identity(&self) -> Identity {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
-        describe(&mut params, &PeerName::Coordinator, 1).unwrap();
+        describe(&mut params, PeerName::Coordinator, None, 1).unwrap();
         params.not_before -= Duration::days(2);
         params.not_after -= Duration::days(2);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
@@ -161,12 +257,13 @@ impl Authority {
         &self,
         request: &[u8],
         node: NodeId,
+        pool: &str,
         days: u32,
     ) -> Result<Vec<u8>, TransportError> {
         let request = CertificateSigningRequestDer::from(request.to_vec());
         let request = CertificateSigningRequestParams::from_der(&request).map_err(certificates)?;
         let mut params = CertificateParams::default();
-        describe(&mut params, &PeerName::Node(node), days)?;
+        describe(&mut params, PeerName::Node(node), Some(pool), days)?;
         let certificate =
             params.signed_by(&request.public_key, &self.issuer).map_err(certificates)?;
         Ok(certificate.der().to_vec())
@@ -182,11 +279,11 @@ impl Authority {
     }
 }
 
-/// A key, and a request for a certificate of it.
-pub(crate) fn request() -> Result<(Vec<u8>, Vec<u8>), TransportError> {
-    let key = KeyPair::generate().map_err(certificates)?;
-    let request = CertificateParams::default().serialize_request(&key).map_err(certificates)?;
-    Ok((key.serialize_der(), request.der().to_vec()))
+/// The hash of the key that a request is for, which is signed by it.
+pub(crate) fn requested_key(request: &[u8]) -> Result<Vec<u8>, TransportError> {
+    let (_, request) = X509CertificationRequest::from_der(request).map_err(certificates)?;
+    let key = request.certification_request_info.subject_pki.raw;
+    Ok(token::hash(key).into_bytes())
 }
 
 fn self_signed(key: &KeyPair) -> Result<String, TransportError> {
@@ -212,13 +309,18 @@ pub(crate) fn key_hash(certificate: &CertificateDer<'_>) -> Result<String, Trans
 
 fn describe(
     params: &mut CertificateParams,
-    name: &PeerName,
+    peer: PeerName,
+    pool: Option<&str>,
     days: u32,
 ) -> Result<(), TransportError> {
-    let name = name.to_string();
+    let name = peer.to_string();
     params.distinguished_name.push(DnType::CommonName, name.as_str());
     let name = name.try_into().map_err(certificates)?;
     params.subject_alt_names = vec![SanType::DnsName(name)];
+    if let Some(pool) = pool {
+        let uri = peer.uri(pool).try_into().map_err(certificates)?;
+        params.subject_alt_names.push(SanType::URI(uri));
+    }
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -321,16 +423,41 @@ mod tests {
     fn a_request_that_is_none_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::load_or_create(dir.path()).unwrap();
-        let (_, request) = request().unwrap();
-        assert!(authority.issue(&request, NodeId(1), 1).is_ok());
+        let request = NodeKey::new().unwrap().request().unwrap();
+        assert!(authority.issue(&request, NodeId(1), "a", 1).is_ok());
         for at in 0..request.len() {
             let mut changed = request.clone();
             changed[at] ^= 0x55;
             // Somewhere it may be harmless (padding bits); nowhere may it panic.
-            let issued = authority.issue(&changed, NodeId(1), 1);
+            let issued = authority.issue(&changed, NodeId(1), "a", 1);
             let is_key_or_signature = (60..100).contains(&at) || at + 20 > request.len();
             assert!(issued.is_err() || !is_key_or_signature, "byte {at}");
-            assert!(authority.issue(&request[..at], NodeId(1), 1).is_err(), "{at} bytes");
+            assert!(authority.issue(&request[..at], NodeId(1), "a", 1).is_err(), "{at} bytes");
+        }
+    }
+
+    #[test]
+    fn a_node_is_known_again_by_what_it_kept() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let authority = Authority::load_or_create(other.path()).unwrap();
+        let (key_path, path) = (dir.path().join("node.key"), dir.path().join("node.pem"));
+        fs::write(&key_path, "").unwrap();
+        let key = NodeKey::load_or_create(&key_path).unwrap();
+        assert_eq!(NodeKey::load_or_create(&key_path).unwrap().der(), key.der());
+        assert!(Identity::load(&path, &key).is_none());
+        let certificate = authority.issue(&key.request().unwrap(), NodeId(1), "gpu-a", 1).unwrap();
+        let identity = Identity::new(certificate, key.der(), authority.certificate());
+        identity.keep(&path).unwrap();
+        let loaded = Identity::load(&path, &key).unwrap();
+        assert_eq!((loaded.chain, loaded.authority), (identity.chain, identity.authority));
+        assert!(Identity::load(&path, &NodeKey::new().unwrap()).is_none(), "of another key");
+        authority.old_coordinator_identity().keep(&path).unwrap();
+        let old = NodeKey::of(&authority.old_coordinator_identity());
+        assert!(Identity::load(&path, &old).is_none() && Identity::load(&path, &key).is_none());
+        #[cfg(unix)]
+        for file in [key_path, path] {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A connection to a member of the cluster, and who that member is.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -36,21 +36,46 @@ impl fmt::Display for PeerName {
     }
 }
 
-impl PeerName {
+/// What a certificate says that TLS has verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shown {
+    pub(crate) peer: PeerName,
+    /// A node's.
+    pub(crate) pool: Option<String>,
+}
+
+impl Shown {
     /// Who the other side of a connection has shown to be.
-    pub(crate) fn shown(connection: &quinn::Connection) -> Option<Self> {
+    pub(crate) fn on(connection: &quinn::Connection) -> Option<Self> {
         let shown = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-        Self::of(shown.first()?)
+        Self::by(shown.first()?)
     }
 
-    /// The name in a certificate that TLS has verified.
-    fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+    fn by(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
         let names = certificate.subject_alternative_name().ok()??;
-        // Our authority writes exactly one.
+        // Our authority writes a name, and for a node where it belongs.
         match names.value.general_names.as_slice() {
-            [GeneralName::DNSName(name)] => Self::parse(name),
+            [GeneralName::DNSName(name)] => Some(Self { peer: PeerName::parse(name)?, pool: None }),
+            [GeneralName::DNSName(name), GeneralName::URI(uri)] => {
+                let peer = PeerName::parse(name)?;
+                let pool = uri.strip_prefix(POOL_PREFIX)?.split('/').next()?;
+                (peer.uri(pool) == *uri).then(|| Self { peer, pool: Some(pool.to_owned()) })
+            }
             _ => None,
+        }
+    }
+}
+
+/// How the URI of a node begins: its pool follows, then its id.
+const POOL_PREFIX: &str = "spiffe://autoglm/pool/";
+
+impl PeerName {
+    /// Who it is, and where it belongs.
+    pub(crate) fn uri(self, pool: &str) -> String {
+        match self {
+            Self::Coordinator => "spiffe://autoglm/coordinator".into(),
+            Self::Node(node) => format!("{POOL_PREFIX}{pool}/node/{node}"),
         }
     }
 
@@ -70,7 +95,7 @@ impl PeerName {
 #[derive(Clone, Debug)]
 pub struct Connection {
     pub(crate) connection: quinn::Connection,
-    peer: PeerName,
+    shown: Shown,
     pub(crate) limits: Limits,
     watch: Arc<Watch>,
     // Among transport.max_connections; a dialled connection takes none.
@@ -140,18 +165,23 @@ impl Drop for Watch {
 impl Connection {
     pub(crate) fn new(
         connection: quinn::Connection,
-        peer: PeerName,
+        shown: Shown,
         limits: Limits,
         place: Option<OwnedSemaphorePermit>,
     ) -> Self {
         let _place = place.map(Arc::new);
         let watch = Arc::new(Watch::over(&connection, limits));
-        Self { connection, peer, limits, watch, _place }
+        Self { connection, shown, limits, watch, _place }
     }
 
     /// Who the other side is, by its certificate.
     pub fn peer(&self) -> PeerName {
-        self.peer
+        self.shown.peer
+    }
+
+    /// The pool of the node that has dialled, by its certificate.
+    pub fn pool(&self) -> Option<&str> {
+        self.shown.pool.as_deref()
     }
 
     /// The session that begins with this data connection: a name that both sides make of its keys,
@@ -169,7 +199,12 @@ impl Connection {
 
     /// Where the other side is.
     pub fn remote_addr(&self) -> SocketAddr {
-        self.connection.remote_address()
+        canonical(self.connection.remote_address())
+    }
+
+    /// By which of this machine's addresses the other side talks to it, where the system says so.
+    pub fn local_ip(&self) -> Option<IpAddr> {
+        self.connection.local_ip().map(|ip| ip.to_canonical())
     }
 
     /// The round trip as QUIC measures it.
@@ -199,6 +234,11 @@ impl Connection {
             self.connection.close(VarInt::from_u32(0), reason.as_bytes());
         }
     }
+}
+
+/// A socket for both families sees addresses of IPv4 as some of IPv6: written as what they are.
+pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
 /// Why a connection ended, in words.

@@ -1,10 +1,12 @@
 //! One UDP socket per process: it accepts and dials, and every connection knows who its peer is.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use protocol::NodeId;
 use protocol::config::Transport;
 use quinn::VarInt;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig};
@@ -12,9 +14,10 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, warn};
 
 use crate::certs::Identity;
-use crate::connection::{Connection, Limits, PeerName, reason};
+use crate::connection::{Connection, Limits, PeerName, Shown, canonical, reason};
 use crate::error::TransportError;
 use crate::join::JoinRequest;
+use crate::refusals::Refusals;
 use crate::{settings, tls};
 
 /// How long a closing endpoint waits for its last packets to leave.
@@ -55,6 +58,7 @@ pub struct Endpoint {
     identity: Arc<RwLock<Option<Identity>>>,
     config: Arc<Transport>,
     incoming: Arc<Mutex<mpsc::Receiver<Incoming>>>,
+    revoked: Arc<RwLock<HashSet<NodeId>>>,
 }
 
 impl fmt::Debug for Endpoint {
@@ -92,9 +96,11 @@ impl Endpoint {
         .map_err(bind)?;
         let config = Arc::new(config.clone());
         let (accepted, incoming) = mpsc::channel(MAX_ACCEPTED);
-        tokio::spawn(accept(endpoint.clone(), Door::new(Arc::clone(&config), accepted)));
+        let revoked = Arc::default();
+        let door = Door::new(Arc::clone(&config), accepted, Arc::clone(&revoked));
+        tokio::spawn(accept(endpoint.clone(), door));
         let identity = Arc::new(RwLock::new(identity));
-        Ok(Self { endpoint, identity, config, incoming: Arc::new(Mutex::new(incoming)) })
+        Ok(Self { endpoint, identity, config, incoming: Arc::new(Mutex::new(incoming)), revoked })
     }
 
     /// Where it listens.
@@ -116,6 +122,12 @@ impl Endpoint {
         self.endpoint.set_server_config(Some(server));
         *self.identity.write().unwrap_or_else(PoisonError::into_inner) = Some(identity);
         Ok(())
+    }
+
+    /// Takes in none of these nodes from now on, whatever certificates they have. Connections that
+    /// stand are not touched.
+    pub fn set_revoked(&self, nodes: HashSet<NodeId>) {
+        *self.revoked.write().unwrap_or_else(PoisonError::into_inner) = nodes;
     }
 
     /// The next connection; none once the endpoint is closed.
@@ -145,7 +157,8 @@ impl Endpoint {
         };
         let crypto = tls::client(&identity, alpn)?;
         let connection = self.connect(addr, crypto, purpose, &peer.to_string()).await?;
-        Ok(Connection::new(connection, peer, Limits::new(&self.config), None))
+        let shown = Shown { peer, pool: None };
+        Ok(Connection::new(connection, shown, Limits::new(&self.config), None))
     }
 
     pub(crate) async fn connect(
@@ -167,6 +180,9 @@ impl Endpoint {
         match tokio::time::timeout(timeout, connecting).await {
             Ok(Ok(connection)) => Ok(connection),
             Err(_) | Ok(Err(quinn::ConnectionError::TimedOut)) => Err(no_answer()),
+            Ok(Err(cause)) if is_distrust(&cause) => {
+                Err(TransportError::Stranger { addr, cause: reason(&cause) })
+            }
             Ok(Err(cause)) => Err(dial(reason(&cause))),
         }
     }
@@ -176,6 +192,17 @@ impl Endpoint {
         self.endpoint.close(VarInt::from_u32(0), reason.as_bytes());
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
     }
+}
+
+/// Whether a certificate was not taken, by whichever side.
+fn is_distrust(cause: &quinn::ConnectionError) -> bool {
+    let code = match cause {
+        quinn::ConnectionError::TransportError(error) => u64::from(error.code),
+        quinn::ConnectionError::ConnectionClosed(closed) => u64::from(closed.error_code),
+        _ => return false,
+    };
+    // QUIC's numbers for the alerts of TLS, of which these are about certificates.
+    (0x12a..=0x133).contains(&code)
 }
 
 fn server_config(
@@ -203,14 +230,15 @@ async fn accept(endpoint: quinn::Endpoint, door: Door) {
         };
         let Some(incoming) = incoming else { return };
         let num_free = door.handshakes.available_permits();
+        let num_shaking = door.config.max_connections as usize - num_free;
         let Ok(place) = Arc::clone(&door.handshakes).try_acquire_owned() else {
-            debug!(peer = %incoming.remote_address(), "too many handshakes at once");
+            door.say(incoming.remote_address(), "transport.max_connections handshakes are under way");
             incoming.refuse();
             continue;
         };
         // Under load whoever dials must first show that it receives what is sent to its address, so
         // that forged ones take no places.
-        let is_crowded = num_free <= door.config.max_connections as usize / 2;
+        let is_crowded = num_shaking >= door.config.max_unvalidated_handshakes as usize;
         if is_crowded && !incoming.remote_address_validated() {
             let _ = incoming.retry();
             continue;
@@ -229,12 +257,29 @@ struct Door {
     handshakes: Arc<Semaphore>,
     joins: Arc<Semaphore>,
     members: Arc<Semaphore>,
+    revoked: Arc<RwLock<HashSet<NodeId>>>,
+    said: Arc<Refusals>,
 }
 
 impl Door {
-    fn new(config: Arc<Transport>, accepted: mpsc::Sender<Incoming>) -> Self {
+    fn new(
+        config: Arc<Transport>,
+        accepted: mpsc::Sender<Incoming>,
+        revoked: Arc<RwLock<HashSet<NodeId>>>,
+    ) -> Self {
         let places = || Arc::new(Semaphore::new(config.max_connections as usize));
-        Self { accepted, handshakes: places(), joins: places(), members: places(), config }
+        let (handshakes, joins, members) = (places(), places(), places());
+        Self { accepted, handshakes, joins, members, config, revoked, said: Arc::default() }
+    }
+
+    /// Names whoever is turned away, once.
+    fn say(&self, peer: SocketAddr, cause: &str) {
+        let peer = canonical(peer);
+        if self.said.is_news(peer.ip(), cause, Instant::now()) {
+            warn!(%peer, cause, "connection refused");
+        } else {
+            debug!(%peer, cause, "connection refused again");
+        }
     }
 
     async fn shake_hands(self, incoming: quinn::Incoming, place: OwnedSemaphorePermit) {
@@ -247,12 +292,12 @@ impl Door {
                 // Fails when the endpoint is gone.
                 Ok(incoming) => drop(self.accepted.send(incoming).await),
                 Err(cause) => {
-                    warn!(%peer, cause, "connection refused");
+                    self.say(peer, cause);
                     connection.close(VarInt::from_u32(1), cause.as_bytes());
                 }
             },
-            Ok(Err(cause)) => debug!(%peer, %cause, "handshake failed"),
-            Err(_) => debug!(%peer, "handshake took too long"),
+            Ok(Err(cause)) => self.say(peer, &format!("the handshake failed: {}", reason(&cause))),
+            Err(_) => self.say(peer, "the handshake took too long"),
         }
     }
 
@@ -274,11 +319,16 @@ impl Door {
             Some(tls::DATA) => Purpose::Data,
             _ => return Err("this protocol is unknown"),
         };
-        let peer = PeerName::shown(connection).ok_or("this needs a certificate of the cluster")?;
+        let shown = Shown::on(connection).ok_or("this needs a certificate of the cluster")?;
+        if let PeerName::Node(node) = shown.peer
+            && self.revoked.read().unwrap_or_else(PoisonError::into_inner).contains(&node)
+        {
+            return Err("this node is revoked");
+        }
         let place = take(&self.members)?;
         settings::welcome(connection, purpose, &self.config);
         let limits = Limits::new(&self.config);
-        let connection = Connection::new(connection.clone(), peer, limits, Some(place));
+        let connection = Connection::new(connection.clone(), shown, limits, Some(place));
         Ok(match purpose {
             Purpose::Control => Incoming::Control(connection),
             Purpose::Data => Incoming::Data(connection),

@@ -30,6 +30,14 @@ pub enum TransportError {
         /// Why.
         cause: String,
     },
+    /// Who answers is of another cluster, or we are in its eyes.
+    #[error("{addr} is of another cluster: {cause}")]
+    Stranger {
+        /// The address.
+        addr: SocketAddr,
+        /// What TLS says.
+        cause: String,
+    },
     /// The connection or stream has ended.
     #[error("the connection is closed: {0}")]
     Closed(String),
@@ -61,8 +69,8 @@ pub enum JoinError {
     Refused(String),
     /// The node speaks another wire version than the coordinator.
     #[error(
-        "the node speaks wire version {theirs}, this coordinator {WIRE_VERSION}: install the same \
-         release on both"
+        "the node speaks wire version {theirs}, this coordinator {WIRE_VERSION}: install on the node \
+         the release that the coordinator has"
     )]
     OtherVersion {
         /// The node's.
@@ -71,18 +79,6 @@ pub enum JoinError {
     /// The coordinator says no for now.
     #[error("the coordinator doesn't admit this node yet: {0}")]
     NotNow(String),
-    /// It proves to know no token.
-    #[error(
-        "a node must prove a join token that is valid here: start it as the coordinator's user, or \
-         with --token-file naming join.token in the coordinator's data directory"
-    )]
-    NoToken,
-    /// A node of this id is connected.
-    #[error("node {node} is connected already; a second one of its id may not join")]
-    Connected {
-        /// Which.
-        node: NodeId,
-    },
     /// It has a certificate, but asks for another's.
     #[error("{peer} may not have the certificate of node {node}")]
     AnotherMember {
@@ -90,15 +86,6 @@ pub enum JoinError {
         peer: PeerName,
         /// Whose it asks for.
         node: NodeId,
-    },
-    /// Not loopback.
-    #[error(
-        "{addr} is on another machine: joining over a network needs a token, which this release \
-         can't check; run the coordinator and its nodes on one machine"
-    )]
-    NotLoopback {
-        /// The other side's address.
-        addr: SocketAddr,
     },
     /// The coordinator can't be reached, or breaks the protocol.
     #[error(transparent)]
@@ -108,7 +95,7 @@ pub enum JoinError {
 impl JoinError {
     /// Whether trying again can't help.
     pub fn is_final(&self) -> bool {
-        !matches!(self, Self::Transport(_) | Self::NotNow(_) | Self::Connected { .. })
+        !matches!(self, Self::Transport(_) | Self::NotNow(_))
     }
 }
 

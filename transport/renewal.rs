@@ -11,6 +11,9 @@ use crate::endpoint::Endpoint;
 /// Between two tries, and between two certificates however short their lives are.
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 60_000 });
 
+/// Between two looks at the clock.
+const LONGEST_SLEEP: Duration = Duration::from_secs(600);
+
 impl Endpoint {
     /// Replaces the identity by what `renew` gives whenever two thirds of its life are over.
     /// Connections that stand are not touched. Never ends: whoever closes the endpoint aborts it.
@@ -21,7 +24,12 @@ impl Endpoint {
     {
         loop {
             let Some(identity) = self.identity() else { return };
-            tokio::time::sleep(identity.renew_in()).await;
+            // Looked at again and again: a machine that slept meanwhile has another clock.
+            let renew_in = identity.renew_in();
+            tokio::time::sleep(renew_in.min(LONGEST_SLEEP)).await;
+            if renew_in > LONGEST_SLEEP {
+                continue;
+            }
             let renewed = match renew(identity).await {
                 Ok(identity) => self.replace_identity(identity).map_err(|cause| cause.to_string()),
                 Err(cause) => Err(cause.to_string()),

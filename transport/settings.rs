@@ -39,6 +39,10 @@ pub(crate) fn socket(addr: SocketAddr) -> std::io::Result<Arc<dyn AsyncUdpSocket
     // As much as the system allows; less is slower, not wrong.
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    if addr.is_ipv6() {
+        // Whatever the system's habit is, every address means those of both families.
+        socket.set_only_v6(!addr.ip().is_unspecified())?;
+    }
     socket.bind(&addr.into())?;
     socket.set_nonblocking(true)?;
     quinn::TokioRuntime.wrap_udp_socket(socket.into())

@@ -13,8 +13,8 @@ use quinn::crypto::rustls::QuicClientConfig;
 use tokio::net::UdpSocket;
 
 use crate::{
-    Applicant, Authority, Connection, Endpoint, Incoming, PeerName, Purpose, Token, TransportError,
-    join, tls,
+    Applicant, Authority, Connection, Endpoint, Incoming, JoinError, Joined, Joining, NodeKey,
+    PeerName, Purpose, Token, TransportError, Verdict, tls,
 };
 
 pub(crate) const NODE: NodeId = NodeId(0xabc);
@@ -35,6 +35,31 @@ pub(crate) fn token(authority: &Authority, dir: &tempfile::TempDir) -> Token {
     Token::load_or_create(&dir.path().join("join.token"), authority).unwrap()
 }
 
+/// Joins by a token, with a key of its own.
+pub(crate) async fn join(
+    coordinator: SocketAddr,
+    node: NodeId,
+    token: &Token,
+    config: &Transport,
+) -> Result<Joined, JoinError> {
+    let key = &NodeKey::new().unwrap();
+    Joining { coordinator, node, key, pool: "", config }.by_token(token).await
+}
+
+/// Hears whoever asks next, and does with it what `decide` says.
+pub(crate) async fn let_in(
+    coordinator: &Endpoint,
+    authority: &Authority,
+    config: &Transport,
+    decide: impl FnOnce(&Applicant) -> Verdict,
+) -> Result<NodeId, JoinError> {
+    let Some(Incoming::Join(request)) = coordinator.accept().await else { panic!() };
+    let asking = request.hear(config).await?;
+    let (node, verdict) = (asking.applicant.node, decide(&asking.applicant));
+    asking.answer(authority, config, false, &verdict).await?;
+    Ok(node)
+}
+
 /// A coordinator, and a node that has joined it.
 pub(crate) struct Pair {
     pub(crate) coordinator: Endpoint,
@@ -49,13 +74,12 @@ impl Pair {
         let (coordinator, authority, dir) = coordinator(config);
         let token = token(&authority, &dir);
         let admit = async {
-            let Some(Incoming::Join(request)) = coordinator.accept().await else { panic!() };
             let decide = |applicant: &Applicant| {
-                assert!(applicant.knows(&token) && !applicant.is_member);
+                assert!(applicant.knows(&token.key()) && applicant.member.is_none());
                 assert_eq!(applicant.token(), Some("local"));
-                Ok(())
+                Verdict::Admitted { pool: "gpu-a".into() }
             };
-            assert_eq!(request.admit(&authority, config, decide).await.unwrap(), NODE);
+            assert_eq!(let_in(&coordinator, &authority, config, decide).await.unwrap(), NODE);
         };
         let default = Transport::default();
         let joining = join(coordinator.local_addr(), NODE, &token, &default);
@@ -101,6 +125,7 @@ async fn a_node_joins_and_both_sides_know_each_other() {
     for purpose in [Purpose::Control, Purpose::Data] {
         let (dialled, accepted) = pair.connect(purpose).await;
         assert_eq!(dialled.peer(), PeerName::Coordinator);
+        assert_eq!((dialled.pool(), accepted.pool()), (None, Some("gpu-a")));
         assert_eq!(accepted.remote_addr(), pair.node.local_addr());
         assert!(dialled.is_open() && dialled.is(&dialled.clone()) && !dialled.is(&accepted));
         assert!(dialled.rtt() < Duration::from_secs(1));
@@ -133,7 +158,7 @@ async fn whoever_is_not_a_member_is_refused() {
     // The other way round: a member takes no other cluster's coordinator for its own.
     let other = Endpoint::bind(loopback(), Some(other), &Transport::default()).unwrap();
     let dialled = pair.node.dial(other.local_addr(), Purpose::Data, PeerName::Coordinator).await;
-    assert!(matches!(dialled, Err(TransportError::Dial { .. })), "{dialled:?}");
+    assert!(matches!(dialled, Err(TransportError::Stranger { .. })), "{dialled:?}");
 }
 
 /// Somebody else's node does not pass for the one that was dialled.
@@ -146,7 +171,7 @@ async fn a_member_is_not_another_member() {
         (pair.node.local_addr(), PeerName::Coordinator),
     ] {
         let dialled = pair.coordinator.dial(addr, Purpose::Data, wrong).await;
-        assert!(matches!(dialled, Err(TransportError::Dial { .. })), "{dialled:?}");
+        assert!(matches!(dialled, Err(TransportError::Stranger { .. })), "{dialled:?}");
     }
     let addr = pair.node.local_addr();
     let dialled = pair.coordinator.dial(addr, Purpose::Data, PeerName::Node(NODE)).await.unwrap();

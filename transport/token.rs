@@ -29,7 +29,16 @@ const NUM_HASH_LETTERS: usize = 52;
 const MAX_ID_LETTERS: usize = 16;
 
 /// The name of the token that lies in the coordinator's data directory.
-const LOCAL_ID: &str = "local";
+pub const LOCAL_TOKEN: &str = "local";
+
+/// Letters of the name of one that is made: 30 bits.
+const NUM_ID_LETTERS: usize = 6;
+
+/// For what a key is derived, so that nothing else gets the same of a secret.
+const KEY_LABEL: &[u8] = b"autoglm join key 1";
+
+/// Bytes of a derived key.
+const KEY_BYTES: usize = 32;
 
 /// What a node must know to join.
 #[derive(Clone)]
@@ -58,11 +67,40 @@ impl Token {
         match kept.filter(|token| token.authority == authority && is_private(path)) {
             Some(token) => Ok(token),
             None => {
-                let token = Self { authority, id: LOCAL_ID.into(), secret: secret()? };
+                let token = Self {
+                    authority,
+                    id: LOCAL_TOKEN.into(),
+                    secret: letters(NUM_SECRET_LETTERS)?,
+                };
                 certs::write(path, &format!("{}\n", token.text()))?;
                 Ok(token)
             }
         }
+    }
+
+    /// Another one for this authority.
+    ///
+    /// # Errors
+    /// When the system has no random numbers.
+    pub fn new(authority: &Authority) -> Result<Self, TransportError> {
+        Ok(Self {
+            authority: authority.key_hash()?,
+            id: letters(NUM_ID_LETTERS)?,
+            secret: letters(NUM_SECRET_LETTERS)?,
+        })
+    }
+
+    /// Its name, which is no secret.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What verifies proofs that it is known.
+    pub fn key(&self) -> TokenKey {
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, self.secret.as_bytes());
+        let mut key = [0; KEY_BYTES];
+        key.copy_from_slice(hmac::sign(&secret, KEY_LABEL).as_ref());
+        TokenKey(key)
     }
 
     /// The whole of it, which is secret.
@@ -77,16 +115,39 @@ impl Token {
 
     /// Shows that whoever states this knows the token.
     pub(crate) fn prove(&self, statement: &[u8]) -> Proof {
-        let mac = hmac::sign(&self.key(), statement).as_ref().to_vec();
+        let mac = hmac::sign(&self.key().hmac(), statement).as_ref().to_vec();
         Proof { token: self.id.clone(), mac }
+    }
+}
+
+/// What is kept of a token: derived from its secret, which it doesn't tell.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TokenKey([u8; KEY_BYTES]);
+
+impl fmt::Debug for TokenKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Whoever has it can prove as well.
+        f.write_str("TokenKey")
+    }
+}
+
+impl TokenKey {
+    /// As it is kept.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// What [`as_bytes`](Self::as_bytes) gave; none of anything else.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
     }
 
     pub(crate) fn verify(&self, proof: &Proof, statement: &[u8]) -> bool {
-        proof.token == self.id && hmac::verify(&self.key(), statement, &proof.mac).is_ok()
+        hmac::verify(&self.hmac(), statement, &proof.mac).is_ok()
     }
 
-    fn key(&self) -> hmac::Key {
-        hmac::Key::new(hmac::HMAC_SHA256, self.secret.as_bytes())
+    fn hmac(&self) -> hmac::Key {
+        hmac::Key::new(hmac::HMAC_SHA256, &self.0)
     }
 }
 
@@ -112,7 +173,7 @@ impl FromStr for Token {
 }
 
 /// What shows that a token is known, and tells nothing of its secret.
-#[derive(Debug, Encode, Decode)]
+#[derive(Clone, Debug, Encode, Decode)]
 pub(crate) struct Proof {
     token: String,
     mac: Vec<u8>,
@@ -124,8 +185,9 @@ impl Proof {
     }
 }
 
-fn secret() -> Result<String, TransportError> {
-    let mut bytes = [0; NUM_SECRET_LETTERS];
+/// So many random ones.
+fn letters(num_letters: usize) -> Result<String, TransportError> {
+    let mut bytes = vec![0; num_letters];
     getrandom::fill(&mut bytes).map_err(|cause| TransportError::Certificates(cause.to_string()))?;
     Ok(bytes.iter().map(|byte| char::from(LETTERS[usize::from(byte % 32)])).collect())
 }
@@ -183,6 +245,20 @@ mod tests {
         ] {
             assert!(wrong.parse::<Token>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_is_kept_of_a_token_verifies_it_and_tells_nothing_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::load_or_create(dir.path()).unwrap();
+        let (token, other) = (Token::new(&authority).unwrap(), Token::new(&authority).unwrap());
+        assert_ne!(token.id(), other.id());
+        let kept = TokenKey::from_bytes(token.key().as_bytes()).unwrap();
+        let proof = token.text().parse::<Token>().unwrap().prove(b"this");
+        assert!(kept.verify(&proof, b"this") && !kept.verify(&proof, b"that"));
+        assert!(!other.key().verify(&proof, b"this"));
+        assert!(!kept.as_bytes().windows(8).any(|it| token.secret.as_bytes().starts_with(it)));
+        assert!(TokenKey::from_bytes(&[0; 31]).is_none() && !format!("{kept:?}").contains('['));
     }
 
     #[test]

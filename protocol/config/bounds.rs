@@ -12,12 +12,13 @@ const DAY_MS: u64 = 24 * HOUR_MS;
 
 /// Each key that is a whole number, with the least and the most that work. Where 0 has a meaning of
 /// its own, it is the least.
-const BOUNDS: [(&str, u64, u64); 70] = [
+const BOUNDS: [(&str, u64, u64); 72] = [
     ("model.max_model_len", 0, 1 << 24),
     ("coordinator.local_nodes", 0, 1024),
     // Each stage has a step under way, and places for it in memory.
     ("coordinator.stages", 0, 1024),
     ("coordinator.pipelines", 0, 1024),
+    ("coordinator.max_failed_proofs", 1, 1 << 20),
     ("coordinator.settle_ms", 0, DAY_MS),
     ("coordinator.max_node_failures", 0, 1000),
     ("coordinator.node_failure_window_ms", 1, DAY_MS),
@@ -83,6 +84,7 @@ const BOUNDS: [(&str, u64, u64); 70] = [
     ("transport.data_window_bytes", 16 << 10, 1 << 30),
     // A node takes two.
     ("transport.max_connections", 2, 1 << 16),
+    ("transport.max_unvalidated_handshakes", 0, 1 << 16),
     // The authority's own certificate lasts ten years.
     ("transport.certificate_days", 1, 3650),
     ("traces.steps_every", 1, 1 << 30),

@@ -15,9 +15,10 @@ use tokio::time::{Instant, sleep};
 
 use super::journal::{Bond, Event, Journal};
 use super::scenario::{Host, NUM_NODES, config};
+use crate::tests::join;
 use crate::{
-    Applicant, Authority, Connection, ControlStream, Endpoint, Identity, Incoming, PeerName,
-    Purpose, Token, TransportError, accept_frames, join, open_frames, renew,
+    Authority, Connection, ControlStream, Endpoint, Identity, Incoming, PeerName, Purpose, Token,
+    TransportError, Verdict, accept_frames, open_frames, renew,
 };
 
 const PORT: u16 = 7000;
@@ -93,12 +94,14 @@ pub(super) async fn coordinator(world: World) -> turmoil::Result {
             let half = |f: &dyn Fn(&mut Halves)| f(&mut halves.lock().unwrap());
             match incoming {
                 Incoming::Join(request) => {
-                    let decide = |applicant: &Applicant| {
-                        assert!(applicant.is_member || applicant.knows(&world.token));
-                        Ok(())
-                    };
                     let config = config();
-                    let asked = request.admit(&world.authority, &config, decide);
+                    let asked = async {
+                        let asking = request.hear(&config).await?;
+                        let applicant = &asking.applicant;
+                        assert!(applicant.member.is_some() || applicant.knows(&world.token.key()));
+                        let verdict = Verdict::Admitted { pool: "a".into() };
+                        asking.answer(&world.authority, &config, true, &verdict).await
+                    };
                     world.wait(Host::Coordinator, "a question", asked).await;
                 }
                 Incoming::Data(connection) => {
