@@ -16,8 +16,13 @@ pub struct NodeReport {
     pub hostname: String,
     /// The process on that machine.
     pub pid: u32,
-    /// Where the node's neighbours reach it.
+    /// Where the node's neighbours reach it. An unspecified address stands for the one at which the
+    /// coordinator sees it.
     pub data_addr: SocketAddr,
+    /// Where it belongs, as its certificate says; whatever the node says is replaced.
+    pub pool: String,
+    /// What its operator says of it: keys and values.
+    pub labels: Vec<(String, String)>,
     /// The adapters that it may use; at least one.
     pub adapters: Vec<AdapterReport>,
 }

@@ -249,6 +249,8 @@ mod tests {
                     hostname: "here".into(),
                     pid: 1,
                     data_addr: loopback(),
+                    pool: String::new(),
+                    labels: Vec::new(),
                     adapters: Vec::new(),
                 };
                 let _ = reply.send(report.into());

@@ -232,7 +232,10 @@ async fn accept(endpoint: quinn::Endpoint, door: Door) {
         let num_free = door.handshakes.available_permits();
         let num_shaking = door.config.max_connections as usize - num_free;
         let Ok(place) = Arc::clone(&door.handshakes).try_acquire_owned() else {
-            door.say(incoming.remote_address(), "transport.max_connections handshakes are under way");
+            door.say(
+                incoming.remote_address(),
+                "transport.max_connections handshakes are under way",
+            );
             incoming.refuse();
             continue;
         };

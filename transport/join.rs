@@ -180,6 +180,8 @@ pub struct Applicant {
     pub node: NodeId,
     /// Where it asks from.
     pub addr: SocketAddr,
+    /// Whether that is this machine.
+    pub is_here: bool,
     /// Where it means to belong, if it says so.
     pub pool: Option<String>,
     /// The pool of the member that it has shown to be: this node, by a certificate of the cluster.
@@ -345,7 +347,10 @@ async fn listen(
     let Hello { node, pool, certificate_request, proof } = hello;
     let pool = Some(pool).filter(|pool| !pool.is_empty());
     let addr = canonical(connection.remote_address());
-    let applicant = Applicant { node, addr, pool, member, key, statement, proof };
+    // No other machine's packets get here with an address of ours.
+    let own = connection.local_ip().map(|ip| ip.to_canonical());
+    let is_here = addr.ip().is_loopback() || own == Some(addr.ip());
+    let applicant = Applicant { node, addr, is_here, pool, member, key, statement, proof };
     Ok((applicant, certificate_request))
 }
 

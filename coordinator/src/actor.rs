@@ -2,7 +2,7 @@
 //! actions. [`CoordinatorActor`] is the one writer of cluster state; [`GateActor`] is its remote
 //! face, since a message that crosses processes can't carry what local ones carry.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -200,16 +200,23 @@ impl State {
         self.handle(Input::Submit(body), myself);
     }
 
-    fn join(&mut self, actor: Remote<NodeMsg>, report: NodeReport, myself: &ActorRef<Msg>) {
+    fn join(&mut self, actor: Remote<NodeMsg>, mut report: NodeReport, myself: &ActorRef<Msg>) {
         let (node, session) = (report.node, report.session);
         if !self.arguments.cluster.is_current(node, session) {
             debug!(%node, %session, "a node speaks of a session that is over");
+            return;
+        }
+        if let Err(cause) = self.arguments.sessions.correct(&mut report) {
+            warn!(%node, hostname = report.hostname, cause, "a node can't be used");
+            self.arguments.sessions.end(&HashSet::from([node]), &cause);
             return;
         }
         info!(
             %node,
             hostname = report.hostname,
             pid = report.pid,
+            data_addr = %report.data_addr,
+            pool = report.pool,
             adapter = report.adapters.first().map(|adapter| adapter.name.as_str()),
             "node joined"
         );
@@ -234,7 +241,13 @@ impl State {
                     let StageId { pipeline, stage, .. } = plan.id;
                     let layers = plan.layers;
                     info!(%node, %pipeline, %stage, %layers, "stage placed");
-                    self.cast(node, NodeMsg::Load((*plan).into()));
+                    let mut plan = *plan;
+                    if let (Some(next), Some((session, _))) =
+                        (&mut plan.next, self.nodes.get(&node))
+                    {
+                        next.addr = self.arguments.sessions.address_for(*session, next.addr);
+                    }
+                    self.cast(node, NodeMsg::Load(plan.into()));
                 }
                 Action::Warm(node, plan) => {
                     let layers = plan.layers;

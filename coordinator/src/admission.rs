@@ -1,40 +1,178 @@
-//! Who may join: whoever proves a token that is valid, as a node that isn't here yet. A member
-//! gets another certificate for itself.
+//! Who may join: whoever proves a token that is good here, as a node that isn't here yet. A member
+//! gets another certificate for itself, unless it is revoked.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
+use jiff::Timestamp;
 use protocol::NodeId;
-use transport::{Applicant, JoinError, Token};
+use transport::{Applicant, LOCAL_TOKEN, TokenKey, Verdict};
+
+use crate::store::{Store, StoreError};
+use crate::tokens::Standing;
+
+/// Where nodes belong whose token doesn't say.
+pub const DEFAULT_POOL: &str = "default";
+
+/// Within this time failed proofs count.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Addresses whose failed proofs are counted. With more at once nobody's proof is looked at.
+const MAX_COUNTED: usize = 1024;
+
+/// Why a node may not join.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// It proves no token that is known here.
+    #[error(
+        "a node must prove a join token that is known here: make one with autoglm token create \
+         and run the command that it prints; the coordinator's own user on its machine needs none \
+         but --token-file with join.token in the coordinator's data directory"
+    )]
+    NoToken,
+    /// The token of the data directory, from elsewhere.
+    #[error(
+        "join.token is good on the coordinator's machine only: make a token with \
+         autoglm token create and run the command that it prints"
+    )]
+    NotHere,
+    /// The token is good no longer.
+    #[error(
+        "join token {token} is {}: make another with autoglm token create", standing.name()
+    )]
+    Token {
+        /// Which.
+        token: String,
+        /// What it is instead.
+        standing: Standing,
+    },
+    /// It would belong elsewhere.
+    #[error("the node is to be in pool {wanted}, and {what} is for pool {pool}")]
+    OtherPool {
+        /// What the node says.
+        wanted: String,
+        /// What speaks for it.
+        what: &'static str,
+        /// Where that would put it.
+        pool: String,
+    },
+    /// The node is revoked.
+    #[error(
+        "node {0} is revoked: to join again, remove its data directory and give it another token"
+    )]
+    Revoked(NodeId),
+    /// A node of this id is connected.
+    #[error("node {0} is connected already; a second one of its id may not join")]
+    Connected(NodeId),
+    /// Too many proofs have failed.
+    #[error("too many proofs from this address have failed within a minute; try again later")]
+    TooMany,
+    /// What is kept can't be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Refusal {
+    /// By what refusals are counted.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NoToken => "no_token",
+            Self::NotHere => "not_here",
+            Self::Token { standing: Standing::Expired, .. } => "expired",
+            Self::Token { standing: Standing::UsedUp, .. } => "used_up",
+            Self::Token { .. } => "revoked_token",
+            Self::OtherPool { .. } => "other_pool",
+            Self::Revoked(_) => "revoked_node",
+            Self::Connected(_) => "connected",
+            Self::TooMany => "too_many",
+            Self::Store(_) => "store",
+        }
+    }
+
+    /// What the node is told: whether it may ask again.
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            Self::Connected(_) | Self::TooMany | Self::Store(_) => {
+                Verdict::NotNow(self.to_string())
+            }
+            _ => Verdict::Refused(self.to_string()),
+        }
+    }
+}
 
 /// Decides who may join; clones share what they know.
 #[derive(Clone, Debug)]
 pub struct Admission {
-    token: Token,
+    store: Store,
+    local: TokenKey,
+    failures: Arc<Mutex<Failures>>,
     // Control connections of each node that has any.
     connected: Arc<DashMap<NodeId, u32>>,
 }
 
 impl Admission {
-    /// Nobody is here, and this token is valid.
-    pub fn new(token: Token) -> Self {
-        Self { token, connected: Arc::default() }
+    /// Nobody is here; the tokens of `store` are good, and on this machine the one of this key.
+    pub fn new(store: Store, local: TokenKey, max_failed_proofs: u32) -> Self {
+        let failures = Failures { max: max_failed_proofs, of: HashMap::new() };
+        let failures = Arc::new(Mutex::new(failures));
+        Self { store, local, failures, connected: Arc::default() }
     }
 
+    /// The pool of a node that may join: whatever it uses up is written.
+    ///
     /// # Errors
     /// Why this one may not join, or not yet.
-    pub fn decide(&self, applicant: &Applicant) -> Result<(), JoinError> {
+    pub async fn decide(&self, applicant: &Applicant, now: Timestamp) -> Result<String, Refusal> {
         let node = applicant.node;
-        if applicant.is_member {
+        if self.store.revoked_nodes().await?.contains(&node) {
+            return Err(Refusal::Revoked(node));
+        }
+        let belongs = |what, pool: &str| match &applicant.pool {
+            Some(wanted) if wanted != pool => {
+                let (wanted, pool) = (wanted.clone(), pool.to_owned());
+                Err(Refusal::OtherPool { wanted, what, pool })
+            }
+            _ => Ok(pool.to_owned()),
+        };
+        if let Some(pool) = &applicant.member {
             // Its certificate names it and nobody else.
-            Ok(())
-        } else if !applicant.knows(&self.token) {
-            Err(JoinError::NoToken)
-        } else if self.connected.contains_key(&node) {
+            return belongs("its certificate", pool);
+        }
+        let ip = applicant.addr.ip();
+        if !self.failures().may_try(ip, Instant::now()) {
+            return Err(Refusal::TooMany);
+        }
+        let id = applicant.token().unwrap_or_default();
+        let token = if id == LOCAL_TOKEN { None } else { self.store.token(id).await? };
+        let key = match &token {
+            Some(token) => Some(&token.key),
+            None => Some(&self.local).filter(|_| id == LOCAL_TOKEN),
+        };
+        // Whoever proves nothing isn't told which tokens there are.
+        if !key.is_some_and(|key| applicant.knows(key)) {
+            self.failures().note(ip, Instant::now());
+            return Err(Refusal::NoToken);
+        }
+        let connected = || match self.connected.contains_key(&node) {
             // Whoever knows a token could otherwise take over the prompts of a node that serves.
-            Err(JoinError::Connected { node })
-        } else {
-            Ok(())
+            true => Err(Refusal::Connected(node)),
+            false => Ok(()),
+        };
+        let Some(token) = token else {
+            if !applicant.is_here {
+                return Err(Refusal::NotHere);
+            }
+            connected()?;
+            return belongs("join.token", DEFAULT_POOL);
+        };
+        let pool = belongs("its token", &token.pool)?;
+        connected()?;
+        match self.store.use_token(&token.id, node, &applicant.key, now).await? {
+            Standing::Valid => Ok(pool),
+            standing => Err(Refusal::Token { token: token.id, standing }),
         }
     }
 
@@ -42,6 +180,42 @@ impl Admission {
     pub fn enter(&self, node: NodeId) -> Entered {
         *self.connected.entry(node).or_default() += 1;
         Entered { node, connected: Arc::clone(&self.connected) }
+    }
+
+    fn failures(&self) -> std::sync::MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Proofs that failed of late, by address.
+#[derive(Debug)]
+struct Failures {
+    max: u32,
+    of: HashMap<IpAddr, (Instant, u32)>,
+}
+
+impl Failures {
+    /// Whether a proof from there is looked at.
+    fn may_try(&mut self, ip: IpAddr, now: Instant) -> bool {
+        let is_recent = |since: &Instant| now.saturating_duration_since(*since) < MINUTE;
+        match self.of.get(&ip) {
+            Some((since, num)) if is_recent(since) => *num < self.max,
+            Some(_) => true,
+            None => {
+                if self.of.len() >= MAX_COUNTED {
+                    self.of.retain(|_, (since, _)| is_recent(since));
+                }
+                self.of.len() < MAX_COUNTED
+            }
+        }
+    }
+
+    fn note(&mut self, ip: IpAddr, now: Instant) {
+        let (since, num) = self.of.entry(ip).or_insert((now, 0));
+        if now.saturating_duration_since(*since) >= MINUTE {
+            (*since, *num) = (now, 0);
+        }
+        *num += 1;
     }
 }
 
@@ -58,5 +232,32 @@ impl Drop for Entered {
             *count -= 1;
             *count == 0
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_whose_proofs_fail_is_not_looked_at_for_a_minute() {
+        let mut failures = Failures { max: 3, of: HashMap::new() };
+        let ip = |number: u32| IpAddr::from(number.to_be_bytes());
+        let now = Instant::now();
+        for _ in 0..3 {
+            assert!(failures.may_try(ip(1), now));
+            failures.note(ip(1), now);
+        }
+        assert!(!failures.may_try(ip(1), now + MINUTE / 2) && failures.may_try(ip(2), now));
+        assert!(failures.may_try(ip(1), now + MINUTE));
+        failures.note(ip(1), now + MINUTE);
+        assert!(failures.may_try(ip(1), now + MINUTE), "it counts anew");
+        for number in 0..10_000 {
+            if failures.may_try(ip(number), now + MINUTE) {
+                failures.note(ip(number), now + MINUTE);
+            }
+        }
+        assert_eq!(failures.of.len(), MAX_COUNTED);
+        assert!(failures.may_try(ip(20_000), now + 3 * MINUTE));
     }
 }

@@ -114,6 +114,8 @@ impl Test {
             hostname: "host".into(),
             pid: node as u32,
             data_addr: ([127, 0, 0, 1], 9000 + node as u16).into(),
+            pool: String::new(),
+            labels: Vec::new(),
             adapters: vec![adapter],
         }
     }

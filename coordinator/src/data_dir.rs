@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -63,6 +64,14 @@ pub fn keys_path(config: &Config) -> Result<PathBuf> {
 
 /// How a node is started that is to join; it finds the token in the default directory by itself.
 pub fn join_command(config: &config::Coordinator) -> String {
+    let host = config.cluster_addr.host();
+    let is_loopback = host.parse::<IpAddr>().map_or(host == "localhost", |ip| ip.is_loopback());
+    if !is_loopback {
+        return match config.data_dir.as_path() {
+            dir if dir.as_os_str().is_empty() => "autoglm token create".into(),
+            dir => format!("autoglm token create --data-dir {}", dir.display()),
+        } + ", and on the node's machine what that prints";
+    }
     let command = format!("autoglm-node --join {}", config.cluster_addr);
     match config.data_dir.as_path() {
         dir if dir.as_os_str().is_empty() => command,

@@ -29,6 +29,7 @@ mod trust;
 pub mod actor;
 pub mod admission;
 pub mod data_dir;
+pub mod door;
 pub mod engine;
 pub mod events;
 pub mod explain;
@@ -44,6 +45,7 @@ mod spans;
 pub mod stages;
 pub mod start_number;
 pub mod store;
+pub mod tokens;
 pub mod trips;
 
 #[cfg(test)]
@@ -56,5 +58,7 @@ mod cluster_tests;
 mod explain_tests;
 #[cfg(test)]
 mod failover_tests;
+#[cfg(test)]
+mod joining_tests;
 #[cfg(test)]
 mod testing;

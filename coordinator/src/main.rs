@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use coordinator::serve::{self, Misconfigured};
-use coordinator::{data_dir, explain, keys, plan};
+use coordinator::{data_dir, explain, keys, plan, tokens};
 use protocol::Address;
 use protocol::config::{
     Config, GenerationConfig, KvCacheDtype, LogFormat, MetricsCompat, Quantize,
@@ -27,6 +27,8 @@ enum Command {
     Serve(ServeArguments),
     /// Makes, lists and revokes API keys.
     Key(keys::command::Arguments),
+    /// Makes, lists and revokes join tokens.
+    Token(tokens::command::Arguments),
     /// Says why a request waits or waited.
     Explain(explain::Arguments),
     /// Shows which node would get which layers, and how fast that would be.
@@ -129,6 +131,7 @@ fn main() -> ExitCode {
         }
         Command::Explain(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Plan(arguments) => arguments.run(&mut std::io::stdout().lock()),
+        Command::Token(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Key(arguments) => arguments.run(&mut std::io::stdout().lock()),
     };
     match ended {

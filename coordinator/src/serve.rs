@@ -1,6 +1,7 @@
 //! `autoglm serve`: everything of the coordinator, started in order and ended in order.
 
 use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,13 +13,14 @@ use ractor::{Actor, ActorRef};
 use telemetry::Tracer;
 use tokio::sync::{Semaphore, watch};
 use tracing::{error, info, warn};
-use transport::{Applicant, Authority, Endpoint, Incoming, PeerName, Token};
+use transport::{Authority, Endpoint, Token};
 
 use crate::actor::{Arguments, CoordinatorActor, GateActor, Msg};
 use crate::admission::Admission;
 use crate::chat_template::ChatTemplate;
 use crate::cluster::{Cluster, Input};
 use crate::data_dir::{self, DataDir};
+use crate::door::{Door, happened, keep_out};
 use crate::engine::Engine;
 use crate::http::{self, ApiState, Parsing};
 use crate::keys::Keys;
@@ -28,7 +30,9 @@ use crate::openai::ServedModel;
 use crate::sessions::Sessions;
 use crate::stages::Stages;
 use crate::status::Status;
+use crate::store::Store;
 use crate::tokenizer::Tokenizer;
+use crate::tokens::command::CLUSTER_ADDR;
 use crate::{model, start_number};
 
 /// A configuration that can't work: exit code 2.
@@ -118,15 +122,16 @@ async fn listen(config: &Config, keys: &Keys) -> Result<tokio::net::TcpListener>
 }
 
 /// What runs while the coordinator serves.
-struct Started {
+pub(crate) struct Started {
     api: Arc<ApiState>,
-    endpoint: Endpoint,
+    pub(crate) endpoint: Endpoint,
     coordinator: ActorRef<Msg>,
     node_server: transport::NodeServerHandle,
     local_nodes: LocalNodes,
     accepting: tokio::task::JoinHandle<()>,
     renewal: tokio::task::JoinHandle<()>,
     watching_keys: tokio::task::JoinHandle<()>,
+    pub(crate) store: Store,
     _data_dir: DataDir,
 }
 
@@ -167,20 +172,18 @@ async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Start
     let found = transport::resolve(configured).await.context("--cluster")?;
     // One of a host's addresses has to do: children and neighbours are told of it.
     let cluster_addr = found[0];
-    anyhow::ensure!(
-        cluster_addr.ip().is_loopback(),
-        "nodes on other machines need a token to join, and this release can't check one: \
-         use --cluster 127.0.0.1:{} (tokens come with a later release)",
-        cluster_addr.port()
-    );
     let authority = Arc::new(Authority::load_or_create(&data_dir.path)?);
     let token_path = data_dir.token_path();
-    let admission = Admission::new(Token::load_or_create(&token_path, &authority)?);
+    let local = Token::load_or_create(&token_path, &authority)?.key();
+    let store = Store::open(&data_dir.path).await?;
+    let max_failed_proofs = config.coordinator.max_failed_proofs;
+    let admission = Admission::new(store.clone(), local, max_failed_proofs);
     let endpoint = Endpoint::bind(
         cluster_addr,
         Some(authority.coordinator_identity(config.transport.certificate_days)?),
         &config.transport,
     )?;
+    store.set_fact(CLUSTER_ADDR, endpoint.local_addr().to_string()).await?;
 
     let name = match config.model.name.as_str() {
         "" => files.name().to_owned(),
@@ -209,7 +212,8 @@ async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Start
         let (authority, days) = (Arc::clone(&authority), config.transport.certificate_days);
         move |_| std::future::ready(authority.coordinator_identity(days))
     }));
-    let accepting = tokio::spawn(accept(Nodes {
+    let revoking = keep_out(store.clone(), endpoint.clone(), Arc::clone(&sessions));
+    let door = Door {
         endpoint: endpoint.clone(),
         authority,
         admission,
@@ -217,14 +221,19 @@ async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Start
         coordinator: coordinator.clone(),
         stages,
         sessions,
+        metrics: Arc::clone(&metrics),
+        refusals: Arc::default(),
         transport: config.transport.clone(),
-    }));
+    };
+    let accepting = tokio::spawn(async move {
+        tokio::select! { () = door.keep() => {}, () = revoking => {} }
+    });
 
     let ended = {
         let coordinator = coordinator.clone();
         move |Ended { pid, cause }| happened(&coordinator, Input::Exited { pid, cause })
     };
-    let local_nodes = LocalNodes::start(config, endpoint.local_addr(), &data_dir, ended)?;
+    let local_nodes = LocalNodes::start(config, on_this_machine(&endpoint), &data_dir, ended)?;
 
     let watching_keys = tokio::spawn(Arc::clone(&keys).watch());
     let files = files.config();
@@ -261,8 +270,20 @@ async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Start
         accepting,
         renewal,
         watching_keys,
+        store,
         _data_dir: data_dir,
     })
+}
+
+/// Where children dial.
+fn on_this_machine(endpoint: &Endpoint) -> SocketAddr {
+    let addr = endpoint.local_addr();
+    let ip = match addr.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, addr.port())
 }
 
 impl Started {
@@ -276,12 +297,13 @@ impl Started {
             _ = &mut self.accepting => "the task that accepts nodes",
             _ = &mut self.renewal => "the task that renews the certificate",
             _ = &mut self.watching_keys => "the task that reads API keys again",
+            () = self.store.ended() => "the task that writes state",
             () = self.local_nodes.abandoned() => "the task that keeps a local node",
         };
         anyhow::anyhow!("{what} has ended unexpectedly")
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         happened(&self.coordinator, Input::ShutDown);
         // The actor is still there for the nodes to say goodbye to.
         self.local_nodes.stop().await;
@@ -293,118 +315,23 @@ impl Started {
     }
 }
 
-fn happened(coordinator: &ActorRef<Msg>, input: Input) {
-    // Fails only while the coordinator stops.
-    let _ = coordinator.cast(Msg::Happened(input));
-}
-
-/// What meets the nodes that dial.
-#[derive(Clone)]
-struct Nodes {
-    endpoint: Endpoint,
-    authority: Arc<Authority>,
-    admission: Admission,
-    node_server: transport::NodeServerHandle,
-    coordinator: ActorRef<Msg>,
-    stages: Arc<Stages>,
-    sessions: Arc<Sessions>,
-    transport: protocol::config::Transport,
-}
-
-async fn accept(nodes: Nodes) {
-    while let Some(incoming) = nodes.endpoint.accept().await {
-        match incoming {
-            Incoming::Join(request) => {
-                let nodes = nodes.clone();
-                tokio::spawn(async move {
-                    let decide = |applicant: &Applicant| nodes.admission.decide(applicant);
-                    match request.admit(&nodes.authority, &nodes.transport, decide).await {
-                        Ok(node) => info!(%node, "node admitted"),
-                        Err(cause) => warn!(%cause, "a node may not join"),
-                    }
-                });
-            }
-            Incoming::Control(connection) => {
-                if let PeerName::Node(node) = connection.peer() {
-                    let entered = nodes.admission.enter(node);
-                    let nodes = nodes.clone();
-                    tokio::spawn(async move {
-                        let Nodes { stages, sessions, node_server, coordinator, .. } = &nodes;
-                        let tell = |input| happened(coordinator, input);
-                        sessions.serve(node, connection, stages, node_server, tell).await;
-                        drop(entered);
-                    });
-                }
-            }
-            Incoming::Data(connection) => {
-                if let PeerName::Node(node) = connection.peer() {
-                    let (stages, coordinator) = (nodes.stages.clone(), nodes.coordinator.clone());
-                    let tell = move |input| happened(&coordinator, input);
-                    tokio::spawn(async move { stages.serve(node, connection, tell).await });
-                }
-            }
-        }
-    }
+/// A coordinator on a port of its own, and its data directory.
+#[cfg(test)]
+pub(crate) async fn started(more: impl FnOnce(&mut Config)) -> (Started, tempfile::TempDir) {
+    let data = tempfile::tempdir().expect("a folder");
+    let mut config = Config::default();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
+    config.model.path = model.into();
+    config.coordinator.cluster_addr = SocketAddr::from(([127, 0, 0, 1], 0)).into();
+    config.coordinator.data_dir = data.path().to_owned();
+    more(&mut config);
+    let keys = Arc::new(api_keys(&config).expect("keys"));
+    (start(&config, Tracer::default(), keys).await.expect("it starts"), data)
 }
 
 #[cfg(test)]
 mod tests {
-    use protocol::NodeId;
-
     use super::*;
-
-    async fn started() -> (Started, tempfile::TempDir) {
-        let data = tempfile::tempdir().unwrap();
-        let mut config = Config::default();
-        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
-        config.model.path = model.into();
-        config.coordinator.cluster_addr = "127.0.0.1:0".parse().unwrap();
-        config.coordinator.data_dir = data.path().to_owned();
-        let keys = Arc::new(api_keys(&config).unwrap());
-        (start(&config, Tracer::default(), keys).await.unwrap(), data)
-    }
-
-    /// Goal: nobody takes over a node that is here, and nobody joins who can't read the token.
-    /// Method: another secret of the same authority, then the right one, twice.
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_node_that_is_connected_is_taken_over_by_nobody() {
-        let (started, data) = started().await;
-        let config = protocol::config::Transport::default();
-        let (addr, node) = (started.endpoint.local_addr(), NodeId(5));
-        let authority = Authority::load_or_create(data.path()).unwrap();
-        let token = |name| Token::load_or_create(&data.path().join(name), &authority).unwrap();
-        let (right, wrong) = (token("join.token"), token("another"));
-        let join = async |token| transport::join(addr, node, token, &config).await;
-        let error = join(&wrong).await.unwrap_err();
-        assert!(error.is_final() && error.to_string().contains("--token-file"), "{error}");
-
-        let joined = join(&right).await.unwrap();
-        let local = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-        let member = Endpoint::bind(local, Some(joined.identity.clone()), &config).unwrap();
-        let control = transport::Purpose::Control;
-        let connection = member.dial(addr, control, PeerName::Coordinator).await.unwrap();
-        // It is here once the coordinator has seen it too.
-        let error = async {
-            loop {
-                match join(&right).await {
-                    Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-                    Err(error) => break error,
-                }
-            }
-        };
-        let error = tokio::time::timeout(Duration::from_secs(60), error).await.unwrap();
-        assert!(!error.is_final() && error.to_string().contains("connected already"), "{error}");
-        transport::renew(addr, node, &joined.identity, &config).await.unwrap();
-
-        connection.close("over");
-        let again = async {
-            while join(&right).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), again).await.unwrap();
-        started.stop().await;
-    }
 
     #[tokio::test]
     async fn without_keys_the_api_is_open_to_this_machine_only() {
@@ -456,7 +383,7 @@ mod tests {
             (|started| started.watching_keys.abort(), "reads API keys again"),
         ];
         for (end, expected) in ends {
-            let (mut started, _data) = started().await;
+            let (mut started, _data) = started(|_| {}).await;
             let early = tokio::time::timeout(Duration::from_millis(50), started.ended()).await;
             assert!(early.is_err(), "{early:?}");
             end(&started);

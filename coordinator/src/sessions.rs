@@ -1,10 +1,13 @@
 //! Nodes' sessions: a control and a data connection each. When either ends the session is over and
 //! the other is closed, so that no node is half there and its side begins anew.
 
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+
 use dashmap::DashMap;
-use protocol::{NodeId, SessionId};
+use protocol::{NodeId, NodeReport, SessionId};
 use tracing::{debug, warn};
-use transport::{Connection, ControlStream, NodeServerHandle};
+use transport::{Connection, ControlStream, NodeServerHandle, PeerName};
 
 use crate::cluster::Input;
 use crate::stages::Stages;
@@ -55,10 +58,93 @@ impl Sessions {
         tell(Input::Lost { node, session, cause });
     }
 
+    /// Puts right what a node can't know of itself: where it is seen, and where it belongs.
+    ///
+    /// # Errors
+    /// Why its neighbours couldn't reach it.
+    pub fn correct(&self, report: &mut NodeReport) -> Result<(), String> {
+        let Some(control) = self.open.get(&report.session) else { return Ok(()) };
+        report.pool = control.pool().unwrap_or_default().to_owned();
+        report.data_addr = place(report.data_addr, control.remote_addr().ip())?;
+        Ok(())
+    }
+
+    /// A neighbour's address for the node of this session: who is on the coordinator's machine is
+    /// known to others by the address at which they reach the coordinator.
+    pub fn address_for(&self, session: SessionId, addr: SocketAddr) -> SocketAddr {
+        let Some(control) = self.open.get(&session) else { return addr };
+        let is_elsewhere = !control.remote_addr().ip().is_loopback();
+        match control.local_ip() {
+            Some(ip) if is_elsewhere && addr.ip().is_loopback() => SocketAddr::new(ip, addr.port()),
+            _ => addr,
+        }
+    }
+
+    /// Ends every session of these nodes.
+    pub fn end(&self, nodes: &HashSet<NodeId>, cause: &str) {
+        for control in &self.open {
+            if matches!(control.peer(), PeerName::Node(node) if nodes.contains(&node)) {
+                control.close(cause);
+            }
+        }
+    }
+
     /// Closes a session's connections, if they are open: its node is to begin a new one.
     pub fn disconnect(&self, session: SessionId) {
         if let Some(control) = self.open.get(&session) {
             control.close("the coordinator has ended the session");
+        }
+    }
+}
+
+/// Where a node is reached that reports `addr` and is seen at `seen`.
+fn place(addr: SocketAddr, seen: IpAddr) -> Result<SocketAddr, String> {
+    let ip = match addr.ip().to_canonical() {
+        ip if ip.is_unspecified() => seen,
+        ip => ip,
+    };
+    if matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()) {
+        return Err(format!(
+            "its neighbours would have to reach it at {ip}, which is good on one link only: give it \
+             another address of the coordinator with --join, or one of its own with --advertise"
+        ));
+    }
+    if ip.is_loopback() && !seen.is_loopback() {
+        return Err(format!(
+            "its neighbours would have to reach it at {ip}, which is their own machine: give it \
+             another address with --advertise"
+        ));
+    }
+    Ok(SocketAddr::new(ip, addr.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_where_it_is_seen_unless_it_says_better() {
+        let at = |addr: &str, seen: &str| {
+            place(addr.parse().unwrap(), seen.parse().unwrap()).map(|it| it.to_string())
+        };
+        for (addr, seen, expected) in [
+            ("0.0.0.0:7", "10.0.0.2", "10.0.0.2:7"),
+            ("[::]:7", "10.0.0.2", "10.0.0.2:7"),
+            ("[::]:7", "fd00::2", "[fd00::2]:7"),
+            ("[::]:7", "127.0.0.1", "127.0.0.1:7"),
+            ("127.0.0.1:7", "127.0.0.1", "127.0.0.1:7"),
+            ("203.0.113.9:7", "10.0.0.2", "203.0.113.9:7"),
+            ("[::ffff:10.0.0.3]:7", "10.0.0.2", "10.0.0.3:7"),
+        ] {
+            assert_eq!(at(addr, seen).unwrap(), expected, "{addr} {seen}");
+        }
+        for (addr, seen, expected) in [
+            ("[::]:7", "fe80::1", "good on one link only"),
+            ("[fe80::1]:7", "fd00::2", "good on one link only"),
+            ("127.0.0.1:7", "10.0.0.2", "their own machine"),
+        ] {
+            let said = at(addr, seen).unwrap_err();
+            assert!(said.contains(expected) && said.contains("--advertise"), "{said}");
         }
     }
 }

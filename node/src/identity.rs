@@ -8,11 +8,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use protocol::NodeId;
 
+use crate::joining::Papers;
+
 /// The node's id, and the lock on the directory that holds it.
 #[derive(Debug)]
 pub struct Identity {
     /// Who.
     pub node: NodeId,
+    /// What it shows.
+    pub papers: Papers,
     _lock: File,
 }
 
@@ -65,7 +69,10 @@ impl Identity {
         let lock =
             File::create(&path).with_context(|| format!("can't write {}", path.display()))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Some(Self { node: load_or_create(data_dir)?, _lock: lock })),
+            Ok(()) => {
+                let (node, papers) = (load_or_create(data_dir)?, Papers::open(data_dir)?);
+                Ok(Some(Self { node, papers, _lock: lock }))
+            }
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(cause)) => {
                 Err(cause).with_context(|| format!("can't lock {}", path.display()))

@@ -8,6 +8,7 @@ pub mod devices;
 pub mod error;
 pub mod head;
 pub mod identity;
+pub mod joining;
 pub mod kept;
 pub mod links;
 pub mod memory;

@@ -1,10 +1,12 @@
 //! `autoglm-node`: gives this machine's GPUs to a cluster.
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use node::joining::{advertised, label};
 use node::run::{Options, run};
 use protocol::Address;
 use protocol::config::{Log, LogFormat, Traces};
@@ -17,15 +19,25 @@ use transport::Token;
 #[derive(Parser)]
 #[command(name = "autoglm-node", version)]
 struct Arguments {
-    /// The coordinator's address, as in coordinator:7000.
-    #[arg(long, value_name = "HOST:PORT")]
-    join: Address,
+    /// The coordinator's address, as in coordinator:7000, or several: the first that answers.
+    #[arg(long, value_name = "HOST:PORT,..", value_delimiter = ',', required = true)]
+    join: Vec<Address>,
     /// What proves that this node may join: AGJ1. and so on [default: what the token file says].
     #[arg(long, value_name = "TOKEN", env = "AUTOGLM_JOIN_TOKEN", hide_env_values = true)]
     token: Option<Token>,
-    /// A file that holds it [default: where a coordinator of yours on this machine keeps it].
+    /// A file that holds it [default: where a coordinator of yours on this machine keeps it, or
+    /// /etc/autoglm/join.token].
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// The pool that the node is to be in; a token for another is refused [default: the token's].
+    #[arg(long, value_name = "POOL", default_value = "", hide_default_value = true)]
+    pool: String,
+    /// What you say of the node, as in rack=7; may be repeated.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// Where other nodes reach this one [default: where the coordinator sees it].
+    #[arg(long, value_name = "ADDR", value_parser = advertised)]
+    advertise: Option<IpAddr>,
     /// Where the node's identity is kept [default: under your home directory].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -70,7 +82,10 @@ fn main() -> ExitCode {
         }
     };
     let options = Options {
-        coordinator: arguments.join,
+        coordinators: arguments.join,
+        pool: arguments.pool,
+        labels: arguments.labels,
+        advertise: arguments.advertise,
         token: arguments.token,
         token_file: arguments.token_file,
         data_dir: arguments.data_dir,

@@ -1,7 +1,7 @@
 //! A node's life: open the adapters, join, serve until the coordinator or the operator ends it.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -11,24 +11,31 @@ use protocol::{Address, NodeId};
 use shaders::matmul::Products;
 use telemetry::Tracer;
 use tracing::{info, warn};
-use transport::{Joined, Token};
+use transport::Token;
 
 use crate::device_thread::DeviceThread;
 use crate::devices;
 use crate::identity::Identity;
+use crate::joining::{self, Papers};
 use crate::session::{self, Session};
 
 /// How a node is started.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where the coordinator listens: name or address, and port.
-    pub coordinator: Address,
+    /// Where the coordinator listens: name or address, and port; the first that answers.
+    pub coordinators: Vec<Address>,
     /// What to prove when joining; none: what stands in `token_file`.
     pub token: Option<Token>,
     /// Where the token is; none: where a coordinator of this user on this machine puts it.
     pub token_file: Option<PathBuf>,
     /// Where the node's id is kept; none: a place of the user's own.
     pub data_dir: Option<PathBuf>,
+    /// The pool to be in; empty: that of the token.
+    pub pool: String,
+    /// What the operator says of the node: keys and values.
+    pub labels: Vec<(String, String)>,
+    /// Where other nodes reach this one; none: where the coordinator sees it.
+    pub advertise: Option<IpAddr>,
     /// The adapter to use: a part of its name, or its number.
     pub adapter: Option<String>,
     /// Bytes that stages may take on each adapter.
@@ -41,30 +48,6 @@ pub struct Options {
     pub tracer: Tracer,
 }
 
-impl Options {
-    /// What to prove to the coordinator that listens on this port.
-    fn token(&self, port: u16) -> Result<Token> {
-        if let Some(token) = &self.token {
-            return Ok(token.clone());
-        }
-        let path = match &self.token_file {
-            Some(path) => path.clone(),
-            None => default_data_dir()?.join(format!("coordinator-{port}/join.token")),
-        };
-        let text = std::fs::read_to_string(&path).with_context(|| {
-            format!(
-                "can't read the join token {}: is the coordinator running, with another --data-dir \
-                 or as another user? Then name its join.token with --token-file",
-                path.display()
-            )
-        })?;
-        text.parse().map_err(|cause| anyhow::anyhow!("{}: {cause}", path.display()))
-    }
-}
-
-/// Between two tries to reach the coordinator.
-const RETRY: Duration = Duration::from_secs(1);
-
 /// A session that stood this long ended for another reason than the one before it.
 const STEADY: Duration = Duration::from_secs(60);
 
@@ -73,9 +56,6 @@ const LOST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a child waits for its place: more than one whose coordinator is gone takes to end.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Between two words about what is being waited for.
-const RETRIES_PER_WARNING: usize = 10;
 
 /// Serves until `shutdown` resolves.
 ///
@@ -90,7 +70,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let mut pause = Pause::default();
     let mut devices = open_devices(&options, &shutdown).await?;
     loop {
-        let ended = serve(&options, identity.node, &devices, &mut pause, &shutdown).await;
+        let ended =
+            serve(&options, identity.node, &identity.papers, &devices, &mut pause, &shutdown).await;
         let is_lost = matches!(ended, Ok(Ended::Device(_)));
         for device in &devices {
             // A process must not exit before its adapters' threads have ended.
@@ -175,6 +156,7 @@ pub(crate) enum Ended {
 pub(crate) async fn serve(
     options: &Options,
     node: NodeId,
+    papers: &Papers,
     devices: &[DeviceThread],
     pause: &mut Pause,
     shutdown: &(impl Future<Output = ()> + Clone),
@@ -183,8 +165,8 @@ pub(crate) async fn serve(
         let opened = tokio::select! {
             () = shutdown.clone() => return Ok(Ended::Over),
             opened = async {
-                let (coordinator, joined) = join(options, node).await?;
-                let session = Session::open(options, coordinator, joined, node, devices).await;
+                let (coordinator, joined) = joining::join(options, node, papers).await?;
+                let session = Session::open(options, coordinator, joined, node, papers, devices).await;
                 Ok::<_, anyhow::Error>(session)
             } => opened?,
         };
@@ -244,38 +226,7 @@ impl Default for Pause {
     }
 }
 
-/// Asks the coordinator in until it answers.
-async fn join(options: &Options, node: NodeId) -> Result<(SocketAddr, Joined)> {
-    let mut num_tries = 0;
-    let config = protocol::config::Transport::default();
-    loop {
-        // Read at every try: the coordinator may write it later.
-        let found = match transport::resolve(&options.coordinator).await {
-            // A host's addresses take turns: the coordinator may listen on one of them.
-            Ok(found) => {
-                let addr = found[num_tries % found.len()];
-                options.token(addr.port()).map(|token| (addr, token))
-            }
-            Err(cause) => Err(cause.into()),
-        };
-        let cause = match found {
-            Ok((addr, token)) => match transport::join(addr, node, &token, &config).await {
-                Ok(joined) => return Ok((addr, joined)),
-                Err(cause) if cause.is_final() => return Err(cause.into()),
-                Err(cause) => cause.into(),
-            },
-            Err(cause) => cause,
-        };
-        if num_tries % RETRIES_PER_WARNING == 0 {
-            let coordinator = &options.coordinator;
-            warn!(%coordinator, %cause, "waiting for the coordinator");
-        }
-        num_tries += 1;
-        tokio::time::sleep(RETRY).await;
-    }
-}
-
-fn default_data_dir() -> Result<PathBuf> {
+pub(crate) fn default_data_dir() -> Result<PathBuf> {
     let home = std::env::var_os("XDG_DATA_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share")))

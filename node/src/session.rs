@@ -1,7 +1,7 @@
 //! A node's session: one stay with a coordinator, over two connections. When either ends, or
 //! anything else that the session can't do without, it is over as a whole.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,10 +11,13 @@ use protocol::{NodeId, NodeReport, SessionId};
 use ractor::{Actor, ActorRef};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::info;
-use transport::{Connection, Endpoint, Incoming, Joined, NodeServerHandle, PeerName, Purpose};
+use transport::{
+    Connection, Endpoint, Incoming, JoinError, Joined, NodeServerHandle, PeerName, Purpose,
+};
 
 use crate::actor::{Node, NodeActor, tell_coordinator};
 use crate::device_thread::DeviceThread;
+use crate::joining::Papers;
 use crate::links::Links;
 use crate::run::Options;
 
@@ -53,16 +56,24 @@ impl Session {
         coordinator: SocketAddr,
         joined: Joined,
         node: NodeId,
+        papers: &Papers,
         devices: &[DeviceThread],
     ) -> Result<Self> {
-        let local = match coordinator {
-            SocketAddr::V4(_) if coordinator.ip().is_loopback() => Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) if coordinator.ip().is_loopback() => Ipv6Addr::LOCALHOST.into(),
-            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        let Joined { identity, transport: config, cookie, is_open } = joined;
+        let is_open = is_open || options.advertise.is_some();
+        let bind =
+            |ip: IpAddr| Endpoint::bind(SocketAddr::new(ip, 0), Some(identity.clone()), &config);
+        let endpoint = match coordinator {
+            // Neighbours may be of either family, on whichever the coordinator is met.
+            _ if is_open => bind(Ipv6Addr::UNSPECIFIED.into())
+                .or_else(|_| bind(Ipv4Addr::UNSPECIFIED.into()))?,
+            SocketAddr::V4(_) => bind(Ipv4Addr::LOCALHOST.into())?,
+            SocketAddr::V6(_) => bind(Ipv6Addr::LOCALHOST.into())?,
         };
-        let Joined { identity, transport: config, cookie } = joined;
-        let endpoint = Endpoint::bind(SocketAddr::new(local, 0), Some(identity), &config)?;
+        let mut data_addr = endpoint.local_addr();
+        if let Some(ip) = options.advertise {
+            data_addr.set_ip(ip);
+        }
         let connected = async {
             let data = endpoint.dial(coordinator, Purpose::Data, PeerName::Coordinator).await?;
             let id = data.session()?;
@@ -85,13 +96,16 @@ impl Session {
         tokio::spawn(Arc::clone(&links).serve(data.clone()));
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(endpoint.clone(), Arc::clone(&links)));
-        tasks.spawn(renew(endpoint.clone(), coordinator, node, config));
+        tasks.spawn(renew(endpoint.clone(), coordinator, node, papers.clone(), config));
         let report = NodeReport {
             node,
             session: id,
             hostname: sysinfo::System::host_name().unwrap_or_else(|_| "unknown".into()),
             pid: std::process::id(),
-            data_addr: endpoint.local_addr(),
+            data_addr,
+            // The coordinator knows it from the certificate.
+            pool: options.pool.clone(),
+            labels: options.labels.clone(),
             adapters: devices.iter().map(|device| device.report.clone()).collect(),
         };
         let devices = devices.to_vec();
@@ -165,13 +179,15 @@ async fn renew(
     endpoint: Endpoint,
     coordinator: SocketAddr,
     node: NodeId,
+    papers: Papers,
     config: protocol::config::Transport,
 ) -> &'static str {
     let renew = |identity| {
-        let config = &config;
+        let (papers, config) = (&papers, &config);
         async move {
-            let renewed = transport::renew(coordinator, node, &identity, config);
-            renewed.await.map(|it| it.identity)
+            let renewed = transport::renew(coordinator, node, &identity, config).await?.identity;
+            papers.keep(&renewed);
+            Ok::<_, JoinError>(renewed)
         }
     };
     endpoint.keep_renewed(renew).await;

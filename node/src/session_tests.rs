@@ -9,9 +9,12 @@ use protocol::config::Transport;
 use protocol::{NodeId, SessionId};
 use telemetry::Tracer;
 use tokio::sync::mpsc;
-use transport::{Authority, Connection, ControlStream, Endpoint, Incoming, PeerName, Token};
+use transport::{
+    Authority, Connection, ControlStream, Endpoint, Incoming, PeerName, Token, Verdict,
+};
 
 use crate::device_thread::DeviceThread;
+use crate::joining::Papers;
 use crate::run::{Ended, Options, Pause, serve};
 
 const NODE: NodeId = NodeId(0xabc);
@@ -31,7 +34,7 @@ struct Seen {
 struct Door {
     sessions: mpsc::Receiver<Seen>,
     options: Options,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Door {
@@ -44,7 +47,10 @@ impl Door {
         let local = ([127, 0, 0, 1], 0).into();
         let endpoint = Endpoint::bind(local, Some(identity), &Transport::default()).unwrap();
         let options = Options {
-            coordinator: endpoint.local_addr().into(),
+            coordinators: vec![endpoint.local_addr().into()],
+            pool: String::new(),
+            labels: Vec::new(),
+            advertise: None,
             token: Some(token),
             token_file: None,
             data_dir: None,
@@ -66,7 +72,9 @@ impl Door {
                         if settings.peek().is_none() {
                             settings = vec![config.clone()].into_iter().peekable();
                         }
-                        request.admit(&authority, &config, |_| Ok(())).await.unwrap();
+                        let asking = request.hear(&config).await.unwrap();
+                        let verdict = Verdict::Admitted { pool: "a".into() };
+                        asking.answer(&authority, &config, false, &verdict).await.unwrap();
                     }
                     Incoming::Data(connection) => data.push(connection),
                     Incoming::Control(control) => {
@@ -89,7 +97,7 @@ impl Door {
                 }
             }
         });
-        Self { sessions, options, _dir: dir }
+        Self { sessions, options, dir }
     }
 
     async fn session(&mut self) -> Seen {
@@ -99,9 +107,10 @@ impl Door {
     /// A node that dials this door, until it ends.
     fn node(&self, devices: Vec<DeviceThread>) -> tokio::task::JoinHandle<anyhow::Result<Ended>> {
         let options = self.options.clone();
+        let papers = Papers::open(self.dir.path()).unwrap();
         tokio::spawn(async move {
             let never: Shared<Pending<()>> = std::future::pending().shared();
-            serve(&options, NODE, &devices, &mut Pause::default(), &never).await
+            serve(&options, NODE, &papers, &devices, &mut Pause::default(), &never).await
         })
     }
 }

@@ -96,6 +96,8 @@ impl Machine {
             hostname: format!("machine-{}", self.node.0),
             pid: self.node.0 as u32 + 1,
             data_addr: ([127, 0, 0, 1], 9000 + self.node.0 as u16).into(),
+            pool: String::new(),
+            labels: Vec::new(),
             adapters: vec![adapter],
         }
     }

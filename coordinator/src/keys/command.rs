@@ -209,8 +209,16 @@ fn list(keys: &[Key], now: Timestamp, out: &mut impl Write) -> Result<()> {
         ]
     };
     let head = ["NAME", "TENANT", "WEIGHT", "STANDING", "EXPIRES", "SCOPES", "UP TO", "LIMITS"];
-    let rows: Vec<_> =
-        std::iter::once(head.map(str::to_owned)).chain(keys.iter().map(row)).collect();
+    table(head, keys.iter().map(row), out)
+}
+
+/// Columns as wide as they must be.
+pub(crate) fn table<const N: usize>(
+    head: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+    out: &mut impl Write,
+) -> Result<()> {
+    let rows: Vec<_> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
     for row in &rows {
         let mut line = String::new();
         for (column, cell) in row.iter().enumerate() {
@@ -223,7 +231,7 @@ fn list(keys: &[Key], now: Timestamp, out: &mut impl Write) -> Result<()> {
 }
 
 /// A number and its unit.
-fn life(text: &str) -> Result<SignedDuration, String> {
+pub(crate) fn life(text: &str) -> Result<SignedDuration, String> {
     let wrong = || "must be a whole number with s, m, h, d or w, as in 30d".to_owned();
     let (number, unit) = text.split_at(text.len() - text.chars().last().map_or(0, char::len_utf8));
     let unit = match unit {

@@ -147,6 +147,7 @@ pub struct Metrics {
     pipelines_lost: Counter,
     shed: Family<ReasonLabels, Counter>,
     refused: Family<ReasonLabels, Counter>,
+    joins_refused: Family<ReasonLabels, Counter>,
     http: Family<HttpLabels, Histogram>,
 }
 
@@ -191,6 +192,7 @@ impl Metrics {
             pipelines_lost: Counter::default(),
             shed: Family::default(),
             refused: Family::default(),
+            joins_refused: Family::default(),
             http: Family::new_with_constructor(seconds),
         };
         let mut registry = Registry::default();
@@ -256,6 +258,8 @@ impl Metrics {
         ours.register("pipeline_lost", "Pipelines that were lost", self.pipelines_lost.clone());
         ours.register("shed", "Requests that were refused for load", self.shed.clone());
         ours.register("refused", "Requests that no API key allows, by cause", self.refused.clone());
+        let help = "Nodes that asked to join and may not, by cause";
+        ours.register("joins_refused", help, self.joins_refused.clone());
     }
 
     /// All of it, in OpenMetrics text.
@@ -445,6 +449,11 @@ impl Metrics {
     /// No API key allows a request: not at all, or not now.
     pub fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// A node that asked to join may not.
+    pub fn join_refused(&self, reason: &'static str) {
+        self.joins_refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// A response has ended. `endpoint` is a route's template, never a path.

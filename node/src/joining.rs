@@ -1,0 +1,240 @@
+//! Getting in: which coordinator answers, what is shown to it, and what is kept for the next time.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use protocol::config::Transport;
+use protocol::{Address, NodeId};
+use tracing::warn;
+use transport::{Identity, JoinError, Joined, Joining, NodeKey, Token, TransportError};
+
+use crate::run::{Options, default_data_dir};
+
+/// Where a token is looked for that nothing names.
+const SYSTEM_TOKEN: &str = "/etc/autoglm/join.token";
+
+/// Between the first two tries to reach the coordinator; then twice as long, up to the longest.
+const RETRY: Duration = Duration::from_millis(250);
+const LONGEST_RETRY: Duration = Duration::from_secs(3);
+
+/// Rounds between two words about the same trouble.
+const ROUNDS_PER_WARNING: usize = 20;
+
+/// The node's key and certificate: with them it comes back without a token.
+#[derive(Clone, Debug)]
+pub struct Papers {
+    key: NodeKey,
+    certificate: PathBuf,
+}
+
+impl Papers {
+    /// Those kept in a node's data directory; a new key where there is none.
+    ///
+    /// # Errors
+    /// When the key can't be read or written.
+    pub fn open(data_dir: &Path) -> Result<Self> {
+        let key = NodeKey::load_or_create(&data_dir.join("node.key"))?;
+        Ok(Self { key, certificate: data_dir.join("node.pem") })
+    }
+
+    /// Keeps a certificate for the next start. Without it a token is needed then, no more.
+    pub fn keep(&self, identity: &Identity) {
+        if let Err(cause) = identity.keep(&self.certificate) {
+            warn!(%cause, "the certificate can't be kept: the next start needs a token");
+        }
+    }
+}
+
+impl Options {
+    /// What to prove to the coordinator that listens on this port.
+    fn token(&self, port: u16) -> Result<Token> {
+        if let Some(token) = &self.token {
+            return Ok(token.clone());
+        }
+        let path = match &self.token_file {
+            Some(path) => path.clone(),
+            None => {
+                let own = default_data_dir()?.join(format!("coordinator-{port}/join.token"));
+                let system = PathBuf::from(SYSTEM_TOKEN);
+                if !own.exists() && system.exists() { system } else { own }
+            }
+        };
+        let text = std::fs::read_to_string(&path).with_context(|| {
+            format!(
+                "no join token in {}: on the coordinator's machine run autoglm token create, and \
+                 here what it prints; for a coordinator on this machine with another --data-dir \
+                 name its join.token with --token-file",
+                path.display()
+            )
+        })?;
+        text.parse().map_err(|cause| anyhow::anyhow!("{}: {cause}", path.display()))
+    }
+}
+
+/// Asks the coordinator in until it answers, at each of its addresses in turn.
+///
+/// # Errors
+/// When it refuses this node for good.
+pub async fn join(
+    options: &Options,
+    node: NodeId,
+    papers: &Papers,
+) -> Result<(SocketAddr, Joined)> {
+    let mut pause = RETRY;
+    let mut said = (String::new(), 0_usize);
+    loop {
+        let mut causes = Vec::new();
+        for coordinator in &options.coordinators {
+            match ask_host(options, node, papers, coordinator).await {
+                Ok(joined) => return Ok(joined),
+                Err(Failed::Final(cause)) => return Err(cause),
+                Err(Failed::Now(cause)) => causes.push(format!("{coordinator}: {cause}")),
+            }
+        }
+        let causes = causes.join("; ");
+        let (last, num_rounds) = &mut said;
+        if *last != causes || num_rounds.is_multiple_of(ROUNDS_PER_WARNING) {
+            warn!("waiting for {causes}");
+            (*last, *num_rounds) = (causes, 0);
+        }
+        *num_rounds += 1;
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(LONGEST_RETRY);
+    }
+}
+
+/// Why the node isn't in.
+enum Failed {
+    /// It may be tried again.
+    Now(String),
+    /// It may not.
+    Final(anyhow::Error),
+}
+
+impl From<JoinError> for Failed {
+    fn from(cause: JoinError) -> Self {
+        if cause.is_final() { Self::Final(cause.into()) } else { Self::Now(cause.to_string()) }
+    }
+}
+
+async fn ask_host(
+    options: &Options,
+    node: NodeId,
+    papers: &Papers,
+    coordinator: &Address,
+) -> Result<(SocketAddr, Joined), Failed> {
+    let found = transport::resolve(coordinator).await;
+    let found = found.map_err(|cause| Failed::Now(cause.to_string()))?;
+    let mut causes = Vec::new();
+    for addr in found {
+        match ask(options, node, papers, addr).await {
+            Ok(joined) => {
+                papers.keep(&joined.identity);
+                return Ok((addr, joined));
+            }
+            Err(Failed::Now(cause)) if causes.contains(&cause) => {}
+            Err(Failed::Now(cause)) => causes.push(cause),
+            Err(cause @ Failed::Final(_)) => return Err(cause),
+        }
+    }
+    Err(Failed::Now(causes.join("; ")))
+}
+
+async fn ask(
+    options: &Options,
+    node: NodeId,
+    papers: &Papers,
+    coordinator: SocketAddr,
+) -> Result<Joined, Failed> {
+    check_reachable(coordinator.ip(), options.advertise)
+        .map_err(|cause| Failed::Now(format!("{cause:#}")))?;
+    // The coordinator's own settings come with its welcome.
+    let config = &Transport::default();
+    let joining = Joining { coordinator, node, key: &papers.key, pool: &options.pool, config };
+    let kept = Identity::load(&papers.certificate, &papers.key);
+    let stranger = match &kept {
+        None => None,
+        Some(identity) => match joining.as_member(identity).await {
+            Ok(joined) => return Ok(joined),
+            // It may have been made anew, and then a token may help.
+            Err(JoinError::Transport(cause @ TransportError::Stranger { .. })) => Some(cause),
+            Err(cause) => return Err(cause.into()),
+        },
+    };
+    let token = options.token(coordinator.port()).map_err(|cause| {
+        Failed::Now(stranger.as_ref().map_or_else(|| format!("{cause:#}"), ToString::to_string))
+    })?;
+    joining.by_token(&token).await.map_err(|cause| match stranger {
+        // What it has may still be good, where the right one listens again.
+        Some(stranger) => Failed::Now(format!("{stranger}; and by the token: {cause}")),
+        None => cause.into(),
+    })
+}
+
+/// Neighbours reach a node where its coordinator sees it.
+fn check_reachable(coordinator: IpAddr, advertise: Option<IpAddr>) -> Result<()> {
+    match coordinator {
+        IpAddr::V6(ip) if ip.is_unicast_link_local() && advertise.is_none() => bail!(
+            "{ip} is good on one link only, and so is the address at which the coordinator would \
+             see this node: give --join another address of it, or --advertise one at which other \
+             nodes reach this one"
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// An address at which other nodes are to reach this one.
+///
+/// # Errors
+/// When none could.
+pub fn advertised(text: &str) -> Result<IpAddr, String> {
+    let ip: IpAddr = text.parse().map_err(|_| "must be an IP address, as in 10.0.0.2")?;
+    let ip = ip.to_canonical();
+    let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    if ip.is_unspecified() || ip.is_multicast() || is_link_local {
+        return Err("must be an address at which every other node reaches this machine: not a \
+                    link-local or multicast one, and not 0.0.0.0 or ::"
+            .into());
+    }
+    Ok(ip)
+}
+
+/// A label: `key=value`.
+///
+/// # Errors
+/// When it is none.
+pub fn label(text: &str) -> Result<(String, String), String> {
+    let is_word = |word: &str| {
+        (1..=63).contains(&word.len())
+            && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c))
+    };
+    match text.split_once('=') {
+        Some((key, value)) if is_word(key) && is_word(value) => Ok((key.into(), value.into())),
+        _ => Err("must be KEY=VALUE of letters, digits, -, _, . and /, as in rack=7".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_neighbour_could_reach_is_refused_with_what_would_be_right() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let said = check_reachable(ip("fe80::1"), None).unwrap_err().to_string();
+        assert!(said.contains("one link only") && said.contains("--advertise"), "{said}");
+        check_reachable(ip("fe80::1"), Some(ip("10.0.0.2"))).unwrap();
+        check_reachable(ip("fd00::1"), None).unwrap();
+        assert_eq!(advertised("::ffff:10.0.0.2").unwrap(), ip("10.0.0.2"));
+        for wrong in ["0.0.0.0", "::", "fe80::1", "224.0.0.1", "host", "10.0.0.2:7"] {
+            let said = advertised(wrong).unwrap_err();
+            assert!(said.contains("address"), "{wrong}: {said}");
+        }
+        assert_eq!(label("rack=7").unwrap(), ("rack".into(), "7".into()));
+        for wrong in ["rack", "rack=", "=7", "ra ck=7", "a=b=c"] {
+            assert!(label(wrong).unwrap_err().contains("rack=7"), "{wrong}");
+        }
+    }
+}
