@@ -74,6 +74,8 @@ impl NodeSpec {
             hostname: self.name.clone(),
             pid: 0,
             data_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
+            pool: String::new(),
+            labels: Vec::new(),
             adapters: vec![AdapterReport {
                 name: self.name.clone(),
                 driver: String::new(),
