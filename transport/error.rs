@@ -69,8 +69,8 @@ pub enum JoinError {
     Refused(String),
     /// The node speaks another wire version than the coordinator.
     #[error(
-        "the node speaks wire version {theirs}, this coordinator {WIRE_VERSION}: install on the node \
-         the release that the coordinator has"
+        "the node speaks wire version {theirs}, this coordinator {WIRE_VERSION}: install on the \
+         node the release that the coordinator has"
     )]
     OtherVersion {
         /// The node's.

@@ -105,8 +105,8 @@ fn place(addr: SocketAddr, seen: IpAddr) -> Result<SocketAddr, String> {
     };
     if matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()) {
         return Err(format!(
-            "its neighbours would have to reach it at {ip}, which is good on one link only: give it \
-             another address of the coordinator with --join, or one of its own with --advertise"
+            "its neighbours would have to reach it at {ip}, which is good on one link only: give \
+             it another address of the coordinator with --join, or one of its own with --advertise"
         ));
     }
     if ip.is_loopback() && !seen.is_loopback() {

@@ -166,7 +166,8 @@ pub(crate) async fn serve(
             () = shutdown.clone() => return Ok(Ended::Over),
             opened = async {
                 let (coordinator, joined) = joining::join(options, node, papers).await?;
-                let session = Session::open(options, coordinator, joined, node, papers, devices).await;
+                let session = Session::open(options, coordinator, joined, node, papers, devices);
+                let session = session.await;
                 Ok::<_, anyhow::Error>(session)
             } => opened?,
         };

@@ -84,7 +84,7 @@ const BOUNDS: [(&str, u64, u64); 72] = [
     ("transport.data_window_bytes", 16 << 10, 1 << 30),
     // A node takes two.
     ("transport.max_connections", 2, 1 << 16),
-    ("transport.max_unvalidated_handshakes", 0, 1 << 16),
+    ("transport.max_unvalidated_handshakes", 1, 1 << 16),
     // The authority's own certificate lasts ten years.
     ("transport.certificate_days", 1, 3650),
     ("traces.steps_every", 1, 1 << 30),
