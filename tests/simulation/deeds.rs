@@ -71,6 +71,12 @@ impl World<'_> {
     fn send(&mut self, to: StageId, from: u32, order: Order) {
         let StageId { epoch, stage, .. } = to;
         let machine = self.plans[&epoch].machines[stage.index()];
+        if from != COORDINATOR {
+            let sender = self.plans[&epoch].machines[from as usize];
+            if self.is_cut(sender, machine) {
+                return;
+            }
+        }
         let at = self.arrival(epoch, from, stage.0);
         let session = self.machines[machine].session;
         self.at(at, Happening::Order(machine, session, order));
@@ -171,8 +177,51 @@ impl World<'_> {
         };
         let next = held.plan().next.map(|peer| peer.node.0 as usize);
         self.tell(Input::Linked(node, stage));
-        if let Some(next) = next {
-            self.order(next, Order::Link(stage.next()));
+        match next {
+            Some(next) if self.is_cut(number, next) => {
+                let cause = "the next stage can't be reached".to_owned();
+                let failed = StageFailed { node, id: stage, cause, blame: Blame::Next };
+                self.after(Duration::from_secs(1), Happening::Input(Input::Failed(failed)));
+            }
+            Some(next) => self.order(next, Order::Link(stage.next())),
+            None => {}
+        }
+    }
+
+    fn is_cut(&self, one: usize, other: usize) -> bool {
+        self.cuts.iter().any(|(a, b, until)| {
+            *until > self.now && [(one, other), (other, one)].contains(&(*a, *b))
+        })
+    }
+
+    /// Two machines can't reach each other: the stages there notice, the first first.
+    fn part(&mut self, first: StageId, stage: usize, noticed: Duration, back: Duration) {
+        let machines = &self.plans[&first.epoch].machines;
+        let (here, next) = (stage % machines.len(), (stage + 1) % machines.len());
+        let (one, other) = (machines[here], machines[next]);
+        if one == other {
+            return;
+        }
+        self.cuts.push((one, other, self.now + back));
+        let ends = [(here, Blame::Next, noticed), (next, Blame::Before, noticed * 2)];
+        for (stage, blame, after) in ends {
+            let id = StageId { stage: StageIndex(stage as u32), ..first };
+            let failed = Failed { cause: "the link ended".into(), fatal: true, blame };
+            let input = Input::Frame(frame(id, StepId(0), Body::Failed(failed)));
+            self.after(after, Happening::Input(input));
+        }
+    }
+
+    /// A process does nothing for a while; whoever doesn't hear of it for too long gives it up.
+    fn freeze(&mut self, number: usize, noticed: Duration, back: Duration) {
+        if !self.machines[number].is_up {
+            return;
+        }
+        self.machines[number].frozen_until = self.now + back;
+        let (node, session) = (self.machines[number].node, self.machines[number].session);
+        if noticed < back {
+            let cause = "it is silent".to_owned();
+            self.after(noticed, Happening::Input(Input::Lost { node, session, cause }));
         }
     }
 
@@ -270,6 +319,12 @@ impl World<'_> {
                 if let Some(first) = of(0) {
                     let machines = &self.plans[&first.epoch].machines;
                     self.kill(machines[stage % machines.len()], noticed, back);
+                }
+            }
+            What::Freeze { node, noticed, back } => self.freeze(node, noticed, back),
+            What::Part { stage, noticed, back } => {
+                if let Some(first) = of(0) {
+                    self.part(first, stage, noticed, back);
                 }
             }
             What::Unlink { pipeline } => {

@@ -20,6 +20,8 @@ pub struct Machine {
     /// The newest; news for an older one finds nobody.
     pub session: SessionId,
     pub is_up: bool,
+    /// Its process does nothing until then.
+    pub frozen_until: Duration,
     stages: Vec<Stage>,
     // Until when its adapter computes what has arrived.
     busy_until: Duration,
@@ -71,6 +73,7 @@ impl Machine {
             spec,
             session: SessionId(0),
             is_up: false,
+            frozen_until: Duration::ZERO,
             stages: Vec::new(),
             busy_until: Duration::ZERO,
         }
@@ -105,6 +108,7 @@ impl Machine {
     /// Its process begins, or connects anew: nothing is left of what it held.
     pub fn rise(&mut self, session: SessionId, now: Duration) {
         (self.session, self.is_up, self.busy_until) = (session, true, now);
+        self.frozen_until = Duration::ZERO;
         self.stages.clear();
     }
 

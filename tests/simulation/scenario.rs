@@ -119,6 +119,10 @@ pub enum What {
     Kill { node: usize, noticed: Duration, back: Duration },
     /// The node of a stage of the first pipeline that serves.
     KillStage { stage: usize, noticed: Duration, back: Duration },
+    /// A process is frozen and goes on as if nothing had been; it may count as gone by then.
+    Freeze { node: usize, noticed: Duration, back: Duration },
+    /// The node of a stage and that of the next can't reach each other for a while.
+    Part { stage: usize, noticed: Duration, back: Duration },
     /// A link breaks while its nodes live.
     Unlink { pipeline: usize },
     /// A stage says that it is of no more use.
@@ -246,7 +250,7 @@ fn faults(scenario: &Scenario, random: &mut Random) -> Vec<Fault> {
     let last = scenario.bodies.last().map_or(Duration::ZERO, |body| body.at).as_millis() as u64;
     let millis = |random: &mut Random, max| Duration::from_millis(random.between(0, max));
     let num = random.pick(&[0, 0, 1, 2, 4, 8]);
-    (0..num)
+    let mut faults: Vec<_> = (0..num)
         .map(|_| {
             let when = if random.chance(0.5) {
                 When::At(millis(random, last + 2000))
@@ -255,7 +259,7 @@ fn faults(scenario: &Scenario, random: &mut Random) -> Vec<Fault> {
             };
             let (noticed, back) = (millis(random, 1500), millis(random, 6000));
             let pipeline = random.between(0, 2) as usize;
-            let what = match random.between(0, 9) {
+            let what = match random.between(0, 13) {
                 0..=3 => {
                     let node = random.bits() as usize % scenario.nodes.len();
                     What::Kill { node, noticed, back }
@@ -263,9 +267,28 @@ fn faults(scenario: &Scenario, random: &mut Random) -> Vec<Fault> {
                 4..=5 => What::KillStage { stage: random.between(0, 3) as usize, noticed, back },
                 6..=7 => What::Unlink { pipeline },
                 8 => What::Fatal { pipeline, stage: random.between(0, 3) as usize },
-                _ => What::FailLoads { num: random.between(1, 4) as u32 },
+                9 => What::FailLoads { num: random.between(1, 4) as u32 },
+                10..=11 => {
+                    let node = random.bits() as usize % scenario.nodes.len();
+                    What::Freeze { node, noticed: noticed.max(BEFORE_DEATH), back: back / 2 }
+                }
+                _ => What::Part { stage: random.between(0, 3) as usize, noticed, back },
             };
             Fault { when, what }
         })
-        .collect()
+        .collect();
+    // A second kill while the others recover from the first; a node that doesn't stay up.
+    let (first, node) = (millis(random, last + 2000), random.bits() as usize);
+    let again = random.pick(&[0, 0, 0, 1, 6]);
+    for number in 0..=again {
+        let (noticed, back) = (millis(random, 400), millis(random, 600));
+        let node = if again == 1 { node.wrapping_add(number) } else { node };
+        let what = What::Kill { node: node % scenario.nodes.len(), noticed, back };
+        let when = When::At(first + Duration::from_millis(700) * number as u32);
+        faults.extend((again > 0).then_some(Fault { when, what }));
+    }
+    faults
 }
+
+/// A frozen process isn't noticed by anything but its silence.
+const BEFORE_DEATH: Duration = Duration::from_millis(1000);

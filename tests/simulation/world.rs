@@ -114,6 +114,8 @@ pub struct World<'a> {
     pub(super) plans: BTreeMap<Epoch, Plan>,
     // When the last frame of each link arrives: none overtakes another.
     pub(super) links: BTreeMap<(Epoch, u32, u32), Duration>,
+    // Pairs of machines that can't reach each other, and until when.
+    pub(super) cuts: Vec<(usize, usize, Duration)>,
     pub(super) num_sessions: u64,
     pub(super) num_loads_to_fail: u32,
     pub(super) clients: Clients,
@@ -148,6 +150,7 @@ impl<'a> World<'a> {
             random: Random::new(mix(scenario.seed, 0xfa17)),
             plans: BTreeMap::new(),
             links: BTreeMap::new(),
+            cuts: Vec::new(),
             num_sessions: 0,
             num_loads_to_fail: 0,
             clients: Clients::default(),
@@ -256,7 +259,12 @@ impl<'a> World<'a> {
             Happening::Frame(from) => self.frame(*from),
             Happening::Rise(machine) => self.rise(machine),
             Happening::Order(machine, session, order) => {
-                if self.machines[machine].session == session && self.machines[machine].is_up {
+                // Whatever reaches a frozen process is there when it goes on.
+                let frozen_until = self.machines[machine].frozen_until;
+                if frozen_until > self.now {
+                    self.at(frozen_until, Happening::Order(machine, session, order));
+                } else if self.machines[machine].session == session && self.machines[machine].is_up
+                {
                     self.obey(machine, order)?;
                 }
                 Ok(())
