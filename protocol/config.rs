@@ -216,6 +216,9 @@ pub struct Coordinator {
     pub max_quarantine_ms: u64,
     /// Milliseconds that running requests get to end when the coordinator is asked to stop.
     pub drain_timeout_ms: u64,
+    /// Milliseconds that what runs in a pipeline gets to end there when the pipeline is to go; then
+    /// it goes on in another.
+    pub pipeline_drain_timeout_ms: u64,
 }
 
 /// Connections between processes.
@@ -367,6 +370,7 @@ impl Default for Coordinator {
             quarantine_ms: 10_000,
             max_quarantine_ms: 600_000,
             drain_timeout_ms: 10_000,
+            pipeline_drain_timeout_ms: 30_000,
         }
     }
 }

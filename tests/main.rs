@@ -16,6 +16,7 @@ mod monitoring;
 mod openai_python;
 mod products;
 mod repeats;
+mod scaling;
 mod scheduling;
 mod sessions;
 mod sharing;

@@ -19,7 +19,8 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 use transport::Remote;
 
-use crate::cluster::{Action, Cluster, Input};
+use crate::autoscaler::{Decision, Observation};
+use crate::cluster::{Action, Cluster, Input, Staffing};
 use crate::engine::Submission;
 use crate::events::Teller;
 use crate::metrics::{Metrics, StepReport};
@@ -76,6 +77,8 @@ pub struct Arguments {
     pub sessions: Arc<Sessions>,
     /// Where the state is shown.
     pub status: watch::Sender<Arc<Status>>,
+    /// Where is said how many nodes there are to be.
+    pub staffing: watch::Sender<Staffing>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Where spans go.
@@ -283,6 +286,10 @@ impl State {
                     self.arguments.metrics.pipeline_lost();
                     self.arguments.metrics.moved(num_sequences);
                 }
+                Action::Drained { pipeline, cause, num_sequences } => {
+                    info!(%pipeline, cause, num_sequences, "a pipeline is drained");
+                    self.arguments.metrics.drained(num_sequences);
+                }
                 Action::Found(prefix) => self.arguments.metrics.prefix(prefix),
                 Action::Traced(ended) => {
                     self.arguments.tracer.record(spans::of_phase(*ended, Instant::now()));
@@ -292,6 +299,15 @@ impl State {
                     warn!(%node, pause_s, cause, "a node keeps failing: it is left out");
                 }
                 Action::LetIn(node) => info!(%node, "a node that failed may serve again"),
+                Action::Observed(seen) => {
+                    self.arguments.metrics.observed(seen.num_tokens, seen.num_serving);
+                }
+                Action::Scaled(decision) => self.scaled(&decision),
+                Action::Staff(staffing) => {
+                    let Staffing { num_pipelines, num_nodes, .. } = staffing;
+                    self.arguments.metrics.wanted(num_pipelines, num_nodes);
+                    self.arguments.staffing.send_replace(staffing);
+                }
                 Action::Publish => self.publish(),
                 Action::Stuck(cause) => error!(%cause, "the model can't be placed"),
             }
@@ -303,6 +319,24 @@ impl State {
             metrics.running(load.lanes.num_running);
             metrics.kv(load.lanes.num_used_blocks, load.lanes.num_blocks);
         }
+    }
+
+    fn scaled(&self, decision: &Decision) {
+        let &Decision { from, to, cause, load, seen, .. } = decision;
+        let Observation { num_serving, num_tokens, num_sequences, longest_wait, .. } = seen;
+        let (load, longest_wait_ms) = (format!("{load:.2}"), longest_wait.as_millis() as u64);
+        info!(
+            from,
+            to,
+            %cause,
+            load,
+            num_tokens,
+            num_sequences,
+            longest_wait_ms,
+            num_serving,
+            "another number of pipelines is wanted"
+        );
+        self.arguments.metrics.scaled(from, to);
     }
 
     fn cast(&self, node: NodeId, message: NodeMsg) {
@@ -430,6 +464,7 @@ mod tests {
             stages: Arc::new(Stages::new(&protocol::config::Transport::default())),
             sessions: Arc::default(),
             status: watch::channel(Arc::default()).0,
+            staffing: watch::Sender::default(),
             metrics: Arc::clone(&metrics),
             tracer: Tracer::default(),
         };

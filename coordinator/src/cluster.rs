@@ -4,9 +4,11 @@
 //! next. Pure: everything that can happen comes in as an [`Input`], everything to do goes out as an
 //! [`Action`]. Lost and repeated inputs are tolerated: whatever names another epoch is dropped.
 
+mod draining;
 mod explain;
 mod nodes;
 mod pipelines;
+mod scaling;
 mod spares;
 mod tell;
 mod waiting;
@@ -23,6 +25,9 @@ use protocol::{
 };
 
 pub use self::explain::{Explained, State, Waiting};
+use self::scaling::Scaling;
+pub use self::scaling::{Idle, Staffing};
+use crate::autoscaler::{self, Observation};
 use crate::backoff::Backoff;
 use crate::data_dir;
 use crate::history::{Decision, History};
@@ -156,6 +161,15 @@ pub enum Action {
         /// So many sequences.
         num_sequences: usize,
     },
+    /// A pipeline was given up, as was intended.
+    Drained {
+        /// Which.
+        pipeline: PipelineId,
+        /// One sentence for a person.
+        cause: String,
+        /// So many sequences didn't end in time: they wait for another.
+        num_sequences: usize,
+    },
     /// What sequences that were admitted found in the prefix cache.
     Found(Prefix),
     /// A phase of a traced request has ended.
@@ -171,6 +185,12 @@ pub enum Action {
     },
     /// A node that was left out is let in again.
     LetIn(NodeId),
+    /// The load, when it isn't what it was.
+    Observed(Observation),
+    /// Another number of pipelines is wanted.
+    Scaled(Box<autoscaler::Decision>),
+    /// Another number of nodes is wanted, or there, or other ones could go.
+    Staff(Staffing),
     /// Nodes or pipelines have changed.
     Publish,
     /// Nothing can serve as configured, and waiting won't help.
@@ -191,6 +211,10 @@ pub struct Cluster {
     last_change: Instant,
     // The last change after which free nodes could hold no pipeline.
     misplaced: Option<Instant>,
+    // As it was at the last look.
+    seen: Option<Observation>,
+    // Where the autoscaler decides how many pipelines there are.
+    scaling: Option<Scaling>,
     queue: Queue,
     pipelines: BTreeMap<PipelineId, Pipeline>,
     // Choices of each open request that have not ended.
@@ -223,6 +247,7 @@ impl Cluster {
     pub fn new(config: Config, model: Model, start: u64, now: Instant) -> Self {
         let queue = Queue::new(config.scheduler.clone());
         let history = History::new(&config.scheduler);
+        let scaling = Self::scaling(&config);
         Self {
             config,
             model,
@@ -233,6 +258,8 @@ impl Cluster {
             trust: Trust::default(),
             last_change: now,
             misplaced: None,
+            seen: None,
+            scaling,
             queue,
             pipelines: BTreeMap::new(),
             requests: HashMap::new(),
@@ -250,7 +277,10 @@ impl Cluster {
     /// Everything that can happen comes through here; everything to do comes out.
     pub fn handle(&mut self, input: Input, now: Instant) -> Vec<Action> {
         match input {
-            Input::Submit(requests) => self.submit(requests, now),
+            Input::Submit(requests) => {
+                self.submit(requests, now);
+                self.wake(now);
+            }
             Input::Joined(report) => self.join(report, now),
             Input::Connected { node, session } => self.connected(node, session, now),
             Input::Leaving { node, session, cause } => self.leaves(node, session, &cause, now),
@@ -314,6 +344,7 @@ impl Cluster {
             pipelines: self.pipelines.values().map(|it| it.status(self.members.joined())).collect(),
             system_fingerprint: serving
                 .map_or_else(String::new, |pipeline| pipeline.fingerprint(self.model.id)),
+            scaling: self.scaling_status(),
         }
     }
 
@@ -354,7 +385,7 @@ impl Cluster {
         let loading = self.pipelines.values().next();
         let waiting = match (loading, self.num_expected()) {
             _ if self.is_stopping => "the coordinator is shutting down".to_owned(),
-            _ if self.is_serving() => String::new(),
+            _ if self.is_serving() || self.is_asleep() => String::new(),
             (Some(pipeline), _) => pipeline.doing(),
             (None, 0) if num_nodes == 0 => format!(
                 "no node has joined; start one with: {}",
@@ -410,8 +441,8 @@ impl Cluster {
         if self.queue.num_requests() + requests.len() > max {
             return Err(SubmitError::QueueFull { max });
         }
-        let lanes = self.pipelines.values().filter_map(|pipeline| pipeline.lane.as_ref());
-        let held = lanes.map(|lane| lane.capacity().num_blocks).max().unwrap_or(usize::MAX);
+        let held =
+            self.open_lanes().map(|lane| lane.capacity().num_blocks).max().unwrap_or(usize::MAX);
         match requests.iter().map(Request::num_blocks).max() {
             Some(needed) if needed > held => Err(SubmitError::TooLarge { needed, held }),
             _ => Ok(()),
@@ -491,8 +522,8 @@ impl Cluster {
         self.tell(told, now);
         loop {
             let mut told = Told::default();
-            let lanes = self.pipelines.values_mut().filter_map(|pipeline| pipeline.lane.as_mut());
-            let mut lanes: Vec<_> = lanes.collect();
+            let open = self.pipelines.values_mut().filter(|pipeline| !pipeline.is_draining());
+            let mut lanes: Vec<_> = open.filter_map(|it| it.lane.as_mut()).collect();
             lane::admit(&mut self.queue, &mut lanes, now, &mut told);
             let mut num_sent = 0;
             for pipeline in self.pipelines.values_mut() {

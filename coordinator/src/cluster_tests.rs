@@ -1,6 +1,7 @@
 //! The cluster in virtual time: nodes that come and go, plans that are kept or refused.
 
 mod failures;
+mod scaling;
 mod sessions;
 
 use std::time::{Duration, Instant};

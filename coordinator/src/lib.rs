@@ -39,6 +39,7 @@ pub mod local_nodes;
 pub mod metrics;
 pub mod model;
 pub mod plan;
+mod scaling;
 pub mod serve;
 pub mod sessions;
 mod spans;

@@ -1,4 +1,5 @@
-//! Node processes that the coordinator runs as its children. One that ends is started again.
+//! Node processes that the coordinator runs as its children. One that ends is started again. Where
+//! their number goes with the load, others are started, and idle ones asked to end.
 //!
 //! A child's standard input is a pipe whose other end only this process holds: closing it asks the
 //! child to end, and it closes by itself however this process ends. So no child outlives its
@@ -6,19 +7,23 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use protocol::config::Config;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
+use crate::cluster::{Idle, Staffing};
 use crate::data_dir::DataDir;
 
 /// How long a child may take to end.
@@ -34,9 +39,26 @@ const MAX_LAST_WORDS_BYTES: usize = 1024;
 const LISTEN_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The children, each with a task that keeps it.
-#[derive(Debug)]
 pub struct LocalNodes {
-    keepers: JoinSet<()>,
+    // Each resolves to its index.
+    keepers: JoinSet<u32>,
+    kept: Vec<Kept>,
+    stop: CancellationToken,
+    wanted: watch::Receiver<Staffing>,
+    // Whether their number is what is wanted; otherwise it is what is configured.
+    is_scaled: bool,
+    recipe: Box<dyn Fn(u32) -> Recipe + Send>,
+    ended: Hear,
+}
+
+/// Called for each child that ends unasked.
+type Hear = Arc<dyn Fn(Ended) + Send + Sync>;
+
+/// A child that is kept.
+struct Kept {
+    index: u32,
+    // Of its process, while there is one.
+    pid: Arc<AtomicU32>,
     stop: CancellationToken,
 }
 
@@ -50,7 +72,8 @@ pub struct Ended {
 }
 
 impl LocalNodes {
-    /// Starts as many as are configured and calls `ended` for each that ends.
+    /// Starts as many as are configured, or as few as may be where `wanted` says how many, and
+    /// calls `ended` for each that ends.
     ///
     /// # Errors
     /// When the binary isn't there or can't be started.
@@ -58,35 +81,105 @@ impl LocalNodes {
         config: &Config,
         coordinator: SocketAddr,
         data_dir: &DataDir,
-        ended: impl Fn(Ended) + Clone + Send + 'static,
+        wanted: watch::Receiver<Staffing>,
+        ended: impl Fn(Ended) + Send + Sync + 'static,
     ) -> Result<Self> {
-        let mut nodes = Self { keepers: JoinSet::new(), stop: CancellationToken::new() };
-        if config.coordinator.local_nodes == 0 {
-            return Ok(nodes);
-        }
-        let binary = beside_this_binary("autoglm-node")?;
-        for index in 0..config.coordinator.local_nodes {
-            let arguments = arguments(config, coordinator, data_dir, index);
-            nodes.keep(Recipe { binary: binary.clone(), arguments, index }, ended.clone())?;
+        let is_scaled = config.autoscaler.enabled && config.autoscaler.max_local_nodes > 0;
+        let has_any = is_scaled || config.coordinator.local_nodes > 0;
+        let binary = if has_any { beside_this_binary("autoglm-node")? } else { PathBuf::default() };
+        let recipe = {
+            let (config, path) = (config.clone(), data_dir.path.clone());
+            let token = data_dir.token_path();
+            move |index| {
+                let arguments = arguments(&config, coordinator, (&path, &token), index);
+                Recipe { binary: binary.clone(), arguments, index }
+            }
+        };
+        let mut nodes = Self::new(recipe, wanted, ended);
+        nodes.is_scaled = is_scaled;
+        for _ in 0..config.coordinator.local_nodes {
+            nodes.add()?;
         }
         Ok(nodes)
     }
 
-    fn keep(
-        &mut self,
-        recipe: Recipe,
-        ended: impl Fn(Ended) + Clone + Send + 'static,
-    ) -> Result<()> {
+    fn new(
+        recipe: impl Fn(u32) -> Recipe + Send + 'static,
+        wanted: watch::Receiver<Staffing>,
+        ended: impl Fn(Ended) + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            keepers: JoinSet::new(),
+            kept: Vec::new(),
+            stop: CancellationToken::new(),
+            wanted,
+            is_scaled: false,
+            recipe: Box::new(recipe),
+            ended: Arc::new(ended),
+        }
+    }
+
+    /// Another child, under the lowest index that is free: what a former one left is of use to it.
+    fn add(&mut self) -> Result<()> {
+        let is_free = |index: &u32| self.kept.iter().all(|kept| kept.index != *index);
+        let index = (0..).find(is_free).expect("indices outnumber children");
+        let recipe = (self.recipe)(index);
         // The first start shows whether it can be started at all.
         let first = recipe.start()?;
-        self.keepers.spawn(keep(recipe, first, ended, self.stop.clone()));
+        let (pid, stop) = (Arc::new(AtomicU32::new(first.pid)), self.stop.child_token());
+        let keeper = keep(recipe, first, Arc::clone(&pid), Arc::clone(&self.ended), stop.clone());
+        self.keepers.spawn(async move {
+            keeper.await;
+            index
+        });
+        self.kept.push(Kept { index, pid, stop });
         Ok(())
     }
 
-    /// Resolves when a child is kept no more, which is nobody's intention.
+    /// Sees to it that there are as many children as are wanted, and resolves when one is kept no
+    /// more, which is nobody's intention.
     pub async fn abandoned(&mut self) {
-        if self.keepers.join_next().await.is_none() {
-            std::future::pending().await
+        loop {
+            tokio::select! {
+                Some(ended) = self.keepers.join_next() => {
+                    let at = self.kept.iter().position(|it| Ok(it.index) == ended.as_ref().copied().map_err(drop));
+                    match at {
+                        Some(at) if self.kept[at].stop.is_cancelled() => {
+                            self.kept.remove(at);
+                            // Another may be wanted by now.
+                            self.adjust();
+                        }
+                        _ => return,
+                    }
+                }
+                Ok(()) = self.wanted.changed() => self.adjust(),
+                else => std::future::pending().await,
+            }
+        }
+    }
+
+    fn adjust(&mut self) {
+        if !self.is_scaled {
+            return;
+        }
+        let Staffing { num_nodes, idle, .. } = self.wanted.borrow_and_update().clone();
+        let staying = self.kept.iter().filter(|kept| !kept.stop.is_cancelled());
+        let num_staying = staying.clone().count();
+        let is_idle = |kept: &&Kept| {
+            let pid = kept.pid.load(Ordering::Relaxed);
+            idle.iter().any(|it: &Idle| it.pid == pid)
+        };
+        for kept in staying.filter(is_idle).take(num_staying.saturating_sub(num_nodes)) {
+            info!(index = kept.index, num_nodes, "a local node is of no more use: it ends");
+            kept.stop.cancel();
+        }
+        for _ in num_staying..num_nodes {
+            if let Err(cause) = self.add() {
+                let cause = format!("another local node can't be started: {cause:#}");
+                warn!(cause);
+                (self.ended)(Ended { pid: None, cause });
+                return;
+            }
         }
     }
 
@@ -186,7 +279,8 @@ async fn listen(said: &mut ChildStdout, words: &mut Vec<u8>) {
 async fn keep(
     recipe: Recipe,
     first: Running,
-    ended: impl Fn(Ended) + Send,
+    its_pid: Arc<AtomicU32>,
+    ended: Hear,
     stop: CancellationToken,
 ) {
     let mut backoff = Backoff::default();
@@ -205,6 +299,7 @@ async fn keep(
             }
             None => match recipe.start() {
                 Ok(running) => {
+                    its_pid.store(running.pid, Ordering::Relaxed);
                     child = Some(running);
                     continue;
                 }
@@ -212,6 +307,8 @@ async fn keep(
             },
         };
         child = None;
+        // Another's may be the same from now on.
+        its_pid.store(0, Ordering::Relaxed);
         backoff.failed();
         let (index, pause) = (recipe.index, backoff.pause());
         let cause = format!("local node {index} {cause}, it is started again in {pause:?}");
@@ -230,16 +327,16 @@ async fn keep(
 fn arguments(
     config: &Config,
     coordinator: SocketAddr,
-    data_dir: &DataDir,
+    (data_dir, token): (&Path, &Path),
     index: u32,
 ) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = vec![
         "--join".into(),
         coordinator.to_string().into(),
         "--data-dir".into(),
-        data_dir.path.join(format!("node-{index}")).into(),
+        data_dir.join(format!("node-{index}")).into(),
         "--token-file".into(),
-        data_dir.token_path().into(),
+        token.into(),
         "--log-format".into(),
         config.log.format.to_string().into(),
         "--exit-with-coordinator".into(),
@@ -266,16 +363,69 @@ mod tests {
 
     use tokio::sync::mpsc;
 
-    fn shell(script: &str) -> Recipe {
-        let arguments = vec!["-c".into(), script.into()];
-        Recipe { binary: "/bin/sh".into(), arguments, index: 0 }
+    fn shell(script: &str) -> impl Fn(u32) -> Recipe + Send + 'static {
+        let arguments: Vec<OsString> = vec!["-c".into(), script.into()];
+        move |index| Recipe { binary: "/bin/sh".into(), arguments: arguments.clone(), index }
     }
 
     fn keep(script: &str) -> (LocalNodes, mpsc::UnboundedReceiver<Ended>) {
-        let mut nodes = LocalNodes { keepers: JoinSet::new(), stop: CancellationToken::new() };
         let (ended, heard) = mpsc::unbounded_channel();
-        nodes.keep(shell(script), move |it| drop(ended.send(it))).unwrap();
+        let wanted = watch::channel(Staffing::default()).1;
+        let mut nodes = LocalNodes::new(shell(script), wanted, move |it| drop(ended.send(it)));
+        nodes.add().unwrap();
         (nodes, heard)
+    }
+
+    /// Goal: as many children as are wanted, of which only idle ones end, and in time. Method: as
+    /// nodes they end when their input does, one of them late; more are wanted meanwhile.
+    #[tokio::test]
+    async fn children_are_added_and_idle_ones_end() {
+        let (want, wanted) = watch::channel(Staffing::default());
+        let script = "cat > /dev/null; sleep 0.3";
+        let mut nodes = LocalNodes::new(shell(script), wanted, |it| panic!("{it:?}"));
+        nodes.is_scaled = true;
+        nodes.add().unwrap();
+        let wants = |num_nodes, idle: &[u32]| {
+            let idle = idle.iter().map(|&pid| Idle { pid, hostname: "here".into() }).collect();
+            let (num_pipelines, num_joined) = (num_nodes, num_nodes);
+            want.send_replace(Staffing { num_pipelines, num_nodes, num_joined, idle });
+        };
+        let pids = |nodes: &LocalNodes| {
+            let pids = nodes.kept.iter().map(|kept| kept.pid.load(Ordering::Relaxed));
+            pids.collect::<Vec<_>>()
+        };
+        async fn pass(nodes: &mut LocalNodes, milliseconds: u64) {
+            let passed = tokio::time::sleep(Duration::from_millis(milliseconds));
+            tokio::select! {
+                () = nodes.abandoned() => panic!("nobody is abandoned"),
+                () = passed => {}
+            }
+        }
+        wants(3, &[]);
+        pass(&mut nodes, 50).await;
+        let three = pids(&nodes);
+        assert_eq!(three.len(), 3);
+        wants(1, &[]);
+        pass(&mut nodes, 1000).await;
+        assert_eq!(pids(&nodes), three, "none of them is idle yet");
+        wants(1, &[three[1]]);
+        pass(&mut nodes, 50).await;
+        assert_eq!(nodes.kept.iter().filter(|it| it.stop.is_cancelled()).count(), 1);
+        // It is wanted again before it has ended: another takes its place, not its folder.
+        wants(3, &[three[1]]);
+        pass(&mut nodes, 50).await;
+        assert_eq!(nodes.kept.last().unwrap().index, 3);
+        while nodes.kept.len() > 3 {
+            pass(&mut nodes, 50).await;
+        }
+        let [first, last, new] = pids(&nodes)[..] else { panic!("{:?}", pids(&nodes)) };
+        assert_eq!((first, last), (three[0], three[2]));
+        wants(2, &[new, first]);
+        while nodes.kept.len() > 2 {
+            pass(&mut nodes, 50).await;
+        }
+        assert_eq!(pids(&nodes), [last, new], "of those that are idle as many as are too many");
+        nodes.stop().await;
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use coordinator::serve::{self, Misconfigured};
 use coordinator::{data_dir, explain, keys, plan, tokens};
 use protocol::Address;
 use protocol::config::{
-    Config, GenerationConfig, KvCacheDtype, LogFormat, MetricsCompat, Quantize,
+    Config, Extent, GenerationConfig, KvCacheDtype, LogFormat, MetricsCompat, Quantize,
 };
 use telemetry::{Service, Tracer};
 
@@ -53,15 +53,17 @@ struct ServeArguments {
     /// auto].
     #[arg(long, value_name = "auto|none")]
     generation_config: Option<GenerationConfig>,
-    /// Node processes to run on this machine [default: none, wait for nodes to join].
-    #[arg(long, value_name = "N")]
-    local_nodes: Option<u32>,
+    /// Node processes to run on this machine; of a range, as many as the pipelines need [default:
+    /// none, wait for nodes to join].
+    #[arg(long, value_name = "N|MIN..MAX")]
+    local_nodes: Option<Extent>,
     /// Stages of the pipeline [default: 0, one on each adapter].
     #[arg(long, value_name = "N")]
     stages: Option<u32>,
-    /// Pipelines of the model, where there are nodes for them; 0: placement decides [default: 1].
-    #[arg(long, value_name = "N")]
-    pipelines: Option<u32>,
+    /// Pipelines of the model, where there are nodes for them; of a range, as many as the load needs;
+    /// 0: placement decides [default: 1].
+    #[arg(long, value_name = "N|MIN..MAX")]
+    pipelines: Option<Extent>,
     /// Where the API listens [default: 127.0.0.1:8000].
     #[arg(long, value_name = "HOST:PORT")]
     http: Option<Address>,
@@ -107,9 +109,13 @@ impl ServeArguments {
         set(&mut config.model.quantize, self.quantize);
         set(&mut config.model.kv_cache_dtype, self.kv_cache_dtype);
         set(&mut config.model.generation_config, self.generation_config);
-        set(&mut config.coordinator.local_nodes, self.local_nodes);
         set(&mut config.coordinator.stages, self.stages);
-        set(&mut config.coordinator.pipelines, self.pipelines);
+        if let Some(local_nodes) = self.local_nodes {
+            config.set_local_nodes(local_nodes);
+        }
+        if let Some(pipelines) = self.pipelines {
+            config.set_pipelines(pipelines);
+        }
         set(&mut config.coordinator.cluster_addr, self.cluster);
         set(&mut config.coordinator.data_dir, self.data_dir);
         set(&mut config.http.addr, self.http);

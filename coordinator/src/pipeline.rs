@@ -24,6 +24,8 @@ pub(crate) struct Pipeline {
     pub(crate) last_progress: Instant,
     /// What runs in it, from the moment on when it serves.
     pub(crate) lane: Option<Lane>,
+    /// Since when and why nothing begins in it any more.
+    pub(crate) draining: Option<(Instant, String)>,
     /// What was expected of it when it was placed.
     pub(crate) predicted: Prediction,
     /// What came of it.
@@ -111,13 +113,19 @@ impl Pipeline {
             stages,
             last_progress: now,
             lane: None,
+            draining: None,
             predicted,
             measured: Measured::default(),
         })
     }
 
     pub(crate) fn is_ready(&self) -> bool {
-        self.lane.is_some()
+        self.lane.is_some() && !self.is_draining()
+    }
+
+    /// Whether nothing begins in it any more.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.is_some()
     }
 
     /// What it is busy with, until it is ready.
@@ -271,6 +279,7 @@ impl Pipeline {
         });
         PipelineStatus {
             pipeline: self.id,
+            is_draining: self.is_draining(),
             stages: stages.collect(),
             predicted: self.predicted.clone(),
             measured_token_s: self.measured.token_s(),

@@ -308,6 +308,13 @@ impl Queue {
         self.requests.iter().map(|(id, ticket)| (*id, self.waiting[ticket].since))
     }
 
+    /// Since when whoever came first waits, those of priority `offline` apart unless they count.
+    pub fn oldest(&self, counts_offline: bool) -> Option<Instant> {
+        let counts =
+            |it: &&Box<Waiting>| counts_offline || it.sequence.priority() != Priority::Offline;
+        self.waiting.values().filter(counts).map(|waiting| waiting.since).min()
+    }
+
     /// Where what waits of a request stands, and how long it has.
     pub fn places(&self, request: RequestId) -> impl Iterator<Item = Place<'_>> {
         self.of(request).map(|ticket| self.place(&self.waiting[&ticket]))

@@ -18,7 +18,7 @@ use transport::{Authority, Endpoint, Token};
 use crate::actor::{Arguments, CoordinatorActor, GateActor, Msg};
 use crate::admission::Admission;
 use crate::chat_template::ChatTemplate;
-use crate::cluster::{Cluster, Input};
+use crate::cluster::{Cluster, Input, Staffing};
 use crate::data_dir::{self, DataDir};
 use crate::door::{Door, happened, keep_out};
 use crate::engine::Engine;
@@ -33,7 +33,7 @@ use crate::status::Status;
 use crate::store::Store;
 use crate::tokenizer::Tokenizer;
 use crate::tokens::command::CLUSTER_ADDR;
-use crate::{model, start_number};
+use crate::{model, scaling, start_number};
 
 /// A configuration that can't work: exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +132,7 @@ pub(crate) struct Started {
     renewal: tokio::task::JoinHandle<()>,
     watching_keys: tokio::task::JoinHandle<()>,
     pub(crate) store: Store,
+    scaling: Option<tokio::task::JoinHandle<()>>,
     _data_dir: DataDir,
 }
 
@@ -193,6 +194,7 @@ async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Start
     let stages = Arc::new(Stages::new(&config.transport));
     let sessions = Arc::new(Sessions::default());
     let (status, status_seen) = watch::channel(Arc::new(Status::default()));
+    let (staffing, wanted) = watch::channel(Staffing::default());
     let cluster = Cluster::new(config.clone(), described.clone(), start, Instant::now());
     status.send_replace(Arc::new(cluster.status()));
     let arguments = Arguments {
@@ -200,6 +202,7 @@ async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Start
         stages: Arc::clone(&stages),
         sessions: Arc::clone(&sessions),
         status,
+        staffing,
         metrics: Arc::clone(&metrics),
         tracer: tracer.clone(),
     };
@@ -233,7 +236,11 @@ async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Start
         let coordinator = coordinator.clone();
         move |Ended { pid, cause }| happened(&coordinator, Input::Exited { pid, cause })
     };
-    let local_nodes = LocalNodes::start(config, on_this_machine(&endpoint), &data_dir, ended)?;
+    let local_nodes =
+        LocalNodes::start(config, on_this_machine(&endpoint), &data_dir, wanted.clone(), ended)?;
+    let command = &config.autoscaler.command;
+    let scaling = (!command.is_empty())
+        .then(|| tokio::spawn(scaling::run(config.autoscaler.clone(), wanted)));
 
     let watching_keys = tokio::spawn(Arc::clone(&keys).watch());
     let files = files.config();
@@ -271,6 +278,7 @@ async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Start
         renewal,
         watching_keys,
         store,
+        scaling,
         _data_dir: data_dir,
     })
 }
@@ -298,6 +306,7 @@ impl Started {
             _ = &mut self.renewal => "the task that renews the certificate",
             _ = &mut self.watching_keys => "the task that reads API keys again",
             () = self.store.ended() => "the task that writes state",
+            () = ended(&mut self.scaling) => "the task that runs autoscaler.command",
             () = self.local_nodes.abandoned() => "the task that keeps a local node",
         };
         anyhow::anyhow!("{what} has ended unexpectedly")
@@ -311,7 +320,16 @@ impl Started {
         self.accepting.abort();
         self.renewal.abort();
         self.watching_keys.abort();
+        self.scaling.inspect(|scaling| scaling.abort());
         self.endpoint.close("the coordinator stopped").await;
+    }
+}
+
+/// Never, where there is no such task.
+async fn ended(task: &mut Option<tokio::task::JoinHandle<()>>) {
+    match task {
+        Some(task) => drop(task.await),
+        None => std::future::pending().await,
     }
 }
 

@@ -7,6 +7,8 @@ use protocol::{Digest, LayerRange, LinkSpeed, NodeId, PipelineId, Speed, StageIn
 
 use crate::placement::predict::Prediction;
 
+use crate::autoscaler::Decision;
+
 /// Nodes and pipelines.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Status {
@@ -20,13 +22,35 @@ pub struct Status {
     pub pipelines: Vec<PipelineStatus>,
     /// The device classes of the serving pipeline's layers, as one short hash.
     pub system_fingerprint: String,
+    /// What the autoscaler wants, where there is one.
+    pub scaling: Option<ScalingStatus>,
 }
 
 impl Status {
-    /// Whether a pipeline serves.
+    /// Whether a pipeline serves, or one would be made for the first request.
     pub fn is_ready(&self) -> bool {
         self.pipelines.iter().any(PipelineStatus::is_ready)
+            || self.scaling.as_ref().is_some_and(|scaling| scaling.is_asleep)
     }
+}
+
+/// What the autoscaler wants.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScalingStatus {
+    /// Pipelines.
+    pub wanted: usize,
+    /// Pipelines at least.
+    pub min: usize,
+    /// Pipelines at most.
+    pub max: usize,
+    /// Nodes that the pipelines take.
+    pub num_nodes: usize,
+    /// Load in pipelines, averaged, when nodes or pipelines changed last.
+    pub load: f64,
+    /// Whether there is no pipeline until somebody asks for something.
+    pub is_asleep: bool,
+    /// Its last decisions, oldest first.
+    pub decisions: Vec<Decision>,
 }
 
 /// A node that has joined.
@@ -68,6 +92,8 @@ pub struct QuarantineStatus {
 pub struct PipelineStatus {
     /// Which.
     pub pipeline: PipelineId,
+    /// Whether it is given up: what runs there ends, and nothing begins.
+    pub is_draining: bool,
     /// In order.
     pub stages: Vec<StageStatus>,
     /// What was expected of it when it was placed.
@@ -77,9 +103,9 @@ pub struct PipelineStatus {
 }
 
 impl PipelineStatus {
-    /// Whether every stage serves.
+    /// Whether every stage serves, and requests go there.
     pub fn is_ready(&self) -> bool {
-        self.stages.iter().all(|stage| stage.state == StageState::Serving)
+        !self.is_draining && self.stages.iter().all(|stage| stage.state == StageState::Serving)
     }
 
     /// The nodes of a pipeline that serves with stages of several device classes, each with its

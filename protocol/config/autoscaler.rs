@@ -131,10 +131,14 @@ impl Config {
         }
     }
 
-    /// So many child processes: of a range, as many as the autoscaler's pipelines need.
+    /// So many child processes: of a range, as many as the autoscaler's pipelines need. Without
+    /// another word there is a pipeline for each.
     pub fn set_local_nodes(&mut self, local_nodes: Extent) {
         self.coordinator.local_nodes = local_nodes.min;
-        self.autoscaler.max_local_nodes = local_nodes.max.unwrap_or(0);
+        if let Some(max) = local_nodes.max {
+            self.autoscaler.max_local_nodes = max;
+            self.set_pipelines(local_nodes);
+        }
     }
 }
 
@@ -151,9 +155,10 @@ mod tests {
         let Autoscaler { enabled, min_pipelines, max_pipelines, .. } = config.autoscaler;
         assert_eq!((enabled, min_pipelines, max_pipelines), (true, 0, 5));
         config.set_local_nodes("1..4".parse().unwrap());
+        assert_eq!((config.autoscaler.min_pipelines, config.autoscaler.max_pipelines), (1, 4));
         assert_eq!((config.coordinator.local_nodes, config.autoscaler.max_local_nodes), (1, 4));
         config.set_local_nodes("2".parse().unwrap());
-        assert_eq!((config.coordinator.local_nodes, config.autoscaler.max_local_nodes), (2, 0));
+        assert_eq!((config.coordinator.local_nodes, config.autoscaler.max_local_nodes), (2, 4));
         for text in ["", "..", "1..", "..4", "4..1", "-1", "1...4", "1..4..", "many"] {
             let said = text.parse::<Extent>().unwrap_err();
             assert!(said.starts_with("must be a number"), "{text}: {said}");

@@ -12,7 +12,7 @@ const DAY_MS: u64 = 24 * HOUR_MS;
 
 /// Each key that is a whole number, with the least and the most that work. Where 0 has a meaning of
 /// its own, it is the least.
-const BOUNDS: [(&str, u64, u64); 72] = [
+const BOUNDS: [(&str, u64, u64); 73] = [
     ("model.max_model_len", 0, 1 << 24),
     ("coordinator.local_nodes", 0, 1024),
     // Each stage has a step under way, and places for it in memory.
@@ -27,6 +27,7 @@ const BOUNDS: [(&str, u64, u64); 72] = [
     ("coordinator.load_timeout_ms", 1000, DAY_MS),
     ("coordinator.step_timeout_ms", 1000, DAY_MS),
     ("coordinator.drain_timeout_ms", 0, DAY_MS),
+    ("coordinator.pipeline_drain_timeout_ms", 0, DAY_MS),
     // They are held in memory.
     ("http.max_body_bytes", 1, 1 << 30),
     ("http.max_dropped_bytes", 0, 1 << 40),

@@ -334,7 +334,7 @@ proptest! {
             prop_assert_eq!(settled, model.decisions.len(), "{:?}", model.decided());
             let [fewest, most] = [1.0 + tolerance, 1.0 - tolerance].map(|share| {
                 // Arrivals come one by one.
-                let slack = if share > 1.0 { -0.15 } else { 0.15 };
+                let slack = if share > 1.0 { -0.4 } else { 0.4 };
                 ((steady + slack).max(0.0) / share).ceil() as usize
             });
             let bounded = |num: usize| num.clamp(min.max(1) as usize, (min + more) as usize);

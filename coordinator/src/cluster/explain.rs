@@ -146,8 +146,7 @@ impl Cluster {
     }
 
     fn why_waiting(&self, waiting: &Sequence) -> String {
-        let lanes = self.pipelines.values().filter_map(|pipeline| pipeline.lane.as_ref());
-        match lanes.map(|lane| lane.obstacle(waiting)).min() {
+        match self.open_lanes().map(|lane| lane.obstacle(waiting)).min() {
             None => format!("no pipeline serves: {}", self.waiting_for()),
             Some(Obstacle::Turn) => {
                 "the next step, unless others go first or compute its beginning".to_owned()

@@ -26,6 +26,8 @@ impl Cluster {
             unlinked.into_iter().for_each(|node| self.trust.avoid(node, now, now));
             self.lose_pipeline(id, &cause, now);
         }
+        self.end_drained(now);
+        self.scale(now);
         self.place_if_settled(now);
         self.give_up_waiting(now);
     }
@@ -33,12 +35,14 @@ impl Cluster {
     /// Nodes that the configuration speaks of; 0 when it names no number.
     pub(super) fn num_expected(&self) -> usize {
         let coordinator = &self.config.coordinator;
-        let num_stages = coordinator.stages as usize * coordinator.pipelines.max(1) as usize;
-        match (coordinator.local_nodes as usize, num_stages) {
+        let wanted = self.wanted().unwrap_or(1);
+        // Where pipelines come one by one, those for the next.
+        let wanted = if self.scaling.is_some() { wanted.min(self.num_kept() + 1) } else { wanted };
+        match (self.num_local(wanted), coordinator.stages as usize * wanted) {
             (0, num_stages) => num_stages,
-            (local_nodes, 0) => local_nodes,
+            (num_local, 0) => num_local,
             // More of them are spares, for which nobody waits.
-            (local_nodes, num_stages) => local_nodes.min(num_stages),
+            (num_local, num_stages) => num_local.min(num_stages),
         }
     }
 
@@ -47,26 +51,38 @@ impl Cluster {
     pub(super) fn lose_pipeline(&mut self, id: PipelineId, cause: &str, now: Instant) {
         let Some(mut pipeline) = self.pipelines.remove(&id) else { return };
         self.trouble = cause.to_owned();
-        self.last_change = now;
-        match &mut pipeline.lane {
-            None => self.backoff.failed(),
-            Some(lane) => {
-                let evicted = lane.evict();
-                let (said, num_sequences) = (cause.to_owned(), evicted.len());
-                let cause = said.clone();
-                self.actions.push(Action::Moved { pipeline: id, cause, num_sequences });
-                for sequence in evicted {
-                    let moved = Decision::Moved { pipeline: id, cause: said.clone() };
-                    let (request, choice) = (sequence.request_id(), Some(sequence.choice));
-                    self.history.record(request, choice, moved, now);
-                    self.queue.put(sequence, now);
-                }
-                if !self.is_serving() {
-                    self.unserved_since = Some(now);
-                }
-                self.find_stranded(now);
-            }
+        if pipeline.lane.is_none() {
+            self.backoff.failed();
+        } else {
+            let num_sequences = self.evict(&mut pipeline, cause, now);
+            let cause = cause.to_owned();
+            self.actions.push(Action::Moved { pipeline: id, cause, num_sequences });
         }
+        self.unload(&pipeline, now);
+    }
+
+    /// Whatever runs in a pipeline that is gone waits for another: so many sequences.
+    pub(super) fn evict(&mut self, pipeline: &mut Pipeline, cause: &str, now: Instant) -> usize {
+        let Some(lane) = &mut pipeline.lane else { return 0 };
+        let evicted = lane.evict();
+        let num_sequences = evicted.len();
+        for sequence in evicted {
+            let moved = Decision::Moved { pipeline: pipeline.id, cause: cause.to_owned() };
+            let (request, choice) = (sequence.request_id(), Some(sequence.choice));
+            self.history.record(request, choice, moved, now);
+            self.queue.put(sequence, now);
+        }
+        if self.open_lanes().next().is_none() {
+            self.unserved_since.get_or_insert(now);
+        }
+        self.find_stranded(now);
+        num_sequences
+    }
+
+    /// The nodes of a pipeline that is gone drop its stages.
+    pub(super) fn unload(&mut self, pipeline: &Pipeline, now: Instant) {
+        self.last_change = now;
+        let id = pipeline.id;
         let joined = self.members.joined().iter().map(|known| known.node);
         let holding = joined.filter(|node| pipeline.is_on(*node));
         self.actions.extend(holding.map(|node| Action::Unload(node, id, pipeline.epoch)));
@@ -81,11 +97,8 @@ impl Cluster {
             return;
         }
         let num_free = self.free().count();
-        let wanted = match self.config.coordinator.pipelines {
-            0 => usize::MAX,
-            wanted => wanted as usize,
-        };
-        let num_missing = wanted.saturating_sub(self.pipelines.len()).min(num_free);
+        let wanted = self.wanted().unwrap_or(usize::MAX);
+        let num_missing = wanted.saturating_sub(self.num_kept()).min(num_free);
         if num_missing == 0 || self.misplaced == Some(self.last_change) {
             return;
         }
@@ -93,10 +106,10 @@ impl Cluster {
         let expected = self.num_expected();
         let all_here = expected > 0 && self.usable().count() >= expected;
         let settle = Duration::from_millis(self.config.coordinator.settle_ms);
-        let settled = self.config.coordinator.local_nodes == 0 && quiet >= settle;
+        let settled = !self.has_local_nodes() && quiet >= settle;
         if quiet >= self.backoff.pause() && (all_here || settled) {
             for num_missing in (1..=num_missing).rev() {
-                if !self.place(num_missing, now) && wanted == usize::MAX {
+                if !self.place(num_missing, now) && self.places_fewest() {
                     return;
                 }
             }
@@ -111,16 +124,17 @@ impl Cluster {
         let id = (0..).map(PipelineId).find(is_new).expect("ids outnumber pipelines");
         let Some(free) = self.trusted(now) else { return false };
         let coordinator = &self.config.coordinator;
-        let free: Vec<_> = match (coordinator.pipelines, free.len()) {
+        let fewest = self.places_fewest();
+        let free: Vec<_> = match (fewest, free.len()) {
             (_, 0) => return false,
-            (0, _) => free,
+            (true, _) => free,
             (_, num_free) => free.into_iter().take(num_free.div_ceil(num_missing)).collect(),
         };
         let num_places = free.iter().map(|node| node.adapters.len()).sum::<usize>();
         let most = num_places.min(self.model.cost.layers.len());
-        let num_stages = match (coordinator.pipelines, coordinator.stages as usize) {
+        let num_stages = match (fewest, coordinator.stages as usize) {
             // The fewest that hold the model: the rest makes further pipelines.
-            (0, 0) => 1..=most,
+            (true, 0) => 1..=most,
             (_, 0) => most..=most,
             (_, stages) => stages..=stages,
         };
@@ -146,7 +160,7 @@ impl Cluster {
             ControlFlow::Continue(error) => {
                 // The same nodes hold no more when they are asked again.
                 self.misplaced = Some(self.last_change);
-                let may_idle = coordinator.pipelines == 0 && !self.pipelines.is_empty();
+                let may_idle = fewest && !self.pipelines.is_empty();
                 let cause = error.filter(|_| !may_idle).map(|error| error.to_string());
                 if let Some(cause) = cause
                     && self.trouble != cause

@@ -9,8 +9,7 @@ impl Cluster {
     /// The pipelines that serve are others than before: some may be too small for whom a larger one
     /// would have taken, or of another class than whoever insists on exact answers began in.
     pub(super) fn find_stranded(&mut self, now: Instant) {
-        let lanes = self.pipelines.values().filter_map(|pipeline| pipeline.lane.as_ref());
-        let capacities: Vec<_> = lanes.map(|lane| lane.capacity()).collect();
+        let capacities: Vec<_> = self.open_lanes().map(|lane| lane.capacity()).collect();
         if capacities.is_empty() {
             return;
         }

@@ -70,6 +70,7 @@ pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
         json!({
             "pipeline": pipeline.pipeline.0,
             "ready": pipeline.is_ready(),
+            "draining": pipeline.is_draining,
             "stages": stages.collect::<Vec<_>>(),
             "predicted_token_ms": pipeline.predicted.token_s * 1e3,
             "measured_token_ms": pipeline.measured_token_s.map(|seconds| seconds * 1e3),
@@ -77,10 +78,35 @@ pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
             "predicted_concurrency": pipeline.predicted.concurrency,
         })
     });
+    let scaling = status.scaling.as_ref().map(|scaling| {
+        let decisions = scaling.decisions.iter().map(|it| {
+            json!({
+                "seconds_ago": it.at.elapsed().as_secs(),
+                "from": it.from,
+                "to": it.to,
+                "cause": it.cause.to_string(),
+                "load": it.load,
+                "num_serving": it.seen.num_serving,
+                "num_tokens": it.seen.num_tokens,
+                "num_sequences": it.seen.num_sequences,
+                "longest_wait_ms": it.seen.longest_wait.as_millis() as u64,
+            })
+        });
+        json!({
+            "pipelines_wanted": scaling.wanted,
+            "min_pipelines": scaling.min,
+            "max_pipelines": scaling.max,
+            "nodes_wanted": scaling.num_nodes,
+            "load": scaling.load,
+            "asleep": scaling.is_asleep,
+            "decisions": decisions.collect::<Vec<_>>(),
+        })
+    });
     Json(json!({
         "ready": status.is_ready(),
         "waiting_for": status.waiting_for,
         "system_fingerprint": status.system_fingerprint,
+        "autoscaler": scaling,
         "nodes": nodes.collect::<Vec<_>>(),
         "quarantined": quarantined.collect::<Vec<_>>(),
         "pipelines": pipelines.collect::<Vec<_>>(),

@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod cost;
+mod scaling;
 mod scheduling;
 mod stages;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use protocol::{NodeId, TraceId};
 
 use crate::lane::Prefix;
 use crate::request::Priority;
+use scaling::Scaling;
 use scheduling::Scheduling;
 use stages::StageMetrics;
 pub use stages::StepReport;
@@ -122,6 +124,7 @@ pub struct Metrics {
     errors: Family<KindLabels, Counter>,
     choices: Family<FinishLabels, Counter>,
     scheduling: Scheduling,
+    scaling: Scaling,
     waiting: Gauge,
     queue_wait: Histogram,
     running: Gauge,
@@ -169,6 +172,7 @@ impl Metrics {
             errors: Family::default(),
             choices: Family::default(),
             scheduling: Scheduling::default(),
+            scaling: Scaling::default(),
             waiting: Gauge::default(),
             queue_wait: seconds(),
             running: Gauge::default(),
@@ -216,6 +220,7 @@ impl Metrics {
         ours.register("errors", "Requests that failed, by cause", self.errors.clone());
         ours.register("choices", "Answers that ended, by reason", self.choices.clone());
         self.scheduling.register(ours);
+        self.scaling.register(ours);
         ours.register("requests_running", "Sequences that run", self.running.clone());
         let histograms = [
             ("queue_wait", "From arrival to admission", &self.queue_wait),
@@ -366,6 +371,30 @@ impl Metrics {
     pub fn pipeline_lost(&self) {
         self.pipelines_lost.inc();
         self.stages.forget();
+    }
+
+    /// A pipeline was given up, and so many of its sequences went back to the queue.
+    pub fn drained(&self, num_sequences: usize) {
+        self.scheduling.moved(num_sequences);
+        self.stages.forget();
+    }
+
+    /// What runs or waits, in tokens, and the pipelines that serve.
+    pub fn observed(&self, num_tokens: usize, num_pipelines: usize) {
+        if !self.is_on {
+            return;
+        }
+        self.scaling.observed(num_tokens, num_pipelines);
+    }
+
+    /// Another number of pipelines is wanted.
+    pub fn scaled(&self, from: usize, to: usize) {
+        self.scaling.decided(from, to);
+    }
+
+    /// What is wanted.
+    pub fn wanted(&self, num_pipelines: usize, num_nodes: usize) {
+        self.scaling.wanted(num_pipelines, num_nodes);
     }
 
     /// The first token of an answer, after this time.
