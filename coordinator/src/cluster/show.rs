@@ -1,0 +1,80 @@
+//! What the cluster looks like from outside: how full it is, who is there, what it waits for.
+
+use std::fmt::Write as _;
+
+use super::{Cluster, Load};
+use crate::data_dir;
+use crate::lane;
+use crate::request::Priority;
+use crate::status::{NodeStatus, Status};
+
+impl Cluster {
+    /// How full the cluster is.
+    pub fn load(&self) -> Load {
+        let mut lanes = lane::Load::default();
+        for lane in self.pipelines.values().filter_map(|pipeline| pipeline.lane.as_ref()) {
+            let load = lane.load();
+            lanes.num_running += load.num_running;
+            lanes.num_used_blocks += load.num_used_blocks;
+            lanes.num_blocks += load.num_blocks;
+        }
+        Load { num_waiting: Priority::ALL.map(|it| self.queue.num_waiting(it)), lanes }
+    }
+
+    /// Nodes and pipelines as they are now.
+    pub fn status(&self) -> Status {
+        let nodes = self.members.joined().iter().map(|report| NodeStatus {
+            node: report.node,
+            hostname: report.hostname.clone(),
+            data_addr: report.data_addr,
+            adapters: report.adapters.iter().map(|adapter| adapter.name.clone()).collect(),
+            drivers: report.adapters.iter().map(|adapter| adapter.driver.clone()).collect(),
+            memory_bytes: report.adapters.iter().map(|adapter| adapter.memory_bytes).collect(),
+            speeds: report.adapters.iter().map(|adapter| adapter.speed.checked()).collect(),
+            slowness: (0..report.adapters.len() as u32)
+                .map(|adapter| self.known.slowness((report.node, adapter)))
+                .collect(),
+            link: self.known.links.measured((None, Some(report.node))),
+        });
+        let serving = self.pipelines.values().find(|pipeline| pipeline.is_ready());
+        Status {
+            waiting_for: self.waiting_for(),
+            nodes: nodes.collect(),
+            quarantined: self.quarantined(),
+            pipelines: self.pipelines.values().map(|it| it.status(self.members.joined())).collect(),
+            system_fingerprint: serving
+                .map_or_else(String::new, |pipeline| pipeline.fingerprint(self.model.id)),
+            scaling: self.scaling_status(),
+        }
+    }
+
+    pub(super) fn waiting_for(&self) -> String {
+        let coordinator = &self.config.coordinator;
+        let num_nodes = self.usable().count();
+        let mut joined = format!("{num_nodes} joined");
+        for (node, quarantine) in self.trust.quarantined() {
+            let _ = write!(joined, "; node {node} is left out: {}", quarantine.cause);
+        }
+        let loading = self.pipelines.values().next();
+        let waiting = match (loading, self.num_expected()) {
+            _ if self.is_stopping => "the coordinator is shutting down".to_owned(),
+            _ if self.is_serving() || self.is_asleep() => String::new(),
+            (Some(pipeline), _) => pipeline.doing(),
+            (None, 0) if num_nodes == 0 => format!(
+                "no node has joined; start one with: {}",
+                data_dir::join_command(coordinator)
+            ),
+            (None, expected) if num_nodes < expected => {
+                let local =
+                    if coordinator.local_nodes > 0 { ": others open their adapters" } else { "" };
+                format!("waiting for {expected} nodes, {joined}{local}")
+            }
+            (None, _) => format!("placing the model: {joined}"),
+        };
+        match (waiting.is_empty(), self.trouble.is_empty()) {
+            (_, true) => waiting,
+            (true, false) => String::new(),
+            (false, false) => format!("{}{}; {waiting}", self.trouble, self.backoff),
+        }
+    }
+}
