@@ -331,7 +331,7 @@ mod tests {
         for (name, transport) in [
             ("keep_alive_ms", Transport { keep_alive_ms: 0, ..Transport::default() }),
             ("max_connections", Transport { max_connections: 1, ..Transport::default() }),
-            ("idle_timeout_ms", Transport { idle_timeout_ms: -1, ..Transport::default() }),
+            ("idle_timeout_ms", Transport { idle_timeout_ms: 499, ..Transport::default() }),
             ("u64", Transport { connect_timeout_ms: u64::MAX, ..Transport::default() }),
         ] {
             let said = transport.check().unwrap_err().to_string();
