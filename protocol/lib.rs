@@ -8,6 +8,7 @@ pub mod batch;
 pub mod carried;
 pub mod codec;
 pub mod config;
+pub mod finding;
 pub mod frame;
 pub mod id;
 pub mod message;
@@ -21,6 +22,7 @@ pub use address::Address;
 pub use batch::{Batch, Begin, Input, Logprobs, SamplingParams, Slice, SliceOutput, TokenLogprob};
 pub use carried::{Carried, Hidden};
 pub use config::{Config, ConfigError};
+pub use finding::{Finding, Findings, Severity};
 pub use frame::{Blame, Body, Failed, Frame, FrameError, Sampled, StageTiming, Step};
 pub use id::{
     BlockId, Digest, Epoch, ModelId, NodeId, PipelineId, RequestId, SequenceId, SessionId, StageId,

@@ -64,17 +64,11 @@ impl Adapters {
             Some(selector) => {
                 let available =
                     infos.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                let index = selector.parse::<usize>().ok();
-                let matches = |info: &AdapterInfo| match index {
-                    Some(index) => info.index == index,
-                    None => info.name.to_lowercase().contains(&selector.to_lowercase()),
-                };
                 if infos.is_empty() {
                     return Err(GpuError::NoAdapter);
                 }
-                infos.into_iter().find(matches).ok_or_else(|| GpuError::NoSuchAdapter {
-                    selector: selector.to_owned(),
-                    available,
+                infos.into_iter().find(|it| it.is_selected(selector)).ok_or_else(|| {
+                    GpuError::NoSuchAdapter { selector: selector.to_owned(), available }
                 })?
             }
         };
@@ -117,6 +111,14 @@ impl AdapterInfo {
         }
     }
 
+    /// Whether `selector` is its index, or a part of its name without regard to case.
+    pub fn is_selected(&self, selector: &str) -> bool {
+        match selector.parse::<usize>() {
+            Ok(index) => self.index == index,
+            Err(_) => self.name.to_lowercase().contains(&selector.to_lowercase()),
+        }
+    }
+
     /// Whether kernels run on the processor, through a software driver.
     pub fn is_cpu(&self) -> bool {
         self.kind == AdapterKind::Cpu
@@ -134,6 +136,8 @@ impl fmt::Display for AdapterInfo {
 pub struct AdapterDetails {
     /// What it is.
     pub info: AdapterInfo,
+    /// What every kernel needs and it hasn't got.
+    pub lacks: Option<String>,
     /// Lanes of its smallest and its largest subgroups.
     pub subgroup_sizes: [u32; 2],
     /// Its cooperative matrices, as in `16x16x16 F16 F32`: rows, columns, values of k, types of
@@ -160,6 +164,7 @@ impl AdapterDetails {
         let limits = limits.lines().filter(|line| line.contains(": "));
         Self {
             info,
+            lacks: lacking(adapter).map(str::to_owned),
             subgroup_sizes: [own.subgroup_min_size, own.subgroup_max_size],
             cooperative_matrices: adapter
                 .cooperative_matrix_properties()
@@ -210,6 +215,12 @@ impl fmt::Display for AdapterKind {
             Self::Cpu => "cpu",
         })
     }
+}
+
+/// What every kernel needs and the adapter hasn't got.
+pub(crate) fn lacking(adapter: &wgpu::Adapter) -> Option<&'static str> {
+    let can = adapter.features().contains(wgpu::Features::IMMEDIATES);
+    (!can).then_some("immediates (push constants)")
 }
 
 /// The features that products which are computed so take of an adapter; if it hasn't got them, what

@@ -147,11 +147,9 @@ impl Gpu {
         options: GpuOptions,
         more: wgpu::Features,
     ) -> Result<Self, GpuError> {
-        if !adapter.features().contains(wgpu::Features::IMMEDIATES) {
-            return Err(GpuError::Unsupported {
-                adapter: info.name,
-                missing: "immediates (push constants)".to_owned(),
-            });
+        if let Some(missing) = adapters::lacking(adapter) {
+            let missing = missing.to_owned();
+            return Err(GpuError::Unsupported { adapter: info.name, missing });
         }
         let mut wanted = wgpu::Features::IMMEDIATES
             | wgpu::Features::SUBGROUP

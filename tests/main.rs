@@ -4,6 +4,7 @@ mod answers;
 mod api;
 mod bad_input;
 mod deploy;
+mod doctor;
 mod explain;
 mod failover;
 mod faults;

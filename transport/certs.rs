@@ -22,7 +22,7 @@ use crate::error::TransportError;
 use crate::token;
 
 /// A clock may be off by this much.
-const SKEW: Duration = Duration::minutes(5);
+pub(crate) const SKEW: Duration = Duration::minutes(5);
 
 /// The authority outlives the nodes' certificates by far.
 const AUTHORITY_DAYS: u32 = 3650;

@@ -19,8 +19,9 @@ use crate::connection::{PeerName, Shown, canonical};
 use crate::endpoint::{Endpoint, Purpose};
 use crate::error::{JoinError, TransportError};
 use crate::frames::{read_message, write_message};
-use crate::tls;
 use crate::token::{Proof, Token, TokenKey};
+use crate::trial::{self, Passed};
+use crate::{settings, tls};
 
 /// What a joined node got.
 #[derive(Debug)]
@@ -44,6 +45,8 @@ struct Hello {
     certificate_request: Vec<u8>,
     // None: the certificate that TLS has seen says enough.
     proof: Option<Proof>,
+    // It only wants to know what would be answered.
+    is_trial: bool,
 }
 
 #[derive(Debug, Encode, Decode)]
@@ -53,6 +56,8 @@ enum Answer {
     Welcome(Welcome),
     // Later, perhaps.
     NotNow(String),
+    // It would be welcome; the coordinator's clock, in milliseconds of Unix time.
+    Passed(i64),
 }
 
 #[derive(Debug, Encode, Decode)]
@@ -96,39 +101,96 @@ impl Joining<'_> {
         self.ask(WIRE_VERSION, tls::client(identity, tls::JOIN)?, None).await
     }
 
+    /// Proves a token, and learns whether the node would be let in by it.
+    ///
+    /// # Errors
+    /// When it can't be reached, or would refuse.
+    pub(crate) async fn on_trial(&self, token: &Token) -> Result<Passed, JoinError> {
+        let asked = Asked { token: Some(token), is_trial: true, wire_version: WIRE_VERSION };
+        let (connection, answer) = self.exchange(tls::stranger(token)?, asked).await?;
+        match answer {
+            Answer::Passed(unix_ms) => {
+                let Line { endpoint, connection, send, receive } = connection;
+                Ok(Passed { endpoint, connection, send, receive, unix_ms })
+            }
+            answer => Err(answer.into()),
+        }
+    }
+
     async fn ask(
         &self,
         wire_version: u16,
         crypto: QuicClientConfig,
         token: Option<&Token>,
     ) -> Result<Joined, JoinError> {
+        let asked = Asked { token, is_trial: false, wire_version };
+        let (line, answer) = self.exchange(crypto, asked).await?;
+        line.endpoint.close("joined").await;
+        match answer {
+            Answer::Welcome(Welcome { certificate, authority, transport, cookie, is_open }) => {
+                let identity = Identity::new(certificate, self.key.der(), authority);
+                Ok(Joined { identity, transport, cookie, is_open })
+            }
+            answer => Err(answer.into()),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        crypto: QuicClientConfig,
+        asked: Asked<'_>,
+    ) -> Result<(Line, Answer), JoinError> {
         let Self { coordinator: addr, node, key, config, .. } = *self;
         let endpoint = Endpoint::bind(unspecified(addr), None, config)?;
         let name = PeerName::Coordinator.to_string();
-        let connection = endpoint.connect(addr, crypto, Purpose::Control, &name).await?;
-        let pool = self.pool.to_owned();
+        // What is measured on trial needs the windows of data.
+        let purpose = if asked.is_trial { Purpose::Data } else { Purpose::Control };
+        let connection = endpoint.connect(addr, crypto, purpose, &name).await?;
+        let (pool, is_trial) = (self.pool.to_owned(), asked.is_trial);
         let certificate_request = key.request()?;
-        let mut hello = Hello { node, pool, certificate_request, proof: None };
-        if let Some(token) = token {
+        let mut hello = Hello { node, pool, certificate_request, proof: None, is_trial };
+        if let Some(token) = asked.token {
             hello.proof = Some(token.prove(&statement(&connection, &hello)?));
         }
         let exchange = async {
             let (mut send, mut receive) = connection.open_bi().await?;
-            send.write_all(&wire_version.to_le_bytes()).await?;
+            send.write_all(&asked.wire_version.to_le_bytes()).await?;
             write_message(&mut send, &hello).await?;
-            read_message(&mut receive).await
+            let answer = read_message(&mut receive).await?;
+            Ok::<_, TransportError>((send, receive, answer))
         };
         let timeout = Duration::from_millis(config.connect_timeout_ms);
-        let answer = tokio::time::timeout(timeout, exchange).await.map_err(|_| {
+        let exchanged = tokio::time::timeout(timeout, exchange).await.map_err(|_| {
             TransportError::Dial { addr, cause: "it took too long to answer".into() }
-        })??;
-        endpoint.close("joined").await;
+        })?;
+        let (send, receive, answer) = exchanged?;
+        Ok((Line { endpoint, connection, send, receive }, answer))
+    }
+}
+
+/// How a node asks.
+struct Asked<'a> {
+    token: Option<&'a Token>,
+    is_trial: bool,
+    wire_version: u16,
+}
+
+/// The connection over which it did.
+struct Line {
+    endpoint: Endpoint,
+    connection: quinn::Connection,
+    send: quinn::SendStream,
+    receive: quinn::RecvStream,
+}
+
+/// Whatever is no yes.
+impl From<Answer> for JoinError {
+    fn from(answer: Answer) -> Self {
         match answer {
-            Answer::Refused(reason) => Err(JoinError::Refused(reason)),
-            Answer::NotNow(reason) => Err(JoinError::NotNow(reason)),
-            Answer::Welcome(Welcome { certificate, authority, transport, cookie, is_open }) => {
-                let identity = Identity::new(certificate, key.der(), authority);
-                Ok(Joined { identity, transport, cookie, is_open })
+            Answer::Refused(reason) => Self::Refused(reason),
+            Answer::NotNow(reason) => Self::NotNow(reason),
+            Answer::Welcome(_) | Answer::Passed(_) => {
+                TransportError::Closed("it answers what nobody has asked".into()).into()
             }
         }
     }
@@ -188,6 +250,8 @@ pub struct Applicant {
     pub member: Option<String>,
     /// The hash of the key that it has.
     pub key: Vec<u8>,
+    /// Whether it only wants to know what would be answered: nothing may come of it.
+    pub is_trial: bool,
     statement: Vec<u8>,
     proof: Option<Proof>,
 }
@@ -233,6 +297,7 @@ pub struct Asking {
     pub applicant: Applicant,
     request: JoinRequest,
     send: quinn::SendStream,
+    receive: quinn::RecvStream,
     certificate_request: Vec<u8>,
 }
 
@@ -257,7 +322,7 @@ impl JoinRequest {
                 connection.accept_bi().await.map_err(TransportError::from)?;
             match listen(&connection, &mut receive).await {
                 Ok((applicant, certificate_request)) => {
-                    Ok(Asking { applicant, request: self, send, certificate_request })
+                    Ok(Asking { applicant, request: self, send, receive, certificate_request })
                 }
                 Err(cause) => {
                     write_message(&mut send, &Answer::Refused(cause.to_string())).await?;
@@ -283,7 +348,7 @@ impl Asking {
         is_open: bool,
         verdict: &Verdict,
     ) -> Result<(), JoinError> {
-        let Self { applicant, request, mut send, certificate_request } = self;
+        let Self { applicant, request, mut send, mut receive, certificate_request } = self;
         let issue = |pool| {
             let (node, days) = (applicant.node, config.certificate_days);
             authority.issue(&certificate_request, node, pool, days)
@@ -291,6 +356,10 @@ impl Asking {
         let (answer, answered) = match verdict {
             Verdict::Refused(reason) => (Answer::Refused(reason.clone()), Ok(())),
             Verdict::NotNow(reason) => (Answer::NotNow(reason.clone()), Ok(())),
+            Verdict::Admitted { .. } if applicant.is_trial => {
+                settings::welcome(&request.connection, Purpose::Data, config);
+                (Answer::Passed(trial::unix_ms()), Ok(()))
+            }
             Verdict::Admitted { pool } => match issue(pool) {
                 Ok(certificate) => {
                     let (authority, cookie) = (authority.certificate(), authority.cookie());
@@ -303,6 +372,9 @@ impl Asking {
         };
         let told = async {
             write_message(&mut send, &answer).await?;
+            if matches!(answer, Answer::Passed(_)) {
+                trial::serve(&mut send, &mut receive).await?;
+            }
             // The node closes when it has read the answer; closing first could lose it.
             let _ = request.connection.closed().await;
             Ok(answered?)
@@ -344,13 +416,14 @@ async fn listen(
     };
     let key = certs::requested_key(&hello.certificate_request)?;
     let statement = statement(connection, &hello)?;
-    let Hello { node, pool, certificate_request, proof } = hello;
+    let Hello { node, pool, certificate_request, proof, is_trial } = hello;
     let pool = Some(pool).filter(|pool| !pool.is_empty());
     let addr = canonical(connection.remote_address());
     // No other machine's packets get here with an address of ours.
     let own = connection.local_ip().map(|ip| ip.to_canonical());
     let is_here = addr.ip().is_loopback() || own == Some(addr.ip());
-    let applicant = Applicant { node, addr, is_here, pool, member, key, statement, proof };
+    let applicant =
+        Applicant { node, addr, is_here, pool, member, key, is_trial, statement, proof };
     Ok((applicant, certificate_request))
 }
 
@@ -377,7 +450,7 @@ mod tests {
     /// What a node says that proves nothing.
     fn hello(node: NodeId) -> Hello {
         let certificate_request = NodeKey::new().unwrap().request().unwrap();
-        Hello { node, pool: String::new(), certificate_request, proof: None }
+        Hello { node, pool: String::new(), certificate_request, proof: None, is_trial: false }
     }
 
     /// Says what it likes once it is connected.
@@ -461,7 +534,7 @@ mod tests {
             match answer {
                 Answer::Welcome(_) => assert!(may && admitted.unwrap() == NODE, "{number}"),
                 Answer::Refused(said) => assert!(!may && said == "no token", "{number}: {said}"),
-                Answer::NotNow(said) => panic!("{said}"),
+                other => panic!("{other:?}"),
             }
         }
     }

@@ -6,6 +6,7 @@
 mod certs;
 mod connection;
 mod control;
+pub mod doctor;
 mod endpoint;
 mod error;
 mod frames;
@@ -22,6 +23,7 @@ mod simulation;
 mod tests;
 mod tls;
 mod token;
+mod trial;
 
 pub use certs::{Authority, Identity, NodeKey};
 pub use connection::{Connection, PeerName};
@@ -34,3 +36,4 @@ pub use refusals::Refusals;
 pub use remote::Remote;
 pub use resolve::resolve;
 pub use token::{LOCAL_TOKEN, Token, TokenKey};
+pub use trial::Trial;

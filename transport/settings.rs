@@ -17,7 +17,7 @@ use crate::endpoint::Purpose;
 const MAX_PACKET_BYTES: u16 = 6500;
 
 /// Bursts of activations fit the socket's buffers.
-const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+pub(crate) const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 
 /// Links from one peer at once. The next one waits.
 const MAX_LINKS: u32 = 64;
@@ -34,6 +34,13 @@ pub(crate) fn socket(addr: SocketAddr) -> std::io::Result<Arc<dyn AsyncUdpSocket
     if turmoil::in_simulation() {
         return crate::simulation::wire::bind(addr);
     }
+    let socket = bound(addr)?;
+    socket.set_nonblocking(true)?;
+    quinn::TokioRuntime.wrap_udp_socket(socket.into())
+}
+
+/// A socket with the buffers that we want.
+pub(crate) fn bound(addr: SocketAddr) -> std::io::Result<socket2::Socket> {
     let domain = socket2::Domain::for_address(addr);
     let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
     // As much as the system allows; less is slower, not wrong.
@@ -44,8 +51,7 @@ pub(crate) fn socket(addr: SocketAddr) -> std::io::Result<Arc<dyn AsyncUdpSocket
         socket.set_only_v6(!addr.ip().is_unspecified())?;
     }
     socket.bind(&addr.into())?;
-    socket.set_nonblocking(true)?;
-    quinn::TokioRuntime.wrap_udp_socket(socket.into())
+    Ok(socket)
 }
 
 pub(crate) fn endpoint() -> EndpointConfig {

@@ -19,6 +19,8 @@ use crate::token::Token;
 pub(crate) const CONTROL: &[u8] = b"autoglm-ctl/1";
 /// Data: frames.
 pub(crate) const DATA: &[u8] = b"autoglm-data/1";
+/// What a node says of a coordinator that its token isn't of.
+pub(crate) const OTHER_COORDINATOR: &str = "the join token is of another coordinator";
 /// Joining: get a certificate.
 pub(crate) const JOIN: &[u8] = b"autoglm-join/1";
 
@@ -117,7 +119,7 @@ impl ServerCertVerifier for Pinned {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let wrong = || rustls::Error::General("the join token is of another coordinator".into());
+        let wrong = || rustls::Error::General(OTHER_COORDINATOR.into());
         let authority = intermediates.iter().find(|it| self.0.is_of(it)).ok_or_else(wrong)?;
         let mut roots = RootCertStore::empty();
         roots.add(authority.clone().into_owned())?;

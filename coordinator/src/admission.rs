@@ -121,7 +121,8 @@ impl Admission {
         Self { store, local, failures, connected: Arc::default() }
     }
 
-    /// The pool of a node that may join: whatever it uses up is written.
+    /// The pool of a node that may join: whatever it uses up is written. One on trial uses up
+    /// nothing, and may have the id of any.
     ///
     /// # Errors
     /// Why this one may not join, or not yet.
@@ -156,7 +157,7 @@ impl Admission {
             self.failures().note(ip, Instant::now());
             return Err(Refusal::NoToken);
         }
-        let connected = || match self.connected.contains_key(&node) {
+        let connected = || match self.connected.contains_key(&node) && !applicant.is_trial {
             // Whoever knows a token could otherwise take over the prompts of a node that serves.
             true => Err(Refusal::Connected(node)),
             false => Ok(()),
@@ -170,7 +171,11 @@ impl Admission {
         };
         let pool = belongs("its token", &token.pool)?;
         connected()?;
-        match self.store.use_token(&token.id, node, &applicant.key, now).await? {
+        let standing = match applicant.is_trial {
+            true => token.standing(now),
+            false => self.store.use_token(&token.id, node, &applicant.key, now).await?,
+        };
+        match standing {
             Standing::Valid => Ok(pool),
             standing => Err(Refusal::Token { token: token.id, standing }),
         }

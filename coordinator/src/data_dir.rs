@@ -25,7 +25,7 @@ impl DataDir {
     pub fn open(config: &Config) -> Result<Self> {
         let path = path(config)?;
         create(&path)?;
-        let lock_path = path.join("coordinator.lock");
+        let lock_path = lock_path(&path);
         let lock = File::create(&lock_path)
             .with_context(|| format!("can't write {}", lock_path.display()))?;
         match lock.try_lock() {
@@ -43,8 +43,18 @@ impl DataDir {
 impl DataDir {
     /// Where the token lies by which processes of this user join.
     pub fn token_path(&self) -> PathBuf {
-        self.path.join(TOKEN)
+        token_path(&self.path)
     }
+}
+
+/// Where it lies in a data directory.
+pub fn token_path(data_dir: &Path) -> PathBuf {
+    data_dir.join(TOKEN)
+}
+
+/// What the coordinator holds that uses a data directory.
+pub fn lock_path(data_dir: &Path) -> PathBuf {
+    data_dir.join("coordinator.lock")
 }
 
 const TOKEN: &str = "join.token";

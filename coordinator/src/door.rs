@@ -93,10 +93,12 @@ impl Door {
         };
         let is_open = !self.endpoint.local_addr().ip().is_loopback();
         let is_member = asking.applicant.member.is_some();
+        let is_trial = asking.applicant.is_trial;
         let answered = asking.answer(&self.authority, &self.transport, is_open, &verdict).await;
         match (decided, answered) {
             (Err(cause), _) => self.refused(addr, cause.name(), &cause.to_string()),
             (Ok(_), Err(cause)) => self.refused(addr, "protocol", &cause.to_string()),
+            (Ok(pool), Ok(())) if is_trial => info!(%addr, pool, "a node would be admitted"),
             (Ok(pool), Ok(())) if is_member => debug!(%node, %addr, pool, "certificate renewed"),
             (Ok(pool), Ok(())) => info!(%node, %addr, pool, "node admitted"),
         }

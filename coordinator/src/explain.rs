@@ -14,7 +14,7 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 
 /// Where the key is looked for when no flag has it.
-const KEY_VARIABLE: &str = "AUTOGLM_API_KEY";
+pub(crate) const KEY_VARIABLE: &str = "AUTOGLM_API_KEY";
 
 /// What a server gets to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);

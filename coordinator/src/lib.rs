@@ -29,6 +29,7 @@ mod trust;
 pub mod actor;
 pub mod admission;
 pub mod data_dir;
+pub mod doctor;
 pub mod door;
 pub mod engine;
 pub mod events;

@@ -347,7 +347,8 @@ fn arguments(
     arguments
 }
 
-fn beside_this_binary(name: &str) -> Result<PathBuf> {
+/// The program of this name in the folder of this one.
+pub(crate) fn beside_this_binary(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("can't tell where this program is")?;
     // A test binary lives one folder deeper than the binaries.
     let folders = own.ancestors().skip(1).take(2);

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use coordinator::serve::{self, Misconfigured};
-use coordinator::{data_dir, explain, keys, plan, tokens};
+use coordinator::{data_dir, doctor, explain, keys, plan, tokens};
 use protocol::Address;
 use protocol::config::{
     Config, Extent, GenerationConfig, KvCacheDtype, LogFormat, MetricsCompat, Quantize,
@@ -29,6 +29,8 @@ enum Command {
     Key(keys::command::Arguments),
     /// Makes, lists and revokes join tokens.
     Token(tokens::command::Arguments),
+    /// Says what keeps this machine, its nodes and links from serving, and what to do about it.
+    Doctor(doctor::Arguments),
     /// Says why a request waits or waited.
     Explain(explain::Arguments),
     /// Shows which node would get which layers, and how fast that would be.
@@ -135,6 +137,11 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => {
             arguments.config().map_err(|cause| Misconfigured(cause).into()).and_then(run)
         }
+        Command::Doctor(arguments) => match arguments.run(&mut std::io::stdout().lock()) {
+            // It has said why.
+            Ok(false) => return ExitCode::FAILURE,
+            ended => ended.map(drop),
+        },
         Command::Explain(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Plan(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Token(arguments) => arguments.run(&mut std::io::stdout().lock()),

@@ -13,10 +13,9 @@ use checkpoint::{Checkpoint, Quantize};
 use protocol::message::Loading;
 use protocol::{AdapterReport, Speed, StageId, StagePlan, Step};
 use shaders::gpu::{Gpu, GpuOptions};
-use shaders::kv_cache::{HeadShape, KvFormat};
+use shaders::kv_cache::KvFormat;
 use shaders::matmul::Products;
 use shaders::speed;
-use shaders::weights::Format;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, warn};
 
@@ -215,13 +214,8 @@ impl Worker {
         let gpu = Gpu::open_with(adapter, options)?;
         let memory_bytes = memory_bytes(&gpu)?;
         let kernels = Kernels::new(&gpu)?;
-        // Whatever is loaded later has a class of its own; this one proves the adapter, and tells
-        // apart all ways to compute products, of which one leaves floats as they are.
-        let heads = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 64 };
-        let formats: &[Format] = match products {
-            Products::PackedDot => &[Format::F16, Format::Int8],
-            Products::Plain | Products::Cooperative => &[Format::F16],
-        };
+        // Whatever is loaded later has a class of its own.
+        let (formats, heads) = Kernels::proven(products);
         let fingerprint = if gpu.caps().is_cpu {
             // A software driver takes long to compile what no model may need. What is loaded is
             // proven.

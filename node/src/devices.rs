@@ -1,7 +1,7 @@
 //! Which adapters a node uses, and how much of their memory.
 
 use anyhow::{Context, Result, bail};
-use shaders::adapters::{AdapterKind, Adapters};
+use shaders::adapters::{AdapterDetails, AdapterInfo, AdapterKind, Adapters};
 use shaders::gpu::Gpu;
 use shaders::matmul::Products;
 
@@ -27,19 +27,48 @@ pub fn open(
 }
 
 fn every_gpu() -> Vec<Option<String>> {
-    let adapters = Adapters::list();
-    let is_gpu = |kind| matches!(kind, AdapterKind::Discrete | AdapterKind::Integrated);
-    let Some(best) = adapters.first().filter(|best| is_gpu(best.kind)) else {
-        // Whatever there is; the error says what to install when there is nothing.
-        return vec![None];
+    let used = choose(Adapters::details(), None).into_iter().filter(|(_, unused)| unused.is_none());
+    let selectors: Vec<_> = used.map(|(it, _)| Some(it.info.index.to_string())).collect();
+    // Whatever there is; the error says what to install when there is nothing.
+    if selectors.is_empty() { vec![None] } else { selectors }
+}
+
+/// Why each adapter isn't used, if it isn't: the one that is named is, else every GPU of the
+/// fastest kind, else the software driver.
+pub fn choose(
+    adapters: Vec<AdapterDetails>,
+    selector: Option<&str>,
+) -> Vec<(AdapterDetails, Option<String>)> {
+    let usable = adapters.iter().filter(|it| it.lacks.is_none()).map(|it| &it.info);
+    let best = match selector {
+        Some(selector) => usable.clone().find(|it| it.is_selected(selector)),
+        None => usable.min_by_key(|it| it.kind),
     };
-    // One driver may offer a GPU through several interfaces: one of them is enough.
-    let same = adapters.iter().filter(|a| a.kind == best.kind && a.backend == best.backend);
-    same.map(|adapter| Some(adapter.index.to_string())).collect()
+    let best = best.cloned();
+    let is_gpu = |kind| matches!(kind, AdapterKind::Discrete | AdapterKind::Integrated);
+    let why_not = |it: &AdapterDetails| {
+        let AdapterInfo { index, kind, backend, .. } = &it.info;
+        match (&it.lacks, &best) {
+            (Some(lacks), _) => Some(format!("it lacks {lacks}")),
+            (None, Some(best)) if best.index == *index => None,
+            (None, _) if selector.is_some() => Some("--adapter names another".to_owned()),
+            (None, Some(best)) if best.kind != *kind => {
+                Some(format!("a {} one is there", best.kind))
+            }
+            // One driver may offer a GPU through several interfaces: one of them is enough.
+            (None, Some(best)) if best.backend != *backend => {
+                Some(format!("it can be reached through {} as well", best.backend))
+            }
+            (None, Some(best)) if !is_gpu(best.kind) => Some("another of its kind is there".into()),
+            (None, _) => None,
+        }
+    };
+    let causes: Vec<_> = adapters.iter().map(why_not).collect();
+    adapters.into_iter().zip(causes).collect()
 }
 
 /// Bytes that stages may take together.
-fn memory(gpu: &Gpu, max_memory: Option<u64>) -> Result<u64> {
+pub(crate) fn memory(gpu: &Gpu, max_memory: Option<u64>) -> Result<u64> {
     let info = gpu.info();
     match (max_memory, info.memory_bytes) {
         (Some(max), Some(has)) => Ok(max.min(has)),

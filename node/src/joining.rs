@@ -48,29 +48,37 @@ impl Papers {
 }
 
 impl Options {
-    /// What to prove to the coordinator that listens on this port.
     fn token(&self, port: u16) -> Result<Token> {
-        if let Some(token) = &self.token {
-            return Ok(token.clone());
-        }
-        let path = match &self.token_file {
-            Some(path) => path.clone(),
-            None => {
-                let own = default_data_dir()?.join(format!("coordinator-{port}/join.token"));
-                let system = PathBuf::from(SYSTEM_TOKEN);
-                if !own.exists() && system.exists() { system } else { own }
-            }
-        };
-        let text = std::fs::read_to_string(&path).with_context(|| {
-            format!(
-                "no join token in {}: on the coordinator's machine run autoglm token create, and \
-                 here what it prints; for a coordinator on this machine with another --data-dir \
-                 name its join.token with --token-file",
-                path.display()
-            )
-        })?;
-        text.parse().map_err(|cause| anyhow::anyhow!("{}: {cause}", path.display()))
+        find_token(self.token.as_ref(), self.token_file.as_deref(), port)
     }
+}
+
+/// What to prove to the coordinator that listens on this port: this token, or what stands in this
+/// file, or where a coordinator of this machine puts it.
+///
+/// # Errors
+/// When there is none.
+pub fn find_token(token: Option<&Token>, file: Option<&Path>, port: u16) -> Result<Token> {
+    if let Some(token) = token {
+        return Ok(token.clone());
+    }
+    let path = match file {
+        Some(path) => path.to_owned(),
+        None => {
+            let own = default_data_dir()?.join(format!("coordinator-{port}/join.token"));
+            let system = PathBuf::from(SYSTEM_TOKEN);
+            if !own.exists() && system.exists() { system } else { own }
+        }
+    };
+    let text = std::fs::read_to_string(&path).with_context(|| {
+        format!(
+            "no join token in {}: on the coordinator's machine run autoglm token create, and \
+             here what it prints; for a coordinator on this machine with another --data-dir \
+             name its join.token with --token-file",
+            path.display()
+        )
+    })?;
+    text.parse().map_err(|cause| anyhow::anyhow!("{}: {cause}", path.display()))
 }
 
 /// Asks the coordinator in until it answers, at each of its addresses in turn.

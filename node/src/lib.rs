@@ -5,6 +5,7 @@ pub mod actor;
 mod courier;
 pub mod device_thread;
 pub mod devices;
+pub mod doctor;
 pub mod error;
 pub mod head;
 pub mod identity;

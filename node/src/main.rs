@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use node::doctor;
 use node::joining::{advertised, label};
 use node::run::{Options, run};
 use protocol::Address;
@@ -17,7 +18,11 @@ use transport::Token;
 
 /// Joins a cluster and computes the layers that it is given.
 #[derive(Parser)]
-#[command(name = "autoglm-node", version)]
+#[command(
+    name = "autoglm-node",
+    version,
+    after_help = "autoglm-node doctor says what would keep this machine from being a node."
+)]
 struct Arguments {
     /// The coordinator's address, as in coordinator:7000, or several: the first that answers.
     #[arg(long, value_name = "HOST:PORT,..", value_delimiter = ',', required = true)]
@@ -72,6 +77,10 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    // It needs no coordinator, so it has flags of its own.
+    if std::env::args_os().nth(1).is_some_and(|word| word == "doctor") {
+        return doctor();
+    }
     let arguments = Arguments::parse();
     telemetry::init_logs(&Log { format: arguments.log_format, ..Log::default() });
     let tracer = match tracer(arguments.otlp_endpoint) {
@@ -106,6 +115,18 @@ fn main() -> ExitCode {
                 // Last words, for the coordinator to say what it waits for. It may be gone.
                 let _ = writeln!(std::io::stdout(), "{cause:#}");
             }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn doctor() -> ExitCode {
+    let arguments = doctor::Arguments::parse_from(std::env::args_os().skip(1));
+    match arguments.run(&mut std::io::stdout()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(cause) => {
+            eprintln!("autoglm-node doctor: {cause:#}");
             ExitCode::FAILURE
         }
     }

@@ -48,6 +48,16 @@ impl Kernels {
         })
     }
 
+    /// What proves an adapter before any model is known, and tells apart all ways to compute
+    /// products, of which one leaves floats as they are.
+    pub fn proven(products: Products) -> (&'static [Format], HeadShape) {
+        let formats: &[Format] = match products {
+            Products::PackedDot => &[Format::F16, Format::Int8],
+            Products::Plain | Products::Cooperative => &[Format::F16],
+        };
+        (formats, HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 64 })
+    }
+
     /// The device class of layers with weights of these formats, such heads and such a cache, and
     /// the proof that the device computes them. Compiles what was made so far; `compiled` hears how
     /// many kernels of how many are.
