@@ -199,6 +199,11 @@ pub struct Coordinator {
     /// Proofs of join tokens that may fail within a minute, of one address: the next are not looked
     /// at.
     pub max_failed_proofs: u32,
+    /// Bytes that are sent to a node that joins, to measure the way to it. 0: none are, and all
+    /// ways are taken for alike.
+    pub probe_bytes: u32,
+    /// Milliseconds that this may take; whatever takes longer isn't known.
+    pub probe_timeout_ms: u64,
     /// Milliseconds to wait for more nodes after one joined, before a pipeline is placed.
     pub settle_ms: u64,
     /// Milliseconds that a stage may take to load without any progress.
@@ -362,6 +367,8 @@ impl Default for Coordinator {
             pipelines: 1,
             recut_gain: 0.2,
             max_failed_proofs: 10,
+            probe_bytes: 2 << 20,
+            probe_timeout_ms: 2000,
             settle_ms: 2000,
             load_timeout_ms: 120_000,
             step_timeout_ms: 60_000,

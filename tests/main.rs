@@ -15,6 +15,7 @@ mod keys;
 mod measurements;
 mod monitoring;
 mod openai_python;
+mod placement;
 mod products;
 mod repeats;
 mod scaling;

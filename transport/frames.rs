@@ -10,6 +10,7 @@ use protocol::{Frame, FrameError, StageId, codec};
 
 use crate::connection::Connection;
 use crate::error::TransportError;
+use crate::probe;
 
 /// Longest greeting: a certificate request or a link's hello.
 const MAX_GREETING_BYTES: usize = 64 << 10;
@@ -45,8 +46,14 @@ pub async fn open_frames(
 pub async fn accept_frames(
     connection: &Connection,
 ) -> Result<(StageId, FrameReceiver), TransportError> {
-    let mut stream = connection.connection.accept_uni().await?;
-    let stage = connection.limits.greeting(read_message(&mut stream)).await?;
+    let (stage, stream) = loop {
+        let mut stream = connection.connection.accept_uni().await?;
+        let stage = connection.limits.greeting(read_message(&mut stream)).await?;
+        if !probe::is_probe(stage) {
+            break (stage, stream);
+        }
+        tokio::spawn(probe::drain(stream));
+    };
     let max_bytes = connection.limits.max_frame_bytes;
     Ok((stage, FrameReceiver { stream, max_bytes, buffer: Vec::new() }))
 }

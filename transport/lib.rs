@@ -12,6 +12,7 @@ mod error;
 mod frames;
 mod join;
 mod knock;
+mod probe;
 mod refusals;
 mod remote;
 mod renewal;

@@ -403,13 +403,8 @@ impl Cluster {
                 if update.num_tokens > 0 {
                     if update.num_tokens == num_outputs {
                         pipeline.measured.add(&timings, update.duration, num_outputs);
-                        for (stage, timing) in pipeline.stages.iter().zip(&timings) {
-                            let report =
-                                self.members.joined().iter().find(|it| it.node == stage.node);
-                            let Some(report) = report else { continue };
-                            let at = (report, &stage.plan);
-                            self.known.measured(&self.model.cost, at, timing, num_outputs);
-                        }
+                        let (reports, stages) = (self.members.joined(), &pipeline.stages);
+                        self.known.learn(&self.model.cost, reports, stages, &timings, num_outputs);
                     }
                     self.actions.push(Action::Measured {
                         epoch,

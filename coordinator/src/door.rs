@@ -17,7 +17,7 @@ use crate::actor::Msg;
 use crate::admission::Admission;
 use crate::cluster::Input;
 use crate::metrics::Metrics;
-use crate::sessions::Sessions;
+use crate::sessions::{Probe, Sessions};
 use crate::stages::Stages;
 use crate::store::Store;
 
@@ -47,6 +47,8 @@ pub struct Door {
     pub refusals: Arc<Refusals>,
     /// How members talk.
     pub transport: config::Transport,
+    /// How the way to them is measured.
+    pub probe: Probe,
 }
 
 impl Door {
@@ -64,7 +66,9 @@ impl Door {
                     tokio::spawn(async move {
                         let Self { stages, sessions, node_server, coordinator, .. } = &door;
                         let tell = |input| happened(coordinator, input);
-                        sessions.serve(node, connection, stages, node_server, tell).await;
+                        sessions
+                            .serve(node, connection, stages, node_server, door.probe, tell)
+                            .await;
                         drop(entered);
                     });
                 }

@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use protocol::{NodeId, NodeReport, Peer, StagePlan, StageTiming};
+use protocol::{LinkSpeed, NodeId, NodeReport, Peer, StagePlan, StageTiming};
 
+use crate::pipeline::Stage;
 use crate::placement::predict::step_seconds;
 use crate::placement::{Links, ModelCost, Place, Placed};
 
@@ -145,8 +146,31 @@ impl Known {
         self.links.forget(node);
     }
 
+    /// A step of `rows` sequences' next tokens has gone through these stages.
+    pub(crate) fn learn(
+        &mut self,
+        model: &ModelCost,
+        reports: &[NodeReport],
+        stages: &[Stage],
+        timings: &[StageTiming],
+        rows: usize,
+    ) {
+        for (number, (stage, timing)) in stages.iter().zip(timings).enumerate() {
+            if let Some(report) = reports.iter().find(|it| it.node == stage.node) {
+                self.measured(model, (report, &stage.plan), timing, rows);
+            }
+            // Its frames leave for the next stage; the last one's for the coordinator.
+            let ends = (Some(stage.node), stages.get(number + 1).map(|next| next.node));
+            if timing.rtt_us > 0 {
+                let known = self.links.between(ends.0, ends.1);
+                let speed = LinkSpeed { rtt_us: timing.rtt_us.into(), ..known };
+                self.links.set(ends, speed);
+            }
+        }
+    }
+
     /// A step of `rows` sequences' next tokens took a stage so long.
-    pub(crate) fn measured(
+    fn measured(
         &mut self,
         model: &ModelCost,
         (report, plan): (&NodeReport, &StagePlan),
@@ -179,4 +203,81 @@ fn place(report: &NodeReport, adapter: u32) -> Option<Place> {
     let said = report.adapters.get(adapter as usize)?;
     let (node, memory, speed) = (report.node, said.memory_bytes, said.speed.checked());
     Some(Place { node, memory, speed, held: Vec::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::{AdapterReport, Digest, SessionId, StageIndex};
+
+    use super::*;
+    use crate::placement;
+
+    fn report(node: u64) -> NodeReport {
+        NodeReport {
+            node: NodeId(node),
+            session: SessionId(node),
+            hostname: String::new(),
+            pid: 0,
+            data_addr: ([127, 0, 0, 1], 0).into(),
+            adapters: vec![AdapterReport {
+                name: String::new(),
+                driver: String::new(),
+                memory_bytes: 1 << 20,
+                fingerprint: Digest::default(),
+                speed: protocol::Speed { weight_bytes_per_s: 1e6, ..Default::default() },
+            }],
+        }
+    }
+
+    /// Goal: what was measured moves the next cut. Method: two nodes of which both say the same,
+    /// and one takes three times as long.
+    #[test]
+    fn measured_steps_correct_what_a_probe_said() {
+        let model = ModelCost::of_bytes(&[1000; 8], 0, 0);
+        let reports = [report(1), report(2)];
+        let nodes: Vec<_> = reports.iter().collect();
+        let mut known = Known::default();
+        let cut = |known: &Known| {
+            let places: Vec<_> = known.candidates(&nodes).into_iter().map(|it| it.place).collect();
+            let stages = placement::place(&model, &places, 2, &Links::default(), 0.0).unwrap();
+            let mut found = [0; 2];
+            stages.iter().for_each(|it| found[it.place] = it.layers.len());
+            found
+        };
+        assert_eq!(cut(&known), [4, 4]);
+        let stage = |number: u32, node: u64| crate::pipeline::testing_stage(node, number, 4);
+        let stages = [stage(0, 1), stage(1, 2)];
+        let timing = |number, compute_us| StageTiming {
+            stage: StageIndex(number),
+            compute_us,
+            rtt_us: 70,
+            ..StageTiming::default()
+        };
+        // Four layers of 1000 bytes at 1e6 a second.
+        let timings = [timing(0, 4000), timing(1, 12_000)];
+        for _ in 0..20 {
+            known.learn(&model, &reports, &stages, &timings, 1);
+        }
+        assert!((known.slowness((NodeId(1), 0)) - 1.0).abs() < 0.01);
+        assert!((known.slowness((NodeId(2), 0)) - 3.0).abs() < 0.01);
+        assert_eq!(cut(&known), [6, 2]);
+        let way = known.links.measured((Some(NodeId(2)), Some(NodeId(1))));
+        assert_eq!(way.map(|way| way.rtt_us), Some(70.0));
+        // A node that comes back is as slow as it was, and nothing is known of its links.
+        known.forget(NodeId(2));
+        assert_eq!(cut(&known), [6, 2]);
+        assert_eq!(known.links.measured((Some(NodeId(1)), Some(NodeId(2)))), None);
+    }
+
+    #[test]
+    fn a_measurement_that_cannot_be_true_counts_for_nothing() {
+        let model = ModelCost::of_bytes(&[1000; 4], 0, 0);
+        let (reports, mut known) = ([report(1)], Known::default());
+        let stages = [crate::pipeline::testing_stage(1, 0, 4)];
+        for compute_us in [0, u32::MAX] {
+            let timing = StageTiming { compute_us, ..StageTiming::default() };
+            (0..20).for_each(|_| known.learn(&model, &reports, &stages, &[timing], 1));
+        }
+        assert_eq!(known.slowness((NodeId(1), 0)), 1.0);
+    }
 }

@@ -329,3 +329,32 @@ fn limits(config: &Config, model: &Model) -> StageLimits {
         max_logprobs: config.http.max_logprobs,
     }
 }
+
+/// A stage of so many layers, as tests need one.
+#[cfg(test)]
+pub(crate) fn testing_stage(node: u64, number: u32, num_layers: u32) -> Stage {
+    let first = number * num_layers;
+    let limits = StageLimits {
+        max_batched_tokens: 1,
+        max_num_seqs: 1,
+        max_model_len: 16,
+        max_blocks: 1,
+        max_logprobs: 0,
+    };
+    let plan = StagePlan {
+        id: StageId { stage: StageIndex(number), ..StageId::default() },
+        num_stages: 2,
+        layers: protocol::LayerRange { first, end: first + num_layers },
+        adapter: 0,
+        model: ModelId::default(),
+        model_path: String::new(),
+        digests: Vec::new(),
+        quantize: Default::default(),
+        kv_cache_dtype: Default::default(),
+        next: None,
+        limits,
+        memory_bytes: 0,
+    };
+    let loading = Loading::default();
+    Stage { plan, node: NodeId(node), loading, echo: None, is_linked: false }
+}

@@ -27,7 +27,7 @@ use crate::keys::Keys;
 use crate::local_nodes::{Ended, LocalNodes};
 use crate::metrics::Metrics;
 use crate::openai::ServedModel;
-use crate::sessions::Sessions;
+use crate::sessions::{Probe, Sessions};
 use crate::stages::Stages;
 use crate::status::Status;
 use crate::store::Store;
@@ -227,6 +227,10 @@ async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Start
         metrics: Arc::clone(&metrics),
         refusals: Arc::default(),
         transport: config.transport.clone(),
+        probe: Probe {
+            num_bytes: config.coordinator.probe_bytes as usize,
+            timeout: Duration::from_millis(config.coordinator.probe_timeout_ms),
+        },
     };
     let accepting = tokio::spawn(async move {
         tokio::select! { () = door.keep() => {}, () = revoking => {} }

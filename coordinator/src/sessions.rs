@@ -3,11 +3,12 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use dashmap::DashMap;
-use protocol::{NodeId, NodeReport, SessionId};
+use protocol::{LinkSpeed, NodeId, NodeReport, SessionId};
 use tracing::{debug, warn};
-use transport::{Connection, ControlStream, NodeServerHandle, PeerName};
+use transport::{Connection, ControlStream, NodeServerHandle, PeerName, TransportError};
 
 use crate::cluster::Input;
 use crate::stages::Stages;
@@ -18,6 +19,41 @@ pub struct Sessions {
     open: DashMap<SessionId, Connection>,
 }
 
+/// How the way to a node is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Probe {
+    /// Bytes that are sent; 0: it isn't.
+    pub num_bytes: usize,
+    /// What that may take.
+    pub timeout: Duration,
+}
+
+impl Probe {
+    /// Measures it once, and waits.
+    async fn measure(self, node: NodeId, data: &Connection, tell: &impl Fn(Input)) -> String {
+        let Self { num_bytes, timeout } = self;
+        if num_bytes > 0 {
+            let speed = match data.measure(num_bytes, timeout).await {
+                Ok(speed) => Some(speed),
+                // No faster than that.
+                Err(TransportError::Silent(_)) => Some(LinkSpeed {
+                    rtt_us: data.rtt().as_secs_f64() * 1e6,
+                    bytes_per_s: num_bytes as f64 / timeout.as_secs_f64(),
+                }),
+                Err(cause) => {
+                    debug!(%node, %cause, "the way to a node isn't measured");
+                    None
+                }
+            };
+            if let Some(speed) = speed {
+                debug!(%node, ?speed, "the way to a node is measured");
+                tell(Input::Measured { ends: (None, Some(node)), speed });
+            }
+        }
+        std::future::pending().await
+    }
+}
+
 impl Sessions {
     /// A node's control connection: from its greeting to the end of its session.
     pub async fn serve(
@@ -26,6 +62,7 @@ impl Sessions {
         control: Connection,
         stages: &Stages,
         server: &NodeServerHandle,
+        probe: Probe,
         tell: impl Fn(Input),
     ) {
         let (session, stream) = match ControlStream::accept(&control).await {
@@ -47,6 +84,7 @@ impl Sessions {
         let cause = match server.accept(stream) {
             Ok(()) => tokio::select! {
                 cause = control.closed() => cause,
+                cause = probe.measure(node, &data, &tell) => cause,
                 cause = data.closed() => format!("its data connection: {cause}"),
             },
             Err(cause) => cause.to_string(),
