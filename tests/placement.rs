@@ -1,7 +1,7 @@
 //! A model too large for any one node, over nodes of which no two are alike.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use checkpoint::Checkpoint;
 use coordinator::model;
@@ -24,40 +24,6 @@ async fn answer(cluster: &Cluster) -> Value {
     let (status, body) = cluster.post("/v1/completions", &request).await;
     assert_eq!(status, 200, "{body}");
     body["choices"].clone()
-}
-
-/// Goal: no node refuses what was placed on it. Method: what a stage takes on a device, beside what
-/// placement counts with, at every cut.
-#[test]
-fn placement_counts_with_as_much_memory_as_stages_take() {
-    let gpu = match Gpu::open_with(None, GpuOptions::kept()) {
-        Ok(gpu) => gpu,
-        Err(cause) => return println!("skipped: no adapter ({cause})"),
-    };
-    let models = [Some(golden::model("glass-en")), golden::smollm2()];
-    for path in models.into_iter().flatten() {
-        for config in ["", CONFIG] {
-            let config = Config::parse(config).unwrap();
-            let files = Checkpoint::open(&path).unwrap();
-            let model = model::describe(&files, &path, &config).unwrap();
-            let num_layers = model.cost.layers.len();
-            for layers in [0..1, 1..2, 0..num_layers, num_layers - 1..num_layers] {
-                let limits = StageLimits {
-                    max_batched_tokens: config.scheduler.max_batched_tokens,
-                    max_num_seqs: config.scheduler.max_num_seqs,
-                    max_model_len: model.max_model_len,
-                    max_blocks: 1 << 20,
-                    max_logprobs: config.http.max_logprobs,
-                };
-                let blocks = model.max_model_len.div_ceil(BLOCK_TOKENS as u32) as usize;
-                let counted = model.cost.memory(layers.clone());
-                let taken = taken(&gpu, &files, &limits, layers.clone(), blocks);
-                println!("{layers:?}: {counted} counted, {taken} taken");
-                assert!(counted >= taken, "{layers:?}: {counted} counted, {taken} taken");
-                assert!(counted <= taken * 3 / 2 + (8 << 20), "{counted} counted, {taken} taken");
-            }
-        }
-    }
 }
 
 /// Bytes of a stage with a cache of so many blocks.
@@ -110,21 +76,27 @@ async fn a_model_too_large_for_one_node_is_served_by_three_unequal_ones() {
 
     let config = Config::parse(CONFIG).unwrap();
     let files = Checkpoint::open(&path).unwrap();
-    let cost = model::describe(&files, &path, &config).unwrap().cost;
-    // Half of what the weights take more than any stage does, and less.
-    let of_weights = |share: f64| {
-        let beside = cost.memory(0..1) - cost.layers[0].bytes - cost.embedding.bytes;
-        let sum: u64 = cost.layers.iter().map(|layer| layer.bytes).sum();
-        let all = sum + cost.embedding.bytes + cost.head.bytes;
-        beside + (all as f64 * share) as u64
+    let gpu = Gpu::open_with(None, GpuOptions::kept()).unwrap();
+    let described = model::describe(&files, &path, &config).unwrap();
+    let limits = StageLimits {
+        max_batched_tokens: config.scheduler.max_batched_tokens,
+        max_num_seqs: config.scheduler.max_num_seqs,
+        max_model_len: described.max_model_len,
+        max_blocks: 1 << 20,
+        max_logprobs: config.http.max_logprobs,
     };
-    let memory = [of_weights(0.6), of_weights(0.5), of_weights(0.45)];
-    assert!(memory.iter().all(|bytes| *bytes < cost.total()), "{memory:?}, {}", cost.total());
+    let blocks = described.max_model_len.div_ceil(BLOCK_TOKENS as u32) as usize;
+    let taken = |layers| taken(&gpu, &files, &limits, layers, blocks);
+    // Of four layers nobody of three needs more than two.
+    let two = taken(0..2).max(taken(2..4)).max(taken(1..3));
+    let memory = [two * 11 / 10, two, two * 21 / 20];
+    assert!(memory.iter().all(|bytes| *bytes < taken(0..4)), "{memory:?}, {}", taken(0..4));
+    drop(gpu);
 
     let options = Options::new(&path).nodes(0, 3).config(CONFIG);
     let cluster = Cluster::launch(&options);
     let dirs: Vec<_> = memory.iter().map(|_| tempfile::tempdir().unwrap()).collect();
-    let nodes: Vec<_> = memory.iter().zip(&dirs).enumerate().map(|(number, (memory, dir))| {
+    let nodes = memory.iter().zip(&dirs).enumerate().map(|(number, (memory, dir))| {
         let mut command = Command::new(binary("autoglm-node"));
         command.args(["--join", &cluster.cluster]).arg("--data-dir").arg(dir.path());
         command.arg("--token-file").arg(cluster.data.path().join("join.token"));
@@ -165,14 +137,22 @@ async fn a_model_too_large_for_one_node_is_served_by_three_unequal_ones() {
         assert!(stage["memory_bytes"].as_u64() <= stage["of_bytes"].as_u64(), "{plan}");
     }
     // After 46 steps of a sequence alone, what was measured stands beside what was predicted.
-    let (_, stages) = cluster.get("/health/stages").await;
-    let pipeline = &stages["pipelines"][0];
-    assert!(pipeline["predicted_token_ms"].as_f64().unwrap() > 0.0);
-    assert!(pipeline["measured_token_ms"].as_f64().unwrap() > 0.0, "{pipeline}");
+    let began = Instant::now();
+    loop {
+        let (_, stages) = cluster.get("/health/stages").await;
+        let pipeline = &stages["pipelines"][0];
+        assert!(pipeline["predicted_token_ms"].as_f64().unwrap() > 0.0);
+        if pipeline["measured_token_ms"].as_f64().is_some_and(|millis| millis > 0.0) {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "{pipeline}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 
-    // On two of them it doesn't fit, and it is said how many would do.
+    // On one that holds half it doesn't fit, and it is said how many would do.
     let file = dirs[0].path().join("nodes.toml");
-    std::fs::write(&file, format!("[[node]]\nname = 'a'\nmemory = {}", memory[2])).unwrap();
+    let memory = described.cost.memory(0..2);
+    std::fs::write(&file, format!("[[node]]\nname = 'a'\nmemory = {memory}")).unwrap();
     let out = Command::new(binary("autoglm"))
         .args(["plan", "--model"])
         .arg(&path)

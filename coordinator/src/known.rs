@@ -29,6 +29,8 @@ pub(crate) struct Known {
     pub(crate) links: Links,
     held: HashMap<Adapter, Vec<bool>>,
     slowness: HashMap<Adapter, Slowness>,
+    // Whether steps were measured since somebody asked.
+    has_news: bool,
 }
 
 /// How many times longer an adapter's steps took than they were predicted to.
@@ -121,6 +123,11 @@ impl Known {
         said.unwrap_or(1.0)
     }
 
+    /// Whether anything was measured since this was last asked.
+    pub(crate) fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.has_news)
+    }
+
     /// A stage was loaded: what it holds stays with its node when the stage is dropped.
     pub(crate) fn hold(&mut self, node: NodeId, plan: &StagePlan, num_layers: usize) {
         let held = self.held.entry((node, plan.adapter)).or_default();
@@ -155,6 +162,7 @@ impl Known {
         timings: &[StageTiming],
         rows: usize,
     ) {
+        self.has_news = true;
         for (number, (stage, timing)) in stages.iter().zip(timings).enumerate() {
             if let Some(report) = reports.iter().find(|it| it.node == stage.node) {
                 self.measured(model, (report, &stage.plan), timing, rows);

@@ -30,6 +30,10 @@ impl Cluster {
         self.scale(now);
         self.place_if_settled(now);
         self.give_up_waiting(now);
+        // What steps took is shown as often as the clock is looked at, not with each of them.
+        if self.known.take_news() {
+            self.actions.push(Action::Publish);
+        }
     }
 
     /// Nodes that the configuration speaks of; 0 when it names no number.
