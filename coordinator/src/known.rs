@@ -227,6 +227,8 @@ mod tests {
             hostname: String::new(),
             pid: 0,
             data_addr: ([127, 0, 0, 1], 0).into(),
+            pool: Default::default(),
+            labels: Default::default(),
             adapters: vec![AdapterReport {
                 name: String::new(),
                 driver: String::new(),
