@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use protocol::NodeId;
 use protocol::config::Transport;
+use transport::doctor::reach::{self, Reach};
 use transport::{
     Authority, Endpoint, JoinError, Joined, Joining, NodeKey, PeerName, Purpose, Token, renew,
 };
@@ -125,6 +126,23 @@ async fn whoever_proves_no_good_token_is_told_why_and_the_next_gets_in() {
     assert!(!error.is_final() && error.to_string().contains("another coordinator"), "{error}");
     elsewhere.started.stop().await;
     door.lets_in().await;
+    door.started.stop().await;
+}
+
+/// Who only wants to know hears what a node would hear, and takes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trial_takes_none_of_a_tokens_uses() {
+    let door = Door::open(100).await;
+    let (token, addr) = (door.good().await, door.addr().into());
+    let look = async || reach::look(&addr, NodeId(9), |_| Ok(token.clone()), &door.config).await;
+    for _ in 0..2 {
+        let seen = look().await;
+        assert!(matches!(seen, Reach::Passed(..)), "{seen:?}");
+    }
+    door.join(2, &NodeKey::new().unwrap(), &token).await.unwrap();
+    let seen = look().await;
+    let Reach::Kept(_, cause) = &seen else { panic!("{seen:?}") };
+    assert!(cause.to_string().contains("is used up"), "{cause}");
     door.started.stop().await;
 }
 
