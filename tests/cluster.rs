@@ -146,8 +146,12 @@ impl Cluster {
 
     /// Starts it and doesn't wait.
     pub fn launch(options: &Options) -> Self {
-        let any = "127.0.0.1:0";
-        Self::launch_in(tempfile::tempdir().unwrap(), options, any, any)
+        Self::launch_at("127.0.0.1:0", options)
+    }
+
+    /// As [`launch`](Self::launch), for nodes that join at this address.
+    pub fn launch_at(cluster: &str, options: &Options) -> Self {
+        Self::launch_in(tempfile::tempdir().unwrap(), options, "127.0.0.1:0", cluster)
     }
 
     /// Kills the coordinator, and starts another in its place before its nodes can be gone.
@@ -246,9 +250,13 @@ impl Cluster {
 
     /// Starts another node that joins it.
     pub fn join(&self, data_dir: &Path, arguments: &[&str]) -> Process {
+        self.join_from(Command::new(binary("autoglm-node")), data_dir, arguments)
+    }
+
+    /// As [`join`](Self::join), by a command that is the node's program somewhere.
+    pub fn join_from(&self, mut node: Command, data_dir: &Path, arguments: &[&str]) -> Process {
         Process::start(
-            Command::new(binary("autoglm-node"))
-                .args(["--join", &self.cluster, "--data-dir"])
+            node.args(["--join", &self.cluster, "--data-dir"])
                 .arg(data_dir)
                 .arg("--token-file")
                 .arg(self.data.path().join("join.token"))

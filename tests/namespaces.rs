@@ -72,6 +72,14 @@ impl Network {
     }
 }
 
+impl Network {
+    /// The address of who isn't on a machine of it.
+    pub fn door(&self) -> Ipv4Addr {
+        let [a, b, c, _] = self.machines[0].ipv4.octets();
+        Ipv4Addr::new(a, b, c, 254)
+    }
+}
+
 impl Drop for Network {
     fn drop(&mut self) {
         for machine in &self.machines {
@@ -157,6 +165,11 @@ impl Machine {
     pub fn drop_nothing(&self) {
         self.run("nft", &["delete", "table", "inet", PREFIX]);
     }
+}
+
+/// Whether there can be machines here; says that what needs them is skipped where not.
+pub fn are_possible() -> bool {
+    possible().inspect_err(|cause| eprintln!("skipped: what needs machines ({cause})")).is_ok()
 }
 
 /// Whether `program` is installed; says that a part of a test is skipped where it isn't.

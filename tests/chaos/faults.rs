@@ -15,17 +15,21 @@ pub enum Fault {
     Stop,
     /// It is frozen, or killed and started at once, and comes back about when it is given up.
     Return,
+    /// Its machine's cable is pulled.
+    Partition,
     /// It is killed, and while the others recover, another is.
     Second,
 }
 
 impl Fault {
-    pub const ALL: [Self; 4] = [Self::Kill, Self::Stop, Self::Return, Self::Second];
+    pub const ALL: [Self; 5] =
+        [Self::Kill, Self::Stop, Self::Partition, Self::Return, Self::Second];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Kill => "kill",
             Self::Stop => "stop",
+            Self::Partition => "partition",
             Self::Return => "return",
             Self::Second => "second",
         }
@@ -37,7 +41,7 @@ impl std::str::FromStr for Fault {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let known = Self::ALL.into_iter().find(|it| it.name() == text);
-        known.ok_or_else(|| "choose kill, stop, return, second or mix".into())
+        known.ok_or_else(|| "choose kill, stop, partition, return, second or mix".into())
     }
 }
 
@@ -55,6 +59,7 @@ pub async fn inflict(
     match fault {
         Fault::Kill => nodes.kill(victim),
         Fault::Stop => nodes.stop(victim),
+        Fault::Partition => nodes.cut_off(victim),
         Fault::Return if random.chance(0.5) => {
             nodes.kill(victim);
             nodes.start_again(cluster, victim);

@@ -7,11 +7,13 @@ mod nodes;
 mod report;
 mod streams;
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cluster::{Cluster, Options as ClusterOptions};
+use crate::namespaces::Network;
 use crate::simulation::random::Random;
 
 use self::course::Course;
@@ -51,8 +53,15 @@ pub async fn run(options: &Options) -> Report {
     let mut random = Random::new(options.seed);
     let cluster_options =
         ClusterOptions::new(&options.model).nodes(0, options.stages).config(CONFIG);
-    let cluster = Arc::new(Cluster::launch(&cluster_options));
-    let mut nodes = Nodes::start(&cluster, (options.stages + options.spares) as usize);
+    let num_nodes = options.stages + options.spares;
+    let mut network = None;
+    if options.faults.contains(&Fault::Partition) {
+        network = Network::new(num_nodes as u8);
+        assert!(network.is_some(), "no partition without machines on a network");
+    }
+    let addr = network.as_ref().map_or(Ipv4Addr::LOCALHOST, Network::door);
+    let cluster = Arc::new(Cluster::launch_at(&format!("{addr}:0"), &cluster_options));
+    let mut nodes = Nodes::start(&cluster, num_nodes as usize, network);
     nodes.all_here(&cluster, LONGEST).await;
 
     let streams = Streams::new(&cluster, options, &mut random.fork()).await;

@@ -1,14 +1,33 @@
 //! The nodes of a run: processes of their own, started again under the same identity.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::cluster::{Cluster, Process, signal};
+use crate::cluster::{Cluster, Process, binary, signal};
+use crate::namespaces::Network;
 
 /// Nodes by number.
 pub struct Nodes {
     nodes: Vec<Node>,
+    // A machine each, where they have some.
+    network: Option<Network>,
+    // What other machines join by.
+    token: Option<String>,
+}
+
+fn token(cluster: &Cluster) -> String {
+    let mut autoglm = Command::new(binary("autoglm"));
+    autoglm.args(["token", "create", "--ttl", "12h", "--uses", "10000", "--data-dir"]);
+    let said = autoglm.arg(cluster.data.path()).output().unwrap();
+    let words = String::from_utf8_lossy(&said.stdout).into_owned();
+    let token = words.split_whitespace().find(|word| word.starts_with("AGJ1."));
+    token.unwrap_or_else(|| panic!("no token: {said:?}")).to_owned()
+}
+
+fn proof(token: &Option<String>) -> Vec<&str> {
+    token.iter().flat_map(|token| ["--token", token.as_str()]).collect()
 }
 
 struct Node {
@@ -16,17 +35,41 @@ struct Node {
     process: Process,
     is_dead: bool,
     is_stopped: bool,
+    is_cut_off: bool,
 }
 
 impl Nodes {
     /// So many join.
-    pub fn start(cluster: &Cluster, num: usize) -> Self {
-        let start = |_| {
+    pub fn start(cluster: &Cluster, num: usize, network: Option<Network>) -> Self {
+        let token = network.is_some().then(|| token(cluster));
+        let mut nodes = Self { nodes: Vec::new(), network, token };
+        for number in 0..num {
             let data = tempfile::tempdir().unwrap();
-            let process = cluster.join(data.path(), &[]);
-            Node { data, process, is_dead: false, is_stopped: false }
-        };
-        Self { nodes: (0..num).map(start).collect() }
+            let process =
+                cluster.join_from(nodes.program(number), data.path(), &proof(&nodes.token));
+            nodes.nodes.push(Node {
+                data,
+                process,
+                is_dead: false,
+                is_stopped: false,
+                is_cut_off: false,
+            });
+        }
+        nodes
+    }
+
+    fn program(&self, number: usize) -> Command {
+        let program = binary("autoglm-node");
+        match &self.network {
+            Some(network) => network.machines[number].command(program),
+            None => Command::new(program),
+        }
+    }
+
+    /// Nothing comes to a node's machine any more, or from it.
+    pub fn cut_off(&mut self, number: usize) {
+        self.network.as_ref().expect("nodes have machines").machines[number].cut_off();
+        self.nodes[number].is_cut_off = true;
     }
 
     pub fn len(&self) -> usize {
@@ -99,16 +142,21 @@ impl Nodes {
 
     /// A dead one is started again.
     pub fn start_again(&mut self, cluster: &Cluster, number: usize) {
+        let (program, token) = (self.program(number), self.token.clone());
+        let proof = proof(&token);
         let node = &mut self.nodes[number];
         if std::mem::take(&mut node.is_dead) {
             let _ = node.process.child.wait();
-            node.process = cluster.join(node.data.path(), &[]);
+            node.process = cluster.join_from(program, node.data.path(), &proof);
         }
     }
 
     /// All are as they were.
     pub fn restore(&mut self, cluster: &Cluster) {
         for number in 0..self.nodes.len() {
+            if std::mem::take(&mut self.nodes[number].is_cut_off) {
+                self.network.as_ref().expect("it was cut off").machines[number].reconnect();
+            }
             self.go_on(number);
             self.start_again(cluster, number);
         }
