@@ -22,7 +22,7 @@ struct Arguments {
     /// Streams at once.
     #[arg(long, default_value_t = 64)]
     streams: usize,
-    /// What happens: kill, stop, partition (needs root), return, second; several with commas, or mix.
+    /// What happens: kill, stop, partition (needs root), return, second; several, or mix.
     #[arg(long, value_delimiter = ',', default_value = "kill")]
     fault: Vec<String>,
     /// A model's folder or file, or the name of one in tests/models.
