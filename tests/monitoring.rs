@@ -218,6 +218,17 @@ async fn metrics_are_what_alerts_and_dashboard_ask_for() {
         }
     }
 
+    // What scales by our metrics names them as they are.
+    let mut num_named = 0;
+    for (path, text) in crate::deploy::files(&deploy("kubernetes")) {
+        let words = text.split(|c: char| !(c.is_alphanumeric() || c == '_'));
+        for name in words.filter(|word| word.starts_with("autoglm_")) {
+            assert!(names.contains(name), "no {name} ({}) in\n{ours}", path.display());
+            num_named += 1;
+        }
+    }
+    assert!(num_named > 1);
+
     // Everything of a step is told of, and its parts make the whole.
     let sum = |prefix: &str, suffix: &str| -> f64 {
         let of = |line: &&str| {
