@@ -142,7 +142,8 @@ impl LocalNodes {
         loop {
             tokio::select! {
                 Some(ended) = self.keepers.join_next() => {
-                    let at = self.kept.iter().position(|it| Ok(it.index) == ended.as_ref().copied().map_err(drop));
+                    let index = ended.ok();
+                    let at = self.kept.iter().position(|kept| Some(kept.index) == index);
                     match at {
                         Some(at) if self.kept[at].stop.is_cancelled() => {
                             self.kept.remove(at);

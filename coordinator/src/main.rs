@@ -62,8 +62,8 @@ struct ServeArguments {
     /// Stages of the pipeline [default: 0, one on each adapter].
     #[arg(long, value_name = "N")]
     stages: Option<u32>,
-    /// Pipelines of the model, where there are nodes for them; of a range, as many as the load needs;
-    /// 0: placement decides [default: 1].
+    /// Pipelines of the model, where there are nodes for them; of a range, as many as the load
+    /// needs; 0: placement decides [default: 1].
     #[arg(long, value_name = "N|MIN..MAX")]
     pipelines: Option<Extent>,
     /// Where the API listens [default: 127.0.0.1:8000].
