@@ -11,6 +11,7 @@ mod faults;
 mod hops;
 mod install;
 mod invariance;
+mod joining;
 mod keys;
 mod measurements;
 mod monitoring;

@@ -21,7 +21,7 @@ use crate::error::{JoinError, TransportError};
 use crate::frames::{read_message, write_message};
 use crate::token::{Proof, Token, TokenKey};
 use crate::trial::{self, Passed};
-use crate::{settings, tls};
+use crate::{knock, settings, tls};
 
 /// What a joined node got.
 #[derive(Debug)]
@@ -145,7 +145,14 @@ impl Joining<'_> {
         let name = PeerName::Coordinator.to_string();
         // What is measured on trial needs the windows of data.
         let purpose = if asked.is_trial { Purpose::Data } else { Purpose::Control };
-        let connection = endpoint.connect(addr, crypto, purpose, &name).await?;
+        let timeout = Duration::from_millis(config.connect_timeout_ms);
+        let connection = tokio::select! {
+            connection = endpoint.connect(addr, crypto, purpose, &name) => connection?,
+            () = knock::refused(addr, timeout) => {
+                let cause = "connection refused: nobody listens there".into();
+                return Err(TransportError::Dial { addr, cause }.into());
+            }
+        };
         let (pool, is_trial) = (self.pool.to_owned(), asked.is_trial);
         let certificate_request = key.request()?;
         let mut hello = Hello { node, pool, certificate_request, proof: None, is_trial };
@@ -159,7 +166,6 @@ impl Joining<'_> {
             let answer = read_message(&mut receive).await?;
             Ok::<_, TransportError>((send, receive, answer))
         };
-        let timeout = Duration::from_millis(config.connect_timeout_ms);
         let exchanged = tokio::time::timeout(timeout, exchange).await.map_err(|_| {
             TransportError::Dial { addr, cause: "it took too long to answer".into() }
         })?;
@@ -598,6 +604,16 @@ mod tests {
         let error = join(addr, NodeId(1), &token, &config).await.unwrap_err();
         assert!(!error.is_final());
         assert_eq!(error.to_string(), format!("can't reach {addr}: no answer within 300 ms"));
+    }
+
+    #[tokio::test]
+    async fn a_port_that_nobody_listens_on_is_not_waited_for() {
+        let (_coordinator, authority, dir) = coordinator(&Transport::default());
+        let token = token(&authority, &dir);
+        let config = Transport { connect_timeout_ms: 60_000, ..Transport::default() };
+        let addr = std::net::UdpSocket::bind(loopback()).unwrap().local_addr().unwrap();
+        let error = join(addr, NodeId(1), &token, &config).await.unwrap_err();
+        assert!(!error.is_final() && error.to_string().contains("connection refused"), "{error}");
     }
 
     /// Whoever connects to join and is not heard gets no connection to keep.

@@ -26,6 +26,13 @@ pub(crate) async fn until_nobody_listens(connection: &quinn::Connection, interva
     }
 }
 
+/// Resolves only when the machine of this address says, within `timeout`, that nobody listens there.
+pub(crate) async fn refused(addr: SocketAddr, timeout: Duration) {
+    if !is_refused(addr, timeout).await {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Whether a packet to this address comes back as one that nobody takes.
 async fn is_refused(addr: SocketAddr, timeout: Duration) -> bool {
     // A simulated network has no ICMP.

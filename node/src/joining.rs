@@ -93,14 +93,19 @@ pub async fn join(
     let mut pause = RETRY;
     let mut said = (String::new(), 0_usize);
     loop {
-        let mut causes = Vec::new();
+        // Each cause once, with all whom it is of.
+        let mut causes: Vec<(String, String)> = Vec::new();
         for coordinator in &options.coordinators {
             match ask_host(options, node, papers, coordinator).await {
                 Ok(joined) => return Ok(joined),
                 Err(Failed::Final(cause)) => return Err(cause),
-                Err(Failed::Now(cause)) => causes.push(format!("{coordinator}: {cause}")),
+                Err(Failed::Now(cause)) => match causes.iter_mut().find(|it| it.1 == cause) {
+                    Some((whose, _)) => *whose += &format!(", {coordinator}"),
+                    None => causes.push((coordinator.to_string(), cause)),
+                },
             }
         }
+        let causes: Vec<_> = causes.iter().map(|(of, cause)| format!("{of}: {cause}")).collect();
         let causes = causes.join("; ");
         let (last, num_rounds) = &mut said;
         if *last != causes || num_rounds.is_multiple_of(ROUNDS_PER_WARNING) {
