@@ -210,8 +210,9 @@ pub struct Coordinator {
     pub load_timeout_ms: u64,
     /// Milliseconds that one step may take before its pipeline counts as lost.
     pub step_timeout_ms: u64,
-    /// Times that a node may fail within `node_failure_window_ms`: its process ends, it falls silent,
-    /// or a stage of it that served ends. One more, and it is left out of pipelines. 0: any number.
+    /// Times that a node may fail within `node_failure_window_ms`: its process ends, it falls
+    /// silent, or a stage of it that served ends. One more, and it is left out of pipelines. 0: any
+    /// number.
     pub max_node_failures: u32,
     /// Milliseconds after which a failure of a node no longer counts.
     pub node_failure_window_ms: u64,

@@ -28,6 +28,8 @@ pub enum NodeMsg {
     Warm(Wire<StagePlan>),
     /// Drop every stage of this pipeline up to this epoch.
     Unload(Wire<Unload>),
+    /// The node holds nothing any more, and nothing will be placed on it: it may end.
+    Release(Wire<()>),
     /// Who are you, and what have you got? Asked when the node's actor appears.
     #[rpc]
     Report(Wire<()>, RpcReplyPort<Wire<NodeReport>>),
@@ -42,8 +44,20 @@ pub enum CoordinatorMsg {
     Failed(Wire<StageFailed>),
     /// How far loading has come.
     Progress(Wire<Progress>),
+    /// The node wants to end: what it holds is to go elsewhere. It waits for
+    /// [`NodeMsg::Release`].
+    Drain(Wire<Drain>),
     /// The node is about to end on purpose.
     Leaving(Wire<Leaving>),
+}
+
+/// Who wants to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Drain {
+    /// The node.
+    pub node: NodeId,
+    /// The session that is to end.
+    pub session: SessionId,
 }
 
 /// Who is about to end.

@@ -19,6 +19,7 @@ mod openai_python;
 mod placement;
 mod products;
 mod repeats;
+mod rolling;
 mod scaling;
 mod scheduling;
 mod sessions;

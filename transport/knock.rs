@@ -26,7 +26,8 @@ pub(crate) async fn until_nobody_listens(connection: &quinn::Connection, interva
     }
 }
 
-/// Resolves only when the machine of this address says, within `timeout`, that nobody listens there.
+/// Resolves only when the machine of this address says, within `timeout`, that nobody listens
+/// there.
 pub(crate) async fn refused(addr: SocketAddr, timeout: Duration) {
     if !is_refused(addr, timeout).await {
         std::future::pending::<()>().await;

@@ -401,7 +401,8 @@ impl Wire {
                         }
                     }
                     Ok((n, _)) = far.recv_from(&mut back) => {
-                        if let Some(dialler) = dialler.filter(|_| goes.load(Relaxed) && comes_back.load(Relaxed)) {
+                        let is_open = goes.load(Relaxed) && comes_back.load(Relaxed);
+                        if let Some(dialler) = dialler.filter(|_| is_open) {
                             let _ = near.send_to(&back[..n], dialler).await;
                         }
                     }

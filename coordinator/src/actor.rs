@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::message::{
-    COORDINATOR_GROUP, CoordinatorMsg, Leaving, NODE_GROUP, NodeMsg, Unload, Wire,
+    COORDINATOR_GROUP, CoordinatorMsg, Drain, Leaving, NODE_GROUP, NodeMsg, Unload, Wire,
 };
 use protocol::{NodeId, NodeReport, RequestId, SessionId, StageId};
 use ractor::{
@@ -21,6 +21,7 @@ use transport::Remote;
 
 use crate::autoscaler::{Decision, Observation};
 use crate::cluster::{Action, Cluster, Input, Staffing};
+use crate::duty::{self, Duty};
 use crate::engine::Submission;
 use crate::events::Teller;
 use crate::metrics::{Metrics, StepReport};
@@ -29,6 +30,7 @@ use crate::sessions::Sessions;
 use crate::spans;
 use crate::stages::Stages;
 use crate::status::Status;
+use crate::store::Store;
 
 /// How often the cluster looks at the clock.
 const TICK: Duration = Duration::from_millis(500);
@@ -83,6 +85,8 @@ pub struct Arguments {
     pub metrics: Arc<Metrics>,
     /// Where spans go.
     pub tracer: Tracer,
+    /// Where what operators said is kept.
+    pub store: Option<Store>,
 }
 
 /// What the coordinator's actor changes.
@@ -261,6 +265,8 @@ impl State {
                     let unload = Unload { pipeline, epoch };
                     self.cast(node, NodeMsg::Unload(unload.into()));
                 }
+                Action::Relieved(node, duty) => self.relieved(node, duty),
+                Action::Release(node) => self.cast(node, NodeMsg::Release(().into())),
                 Action::Connect(node, stage) => self.connect(node, stage, myself),
                 Action::Disconnect(session) => self.arguments.sessions.disconnect(session),
                 Action::Send(frame) => {
@@ -355,6 +361,16 @@ impl State {
         });
     }
 
+    fn relieved(&self, node: NodeId, duty: Duty) {
+        info!(%node, duty = duty.name(), "an operator says what a node is there for");
+        let Some(store) = self.arguments.store.clone() else { return };
+        tokio::spawn(async move {
+            if let Err(cause) = duty::kept::keep(&store, node, duty).await {
+                warn!(%node, %cause, "what an operator said is forgotten at the next start");
+            }
+        });
+    }
+
     /// Whoever submitted them hears whether they wait.
     fn submitted(&mut self, requests: &[RequestId], result: &Result<(), SubmitError>) {
         if let Some(client) = requests.first().and_then(|first| self.clients.get(first)) {
@@ -431,6 +447,9 @@ impl Actor for GateActor {
             CoordinatorMsg::Ready(Wire(echo)) => echo.map(Input::Ready),
             CoordinatorMsg::Failed(Wire(failed)) => failed.map(Input::Failed),
             CoordinatorMsg::Progress(Wire(progress)) => progress.map(Input::Progress),
+            CoordinatorMsg::Drain(Wire(drain)) => {
+                drain.map(|Drain { node, session }| Input::Drain { node, session })
+            }
             CoordinatorMsg::Leaving(Wire(leaving)) => {
                 let input =
                     |Leaving { node, session, cause }| Input::Leaving { node, session, cause };
@@ -466,6 +485,7 @@ mod tests {
             status: watch::channel(Arc::default()).0,
             staffing: watch::Sender::default(),
             metrics: Arc::clone(&metrics),
+            store: None,
             tracer: Tracer::default(),
         };
         let mut state = State { arguments, clients: HashMap::new(), nodes: HashMap::new() };

@@ -5,6 +5,7 @@
 //! [`Action`]. Lost and repeated inputs are tolerated: whatever names another epoch is dropped.
 
 mod draining;
+mod duties;
 mod explain;
 mod nodes;
 mod pipelines;
@@ -29,6 +30,7 @@ use self::scaling::Scaling;
 pub use self::scaling::{Idle, Staffing};
 use crate::autoscaler::{self, Observation};
 use crate::backoff::Backoff;
+use crate::duty::{Duties, Duty};
 use crate::history::{Decision, History};
 use crate::known::Known;
 use crate::lane::{self, Lane, Prefix, Told};
@@ -97,6 +99,15 @@ pub enum Input {
     },
     /// A frame from a stage.
     Frame(Frame),
+    /// An operator says what a node is there for.
+    Duty(NodeId, Duty),
+    /// A node wants to end with this session, once it holds nothing any more.
+    Drain {
+        /// Who.
+        node: NodeId,
+        /// Which of its sessions.
+        session: SessionId,
+    },
     /// A client went away.
     Cancel(RequestId),
     /// Somebody who may do so doesn't want a body's answer any more: its first request's name.
@@ -125,6 +136,10 @@ pub enum Action {
     Warm(NodeId, Box<StagePlan>),
     /// Ask this node to drop its stages of this pipeline, of this epoch and older.
     Unload(NodeId, PipelineId, Epoch),
+    /// Keep what a node is there for.
+    Relieved(NodeId, Duty),
+    /// Tell this node that it holds nothing any more, and may go.
+    Release(NodeId),
     /// Open the link to a first stage, on this node.
     Connect(NodeId, StageId),
     /// Close a session's connections: its node is to begin a new one.
@@ -204,6 +219,7 @@ pub struct Cluster {
     start: u64,
     num_plans: u64,
     members: Members,
+    duties: Duties,
     known: Known,
     trust: Trust,
     last_change: Instant,
@@ -252,6 +268,7 @@ impl Cluster {
             start,
             num_plans: 0,
             members: Members::default(),
+            duties: Duties::default(),
             known: Known::default(),
             trust: Trust::default(),
             last_change: now,
@@ -290,6 +307,8 @@ impl Cluster {
             Input::Linked(node, stage) => self.stage_linked(node, stage, now),
             Input::LinkLost { stage, cause } => self.link_lost(stage, &cause, now),
             Input::Frame(frame) => self.frame(frame, now),
+            Input::Duty(node, duty) => self.set_duty(node, duty, now),
+            Input::Drain { node, session } => self.drain_itself(node, session, now),
             Input::Cancel(request) => self.leave(request, now),
             Input::Withdraw(body) => self.withdraw(body, now),
             Input::Measured { ends, speed } => self.known.links.set(ends, speed),

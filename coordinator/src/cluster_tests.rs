@@ -1,5 +1,6 @@
 //! The cluster in virtual time: nodes that come and go, plans that are kept or refused.
 
+mod duties;
 mod failures;
 mod scaling;
 mod sessions;

@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use hyper::Method;
 use protocol::config::Config;
 use protocol::{Address, Finding, Findings};
 use serde_json::Value;
 use transport::doctor::machine::{self, Protocol};
 use transport::doctor::reach::{Link, judge_link};
 
+use crate::asking::Server;
 use crate::data_dir;
-use crate::explain::{KEY_VARIABLE, fetch};
 use crate::local_nodes::beside_this_binary;
 
 /// How long the node's doctor may take, which has limits of its own for all that it does.
@@ -57,12 +58,8 @@ pub struct Arguments {
     /// The server's file of the form of cluster.toml; flags win over it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The server that runs here, if one does.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
-    url: String,
-    /// A key for it, where it needs one [default: AUTOGLM_API_KEY].
-    #[arg(long, value_name = "KEY")]
-    api_key: Option<String>,
+    #[command(flatten)]
+    server: Server,
     /// As JSON.
     #[arg(long)]
     json: bool,
@@ -134,12 +131,7 @@ impl Arguments {
 
     /// What the server that runs here says of its nodes.
     async fn ask_server(&self) -> Result<Value> {
-        let key = self.api_key.clone().or_else(|| std::env::var(KEY_VARIABLE).ok());
-        let url = self.url.clone();
-        let asking = tokio::task::spawn_blocking(move || fetch(&url, "/health/stages", key));
-        let (status, text) = asking.await??;
-        anyhow::ensure!(status == 200, "{status}: {text}");
-        Ok(serde_json::from_str(&text)?)
+        self.server.ask(Method::GET, "/health/stages").await
     }
 
     /// What the node's binary beside this one finds; none where there is none.

@@ -85,6 +85,12 @@ impl Engine {
         let _ = self.coordinator.cast(Msg::Happened(Input::Withdraw(body)));
     }
 
+    /// Something that an operator says.
+    pub fn happened(&self, input: Input) {
+        // Where the actor is gone, the process is about to be.
+        let _ = self.coordinator.cast(Msg::Happened(input));
+    }
+
     /// The newest status; never waits.
     pub fn status(&self) -> Arc<Status> {
         // The last word of an actor that has ended is no longer true.

@@ -1,38 +1,21 @@
 //! `autoglm explain`: asks a server why a request waits or waited, and prints what it says.
 
-use std::future::poll_fn;
 use std::io::Write;
-use std::pin::Pin;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
-use hyper::body::Body;
-use hyper::{Method, Request, Uri, header};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
+use hyper::Method;
 use serde_json::Value;
 
-/// Where the key is looked for when no flag has it.
-pub(crate) const KEY_VARIABLE: &str = "AUTOGLM_API_KEY";
-
-/// What a server gets to answer.
-const TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A longer answer is none of ours.
-const MAX_ANSWER_BYTES: usize = 16 << 20;
+use crate::asking::{Server, block_on};
 
 /// Says why a request waits or waited.
 #[derive(Args)]
 pub struct Arguments {
     /// The `id` of the answer, which is its header `x-request-id` too.
     id: String,
-    /// The server.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
-    url: String,
-    /// An API key of the same tenant, or of scope admin [default: AUTOGLM_API_KEY].
-    #[arg(long, value_name = "KEY")]
-    api_key: Option<String>,
+    #[command(flatten)]
+    server: Server,
     /// As the server says it, in JSON.
     #[arg(long)]
     json: bool,
@@ -44,66 +27,21 @@ impl Arguments {
     /// # Errors
     /// When the server can't be asked, or doesn't know the request.
     pub fn run(self, out: &mut impl Write) -> Result<()> {
-        let (status, text) = self.ask()?;
-        let story: Value = serde_json::from_str(&text)
-            .with_context(|| format!("{} answers {status} and no JSON", self.url))?;
-        if status != 200 {
-            bail!("{status}: {}", story["error"]["message"].as_str().unwrap_or(&text));
-        }
-        if self.json {
-            writeln!(out, "{text}")?;
-        } else {
-            write!(out, "{}", table(&story))?;
-        }
-        Ok(())
-    }
-
-    /// Status and body.
-    fn ask(&self) -> Result<(u16, String)> {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
         ensure!(
             !self.id.is_empty() && self.id.bytes().all(is_plain),
             "{:?} is no request's id: they look like cmpl-0123456789abcdef",
             self.id
         );
-        let key = self.api_key.clone().or_else(|| std::env::var(KEY_VARIABLE).ok());
-        fetch(&self.url, &format!("/v1/requests/{}", self.id), key)
+        let path = format!("/v1/requests/{}", self.id);
+        let story = block_on(self.server.ask(Method::GET, &path))?;
+        if self.json {
+            writeln!(out, "{story}")?;
+        } else {
+            write!(out, "{}", table(&story))?;
+        }
+        Ok(())
     }
-}
-
-/// What a server answers when it is asked for `path`: status and body.
-///
-/// # Errors
-/// When it can't be asked, or doesn't answer in time.
-pub(crate) fn fetch(url: &str, path: &str, key: Option<String>) -> Result<(u16, String)> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let asked = async { tokio::time::timeout(TIMEOUT, get(url, path, key)).await };
-    runtime.block_on(asked).with_context(|| format!("{url} doesn't answer"))?
-}
-
-async fn get(server: &str, path: &str, key: Option<String>) -> Result<(u16, String)> {
-    let url = format!("{}{path}", server.trim_end_matches('/'));
-    let url: Uri = url.parse().with_context(|| format!("{server} is no URL"))?;
-    ensure!(
-        url.scheme_str() == Some("http"),
-        "--url must begin with http://: behind a proxy that speaks https, ask the server itself"
-    );
-    let mut request = Request::builder().method(Method::GET).uri(url);
-    if let Some(key) = key {
-        request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
-    }
-    let request = request.body(String::new()).context("the API key is no header's value")?;
-    let client = Client::builder(TokioExecutor::new()).build_http();
-    let answer = client.request(request).await;
-    let answer = answer.with_context(|| format!("{server} can't be asked"))?;
-    let (status, mut body) = (answer.status().as_u16(), answer.into_body());
-    let mut bytes = Vec::new();
-    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        let Ok(data) = frame?.into_data() else { continue };
-        ensure!(bytes.len() + data.len() <= MAX_ANSWER_BYTES, "the answer is too long");
-        bytes.extend_from_slice(&data);
-    }
-    Ok((status, String::from_utf8(bytes).context("the answer is no text")?))
 }
 
 /// A line for each decision, then for each choice that waits.

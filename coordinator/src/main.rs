@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use coordinator::operator::{self, Show};
 use coordinator::serve::{self, Misconfigured};
 use coordinator::{data_dir, doctor, explain, keys, plan, tokens};
 use protocol::Address;
@@ -31,6 +32,14 @@ enum Command {
     Token(tokens::command::Arguments),
     /// Says what keeps this machine, its nodes and links from serving, and what to do about it.
     Doctor(doctor::Arguments),
+    /// How it is with a running cluster, and what it waits for.
+    Status(operator::ShowArguments),
+    /// Its nodes.
+    Nodes(operator::ShowArguments),
+    /// Its pipelines and their stages.
+    Pipelines(operator::ShowArguments),
+    /// Cordons, uncordons and drains a node.
+    Node(operator::NodeArguments),
     /// Says why a request waits or waited.
     Explain(explain::Arguments),
     /// Shows which node would get which layers, and how fast that would be.
@@ -142,6 +151,10 @@ fn main() -> ExitCode {
             Ok(false) => return ExitCode::FAILURE,
             ended => ended.map(drop),
         },
+        Command::Status(it) => it.run(Show::Status, &mut std::io::stdout().lock()),
+        Command::Nodes(it) => it.run(Show::Nodes, &mut std::io::stdout().lock()),
+        Command::Pipelines(it) => it.run(Show::Pipelines, &mut std::io::stdout().lock()),
+        Command::Node(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Explain(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Plan(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Token(arguments) => arguments.run(&mut std::io::stdout().lock()),

@@ -13,13 +13,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use checkpoint::Checkpoint;
 use clap::Args;
+use hyper::Method;
 use protocol::config::{Config, KvCacheDtype, Quantize};
 
 pub use self::nodes::NodeSpec;
 pub use self::report::{PlanReport, PlannedPipeline, PlannedStage, plan_table};
+use crate::asking::{Server, block_on};
 use crate::cluster::{Cluster, Input};
+use crate::data_dir;
 use crate::model::{self, Model};
-use crate::{data_dir, explain};
 
 /// Shows which node would get which layers of a model, and how fast that would be.
 #[derive(Args)]
@@ -77,10 +79,10 @@ impl Arguments {
         let nodes = match &self.nodes {
             Some(file) => nodes::read(file)?,
             None => {
-                let (status, text) = explain::fetch(&self.url, "/health/stages", None)
+                let server = Server::at(&self.url);
+                let said = block_on(server.ask(Method::GET, "/health/stages"))
                     .context("no node is known: give --nodes FILE, or the --url of a server")?;
-                ensure!(status == 200, "{} answers {status}: {text}", self.url);
-                nodes::of_server(&text).with_context(|| format!("{} says", self.url))?
+                nodes::of_server(&said.to_string()).with_context(|| format!("{} says", self.url))?
             }
         };
         ensure!(!nodes.is_empty(), "there are no nodes to plan for");

@@ -33,7 +33,7 @@ use crate::status::Status;
 use crate::store::Store;
 use crate::tokenizer::Tokenizer;
 use crate::tokens::command::CLUSTER_ADDR;
-use crate::{model, scaling, start_number};
+use crate::{duty, model, scaling, start_number};
 
 /// A configuration that can't work: exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -195,7 +195,11 @@ async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Start
     let sessions = Arc::new(Sessions::default());
     let (status, status_seen) = watch::channel(Arc::new(Status::default()));
     let (staffing, wanted) = watch::channel(Staffing::default());
-    let cluster = Cluster::new(config.clone(), described.clone(), start, Instant::now());
+    let mut cluster = Cluster::new(config.clone(), described.clone(), start, Instant::now());
+    for (node, duty) in duty::kept::kept(&store).await? {
+        // Nobody is here whom that could move.
+        cluster.handle(Input::Duty(node, duty), Instant::now());
+    }
     status.send_replace(Arc::new(cluster.status()));
     let arguments = Arguments {
         cluster,
@@ -205,6 +209,7 @@ async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Start
         staffing,
         metrics: Arc::clone(&metrics),
         tracer: tracer.clone(),
+        store: Some(store.clone()),
     };
     let (coordinator, _) = Actor::spawn(None, CoordinatorActor, arguments).await?;
     Actor::spawn_linked(None, GateActor, coordinator.clone(), coordinator.get_cell()).await?;

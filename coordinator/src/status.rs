@@ -8,6 +8,7 @@ use protocol::{Digest, LayerRange, LinkSpeed, NodeId, PipelineId, Speed, StageIn
 use crate::placement::predict::Prediction;
 
 use crate::autoscaler::Decision;
+use crate::duty::Duty;
 
 /// Nodes and pipelines.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,6 +19,8 @@ pub struct Status {
     pub nodes: Vec<NodeStatus>,
     /// Nodes that are left out since they failed too often, whether they are here or not.
     pub quarantined: Vec<QuarantineStatus>,
+    /// Nodes on which nothing new is placed, joined or not, since somebody said so.
+    pub relieved: Vec<(NodeId, Duty)>,
     /// Pipelines, serving or loading.
     pub pipelines: Vec<PipelineStatus>,
     /// The device classes of the serving pipeline's layers, as one short hash.
@@ -31,6 +34,13 @@ impl Status {
     pub fn is_ready(&self) -> bool {
         self.pipelines.iter().any(PipelineStatus::is_ready)
             || self.scaling.as_ref().is_some_and(|scaling| scaling.is_asleep)
+    }
+}
+
+impl Status {
+    /// What a node is there for.
+    pub fn duty_of(&self, node: NodeId) -> Duty {
+        self.relieved.iter().find(|(id, _)| *id == node).map_or(Duty::Active, |(_, duty)| *duty)
     }
 }
 

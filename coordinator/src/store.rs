@@ -19,7 +19,8 @@ use tokio::sync::{mpsc, oneshot};
 const FILE: &str = "state.sqlite";
 
 /// Every change to the tables, in order: a change that was released is never edited.
-const MIGRATIONS: [&str; 1] = [include_str!("../migrations/0001_joining.sql")];
+const MIGRATIONS: [&str; 2] =
+    [include_str!("../migrations/0001_joining.sql"), include_str!("../migrations/0002_duties.sql")];
 
 /// Deeds of one transaction. The next wait in the queue, which is as long.
 const MAX_TOGETHER: usize = 64;

@@ -12,7 +12,7 @@ use protocol::message::{
 use protocol::{Blame, NodeReport, StageEcho, StageId, StagePlan};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent, pg};
 use telemetry::Tracer;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 use transport::Remote;
@@ -46,6 +46,8 @@ pub struct Node {
     pub links: Arc<Links>,
     /// Where spans of traced steps go.
     pub tracer: Tracer,
+    /// Hears that the node holds nothing any more, and may go.
+    pub released: Arc<Notify>,
 }
 
 /// What the node's actor changes.
@@ -109,6 +111,7 @@ impl Actor for NodeActor {
                     stays
                 });
             }
+            NodeMsg::Release(_) => state.node.released.notify_one(),
             NodeMsg::Report(_, reply) => {
                 // Fails when the coordinator no longer waits.
                 let _ = reply.send(state.node.report.clone().into());

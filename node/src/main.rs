@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use node::doctor;
@@ -14,6 +15,7 @@ use protocol::config::{Log, LogFormat, Traces};
 use protocol::size::parse_size;
 use shaders::matmul::Products;
 use telemetry::{Service, Tracer};
+use tokio_util::sync::CancellationToken;
 use transport::Token;
 
 /// Joins a cluster and computes the layers that it is given.
@@ -53,6 +55,10 @@ struct Arguments {
     /// driver says; on a software driver half of what is available].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_memory: Option<u64>,
+    /// Seconds that what the node holds may take to go elsewhere when it is asked to end (SIGTERM,
+    /// ctrl-c); a second signal ends it at once.
+    #[arg(long, value_name = "SECONDS", default_value = "120")]
+    drain_timeout: u64,
     /// How products are computed, each a device class of its own: in f32; by cooperative matrices
     /// (tensor cores), with operands rounded to f16 and sums in f32; or, of int8 and int4 weights,
     /// by packed int8 dot products (dp4a), with activations rounded to eight bits. Refused where
@@ -102,6 +108,8 @@ fn main() -> ExitCode {
         max_memory: arguments.max_memory,
         products: arguments.products,
         exit_with_coordinator: arguments.exit_with_coordinator,
+        drain_timeout: Duration::from_secs(arguments.drain_timeout),
+        hurry: CancellationToken::new(),
         tracer: tracer.clone(),
     };
     let is_child = options.exit_with_coordinator;
@@ -143,17 +151,30 @@ fn serve(options: Options) -> anyhow::Result<()> {
     // Steps are computed by threads of the adapters: what is left is moving frames, one after
     // another, and waking a second worker for it takes longer than the work.
     let runtime = runtime.worker_threads(1).enable_all().build()?;
-    let is_child = options.exit_with_coordinator;
-    let ended = runtime.block_on(run(options, shutdown_signal(is_child)));
-    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    let shutdown = shutdown_signal(options.exit_with_coordinator, options.hurry.clone());
+    let ended = runtime.block_on(run(options, shutdown));
+    runtime.shutdown_timeout(Duration::from_secs(1));
     ended
 }
 
-/// Resolves at ctrl-c or SIGTERM; in a child also when its coordinator is gone.
-async fn shutdown_signal(is_child: bool) {
-    use tokio::signal::unix::{SignalKind, signal};
+/// Resolves at ctrl-c or SIGTERM, which asks the node to drain and end; in a child also when its
+/// coordinator is gone. Then, and at a second signal, nothing is to be waited for.
+async fn shutdown_signal(is_child: bool, hurry: CancellationToken) {
     let parent_gone =
         async { if is_child { node::parent::gone().await } else { std::future::pending().await } };
+    tokio::select! {
+        () = asked_to_end() => {
+            tokio::spawn(async move {
+                asked_to_end().await;
+                hurry.cancel();
+            });
+        }
+        () = parent_gone => hurry.cancel(),
+    }
+}
+
+async fn asked_to_end() {
+    use tokio::signal::unix::{SignalKind, signal};
     let terminated = async {
         match signal(SignalKind::terminate()) {
             Ok(mut signal) => {
@@ -165,6 +186,5 @@ async fn shutdown_signal(is_child: bool) {
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
         () = terminated => {}
-        () = parent_gone => {}
     }
 }

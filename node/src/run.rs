@@ -10,6 +10,7 @@ use futures::FutureExt;
 use protocol::{Address, NodeId};
 use shaders::matmul::Products;
 use telemetry::Tracer;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use transport::Token;
 
@@ -44,6 +45,10 @@ pub struct Options {
     pub products: Products,
     /// Whether the coordinator started this process, and `shutdown` resolves when it is gone.
     pub exit_with_coordinator: bool,
+    /// How long what it holds may take to go elsewhere once it is asked to end.
+    pub drain_timeout: Duration,
+    /// Cancelled when nothing is to be waited for any more.
+    pub hurry: CancellationToken,
     /// Where spans of traced steps go.
     pub tracer: Tracer,
 }
@@ -180,6 +185,14 @@ pub(crate) async fn serve(
                 };
                 match ended {
                     None => {
+                        let max = options.drain_timeout;
+                        let drained = tokio::time::timeout(max, session.drain());
+                        tokio::select! {
+                            drained = drained => if drained.is_err() {
+                                warn!(timeout_s = max.as_secs(), "it still held something");
+                            },
+                            () = options.hurry.cancelled() => {}
+                        }
                         session.leave("it was asked to end").await;
                         return Ok(Ended::Over);
                     }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use protocol::message::{CoordinatorMsg, Leaving, NodeMsg};
+use protocol::message::{CoordinatorMsg, Drain, Leaving, NodeMsg};
 use protocol::{NodeId, NodeReport, SessionId};
 use ractor::{Actor, ActorRef};
+use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::info;
 use transport::{
@@ -44,6 +45,8 @@ pub struct Session {
     acting: JoinHandle<()>,
     // None of them ends by itself while the session lasts; each says what it was.
     tasks: JoinSet<&'static str>,
+    // Resolves once nothing is held any more.
+    released: Arc<Notify>,
 }
 
 impl Session {
@@ -110,10 +113,24 @@ impl Session {
         };
         let devices = devices.to_vec();
         let tracer = options.tracer.clone();
-        let held = Arc::new(Node { report, devices: devices.clone(), links, tracer });
+        let released = Arc::new(Notify::new());
+        let told = Arc::clone(&released);
+        let held = Node { report, devices: devices.clone(), links, tracer, released: told };
+        let held = Arc::new(held);
         let (actor, acting) = Actor::spawn(None, NodeActor, held).await?;
-        let session =
-            Self { node, id, devices, endpoint, data, control, node_server, actor, acting, tasks };
+        let session = Self {
+            node,
+            id,
+            devices,
+            endpoint,
+            data,
+            control,
+            node_server,
+            actor,
+            acting,
+            tasks,
+            released,
+        };
         match session.node_server.connect(&session.control, id).await {
             Ok(()) => {
                 info!(%node, session = %id, %coordinator, "joined");
@@ -144,6 +161,18 @@ impl Session {
             }
         };
         Ended::Connection(cause)
+    }
+
+    /// Asks that what it holds goes elsewhere, and waits for that as long as the session stands.
+    pub async fn drain(&mut self) {
+        info!("asked to end: waiting until nothing is held any more");
+        let drain = Drain { node: self.node, session: self.id };
+        tell_coordinator(CoordinatorMsg::Drain(drain.into())).await;
+        let released = Arc::clone(&self.released);
+        tokio::select! {
+            () = released.notified() => {}
+            _ = self.ended() => {}
+        }
     }
 
     /// Says goodbye and why, so that nobody has to wait for silence.

@@ -9,6 +9,7 @@ use protocol::config::Transport;
 use protocol::{NodeId, SessionId};
 use telemetry::Tracer;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use transport::{
     Authority, Connection, ControlStream, Endpoint, Incoming, PeerName, Token, Verdict,
 };
@@ -58,6 +59,8 @@ impl Door {
             max_memory: None,
             products: shaders::matmul::Products::Plain,
             exit_with_coordinator: false,
+            drain_timeout: Duration::ZERO,
+            hurry: CancellationToken::new(),
             tracer: Tracer::default(),
         };
         let (seen, sessions) = mpsc::channel(1);

@@ -203,7 +203,8 @@ fn judge_refusal(cause: &JoinError) -> Finding {
         return Finding::fail(
             "token",
             "the token is of another coordinator than the one that listens there",
-            "take a token from this coordinator (autoglm token create), or give the other's address",
+            "take a token from this coordinator (autoglm token create), or give the other's \
+             address",
         );
     }
     // TLS itself says which of the two times it compared.

@@ -107,7 +107,8 @@ pub(super) fn hash(entries: &[Entry]) -> u64 {
 }
 
 /// QUIC waits for three probe timeouts at least, whatever it is told: where packets are lost while
-/// a connection begins, its first guesses of the round trip make that longer. Up to 3.6 s were seen.
+/// a connection begins, its first guesses of the round trip make that longer. Up to 3.6 s were
+/// seen.
 const LOSSY: Duration = Duration::from_millis(2500);
 
 /// What a machine may be late by: packets under way, and timers that count from their arrival.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use protocol::{NodeId, NodeReport, SessionId};
 
 use super::{Action, Cluster};
+use crate::duty::Duty;
 use crate::members::Over;
 use crate::status::QuarantineStatus;
 use crate::trust::Quarantine;
@@ -83,9 +84,10 @@ impl Cluster {
         }
     }
 
-    /// Nodes that have joined and aren't left out.
+    /// Nodes that have joined and aren't left out, by what they did or by what somebody said.
     pub(super) fn usable(&self) -> impl Iterator<Item = &NodeReport> {
-        self.members.joined().iter().filter(|it| !self.trust.is_out(it.node))
+        let is_active = |node| self.duties.of(node) == Duty::Active && !self.trust.is_out(node);
+        self.members.joined().iter().filter(move |it| is_active(it.node))
     }
 
     /// Those of them that are in no pipeline.
@@ -129,6 +131,7 @@ impl Cluster {
         let Some(Over { node, session, had_joined }) = over else { return };
         self.actions.push(Action::Disconnect(session));
         self.known.forget(node);
+        self.duties.left(node, session);
         if !had_joined {
             return;
         }

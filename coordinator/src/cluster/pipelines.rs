@@ -29,6 +29,7 @@ impl Cluster {
         self.end_drained(now);
         self.scale(now);
         self.place_if_settled(now);
+        self.retire(now);
         self.give_up_waiting(now);
         // What steps took is shown as often as the clock is looked at, not with each of them.
         if self.known.take_news() {
@@ -41,7 +42,8 @@ impl Cluster {
         let coordinator = &self.config.coordinator;
         let wanted = self.wanted().unwrap_or(1);
         // Where pipelines come one by one, those for the next.
-        let wanted = if self.scaling.is_some() { wanted.min(self.num_kept() + 1) } else { wanted };
+        let wanted =
+            if self.scaling.is_some() { wanted.min(self.kept().count() + 1) } else { wanted };
         match (self.num_local(wanted), coordinator.stages as usize * wanted) {
             (0, num_stages) => num_stages,
             (num_local, 0) => num_local,
@@ -100,10 +102,8 @@ impl Cluster {
         if self.is_stopping {
             return;
         }
-        let num_free = self.free().count();
-        let wanted = self.wanted().unwrap_or(usize::MAX);
-        let num_missing = wanted.saturating_sub(self.num_kept()).min(num_free);
-        if num_missing == 0 || self.misplaced == Some(self.last_change) {
+        let num_missing = self.num_missing();
+        if !self.may_place() {
             return;
         }
         let quiet = now.saturating_duration_since(self.last_change);
@@ -118,6 +118,18 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// Pipelines that could be made of the nodes that are free.
+    fn num_missing(&self) -> usize {
+        let num_free = self.free().count();
+        let wanted = self.wanted().unwrap_or(usize::MAX);
+        wanted.saturating_sub(self.kept().count()).min(num_free)
+    }
+
+    /// Whether there are nodes to place one on that haven't turned out to be too few.
+    pub(super) fn may_place(&self) -> bool {
+        self.num_missing() > 0 && self.misplaced != Some(self.last_change)
     }
 
     /// Makes a pipeline of free nodes, and says whether there are some for one: as many as are left

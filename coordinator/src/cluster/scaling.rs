@@ -84,19 +84,13 @@ impl Cluster {
         self.config.coordinator.local_nodes > 0 || self.num_local(1) > 0
     }
 
-    /// Pipelines that are there to stay.
-    pub(super) fn num_kept(&self) -> usize {
-        self.pipelines.values().filter(|pipeline| !pipeline.is_draining()).count()
-    }
-
     /// Gives up pipelines beyond those that are wanted: first those that don't serve yet, then
     /// those with the least left to compute.
     fn drain_surplus(&mut self, now: Instant) {
         let Some(wanted) = self.wanted() else { return };
-        let kept = self.pipelines.values().filter(|pipeline| !pipeline.is_draining());
         let left =
             |pipeline: &Pipeline| pipeline.lane.as_ref().map(|lane| lane.num_outstanding_tokens());
-        let mut kept: Vec<_> = kept.map(|it| (left(it), Reverse(it.epoch), it.id)).collect();
+        let mut kept: Vec<_> = self.kept().map(|it| (left(it), Reverse(it.epoch), it.id)).collect();
         kept.sort_unstable();
         for (.., id) in &kept[..kept.len().saturating_sub(wanted)] {
             self.drain_pipeline(*id, "fewer pipelines are wanted", now);
@@ -164,7 +158,7 @@ impl Cluster {
     fn staff(&mut self) {
         let Some(num_pipelines) = self.wanted() else { return };
         let joined = self.members.joined();
-        let is_short = self.num_kept() < num_pipelines;
+        let is_short = self.kept().count() < num_pipelines;
         // The longest known stay: what they hold on disk is of use.
         let mut idle: Vec<_> = self.free().filter(|_| !is_short).collect();
         idle.reverse();

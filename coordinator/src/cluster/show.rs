@@ -41,6 +41,7 @@ impl Cluster {
             waiting_for: self.waiting_for(),
             nodes: nodes.collect(),
             quarantined: self.quarantined(),
+            relieved: self.duties.relieved().collect(),
             pipelines: self.pipelines.values().map(|it| it.status(self.members.joined())).collect(),
             system_fingerprint: serving
                 .map_or_else(String::new, |pipeline| pipeline.fingerprint(self.model.id)),

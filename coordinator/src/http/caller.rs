@@ -2,7 +2,8 @@
 //! finds a [`Caller`] among the extensions of its request.
 //!
 //! Health needs no key, since what asks for it has none. Everything else does, once there are keys:
-//! /metrics one for metrics, the rest, what isn't there included, one for inference.
+//! /metrics one for metrics, /v1/admin one for admin, the rest, what isn't there included, one for
+//! inference.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +63,7 @@ pub(super) fn identify(state: &ApiState, request: &mut Request) -> Result<Caller
     let scope = match request.uri().path() {
         path if path.starts_with("/health/") => return Ok(Caller(state.keys.anybody())),
         "/metrics" => Scope::Metrics,
+        path if path.starts_with(ADMIN) => Scope::Admin,
         _ => Scope::Inference,
     };
     let access = state.keys.access(secret(request.headers())).map_err(|refusal| {
@@ -76,10 +78,22 @@ pub(super) fn identify(state: &ApiState, request: &mut Request) -> Result<Caller
         response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         Box::new(response)
     })?;
-    if !access.is_for(scope) {
+    // Open to all is the model, not the cluster.
+    let is_open = scope == Scope::Admin && access.name.is_none() && state.config.allow_anonymous;
+    if is_open || !access.is_for(scope) {
         state.metrics.refused("scope");
-        let message =
-            format!("this API key isn't for {0}; it takes one of scope {0} or admin", scope.name());
+        let message = match scope {
+            _ if is_open => {
+                "where the API is open to all, operators need an API key of scope admin: make one \
+                 with autoglm key create --scope admin"
+                    .to_owned()
+            }
+            Scope::Admin => "this API key isn't for admin; it takes one of that scope".to_owned(),
+            _ => {
+                let name = scope.name();
+                format!("this API key isn't for {name}; it takes one of scope {name} or admin")
+            }
+        };
         let error = ApiError::malformed(message).status(403).code("insufficient_scope");
         return Err(Box::new(error.into_response()));
     }
@@ -87,6 +101,9 @@ pub(super) fn identify(state: &ApiState, request: &mut Request) -> Result<Caller
     request.extensions_mut().insert(caller.clone());
     Ok(caller)
 }
+
+/// What operators see and say.
+const ADMIN: &str = "/v1/admin/";
 
 /// OpenAI's clients send it in one header, Anthropic's in another.
 fn secret(headers: &HeaderMap) -> Option<&str> {

@@ -7,10 +7,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use protocol::NodeId;
 use serde_json::{Value, json};
 
 use super::ApiState;
-use crate::status::StageState;
+use crate::status::{StageState, Status};
 
 pub(super) async fn live() -> Response {
     Json(json!({"status": "live"})).into_response()
@@ -26,12 +27,17 @@ pub(super) async fn ready(State(state): State<Arc<ApiState>>) -> Response {
 }
 
 pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
-    let status = state.engine.status();
+    Json(describe(&state.engine.status()))
+}
+
+/// All of it, as health and operators are told.
+pub(super) fn describe(status: &Status) -> Value {
     let nodes = status.nodes.iter().map(|node| {
         json!({
             "node": node.node.to_string(),
             "hostname": node.hostname,
             "data_addr": node.data_addr.to_string(),
+            "duty": status.duty_of(node.node).name(),
             "adapters": node.adapters,
             "drivers": node.drivers,
             "memory_bytes": node.memory_bytes,
@@ -102,13 +108,17 @@ pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
             "decisions": decisions.collect::<Vec<_>>(),
         })
     });
-    Json(json!({
+    let is_here = |id: NodeId| status.nodes.iter().any(|node| node.node == id);
+    let absent = status.relieved.iter().filter(|(id, _)| !is_here(*id));
+    let absent = absent.map(|(id, duty)| json!({"node": id.to_string(), "duty": duty.name()}));
+    json!({
         "ready": status.is_ready(),
         "waiting_for": status.waiting_for,
         "system_fingerprint": status.system_fingerprint,
         "autoscaler": scaling,
         "nodes": nodes.collect::<Vec<_>>(),
         "quarantined": quarantined.collect::<Vec<_>>(),
+        "absent": absent.collect::<Vec<_>>(),
         "pipelines": pipelines.collect::<Vec<_>>(),
-    }))
+    })
 }

@@ -1,5 +1,8 @@
 //! The API over HTTP: routes, bodies' limits, errors, metrics. The only place that names axum.
 
+mod admin;
+#[cfg(test)]
+mod admin_tests;
 mod answer;
 mod body;
 mod caller;
@@ -98,7 +101,7 @@ impl ApiState {
 }
 
 /// Every route.
-fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 12] {
+fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 16] {
     [
         ("/v1/models", get(models::list)),
         ("/v1/models/{*id}", get(models::retrieve)),
@@ -106,6 +109,10 @@ fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 12] {
         ("/v1/completions", post(answer::completion)),
         ("/v1/requests", get(requests::list)),
         ("/v1/requests/{id}", get(requests::retrieve).delete(requests::cancel)),
+        ("/v1/admin/status", get(admin::status)),
+        ("/v1/admin/cordon/{node}", post(admin::cordon)),
+        ("/v1/admin/uncordon/{node}", post(admin::uncordon)),
+        ("/v1/admin/drain/{node}", post(admin::drain)),
         ("/tokenize", post(tokens::tokenize)),
         ("/detokenize", post(tokens::detokenize)),
         ("/health/live", get(health::live)),

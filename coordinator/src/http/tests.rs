@@ -27,10 +27,10 @@ pub(super) struct Server {
     num_closed: Arc<AtomicUsize>,
 }
 
-struct Response {
-    status: u16,
+pub(super) struct Response {
+    pub(super) status: u16,
     head: String,
-    body: String,
+    pub(super) body: String,
 }
 
 impl Response {
@@ -115,6 +115,13 @@ impl Server {
         let is_chunked = head.to_lowercase().contains("transfer-encoding: chunked");
         let body = if is_chunked { unchunk(body) } else { body.to_owned() };
         Response { status, head: head.to_owned(), body }
+    }
+
+    /// By the key of this secret.
+    pub(super) async fn call_as(&self, secret: &str, method: &str, path: &str) -> Response {
+        // A target, and the header that follows its line.
+        let line = format!("{path} HTTP/1.1\r\nauthorization: Bearer {secret}\r\nx-rest: ");
+        self.call(method, &line, b"").await
     }
 
     async fn get(&self, path: &str) -> Response {

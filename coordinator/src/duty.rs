@@ -1,0 +1,112 @@
+//! Which nodes new pipelines do without since somebody said so: an operator, or a node itself that
+//! wants to end.
+
+pub mod kept;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use protocol::{NodeId, SessionId};
+
+/// What a node is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duty {
+    /// Whatever is placed on it.
+    Active,
+    /// What it has; nothing new is placed on it.
+    Cordoned,
+    /// Nothing any more: what it has goes elsewhere.
+    Draining,
+}
+
+impl Duty {
+    /// Its name in answers and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Cordoned => "cordoned",
+            Self::Draining => "draining",
+        }
+    }
+
+    /// The duty of a name.
+    pub fn of(name: &str) -> Option<Self> {
+        [Self::Active, Self::Cordoned, Self::Draining].into_iter().find(|it| it.name() == name)
+    }
+}
+
+/// The nodes that aren't active.
+#[derive(Debug, Default)]
+pub(crate) struct Duties {
+    relieved: BTreeMap<NodeId, Relieved>,
+}
+
+#[derive(Debug)]
+struct Relieved {
+    duty: Duty,
+    since: Instant,
+    // Of a node that asked for it itself: in its next one it is active again.
+    session: Option<SessionId>,
+    is_released: bool,
+}
+
+impl Duties {
+    /// An operator's word. Whether anything changes by it.
+    pub(crate) fn set(&mut self, node: NodeId, duty: Duty, now: Instant) -> bool {
+        let before = self.of(node);
+        if duty == Duty::Active {
+            self.relieved.remove(&node);
+        } else if before != duty {
+            let relieved = Relieved { duty, since: now, session: None, is_released: false };
+            self.relieved.insert(node, relieved);
+        } else if let Some(relieved) = self.relieved.get_mut(&node) {
+            // From now on it is the operator's, who is to take it back.
+            relieved.session = None;
+        }
+        before != duty
+    }
+
+    /// A node wants to end with this session. Whether it hadn't been drained before.
+    pub(crate) fn leave(&mut self, node: NodeId, session: SessionId, now: Instant) -> bool {
+        if self.of(node) == Duty::Draining {
+            return false;
+        }
+        // A cordon is the operator's, and is there when the node comes back.
+        let was_cordoned = self.of(node) == Duty::Cordoned;
+        let session = (!was_cordoned).then_some(session);
+        let (duty, is_released) = (Duty::Draining, false);
+        self.relieved.insert(node, Relieved { duty, since: now, session, is_released });
+        true
+    }
+
+    /// A node's session is over.
+    pub(crate) fn left(&mut self, node: NodeId, session: SessionId) {
+        if self.relieved.get(&node).is_some_and(|it| it.session == Some(session)) {
+            self.relieved.remove(&node);
+        } else if let Some(relieved) = self.relieved.get_mut(&node) {
+            relieved.is_released = false;
+        }
+    }
+
+    /// What a node is there for.
+    pub(crate) fn of(&self, node: NodeId) -> Duty {
+        self.relieved.get(&node).map_or(Duty::Active, |it| it.duty)
+    }
+
+    /// Those that aren't active.
+    pub(crate) fn relieved(&self) -> impl Iterator<Item = (NodeId, Duty)> {
+        self.relieved.iter().map(|(node, it)| (*node, it.duty))
+    }
+
+    /// Those that are to hold nothing any more, and since when.
+    pub(crate) fn draining(&self) -> impl Iterator<Item = (NodeId, Instant)> {
+        let draining = self.relieved.iter().filter(|(_, it)| it.duty == Duty::Draining);
+        draining.map(|(node, it)| (*node, it.since))
+    }
+
+    /// A drained node holds nothing any more. Whether that is news.
+    pub(crate) fn release(&mut self, node: NodeId) -> bool {
+        let relieved = self.relieved.get_mut(&node);
+        relieved.is_some_and(|it| !std::mem::replace(&mut it.is_released, true))
+    }
+}
