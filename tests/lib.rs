@@ -8,6 +8,7 @@ pub mod fp8;
 pub mod golden;
 pub mod namespaces;
 pub mod proxy;
+pub mod readers;
 pub mod said;
 pub mod simulation;
 pub mod wire;
