@@ -15,8 +15,11 @@ use protocol::message::{Leaving, Progress, StageFailed, Unload};
 use protocol::{Config, Frame, NodeReport, StageEcho, StagePlan, codec};
 use tempfile::TempDir;
 
+/// Reads bytes, whatever they are.
+type Read = fn(&[u8]);
+
 /// A reader by its name, which is that of its folder in `tests/corpora`.
-pub const READERS: [(&str, fn(&[u8])); 7] = [
+pub const READERS: [(&str, Read); 7] = [
     ("frame", frame),
     ("message", message),
     ("safetensors", safetensors),
@@ -116,8 +119,7 @@ fn template(bytes: &[u8]) {
         special: Default::default(),
         chat_template: Some(text.to_owned()),
     };
-    let limits =
-        Http { max_template_fuel: 20_000, max_rendered_bytes: 1 << 16, ..Http::default() };
+    let limits = Http { max_template_fuel: 20_000, max_rendered_bytes: 1 << 16, ..Http::default() };
     let Some(template) = ChatTemplate::from_source(&source, &limits) else { return };
     let messages = serde_json::json!([
         {"role": "system", "content": "Be short."},

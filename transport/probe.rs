@@ -17,7 +17,7 @@ const PROBE: StageId = StageId {
 };
 
 /// Bytes of one write.
-const CHUNK: [u8; 64 << 10] = [0; 64 << 10];
+static CHUNK: [u8; 64 << 10] = [0; 64 << 10];
 
 /// More than anybody sends to measure.
 const MAX_BYTES: usize = 1 << 30;

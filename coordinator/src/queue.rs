@@ -310,9 +310,9 @@ impl Queue {
 
     /// Since when whoever came first waits, those of priority `offline` apart unless they count.
     pub fn oldest(&self, counts_offline: bool) -> Option<Instant> {
-        let counts =
-            |it: &&Box<Waiting>| counts_offline || it.sequence.priority() != Priority::Offline;
-        self.waiting.values().filter(counts).map(|waiting| waiting.since).min()
+        let counts = |of: &Sequence| counts_offline || of.priority() != Priority::Offline;
+        let counted = self.waiting.values().filter(|it| counts(&it.sequence));
+        counted.map(|waiting| waiting.since).min()
     }
 
     /// Where what waits of a request stands, and how long it has.

@@ -268,7 +268,7 @@ mod tests {
             revoked: None,
         };
         store.add_token(token.clone()).await.unwrap();
-        assert_eq!(store.tokens().await.unwrap(), [token.clone()]);
+        assert_eq!(store.tokens().await.unwrap(), std::slice::from_ref(&token));
         let by = async |store: &Store, node, key: &[u8], now| {
             store.use_token("abcdef", NodeId(node), key, now).await.unwrap()
         };

@@ -31,7 +31,7 @@ pub enum PartWeights {
     /// The embedding's table.
     Embedding(WeightMatrix),
     /// A layer's matrices and norms.
-    Layer(LayerWeights),
+    Layer(Box<LayerWeights>),
     /// The final norm and the head's table.
     Head(HeadWeights),
 }
@@ -142,7 +142,7 @@ impl KeptWeights {
                 PartWeights::Embedding(table)
             }
             Part::Layer(layer) => {
-                PartWeights::Layer(LayerWeights::load(gpu, files, layer, loaded)?)
+                PartWeights::Layer(LayerWeights::load(gpu, files, layer, loaded)?.into())
             }
             Part::Head => {
                 let of_model = self.parts.iter().filter(|(other, _)| {

@@ -122,7 +122,7 @@ pub fn look_at_folder(path: &Path) -> Folder {
     };
     let written = try_out().map_err(|cause: io::Error| cause.to_string());
     let free = |stat: nix::sys::statvfs::Statvfs| {
-        u64::from(stat.blocks_available()).saturating_mul(stat.fragment_size())
+        stat.blocks_available().saturating_mul(stat.fragment_size())
     };
     let free_bytes = nix::sys::statvfs::statvfs(path).ok().map(free);
     Folder { path: path.to_owned(), written, free_bytes }
