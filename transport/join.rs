@@ -323,22 +323,24 @@ impl JoinRequest {
     /// When it says nothing that can be answered; it has been told so, where it can be.
     pub async fn hear(self, config: &Transport) -> Result<Asking, JoinError> {
         let (addr, connection) = (self.remote_addr(), self.connection.clone());
-        let heard = async {
-            let (mut send, mut receive) =
-                connection.accept_bi().await.map_err(TransportError::from)?;
-            match listen(&connection, &mut receive).await {
-                Ok((applicant, certificate_request)) => {
-                    Ok(Asking { applicant, request: self, send, receive, certificate_request })
-                }
-                Err(cause) => {
+        let opened = async { Ok(connection.accept_bi().await.map_err(TransportError::from)?) };
+        let (mut send, mut receive) = within(config, addr, opened).await?;
+        match within(config, addr, listen(&connection, &mut receive)).await {
+            Ok((applicant, certificate_request)) => {
+                Ok(Asking { applicant, request: self, send, receive, certificate_request })
+            }
+            Err(cause) => {
+                let told = async {
                     write_message(&mut send, &Answer::Refused(cause.to_string())).await?;
                     // It closes when it has read that; closing first could lose it.
-                    let _ = connection.closed().await;
-                    Err(cause)
-                }
+                    connection.closed().await;
+                    Ok(())
+                };
+                // Whether it listens or not: what was wrong with it is known.
+                let _ = within(config, addr, told).await;
+                Err(cause)
             }
-        };
-        within(config, addr, heard).await
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 //!
 //! The only crate that names quinn and rustls. It moves frames and knows nothing of what they mean.
 
+#[cfg(test)]
+mod adversaries;
 mod certs;
 mod connection;
 mod control;

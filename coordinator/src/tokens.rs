@@ -2,6 +2,7 @@
 //! the nodes that are revoked.
 
 pub mod command;
+pub mod node;
 
 use std::collections::HashSet;
 

@@ -1,0 +1,110 @@
+//! `autoglm node`: which nodes may be in the cluster, whether the coordinator runs or not.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use protocol::{Address, NodeId};
+
+use crate::data_dir;
+use crate::store::Store;
+
+/// Shows nodes out.
+#[derive(Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// The coordinator's data directory [default: under your home directory].
+    #[arg(long, value_name = "DIR", global = true)]
+    data_dir: Option<PathBuf>,
+    /// Where nodes join; its port names the default data directory [default: 127.0.0.1:7000].
+    #[arg(long, value_name = "HOST:PORT", global = true)]
+    cluster: Option<Address>,
+    /// The coordinator's file of the form of cluster.toml; flags win over it.
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Ends a node's session within a second, and lets it in no more, whatever it shows.
+    Revoke {
+        /// Its id: 16 hexadecimal digits, as the log and /health/stages tell it.
+        #[arg(value_parser = node)]
+        node: NodeId,
+    },
+}
+
+impl Arguments {
+    /// Does what is asked for.
+    ///
+    /// # Errors
+    /// When it can't.
+    pub fn run(self) -> Result<()> {
+        let mut config = data_dir::config(self.config.as_deref())?;
+        if let Some(dir) = self.data_dir {
+            config.coordinator.data_dir = dir;
+        }
+        if let Some(cluster) = self.cluster {
+            config.coordinator.cluster_addr = cluster;
+        }
+        let dir = data_dir::path(&config)?;
+        ensure!(
+            dir.join("ca.pem").exists(),
+            "there is no coordinator's data in {}: name its --data-dir, or its --cluster HOST:PORT",
+            dir.display()
+        );
+        let Command::Revoke { node } = self.command;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            Store::open(&dir).await?.revoke_node(node, Timestamp::now()).await?;
+            eprintln!(
+                "node {node} is revoked; to use its machine again, remove its data directory"
+            );
+            Ok(())
+        })
+    }
+}
+
+fn node(text: &str) -> Result<NodeId, String> {
+    let id =
+        u64::from_str_radix(text, 16).ok().filter(|_| text.len() == 16 && !text.starts_with('+'));
+    id.map(NodeId).ok_or_else(|| "must be 16 hexadecimal digits".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    #[test]
+    fn a_node_is_revoked_by_its_id_where_a_coordinator_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = |id: &str| {
+            let dir = dir.path().to_str().unwrap();
+            let line = Line::try_parse_from(["node", "revoke", id, "--data-dir", dir]);
+            let line = line.map_err(|cause| cause.to_string())?;
+            line.arguments.run().map_err(|cause| format!("{cause:#}"))
+        };
+        let said = run("00000000000000ab").unwrap_err();
+        assert!(said.contains("no coordinator's data"), "{said}");
+        transport::Authority::load_or_create(dir.path()).unwrap();
+        run("00000000000000ab").unwrap();
+        for wrong in ["ab", "00000000000000xy", "+0000000000000ab"] {
+            assert!(run(wrong).unwrap_err().contains("16 hexadecimal digits"), "{wrong}");
+        }
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let revoked = runtime.block_on(async {
+            Store::open(dir.path()).await.unwrap().revoked_nodes().await.unwrap()
+        });
+        assert_eq!(revoked, [NodeId(0xab)].into());
+    }
+}
