@@ -30,8 +30,6 @@ enum Command {
     Key(keys::command::Arguments),
     /// Makes, lists and revokes join tokens.
     Token(tokens::command::Arguments),
-    /// Shows nodes out.
-    Node(tokens::node::Arguments),
     /// Says what keeps this machine, its nodes and links from serving, and what to do about it.
     Doctor(doctor::Arguments),
     /// How it is with a running cluster, and what it waits for.
@@ -159,7 +157,6 @@ fn main() -> ExitCode {
         Command::Node(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Explain(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Plan(arguments) => arguments.run(&mut std::io::stdout().lock()),
-        Command::Node(arguments) => arguments.run(),
         Command::Token(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Key(arguments) => arguments.run(&mut std::io::stdout().lock()),
     };

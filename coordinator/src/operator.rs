@@ -10,6 +10,7 @@ use hyper::Method;
 use serde_json::Value;
 
 use crate::asking::{Server, block_on};
+use crate::tokens::revoke::Revoke;
 
 /// Between two looks at a node that is drained.
 const LOOK_PAUSE: Duration = Duration::from_millis(300);
@@ -67,6 +68,8 @@ enum What {
     Cordon(OfNode),
     /// The node is used again.
     Uncordon(OfNode),
+    /// Ends the node's session within a second, and lets it in no more, whatever it shows.
+    Revoke(Revoke),
     /// What the node has goes elsewhere; waits until it holds nothing.
     Drain {
         #[command(flatten)]
@@ -92,6 +95,7 @@ impl NodeArguments {
     /// When the server can't be asked or knows no such node, or when the wait was too short.
     pub fn run(self, out: &mut impl Write) -> Result<()> {
         let (action, of, wait) = match self.what {
+            What::Revoke(revoke) => return revoke.run(),
             What::Cordon(of) => ("cordon", of, 0),
             What::Uncordon(of) => ("uncordon", of, 0),
             What::Drain { of, wait } => ("drain", of, wait),

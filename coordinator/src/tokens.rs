@@ -2,7 +2,7 @@
 //! the nodes that are revoked.
 
 pub mod command;
-pub mod node;
+pub mod revoke;
 
 use std::collections::HashSet;
 

@@ -1,42 +1,33 @@
-//! `autoglm node`: which nodes may be in the cluster, whether the coordinator runs or not.
+//! `autoglm node revoke`: a node is in the cluster no more, whether the coordinator runs or not.
 
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use clap::{Args, Subcommand};
+use clap::Args;
 use jiff::Timestamp;
 use protocol::{Address, NodeId};
 
 use crate::data_dir;
 use crate::store::Store;
 
-/// Shows nodes out.
+/// Shows a node out for good.
 #[derive(Args)]
-pub struct Arguments {
-    #[command(subcommand)]
-    command: Command,
+pub struct Revoke {
+    /// Its id: 16 hexadecimal digits, as autoglm nodes and the log tell it.
+    #[arg(value_parser = node)]
+    node: NodeId,
     /// The coordinator's data directory [default: under your home directory].
-    #[arg(long, value_name = "DIR", global = true)]
+    #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Where nodes join; its port names the default data directory [default: 127.0.0.1:7000].
-    #[arg(long, value_name = "HOST:PORT", global = true)]
+    #[arg(long, value_name = "HOST:PORT")]
     cluster: Option<Address>,
     /// The coordinator's file of the form of cluster.toml; flags win over it.
-    #[arg(long, value_name = "FILE", global = true)]
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
-#[derive(Subcommand)]
-enum Command {
-    /// Ends a node's session within a second, and lets it in no more, whatever it shows.
-    Revoke {
-        /// Its id: 16 hexadecimal digits, as the log and /health/stages tell it.
-        #[arg(value_parser = node)]
-        node: NodeId,
-    },
-}
-
-impl Arguments {
+impl Revoke {
     /// Does what is asked for.
     ///
     /// # Errors
@@ -55,7 +46,7 @@ impl Arguments {
             "there is no coordinator's data in {}: name its --data-dir, or its --cluster HOST:PORT",
             dir.display()
         );
-        let Command::Revoke { node } = self.command;
+        let node = self.node;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             Store::open(&dir).await?.revoke_node(node, Timestamp::now()).await?;
@@ -82,7 +73,7 @@ mod tests {
     #[derive(Parser)]
     struct Line {
         #[command(flatten)]
-        arguments: Arguments,
+        revoke: Revoke,
     }
 
     #[test]
@@ -90,9 +81,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run = |id: &str| {
             let dir = dir.path().to_str().unwrap();
-            let line = Line::try_parse_from(["node", "revoke", id, "--data-dir", dir]);
+            let line = Line::try_parse_from(["revoke", id, "--data-dir", dir]);
             let line = line.map_err(|cause| cause.to_string())?;
-            line.arguments.run().map_err(|cause| format!("{cause:#}"))
+            line.revoke.run().map_err(|cause| format!("{cause:#}"))
         };
         let said = run("00000000000000ab").unwrap_err();
         assert!(said.contains("no coordinator's data"), "{said}");
