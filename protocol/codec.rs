@@ -2,7 +2,9 @@
 //!
 //! bincode is pinned at 2.0.1 (its successor is a tombstone); whoever replaces it edits this file.
 
-use bincode::config;
+use bincode::de::{Decoder, read::Reader};
+use bincode::error::DecodeError;
+use bincode::{Decode, Encode, config};
 
 /// Why bytes are not the message that was expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,7 +27,7 @@ const MEDIUM: usize = SMALL << 4;
 const LARGE: usize = MEDIUM << 7;
 
 /// The bytes of `value`.
-pub fn encode<T: bincode::Encode>(value: &T) -> Vec<u8> {
+pub fn encode<T: Encode>(value: &T) -> Vec<u8> {
     bincode::encode_to_vec(value, config::standard())
         .expect("messages hold plain data, which always encodes")
 }
@@ -34,7 +36,7 @@ pub fn encode<T: bincode::Encode>(value: &T) -> Vec<u8> {
 ///
 /// # Errors
 /// When the bytes are anything else, or ask for far more memory than they could fill.
-pub fn decode<T: bincode::Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
+pub fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
     let most = bytes.len().saturating_mul(MAX_EXPANSION);
     if most <= SMALL {
         decode_within::<T, SMALL>(bytes)
@@ -45,9 +47,18 @@ pub fn decode<T: bincode::Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
     }
 }
 
-fn decode_within<T: bincode::Decode<()>, const MAX_BYTES: usize>(
-    bytes: &[u8],
-) -> Result<T, CodecError> {
+/// A last field, or several, that an older version doesn't write: without them the message ends
+/// here, and they are what they are by default.
+pub(crate) fn added<T: Decode<()> + Default, D: Decoder<Context = ()>>(
+    decoder: &mut D,
+) -> Result<T, DecodeError> {
+    match decoder.reader().peek_read(1) {
+        None => Ok(T::default()),
+        Some(_) => T::decode(decoder),
+    }
+}
+
+fn decode_within<T: Decode<()>, const MAX_BYTES: usize>(bytes: &[u8]) -> Result<T, CodecError> {
     let limited = config::standard().with_limit::<MAX_BYTES>();
     let (value, used) = bincode::decode_from_slice(bytes, limited)
         .map_err(|cause| CodecError::Malformed(cause.to_string()))?;

@@ -13,6 +13,8 @@
 //! reader that doesn't know a critical section refuses the frame by name, and skips any other.
 //! That is how old and new can meet: speculation (windows, drafts, discard ranges) and grammar
 //! masks are sections to come.
+//!
+//! The wire version is the oldest whose processes can read the frame, not the sender's.
 
 use crate::{
     Batch, Carried, Epoch, Hidden, ModelId, PipelineId, SliceOutput, StageId, StageIndex, StepId,
@@ -23,6 +25,10 @@ use bincode::{Decode, Encode};
 use bytes::Bytes;
 
 const MAGIC: [u8; 4] = *b"AGLM";
+
+/// The wire version since which frames are as they are: what has been added stands in sections
+/// that are not critical. Every frame says it, so that a process of that version reads it, too.
+const FRAMES_SINCE: u16 = 3;
 
 /// Bytes of the fixed header.
 pub const HEADER_BYTES: usize = 64;
@@ -80,7 +86,7 @@ pub struct Sampled {
 }
 
 /// A step that a stage could not compute.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failed {
     /// One sentence for a person.
     pub cause: String,
@@ -179,7 +185,7 @@ pub enum FrameError {
     #[error("frame doesn't begin with AGLM")]
     BadMagic,
     /// Of another version.
-    #[error("frame speaks wire version {theirs}, this process speaks {WIRE_VERSION}")]
+    #[error("frame speaks wire version {theirs}, this process {FRAMES_SINCE} to {WIRE_VERSION}")]
     UnknownVersion {
         /// The sender's.
         theirs: u16,
@@ -215,12 +221,14 @@ enum Section {
     Traces = 6,
     // 3 held timings of fewer parts: a section whose content changes gets another number.
     Timings = 7,
+    // Since wire version 4; left out where it is nobody else's fault.
+    Blame = 8,
 }
 
 impl Section {
     fn is_known(kind: u16) -> bool {
-        let known =
-            [Self::Batch, Self::Hidden, Self::Outputs, Self::Failed, Self::Traces, Self::Timings];
+        use Section::{Batch, Blame, Failed, Hidden, Outputs, Timings, Traces};
+        let known = [Batch, Hidden, Outputs, Failed, Traces, Timings, Blame];
         known.into_iter().any(|section| section as u16 == kind)
     }
 }
@@ -250,14 +258,17 @@ impl Frame {
                 add_section(&mut head, Section::Timings, 0, &codec::encode(timings));
                 2
             }
-            Body::Failed(failed) => {
-                add_section(&mut head, Section::Failed, CRITICAL, &codec::encode(failed));
+            Body::Failed(Failed { cause, fatal, blame }) => {
+                add_section(&mut head, Section::Failed, CRITICAL, &codec::encode(&(cause, fatal)));
+                if *blame != Blame::default() {
+                    add_section(&mut head, Section::Blame, 0, &codec::encode(blame));
+                }
                 3
             }
         };
         let length = u32_of(head.len() - HEADER_BYTES + hidden.len());
         head[0..4].copy_from_slice(&MAGIC);
-        head[4..6].copy_from_slice(&WIRE_VERSION.to_le_bytes());
+        head[4..6].copy_from_slice(&FRAMES_SINCE.to_le_bytes());
         head[6] = kind;
         head[8..12].copy_from_slice(&self.stage.pipeline.0.to_le_bytes());
         head[12..16].copy_from_slice(&self.stage.stage.0.to_le_bytes());
@@ -272,13 +283,13 @@ impl Frame {
     /// The bytes that follow a header, checked against `max` before anyone takes memory for them.
     ///
     /// # Errors
-    /// When the header isn't one of this version, or promises more than `max` bytes.
+    /// When the header isn't one that this version reads, or promises more than `max` bytes.
     pub fn payload_bytes(header: &[u8; HEADER_BYTES], max: usize) -> Result<usize, FrameError> {
         if header[0..4] != MAGIC {
             return Err(FrameError::BadMagic);
         }
         let theirs = u16::from_le_bytes([header[4], header[5]]);
-        if theirs != WIRE_VERSION {
+        if !(FRAMES_SINCE..=WIRE_VERSION).contains(&theirs) {
             return Err(FrameError::UnknownVersion { theirs });
         }
         let bytes = u32::from_le_bytes([header[60], header[61], header[62], header[63]]) as usize;
@@ -315,7 +326,10 @@ impl Frame {
                 outputs: codec::decode(sections.one(Section::Outputs, "outputs")?)?,
                 timings: sections.optional(Section::Timings)?,
             }),
-            3 => Body::Failed(codec::decode(sections.one(Section::Failed, "failed")?)?),
+            3 => {
+                let (cause, fatal) = codec::decode(sections.one(Section::Failed, "failed")?)?;
+                Body::Failed(Failed { cause, fatal, blame: sections.optional(Section::Blame)? })
+            }
             kind => return Err(FrameError::UnknownKind(kind)),
         };
         let u32_at =

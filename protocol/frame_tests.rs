@@ -153,10 +153,14 @@ fn an_unknown_section_is_skipped_unless_it_is_critical() {
 #[test]
 fn a_frame_of_another_version_is_refused_by_name() {
     let mut bytes = bytes(&frame(Body::Step(step())));
-    bytes[4] = 9;
-    let error = decode(&bytes).unwrap_err();
-    let expected = format!("frame speaks wire version 9, this process speaks {WIRE_VERSION}");
-    assert_eq!(error.to_string(), expected);
+    for theirs in [FRAMES_SINCE - 1, WIRE_VERSION + 1] {
+        bytes[4] = theirs as u8;
+        let error = decode(&bytes).unwrap_err();
+        let expected = format!(
+            "frame speaks wire version {theirs}, this process {FRAMES_SINCE} to {WIRE_VERSION}"
+        );
+        assert_eq!(error.to_string(), expected);
+    }
 }
 
 #[test]

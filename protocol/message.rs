@@ -11,6 +11,8 @@ use crate::codec::{self, CodecError};
 use crate::{
     Blame, Epoch, NodeId, NodeReport, PipelineId, SessionId, StageEcho, StageId, StagePlan,
 };
+use bincode::de::Decoder;
+use bincode::error::DecodeError;
 use bincode::{Decode, Encode};
 
 /// The process group that the coordinator's remote face joins.
@@ -81,7 +83,7 @@ pub struct Unload {
 }
 
 /// A stage that can't be loaded, or is lost.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
 pub struct StageFailed {
     /// Who says so.
     pub node: NodeId,
@@ -89,8 +91,15 @@ pub struct StageFailed {
     pub id: StageId,
     /// One sentence for a person.
     pub cause: String,
-    /// Whose fault it is.
+    /// Whose fault it is. Since wire version 4.
     pub blame: Blame,
+}
+
+impl Decode<()> for StageFailed {
+    fn decode<D: Decoder<Context = ()>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        let (node, id, cause) = Decode::decode(decoder)?;
+        Ok(Self { node, id, cause, blame: codec::added(decoder)? })
+    }
 }
 
 /// How far a stage's loading has come.

@@ -1,12 +1,15 @@
 //! What a node says of itself.
 
+use bincode::de::Decoder;
+use bincode::enc::Encoder;
+use bincode::error::{DecodeError, EncodeError};
 use bincode::{Decode, Encode};
 use std::net::SocketAddr;
 
-use crate::{Digest, NodeId, SessionId, Speed};
+use crate::{Digest, NodeId, SessionId, Speed, codec};
 
 /// What a node reports when it joins.
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NodeReport {
     /// Who reports.
     pub node: NodeId,
@@ -28,7 +31,7 @@ pub struct NodeReport {
 }
 
 /// A GPU, or what stands in for one.
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AdapterReport {
     /// As the driver calls it.
     pub name: String,
@@ -41,4 +44,33 @@ pub struct AdapterReport {
     pub fingerprint: Digest,
     /// How fast its kernels are.
     pub speed: Speed,
+}
+
+/// What was there in wire version 3 comes first, as it was; the rest follows.
+impl Encode for NodeReport {
+    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
+        let Self { node, session, hostname, pid, data_addr, pool, labels, adapters } = self;
+        let devices: Vec<_> = adapters
+            .iter()
+            .map(|it| (&it.name, &it.driver, it.memory_bytes, it.fingerprint))
+            .collect();
+        let speeds: Vec<_> = adapters.iter().map(|it| it.speed).collect();
+        (node, session, hostname, pid, data_addr, devices).encode(encoder)?;
+        (pool, labels, speeds).encode(encoder)
+    }
+}
+
+impl Decode<()> for NodeReport {
+    fn decode<D: Decoder<Context = ()>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        let (node, session, hostname, pid, data_addr) = Decode::decode(decoder)?;
+        let devices: Vec<(String, String, u64, Digest)> = Decode::decode(decoder)?;
+        let (pool, labels, speeds): (_, _, Vec<Speed>) = codec::added(decoder)?;
+        let mut speeds = speeds.into_iter();
+        let adapter = |(name, driver, memory_bytes, fingerprint)| {
+            let speed = speeds.next().unwrap_or_default();
+            AdapterReport { name, driver, memory_bytes, fingerprint, speed }
+        };
+        let adapters = devices.into_iter().map(adapter).collect();
+        Ok(Self { node, session, hostname, pid, data_addr, pool, labels, adapters })
+    }
 }

@@ -1,0 +1,305 @@
+//! Golden bytes: everything that processes say to each other, as this version says it and as the
+//! one before did.
+//!
+//! A version's file was written once, by that version, and is never written again. What is said
+//! changes by sections of frames that are not critical, and by fields at the end of a message
+//! ([`codec::added`](crate::codec)).
+
+use std::collections::BTreeMap;
+
+use ractor::Message;
+use ractor::message::SerializedMessage;
+
+use crate::config::{KvCacheDtype, Quantize};
+use crate::message::{
+    CoordinatorMsg, Drain, Leaving, Loading, NodeMsg, Progress, StageFailed, Unload,
+};
+use crate::*;
+
+const VERSION_3: &str = include_str!("../tests/corpora/wire-3.txt");
+const VERSION_4: &str = include_str!("../tests/corpora/wire-4.txt");
+
+/// Names, each with its bytes.
+type Corpus = BTreeMap<String, Vec<u8>>;
+
+/// What is said; messages, which can't be compared, in Debug's words.
+#[derive(Debug, PartialEq)]
+enum Said {
+    Frame(Box<Frame>),
+    Message(String),
+}
+
+impl Said {
+    fn message(message: &dyn std::fmt::Debug) -> Self {
+        Self::Message(format!("{message:?}"))
+    }
+
+    fn of(name: &str, bytes: &[u8]) -> Self {
+        let (kind, variant) = name.split_once("::").unwrap_or((name, ""));
+        let (args, variant) = (bytes.to_vec(), variant.to_owned());
+        let cast = SerializedMessage::Cast { variant, args, metadata: None };
+        match kind {
+            "Frame" => Self::Frame(Frame::decode(&bytes.to_vec().into()).unwrap().into()),
+            "NodeMsg" => Self::message(&NodeMsg::deserialize(cast).unwrap()),
+            "CoordinatorMsg" => Self::message(&CoordinatorMsg::deserialize(cast).unwrap()),
+            "NodeReport" => Self::message(&codec::decode::<NodeReport>(bytes).unwrap()),
+            _ => panic!("{name} is nothing that is said"),
+        }
+    }
+}
+
+fn read(file: &str) -> Corpus {
+    let line = |line: &str| {
+        let (name, hex) = line.split_once(' ').unwrap();
+        let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        (name.to_owned(), (0..hex.len()).step_by(2).map(byte).collect())
+    };
+    file.lines().map(line).collect()
+}
+
+fn written(corpus: &Corpus) -> String {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    corpus.iter().map(|(name, bytes)| format!("{name} {}\n", hex(bytes))).collect()
+}
+
+fn stage() -> StageId {
+    StageId { pipeline: PipelineId(3), epoch: Epoch { start: 9, counter: 4 }, stage: StageIndex(1) }
+}
+
+fn frame(body: Body) -> Frame {
+    Frame { model: ModelId([7; 16]), stage: stage(), step: StepId(1 << 40), body }
+}
+
+fn begin() -> Begin {
+    Begin {
+        sampling: SamplingParams {
+            temperature: 0.5,
+            top_k: 40,
+            top_p: 0.75,
+            min_p: 0.125,
+            repetition_penalty: 1.5,
+            frequency_penalty: 0.25,
+            presence_penalty: -0.5,
+            logit_bias: vec![(TokenId(70_000), -100.0)],
+            seed: u64::MAX,
+            choice: 2,
+            num_logprobs: Some(5),
+            num_prompt_logprobs: None,
+        },
+        num_prompt_tokens: 300,
+        skipped: vec![TokenId(0), TokenId(9)],
+        copy_from: Some(BlockId(3)),
+    }
+}
+
+fn step() -> Step {
+    let prefill = Slice {
+        sequence: SequenceId(5),
+        start: 2,
+        input: Input::Tokens(vec![TokenId(1), TokenId(151_329)]),
+        first_block: 0,
+        blocks: vec![BlockId(8), BlockId(1000)],
+        begin: Some(Box::new(begin())),
+        sample: false,
+        next: Some(TokenId(77)),
+    };
+    let decode = Slice {
+        sequence: SequenceId(6),
+        start: 400,
+        input: Input::SampledBy(StepId((1 << 40) - 1)),
+        first_block: 25,
+        blocks: vec![],
+        begin: None,
+        sample: true,
+        next: None,
+    };
+    let batch = Batch { finished: vec![SequenceId(4)], slices: vec![prefill, decode] };
+    Step {
+        batch: batch.into(),
+        hidden: [1.5, -0.0, f32::MIN_POSITIVE / 2.0, f32::MAX].into_iter().collect(),
+        timings: vec![timing()],
+        traces: vec![TraceContext { trace: TraceId([3; 16]), span: SpanId(8), sampled: true }],
+    }
+}
+
+fn timing() -> StageTiming {
+    StageTiming {
+        stage: StageIndex(1),
+        decode_us: 1,
+        wait_us: 2,
+        handoff_us: 3,
+        upload_us: 400,
+        compute_us: 70_000,
+        readback_us: 6,
+        encode_us: 7,
+        send_us: 8,
+        rtt_us: 9,
+        received_bytes: 1 << 20,
+    }
+}
+
+fn sampled() -> Sampled {
+    let top = TokenLogprob { token: TokenId(3), logprob: -0.25 };
+    let logprobs = Logprobs { chosen: top, top: vec![top] };
+    let output = SliceOutput {
+        sequence: SequenceId(5),
+        position: 4,
+        token: Some(TokenId(3)),
+        logprobs: Some(logprobs.clone()),
+        prompt_logprobs: vec![logprobs],
+    };
+    Sampled { outputs: vec![output], timings: vec![timing()] }
+}
+
+fn plan() -> StagePlan {
+    StagePlan {
+        id: stage(),
+        num_stages: 2,
+        layers: LayerRange { first: 20, end: 46 },
+        adapter: 1,
+        model: ModelId([7; 16]),
+        model_path: "models/glm".into(),
+        digests: vec![Digest([1; 32]), Digest([2; 32])],
+        quantize: Quantize::default(),
+        kv_cache_dtype: KvCacheDtype::default(),
+        next: Some(Peer { node: NodeId(11), addr: "127.0.0.1:7000".parse().unwrap() }),
+        limits: StageLimits {
+            max_batched_tokens: 2048,
+            max_num_seqs: 64,
+            max_model_len: 1 << 17,
+            max_blocks: 10_000,
+            max_logprobs: 20,
+        },
+        memory_bytes: 80 << 30,
+    }
+}
+
+fn echo() -> StageEcho {
+    StageEcho {
+        node: NodeId(11),
+        id: stage(),
+        model: ModelId([7; 16]),
+        layers: LayerRange { first: 20, end: 46 },
+        hidden_size: 4096,
+        num_blocks: 9000,
+        memory_bytes: 79 << 30,
+        fingerprint: Digest([4; 32]),
+    }
+}
+
+fn report() -> NodeReport {
+    NodeReport {
+        node: NodeId(11),
+        session: SessionId(12),
+        hostname: "gpu-1".into(),
+        pid: 4711,
+        data_addr: "[::1]:7001".parse().unwrap(),
+        pool: "gpu-a".into(),
+        labels: vec![("zone".into(), "a".into())],
+        adapters: vec![AdapterReport {
+            name: "llvmpipe".into(),
+            driver: "lavapipe 1".into(),
+            memory_bytes: 8 << 30,
+            fingerprint: Digest([5; 32]),
+            speed: Speed { weight_bytes_per_s: 3e12, kernel_us: 2.5, ..Speed::default() },
+        }],
+    }
+}
+
+fn loading() -> Loading {
+    Loading {
+        checked_bytes: 1 << 33,
+        loaded_bytes: 2 << 33,
+        total_bytes: 3 << 33,
+        num_compiled: 4,
+        num_kernels: 5,
+    }
+}
+
+/// Everything that is said, with what only version 4 says or without it; and its bytes now.
+fn all(version: u16) -> BTreeMap<String, (Vec<u8>, Said)> {
+    let is_new = version > 3;
+    let blame = if is_new { Blame::Next } else { Blame::default() };
+    let (node, session, id, cause) = (NodeId(11), SessionId(12), stage(), "no memory".into());
+    let unload = Unload { pipeline: id.pipeline, epoch: id.epoch };
+    let leaving = Leaving { node, session, cause: "told to end".into() };
+    let mut report = report();
+    let mut to_node = vec![NodeMsg::Load(plan().into()), NodeMsg::Unload(unload.into())];
+    let mut to_coordinator = vec![
+        CoordinatorMsg::Ready(echo().into()),
+        CoordinatorMsg::Failed(StageFailed { node, id, cause, blame }.into()),
+        CoordinatorMsg::Progress(Progress { id, loading: loading() }.into()),
+        CoordinatorMsg::Leaving(leaving.into()),
+    ];
+    if is_new {
+        to_node.extend([NodeMsg::Warm(plan().into()), NodeMsg::Release(().into())]);
+        to_coordinator.push(CoordinatorMsg::Drain(Drain { node, session }.into()));
+    } else {
+        (report.pool, report.labels) = (String::new(), Vec::new());
+        report.adapters[0].speed = Speed::default();
+    }
+    let mut all = BTreeMap::new();
+    let failed = Failed { cause: "device lost".into(), fatal: true, blame };
+    for (name, body) in [
+        ("Frame::Step", Body::Step(step())),
+        ("Frame::Sampled", Body::Sampled(sampled())),
+        ("Frame::Failed", Body::Failed(failed)),
+    ] {
+        let frame = frame(body);
+        all.insert(name.into(), (frame.encode().concat(), Said::Frame(frame.into())));
+    }
+    all.insert("NodeReport".into(), (codec::encode(&report), Said::message(&report)));
+    let mut cast = |kind: &str, said, message| {
+        let SerializedMessage::Cast { variant, args, .. } = message else { panic!() };
+        all.insert(format!("{kind}::{variant}"), (args, said));
+    };
+    for message in to_node {
+        cast("NodeMsg", Said::message(&message), message.serialize().unwrap());
+    }
+    for message in to_coordinator {
+        cast("CoordinatorMsg", Said::message(&message), message.serialize().unwrap());
+    }
+    all
+}
+
+fn is_read(file: &str, version: u16) {
+    let corpus = read(file);
+    let all = all(version);
+    assert!(corpus.keys().eq(all.keys()), "version {version} says {:?}", all.keys());
+    for (name, (_, said)) in all {
+        assert_eq!(Said::of(&name, &corpus[&name]), said, "{name}");
+    }
+}
+
+#[test]
+fn what_the_version_before_said_is_read() {
+    is_read(VERSION_3, 3);
+}
+
+#[test]
+fn what_this_version_says_stays_as_it_is() {
+    let now: Corpus = all(4).into_iter().map(|(name, (bytes, _))| (name, bytes)).collect();
+    assert_eq!(
+        written(&now),
+        VERSION_4,
+        "what is said has changed: make WIRE_VERSION one more, keep this file and the way to read \
+         it, and begin a file of the new version:\n{}",
+        written(&now)
+    );
+    is_read(VERSION_4, 4);
+}
+
+/// Goal: a process of version 3 understands this one. Method: its own bytes are what this version
+/// would say in its place; fault that lies elsewhere is told in a section that it skips.
+#[test]
+fn the_version_before_is_told_what_it_reads() {
+    let (theirs, ours) = (read(VERSION_3), all(3));
+    let frames_and_orders =
+        |name: &&String| name.starts_with("Frame::") || name.starts_with("NodeMsg::");
+    for name in theirs.keys().filter(frames_and_orders) {
+        assert_eq!(ours[name].0, theirs[name], "{name}");
+    }
+    let (failed, blamed) = (&theirs["Frame::Failed"], &all(4)["Frame::Failed"].0);
+    assert_eq!(blamed[frame::HEADER_BYTES..failed.len()], failed[frame::HEADER_BYTES..]);
+    assert_eq!(blamed[failed.len()..failed.len() + 4], [8, 0, 0, 0], "no critical section");
+}
