@@ -68,10 +68,9 @@ async fn all_nodes_are_restarted_one_by_one_and_no_answer_differs() {
     let (cluster, mut nodes) = cluster().await;
     let requests = requests(&cluster).await;
     let undisturbed = said(&cluster, &requests).await;
-    for number in 0..nodes.len() {
+    for (number, (dir, node)) in nodes.iter_mut().enumerate() {
         let restart = async {
             tokio::time::sleep(Duration::from_millis(150)).await;
-            let (_, node) = &mut nodes[number];
             node.signal("TERM");
             let start = Instant::now();
             let status = loop {
@@ -86,8 +85,7 @@ async fn all_nodes_are_restarted_one_by_one_and_no_answer_differs() {
         };
         let (answers, ()) = tokio::join!(said(&cluster, &requests), restart);
         assert_eq!(answers, undisturbed, "while node {number} went");
-        let dir = nodes[number].0.clone();
-        nodes[number].1 = cluster.join(&dir, &[]);
+        *node = cluster.join(dir, &[]);
         serving(&cluster, 2).await;
     }
     let (_, metrics) = cluster.get("/metrics").await;
