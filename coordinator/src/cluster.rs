@@ -119,6 +119,13 @@ pub enum Input {
         /// What it is like.
         speed: LinkSpeed,
     },
+    /// What a node's host takes of a step was measured before.
+    Host {
+        /// Whose.
+        node: NodeId,
+        /// As in [`Place`](crate::placement::Place).
+        seconds: f64,
+    },
     /// Time passed.
     Tick,
     /// Whatever runs or waits fails, and nothing is placed any more: the coordinator stops.
@@ -312,6 +319,7 @@ impl Cluster {
             Input::Cancel(request) => self.leave(request, now),
             Input::Withdraw(body) => self.withdraw(body, now),
             Input::Measured { ends, speed } => self.known.links.set(ends, speed),
+            Input::Host { node, seconds } => self.known.set_host(node, seconds),
             Input::Tick => self.tick(now),
             Input::ShutDown => self.shut_down(now),
         }
@@ -421,7 +429,10 @@ impl Cluster {
                 // Nothing, when the step came twice.
                 if update.num_tokens > 0 {
                     if update.num_tokens == num_outputs {
-                        pipeline.measured.add(&timings, update.duration, num_outputs);
+                        if let Some(took) = update.alone {
+                            pipeline.measured.add(&timings, took, num_outputs);
+                            self.known.learn_host(&pipeline.stages, &timings, took);
+                        }
                         let (reports, stages) = (self.members.joined(), &pipeline.stages);
                         self.known.learn(&self.model.cost, reports, stages, &timings, num_outputs);
                     }

@@ -22,6 +22,13 @@ const MIN_STEPS: f64 = 8.0;
 /// Nobody is so many times faster or slower than its probe said; whatever says so isn't used.
 const MAX_FACTOR: f64 = 50.0;
 
+/// Seconds that a host of which nothing is known takes of a step: a few tasks woken, a frame made
+/// and read.
+const HOST_S: f64 = 0.5e-3;
+
+/// No host takes longer; what says so isn't used.
+const MAX_HOST_S: f64 = 10.0;
+
 /// What is known of nodes.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
@@ -29,6 +36,8 @@ pub(crate) struct Known {
     pub(crate) links: Links,
     held: HashMap<Adapter, Vec<bool>>,
     slowness: HashMap<Adapter, Slowness>,
+    // Seconds that a node's host takes of a step.
+    hosts: HashMap<NodeId, Mean>,
     // Whether steps were measured since somebody asked.
     has_news: bool,
 }
@@ -109,6 +118,7 @@ impl Known {
                     let mut place = place(report, adapter)?;
                     let at = (report.node, adapter);
                     place.speed = place.speed.slowed(self.slowness(at));
+                    place.host_s = self.host_s(report.node);
                     place.held = self.held.get(&at).cloned().unwrap_or_default();
                     Some(Candidate { peer, adapter, place })
                 })
@@ -121,6 +131,36 @@ impl Known {
     pub(crate) fn slowness(&self, at: Adapter) -> f64 {
         let said = self.slowness.get(&at).and_then(|it| it.alone.value().or(it.crowd.value()));
         said.unwrap_or(1.0)
+    }
+
+    /// Seconds that a node's host takes of a step.
+    pub(crate) fn host_s(&self, node: NodeId) -> f64 {
+        self.hosts.get(&node).and_then(Mean::value).unwrap_or(HOST_S)
+    }
+
+    /// They were measured before.
+    pub(crate) fn set_host(&mut self, node: NodeId, seconds: f64) {
+        if (0.0..MAX_HOST_S).contains(&seconds) {
+            self.hosts.insert(node, Mean { weight: MIN_STEPS, sum: seconds * MIN_STEPS });
+        }
+    }
+
+    /// A token of a sequence alone has gone through these stages: whatever neither they nor the
+    /// ways between them account for was the hosts'. The ways, one more than there are stages,
+    /// share it evenly; the last one's is the last stage's, as where it is predicted.
+    pub(crate) fn learn_host(&mut self, stages: &[Stage], timings: &[StageTiming], took: Duration) {
+        if timings.is_empty() {
+            return;
+        }
+        let busy: f64 = timings.iter().map(step_time).sum();
+        let ends = || stages.iter().map(|stage| Some(stage.node));
+        let ways = [None].into_iter().chain(ends()).zip(ends().chain([None]));
+        let on_the_way: f64 = ways.map(|(a, b)| self.links.between(a, b).seconds(0)).sum();
+        let left = (took.as_secs_f64() - busy - on_the_way).max(0.0);
+        let each = left / (stages.len() + 1) as f64;
+        if each < MAX_HOST_S {
+            stages.iter().for_each(|it| self.hosts.entry(it.node).or_default().add(each));
+        }
     }
 
     /// Whether anything was measured since this was last asked.
@@ -210,7 +250,7 @@ pub(crate) fn step_time(timing: &StageTiming) -> f64 {
 fn place(report: &NodeReport, adapter: u32) -> Option<Place> {
     let said = report.adapters.get(adapter as usize)?;
     let (node, memory, speed) = (report.node, said.memory_bytes, said.speed.checked());
-    Some(Place { node, memory, speed, held: Vec::new() })
+    Some(Place { node, memory, speed, host_s: HOST_S, held: Vec::new() })
 }
 
 #[cfg(test)]
@@ -219,6 +259,7 @@ mod tests {
 
     use super::*;
     use crate::placement;
+    use crate::placement::predict::Prediction;
 
     fn report(node: u64) -> NodeReport {
         NodeReport {
@@ -277,6 +318,42 @@ mod tests {
         known.forget(NodeId(2));
         assert_eq!(cut(&known), [6, 2]);
         assert_eq!(known.links.measured((Some(NodeId(1)), Some(NodeId(2)))), None);
+    }
+
+    /// Goal: one shape's tokens say what those of another take. Method: two stages of which each
+    /// is busy for 4 ms, and 9 ms that nobody accounts for; a third of it for each of three ways.
+    #[test]
+    fn what_no_stage_accounts_for_is_the_hosts_and_counts_for_other_shapes() {
+        let model = ModelCost::of_bytes(&[1000; 8], 0, 0);
+        let (reports, mut known) = ([report(1), report(2)], Known::default());
+        for node in [1, 2] {
+            let none = LinkSpeed { rtt_us: 0.0, bytes_per_s: 1e14 };
+            known.links.set((None, Some(NodeId(node))), none);
+        }
+        let predict = |known: &Known, num_stages: usize| {
+            let nodes: Vec<_> = reports.iter().take(num_stages).collect();
+            let places: Vec<_> = known.candidates(&nodes).into_iter().map(|it| it.place).collect();
+            let stages = placement::place(&model, &places, num_stages, &known.links, 0.0).unwrap();
+            Prediction::new(&model, &places, &known.links, &stages, 1)
+        };
+        let stages = [(1, 0), (2, 1)].map(|(node, at)| crate::pipeline::testing_stage(node, at, 4));
+        let timings = [0, 1].map(|number| StageTiming {
+            stage: StageIndex(number),
+            compute_us: 4000,
+            ..StageTiming::default()
+        });
+        assert!((predict(&known, 2).token_s - 0.0095).abs() < 1e-5, "before anything was measured");
+        (0..20).for_each(|_| known.learn_host(&stages, &timings, Duration::from_millis(17)));
+        assert!((predict(&known, 2).token_s - 0.017).abs() < 1e-5);
+        // Two ways, and all layers on one.
+        assert!((predict(&known, 1).token_s - 0.014).abs() < 1e-5);
+        assert!((predict(&known, 1).tokens_per_s - 1.0 / 0.014).abs() < 0.1);
+        // It is the machine's: who comes back has it still.
+        known.forget(NodeId(2));
+        assert!((known.host_s(NodeId(2)) - 0.003).abs() < 1e-6);
+        // Nobody is faster than the stages are busy.
+        (0..200).for_each(|_| known.learn_host(&stages, &timings, Duration::from_millis(1)));
+        assert!(known.host_s(NodeId(1)) < 1e-4);
     }
 
     #[test]

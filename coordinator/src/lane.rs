@@ -71,6 +71,8 @@ pub struct Lane {
     coming: HashMap<BlockHash, SequenceId>,
     cost: StepCost,
     pace: Pace,
+    // When the last step came back.
+    returned: Option<Instant>,
     next_sequence: u64,
     next_step: u64,
 }
@@ -112,6 +114,9 @@ pub struct Scheduled {
 pub struct Update {
     /// How long the step was under way.
     pub duration: Duration,
+    /// How long its token took, where one sequence ran: since the step before it came back, which
+    /// it may have waited behind, or since it was sent.
+    pub alone: Option<Duration>,
     /// Tokens that it computed; 0 when it was not under way: it came twice.
     pub num_tokens: usize,
 }
@@ -141,6 +146,7 @@ impl Lane {
             coming: HashMap::new(),
             cost: StepCost::default(),
             pace: Pace::default(),
+            returned: None,
             next_sequence: 0,
             next_step: 0,
         }
@@ -262,6 +268,9 @@ impl Lane {
     /// The oldest step has returned.
     fn take_in(&mut self, step: StepId, sampled: Sampled, now: Instant, told: &mut Told) -> Update {
         let in_flight = self.take_step(step).expect("it is under way");
+        let began =
+            self.returned.replace(now).map_or(in_flight.since, |it| it.max(in_flight.since));
+        let is_alone = self.running.len() == 1;
         for output in sampled.outputs {
             if let Ok(i) = self.running.binary_search_by_key(&output.sequence, |it| it.id) {
                 self.record(i, output, now, told);
@@ -275,7 +284,8 @@ impl Lane {
         }
         let duration = now.saturating_duration_since(in_flight.since);
         self.pace.record(duration, &sampled.timings);
-        Update { duration, num_tokens: in_flight.num_tokens }
+        let alone = is_alone.then(|| now.saturating_duration_since(began));
+        Update { duration, alone, num_tokens: in_flight.num_tokens }
     }
 
     /// A step could not be computed. Whoever was alone in it, with no other before it, is at fault

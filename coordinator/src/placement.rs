@@ -29,6 +29,9 @@ pub struct Place {
     pub memory: u64,
     /// How fast it is.
     pub speed: Speed,
+    /// Seconds that its host takes of a step beside the adapter: frames, tasks, hand-offs. Other
+    /// steps are computed meanwhile.
+    pub host_s: f64,
     /// Which parts of the model it holds already: embedding, layers, head. What isn't said it
     /// doesn't.
     pub held: Vec<bool>,

@@ -82,6 +82,8 @@ pub struct NodeStatus {
     pub speeds: Vec<Speed>,
     /// How many times longer than that each of them takes, as measured by the steps of answers.
     pub slowness: Vec<f64>,
+    /// Seconds that its host takes of a step beside the adapters.
+    pub host_s: f64,
     /// The way to it, as far as it was measured.
     pub link: Option<LinkSpeed>,
 }

@@ -34,6 +34,7 @@ impl Cluster {
             slowness: (0..report.adapters.len() as u32)
                 .map(|adapter| self.known.slowness((report.node, adapter)))
                 .collect(),
+            host_s: self.known.host_s(report.node),
             link: self.known.links.measured((None, Some(report.node))),
         });
         let serving = self.pipelines.values().find(|pipeline| pipeline.is_ready());

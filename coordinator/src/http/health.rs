@@ -43,6 +43,7 @@ pub(super) fn describe(status: &Status) -> Value {
             "memory_bytes": node.memory_bytes,
             "speeds": node.speeds,
             "slowness": node.slowness,
+            "host_us": node.host_s * 1e6,
             "link": node.link,
         })
     });

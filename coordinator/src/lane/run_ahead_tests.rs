@@ -377,3 +377,27 @@ fn what_an_answers_last_step_filled_is_found_by_others() {
         run.check_but(&[], "prefix");
     }
 }
+
+/// Goal: a token takes no longer for having been sent for early. Method: a sequence alone, whose
+/// steps come back every 10 ms; a second one, and nothing is said of one alone.
+#[test]
+fn a_step_that_waited_behind_another_took_only_its_own_time() {
+    let mut run = Run::new(1, 100, |_| {});
+    run.add(request(0, 3, 20));
+    let turn = |run: &mut Run| {
+        run.fill();
+        run.pipeline.now += Duration::from_millis(10);
+        let (step, batch) = run.pipeline.steps.pop_front().unwrap();
+        let sampled = run.stages.compute(step, &batch);
+        run.pipeline.update(step, sampled)
+    };
+    turn(&mut run);
+    for _ in 0..5 {
+        let update = turn(&mut run);
+        assert_eq!(update.alone, Some(Duration::from_millis(10)));
+        assert_eq!(update.duration, Duration::from_millis(20), "it was sent a step ahead");
+    }
+    run.add(request(1, 3, 20));
+    let last = (0..4).map(|_| turn(&mut run)).last().unwrap();
+    assert_eq!(last.alone, None);
+}

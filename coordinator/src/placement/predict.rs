@@ -44,10 +44,13 @@ impl Prediction {
         let compute = |stage: &Placed, rows| costs.compute(stage.place, range(stage), rows);
         let before = |number: usize| number.checked_sub(1).map(|number| stages[number].place);
         let hop = |number: usize, rows| costs.hop(before(number), Some(stages[number].place), rows);
-        let back = costs.hop(stages.last().map(|stage| stage.place), None, 1.0);
+        let host = |stage: &Placed| places[stage.place].host_s;
+        // Each stage's host takes in a frame; the way back is its sender's.
+        let last = stages.last();
+        let back = costs.hop(last.map(|stage| stage.place), None, 1.0) + last.map_or(0.0, host);
         let way = |rows: f64| {
             let times = stages.iter().enumerate();
-            times.map(|(number, it)| hop(number, rows) + compute(it, rows)).sum::<f64>() + back
+            times.map(|(at, it)| hop(at, rows) + host(it) + compute(it, rows)).sum::<f64>() + back
         };
         // As many groups of sequences as stages are under way. One comes back when it has been all
         // around, or when the slowest stage has served all of them.

@@ -20,6 +20,7 @@ fn places(memory: &[u64]) -> Vec<Place> {
         node: NodeId(number as u64 + 1),
         memory,
         speed: Speed { weight_bytes_per_s: 1e3, ..Speed::default() },
+        host_s: 0.0,
         held: Vec::new(),
     };
     memory.iter().enumerate().map(place).collect()

@@ -34,6 +34,8 @@ pub struct NodeSpec {
     pub kernel_us: Option<f64>,
     /// As in [`Speed`].
     pub step_us: Option<f64>,
+    /// Microseconds that its host takes of a step beside the adapter.
+    pub host_us: Option<f64>,
     /// Of the way between it and the coordinator, as in [`LinkSpeed`].
     pub rtt_us: Option<f64>,
     /// Of that way, too.
@@ -141,6 +143,7 @@ pub(super) fn of_server(text: &str) -> Result<Vec<NodeSpec>> {
         memory_bytes: Vec<u64>,
         speeds: Vec<Speed>,
         slowness: Vec<f64>,
+        host_us: f64,
         link: Option<LinkSpeed>,
     }
     let said: Stages = serde_json::from_str(text)?;
@@ -157,6 +160,7 @@ pub(super) fn of_server(text: &str) -> Result<Vec<NodeSpec>> {
                 multiply_adds_per_s: Some(speed.multiply_adds_per_s),
                 kernel_us: Some(speed.kernel_us),
                 step_us: Some(speed.step_us),
+                host_us: Some(node.host_us),
                 rtt_us: node.link.map(|link| link.rtt_us),
                 bytes_per_s: node.link.map(|link| link.bytes_per_s),
             });
@@ -193,9 +197,12 @@ mod tests {
     fn nodes_of_a_server_are_as_fast_as_they_turned_out_to_be() {
         let text = r#"{"nodes": [{"hostname": "h", "node": "01", "memory_bytes": [7],
             "speeds": [{"weight_bytes_per_s": 4e9, "multiply_adds_per_s": 1e9, "kernel_us": 1.0,
-            "step_us": 2.0}], "slowness": [2.0], "link": {"rtt_us": 9.0, "bytes_per_s": 1e6}}]}"#;
+            "step_us": 2.0}], "slowness": [2.0], "host_us": 3.0,
+            "link": {"rtt_us": 9.0, "bytes_per_s": 1e6}}]}"#;
         let nodes = of_server(text).unwrap();
         assert_eq!(nodes[0].weight_bytes_per_s, Some(2e9));
         assert_eq!((nodes[0].step_us, nodes[0].rtt_us), (Some(4.0), Some(9.0)));
+        // Slowness is the adapter's.
+        assert_eq!(nodes[0].host_us, Some(3.0));
     }
 }
