@@ -119,13 +119,8 @@ pub enum Input {
         /// What it is like.
         speed: LinkSpeed,
     },
-    /// What a node's host takes of a step was measured before.
-    Host {
-        /// Whose.
-        node: NodeId,
-        /// As in [`Place`](crate::placement::Place).
-        seconds: f64,
-    },
+    /// A node's host was found to take so many seconds of a step.
+    Host(NodeId, f64),
     /// Time passed.
     Tick,
     /// Whatever runs or waits fails, and nothing is placed any more: the coordinator stops.
@@ -319,7 +314,7 @@ impl Cluster {
             Input::Cancel(request) => self.leave(request, now),
             Input::Withdraw(body) => self.withdraw(body, now),
             Input::Measured { ends, speed } => self.known.links.set(ends, speed),
-            Input::Host { node, seconds } => self.known.set_host(node, seconds),
+            Input::Host(node, seconds) => self.known.set_host(node, seconds),
             Input::Tick => self.tick(now),
             Input::ShutDown => self.shut_down(now),
         }

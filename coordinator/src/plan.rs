@@ -42,8 +42,8 @@ pub struct Arguments {
     #[arg(long, value_name = "N")]
     pipelines: Option<u32>,
     /// Nodes that need not be there: a TOML file with a [[node]] for each kind (name, count,
-    /// memory, weight_bytes_per_s, multiply_adds_per_s, kernel_us, step_us, host_us, rtt_us, bytes_per_s)
-    /// [default: those that have joined the server].
+    /// memory, weight_bytes_per_s, multiply_adds_per_s, kernel_us, step_us, host_us, rtt_us,
+    /// bytes_per_s) [default: those that have joined the server].
     #[arg(long, value_name = "FILE")]
     nodes: Option<PathBuf>,
     /// The server whose nodes are meant, where no file says them.
@@ -113,7 +113,7 @@ pub fn plan(name: &str, model: &Model, config: &Config, nodes: &[NodeSpec]) -> R
             cluster.handle(Input::Measured { ends: (None, Some(node)), speed }, now);
         }
         if let Some(micros) = spec.host_us {
-            cluster.handle(Input::Host { node, seconds: micros / 1e6 }, now);
+            cluster.handle(Input::Host(node, micros / 1e6), now);
         }
         cluster.handle(Input::Joined(report), now);
     }
