@@ -1,7 +1,7 @@
 //! Hugging Face directories: config.json, safetensors files and their index.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -60,6 +60,14 @@ pub(crate) fn config(
     }
     let scaling = scaling(&fields).map_err(refused(&path))?;
     Ok((config.check().map_err(refused(&path))?, layout, scaling))
+}
+
+/// The files that are read besides those of weights.
+pub(crate) fn small_files(dir: &Path) -> Vec<PathBuf> {
+    // A single file of weights needs no index.
+    let index = (!dir.join(SINGLE).exists()).then_some(INDEX);
+    let names = [CONFIG, GENERATION_CONFIG].into_iter().chain(index);
+    names.map(|name| dir.join(name)).filter(|path| path.exists()).collect()
 }
 
 fn layout(path: &Path, fields: &Value) -> Result<&'static Layout, CheckpointError> {

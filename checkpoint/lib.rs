@@ -17,6 +17,7 @@ mod cost;
 mod digest;
 mod dtype;
 mod error;
+mod files;
 #[cfg(test)]
 mod finite_tests;
 mod fp8;
@@ -49,6 +50,7 @@ pub use config::ModelConfig;
 pub use cost::PartCost;
 pub use dtype::{DType, Format, Quantize};
 pub use error::CheckpointError;
+pub use files::ModelFile;
 pub use generation::SamplingDefaults;
 pub use gguf_model::BOS_BY_DEFAULT;
 pub use matrix::{Matrix, MatrixView, Vector};

@@ -1,6 +1,7 @@
 //! Where each tensor of a checkpoint lies, whatever kind of file holds it.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::architecture::{Layout, Role, RowOrder};
@@ -50,6 +51,16 @@ pub(crate) struct Piece {
     pub(crate) file: usize,
     pub(crate) start: usize,
     pub(crate) len: usize,
+}
+
+impl Piece {
+    fn ranges(&self) -> impl Iterator<Item = (usize, Range<u64>)> + use<> {
+        let scales = self.scales.as_ref().map(|it| (it.file, it.start, it.len));
+        [(self.file, self.start, self.len)]
+            .into_iter()
+            .chain(scales)
+            .map(|(file, start, len)| (file, start as u64..(start + len) as u64))
+    }
 }
 
 /// Heads whose rotated pairs lie half of the rotated dimensions apart.
@@ -117,6 +128,21 @@ impl Weights {
     /// The tensors of a role; empty if the model doesn't have it.
     pub(crate) fn pieces(&self, role: Role, layer: usize) -> &[Piece] {
         self.pieces.get(&(role, layer)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Where the tensors of a role lie, with their factors: the file, and its bytes.
+    pub(crate) fn ranges(
+        &self,
+        role: Role,
+        layer: usize,
+    ) -> impl Iterator<Item = (usize, Range<u64>)> {
+        self.pieces(role, layer).iter().flat_map(Piece::ranges)
+    }
+
+    /// Where the tensors of a file begin.
+    pub(crate) fn starts(&self, file: usize) -> impl Iterator<Item = usize> {
+        let ranges = self.pieces.values().flatten().flat_map(Piece::ranges);
+        ranges.filter(move |(of, _)| *of == file).map(|(_, range)| range.start as usize)
     }
 
     /// A tensor's bytes, as stored.

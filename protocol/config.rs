@@ -252,6 +252,12 @@ pub struct Transport {
     pub max_unvalidated_handshakes: u32,
     /// Days that a node's certificate is valid.
     pub certificate_days: u32,
+    /// Bytes of a piece of a model's files, as nodes fetch them.
+    pub piece_bytes: u32,
+    /// Pieces that one process sends another at once, and that a node fetches at once.
+    pub max_pieces: u32,
+    /// Milliseconds that a piece may take; whoever takes longer is asked no more.
+    pub piece_timeout_ms: u64,
 }
 
 /// What is logged.
@@ -396,6 +402,9 @@ impl Default for Transport {
             max_connections: 256,
             max_unvalidated_handshakes: 64,
             certificate_days: 1,
+            piece_bytes: 4 << 20,
+            max_pieces: 8,
+            piece_timeout_ms: 30_000,
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod frame;
 pub mod id;
 pub mod message;
 pub mod node;
+pub mod pieces;
 pub mod plan;
 pub mod size;
 pub mod speed;
@@ -29,6 +30,7 @@ pub use id::{
     StageIndex, StepId, TokenId,
 };
 pub use node::{AdapterReport, NodeReport};
+pub use pieces::{Ask, Extent, FileManifest, Manifest, PieceId};
 pub use plan::{LayerRange, Peer, StageEcho, StageLimits, StagePlan};
 pub use speed::{LinkSpeed, Speed};
 pub use trace::{SpanId, TraceContext, TraceId};

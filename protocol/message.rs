@@ -115,6 +115,10 @@ pub struct Progress {
 /// go to the adapter, its kernels are compiled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Loading {
+    /// Bytes of the files that came from other members of the cluster.
+    pub fetched_bytes: u64,
+    /// Bytes that have to; 0 before that is known, and once they are here.
+    pub fetch_bytes: u64,
     /// Bytes of the files that were compared.
     pub checked_bytes: u64,
     /// Bytes on the adapter.
@@ -130,8 +134,11 @@ pub struct Loading {
 impl fmt::Display for Loading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mb = |bytes: u64| bytes.div_ceil(1_000_000);
-        let Self { checked_bytes, loaded_bytes, total_bytes, num_compiled, num_kernels } = *self;
-        if num_kernels > 0 {
+        let Self { fetched_bytes, fetch_bytes, checked_bytes, loaded_bytes, .. } = *self;
+        let Self { total_bytes, num_compiled, num_kernels, .. } = *self;
+        if fetch_bytes > 0 {
+            write!(f, "{} of {} MB fetched", mb(fetched_bytes), mb(fetch_bytes))
+        } else if num_kernels > 0 {
             write!(f, "{num_compiled} of {num_kernels} kernels compiled, {} MB", mb(loaded_bytes))
         } else if loaded_bytes > 0 {
             write!(f, "{} of {} MB loaded", mb(loaded_bytes), mb(total_bytes))

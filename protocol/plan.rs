@@ -35,7 +35,7 @@ impl std::fmt::Display for LayerRange {
 }
 
 /// One stage of a pipeline, as the coordinator asks a node to load it.
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
 pub struct StagePlan {
     /// Which stage.
     pub id: StageId,
@@ -92,7 +92,7 @@ pub struct Peer {
 }
 
 /// The sizes that a stage prepares for; larger batches are refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct StageLimits {
     /// Tokens in one step.
     pub max_batched_tokens: u32,

@@ -28,3 +28,4 @@ mod stages;
 mod tidy;
 mod traces;
 mod verification;
+mod weights;

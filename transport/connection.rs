@@ -107,6 +107,7 @@ pub struct Connection {
 pub(crate) struct Limits {
     pub(crate) max_frame_bytes: usize,
     connect_timeout_ms: u64,
+    pub(crate) piece_timeout_ms: u64,
     keep_alive_ms: u64,
 }
 
@@ -115,6 +116,7 @@ impl Limits {
         Self {
             max_frame_bytes: config.max_frame_bytes as usize,
             connect_timeout_ms: config.connect_timeout_ms,
+            piece_timeout_ms: config.piece_timeout_ms,
             keep_alive_ms: config.keep_alive_ms,
         }
     }

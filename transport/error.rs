@@ -44,6 +44,12 @@ pub enum TransportError {
     /// The other side opened a stream and then said nothing for too long.
     #[error("the other side opened a stream and said nothing for {0} ms")]
     Silent(u64),
+    /// The other side doesn't give what it was asked for.
+    #[error("{0}")]
+    NotGiven(String),
+    /// What was asked for took too long.
+    #[error("no answer within {0} ms (transport.piece_timeout_ms)")]
+    Slow(u64),
     /// The other side breaks the protocol.
     #[error(transparent)]
     Frame(#[from] FrameError),

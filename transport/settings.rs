@@ -80,6 +80,7 @@ pub(crate) fn welcome(connection: &quinn::Connection, purpose: Purpose, config: 
     connection.set_receive_window(VarInt::from_u32(window));
     connection.set_send_window(2 * u64::from(window));
     connection.set_max_concurrent_uni_streams(VarInt::from_u32(max_links(purpose)));
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(max_asked(purpose, config)));
 }
 
 /// For the side that dials.
@@ -91,7 +92,7 @@ pub(crate) fn dialling(config: &Transport, purpose: Purpose) -> TransportConfig 
         // The shorter of the two sides' counts once they have met, so the acceptor's decides when
         // silence is death; until then it is the time that dialling may take.
         .max_idle_timeout(idle(config.idle_timeout_ms.max(config.connect_timeout_ms)))
-        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_bidi_streams(VarInt::from_u32(max_asked(purpose, config)))
         .max_concurrent_uni_streams(VarInt::from_u32(max_links(purpose)));
     transport
 }
@@ -122,6 +123,14 @@ fn max_links(purpose: Purpose) -> u32 {
     match purpose {
         Purpose::Control => 0,
         Purpose::Data => MAX_LINKS,
+    }
+}
+
+/// What the other side may ask for at once.
+fn max_asked(purpose: Purpose, config: &Transport) -> u32 {
+    match purpose {
+        Purpose::Control => 1,
+        Purpose::Data => config.max_pieces,
     }
 }
 

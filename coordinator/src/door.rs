@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::sessions::{Probe, Sessions};
 use crate::stages::Stages;
 use crate::store::Store;
+use crate::weights::Weights;
 
 /// How often the list of revoked nodes is looked at: a command writes it.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -39,6 +40,8 @@ pub struct Door {
     pub coordinator: ActorRef<Msg>,
     /// Their links.
     pub stages: Arc<Stages>,
+    /// What nodes get of the model.
+    pub weights: Arc<Weights>,
     /// Their sessions.
     pub sessions: Arc<Sessions>,
     /// What is counted.
@@ -75,8 +78,11 @@ impl Door {
                 Incoming::Data(connection) => {
                     let PeerName::Node(node) = connection.peer() else { continue };
                     let (stages, coordinator) = (self.stages.clone(), self.coordinator.clone());
+                    let weights = Arc::clone(&self.weights);
                     let tell = move |input| happened(&coordinator, input);
-                    tokio::spawn(async move { stages.serve(node, connection, tell).await });
+                    tokio::spawn(
+                        async move { stages.serve(node, connection, weights, tell).await },
+                    );
                 }
             }
         }

@@ -52,6 +52,7 @@ pub mod start_number;
 pub mod store;
 pub mod tokens;
 pub mod trips;
+pub mod weights;
 
 #[cfg(test)]
 mod cancel_tests;

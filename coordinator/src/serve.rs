@@ -33,6 +33,7 @@ use crate::status::Status;
 use crate::store::Store;
 use crate::tokenizer::Tokenizer;
 use crate::tokens::command::CLUSTER_ADDR;
+use crate::weights::Weights;
 use crate::{duty, model, scaling, start_number};
 
 /// A configuration that can't work: exit code 2.
@@ -169,6 +170,8 @@ async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Start
 
     let data_dir = DataDir::open(config)?;
     let start = start_number::next(&data_dir.path)?;
+    let piece_bytes = config.transport.piece_bytes;
+    let weights = Arc::new(Weights::start(described.id, &files, piece_bytes, &data_dir.path)?);
     let configured = &config.coordinator.cluster_addr;
     let found = transport::resolve(configured).await.context("--cluster")?;
     // One of a host's addresses has to do: children and neighbours are told of it.
@@ -228,6 +231,7 @@ async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Start
         node_server: node_server.clone(),
         coordinator: coordinator.clone(),
         stages,
+        weights,
         sessions,
         metrics: Arc::clone(&metrics),
         refusals: Arc::default(),

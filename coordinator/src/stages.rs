@@ -52,12 +52,13 @@ impl Stages {
         }
     }
 
-    /// A node's data connection: `tell` hears which stages it links, what they send, and which
-    /// links have ended, until the connection closes.
+    /// A node's data connection, over which it gets pieces of `weights`: `tell` hears which stages
+    /// it links, what they send, and which links have ended, until the connection closes.
     pub async fn serve(
         &self,
         node: NodeId,
         connection: Connection,
+        weights: Arc<impl transport::PieceSource>,
         tell: impl Fn(Input) + Clone + Send + Sync + 'static,
     ) {
         let session = match connection.session() {
@@ -70,6 +71,7 @@ impl Stages {
         };
         self.connections.insert(node, (session, connection.clone()));
         self.arrived.notify_waiters();
+        tokio::spawn(transport::serve_pieces(connection.clone(), weights));
         let cause = loop {
             match transport::accept_frames(&connection).await {
                 Ok((stage, frames)) => {

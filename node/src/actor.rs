@@ -23,6 +23,7 @@ use crate::error::StageError;
 use crate::links::{Arrived, Inlet, Links};
 use crate::progress::Bar;
 use crate::stage::Held;
+use crate::weights::Weights;
 
 /// Between two reports of how far loading has come.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -44,6 +45,8 @@ pub struct Node {
     pub devices: Vec<DeviceThread>,
     /// Its connections.
     pub links: Arc<Links>,
+    /// Where weights come from.
+    pub weights: Arc<Weights>,
     /// Where spans of traced steps go.
     pub tracer: Tracer,
     /// Hears that the node holds nothing any more, and may go.
@@ -94,9 +97,15 @@ impl Actor for NodeActor {
                 let Some(device) = state.node.devices.get(plan.adapter as usize).cloned() else {
                     return Ok(());
                 };
+                let node = Arc::clone(&state.node);
                 tokio::spawn(async move {
                     let layers = plan.layers;
-                    match device.warm(plan).await {
+                    let warmed = async {
+                        let (weights, mut silent) = (&node.weights, |_| ());
+                        let plan = node.links.provide(weights, plan, &mut silent).await?;
+                        device.warm(plan).await
+                    };
+                    match warmed.await {
                         Ok(()) => info!(%layers, "layers are kept ready"),
                         Err(cause) => warn!(%layers, %cause, "layers can't be kept ready"),
                     }
@@ -266,7 +275,7 @@ async fn load(node: Arc<Node>, plan: Arc<StagePlan>) -> Result<Held, StageError>
     let mut bar = Bar::new(&format!("stage {}, layers {}", id.stage, plan.layers));
     let mut last = None::<Instant>;
     let runtime = tokio::runtime::Handle::current();
-    let progress = Box::new(move |loading: Loading| {
+    let mut progress = Box::new(move |loading: Loading| {
         bar.set(loading);
         if last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL) {
             last = Some(Instant::now());
@@ -274,7 +283,8 @@ async fn load(node: Arc<Node>, plan: Arc<StagePlan>) -> Result<Held, StageError>
             runtime.spawn(tell_coordinator(CoordinatorMsg::Progress(progress.into())));
         }
     });
-    device.load(StagePlan::clone(&plan), progress).await
+    let plan = node.links.provide(&node.weights, StagePlan::clone(&plan), &mut progress).await?;
+    device.load(plan, progress).await
 }
 
 fn echo(node: &Node, plan: &StagePlan, held: &Held) -> StageEcho {

@@ -6,6 +6,9 @@ pub enum StageError {
     /// The model's files.
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::CheckpointError),
+    /// Nobody gives what isn't here, or there is no room for it.
+    #[error("the model's weights can't be fetched: {0}")]
+    Weights(String),
     /// The adapter.
     #[error(transparent)]
     Gpu(#[from] shaders::error::GpuError),

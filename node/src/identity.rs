@@ -17,6 +17,8 @@ pub struct Identity {
     pub node: NodeId,
     /// What it shows.
     pub papers: Papers,
+    /// Where both are kept.
+    pub data_dir: PathBuf,
     _lock: File,
 }
 
@@ -71,7 +73,7 @@ impl Identity {
         match lock.try_lock() {
             Ok(()) => {
                 let (node, papers) = (load_or_create(data_dir)?, Papers::open(data_dir)?);
-                Ok(Some(Self { node, papers, _lock: lock }))
+                Ok(Some(Self { node, papers, data_dir: data_dir.to_owned(), _lock: lock }))
             }
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(cause)) => {

@@ -105,9 +105,8 @@ impl KeptWeights {
         let mut so_far = Loading { total_bytes: total, ..Loading::default() };
         progress(so_far);
         for (key, bytes) in keys.iter().zip(&bytes) {
-            if !self.parts.contains_key(key) && Digest(files.digest(key.part)?) != key.digest {
-                let (path, part) = (plan.model_path.clone(), format!("{:?}", key.part));
-                return Err(StageError::OtherModel { path, part });
+            if !self.parts.contains_key(key) {
+                check_part(files, plan, key)?;
             }
             so_far.checked_bytes += bytes;
             progress(so_far);
@@ -199,6 +198,22 @@ impl Default for KeptWeights {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Whether files hold the parts of a plan as the coordinator's do.
+///
+/// # Errors
+/// When they don't, or the plan can't be.
+pub fn check_files(files: &Checkpoint, plan: &StagePlan) -> Result<(), StageError> {
+    keys(plan)?.iter().try_for_each(|key| check_part(files, plan, key))
+}
+
+fn check_part(files: &Checkpoint, plan: &StagePlan, key: &Key) -> Result<(), StageError> {
+    if Digest(files.digest(key.part)?) == key.digest {
+        return Ok(());
+    }
+    let (path, part) = (plan.model_path.clone(), format!("{:?}", key.part));
+    Err(StageError::OtherModel { path, part })
 }
 
 /// The parts of the model that a stage holds, in the order of its plan's digests.

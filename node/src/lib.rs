@@ -2,6 +2,7 @@
 //! step and passes activations on. It never sees HTTP or text.
 
 pub mod actor;
+pub mod cache;
 mod courier;
 pub mod device_thread;
 pub mod devices;
@@ -25,3 +26,4 @@ pub mod session;
 mod session_tests;
 pub mod stage;
 mod trace;
+pub mod weights;

@@ -6,12 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use protocol::{Frame, NodeId, Peer, StageId};
+use protocol::message::Loading;
+use protocol::{Frame, NodeId, Peer, StageId, StagePlan};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tracing::{debug, warn};
 use transport::{
     Connection, Endpoint, FrameSender, PeerName, Purpose, Received, Sent, TransportError,
 };
+
+use crate::error::StageError;
+use crate::weights::Weights;
 
 /// A frame that has arrived for a stage.
 #[derive(Debug)]
@@ -63,6 +67,7 @@ pub struct Links {
     // a new session has another address.
     peers: Mutex<Vec<(Peer, Connection)>>,
     max_buffered_frames: usize,
+    max_pieces: usize,
 }
 
 impl Links {
@@ -80,6 +85,7 @@ impl Links {
             inboxes: DashMap::new(),
             peers: Mutex::new(Vec::new()),
             max_buffered_frames: config.max_buffered_frames as usize,
+            max_pieces: config.max_pieces as usize,
         }
     }
 
@@ -116,6 +122,20 @@ impl Links {
                 None => debug!(stage = %stage.stage, epoch = %stage.epoch, "link to no stage"),
             }
         }
+    }
+
+    /// The plan, with files that hold what it needs.
+    ///
+    /// # Errors
+    /// When nobody gives what isn't here.
+    pub async fn provide(
+        &self,
+        weights: &Weights,
+        plan: StagePlan,
+        progress: &mut (dyn FnMut(Loading) + Send),
+    ) -> Result<StagePlan, StageError> {
+        let sources = [self.coordinator.clone()];
+        weights.provide(plan, &sources, self.max_pieces, progress).await
     }
 
     /// The way to the coordinator.

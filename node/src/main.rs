@@ -48,6 +48,17 @@ struct Arguments {
     /// Where the node's identity is kept [default: under your home directory].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Where weights are kept that came from other members of the cluster [default: cache in the
+    /// data directory].
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Bytes that they may take, as in 100GiB: models unused for longest give way [default: what
+    /// the disk has].
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    cache_size: Option<u64>,
+    /// Fetch weights even where the model's files are at hand.
+    #[arg(long, env = "AUTOGLM_NO_LOCAL_FILES")]
+    no_local_files: bool,
     /// The adapter to use: part of its name, or its number [default: every GPU].
     #[arg(long, value_name = "NAME|INDEX")]
     adapter: Option<String>,
@@ -104,6 +115,9 @@ fn main() -> ExitCode {
         token: arguments.token,
         token_file: arguments.token_file,
         data_dir: arguments.data_dir,
+        cache_dir: arguments.cache_dir,
+        cache_size: arguments.cache_size.unwrap_or(u64::MAX),
+        no_local_files: arguments.no_local_files,
         adapter: arguments.adapter,
         max_memory: arguments.max_memory,
         products: arguments.products,

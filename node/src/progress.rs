@@ -21,6 +21,7 @@ impl Bar {
     /// So far.
     pub fn set(&mut self, loading: Loading) {
         let (done, total) = match loading.num_kernels {
+            _ if loading.fetch_bytes > 0 => (loading.fetched_bytes, loading.fetch_bytes),
             0 => (loading.loaded_bytes, loading.total_bytes),
             total => (loading.num_compiled.into(), total.into()),
         };

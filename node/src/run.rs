@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -14,11 +15,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use transport::Token;
 
+use crate::cache::Cache;
 use crate::device_thread::DeviceThread;
 use crate::devices;
 use crate::identity::Identity;
 use crate::joining::{self, Papers};
 use crate::session::{self, Session};
+use crate::weights::Weights;
 
 /// How a node is started.
 #[derive(Clone, Debug)]
@@ -31,6 +34,12 @@ pub struct Options {
     pub token_file: Option<PathBuf>,
     /// Where the node's id is kept; none: a place of the user's own.
     pub data_dir: Option<PathBuf>,
+    /// Where fetched weights are kept; none: in the data directory.
+    pub cache_dir: Option<PathBuf>,
+    /// Bytes that they may take.
+    pub cache_size: u64,
+    /// Whether weights are fetched even where the model's files are at hand.
+    pub no_local_files: bool,
     /// The pool to be in; empty: that of the token.
     pub pool: String,
     /// What the operator says of the node: keys and values.
@@ -72,11 +81,21 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         identity = identify(&options) => identity?,
         () = shutdown.clone() => return Ok(()),
     };
+    let cache_dir = options.cache_dir.clone().unwrap_or_else(|| identity.data_dir.join("cache"));
+    let cache = Cache::open(&cache_dir, options.cache_size)
+        .with_context(|| format!("can't keep weights in {}", cache_dir.display()))?;
+    let weights = Arc::new(Weights::new(cache, !options.no_local_files));
     let mut pause = Pause::default();
     let mut devices = open_devices(&options, &shutdown).await?;
     loop {
-        let ended =
-            serve(&options, identity.node, &identity.papers, &devices, &mut pause, &shutdown).await;
+        let ended = serve(
+            &options,
+            (identity.node, &identity.papers),
+            (&weights, &devices),
+            &mut pause,
+            &shutdown,
+        )
+        .await;
         let is_lost = matches!(ended, Ok(Ended::Device(_)));
         for device in &devices {
             // A process must not exit before its adapters' threads have ended.
@@ -160,9 +179,8 @@ pub(crate) enum Ended {
 /// ends a session, or hinders one from beginning, is tried again.
 pub(crate) async fn serve(
     options: &Options,
-    node: NodeId,
-    papers: &Papers,
-    devices: &[DeviceThread],
+    (node, papers): (NodeId, &Papers),
+    held: (&Arc<Weights>, &[DeviceThread]),
     pause: &mut Pause,
     shutdown: &(impl Future<Output = ()> + Clone),
 ) -> Result<Ended> {
@@ -171,7 +189,7 @@ pub(crate) async fn serve(
             () = shutdown.clone() => return Ok(Ended::Over),
             opened = async {
                 let (coordinator, joined) = joining::join(options, node, papers).await?;
-                let session = Session::open(options, coordinator, joined, node, papers, devices);
+                let session = Session::open(options, coordinator, joined, node, papers, held);
                 let session = session.await;
                 Ok::<_, anyhow::Error>(session)
             } => opened?,

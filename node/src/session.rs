@@ -21,6 +21,7 @@ use crate::device_thread::DeviceThread;
 use crate::joining::Papers;
 use crate::links::Links;
 use crate::run::Options;
+use crate::weights::Weights;
 
 /// Why a session is over.
 #[derive(Debug)]
@@ -60,7 +61,7 @@ impl Session {
         joined: Joined,
         node: NodeId,
         papers: &Papers,
-        devices: &[DeviceThread],
+        (weights, devices): (&Arc<Weights>, &[DeviceThread]),
     ) -> Result<Self> {
         let Joined { identity, transport: config, cookie, is_open } = joined;
         let is_open = is_open || options.advertise.is_some();
@@ -98,7 +99,7 @@ impl Session {
         // Closes the connection when it ends.
         tokio::spawn(Arc::clone(&links).serve(data.clone()));
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(endpoint.clone(), Arc::clone(&links)));
+        tasks.spawn(accept(endpoint.clone(), Arc::clone(&links), Arc::clone(weights)));
         tasks.spawn(renew(endpoint.clone(), coordinator, node, papers.clone(), config));
         let report = NodeReport {
             node,
@@ -113,9 +114,11 @@ impl Session {
         };
         let devices = devices.to_vec();
         let tracer = options.tracer.clone();
+        let weights = Arc::clone(weights);
         let released = Arc::new(Notify::new());
         let told = Arc::clone(&released);
-        let held = Node { report, devices: devices.clone(), links, tracer, released: told };
+        let adapters = devices.clone();
+        let held = Node { report, devices: adapters, links, weights, tracer, released: told };
         let held = Arc::new(held);
         let (actor, acting) = Actor::spawn(None, NodeActor, held).await?;
         let session = Self {
@@ -194,10 +197,11 @@ impl Session {
     }
 }
 
-/// Neighbours dial to bring activations.
-async fn accept(endpoint: Endpoint, links: Arc<Links>) -> &'static str {
+/// Neighbours dial to bring activations, and to get weights.
+async fn accept(endpoint: Endpoint, links: Arc<Links>, weights: Arc<Weights>) -> &'static str {
     while let Some(incoming) = endpoint.accept().await {
         if let Incoming::Data(connection) = incoming {
+            tokio::spawn(transport::serve_pieces(connection.clone(), Arc::clone(&weights)));
             tokio::spawn(Arc::clone(&links).serve(connection));
         }
     }

@@ -1,6 +1,7 @@
 //! A node and a coordinator that is only a door: what ends a session, and that another begins.
 
 use std::future::Pending;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -55,6 +56,9 @@ impl Door {
             token: Some(token),
             token_file: None,
             data_dir: None,
+            cache_dir: None,
+            cache_size: u64::MAX,
+            no_local_files: false,
             adapter: None,
             max_memory: None,
             products: shaders::matmul::Products::Plain,
@@ -111,9 +115,12 @@ impl Door {
     fn node(&self, devices: Vec<DeviceThread>) -> tokio::task::JoinHandle<anyhow::Result<Ended>> {
         let options = self.options.clone();
         let papers = Papers::open(self.dir.path()).unwrap();
+        let cache_dir = tempfile::tempdir().unwrap();
+        let cache = crate::cache::Cache::open(cache_dir.path(), 0).unwrap();
+        let held = Arc::new(crate::weights::Weights::new(cache, true));
         tokio::spawn(async move {
             let never: Shared<Pending<()>> = std::future::pending().shared();
-            serve(&options, NODE, &papers, &devices, &mut Pause::default(), &never).await
+            serve(&options, (NODE, &papers), (&held, &devices), &mut Pause::default(), &never).await
         })
     }
 }

@@ -12,7 +12,7 @@ const DAY_MS: u64 = 24 * HOUR_MS;
 
 /// Each key that is a whole number, with the least and the most that work. Where 0 has a meaning of
 /// its own, it is the least.
-const BOUNDS: [(&str, u64, u64); 75] = [
+const BOUNDS: [(&str, u64, u64); 78] = [
     ("model.max_model_len", 0, 1 << 24),
     ("coordinator.local_nodes", 0, 1024),
     // Each stage has a step under way, and places for it in memory.
@@ -90,6 +90,9 @@ const BOUNDS: [(&str, u64, u64); 75] = [
     ("transport.max_unvalidated_handshakes", 1, 1 << 16),
     // The authority's own certificate lasts ten years.
     ("transport.certificate_days", 1, 3650),
+    ("transport.piece_bytes", 4 << 10, 64 << 20),
+    ("transport.max_pieces", 1, 256),
+    ("transport.piece_timeout_ms", 1, HOUR_MS),
     ("traces.steps_every", 1, 1 << 30),
     ("traces.max_content_bytes", 0, 1 << 24),
     ("traces.max_queued_spans", 1, 1 << 20),

@@ -1,0 +1,247 @@
+//! Pieces of models on disk: the model's own files, with holes where nothing was needed yet, and
+//! beside them a record of what is there.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::UNIX_EPOCH;
+
+use protocol::{Digest, Manifest, PieceId, codec};
+
+/// The record: eight bytes for each piece, in the order in which they came.
+const RECORD: &str = ".pieces";
+
+/// Pieces between two times that they are made to last.
+const SYNC_EVERY: usize = 32;
+
+/// A directory with a folder for each model.
+#[derive(Debug)]
+pub struct Cache {
+    dir: PathBuf,
+    max_bytes: u64,
+    // Two nodes would take each other's files away.
+    _lock: File,
+}
+
+/// A model's files in the cache.
+#[derive(Debug)]
+pub struct CachedModel {
+    dir: PathBuf,
+    manifest: Manifest,
+    files: Vec<File>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    record: File,
+    // Verified, by whoever got them or at the start.
+    held: HashSet<PieceId>,
+    // Recorded by an earlier process, and not looked at yet.
+    unverified: HashSet<PieceId>,
+    unsynced: Vec<PieceId>,
+}
+
+impl Cache {
+    /// Opens it, or makes it. `max_bytes` is what all models may take together.
+    ///
+    /// # Errors
+    /// When the directory can't be used, or another node uses it.
+    pub fn open(dir: &Path, max_bytes: u64) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        let lock = File::create(dir.join(".lock"))?;
+        if lock.try_lock().is_err() {
+            let said = "another node uses it: give each its own --cache-dir";
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, said));
+        }
+        Ok(Self { dir: dir.to_owned(), max_bytes, _lock: lock })
+    }
+
+    /// A model's files, after room was made for `needed` of it.
+    ///
+    /// # Errors
+    /// When they don't fit, or can't be made.
+    pub fn model(
+        &self,
+        manifest: &Manifest,
+        needed: &BTreeSet<PieceId>,
+    ) -> io::Result<CachedModel> {
+        let name = Digest(*blake3::hash(&codec::encode(manifest)).as_bytes()).to_string();
+        let mut models = self.models()?;
+        let own = models.iter().position(|model| name_of(model).starts_with(&name));
+        // A folder that was removed and is made again is another one: whoever still maps the files
+        // of the first must not take them for those of the second.
+        let dir = match own.map(|own| models.remove(own)) {
+            Some(dir) => dir,
+            None => {
+                let now = UNIX_EPOCH.elapsed().map_or(0, |now| now.as_nanos());
+                self.dir.join(format!("{name}-{now:x}"))
+            }
+        };
+        self.make_room(manifest.num_bytes(needed).max(used(&dir)), models)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        CachedModel::open(dir, manifest.clone())
+    }
+
+    /// Removes models, those unused for longest first, until so many bytes fit beside the rest.
+    fn make_room(&self, bytes: u64, mut others: Vec<PathBuf>) -> io::Result<()> {
+        if bytes > self.max_bytes {
+            let max = self.max_bytes;
+            return Err(io::Error::other(format!(
+                "a stage's layers take {bytes} bytes and --cache-size allows {max}"
+            )));
+        }
+        others.sort_by_key(|dir| fs::metadata(dir.join(RECORD)).and_then(|it| it.modified()).ok());
+        let mut total: u64 = bytes + others.iter().map(|dir| used(dir)).sum::<u64>();
+        for dir in others {
+            if total <= self.max_bytes {
+                break;
+            }
+            total -= used(&dir);
+            fs::remove_dir_all(dir)?;
+        }
+        Ok(())
+    }
+
+    fn models(&self) -> io::Result<Vec<PathBuf>> {
+        let mut models = Vec::new();
+        for entry in self.dir.read_dir()? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                models.push(entry.path());
+            }
+        }
+        Ok(models)
+    }
+}
+
+impl CachedModel {
+    fn open(dir: PathBuf, manifest: Manifest) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut files = Vec::with_capacity(manifest.files.len());
+        for file in &manifest.files {
+            let opened = options.open(dir.join(&file.name))?;
+            if opened.metadata()?.len() != file.num_bytes {
+                opened.set_len(file.num_bytes)?;
+            }
+            files.push(opened);
+        }
+        let path = dir.join(RECORD);
+        let recorded = fs::read(&path).unwrap_or_default();
+        let unverified = recorded.as_chunks::<8>().0.iter().map(|entry| {
+            let [a, b, c, d, e, f, g, h] = *entry;
+            let (file, index) = ([a, b, c, d], [e, f, g, h]);
+            PieceId { file: u32::from_le_bytes(file), index: u32::from_le_bytes(index) }
+        });
+        let unverified = unverified.filter(|piece| manifest.range(*piece).is_some()).collect();
+        let record = OpenOptions::new().append(true).create(true).open(&path)?;
+        // Half an entry may be left of a process that was killed.
+        record.set_len(recorded.len() as u64 / 8 * 8)?;
+        // Also says when the model was used last.
+        record.set_modified(std::time::SystemTime::now())?;
+        let (held, unsynced) = Default::default();
+        let state = Mutex::new(State { record, held, unverified, unsynced });
+        Ok(Self { dir, manifest, files, state })
+    }
+
+    /// What its files hold.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// What stands for the model here.
+    pub fn path(&self) -> PathBuf {
+        self.dir.join(&self.manifest.entry)
+    }
+
+    /// Whether a piece is here, by what is recorded and what its bytes hash to. Only the first time
+    /// they are read.
+    pub fn holds(&self, piece: PieceId) -> bool {
+        let mut state = self.state();
+        if state.held.contains(&piece) {
+            return true;
+        }
+        if !state.unverified.remove(&piece) {
+            return false;
+        }
+        drop(state);
+        let is_whole = self.read(piece).is_ok_and(|bytes| self.is(piece, &bytes));
+        if is_whole {
+            self.state().held.insert(piece);
+        }
+        is_whole
+    }
+
+    /// The bytes of a piece, whatever they are.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub fn read(&self, piece: PieceId) -> io::Result<Vec<u8>> {
+        let range = self.manifest.range(piece).ok_or(io::ErrorKind::NotFound)?;
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        self.files[piece.file as usize].read_exact_at(&mut bytes, range.start)?;
+        Ok(bytes)
+    }
+
+    /// Keeps a piece; false when its bytes are others than they should be.
+    ///
+    /// # Errors
+    /// When the disk is full, or can't be written.
+    pub fn keep(&self, piece: PieceId, bytes: &[u8]) -> io::Result<bool> {
+        let Some(range) = self.manifest.range(piece).filter(|_| self.is(piece, bytes)) else {
+            return Ok(false);
+        };
+        self.files[piece.file as usize].write_all_at(bytes, range.start)?;
+        let mut state = self.state();
+        state.held.insert(piece);
+        state.unsynced.push(piece);
+        if state.unsynced.len() >= SYNC_EVERY {
+            self.sync(&mut state)?;
+        }
+        Ok(true)
+    }
+
+    /// Makes all that came last, and the record of it.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn flush(&self) -> io::Result<()> {
+        self.sync(&mut self.state())
+    }
+
+    /// The bytes first: what is recorded is there.
+    fn sync(&self, state: &mut State) -> io::Result<()> {
+        let files: BTreeSet<_> = state.unsynced.iter().map(|piece| piece.file).collect();
+        for file in files {
+            self.files[file as usize].sync_data()?;
+        }
+        let entry = |piece: &PieceId| [piece.file.to_le_bytes(), piece.index.to_le_bytes()];
+        let entries: Vec<_> = state.unsynced.iter().flat_map(entry).flatten().collect();
+        state.record.write_all(&entries)?;
+        state.record.sync_data()?;
+        state.unsynced.clear();
+        Ok(())
+    }
+
+    fn is(&self, piece: PieceId, bytes: &[u8]) -> bool {
+        self.manifest.digest(piece) == Some(Digest(*blake3::hash(bytes).as_bytes()))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn name_of(dir: &Path) -> std::borrow::Cow<'_, str> {
+    dir.file_name().unwrap_or_default().to_string_lossy()
+}
+
+/// Bytes of the disk that a folder's files take: holes take none.
+fn used(dir: &Path) -> u64 {
+    let files = dir.read_dir().into_iter().flatten().flatten();
+    files.filter_map(|file| file.metadata().ok()).map(|meta| meta.blocks() * 512).sum()
+}
