@@ -213,6 +213,7 @@ fn loading() -> Loading {
         total_bytes: 3 << 33,
         num_compiled: 4,
         num_kernels: 5,
+        ..Loading::default()
     }
 }
 

@@ -12,7 +12,8 @@ use crate::{
     Blame, Epoch, NodeId, NodeReport, PipelineId, SessionId, StageEcho, StageId, StagePlan,
 };
 use bincode::de::Decoder;
-use bincode::error::DecodeError;
+use bincode::enc::Encoder;
+use bincode::error::{DecodeError, EncodeError};
 use bincode::{Decode, Encode};
 
 /// The process group that the coordinator's remote face joins.
@@ -103,7 +104,7 @@ impl Decode<()> for StageFailed {
 }
 
 /// How far a stage's loading has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode)]
 pub struct Progress {
     /// Which stage.
     pub id: StageId,
@@ -111,14 +112,16 @@ pub struct Progress {
     pub loading: Loading,
 }
 
-/// What is done of a stage's loading: its files are compared with the coordinator's, its weights
-/// go to the adapter, its kernels are compiled.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+impl Decode<()> for Progress {
+    fn decode<D: Decoder<Context = ()>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        Ok(Self { id: Decode::decode(decoder)?, loading: Loading::decode(decoder)? })
+    }
+}
+
+/// What is done of a stage's loading: what the node has no files of is fetched, its files are
+/// compared with the coordinator's, its weights go to the adapter, its kernels are compiled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Loading {
-    /// Bytes of the files that came from other members of the cluster.
-    pub fetched_bytes: u64,
-    /// Bytes that have to; 0 before that is known, and once they are here.
-    pub fetch_bytes: u64,
     /// Bytes of the files that were compared.
     pub checked_bytes: u64,
     /// Bytes on the adapter.
@@ -129,6 +132,41 @@ pub struct Loading {
     pub num_compiled: u32,
     /// Kernels in all; 0 before the weights are there.
     pub num_kernels: u32,
+    /// Bytes of the files that have come from other members of the cluster.
+    pub fetched_bytes: u64,
+    /// Bytes that have to; 0 while nothing is fetched.
+    pub fetch_bytes: u64,
+}
+
+/// What is fetched comes last, and only while something is: without it the message is what it
+/// always was.
+impl Encode for Loading {
+    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
+        let Self { checked_bytes, loaded_bytes, total_bytes, num_compiled, num_kernels, .. } = self;
+        let always = (checked_bytes, loaded_bytes, total_bytes, num_compiled, num_kernels);
+        always.encode(encoder)?;
+        match self.fetch_bytes {
+            0 => Ok(()),
+            _ => (self.fetched_bytes, self.fetch_bytes).encode(encoder),
+        }
+    }
+}
+
+impl Decode<()> for Loading {
+    fn decode<D: Decoder<Context = ()>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        let (checked_bytes, loaded_bytes, total_bytes, num_compiled, num_kernels) =
+            Decode::decode(decoder)?;
+        let always = Self {
+            checked_bytes,
+            loaded_bytes,
+            total_bytes,
+            num_compiled,
+            num_kernels,
+            ..Self::default()
+        };
+        let (fetched_bytes, fetch_bytes) = codec::added(decoder)?;
+        Ok(Self { fetched_bytes, fetch_bytes, ..always })
+    }
 }
 
 impl fmt::Display for Loading {
@@ -167,5 +205,22 @@ impl<T: Encode + Decode<()>> BytesConvertable for Wire<T> {
 
     fn from_bytes(bytes: Vec<u8>) -> Self {
         Self(codec::decode(&bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_fetched_is_said_while_something_is() {
+        let id = StageId::default();
+        for (fetched_bytes, fetch_bytes) in [(0, 0), (0, 9_000_000), (4_000_000, 9_000_000)] {
+            let loading = Loading { fetched_bytes, fetch_bytes, ..Loading::default() };
+            let progress = Progress { id, loading };
+            assert_eq!(codec::decode::<Progress>(&codec::encode(&progress)), Ok(progress));
+            let says = loading.to_string().ends_with("of 9 MB fetched");
+            assert_eq!(says, fetch_bytes > 0, "{loading}");
+        }
     }
 }
