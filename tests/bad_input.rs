@@ -188,7 +188,7 @@ async fn nodes_that_cannot_serve_say_why() {
             .args(["--join", "127.0.0.1:1", "--data-dir"])
             .arg(dir.path().join("lost")),
     );
-    lost.wait_for("waiting for the coordinator", wait);
+    lost.wait_for("waiting for 127.0.0.1:1: ", wait);
     lost.signal("TERM");
     assert_eq!(lost.wait(wait).code(), Some(0));
     cluster.stop();

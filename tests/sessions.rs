@@ -28,7 +28,7 @@ async fn a_node_that_loses_its_data_connection_begins_anew_and_no_answer_is_lost
     let asked = cluster.post("/v1/completions", &request);
     let cut = async {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        assert_eq!(wire.cut_first_of_two(), 1);
+        assert!(wire.cut_first_of_two() > 0);
     };
     let answered =
         tokio::time::timeout(Duration::from_secs(180), async { tokio::join!(asked, cut).0 });

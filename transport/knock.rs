@@ -14,6 +14,12 @@ const KNOCK: [u8; 1] = [0];
 /// Resolves when nothing was heard over `connection` for `interval`, and the machine that it leads
 /// to says that nobody listens there any more; or when the connection has ended.
 pub(crate) async fn until_nobody_listens(connection: &quinn::Connection, interval: Duration) {
+    // A firewall, a translator of addresses or a proxy may refuse whoever isn't the one that was
+    // dialled: where a knock is refused while somebody is there, it tells nothing.
+    if is_refused(connection.remote_address(), interval).await {
+        connection.closed().await;
+        return;
+    }
     let mut num_heard = 0;
     while connection.close_reason().is_none() {
         tokio::time::sleep(interval).await;

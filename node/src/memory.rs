@@ -70,8 +70,9 @@ pub fn part_bytes(gpu: &Gpu, files: &Checkpoint, part: Part) -> Result<u64, Stag
         Part::Embedding => 0,
         Part::Layer(_) => {
             let num_norms = if model.sandwich_norms { 4 } else { 2 };
-            let bias = if model.attention_bias { head_shape(model).qkv_size() } else { 0 };
-            num_norms * vector(model.hidden_size) + vector(bias)
+            // No values are no tensor; the smallest has a whole row.
+            let bias = model.attention_bias.then(|| vector(head_shape(model).qkv_size()));
+            num_norms * vector(model.hidden_size) + bias.unwrap_or(0)
         }
         Part::Head => vector(model.hidden_size),
     };

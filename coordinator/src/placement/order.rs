@@ -2,7 +2,9 @@
 //! is fastest.
 //!
 //! For a bound on every stage's time, the best of all sequences over the same places with the same
-//! last one is that which has come furthest in the layers: whoever takes more leaves less. So a
+//! last one is that which has come furthest in the layers: whoever takes more leaves less. (Of
+//! layers that weigh alike, that is: else a slow place may lack a small one to take, and what is
+//! found is good, not best.) So a
 //! bound is tried over sets of places, not over orders, and halved down to the least that can be
 //! kept. Places that are alike are one class of which only the number counts; where there are too
 //! many sets still, places that are nearly alike are taken for one class, and the sequence that is
