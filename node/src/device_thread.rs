@@ -146,7 +146,7 @@ impl DeviceThread {
     }
 
     /// Drops a stage, once the steps before it are computed. Its weights stay for another one,
-    /// until they were of no use for [`MAX_IDLE`] or their room is needed.
+    /// until they were of no use for ten minutes or their room is needed.
     pub async fn unload(&self, id: StageId) {
         // Fails only when the thread is gone, and its stages with it.
         let _ = self.jobs.send(Job::Unload(id)).await;
