@@ -180,8 +180,8 @@ impl FromStr for KvCacheDtype {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Coordinator {
-    /// Where nodes join (UDP): HOST:PORT, the host an address or a name. `0.0.0.0` and `[::]` are every
-    /// address; nodes of other machines need a token (autoglm token create).
+    /// Where nodes join (UDP): HOST:PORT, the host an address or a name. `0.0.0.0` and `[::]` are
+    /// every address; nodes of other machines need a token (autoglm token create).
     pub cluster_addr: Address,
     /// Where the cluster's certificates, the join token and the start counter are kept. Empty: a
     /// folder of the user's, named by the cluster port.
