@@ -259,9 +259,9 @@ fn pipelines(said: &Value) -> String {
     let mut lines = String::new();
     for pipeline in list(&said["pipelines"]) {
         lines += &format!("pipeline {}: {}", pipeline["pipeline"], state_of(pipeline));
-        for (name, what) in [("predicted_token_s", "predicted"), ("measured_token_s", "measured")] {
-            if let Some(seconds) = pipeline[name].as_f64() {
-                lines += &format!(", {:.2} ms a token {what}", seconds * 1e3);
+        for what in ["predicted", "measured"] {
+            if let Some(milliseconds) = pipeline[format!("{what}_token_ms")].as_f64() {
+                lines += &format!(", {milliseconds:.2} ms a token {what}");
             }
         }
         lines += "\n";
@@ -305,7 +305,8 @@ mod tests {
             "absent": [{"node": "00000000000000a3", "duty": "cordoned"}],
             "quarantined":
                 [{"node": "00000000000000a1", "left_s": 9, "cause": "it failed 6 times"}],
-            "pipelines": [{"pipeline": 0, "ready": false, "draining": false, "stages": [
+            "pipelines": [{"pipeline": 0, "ready": false, "draining": false,
+                "predicted_token_ms": 3.126, "measured_token_ms": null, "stages": [
                 {"stage": 0, "node": "00000000000000a2", "hostname": "right", "layers": [0, 4],
                     "state": "loading", "memory_bytes": 3 << 20},
             ]}],
@@ -340,7 +341,7 @@ mod tests {
         assert!(nodes.lines().take(4).all(|line| line.len() <= 100), "{nodes}");
         assert_eq!(
             pipelines(&said()),
-            "pipeline 0: loading\n  stage 0   layers 0..4      00000000000000a2 right             \
+            "pipeline 0: loading, 3.13 ms a token predicted\n  stage 0   layers 0..4      00000000000000a2 right             \
              3 MiB  loading\n"
         );
         assert_eq!(pipelines(&json!({"waiting_for": "nodes"})), "no pipeline: nodes\n");
