@@ -196,6 +196,20 @@ impl Cluster {
         }
     }
 
+    /// Waits until so many pipelines serve and no other is there; how long that took.
+    pub async fn serving(&self, num: usize, timeout: Duration) -> Duration {
+        let start = Instant::now();
+        loop {
+            let (_, stages) = self.get("/health/stages").await;
+            let pipelines = stages["pipelines"].as_array().unwrap();
+            if pipelines.len() == num && pipelines.iter().all(|it| it["ready"] == true) {
+                return start.elapsed();
+            }
+            assert!(start.elapsed() < timeout, "{stages}\n{}", self.process.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Status and body.
     pub async fn get(&self, path: &str) -> (u16, Value) {
         let answer = self.client.get(format!("{}{path}", self.http)).send().await.unwrap();

@@ -43,20 +43,6 @@ async fn ask(cluster: &Cluster, requests: &[Value], during: impl AsyncFnOnce()) 
     tokio::time::timeout(Duration::from_secs(600), whole).await.expect("every stream ends")
 }
 
-/// Waits until so many pipelines serve.
-async fn serving(cluster: &Cluster, num: usize) {
-    let start = Instant::now();
-    loop {
-        let (_, stages) = cluster.get("/health/stages").await;
-        let pipelines = stages["pipelines"].as_array().unwrap();
-        if pipelines.iter().filter(|pipeline| pipeline["ready"] == true).count() == num {
-            return;
-        }
-        assert!(start.elapsed() < Duration::from_secs(300), "{stages}\n{}", cluster.process.log());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
 async fn kill_under_streams(options: Options, num_pipelines: usize) {
     let start = Instant::now();
     let cluster = Cluster::start(options).await;
@@ -64,7 +50,7 @@ async fn kill_under_streams(options: Options, num_pipelines: usize) {
     let undisturbed = ask(&cluster, &requests, async || {}).await;
     let num_kills = std::env::var(KILLS).map_or(2, |kills| kills.parse().unwrap());
     for kill in 0..num_kills {
-        serving(&cluster, num_pipelines).await;
+        cluster.serving(num_pipelines, Duration::from_secs(300)).await;
         // Those killed before have been started again under other ids.
         let running: Vec<_> =
             cluster.node_pids().into_iter().filter(|pid| is_running(*pid)).collect();

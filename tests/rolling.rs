@@ -22,21 +22,8 @@ async fn cluster() -> (Cluster, Vec<(PathBuf, Process)>) {
         let node = cluster.join(&dir, &[]);
         nodes.push((dir, node));
     }
-    serving(&cluster, 2).await;
+    cluster.serving(2, PATIENCE).await;
     (cluster, nodes)
-}
-
-async fn serving(cluster: &Cluster, num: usize) {
-    let start = Instant::now();
-    loop {
-        let (_, stages) = cluster.get("/health/stages").await;
-        let pipelines = stages["pipelines"].as_array().unwrap();
-        if pipelines.iter().filter(|pipeline| pipeline["ready"] == true).count() == num {
-            return;
-        }
-        assert!(start.elapsed() < PATIENCE, "{stages}\n{}", cluster.process.log());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 async fn requests(cluster: &Cluster) -> Vec<Value> {
@@ -86,7 +73,7 @@ async fn all_nodes_are_restarted_one_by_one_and_no_answer_differs() {
         let (answers, ()) = tokio::join!(said(&cluster, &requests), restart);
         assert_eq!(answers, undisturbed, "while node {number} went");
         *node = cluster.join(dir, &[]);
-        serving(&cluster, 2).await;
+        cluster.serving(2, PATIENCE).await;
     }
     let (_, metrics) = cluster.get("/metrics").await;
     let lost = "autoglm_pipeline_lost_total 0";
@@ -121,7 +108,7 @@ async fn an_operator_drains_a_node_and_takes_it_back() {
     cluster.complete(&request).await;
     assert!(run(&["status"]).1.starts_with("ready\n2 nodes, 1 of 1 pipelines serve\n"));
     assert_eq!(run(&["node", "uncordon", &node[..12]]).0, Some(0));
-    serving(&cluster, 2).await;
+    cluster.serving(2, PATIENCE).await;
     let (code, _, error) = run(&["node", "cordon", "nobody"]);
     assert_eq!(code, Some(1));
     assert!(error.contains("autoglm nodes lists them"), "{error}");

@@ -39,20 +39,6 @@ async fn answer(cluster: &Cluster, request: &Value) -> Value {
     json!([answer["choices"], answer["usage"]["completion_tokens"]])
 }
 
-/// Waits until so many pipelines serve and no other is there; how long that took.
-async fn serving(cluster: &Cluster, num: usize) -> Duration {
-    let start = Instant::now();
-    loop {
-        let (_, stages) = cluster.get("/health/stages").await;
-        let pipelines = stages["pipelines"].as_array().unwrap();
-        if pipelines.len() == num && pipelines.iter().all(|it| it["ready"] == true) {
-            return start.elapsed();
-        }
-        assert!(start.elapsed() < PATIENCE, "{stages}\n{}", cluster.process.log());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
 /// Goal: 1 → 3 → 1 pipelines under load, with nothing lost and every answer as it would have been.
 /// Method: clients that ask again and again, all of them and then one; nodes are the coordinator's
 /// children.
@@ -60,7 +46,7 @@ async fn serving(cluster: &Cluster, num: usize) -> Duration {
 async fn pipelines_follow_the_load_and_no_answer_is_lost() {
     let options = Options::new(golden::model("glass-en")).nodes(1, 1).config(SCALED);
     let cluster = Cluster::start(options).await;
-    serving(&cluster, 1).await;
+    cluster.serving(1, PATIENCE).await;
     let requests = requests(&cluster).await;
     let mut undisturbed = Vec::new();
     for request in &requests {
@@ -82,9 +68,9 @@ async fn pipelines_follow_the_load_and_no_answer_is_lost() {
         });
     let clients = futures::future::join_all(clients);
     let scaled = async {
-        let up = serving(&cluster, 3).await;
+        let up = cluster.serving(3, PATIENCE).await;
         num_clients.store(1, std::sync::atomic::Ordering::Relaxed);
-        let down = serving(&cluster, 1).await;
+        let down = cluster.serving(1, PATIENCE).await;
         num_clients.store(0, std::sync::atomic::Ordering::Relaxed);
         (up, down)
     };

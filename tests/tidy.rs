@@ -37,7 +37,8 @@ fn sources(extension: &str) -> Vec<(PathBuf, String)> {
 #[test]
 fn files_are_short() {
     for (path, text) in sources("rs").into_iter().chain(sources("wgsl")) {
-        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        // Those that stand in a file of their own are no reason to look no further.
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
         let num_lines = code.lines().count();
         assert!(num_lines <= 500, "{} has {num_lines} lines", path.display());
     }

@@ -53,6 +53,7 @@ pub mod store;
 pub mod tokens;
 pub mod trips;
 pub mod weights;
+pub mod whereabouts;
 
 #[cfg(test)]
 mod cancel_tests;

@@ -341,8 +341,8 @@ mod tests {
         assert!(nodes.lines().take(4).all(|line| line.len() <= 100), "{nodes}");
         assert_eq!(
             pipelines(&said()),
-            "pipeline 0: loading, 3.13 ms a token predicted\n  stage 0   layers 0..4      00000000000000a2 right             \
-             3 MiB  loading\n"
+            "pipeline 0: loading, 3.13 ms a token predicted\n\
+             \x20 stage 0   layers 0..4      00000000000000a2 right             3 MiB  loading\n"
         );
         assert_eq!(pipelines(&json!({"waiting_for": "nodes"})), "no pipeline: nodes\n");
     }

@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod cost;
+mod latency;
 mod scaling;
 mod scheduling;
 mod stages;
@@ -15,12 +16,11 @@ mod vllm;
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -30,6 +30,7 @@ use protocol::{NodeId, TraceId};
 
 use crate::lane::Prefix;
 use crate::request::Priority;
+use latency::Latency;
 use scaling::Scaling;
 use scheduling::Scheduling;
 use stages::StageMetrics;
@@ -90,28 +91,6 @@ struct StateLabels {
 struct HttpLabels {
     method: &'static str,
     endpoint: &'static str,
-}
-
-/// Says which trace a sample comes from: OpenMetrics has one such for each bucket.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct TraceLabels {
-    trace_id: String,
-}
-
-/// Seconds, of traced requests with their traces.
-#[derive(Clone, Debug)]
-struct Latency(HistogramWithExemplars<TraceLabels>);
-
-impl Latency {
-    fn new() -> Self {
-        Self(HistogramWithExemplars::new(SECONDS.into_iter()))
-    }
-
-    fn observe(&self, seconds: f64, trace: Option<TraceId>) {
-        let exemplar = trace.map(|trace| TraceLabels { trace_id: trace.to_string() });
-        let now = exemplar.is_some().then(SystemTime::now);
-        self.0.observe(seconds, exemplar, now);
-    }
 }
 
 /// Every series of the coordinator.

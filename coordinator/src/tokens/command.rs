@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
@@ -16,6 +16,7 @@ use crate::admission::DEFAULT_POOL;
 use crate::data_dir::{self, DataDir};
 use crate::keys::command::{life, table};
 use crate::store::Store;
+use crate::whereabouts::Whereabouts;
 
 /// By this name the store knows where nodes join.
 pub const CLUSTER_ADDR: &str = "cluster_addr";
@@ -25,16 +26,8 @@ pub const CLUSTER_ADDR: &str = "cluster_addr";
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// The coordinator's data directory [default: under your home directory].
-    #[arg(long, value_name = "DIR", global = true)]
-    data_dir: Option<PathBuf>,
-    /// Where nodes join, as the coordinator is told it [default: 127.0.0.1:7000]; its port names
-    /// the default data directory.
-    #[arg(long, value_name = "HOST:PORT", global = true)]
-    cluster: Option<Address>,
-    /// The coordinator's file of the form of cluster.toml; flags win over it.
-    #[arg(long, value_name = "FILE", global = true)]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    coordinator: Whereabouts,
 }
 
 #[derive(Subcommand)]
@@ -86,14 +79,7 @@ impl Arguments {
     }
 
     async fn act(self, out: &mut impl Write) -> Result<()> {
-        let mut config = data_dir::config(self.config.as_deref())?;
-        if let Some(dir) = self.data_dir {
-            config.coordinator.data_dir = dir;
-        }
-        if let Some(cluster) = self.cluster {
-            config.coordinator.cluster_addr = cluster;
-        }
-        let dir = data_dir::path(&config)?;
+        let (config, dir) = self.coordinator.find()?;
         let now = Timestamp::now();
         match self.command {
             Command::Create(create) => {
@@ -303,7 +289,8 @@ mod tests {
     fn run(dir: &Path, line: &str) -> Result<String, String> {
         let words = std::iter::once("token").chain(line.split_whitespace());
         let line = Line::try_parse_from(words).map_err(|cause| cause.to_string())?;
-        let arguments = Arguments { data_dir: Some(dir.into()), ..line.arguments };
+        let mut arguments = line.arguments;
+        arguments.coordinator.data_dir = Some(dir.into());
         let mut out = Vec::new();
         arguments.run(&mut out).map_err(|cause| format!("{cause:#}"))?;
         Ok(String::from_utf8(out).unwrap())

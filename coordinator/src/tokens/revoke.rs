@@ -1,14 +1,12 @@
 //! `autoglm node revoke`: a node is in the cluster no more, whether the coordinator runs or not.
 
-use std::path::PathBuf;
-
 use anyhow::{Result, ensure};
 use clap::Args;
 use jiff::Timestamp;
-use protocol::{Address, NodeId};
+use protocol::NodeId;
 
-use crate::data_dir;
 use crate::store::Store;
+use crate::whereabouts::Whereabouts;
 
 /// Shows a node out for good.
 #[derive(Args)]
@@ -16,15 +14,8 @@ pub struct Revoke {
     /// Its id: 16 hexadecimal digits, as autoglm nodes and the log tell it.
     #[arg(value_parser = node)]
     node: NodeId,
-    /// The coordinator's data directory [default: under your home directory].
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-    /// Where nodes join; its port names the default data directory [default: 127.0.0.1:7000].
-    #[arg(long, value_name = "HOST:PORT")]
-    cluster: Option<Address>,
-    /// The coordinator's file of the form of cluster.toml; flags win over it.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    coordinator: Whereabouts,
 }
 
 impl Revoke {
@@ -33,14 +24,7 @@ impl Revoke {
     /// # Errors
     /// When it can't.
     pub fn run(self) -> Result<()> {
-        let mut config = data_dir::config(self.config.as_deref())?;
-        if let Some(dir) = self.data_dir {
-            config.coordinator.data_dir = dir;
-        }
-        if let Some(cluster) = self.cluster {
-            config.coordinator.cluster_addr = cluster;
-        }
-        let dir = data_dir::path(&config)?;
+        let (_, dir) = self.coordinator.find()?;
         ensure!(
             dir.join("ca.pem").exists(),
             "there is no coordinator's data in {}: name its --data-dir, or its --cluster HOST:PORT",

@@ -1,0 +1,203 @@
+use super::*;
+use crate::endpoint::Incoming;
+use crate::tests::{NODE, Pair, coordinator, join, let_in, loopback, token};
+
+/// Lets in whoever comes next, if it knows `token`.
+async fn admit(
+    coordinator: &Endpoint,
+    authority: &Authority,
+    token: &Token,
+) -> Result<NodeId, JoinError> {
+    let key = token.key();
+    let decide = |applicant: &Applicant| match applicant.knows(&key) {
+        true => Verdict::Admitted { pool: "a".into() },
+        false => Verdict::Refused("no token".into()),
+    };
+    let_in(coordinator, authority, &Transport::default(), decide).await
+}
+
+/// What a node says that proves nothing.
+fn hello(node: NodeId) -> Hello {
+    let certificate_request = NodeKey::new().unwrap().request().unwrap();
+    Hello { node, pool: String::new(), certificate_request, proof: None, is_trial: false }
+}
+
+/// Says what it likes once it is connected.
+async fn knock(
+    coordinator: &Endpoint,
+    wire_version: u16,
+    hello: impl FnOnce(&quinn::Connection) -> Hello,
+) -> Answer {
+    let stranger = Endpoint::bind(loopback(), None, &Transport::default()).unwrap();
+    let crypto = tls::attacker(None, &[tls::JOIN]);
+    let addr = coordinator.local_addr();
+    let connecting = stranger.connect(addr, crypto, Purpose::Control, "coordinator.autoglm");
+    let connection = connecting.await.unwrap();
+    let (mut send, mut receive) = connection.open_bi().await.unwrap();
+    send.write_all(&wire_version.to_le_bytes()).await.unwrap();
+    write_message(&mut send, &hello(&connection)).await.unwrap();
+    let answer = read_message(&mut receive).await.unwrap();
+    stranger.close("joined").await;
+    answer
+}
+
+#[tokio::test]
+async fn a_node_of_another_wire_version_is_refused_by_name() {
+    let (coordinator, authority, dir) = coordinator(&Transport::default());
+    let token = token(&authority, &dir);
+    let hello = |_: &_| hello(NodeId(1));
+    let (answer, admitted) =
+        tokio::join!(knock(&coordinator, 9, hello), admit(&coordinator, &authority, &token));
+    assert!(admitted.unwrap_err().is_final());
+    let Answer::Refused(reason) = answer else { panic!("{answer:?}") };
+    assert!(reason.contains("wire version 9") && reason.contains("the release"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_request_without_a_certificate_request_is_refused() {
+    let (coordinator, authority, dir) = coordinator(&Transport::default());
+    let token = token(&authority, &dir);
+    let hello = |connection: &_| {
+        let mut hello = Hello { certificate_request: vec![0x30; 1000], ..hello(NodeId(1)) };
+        hello.proof = Some(token.prove(&statement(connection, &hello).unwrap()));
+        hello
+    };
+    let asking = knock(&coordinator, WIRE_VERSION, hello);
+    let (answer, admitted) = tokio::join!(asking, admit(&coordinator, &authority, &token));
+    assert!(admitted.is_err());
+    assert!(matches!(answer, Answer::Refused(_)), "{answer:?}");
+}
+
+/// Goal: a proof lets in its maker only. Method: none at all, one by another secret, and good
+/// ones for another node, another pool, another key and of another TLS session.
+#[tokio::test]
+async fn only_who_knows_the_token_joins() {
+    let (coordinator, authority, dir) = coordinator(&Transport::default());
+    let (token, other) = (token(&authority, &dir), Token::new(&authority).unwrap());
+    let told = hello(NODE);
+    let prove = |token: &Token, connection: &_, hello: &Hello| {
+        Some(token.prove(&statement(connection, hello).unwrap()))
+    };
+    let elsewhere = [
+        Hello { node: NodeId(2), ..told.clone() },
+        Hello { pool: "gpu-a".into(), ..told.clone() },
+        Hello { certificate_request: hello(NODE).certificate_request, ..told.clone() },
+    ];
+    let mut earlier = None;
+    for number in 0..7 {
+        let may = number == 5;
+        let hello = |connection: &_| {
+            let proof = match number {
+                0 => None,
+                1 => prove(&other, connection, &told),
+                2..5 => prove(&token, connection, &elsewhere[number - 2]),
+                5 => prove(&token, connection, &told),
+                // What the last one said, heard and said again.
+                _ => earlier.clone(),
+            };
+            earlier.clone_from(&proof);
+            Hello { proof, ..told.clone() }
+        };
+        let asking = knock(&coordinator, WIRE_VERSION, hello);
+        let (answer, admitted) = tokio::join!(asking, admit(&coordinator, &authority, &token));
+        match answer {
+            Answer::Welcome(_) => assert!(may && admitted.unwrap() == NODE, "{number}"),
+            Answer::Refused(said) => assert!(!may && said == "no token", "{number}: {said}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// The secret of a token isn't proven to whoever listens on the coordinator's port.
+#[tokio::test]
+async fn a_node_tells_another_coordinator_nothing() {
+    let (coordinator, _authority, _dir) = coordinator(&Transport::default());
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = Authority::load_or_create(elsewhere.path()).unwrap();
+    let token = token(&other, &elsewhere);
+    let config = Transport::default();
+    let error = join(coordinator.local_addr(), NODE, &token, &config).await.unwrap_err();
+    assert!(!error.is_final(), "the right one may come");
+    assert!(error.to_string().contains("of another coordinator"), "{error}");
+    let nobody = tokio::time::timeout(Duration::from_millis(100), coordinator.accept()).await;
+    assert!(nobody.is_err(), "{nobody:?}");
+}
+
+#[tokio::test]
+async fn a_member_renews_its_own_certificate_and_no_other() {
+    let pair = Pair::new(&Transport::default()).await;
+    let (identity, config) = (pair.node.identity().unwrap(), Transport::default());
+    for (node, may) in [(NODE, true), (NodeId(7), false)] {
+        let renewing = renew(pair.coordinator.local_addr(), node, &identity, &config);
+        let decide = |applicant: &Applicant| {
+            let pool = applicant.member.clone();
+            // It stays where it was.
+            assert_eq!(pool.as_deref(), Some("gpu-a"));
+            Verdict::Admitted { pool: pool.unwrap() }
+        };
+        let answering = let_in(&pair.coordinator, &pair.authority, &config, decide);
+        let (renewed, admitted) = tokio::join!(renewing, answering);
+        assert_eq!((renewed.is_ok(), admitted.is_ok()), (may, may), "{renewed:?}");
+        if let Err(error) = renewed {
+            assert!(error.to_string().contains("may not have the certificate of"), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_is_refused_for_now_may_ask_again() {
+    let (coordinator, authority, dir) = coordinator(&Transport::default());
+    let (token, config) = (token(&authority, &dir), Transport::default());
+    let later = |_: &Applicant| Verdict::NotNow("connected already".into());
+    let answering = let_in(&coordinator, &authority, &config, later);
+    let joining = join(coordinator.local_addr(), NODE, &token, &config);
+    let (joined, answered) = tokio::join!(joining, answering);
+    answered.unwrap();
+    let error = joined.unwrap_err();
+    assert!(!error.is_final() && error.to_string().contains("connected already"), "{error}");
+}
+
+#[tokio::test]
+async fn a_coordinator_that_does_not_answer_is_named() {
+    let (_coordinator, authority, dir) = coordinator(&Transport::default());
+    let token = token(&authority, &dir);
+    let config = Transport { connect_timeout_ms: 300, ..Transport::default() };
+    let silent = std::net::UdpSocket::bind(loopback()).unwrap();
+    let addr = silent.local_addr().unwrap();
+    let error = join(addr, NodeId(1), &token, &config).await.unwrap_err();
+    assert!(!error.is_final());
+    assert_eq!(error.to_string(), format!("can't reach {addr}: no answer within 300 ms"));
+}
+
+#[tokio::test]
+async fn a_port_that_nobody_listens_on_is_not_waited_for() {
+    let (_coordinator, authority, dir) = coordinator(&Transport::default());
+    let token = token(&authority, &dir);
+    let config = Transport { connect_timeout_ms: 60_000, ..Transport::default() };
+    let addr = std::net::UdpSocket::bind(loopback()).unwrap().local_addr().unwrap();
+    let error = join(addr, NodeId(1), &token, &config).await.unwrap_err();
+    assert!(!error.is_final() && error.to_string().contains("connection refused"), "{error}");
+}
+
+/// Whoever connects to join and is not heard gets no connection to keep.
+#[tokio::test]
+async fn a_join_that_is_not_taken_up_is_closed() {
+    let config = Transport { connect_timeout_ms: 300, ..Transport::default() };
+    let (coordinator, _authority, _dir) = coordinator(&config);
+    let stranger = Endpoint::bind(loopback(), None, &config).unwrap();
+    let addr = coordinator.local_addr();
+    for is_asked in [false, true] {
+        let crypto = tls::attacker(None, &[tls::JOIN]);
+        let connection =
+            stranger.connect(addr, crypto, Purpose::Control, "any.autoglm").await.unwrap();
+        let Some(Incoming::Join(request)) = coordinator.accept().await else { panic!() };
+        if is_asked {
+            let error = request.hear(&config).await.unwrap_err();
+            assert!(error.to_string().contains("too long to ask"), "{error}");
+        } else {
+            drop(request);
+        }
+        let ended = connection.closed().await;
+        assert!(matches!(ended, quinn::ConnectionError::ApplicationClosed(_)), "{ended}");
+    }
+}
