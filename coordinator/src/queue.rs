@@ -51,6 +51,9 @@ pub struct Queue {
     levels: [Level; Priority::ALL.len()],
     // By the priority that a request came with, whatever it was lifted to.
     priorities: [BTreeSet<Key>; Priority::ALL.len()],
+    // The same, by since when they wait, and the tokens that are known of them.
+    since: [BTreeSet<(Instant, u64)>; Priority::ALL.len()],
+    num_tokens: [usize; Priority::ALL.len()],
     requests: BTreeSet<(RequestId, u64)>,
     num_requests: usize,
     // When to look at whom again: it is lifted, or it has expired.
@@ -139,6 +142,8 @@ impl Queue {
             waiting: HashMap::new(),
             levels: Default::default(),
             priorities: Default::default(),
+            since: Default::default(),
+            num_tokens: Default::default(),
             requests: BTreeSet::new(),
             num_requests: 0,
             timers: BTreeSet::new(),
@@ -169,6 +174,8 @@ impl Queue {
         self.num_requests += usize::from(!self.has(sequence.request_id()));
         self.requests.insert((sequence.request_id(), ticket));
         self.priorities[priority.index()].insert(key);
+        self.since[priority.index()].insert((now, ticket));
+        self.num_tokens[priority.index()] += sequence.num_tokens();
         let account = self.account(sequence.request());
         account.num_waiting += 1;
         let is_first = account.num_waiting == 1;
@@ -308,11 +315,14 @@ impl Queue {
         self.requests.iter().map(|(id, ticket)| (*id, self.waiting[ticket].since))
     }
 
-    /// Since when whoever came first waits, those of priority `offline` apart unless they count.
-    pub fn oldest(&self, counts_offline: bool) -> Option<Instant> {
-        let counts = |of: &Sequence| counts_offline || of.priority() != Priority::Offline;
-        let counted = self.waiting.values().filter(|it| counts(&it.sequence));
-        counted.map(|waiting| waiting.since).min()
+    /// Since when whoever came with this priority waits that waits longest.
+    pub fn oldest(&self, priority: Priority) -> Option<Instant> {
+        self.since[priority.index()].first().map(|(since, _)| *since)
+    }
+
+    /// Tokens that are known of those who wait, by the priority that they came with.
+    pub fn num_tokens(&self, priority: Priority) -> usize {
+        self.num_tokens[priority.index()]
     }
 
     /// Where what waits of a request stands, and how long it has.
@@ -440,7 +450,10 @@ impl Queue {
         self.waiting.contains_key(&ticket).then(|| self.leave(ticket));
         let waiting = self.waiting.remove(&ticket)?;
         let sequence = &waiting.sequence;
-        self.priorities[sequence.priority().index()].remove(&turn(sequence));
+        let priority = sequence.priority().index();
+        self.priorities[priority].remove(&turn(sequence));
+        self.since[priority].remove(&(waiting.since, ticket));
+        self.num_tokens[priority] -= sequence.num_tokens();
         self.account(sequence.request()).num_waiting -= 1;
         let request = sequence.request_id();
         self.requests.remove(&(request, ticket));

@@ -22,7 +22,7 @@ use crate::kept::check_files;
 /// What a node has of models' files, and how it gets the rest.
 #[derive(Debug)]
 pub struct Weights {
-    cache: Cache,
+    cache: Arc<Cache>,
     // Whether files at a plan's path are of any use.
     uses_local_files: bool,
     // The newest model that was fetched. What was verified of it is not verified again.
@@ -32,7 +32,7 @@ pub struct Weights {
 impl Weights {
     /// Nothing fetched yet.
     pub fn new(cache: Cache, uses_local_files: bool) -> Self {
-        Self { cache, uses_local_files, fetched: Mutex::default() }
+        Self { cache: Arc::new(cache), uses_local_files, fetched: Mutex::default() }
     }
 
     /// The plan, with the path of files that hold what it needs. `max_pieces` may be under way at
@@ -75,7 +75,9 @@ impl Weights {
         {
             return Ok(Arc::clone(model));
         }
-        let model = self.cache.model(&manifest, needed);
+        // Removing what is in the way may take long, and frames are not to wait for it.
+        let (cache, needed) = (Arc::clone(&self.cache), needed.clone());
+        let model = run(move || cache.model(&manifest, &needed)).await?;
         let model = Arc::new(model.map_err(|cause| StageError::Weights(cause.to_string()))?);
         *fetched = Some((id, Arc::clone(&model)));
         Ok(model)

@@ -135,22 +135,26 @@ impl Cluster {
 
     fn observe(&self, now: Instant) -> Observation {
         let counts_offline = self.config.autoscaler.count_offline;
-        let counts = |it: &&Sequence| counts_offline || it.priority() != Priority::Offline;
-        let lanes = self.pipelines.values().filter_map(|pipeline| pipeline.lane.as_ref());
-        let running = lanes.flat_map(|lane| lane.running()).filter(counts);
-        let waiting = self.queue.waiting().map(|it| it.sequence).filter(counts);
+        let counts = |priority| counts_offline || priority != Priority::Offline;
         let mut seen = Observation {
             num_serving: self.open_lanes().count(),
             num_open: self.requests.len(),
             ..Observation::default()
         };
-        for sequence in running.chain(waiting) {
+        let lanes = self.pipelines.values().filter_map(|pipeline| pipeline.lane.as_ref());
+        let running = lanes.flat_map(|lane| lane.running());
+        for sequence in running.filter(|it: &&Sequence| counts(it.priority())) {
             seen.num_sequences += 1;
             seen.num_tokens += sequence.num_tokens();
         }
-        let since = self.queue.oldest(counts_offline);
-        seen.longest_wait =
-            since.map(|since| now.saturating_duration_since(since)).unwrap_or_default();
+        // Of those who wait there may be a million: the queue keeps count.
+        for priority in Priority::ALL.into_iter().filter(|priority| counts(*priority)) {
+            seen.num_sequences += self.queue.num_waiting(priority);
+            seen.num_tokens += self.queue.num_tokens(priority);
+            let since = self.queue.oldest(priority);
+            let wait = since.map(|since| now.saturating_duration_since(since));
+            seen.longest_wait = seen.longest_wait.max(wait.unwrap_or_default());
+        }
         seen
     }
 

@@ -275,3 +275,35 @@ fn the_rest_of_a_body_is_passed_for_no_longer_than_it_takes_to_be_lifted() {
         assert_eq!(waits, [0, 2000, 2100, 2200]);
     }
 }
+
+/// Whatever comes and goes, what is kept count of is what there is.
+#[test]
+fn tokens_and_the_longest_wait_are_those_of_whoever_waits() {
+    let mut queue = queue(|_| {});
+    let start = Instant::now();
+    for id in 1..=40 {
+        let priority = Priority::ALL[id as usize % Priority::ALL.len()];
+        queue.submit(of(priority, id), start + Duration::from_millis(id * 7 % 40));
+    }
+    let check = |queue: &Queue| {
+        for priority in Priority::ALL {
+            let waiting = || queue.waiting().filter(|it| it.sequence.priority() == priority);
+            let num_tokens: usize = waiting().map(|it| it.sequence.num_tokens()).sum();
+            assert_eq!(queue.num_tokens(priority), num_tokens);
+            let ids: Vec<_> = waiting().map(|it| it.sequence.request_id()).collect();
+            let since = queue.waiting_since().filter(|(id, _)| ids.contains(id));
+            assert_eq!(queue.oldest(priority), since.map(|(_, since)| since).min());
+        }
+    };
+    let now = start + Duration::from_secs(1);
+    for round in 0..30 {
+        check(&queue);
+        let (sequence, _) = queue.pop(now, |_| Fit::Now).unwrap();
+        match round % 3 {
+            0 => queue.put(sequence, now + Duration::from_millis(round)),
+            1 => drop(queue.cancel(RequestId(round))),
+            _ => {}
+        }
+    }
+    check(&queue);
+}
