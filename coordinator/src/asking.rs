@@ -72,7 +72,9 @@ impl Server {
         let request = request.body(String::new()).context("the API key is no header's value")?;
         let client = Client::builder(TokioExecutor::new()).build_http();
         let answer = client.request(request).await;
-        let answer = answer.with_context(|| format!("{} can't be asked", self.url))?;
+        let answer = answer.with_context(|| {
+            format!("{} can't be asked; where the server is says --url", self.url)
+        })?;
         let (status, mut body) = (answer.status().as_u16(), answer.into_body());
         let mut bytes = Vec::new();
         while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
@@ -90,4 +92,19 @@ impl Server {
 /// Its own.
 pub fn block_on<T>(command: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_not_there_is_named_with_the_flag_that_names_another() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let server = Server::at(&format!("http://{free}"));
+        let said = block_on(server.ask(Method::GET, "/v1/admin/status")).unwrap_err().to_string();
+        assert!(said.contains(&free.to_string()) && said.contains("--url"), "{said}");
+        let said = block_on(Server::at("https://x").ask(Method::GET, "/")).unwrap_err().to_string();
+        assert!(said.contains("must begin with http://"), "{said}");
+    }
 }
