@@ -382,35 +382,14 @@ impl DeviceThread {
 mod tests {
     use std::collections::HashSet;
 
-    use protocol::config::{KvCacheDtype, Quantize};
-    use protocol::{Digest, LayerRange, ModelId, StageIndex, StageLimits};
-
     use super::*;
 
     /// One layer of a small model, which neither embeds nor samples.
     fn plan() -> StagePlan {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
         let files = Checkpoint::open(std::path::Path::new(path)).unwrap();
-        StagePlan {
-            id: StageId { stage: StageIndex(1), ..StageId::default() },
-            num_stages: 3,
-            layers: LayerRange { first: 1, end: 2 },
-            adapter: 0,
-            model: ModelId::default(),
-            model_path: path.into(),
-            digests: vec![Digest(files.digest(checkpoint::Part::Layer(1)).unwrap())],
-            quantize: Quantize::None,
-            kv_cache_dtype: KvCacheDtype::Auto,
-            next: None,
-            limits: StageLimits {
-                max_batched_tokens: 8,
-                max_num_seqs: 1,
-                max_model_len: 16,
-                max_blocks: 1,
-                max_logprobs: 0,
-            },
-            memory_bytes: 1 << 30,
-        }
+        let plan = crate::kept::tests::plan(&files, 1..2);
+        StagePlan { model_path: path.into(), memory_bytes: 1 << 30, ..plan }
     }
 
     /// A driver that hangs: no time at all is given to it.

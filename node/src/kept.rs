@@ -236,14 +236,14 @@ fn keys(plan: &StagePlan) -> Result<Vec<Key>, StageError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use protocol::config::KvCacheDtype;
     use protocol::{LayerRange, StageId, StageIndex, StageLimits};
 
     use super::*;
 
     /// Layers of a small model, without its ends.
-    fn plan(files: &Checkpoint, layers: std::ops::Range<u32>) -> StagePlan {
+    pub(crate) fn plan(files: &Checkpoint, layers: std::ops::Range<u32>) -> StagePlan {
         let digest = |layer: u32| Digest(files.digest(Part::Layer(layer as usize)).unwrap());
         StagePlan {
             id: StageId { stage: StageIndex(1), ..StageId::default() },
