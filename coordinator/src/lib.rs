@@ -30,6 +30,7 @@ mod trust;
 pub mod actor;
 pub mod admission;
 pub mod asking;
+pub mod completion;
 pub mod data_dir;
 pub mod doctor;
 pub mod door;

@@ -19,10 +19,11 @@ use crate::actor::{Arguments, CoordinatorActor, GateActor, Msg};
 use crate::admission::Admission;
 use crate::chat_template::ChatTemplate;
 use crate::cluster::{Cluster, Input, Staffing};
+use crate::completion::{Completions, Parsing};
 use crate::data_dir::{self, DataDir};
 use crate::door::{Door, happened, keep_out};
 use crate::engine::Engine;
-use crate::http::{self, ApiState, Parsing};
+use crate::http::{self, ApiState};
 use crate::keys::Keys;
 use crate::local_nodes::{Ended, LocalNodes};
 use crate::metrics::Metrics;
@@ -257,7 +258,7 @@ async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Start
 
     let watching_keys = tokio::spawn(Arc::clone(&keys).watch());
     let files = files.config();
-    let api = Arc::new(ApiState {
+    let completions = Arc::new(Completions {
         engine: Engine::new(coordinator.clone(), config.scheduler.max_queued_requests, status_seen),
         tokenizer,
         chat_template,
@@ -273,14 +274,14 @@ async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Start
                 .map_or(0, |since| since.as_secs()),
         },
         config: config.http.clone(),
-        keys,
         parsing: Parsing::new(&config.http),
-        permits: Arc::new(Semaphore::new(config.http.max_concurrent_requests)),
         metrics,
         tracer,
         traces: config.traces.clone(),
         log_requests: config.log.requests,
     });
+    let permits = Arc::new(Semaphore::new(config.http.max_concurrent_requests));
+    let api = Arc::new(ApiState { completions, keys, permits });
     Ok(Started {
         api,
         endpoint,

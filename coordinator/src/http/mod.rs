@@ -6,9 +6,7 @@ mod admin_tests;
 mod answer;
 mod body;
 mod caller;
-mod content;
 mod cors;
-mod ending;
 mod error;
 mod health;
 #[cfg(test)]
@@ -18,6 +16,7 @@ mod limit_tests;
 #[cfg(test)]
 mod metrics_tests;
 mod models;
+mod origin;
 mod requests;
 #[cfg(test)]
 mod requests_tests;
@@ -30,9 +29,9 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod tokens;
-mod trace;
 
 use std::future::Future;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -43,60 +42,31 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use futures::StreamExt;
-use protocol::config::{Http, Traces};
-use telemetry::Tracer;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
-use crate::chat_template::ChatTemplate;
-use crate::engine::Engine;
-use crate::keys::{Access, Keys};
-use crate::metrics::{self, Metrics};
-use crate::openai::{ApiError, Context};
-use crate::tokenizer::Tokenizer;
+use crate::completion::Completions;
+use crate::keys::Keys;
+use crate::metrics;
+use crate::openai::ApiError;
 
-pub use crate::openai::ServedModel;
-pub use body::Parsing;
-
-/// What every handler sees.
+/// What every handler sees: what completions need, and what HTTP does.
 #[derive(Debug)]
 pub struct ApiState {
-    /// Where requests go.
-    pub engine: Engine,
-    /// Text to tokens and back.
-    pub tokenizer: Arc<Tokenizer>,
-    /// Messages to text, where the model has a template.
-    pub chat_template: Option<ChatTemplate>,
-    /// What is served.
-    pub model: ServedModel,
-    /// Limits.
-    pub config: Http,
+    /// Who answers.
+    pub completions: Arc<Completions>,
     /// Who may ask.
     pub keys: Arc<Keys>,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
     /// A permit for each request that may be answered at once.
     pub permits: Arc<Semaphore>,
-    /// Threads and bytes for turning bodies into tokens.
-    pub parsing: Parsing,
-    /// Where spans go.
-    pub tracer: Tracer,
-    /// Which requests are traced, and how.
-    pub traces: Traces,
-    /// Whether each completion has a line in the log.
-    pub log_requests: bool,
 }
 
-impl ApiState {
-    fn context<'a>(&'a self, access: &'a Access) -> Context<'a> {
-        Context {
-            model: &self.model,
-            tokenizer: &self.tokenizer,
-            chat_template: self.chat_template.as_ref(),
-            config: &self.config,
-            access,
-        }
+impl Deref for ApiState {
+    type Target = Completions;
+
+    fn deref(&self) -> &Completions {
+        &self.completions
     }
 }
 

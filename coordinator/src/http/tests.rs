@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, watch};
 pub(super) use super::script::Script;
 use super::script::play;
 use super::{ApiState, serve};
+use crate::completion::{Completions, Parsing};
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::openai::testing::Served;
@@ -72,20 +73,21 @@ impl Server {
         let num_closed = Arc::new(AtomicUsize::new(0));
         let coordinator = play(script, Arc::clone(&num_closed)).await;
         let metrics = Arc::new(Metrics::new("m", &protocol::config::Metrics::default()));
-        let state = Arc::new(ApiState {
+        let permits = Arc::new(Semaphore::new(served.config.max_concurrent_requests));
+        let completions = Arc::new(Completions {
             engine: Engine::new(coordinator, 8, seen),
             tokenizer: served.tokenizer,
             chat_template: served.chat_template,
             model: served.model,
-            permits: Arc::new(Semaphore::new(served.config.max_concurrent_requests)),
-            parsing: super::Parsing::new(&served.config),
+            parsing: Parsing::new(&served.config),
             config: served.config,
-            keys: Arc::new(served.keys),
             metrics: Arc::clone(&metrics),
             tracer: telemetry::Tracer::default(),
             traces: protocol::config::Traces::default(),
             log_requests: true,
         });
+        let keys = Arc::new(served.keys);
+        let state = Arc::new(ApiState { completions, keys, permits });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         tokio::spawn(serve(listener, state, std::future::pending()));

@@ -121,6 +121,16 @@ impl Answer {
         &self.id
     }
 
+    /// Whether it goes out while it is computed.
+    pub fn streams(&self) -> bool {
+        self.options.stream
+    }
+
+    /// Tokens of the prompts that the prefix cache had.
+    pub fn num_cached_tokens(&self) -> usize {
+        self.num_cached_tokens
+    }
+
     /// Tokens of the prompts, each counted once.
     pub fn num_prompt_tokens(&self) -> usize {
         self.prompts.iter().map(|prompt| prompt.ids.len()).sum()

@@ -67,6 +67,8 @@ pub struct Context<'a> {
     pub config: &'a Http,
     /// Who asks, and how much they may.
     pub access: &'a Access,
+    /// The seed of a body without one; none: it is drawn.
+    pub seed: Option<u64>,
 }
 
 /// A parsed body: one request for each prompt, and how to answer.

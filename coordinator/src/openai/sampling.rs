@@ -44,7 +44,7 @@ impl Common {
         }
         fields.only("best_of", &[num_choices.into()])?;
         let seed = match fields.take("seed") {
-            None => random_u64()?,
+            None => context.seed.map_or_else(random_u64, Ok)?,
             // Any integer that JSON can carry, negative ones too.
             Some(value) => value
                 .as_u64()

@@ -54,6 +54,7 @@ impl Served {
             chat_template: self.chat_template.as_ref(),
             config: &self.config,
             access: &self.access,
+            seed: None,
         }
     }
 }

@@ -1,20 +1,16 @@
-//! Spans of a traced HTTP request: the call itself, and in it the operation of the model, named and
+//! Spans of a traced request: the call itself, and in it the operation of the model, named and
 //! described as OpenTelemetry's conventions for HTTP and for generative AI say.
 
 use std::time::Instant;
 
-use axum::http::{HeaderMap, HeaderValue};
 use protocol::{SpanId, TraceContext, TraceId};
 use telemetry::{Array, KeyValue, Kind, Span, StringValue, Value};
 
-use super::ApiState;
 use super::content::Content;
 use super::ending::Facts;
+use super::{Completions, Origin};
 use crate::openai::Parsed;
 use crate::trace::RequestTrace;
-
-/// The specification wants at least so many characters of a `tracestate` passed on; more are not.
-const MAX_STATE_BYTES: usize = 512;
 
 /// A traced request: ids from its arrival on, spans when it ends.
 pub(super) struct Traced {
@@ -30,11 +26,11 @@ pub(super) struct Traced {
 
 impl Traced {
     /// Decides whether a request is traced: its caller says so, or it is one of the share.
-    pub(super) fn begin(state: &ApiState, headers: &HeaderMap) -> Option<Box<Self>> {
-        if !state.tracer.is_on() {
+    pub(super) fn begin(state: &Completions, origin: &Origin) -> Option<Box<Self>> {
+        if !state.tracer.is_on() || !origin.is_awaited {
             return None;
         }
-        let caller = parent(headers);
+        let caller = origin.parent;
         let trace = match caller {
             Some(caller) => caller.sampled.then_some(caller.trace),
             None => random().map(TraceId).filter(|id| id.is_of_share(state.traces.sample_ratio)),
@@ -45,7 +41,7 @@ impl Traced {
             caller: caller.map(|caller| caller.span),
             operation,
             // Without its parent it means nothing.
-            state: caller.and_then(|_| trace_state(headers)).unwrap_or_default(),
+            state: caller.map(|_| origin.trace_state.clone()).unwrap_or_default(),
             steps_every: state.traces.steps_every,
             request: Vec::new(),
             content: state.traces.content.then(|| Content::new(state.traces.max_content_bytes)),
@@ -91,21 +87,17 @@ impl Traced {
         }
     }
 
-    /// Tells the client where its request is found.
-    pub(super) fn announce(&self, headers: &mut HeaderMap) {
-        let mut insert = |name, value: &str| {
-            if let Ok(value) = HeaderValue::from_str(value) {
-                headers.insert(name, value);
-            }
-        };
-        insert("traceparent", &self.server.to_string());
+    /// Where the client finds its request: headers of W3C's trace context.
+    pub(super) fn headers(&self) -> Vec<(&'static str, String)> {
+        let mut headers = vec![("traceparent", self.server.to_string())];
         if !self.state.is_empty() {
-            insert("tracestate", &self.state);
+            headers.push(("tracestate", self.state.clone()));
         }
+        headers
     }
 
     /// Writes the spans of a request that has ended.
-    pub(super) fn record(self, state: &ApiState, facts: &Facts) {
+    pub(super) fn record(self, state: &Completions, facts: &Facts) {
         let end = Instant::now();
         let error = facts.error.map(|error| KeyValue::new("error.type", error));
         let failure = facts.error.filter(|_| facts.is_failure());
@@ -168,19 +160,6 @@ impl Traced {
             state: self.state,
         });
     }
-}
-
-/// The caller's place in its trace; a header that stands twice says nothing.
-fn parent(headers: &HeaderMap) -> Option<TraceContext> {
-    let mut all = headers.get_all("traceparent").iter();
-    let header = all.next().filter(|_| all.next().is_none())?;
-    TraceContext::parse(header.to_str().ok()?.trim())
-}
-
-fn trace_state(headers: &HeaderMap) -> Option<String> {
-    let all = headers.get_all("tracestate").iter().map(|value| value.to_str().ok());
-    let all = all.collect::<Option<Vec<_>>>()?.join(",");
-    (all.len() <= MAX_STATE_BYTES).then_some(all)
 }
 
 fn random<const N: usize>() -> Option<[u8; N]> {

@@ -3,22 +3,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::http::HeaderMap;
 use tracing::info;
 
-use super::ApiState;
-use super::caller::Caller;
-use super::trace::Traced;
+use super::traced::Traced;
+use super::{Completions, Origin};
 use crate::events::Heard;
+use crate::keys::Access;
 use crate::metrics::Tokens;
 use crate::openai::{Answer, ApiError, Parsed, Style};
 use crate::request::Event;
 
 /// nginx's code for a client that left before its answer; nobody is told it.
 const CLIENT_LEFT: u16 = 499;
-
-/// Characters of a client's own name for its request; a longer one is not repeated.
-const MAX_CLIENT_ID_CHARS: usize = 128;
 
 /// What is known of a completion.
 pub(super) struct Facts {
@@ -41,6 +37,8 @@ pub(super) struct Facts {
     pub(super) num_generated: usize,
     /// By choice, as they end.
     pub(super) finish_reasons: Vec<&'static str>,
+    /// Whether somebody waits for it.
+    is_awaited: bool,
     /// Whether it was computed at all.
     was_admitted: bool,
     /// Choices that are computed.
@@ -62,7 +60,7 @@ impl Facts {
 
 /// Dropped when the completion ends; without another word, its client has left.
 pub(super) struct Ending {
-    state: Arc<ApiState>,
+    state: Arc<Completions>,
     facts: Facts,
     /// Where it is traced.
     pub(super) traced: Option<Box<Traced>>,
@@ -70,33 +68,40 @@ pub(super) struct Ending {
 
 impl Ending {
     pub(super) fn new(
-        state: &Arc<ApiState>,
+        state: &Arc<Completions>,
         style: Style,
-        headers: &HeaderMap,
-        (caller, start): (&Caller, Instant),
+        access: &Access,
+        origin: Origin,
     ) -> Self {
         let (route, operation) = match style {
             Style::Chat => ("/v1/chat/completions", "chat"),
             Style::Completion => ("/v1/completions", "text_completion"),
         };
+        let traced = Traced::begin(state, &origin);
         let facts = Facts {
-            start,
+            start: origin.start,
             route,
             operation,
             id: None,
-            client_request: client_request(headers),
-            key: caller.0.name.clone(),
+            client_request: origin.client_request,
+            key: access.name.clone(),
             code: CLIENT_LEFT,
             error: Some("cancelled"),
             is_stream: false,
             num_prompt: 0,
             num_generated: 0,
             finish_reasons: Vec::new(),
+            is_awaited: origin.is_awaited,
             was_admitted: false,
             num_open: 0,
             first_token: None,
         };
-        Self { state: Arc::clone(state), facts, traced: Traced::begin(state, headers) }
+        Self { state: Arc::clone(state), facts, traced }
+    }
+
+    /// When it began, and whether somebody has waited since.
+    pub(super) fn since(&self) -> (Instant, bool) {
+        (self.facts.start, self.facts.is_awaited)
     }
 
     /// The body is legal.
@@ -149,14 +154,18 @@ impl Ending {
     pub(super) fn failed(&mut self, error: &ApiError) {
         let kind = error.code.unwrap_or(error.kind);
         (self.facts.code, self.facts.error) = (error.status, Some(kind));
-        self.state.metrics.failed(kind);
+        if self.facts.is_awaited {
+            self.state.metrics.failed(kind);
+        }
     }
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
         let Self { state, facts, traced } = self;
-        state.metrics.ended(facts.code);
+        if facts.is_awaited {
+            state.metrics.ended(facts.code);
+        }
         if facts.was_admitted {
             let (num_prompt, num_generated) = (facts.num_prompt, facts.num_generated);
             state.metrics.computed(Tokens { num_prompt, num_generated });
@@ -165,7 +174,7 @@ impl Drop for Ending {
             let reason = if facts.code == CLIENT_LEFT { "abort" } else { "error" };
             state.metrics.finished(reason, facts.num_open);
         }
-        if state.log_requests {
+        if state.log_requests && facts.is_awaited {
             let millis = |duration: Duration| duration.as_micros() as f64 / 1e3;
             info!(
                 request = facts.id,
@@ -185,38 +194,6 @@ impl Drop for Ending {
         }
         if let Some(traced) = traced.take() {
             traced.record(state, facts);
-        }
-    }
-}
-
-/// What a client or a proxy calls its request, where that is a plain word: it goes into logs.
-fn client_request(headers: &HeaderMap) -> Option<String> {
-    let id = headers.get("x-request-id")?.to_str().ok()?;
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:/+=".contains(c);
-    let is_sane = (1..=MAX_CLIENT_ID_CHARS).contains(&id.len()) && id.chars().all(is_plain);
-    is_sane.then(|| id.to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_client_names_its_request_in_plain_words_or_not_at_all() {
-        let long = "x".repeat(129);
-        let cases = [
-            ("7b3e-a.b_c:1", true),
-            (&long[1..], true),
-            ("", false),
-            (&long[..], false),
-            ("a b", false),
-            ("a\"b", false),
-            ("caf\u{e9}", false),
-        ];
-        for (id, is_taken) in cases {
-            let mut headers = HeaderMap::new();
-            headers.insert("x-request-id", id.parse().unwrap());
-            assert_eq!(client_request(&headers).is_some(), is_taken, "{id}");
         }
     }
 }

@@ -1,0 +1,280 @@
+//! A completion, whoever asks for it: submit, events, answer, record. No HTTP here: a request of
+//! the API and a line of a batch job go the same way.
+
+mod clock;
+mod content;
+mod ending;
+mod parsing;
+mod traced;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use protocol::TraceContext;
+use protocol::config::{Http, Traces};
+use telemetry::Tracer;
+
+use self::clock::Clock;
+use self::ending::Ending;
+pub use self::parsing::Parsing;
+use crate::chat_template::ChatTemplate;
+use crate::engine::Engine;
+use crate::events::{Events, Heard};
+use crate::keys::{Access, Reserved};
+use crate::metrics::{Metrics, Tokens};
+use crate::openai::{
+    Answer, ApiError, Context, Parsed, ServedModel, Style, parse_chat, parse_completion,
+};
+use crate::request::{Event, Priority};
+use crate::tokenizer::Tokenizer;
+
+/// What every completion needs.
+#[derive(Debug)]
+pub struct Completions {
+    /// Where requests go.
+    pub engine: Engine,
+    /// Text to tokens and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Messages to text, where the model has a template.
+    pub chat_template: Option<ChatTemplate>,
+    /// What is served.
+    pub model: ServedModel,
+    /// Limits.
+    pub config: Http,
+    /// Threads and bytes for turning bodies into tokens.
+    pub parsing: Parsing,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Where spans go.
+    pub tracer: Tracer,
+    /// Which requests are traced, and how.
+    pub traces: Traces,
+    /// Whether each completion that somebody waits for has a line in the log.
+    pub log_requests: bool,
+}
+
+/// Where a completion comes from.
+#[derive(Debug)]
+pub struct Origin {
+    /// When it arrived.
+    pub start: Instant,
+    /// Whether somebody waits for it: then its times are measured, its end is logged, and it may be
+    /// traced. A line of a batch job waits for hours, and nobody with it.
+    pub is_awaited: bool,
+    /// What its client calls it.
+    pub client_request: Option<String>,
+    /// Its caller's place in a trace.
+    pub parent: Option<TraceContext>,
+    /// The caller's `tracestate`.
+    pub trace_state: String,
+}
+
+/// What whoever asks knows better than the body.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Terms {
+    /// When the answer is of no more use: in the place of the body's.
+    pub deadline: Option<Instant>,
+    /// Who goes first: in the place of the body's.
+    pub priority: Option<Priority>,
+    /// The seed of a body without one; otherwise it is drawn.
+    pub seed: Option<u64>,
+}
+
+impl Completions {
+    /// Parses a body, where that holds nobody up; `renders` says whether a template may be rendered
+    /// for it.
+    ///
+    /// # Errors
+    /// Those of `parse`.
+    pub async fn parse<T: Send + 'static>(
+        self: &Arc<Self>,
+        access: &Arc<Access>,
+        (body, renders): (Bytes, bool),
+        parse: impl FnOnce(&[u8], Context<'_>) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let (this, access) = (Arc::clone(self), Arc::clone(access));
+        let size = (body.len(), renders);
+        self.parsing.run(size, move || parse(&body, this.context(&access))).await
+    }
+
+    fn context<'a>(&'a self, access: &'a Access) -> Context<'a> {
+        Context {
+            model: &self.model,
+            tokenizer: &self.tokenizer,
+            chat_template: self.chat_template.as_ref(),
+            config: &self.config,
+            access,
+            seed: None,
+        }
+    }
+}
+
+/// A completion that is asked for: counted, logged and traced once, whatever becomes of it.
+/// Dropped without another word, its client has left.
+pub struct Asked {
+    completions: Arc<Completions>,
+    access: Arc<Access>,
+    style: Style,
+    ending: Ending,
+}
+
+impl Asked {
+    /// Nothing is known of it but where it comes from.
+    pub fn new(
+        completions: &Arc<Completions>,
+        access: &Arc<Access>,
+        style: Style,
+        origin: Origin,
+    ) -> Self {
+        let (completions, access) = (Arc::clone(completions), Arc::clone(access));
+        let ending = Ending::new(&completions, style, &access, origin);
+        Self { completions, access, style, ending }
+    }
+
+    /// Where its client finds it: headers of W3C's trace context.
+    pub fn trace_headers(&self) -> Vec<(&'static str, String)> {
+        self.ending.traced.as_ref().map(|traced| traced.headers()).unwrap_or_default()
+    }
+
+    /// It isn't answered, for this reason.
+    pub fn refuse(mut self, error: ApiError) -> ApiError {
+        self.ending.failed(&error);
+        error
+    }
+
+    /// Parses the body and hands its requests to the scheduler.
+    ///
+    /// # Errors
+    /// When the body isn't legal, its key doesn't allow it now, or there is no place for it.
+    pub async fn submit(mut self, body: Bytes, terms: Terms) -> Result<Completion, ApiError> {
+        match self.admit(body, terms).await {
+            Ok((answer, events, reserved)) => {
+                let Self { completions, mut ending, .. } = self;
+                if answer.streams() {
+                    ending.streams();
+                }
+                ending.admitted(&answer);
+                let clock = Clock::new(&ending, answer.num_choices());
+                Ok(Completion { completions, answer, events, clock, ending, reserved })
+            }
+            Err(error) => Err(self.refuse(error)),
+        }
+    }
+
+    async fn admit(
+        &mut self,
+        body: Bytes,
+        terms: Terms,
+    ) -> Result<(Answer, Events, Reserved), ApiError> {
+        let (completions, style) = (&self.completions, self.style);
+        let mut content = self.ending.traced.as_mut().and_then(|traced| traced.content.take());
+        let parse = move |body: &[u8], context: Context<'_>| {
+            let context = Context { seed: terms.seed, ..context };
+            let parsed = match style {
+                Style::Chat => parse_chat(body, context)?,
+                Style::Completion => parse_completion(body, context)?,
+            };
+            if let Some(content) = &mut content {
+                content.asked(body);
+            }
+            Ok((parsed, content))
+        };
+        let body = (body, style == Style::Chat);
+        let (mut parsed, content) = completions.parse(&self.access, body, parse).await?;
+        if let Some(traced) = &mut self.ending.traced {
+            traced.content = content;
+        }
+        for request in &mut parsed.requests {
+            request.deadline = terms.deadline.or(request.deadline);
+            request.priority = terms.priority.unwrap_or(request.priority);
+        }
+        let answer = describe(completions, style, &parsed);
+        self.ending.parsed(&answer, &mut parsed);
+        let reserved = self.access.reserve(&parsed.requests).map_err(|quota| {
+            completions.metrics.refused(quota.reason());
+            ApiError::from(quota)
+        })?;
+        let events = completions.engine.submit(parsed.requests).await?;
+        Ok((answer, events, reserved))
+    }
+}
+
+fn describe(completions: &Completions, style: Style, parsed: &Parsed) -> Answer {
+    let number = parsed.requests.first().map_or(0, |request| request.id.0);
+    let fingerprint = completions.engine.status().system_fingerprint.clone();
+    let model = completions.model.name.clone();
+    Answer::new(style, number, model, fingerprint, parsed, Arc::clone(&completions.tokenizer))
+}
+
+/// A completion that is computed. Dropped before its end, what is left of it is cancelled.
+pub struct Completion {
+    completions: Arc<Completions>,
+    answer: Answer,
+    events: Events,
+    clock: Clock,
+    ending: Ending,
+    reserved: Reserved,
+}
+
+impl Completion {
+    /// As far as it is known.
+    pub fn answer(&self) -> &Answer {
+        &self.answer
+    }
+
+    /// Takes in the next event: the chunk that it makes of a stream, if it makes one. `None` once
+    /// every choice has ended. May be dropped at any await.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn advance(&mut self) -> Result<Option<Option<String>>, ApiError> {
+        if self.answer.is_complete() {
+            self.end();
+            return Ok(None);
+        }
+        let failed = match self.events.next().await {
+            Some(Heard { event: Event::Failed(cause), .. }) => ApiError::from(cause),
+            Some(heard) => {
+                match heard.event {
+                    Event::Admitted { .. } => self.reserved.prompt(heard.number),
+                    Event::Token { .. } => self.reserved.tokens(heard.num_tokens()),
+                    _ => {}
+                }
+                if let Event::Token { choice, .. } | Event::Finished { choice, .. } = heard.event {
+                    let choice = self.answer.index(heard.number, choice);
+                    let now = Instant::now();
+                    self.clock.tokens(choice, heard.num_tokens(), now, &self.completions.metrics);
+                    self.ending.heard(choice, &heard, now);
+                }
+                return Ok(Some(self.answer.take(heard)));
+            }
+            // Whoever computes has gone without a word.
+            None => ApiError::internal("the answer ended unexpectedly; send the request again")
+                .code("answer_lost"),
+        };
+        self.ending.failed(&failed);
+        Err(failed)
+    }
+
+    /// The whole answer.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn whole(mut self) -> Result<Answer, ApiError> {
+        while self.advance().await?.is_some() {}
+        Ok(self.answer)
+    }
+
+    fn end(&mut self) {
+        self.ending.answered();
+        let tokens = Tokens {
+            num_prompt: self.answer.num_prompt_tokens(),
+            num_generated: self.answer.num_generated_tokens(),
+        };
+        self.clock.ended(tokens, &self.completions.metrics);
+    }
+}
+
+#[cfg(test)]
+mod tests;
