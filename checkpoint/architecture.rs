@@ -6,11 +6,12 @@
 use std::fmt;
 
 use crate::config::ModelConfig;
+use crate::spec::{Attention, Dense, LayerSpec, Mlp};
 
 /// What can be computed. Displayed as Hugging Face's class name.
 ///
 /// Both: pre-norm decoder layers, rotation of adjacent pairs of the first
-/// [`rotary_dim`](ModelConfig::rotary_dim) dimensions of a head, grouped-query attention, a
+/// [`rotary_dim`](crate::Gqa::rotary_dim) dimensions of a head, grouped-query attention, a
 /// SiLU-gated MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Architecture {
@@ -47,47 +48,30 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    /// The roles of one layer, in the order of computation.
-    pub(crate) const LAYER: [Self; 9] = [
-        Self::InputNorm,
-        Self::Qkv,
-        Self::QkvBias,
-        Self::Output,
-        Self::PostSelfAttnNorm,
-        Self::PostAttentionNorm,
-        Self::GateUp,
-        Self::Down,
-        Self::PostMlpNorm,
-    ];
-
-    /// Does a model with this configuration have it?
-    pub(crate) fn is_in(self, config: &ModelConfig) -> bool {
-        match self {
-            Self::QkvBias => config.attention_bias,
-            Self::PostSelfAttnNorm | Self::PostMlpNorm => config.sandwich_norms,
-            Self::LmHead => !config.tie_word_embeddings,
-            _ => true,
-        }
-    }
-
-    /// Rows of each tensor that this role is made of, when it is stored as `num_parts` tensors.
-    pub(crate) fn rows(self, config: &ModelConfig, num_parts: usize) -> Vec<usize> {
-        let all = match self {
-            Self::Embedding | Self::LmHead => vec![config.vocab_size],
-            Self::Qkv | Self::QkvBias => vec![config.q_rows(), config.kv_rows(), config.kv_rows()],
-            Self::GateUp => vec![config.intermediate_size; 2],
-            _ => vec![config.hidden_size],
-        };
-        if num_parts == 1 { vec![all.iter().sum()] } else { all }
-    }
-
-    /// Columns; `None` for a vector.
-    pub(crate) fn cols(self, config: &ModelConfig) -> Option<usize> {
-        match self {
-            Self::Embedding | Self::LmHead | Self::Qkv | Self::GateUp => Some(config.hidden_size),
-            Self::Output => Some(config.q_rows()),
-            Self::Down => Some(config.intermediate_size),
-            _ => None,
+    /// Rows of each tensor that this role is made of, and their columns; no columns: they are
+    /// vectors. `layer` is the layer that it is of; outside of layers any.
+    pub(crate) fn shape(self, config: &ModelConfig, layer: usize) -> (Vec<usize>, Option<usize>) {
+        let hidden = config.hidden_size;
+        let LayerSpec { attention, mlp, .. } = *config.layer(layer);
+        match (self, attention, mlp) {
+            (Self::Embedding | Self::LmHead, ..) => (vec![config.vocab_size], Some(hidden)),
+            (Self::Qkv, Attention::Gqa(gqa), _) => {
+                (vec![gqa.q_rows(), gqa.kv_rows(), gqa.kv_rows()], Some(hidden))
+            }
+            (Self::QkvBias, Attention::Gqa(gqa), _) => {
+                (vec![gqa.q_rows(), gqa.kv_rows(), gqa.kv_rows()], None)
+            }
+            (Self::Output, Attention::Gqa(gqa), _) => (vec![hidden], Some(gqa.q_rows())),
+            (Self::GateUp, _, Mlp::Dense(Dense { width })) => (vec![width; 2], Some(hidden)),
+            (Self::Down, _, Mlp::Dense(Dense { width })) => (vec![hidden], Some(width)),
+            (
+                Self::FinalNorm
+                | Self::InputNorm
+                | Self::PostSelfAttnNorm
+                | Self::PostAttentionNorm
+                | Self::PostMlpNorm,
+                ..,
+            ) => (vec![hidden], None),
         }
     }
 
@@ -153,7 +137,7 @@ impl Layout {
         }
         // Layers past the last are those that guess several tokens ahead (MTP).
         let layer = name.strip_prefix(self.layer_prefix).and_then(|rest| rest.split('.').next());
-        if layer.and_then(|n| n.parse().ok()).is_some_and(|n: usize| n >= config.num_layers) {
+        if layer.and_then(|n| n.parse().ok()).is_some_and(|n: usize| n >= config.num_layers()) {
             return true;
         }
         // A tied head may be stored all the same; like transformers, we take the embedding.

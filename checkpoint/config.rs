@@ -1,6 +1,7 @@
 //! What a model is, in one form whatever file says it.
 
 use crate::architecture::Architecture;
+use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mlp};
 
 /// The shape and constants of a model. Whoever holds one can rely on it: all numbers are within
 /// limits and fit together.
@@ -8,33 +9,19 @@ use crate::architecture::Architecture;
 pub struct ModelConfig {
     /// What is computed.
     pub architecture: Architecture,
-    /// Decoder layers, at least 1.
-    pub num_layers: usize,
+    /// Decoder layers, at least 1, from the first to the last.
+    pub layers: Vec<LayerSpec>,
     /// Values of one token between two layers.
     pub hidden_size: usize,
-    /// Rows of the MLP's gate, and of its up projection.
-    pub intermediate_size: usize,
-    /// Query heads.
-    pub num_heads: usize,
-    /// Key and value heads; divides `num_heads`. Query head h uses kv head
-    /// h / (`num_heads` / `num_kv_heads`).
-    pub num_kv_heads: usize,
-    /// Values of one head. `num_heads` × `head_dim` need not be `hidden_size`.
-    pub head_dim: usize,
     /// Rows of the embedding and of the head: may be more than the tokenizer has tokens.
     pub vocab_size: usize,
     /// Tokens of one sequence that the model was made for.
     pub max_position_embeddings: usize,
-    /// First dimensions of each head that rotate, in adjacent pairs; even, at most `head_dim`.
-    pub rotary_dim: usize,
-    /// Base of the rotation: pair i turns by position × theta^(-2i / `rotary_dim`).
+    /// Base of the rotation: pair i of `rotary_dim` dimensions turns by position ×
+    /// theta^(-2i / `rotary_dim`).
     pub rope_theta: f32,
     /// Added to the mean square in every norm.
     pub rms_norm_eps: f32,
-    /// Do q, k and v have a bias?
-    pub attention_bias: bool,
-    /// Are the outputs of attention and MLP normalised before they are added?
-    pub sandwich_norms: bool,
     /// Is the head the embedding?
     pub tie_word_embeddings: bool,
     /// Tokens that end an answer; below `vocab_size`, each once, may be none.
@@ -67,47 +54,32 @@ pub(crate) const MAX_VOCABULARY: usize = 1 << 24;
 pub(crate) const MAX_POSITIONS: usize = 1 << 30;
 
 impl ModelConfig {
-    /// Rows of q: all heads.
-    pub fn q_rows(&self) -> usize {
-        self.num_heads * self.head_dim
+    /// How many layers there are.
+    pub fn num_layers(&self) -> usize {
+        self.layers.len()
     }
 
-    /// Rows of k, and of v.
-    pub fn kv_rows(&self) -> usize {
-        self.num_kv_heads * self.head_dim
+    /// What a layer is; there is one of this number.
+    pub(crate) fn layer(&self, layer: usize) -> &LayerSpec {
+        &self.layers[layer]
+    }
+
+    /// Values of a token's row between two stages.
+    pub fn row_values(&self) -> usize {
+        self.hidden_size
+    }
+
+    /// Dimensions of a head that rotate, in all layers alike.
+    pub fn rotary_dim(&self) -> usize {
+        self.layers.first().map_or(0, |layer| layer.attention.rotary_dim())
     }
 
     /// What both kinds of files must keep to. Each number by itself is already within its limit.
     pub(crate) fn check(self) -> Result<Self, Refused> {
-        if !self.num_heads.is_multiple_of(self.num_kv_heads) {
-            return Err(Refused::new(
-                "number of attention heads",
-                format!(
-                    "is {}, it must be a multiple of the {} key-value heads",
-                    self.num_heads, self.num_kv_heads
-                ),
-            ));
+        for layer in &self.layers {
+            layer.check()?;
         }
-        if self.rotary_dim == 0
-            || !self.rotary_dim.is_multiple_of(2)
-            || self.rotary_dim > self.head_dim
-        {
-            return Err(Refused::new(
-                "number of rotary dimensions",
-                format!("is {}, it must be even and 2 to {}", self.rotary_dim, self.head_dim),
-            ));
-        }
-        for (key, width) in [
-            ("hidden size", self.hidden_size),
-            ("intermediate size", self.intermediate_size),
-            ("head dimension", self.head_dim),
-            ("number of rotary dimensions", self.rotary_dim),
-        ] {
-            // Kernels take four values at a time; no published model has other widths.
-            if !width.is_multiple_of(4) {
-                return Err(Refused::new(key, format!("is {width}, supported are multiples of 4")));
-            }
-        }
+        whole_vec4s("hidden size", self.hidden_size)?;
         if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
             return Err(Refused::new(
                 "rope theta",
@@ -134,4 +106,46 @@ impl ModelConfig {
         }
         Ok(self)
     }
+}
+
+impl LayerSpec {
+    /// Each number by itself is already within its limit.
+    fn check(&self) -> Result<(), Refused> {
+        match self.attention {
+            Attention::Gqa(gqa) => gqa.check()?,
+        }
+        match self.mlp {
+            Mlp::Dense(Dense { width }) => whole_vec4s("intermediate size", width),
+        }
+    }
+}
+
+impl Gqa {
+    fn check(&self) -> Result<(), Refused> {
+        let Self { num_heads, num_kv_heads, head_dim, rotary_dim, .. } = *self;
+        if !num_heads.is_multiple_of(num_kv_heads) {
+            return Err(Refused::new(
+                "number of attention heads",
+                format!(
+                    "is {num_heads}, it must be a multiple of the {num_kv_heads} key-value heads"
+                ),
+            ));
+        }
+        if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) || rotary_dim > head_dim {
+            return Err(Refused::new(
+                "number of rotary dimensions",
+                format!("is {rotary_dim}, it must be even and 2 to {head_dim}"),
+            ));
+        }
+        whole_vec4s("head dimension", head_dim)?;
+        whole_vec4s("number of rotary dimensions", rotary_dim)
+    }
+}
+
+/// Kernels take four values at a time; no published model has other widths.
+fn whole_vec4s(key: &str, width: usize) -> Result<(), Refused> {
+    if width.is_multiple_of(4) {
+        return Ok(());
+    }
+    Err(Refused::new(key, format!("is {width}, supported are multiples of 4")))
 }

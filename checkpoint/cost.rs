@@ -1,6 +1,6 @@
 //! What the parts of a model weigh and what a token asks of them: the one place where it is said.
 
-use crate::{Checkpoint, CheckpointError, Matrix, ModelConfig, Part};
+use crate::{Attention, Checkpoint, CheckpointError, LayerSpec, Mlp, ModelConfig, Part, Weight};
 
 /// What a part of a model weighs, and what computing one token asks of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,19 +24,6 @@ impl std::ops::AddAssign for PartCost {
     }
 }
 
-impl Part {
-    /// The matrices of a part.
-    pub fn matrices(self) -> Vec<Matrix> {
-        match self {
-            Self::Embedding => vec![Matrix::Embedding],
-            Self::Layer(layer) => [Matrix::Qkv, Matrix::Output, Matrix::GateUp, Matrix::Down]
-                .map(|matrix| matrix(layer))
-                .into(),
-            Self::Head => vec![Matrix::LmHead],
-        }
-    }
-}
-
 /// Kernels of a head: the rows whose logits are wanted, their product, and the sampler's.
 const HEAD_KERNELS: u32 = 6;
 
@@ -49,16 +36,17 @@ impl Checkpoint {
     pub fn cost(&self, part: Part) -> Result<PartCost, CheckpointError> {
         let bytes = self.bytes(part)?;
         let mut multiply_adds = 0;
-        for matrix in part.matrices() {
-            let view = self.matrix(matrix)?;
-            multiply_adds += view.rows() as u64 * view.cols() as u64;
+        for weight in self.part(part)? {
+            if let Weight::Matrix(matrix) = weight {
+                let view = self.matrix(matrix)?;
+                multiply_adds += view.rows() as u64 * view.cols() as u64;
+            }
         }
         Ok(match part {
             // One row of it is looked up.
             Part::Embedding => PartCost { bytes, num_kernels: 1, ..PartCost::default() },
-            Part::Layer(_) => {
-                // Its products, attention, and the norms that stand for themselves.
-                let num_kernels = if self.config().sandwich_norms { 7 } else { 5 };
+            Part::Layer(layer) => {
+                let num_kernels = self.config().layer(layer).num_kernels();
                 PartCost { bytes, read_bytes: bytes, multiply_adds, num_kernels }
             }
             Part::Head => {
@@ -68,22 +56,29 @@ impl Checkpoint {
     }
 }
 
+impl LayerSpec {
+    /// Kernels that a step runs one after another: products, attention, and the norms that stand
+    /// for themselves.
+    fn num_kernels(&self) -> u32 {
+        let attention = match self.attention {
+            Attention::Gqa(_) => 3,
+        };
+        let mlp = match self.mlp {
+            Mlp::Dense(_) => 2,
+        };
+        attention + mlp + if self.sandwich_norms { 2 } else { 0 }
+    }
+}
+
 impl ModelConfig {
-    /// Keys and values of one token in one layer.
+    /// Values of one token in the cache of the layer that has most.
     pub fn kv_values(&self) -> u64 {
-        (self.num_kv_heads * self.head_dim) as u64 * 2
+        self.layers.iter().map(|layer| layer.attention.kv_values()).max().unwrap_or(0)
     }
 
-    /// Values of one token that a stage computes with, each tensor of them kept once: the residual
-    /// stream between layers and between sublayers, queries and what they attend to, the MLP, and
-    /// a sublayer's output where a norm follows it.
+    /// Values of one token that a stage computes with, each tensor of them kept once.
     pub fn scratch_values(&self) -> u64 {
-        let sublayer = if self.sandwich_norms { self.hidden_size } else { 0 };
-        let values = 2 * self.hidden_size
-            + 2 * self.num_heads * self.head_dim
-            + self.intermediate_size
-            + sublayer;
-        values as u64
+        self.rows().iter().map(|(_, width)| *width as u64).sum()
     }
 }
 
@@ -98,17 +93,15 @@ mod tests {
         let files = Checkpoint::open(Path::new(path)).unwrap();
         let config = files.config();
         let layer = files.cost(Part::Layer(0)).unwrap();
-        let heads = config.num_heads + 2 * config.num_kv_heads;
-        let by_hand = config.hidden_size
-            * (heads * config.head_dim
-                + config.num_heads * config.head_dim
-                + 3 * config.intermediate_size);
+        let Attention::Gqa(gqa) = config.layers[0].attention;
+        let Mlp::Dense(mlp) = config.layers[0].mlp;
+        let by_hand = config.hidden_size * (gqa.qkv_rows() + gqa.q_rows() + 3 * mlp.width);
         assert_eq!(layer.multiply_adds, by_hand as u64);
         assert_eq!(layer.bytes, files.bytes(Part::Layer(0)).unwrap());
         let head = files.cost(Part::Head).unwrap();
         assert_eq!(head.multiply_adds, (config.vocab_size * config.hidden_size) as u64);
         let embedding = files.cost(Part::Embedding).unwrap();
         assert_eq!((embedding.read_bytes, embedding.multiply_adds), (0, 0));
-        assert!(files.cost(Part::Layer(config.num_layers)).is_err());
+        assert!(files.cost(Part::Layer(config.num_layers())).is_err());
     }
 }

@@ -6,6 +6,7 @@ use crate::Digest;
 use crate::architecture::Role;
 use crate::config::ModelConfig;
 use crate::matrix::dtype_number;
+use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mlp};
 use crate::tensors::Weights;
 use crate::tokenizer::{SpecialTokens, TokenizerSource};
 
@@ -77,49 +78,53 @@ impl Sum {
         // Taken apart, so that a new field can't be forgotten here.
         let ModelConfig {
             architecture,
-            num_layers,
+            layers,
             hidden_size,
-            intermediate_size,
-            num_heads,
-            num_kv_heads,
-            head_dim,
             vocab_size,
             max_position_embeddings,
-            rotary_dim,
             rope_theta,
             rms_norm_eps,
-            attention_bias,
-            sandwich_norms,
             tie_word_embeddings,
             eos_token_ids,
             bos_token_id,
             pad_token_id,
         } = config;
         self.text(&architecture.to_string());
-        for number in [
-            num_layers,
-            hidden_size,
-            intermediate_size,
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            vocab_size,
-            max_position_embeddings,
-            rotary_dim,
-        ] {
-            self.number(*number as u64);
+        for number in [layers.len(), *hidden_size, *vocab_size, *max_position_embeddings] {
+            self.number(number as u64);
+        }
+        for layer in layers {
+            self.layer(layer);
         }
         self.number(rope_theta.to_bits().into());
         self.number(rms_norm_eps.to_bits().into());
-        for flag in [attention_bias, sandwich_norms, tie_word_embeddings] {
-            self.number((*flag).into());
-        }
+        self.number((*tie_word_embeddings).into());
         self.number(eos_token_ids.len() as u64);
         for id in eos_token_ids.iter() {
             self.number((*id).into());
         }
         self.option(*bos_token_id, |sum, id| sum.number(id.into()));
         self.option(*pad_token_id, |sum, id| sum.number(id.into()));
+    }
+
+    fn layer(&mut self, layer: &LayerSpec) {
+        let LayerSpec { attention, mlp, sandwich_norms } = layer;
+        match attention {
+            Attention::Gqa(Gqa { num_heads, num_kv_heads, head_dim, rotary_dim, bias }) => {
+                self.text("gqa");
+                for number in [num_heads, num_kv_heads, head_dim, rotary_dim] {
+                    self.number(*number as u64);
+                }
+                self.number((*bias).into());
+            }
+        }
+        match mlp {
+            Mlp::Dense(Dense { width }) => {
+                self.text("dense");
+                self.number(*width as u64);
+            }
+        }
+        self.number((*sandwich_norms).into());
     }
 
     pub(crate) fn tokenizer(&mut self, source: &TokenizerSource) {

@@ -9,6 +9,7 @@ use crate::config::{
 use crate::error::CheckpointError;
 use crate::gguf::{Header, Value};
 use crate::mapped::Mapped;
+use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mlp};
 use crate::tokenizer::TokenizerSource;
 
 /// Texts that end an answer wherever they are tokens, whatever the keys and the tokens' types say:
@@ -127,21 +128,25 @@ fn parse(keys: &Keys<'_>, layout: &Layout, mapped: &Mapped) -> Result<ModelConfi
             format!("has {vocab_size} rows, expected one for each token of the vocabulary"),
         ));
     }
+    let spec = LayerSpec {
+        attention: Attention::Gqa(Gqa {
+            num_heads,
+            num_kv_heads: keys.optional("attention.head_count_kv", MAX_HEADS)?.unwrap_or(num_heads),
+            head_dim,
+            rotary_dim: keys.optional("rope.dimension_count", MAX_HEAD_DIM)?.unwrap_or(head_dim),
+            bias: has(Role::QkvBias, Some(0)),
+        }),
+        mlp: Mlp::Dense(Dense { width: keys.required("feed_forward_length", MAX_WIDTH)? }),
+        sandwich_norms: layout.architecture == Architecture::Glm4,
+    };
     Ok(ModelConfig {
         architecture: layout.architecture,
-        num_layers: keys.required("block_count", MAX_LAYERS)?,
+        layers: vec![spec; keys.required("block_count", MAX_LAYERS)?],
         hidden_size,
-        intermediate_size: keys.required("feed_forward_length", MAX_WIDTH)?,
-        num_heads,
-        num_kv_heads: keys.optional("attention.head_count_kv", MAX_HEADS)?.unwrap_or(num_heads),
-        head_dim,
         vocab_size,
         max_position_embeddings: keys.required("context_length", MAX_POSITIONS)?,
-        rotary_dim: keys.optional("rope.dimension_count", MAX_HEAD_DIM)?.unwrap_or(head_dim),
         rope_theta: keys.float("rope.freq_base")?.unwrap_or(10_000.0),
         rms_norm_eps,
-        attention_bias: has(Role::QkvBias, Some(0)),
-        sandwich_norms: layout.architecture == Architecture::Glm4,
         tie_word_embeddings: !has(Role::LmHead, None),
         eos_token_ids: ends(keys, layout, mapped.bytes())?,
         bos_token_id: keys.token("bos_token_id")?,

@@ -41,23 +41,22 @@ fn a_llama_file_is_in_order_as_it_is() {
     let file = tiny("llama");
     let checkpoint = file.open().unwrap();
     assert_eq!(checkpoint.name(), "tiny");
+    let gqa = Gqa { num_heads: 4, num_kv_heads: 2, head_dim: 16, rotary_dim: 16, bias: false };
+    let spec = LayerSpec {
+        attention: Attention::Gqa(gqa),
+        mlp: Mlp::Dense(Dense { width: 32 }),
+        sandwich_norms: false,
+    };
     assert_eq!(
         *checkpoint.config(),
         ModelConfig {
             architecture: Architecture::Glm,
-            num_layers: 2,
+            layers: vec![spec; 2],
             hidden_size: 64,
-            intermediate_size: 32,
-            num_heads: 4,
-            num_kv_heads: 2,
-            head_dim: 16,
             vocab_size: 6,
             max_position_embeddings: 128,
-            rotary_dim: 16,
             rope_theta: 1e6,
             rms_norm_eps: 1e-6,
-            attention_bias: false,
-            sandwich_norms: false,
             tie_word_embeddings: true,
             eos_token_ids: vec![5, 4],
             bos_token_id: Some(3),
@@ -98,7 +97,8 @@ impl Stacked for [&str] {
 fn a_qwen2_file_is_reordered() {
     let file = tiny("qwen2");
     let checkpoint = file.open().unwrap();
-    assert!(checkpoint.config().attention_bias);
+    let Attention::Gqa(gqa) = checkpoint.config().layers[0].attention;
+    assert!(gqa.bias);
     let view = checkpoint.matrix(Matrix::Qkv(1)).unwrap();
     assert_eq!((view.rows(), view.cols(), view.format()), (128, 64, Format::F32));
     let bias = checkpoint.vector(Vector::QkvBias(1)).unwrap();
@@ -165,7 +165,7 @@ fn glm_files_with_fused_tensors() {
     }
     fused.u32("chatglm.rope.dimension_count", 8);
     let checkpoint = fused.open().unwrap();
-    assert_eq!(checkpoint.config().rotary_dim, 8);
+    assert_eq!(checkpoint.config().rotary_dim(), 8);
     assert_eq!(checkpoint.config().architecture, Architecture::Glm);
     let bias = checkpoint.vector(Vector::QkvBias(1)).unwrap();
     assert_eq!(bias, values(&fused, "blk.1.attn_qkv.bias"));
@@ -388,7 +388,7 @@ proptest! {
         }
         if let Ok(checkpoint) = open(&bytes) {
             // What opens can be read.
-            for layer in 0..checkpoint.config().num_layers {
+            for layer in 0..checkpoint.config().num_layers() {
                 let view = checkpoint.matrix(Matrix::Qkv(layer)).unwrap();
                 let mut out = vec![0; view.rows() * view.row_bytes()];
                 let _ = view.read_rows(0..view.rows(), &mut out);

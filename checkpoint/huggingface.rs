@@ -15,6 +15,7 @@ use crate::error::CheckpointError;
 use crate::fp8::{Scaling, scaling};
 use crate::mapped::{Mapped, read_small};
 use crate::safetensors;
+use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mlp};
 use crate::tensors::Tensors;
 
 /// The largest published index has about 10 MB, configurations a few kB.
@@ -85,8 +86,6 @@ fn layout(path: &Path, fields: &Value) -> Result<&'static Layout, CheckpointErro
 /// Both styles: rope fields at the top level, or under `rope_parameters` (transformers 5).
 fn parse(fields: &Value, layout: &Layout) -> Result<ModelConfig, Refused> {
     refuse_what_is_not_computed(fields)?;
-    let hidden_size = required(fields, "hidden_size", MAX_WIDTH)?;
-    let num_heads = required(fields, "num_attention_heads", MAX_HEADS)?;
     let head_dim = optional(fields, "head_dim", MAX_HEAD_DIM)?.unwrap_or(HEAD_DIM);
     let theta = rope_number(fields, "rope_theta")?.unwrap_or(10_000.0);
     // GLM's own default; a model that rotates whole heads says so.
@@ -107,21 +106,26 @@ fn parse(fields: &Value, layout: &Layout) -> Result<ModelConfig, Refused> {
     }
     let vocab_size = required(fields, "vocab_size", MAX_VOCABULARY)?;
     let eps = number(&fields["rms_norm_eps"], "rms_norm_eps")?.unwrap_or(RMS_NORM_EPS);
+    let spec = LayerSpec {
+        attention: Attention::Gqa(Gqa {
+            num_heads: required(fields, "num_attention_heads", MAX_HEADS)?,
+            num_kv_heads: optional(fields, "num_key_value_heads", MAX_HEADS)?
+                .unwrap_or(NUM_KV_HEADS),
+            head_dim,
+            rotary_dim: (head_dim as f64 * factor) as usize,
+            bias: flag(fields, "attention_bias")?.unwrap_or(ATTENTION_BIAS),
+        }),
+        mlp: Mlp::Dense(Dense { width: required(fields, "intermediate_size", MAX_WIDTH)? }),
+        sandwich_norms: layout.architecture == crate::Architecture::Glm4,
+    };
     Ok(ModelConfig {
         architecture: layout.architecture,
-        num_layers: required(fields, "num_hidden_layers", MAX_LAYERS)?,
-        hidden_size,
-        intermediate_size: required(fields, "intermediate_size", MAX_WIDTH)?,
-        num_heads,
-        num_kv_heads: optional(fields, "num_key_value_heads", MAX_HEADS)?.unwrap_or(NUM_KV_HEADS),
-        head_dim,
+        layers: vec![spec; required(fields, "num_hidden_layers", MAX_LAYERS)?],
+        hidden_size: required(fields, "hidden_size", MAX_WIDTH)?,
         vocab_size,
         max_position_embeddings: required(fields, "max_position_embeddings", MAX_POSITIONS)?,
-        rotary_dim: (head_dim as f64 * factor) as usize,
         rope_theta: theta as f32,
         rms_norm_eps: eps as f32,
-        attention_bias: flag(fields, "attention_bias")?.unwrap_or(ATTENTION_BIAS),
-        sandwich_norms: layout.architecture == crate::Architecture::Glm4,
         tie_word_embeddings: flag(fields, "tie_word_embeddings")?.unwrap_or(false),
         eos_token_ids: match tokens(fields, "eos_token_id")? {
             Some(ids) => ids,

@@ -38,6 +38,7 @@ mod matrix;
 mod quantize;
 mod quants;
 mod safetensors;
+mod spec;
 mod tensors;
 #[cfg(test)]
 mod tests;
@@ -53,7 +54,8 @@ pub use error::CheckpointError;
 pub use files::ModelFile;
 pub use generation::SamplingDefaults;
 pub use gguf_model::BOS_BY_DEFAULT;
-pub use matrix::{Matrix, MatrixView, Vector};
+pub use matrix::{Matrix, MatrixView, Vector, Weight};
+pub use spec::{Attention, Dense, Gqa, LayerSpec, Mlp, Row};
 pub use tokenizer::{SpecialTokens, TokenizerSource};
 
 use architecture::Role;
@@ -245,7 +247,7 @@ impl Checkpoint {
     pub fn vector(&self, vector: Vector) -> Result<Vec<f32>, CheckpointError> {
         let (role, layer) = vector.role();
         self.check_layer(layer)?;
-        if !role.is_in(&self.config) {
+        if self.weights.pieces(role, layer.unwrap_or(0)).is_empty() {
             return Err(CheckpointError::NoSuchVector {
                 vector: format!("{vector:?}"),
                 architecture: self.config.architecture.to_string(),
@@ -261,17 +263,23 @@ impl Checkpoint {
     ///
     /// [`CheckpointError::NoSuchLayer`].
     pub fn bytes(&self, part: Part) -> Result<u64, CheckpointError> {
-        let is_layer = matches!(part, Part::Layer(_));
-        let bytes = self.roles(part)?.into_iter().map(|(role, layer)| {
-            let pieces = self.weights.pieces(role, layer);
-            if role.cols(&self.config).is_some() {
-                MatrixView::new(&self.weights, pieces, self.quantize, is_layer).device_bytes()
-            } else {
-                let rows: usize = pieces.iter().map(|piece| piece.rows).sum();
-                (rows * size_of::<f32>()) as u64
-            }
+        let bytes = self.part(part)?.into_iter().map(|weight| match weight {
+            Weight::Matrix(matrix) => Ok(self.matrix(matrix)?.device_bytes()),
+            Weight::Vector(vector) => Ok((self.vector_len(vector)? * size_of::<f32>()) as u64),
         });
-        Ok(bytes.sum())
+        bytes.sum()
+    }
+
+    /// Values of a vector.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::NoSuchLayer`].
+    pub fn vector_len(&self, vector: Vector) -> Result<usize, CheckpointError> {
+        let (role, layer) = vector.role();
+        self.check_layer(layer)?;
+        let pieces = self.weights.pieces(role, layer.unwrap_or(0));
+        Ok(pieces.iter().map(|piece| piece.rows).sum())
     }
 
     /// A hash of a part: of role, type, shape and the first 4096 bytes of each of its tensors.
@@ -311,24 +319,32 @@ impl Checkpoint {
             Err(CheckpointError::MissingTokenizer { .. }) => sum.bytes(b"none"),
             Err(error) => return Err(error),
         }
-        let layers = (0..self.config.num_layers).map(Part::Layer);
+        let layers = (0..self.config.num_layers()).map(Part::Layer);
         for part in [Part::Embedding].into_iter().chain(layers).chain([Part::Head]) {
             sum.bytes(&self.digest(part)?);
         }
         Ok(sum.end())
     }
 
+    /// What a part is made of, in the order of computation.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::NoSuchLayer`].
+    pub fn part(&self, part: Part) -> Result<Vec<Weight>, CheckpointError> {
+        if let Part::Layer(layer) = part {
+            self.check_layer(Some(layer))?;
+        }
+        Ok(self.config.part(part))
+    }
+
     /// The tensors of a part, each with its layer (0 outside of layers).
     fn roles(&self, part: Part) -> Result<Vec<(Role, usize)>, CheckpointError> {
-        Ok(match part {
-            Part::Embedding => vec![(Role::Embedding, 0)],
-            Part::Head => vec![(Role::FinalNorm, 0), (self.tied(Role::LmHead), 0)],
-            Part::Layer(layer) => {
-                self.check_layer(Some(layer))?;
-                let roles = Role::LAYER.into_iter().filter(|role| role.is_in(&self.config));
-                roles.map(|role| (role, layer)).collect()
-            }
-        })
+        let role = |weight: Weight| {
+            let (role, layer) = weight.role();
+            (self.tied(role), layer.unwrap_or(0))
+        };
+        Ok(self.part(part)?.into_iter().map(role).collect())
     }
 
     fn tied(&self, role: Role) -> Role {
@@ -337,7 +353,7 @@ impl Checkpoint {
     }
 
     fn check_layer(&self, layer: Option<usize>) -> Result<(), CheckpointError> {
-        let num_layers = self.config.num_layers;
+        let num_layers = self.config.num_layers();
         match layer {
             Some(layer) if layer >= num_layers => {
                 Err(CheckpointError::NoSuchLayer { layer, num_layers })

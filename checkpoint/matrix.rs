@@ -78,6 +78,36 @@ impl Vector {
     }
 }
 
+/// A matrix or a vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Weight {
+    /// Multiplied with.
+    Matrix(Matrix),
+    /// Added, or multiplied with value by value.
+    Vector(Vector),
+}
+
+impl From<Matrix> for Weight {
+    fn from(matrix: Matrix) -> Self {
+        Self::Matrix(matrix)
+    }
+}
+
+impl From<Vector> for Weight {
+    fn from(vector: Vector) -> Self {
+        Self::Vector(vector)
+    }
+}
+
+impl Weight {
+    pub(crate) fn role(self) -> (Role, Option<usize>) {
+        match self {
+            Self::Matrix(matrix) => matrix.role(),
+            Self::Vector(vector) => vector.role(),
+        }
+    }
+}
+
 /// A matrix in its files. Reading decodes the rows that are asked for and nothing else.
 #[derive(Clone, Debug)]
 pub struct MatrixView<'a> {

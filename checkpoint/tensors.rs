@@ -10,6 +10,7 @@ use crate::dtype::DType;
 use crate::error::CheckpointError;
 use crate::fp8::{Scales, Scaling, is_of_activations};
 use crate::mapped::Mapped;
+use crate::spec::Attention;
 
 /// A tensor as its file's header describes it, with bounds that have been checked.
 #[derive(Clone, Debug)]
@@ -100,15 +101,11 @@ impl Weights {
         layout: &Layout,
         config: &ModelConfig,
     ) -> Result<Self, CheckpointError> {
-        let global = [Role::Embedding, Role::FinalNorm, Role::LmHead].map(|role| (role, None));
-        let layers =
-            (0..config.num_layers).flat_map(|layer| Role::LAYER.map(|role| (role, Some(layer))));
         let mut pieces = HashMap::new();
-        for (role, layer) in global.into_iter().chain(layers) {
-            if role.is_in(config) {
-                let found = claim(&mut tensors, layout, config, role, layer)?;
-                pieces.insert((role, layer.unwrap_or(0)), found);
-            }
+        for weight in config.weights() {
+            let (role, layer) = weight.role();
+            let found = claim(&mut tensors, layout, config, role, layer)?;
+            pieces.insert((role, layer.unwrap_or(0)), found);
         }
         // The first by name, so that the message is the same every time.
         let has_fp8 = tensors.scaling.is_some();
@@ -170,23 +167,26 @@ fn claim(
         .find(|way| way.first().is_some_and(|first| tensors.by_name.contains_key(first)))
         .or(ways.first())
         .map_or(&[][..], Vec::as_slice);
-    let rows = role.rows(config, way.len());
+    let (mut rows, cols) = role.shape(config, layer.unwrap_or(0));
+    if way.len() == 1 {
+        rows = vec![rows.iter().sum()];
+    }
     let mut pieces = Vec::with_capacity(way.len());
     for (index, (name, &rows)) in way.iter().zip(&rows).enumerate() {
         let stored =
             tensors.by_name.remove(name).ok_or_else(|| CheckpointError::MissingTensor {
                 path: tensors.path.clone(),
                 tensor: name.clone(),
-                num_layers: config.num_layers,
+                num_layers: config.num_layers(),
             })?;
         let rotates = matches!(role, Role::Qkv | Role::QkvBias) && index < 2;
+        let Attention::Gqa(gqa) = config.layer(layer.unwrap_or(0)).attention;
         let half_split =
             (rotates && layout.row_order == RowOrder::HalfSplit).then_some(HalfSplit {
-                rows: rows.min(config.q_rows() + config.kv_rows()),
-                head_dim: config.head_dim,
-                rotary_dim: config.rotary_dim,
+                rows: rows.min(gqa.q_rows() + gqa.kv_rows()),
+                head_dim: gqa.head_dim,
+                rotary_dim: gqa.rotary_dim,
             });
-        let cols = role.cols(config);
         let shape = Shape { rows, cols, half_split };
         let mut piece = shape.of(name, stored, &tensors.path)?;
         if piece.dtype == DType::F8_E4M3 {

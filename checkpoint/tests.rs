@@ -29,13 +29,13 @@ fn all_values(checkpoint: &Checkpoint) -> Vec<f32> {
     };
     matrix(Matrix::Embedding);
     matrix(Matrix::LmHead);
-    for layer in 0..checkpoint.config().num_layers {
+    for layer in 0..checkpoint.config().num_layers() {
         matrix(Matrix::Qkv(layer));
         matrix(Matrix::Output(layer));
         matrix(Matrix::GateUp(layer));
         matrix(Matrix::Down(layer));
     }
-    for layer in 0..checkpoint.config().num_layers {
+    for layer in 0..checkpoint.config().num_layers() {
         for vector in [
             Vector::InputNorm(layer),
             Vector::PostAttentionNorm(layer),
@@ -50,23 +50,26 @@ fn all_values(checkpoint: &Checkpoint) -> Vec<f32> {
     values
 }
 
+fn gqa(config: &ModelConfig) -> Gqa {
+    let Attention::Gqa(gqa) = config.layers[0].attention;
+    gqa
+}
+
 #[test]
 fn fixtures_say_what_they_are() {
+    let gqa = Gqa { num_heads: 4, num_kv_heads: 2, head_dim: 16, rotary_dim: 8, bias: true };
+    let mlp = Mlp::Dense(Dense { width: 160 });
+    let layers = |gqa, sandwich_norms| {
+        vec![LayerSpec { attention: Attention::Gqa(gqa), mlp, sandwich_norms }; 4]
+    };
     let glm = ModelConfig {
         architecture: Architecture::Glm,
-        num_layers: 4,
+        layers: layers(gqa, false),
         hidden_size: 64,
-        intermediate_size: 160,
-        num_heads: 4,
-        num_kv_heads: 2,
-        head_dim: 16,
         vocab_size: 640,
         max_position_embeddings: 2048,
-        rotary_dim: 8,
         rope_theta: 10000.0,
         rms_norm_eps: 1.5625e-7,
-        attention_bias: true,
-        sandwich_norms: false,
         tie_word_embeddings: false,
         eos_token_ids: vec![594, 601, 603],
         bos_token_id: None,
@@ -74,19 +77,16 @@ fn fixtures_say_what_they_are() {
     };
     assert_eq!(*open("fixtures/glm/bf16").config(), glm);
     let edge = ModelConfig {
-        rotary_dim: 16,
+        layers: layers(Gqa { rotary_dim: 16, bias: false, ..gqa }, false),
         rms_norm_eps: 1e-5,
-        attention_bias: false,
         tie_word_embeddings: true,
         ..glm.clone()
     };
     assert_eq!(*open("fixtures/glm-edge/bf16").config(), edge);
     let glm4 = ModelConfig {
         architecture: Architecture::Glm4,
-        head_dim: 32,
-        rotary_dim: 16,
+        layers: layers(Gqa { head_dim: 32, rotary_dim: 16, ..gqa }, true),
         rms_norm_eps: 1e-5,
-        sandwich_norms: true,
         ..glm
     };
     assert_eq!(*open("fixtures/glm4/bf16").config(), glm4);
@@ -331,10 +331,10 @@ fn both_styles_and_the_defaults() {
     let config = |key, value| dir.with("config.json", key, value).unwrap().config().clone();
     let new = json!({"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 1.0});
     let new = config("rope_parameters", new);
-    assert_eq!((new.rope_theta, new.rotary_dim), (5e5, 32));
+    assert_eq!((new.rope_theta, new.rotary_dim()), (5e5, 32));
     let without = |key| dir.without("config.json", key).config().clone();
-    assert_eq!(without("partial_rotary_factor").rotary_dim, 16);
-    assert_eq!(without("num_key_value_heads").num_kv_heads, 2);
+    assert_eq!(without("partial_rotary_factor").rotary_dim(), 16);
+    assert_eq!(gqa(&without("num_key_value_heads")).num_kv_heads, 2);
     let error = dir.with("config.json", "partial_rotary_factor", Value::Null).unwrap_err();
     assert!(error.contains("partial_rotary_factor is null"), "{error}");
     assert_eq!(config("rope_theta", json!(1_000_000)).rope_theta, 1e6);
@@ -342,7 +342,7 @@ fn both_styles_and_the_defaults() {
     // It wins over what stands beside it, as in transformers 5.24.
     let scaling = json!({"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 1.0});
     let both = config("rope_scaling", scaling);
-    assert_eq!((both.rope_theta, both.rotary_dim), (5e5, 32));
+    assert_eq!((both.rope_theta, both.rotary_dim()), (5e5, 32));
     // But an empty one says nothing.
     let parameters = json!({"rope_theta": 5e5, "partial_rotary_factor": 1.0});
     let empty = dir
@@ -384,8 +384,8 @@ fn a_configuration_that_names_no_end_has_glms() {
     fs::write(dir.path().join("config.json"), fields.to_string()).unwrap();
     let (config, ..) = huggingface::config(dir.path()).unwrap();
     assert_eq!(config.eos_token_ids, [151_329, 151_336, 151_338]);
-    assert!(config.attention_bias);
-    assert_eq!((config.head_dim, config.num_kv_heads), (128, 2));
+    let Gqa { head_dim, num_kv_heads, bias, .. } = gqa(&config);
+    assert_eq!((head_dim, num_kv_heads, bias), (128, 2, true));
 }
 
 #[test]

@@ -9,7 +9,6 @@ use protocol::config::Config;
 use protocol::{BLOCK_TOKENS, LayerRange, ModelId, StageId, StageIndex, StageLimits, StagePlan};
 use serde_json::{Value, json};
 use shaders::gpu::{Gpu, GpuOptions};
-use shaders::kv_cache::KvCache;
 use tests::cluster::{Cluster, Options, Process, binary};
 use tests::golden;
 
@@ -34,7 +33,7 @@ fn taken(
     layers: std::ops::Range<usize>,
     num_blocks: usize,
 ) -> u64 {
-    let num_layers = files.config().num_layers;
+    let num_layers = files.config().num_layers();
     let is_first = layers.start == 0;
     // The first of two, the second of three, or one alone.
     let (stage, num_stages) = match (is_first, layers.end == num_layers) {
@@ -57,10 +56,8 @@ fn taken(
         limits: *limits,
         memory_bytes: 0,
     };
-    let heads = node::model::head_shape(files.config());
-    let kv = node::model::kv_format(plan.kv_cache_dtype);
     node::memory::stage_bytes(gpu, files, &plan).unwrap()
-        + layers.len() as u64 * KvCache::num_bytes(gpu, heads, kv, num_blocks)
+        + node::memory::cache_bytes(gpu, files.config(), &plan, num_blocks as u32)
 }
 
 /// Goal: a model that no node holds is served by three unequal ones as it is by one, and `plan`

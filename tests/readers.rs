@@ -87,7 +87,7 @@ fn in_folder(files: &[(&str, &[u8])]) {
             fs::write(folder.path().join(name), bytes).unwrap();
         }
         let Ok(model) = Checkpoint::open(folder.path()) else { return };
-        let layers = (0..model.config().num_layers).map(Part::Layer);
+        let layers = (0..model.config().num_layers()).map(Part::Layer);
         for part in [Part::Embedding].into_iter().chain(layers).chain([Part::Head]) {
             let _ = (model.bytes(part), model.digest(part));
         }

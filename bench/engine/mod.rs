@@ -16,7 +16,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use checkpoint::{Checkpoint, Matrix, Part};
+use checkpoint::{Checkpoint, Matrix, Part, Weight};
 use node::model::{Kernels, quantize};
 use node::stage::{Stage, StepOutput};
 use protocol::{
@@ -97,7 +97,7 @@ impl Engine {
         let gpu_options = GpuOptions { profile, products, ..GpuOptions::kept() };
         let gpu = Gpu::open_with(options.adapter.as_deref(), gpu_options)?;
         let kernels = Kernels::new(&gpu)?;
-        let num_layers = files.config().num_layers;
+        let num_layers = files.config().num_layers();
         let parts = [Part::Embedding]
             .into_iter()
             .chain((0..num_layers).map(Part::Layer))
@@ -153,11 +153,12 @@ impl Engine {
     /// # Errors
     /// When the files don't hold them.
     pub fn matrices(&self) -> Result<Matrices> {
-        let num_layers = self.files.config().num_layers;
-        let parts = [Matrix::Qkv, Matrix::Output, Matrix::GateUp, Matrix::Down];
-        let layers = (0..num_layers).flat_map(|layer| parts.map(|part| part(layer)));
+        let num_layers = self.files.config().num_layers();
+        let parts = (0..num_layers).map(Part::Layer).chain([Part::Head]);
+        let weights: Result<Vec<_>, _> = parts.map(|part| self.files.part(part)).collect();
         let mut matrices = Matrices::default();
-        for matrix in layers.chain([Matrix::LmHead]) {
+        for weight in weights?.into_iter().flatten() {
+            let Weight::Matrix(matrix) = weight else { continue };
             let view = self.files.matrix(matrix)?;
             matrices.num_bytes += view.device_bytes() as f64;
             let num_values = (view.rows() * view.cols()) as f64;

@@ -113,7 +113,7 @@ pub fn listen(
         said.num_scored += logprobs.len();
         said.log_likelihood += logprobs.iter().map(|&logprob| f64::from(logprob)).sum::<f64>();
         // The last row of the last group of rows that was computed.
-        let row = (window.len() - 1) % node::head::MAX_ROWS;
+        let row = (window.len() - 1) % node::model::head::MAX_ROWS;
         said.logits.extend(&engine.logits()?[row * vocab_size..][..vocab_size]);
     }
     Ok(said)

@@ -423,7 +423,7 @@ fn token(id: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use checkpoint::{Checkpoint, Format, Matrix};
+    use checkpoint::{Attention, Checkpoint, Format, Matrix};
 
     use super::*;
 
@@ -444,8 +444,9 @@ mod tests {
                 Shape { bias, tied: !bias, ..shape }.write(storage, &path, |_, _| {}).unwrap();
                 let model = Checkpoint::open(&path).unwrap();
                 let config = model.config();
-                assert_eq!((config.num_layers, config.vocab_size), (2, 256));
-                assert_eq!((config.attention_bias, config.tie_word_embeddings), (bias, !bias));
+                assert_eq!((config.num_layers(), config.vocab_size), (2, 256));
+                let Attention::Gqa(gqa) = config.layers[0].attention;
+                assert_eq!((gqa.bias, config.tie_word_embeddings), (bias, !bias));
                 assert_eq!(model.matrix(Matrix::Qkv(1)).unwrap().format(), format);
                 assert!(model.tokenizer().is_ok());
             }

@@ -21,7 +21,7 @@ pub struct Model {
     pub cost: ModelCost,
     /// Digests of its embedding, of each layer, of its head.
     pub digests: Vec<Digest>,
-    /// Width of the hidden state.
+    /// Values of a token's row between two stages.
     pub hidden_size: u32,
     /// Tokens of one sequence.
     pub max_model_len: u32,
@@ -56,7 +56,7 @@ pub fn describe(
     config: &Config,
 ) -> Result<Model, CheckpointError> {
     let model = files.config();
-    let layers = (0..model.num_layers).map(Part::Layer);
+    let layers = (0..model.num_layers()).map(Part::Layer);
     let parts = [Part::Embedding].into_iter().chain(layers.clone()).chain([Part::Head]);
     let max_model_len = max_model_len(files, config);
     let kv_per_token = model.kv_values() * config.model.kv_cache_dtype.num_bytes();
@@ -74,11 +74,11 @@ pub fn describe(
             tied: model.tie_word_embeddings,
             kv_per_layer: blocks * BLOCK_TOKENS as u64 * kv_per_token,
             kv_per_token,
-            row_bytes: model.hidden_size as u64 * ELEMENT_BYTES,
+            row_bytes: model.row_values() as u64 * ELEMENT_BYTES,
             activations,
         },
         digests: parts.map(|part| files.digest(part).map(Digest)).collect::<Result<_, _>>()?,
-        hidden_size: model.hidden_size as u32,
+        hidden_size: model.row_values() as u32,
         max_model_len,
     })
 }

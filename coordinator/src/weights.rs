@@ -89,7 +89,7 @@ impl Outline {
         let name =
             |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let files = checkpoint.files()?;
-        let layers = (0..checkpoint.config().num_layers).map(Part::Layer);
+        let layers = (0..checkpoint.config().num_layers()).map(Part::Layer);
         let parts = [Part::Embedding].into_iter().chain(layers).chain([Part::Head]);
         let extents = |part| {
             let ranges = checkpoint.ranges(part)?.into_iter();

@@ -293,7 +293,7 @@ fn echo(node: &Node, plan: &StagePlan, held: &Held) -> StageEcho {
         id: plan.id,
         model: plan.model,
         layers: held.layers,
-        hidden_size: held.hidden_size,
+        hidden_size: held.row_values,
         num_blocks: held.num_blocks,
         memory_bytes: held.memory_bytes,
         fingerprint: held.fingerprint,

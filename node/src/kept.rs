@@ -10,11 +10,11 @@ use protocol::config::Quantize;
 use protocol::message::Loading;
 use protocol::{Digest, ModelId, StagePlan};
 use shaders::gpu::Gpu;
-use shaders::weights::{RowOrder, WeightMatrix};
+use shaders::weights::WeightMatrix;
 
 use crate::error::StageError;
-use crate::head::HeadWeights;
 use crate::memory::part_bytes;
+use crate::model::head::HeadWeights;
 use crate::model::{LayerWeights, upload};
 
 /// Which weights: of these bytes, rounded like this.
@@ -137,7 +137,7 @@ impl KeptWeights {
     ) -> Result<Arc<PartWeights>, StageError> {
         let weights = match key.part {
             Part::Embedding => {
-                let table = upload(gpu, files, Matrix::Embedding, RowOrder::Plain, loaded)?;
+                let table = upload(gpu, files, Matrix::Embedding, loaded)?;
                 PartWeights::Embedding(table)
             }
             Part::Layer(layer) => {

@@ -8,7 +8,6 @@ pub mod device_thread;
 pub mod devices;
 pub mod doctor;
 pub mod error;
-pub mod head;
 pub mod identity;
 pub mod joining;
 pub mod kept;

@@ -1,17 +1,15 @@
 //! What a stage takes of an adapter's memory, computed before anything is allocated.
 
-use checkpoint::{Checkpoint, ModelConfig, Part};
+use checkpoint::{Checkpoint, LayerSpec, ModelConfig, Part, Weight};
 use protocol::{BLOCK_TOKENS, StageLimits, StagePlan};
-use shaders::copy_blocks::CopyBlocks;
 use shaders::gpu::{Gpu, READBACK_BYTES};
 use shaders::inputs::{InputLimits, Inputs};
-use shaders::kv_cache::KvCache;
 use shaders::sampler::{Sampler, SamplerLimits};
 use shaders::weights::WeightMatrix;
 
 use crate::error::StageError;
-use crate::head::MAX_ROWS;
-use crate::model::{Scratch, head_shape, kv_format, on_device};
+use crate::model::head::MAX_ROWS;
+use crate::model::{AttentionKernels, LayerCache, Scratch, kv_format, on_device};
 
 /// Most bytes of KV cache on a software driver, if one sequence needs no more.
 const MAX_SOFTWARE_KV_BYTES: u64 = 1 << 30;
@@ -27,8 +25,7 @@ pub fn stage_bytes(gpu: &Gpu, files: &Checkpoint, plan: &StagePlan) -> Result<u6
     let max_positions = plan.limits.max_model_len as usize;
     let kv = kv_format(plan.kv_cache_dtype);
     let mut total = Scratch::num_bytes(gpu, model, max_tokens)
-        + CopyBlocks::num_bytes(gpu, head_shape(model), kv)
-        + vector(max_positions * model.rotary_dim)
+        + AttentionKernels::num_bytes(gpu, model, kv, max_positions)
         + Inputs::num_bytes(&input_limits(model, &plan.limits, 0))
         + READBACK_BYTES;
     if plan.embeds() {
@@ -55,28 +52,29 @@ pub fn stage_bytes(gpu: &Gpu, files: &Checkpoint, plan: &StagePlan) -> Result<u6
 /// # Errors
 /// When the files don't hold its tensors.
 pub fn part_bytes(gpu: &Gpu, files: &Checkpoint, part: Part) -> Result<u64, StageError> {
-    let model = files.config();
-    let matrix = |matrix| -> Result<u64, StageError> {
-        let view = files.matrix(matrix)?;
-        let shape = (view.rows(), view.cols());
-        Ok(WeightMatrix::num_bytes(gpu, shape, on_device(view.format())))
+    let bytes = |weight| -> Result<u64, StageError> {
+        Ok(match weight {
+            Weight::Matrix(matrix) => {
+                let view = files.matrix(matrix)?;
+                let shape = (view.rows(), view.cols());
+                WeightMatrix::num_bytes(gpu, shape, on_device(view.format()))
+            }
+            Weight::Vector(vector) => gpu.vec4s_bytes(files.vector_len(vector)?),
+        })
     };
-    let vector = |len| gpu.vec4s_bytes(len);
-    let mut total = 0;
-    for part in part.matrices() {
-        total += matrix(part)?;
-    }
-    total += match part {
-        Part::Embedding => 0,
-        Part::Layer(_) => {
-            let num_norms = if model.sandwich_norms { 4 } else { 2 };
-            // No values are no tensor; the smallest has a whole row.
-            let bias = model.attention_bias.then(|| vector(head_shape(model).qkv_size()));
-            num_norms * vector(model.hidden_size) + bias.unwrap_or(0)
-        }
-        Part::Head => vector(model.hidden_size),
-    };
-    Ok(total)
+    files.part(part)?.into_iter().map(bytes).sum()
+}
+
+/// Bytes of a stage's KV cache of so many blocks, in all its layers.
+pub fn cache_bytes(gpu: &Gpu, model: &ModelConfig, plan: &StagePlan, num_blocks: u32) -> u64 {
+    let kv = kv_format(plan.kv_cache_dtype);
+    let bytes =
+        |spec: &LayerSpec| LayerCache::num_bytes(gpu, &spec.attention, kv, num_blocks as usize);
+    layers(model, plan).iter().map(bytes).sum()
+}
+
+fn layers<'a>(model: &'a ModelConfig, plan: &StagePlan) -> &'a [LayerSpec] {
+    &model.layers[plan.layers.first as usize..plan.layers.end as usize]
 }
 
 /// Blocks of KV cache: as many as are wanted and fit beside `other_bytes`.
@@ -90,12 +88,9 @@ pub fn num_blocks(
     other_bytes: u64,
 ) -> Result<u32, StageError> {
     let allowed = plan.memory_bytes;
-    let heads = head_shape(model);
-    let num_layers = plan.layers.len() as u64;
-    // Of a cache of `blocks` blocks, in all layers.
     let kv = kv_format(plan.kv_cache_dtype);
-    let cache = |blocks| num_layers * KvCache::num_bytes(gpu, heads, kv, blocks as usize);
-    let one_sequence = u64::from(plan.limits.max_model_len).div_ceil(BLOCK_TOKENS as u64);
+    let cache = |blocks| cache_bytes(gpu, model, plan, blocks);
+    let one_sequence = plan.limits.max_model_len.div_ceil(BLOCK_TOKENS as u32);
     let needed = other_bytes + cache(one_sequence);
     let Some(left) = allowed.checked_sub(needed) else {
         return Err(StageError::TooLarge { needed, allowed, missing: needed - allowed });
@@ -108,15 +103,17 @@ pub fn num_blocks(
     } else {
         left
     };
-    let bindable = KvCache::max_blocks(gpu, heads, kv) as u64;
-    let most = bindable.min(plan.limits.max_blocks.into());
-    let per_block = num_layers * heads.block_bytes(kv);
-    let mut blocks = left.checked_div(per_block).unwrap_or(u64::MAX).min(most);
+    let layers = layers(model, plan);
+    let bindable = layers.iter().map(|spec| LayerCache::max_blocks(gpu, &spec.attention, kv));
+    let most = bindable.fold(plan.limits.max_blocks as usize, usize::min);
+    let per_block: u64 =
+        layers.iter().map(|spec| LayerCache::block_bytes(&spec.attention, kv)).sum();
+    let mut blocks = left.checked_div(per_block).unwrap_or(u64::MAX).min(most as u64) as u32;
     // Images are whole rows.
     while blocks > one_sequence && cache(blocks) > left {
         blocks -= 1;
     }
-    Ok(blocks as u32)
+    Ok(blocks)
 }
 
 /// What the tensor of inputs has room for.

@@ -1,27 +1,34 @@
-//! The model on the device: the kernels, and a decoder layer line by line.
-//!
-//! One layer serves every architecture that we compute: `GlmForCausalLM` adds a sublayer's output
-//! to the residual stream as it is, `Glm4ForCausalLM` normalises it first (sandwich norms).
+//! The model on the device: the kernels, and a decoder layer line by line. What a layer is made of
+//! is in its [`LayerSpec`], and each part of it in a file of its own: its weights, what it is bound
+//! to, how it is recorded.
+
+mod attention;
+pub mod head;
+mod mlp;
+mod weights;
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 
-use checkpoint::{Checkpoint, Matrix, ModelConfig, Vector};
+use checkpoint::{Checkpoint, LayerSpec, Matrix, ModelConfig, Part, Row, Vector, Weight};
 use protocol::{Digest, config};
-use shaders::attention::{Attention, BoundAttention};
-use shaders::copy_blocks::{BoundCopyBlocks, CopyBlocks};
 use shaders::error::GpuError;
 use shaders::gpu::Gpu;
 use shaders::inputs::{Inputs, StepShape};
 use shaders::kernel::Pass;
-use shaders::kv_cache::{HeadShape, KvCache, KvFormat};
-use shaders::matmul::{BoundMatmul, Matmul, Norm, Operand, Output, Products, Qkv};
+use shaders::kv_cache::{HeadShape, KvFormat};
+use shaders::matmul::{Matmul, Norm, Operand, Output, Products};
 use shaders::quantize_rows::QuantizedRows;
 use shaders::rms_norm::{BoundRmsNorm, RmsNorm};
-use shaders::rotary::Rotary;
 use shaders::self_test::{self, SelfTest};
 use shaders::tensor::Tensor;
-use shaders::weights::{Format, RowOrder, WeightMatrix};
+use shaders::weights::Format;
 
+pub use self::attention::{AttentionKernels, LayerCache, head_shape};
+use self::attention::{AttentionWeights, BoundAttention};
+use self::mlp::{BoundMlp, MlpWeights};
+use self::weights::Loader;
+pub use self::weights::{on_device, upload};
 use crate::error::StageError;
 
 /// The kernels that serve layers of every shape, compiled.
@@ -96,20 +103,9 @@ impl Kernels {
 
 /// What a step computes with, overwritten layer by layer. Rows are tokens.
 pub struct Scratch {
-    /// The residual stream between layers. [max_tokens, hidden_size]
-    pub hidden: Tensor,
-    /// The residual stream between the sublayers of a layer. [max_tokens, hidden_size]
-    middle: Tensor,
-    /// Rotated queries. [max_tokens, num_heads head_dim]
-    queries: Tensor,
-    /// [max_tokens, num_heads head_dim]
-    attended: Tensor,
-    /// [max_tokens, intermediate_size]
-    gated: Tensor,
-    /// A sublayer's output before its norm, where it has one. [max_tokens, hidden_size]
-    sublayer: Option<Tensor>,
+    rows: HashMap<Row, Tensor>,
     /// Before a product by packed dot products, where the adapter computes them: the widest of all
-    /// these, in bytes.
+    /// rows, in bytes.
     pub quantized: Option<QuantizedRows>,
 }
 
@@ -119,15 +115,12 @@ impl Scratch {
     /// # Errors
     /// When the adapter has no room.
     pub fn new(gpu: &Gpu, model: &ModelConfig, max_tokens: usize) -> Result<Self, GpuError> {
-        let queries = model.num_heads * model.head_dim;
-        let sublayer = model.sandwich_norms.then(|| gpu.alloc_f32(max_tokens * model.hidden_size));
+        let tensor = |(row, width): (Row, usize)| {
+            let len = max_tokens * width;
+            Ok((row, if row.is_vec4s() { gpu.alloc_vec4s(len)? } else { gpu.alloc_f32(len)? }))
+        };
         Ok(Self {
-            hidden: gpu.alloc_vec4s(max_tokens * model.hidden_size)?,
-            middle: gpu.alloc_vec4s(max_tokens * model.hidden_size)?,
-            queries: gpu.alloc_vec4s(max_tokens * queries)?,
-            attended: gpu.alloc_vec4s(max_tokens * queries)?,
-            gated: gpu.alloc_vec4s(max_tokens * model.intermediate_size)?,
-            sublayer: sublayer.transpose()?,
+            rows: model.rows().into_iter().map(tensor).collect::<Result<_, GpuError>>()?,
             quantized: quantizes(gpu)
                 .then(|| QuantizedRows::new(gpu, max_tokens, widest(model)))
                 .transpose()?,
@@ -136,17 +129,25 @@ impl Scratch {
 
     /// Bytes that [`new`](Self::new) takes.
     pub fn num_bytes(gpu: &Gpu, model: &ModelConfig, max_tokens: usize) -> u64 {
-        let rows = |width: usize| gpu.vec4s_bytes(max_tokens * width);
-        let sublayer = if model.sandwich_norms { max_tokens * model.hidden_size * 4 } else { 0 };
+        let bytes = |(row, width): (Row, usize)| match row.is_vec4s() {
+            true => gpu.vec4s_bytes(max_tokens * width),
+            false => (max_tokens * width * 4) as u64,
+        };
         let quantized = match quantizes(gpu) {
             true => QuantizedRows::num_bytes(gpu, max_tokens, widest(model)),
             false => 0,
         };
-        2 * rows(model.hidden_size)
-            + 2 * rows(model.num_heads * model.head_dim)
-            + rows(model.intermediate_size)
-            + sublayer as u64
-            + quantized
+        model.rows().into_iter().map(bytes).sum::<u64>() + quantized
+    }
+
+    /// The tensor of a row that layers of the model compute with.
+    pub fn row(&self, row: Row) -> &Tensor {
+        self.rows.get(&row).expect("a layer asks for the rows of its kind")
+    }
+
+    /// An operand of a product that is taken as it is.
+    fn plain<'a>(&'a self, x: &'a Tensor) -> Operand<'a> {
+        Operand { x, norm: None, quantized: self.quantized.as_ref() }
     }
 }
 
@@ -154,24 +155,49 @@ fn quantizes(gpu: &Gpu) -> bool {
     gpu.caps().products == Products::PackedDot
 }
 
-/// Values of the longest row that is multiplied.
+/// Values of the longest row that may be multiplied.
 fn widest(model: &ModelConfig) -> usize {
-    model.hidden_size.max(model.num_heads * model.head_dim).max(model.intermediate_size)
+    let rows = model.rows().into_iter().filter(|(row, _)| row.is_vec4s());
+    rows.map(|(_, width)| width).max().unwrap_or(0)
+}
+
+/// What all layers of a stage share.
+pub struct Shared<'a> {
+    /// The adapter.
+    pub gpu: &'a Gpu,
+    /// The compiled kernels.
+    pub kernels: &'a Kernels,
+    /// The model's shape.
+    pub model: &'a ModelConfig,
+    /// What a step is told.
+    pub inputs: &'a Inputs,
+    /// What attention is computed with.
+    pub attention: &'a AttentionKernels,
+    /// What a step computes with.
+    pub scratch: &'a Scratch,
+}
+
+impl Shared<'_> {
+    /// A norm of the model's before a product.
+    fn normed<'a>(&'a self, x: &'a Tensor, weight: &'a Tensor) -> Operand<'a> {
+        let norm = Norm { weight, eps: self.model.rms_norm_eps };
+        Operand { norm: Some(norm), ..self.scratch.plain(x) }
+    }
+}
+
+/// The residual stream on its way past a sublayer.
+#[derive(Clone, Copy)]
+struct Stream<'a> {
+    from: &'a Tensor,
+    to: &'a Tensor,
 }
 
 /// One decoder layer, bound to its weights.
 pub struct Layer {
-    /// Before anything: blocks of the cache that become copies of others.
-    copy_blocks: BoundCopyBlocks,
-    /// Input norm, queries, keys and values, their rotation, the cache.
-    qkv: BoundMatmul,
     attention: BoundAttention,
-    output: BoundMatmul,
     /// Sandwich norms only: adds the normalised attention to the residual stream.
     post_self_attn_norm: Option<BoundRmsNorm>,
-    /// Post-attention norm, gate and up, SwiGLU.
-    gate_up: BoundMatmul,
-    down: BoundMatmul,
+    mlp: BoundMlp,
     /// Sandwich norms only: adds the normalised MLP to the residual stream.
     post_mlp_norm: Option<BoundRmsNorm>,
 }
@@ -179,13 +205,10 @@ pub struct Layer {
 /// A decoder layer's weights on the adapter, which no stage changes.
 pub struct LayerWeights {
     input_norm: Tensor,
-    qkv: WeightMatrix,
-    bias: Option<Tensor>,
-    output: WeightMatrix,
+    attention: AttentionWeights,
     post_self_attn_norm: Option<Tensor>,
     post_attention_norm: Tensor,
-    gate_up: WeightMatrix,
-    down: WeightMatrix,
+    mlp: MlpWeights,
     post_mlp_norm: Option<Tensor>,
 }
 
@@ -200,44 +223,17 @@ impl LayerWeights {
         layer: usize,
         loaded: &mut dyn FnMut(u64),
     ) -> Result<Self, StageError> {
-        let model = files.config();
-        let vector = |vector| -> Result<Tensor, StageError> {
-            Ok(gpu.upload_vec4s(&files.vector(vector)?)?)
-        };
-        let vector_if = |is_there: bool, it| is_there.then(|| vector(it)).transpose();
-        let mut matrix = |matrix, order| upload(gpu, files, matrix, order, loaded);
+        let LayerSpec { attention, mlp, sandwich_norms } = files.config().layers[layer];
+        let mut loader = Loader { gpu, files, layer, loaded };
         Ok(Self {
-            input_norm: vector(Vector::InputNorm(layer))?,
-            qkv: matrix(Matrix::Qkv(layer), RowOrder::Plain)?,
-            bias: vector_if(model.attention_bias, Vector::QkvBias(layer))?,
-            output: matrix(Matrix::Output(layer), RowOrder::Plain)?,
-            post_self_attn_norm: vector_if(model.sandwich_norms, Vector::PostSelfAttnNorm(layer))?,
-            post_attention_norm: vector(Vector::PostAttentionNorm(layer))?,
-            gate_up: matrix(Matrix::GateUp(layer), RowOrder::Paired)?,
-            down: matrix(Matrix::Down(layer), RowOrder::Plain)?,
-            post_mlp_norm: vector_if(model.sandwich_norms, Vector::PostMlpNorm(layer))?,
+            input_norm: loader.vector(Vector::InputNorm)?,
+            attention: AttentionWeights::load(&mut loader, &attention)?,
+            post_self_attn_norm: loader.vector_if(sandwich_norms, Vector::PostSelfAttnNorm)?,
+            post_attention_norm: loader.vector(Vector::PostAttentionNorm)?,
+            mlp: MlpWeights::load(&mut loader, &mlp)?,
+            post_mlp_norm: loader.vector_if(sandwich_norms, Vector::PostMlpNorm)?,
         })
     }
-}
-
-/// What all layers of a stage share.
-pub struct Shared<'a> {
-    /// The adapter.
-    pub gpu: &'a Gpu,
-    /// The compiled kernels.
-    pub kernels: &'a Kernels,
-    /// The model's shape.
-    pub model: &'a ModelConfig,
-    /// What a step is told.
-    pub inputs: &'a Inputs,
-    /// Attention, compiled for the model's heads.
-    pub attention: &'a Attention,
-    /// Copies within the cache.
-    pub copy_blocks: &'a CopyBlocks,
-    /// Cosines and sines of every position.
-    pub rotary: &'a Rotary,
-    /// What a step computes with.
-    pub scratch: &'a Scratch,
 }
 
 impl Layer {
@@ -248,87 +244,53 @@ impl Layer {
     pub fn bind(
         shared: &Shared<'_>,
         weights: &LayerWeights,
-        cache: &KvCache,
+        cache: &LayerCache,
     ) -> Result<Self, StageError> {
-        let Shared { gpu, kernels, model, inputs, attention, copy_blocks, rotary, scratch } =
-            *shared;
-        let eps = model.rms_norm_eps;
-        let Scratch { hidden, middle, queries, attended, gated, sublayer, quantized } = scratch;
+        let (hidden, middle) = (shared.scratch.row(Row::Hidden), shared.scratch.row(Row::Middle));
+        let first = Stream { from: hidden, to: middle };
+        let second = Stream { from: middle, to: hidden };
+        let after = |norm: &Option<Tensor>, Stream { from, to }| -> Result<_, StageError> {
+            let Some(norm) = norm else { return Ok(None) };
+            let (sublayer, eps) = (shared.scratch.row(Row::Sublayer), shared.model.rms_norm_eps);
+            let kernel = &shared.kernels.rms_norm;
+            Ok(Some(kernel.bind(shared.gpu, eps, sublayer, norm, (from, to))?))
+        };
         // Where a norm follows a sublayer, its output waits in a tensor of its own.
-        let stream = |residual, out| match sublayer {
-            Some(sublayer) => Output::Store(sublayer),
-            None => Output::Residual { residual, out },
+        let output = |norm: &Option<Tensor>, Stream { from, to }| match norm {
+            Some(_) => Output::Store(shared.scratch.row(Row::Sublayer)),
+            None => Output::Residual { residual: from, out: to },
         };
-        let after = |norm: &Option<Tensor>, stream| -> Result<Option<BoundRmsNorm>, StageError> {
-            let (Some(sublayer), Some(norm)) = (sublayer, norm) else { return Ok(None) };
-            Ok(Some(kernels.rms_norm.bind(gpu, eps, sublayer, norm, stream)?))
-        };
-        let plain = |x| Operand { x, norm: None, quantized: quantized.as_ref() };
-        let normed = |x, weight| Operand { norm: Some(Norm { weight, eps }), ..plain(x) };
-        let product = |operand, weights: &WeightMatrix, output| {
-            kernels.matmul.bind(gpu, operand, weights, output)
-        };
-        let bias = weights.bias.as_ref();
-        let to = Output::Qkv(Qkv { bias, inputs, rotary, cache, queries });
+        let LayerWeights { post_self_attn_norm, post_mlp_norm, .. } = weights;
         Ok(Self {
-            copy_blocks: copy_blocks.bind(gpu, inputs, cache)?,
-            qkv: product(normed(hidden, &weights.input_norm), &weights.qkv, to)?,
-            attention: attention.bind(
-                gpu,
-                inputs,
+            attention: BoundAttention::bind(
+                shared,
+                &weights.attention,
+                shared.normed(hidden, &weights.input_norm),
                 cache,
-                // By the head's own width, also where heads together are wider than a hidden row.
-                (model.head_dim as f32).sqrt().recip(),
-                (queries, attended),
+                output(post_self_attn_norm, first),
             )?,
-            output: product(plain(attended), &weights.output, stream(hidden, middle))?,
-            post_self_attn_norm: after(&weights.post_self_attn_norm, (hidden, middle))?,
-            gate_up: product(
-                normed(middle, &weights.post_attention_norm),
-                &weights.gate_up,
-                Output::Swiglu(gated),
+            post_self_attn_norm: after(post_self_attn_norm, first)?,
+            mlp: BoundMlp::bind(
+                shared,
+                &weights.mlp,
+                shared.normed(middle, &weights.post_attention_norm),
+                output(post_mlp_norm, second),
             )?,
-            down: product(plain(gated), &weights.down, stream(middle, hidden))?,
-            post_mlp_norm: after(&weights.post_mlp_norm, (middle, hidden))?,
+            post_mlp_norm: after(post_mlp_norm, second)?,
         })
     }
 
     /// Records the layer's part of a step.
     pub fn record(&self, pass: &mut Pass, step: StepShape) {
-        let num_tokens = step.num_tokens;
-        self.copy_blocks.record(pass, step);
-        self.qkv.record_step(pass, step);
         self.attention.record(pass, step);
-        self.output.record(pass, num_tokens);
         if let Some(norm) = &self.post_self_attn_norm {
-            norm.record(pass, num_tokens);
+            norm.record(pass, step.num_tokens);
         }
-        self.gate_up.record(pass, num_tokens);
-        self.down.record(pass, num_tokens);
+        self.mlp.record(pass, step);
         if let Some(norm) = &self.post_mlp_norm {
-            norm.record(pass, num_tokens);
+            norm.record(pass, step.num_tokens);
         }
     }
-}
-
-/// Copies a matrix to the adapter, in the type in which the files hand it over.
-///
-/// # Errors
-/// When the files don't hold it, or the adapter has no room.
-pub fn upload(
-    gpu: &Gpu,
-    files: &Checkpoint,
-    matrix: Matrix,
-    order: RowOrder,
-    loaded: &mut dyn FnMut(u64),
-) -> Result<WeightMatrix, StageError> {
-    let view = files.matrix(matrix)?;
-    let shape = (view.rows(), view.cols());
-    WeightMatrix::upload(gpu, shape, (on_device(view.format()), order), |rows, bytes| {
-        view.read_rows(rows, bytes)?;
-        loaded(bytes.len() as u64);
-        Ok::<_, StageError>(())
-    })
 }
 
 /// What the files are asked for, in their own words.
@@ -345,15 +307,6 @@ pub fn kv_format(dtype: config::KvCacheDtype) -> KvFormat {
     match dtype {
         config::KvCacheDtype::Auto | config::KvCacheDtype::F32 => KvFormat::F32,
         config::KvCacheDtype::F16 => KvFormat::F16,
-    }
-}
-
-/// The shape of a model's heads, as kernels take it.
-pub fn head_shape(model: &ModelConfig) -> HeadShape {
-    HeadShape {
-        num_heads: model.num_heads,
-        num_kv_heads: model.num_kv_heads,
-        head_dim: model.head_dim,
     }
 }
 
@@ -377,25 +330,14 @@ pub fn formats(files: &Checkpoint, products: Products) -> Result<Vec<Format>, St
     if products == Products::PackedDot {
         formats.push(on_device(files.matrix(Matrix::LmHead)?.format()));
     }
-    for layer in 0..files.config().num_layers {
-        for matrix in [Matrix::Qkv, Matrix::Output, Matrix::GateUp, Matrix::Down] {
-            let format = on_device(files.matrix(matrix(layer))?.format());
+    for layer in 0..files.config().num_layers() {
+        for weight in files.part(Part::Layer(layer))? {
+            let Weight::Matrix(matrix) = weight else { continue };
+            let format = on_device(files.matrix(matrix)?.format());
             if !formats.contains(&format) {
                 formats.push(format);
             }
         }
     }
     Ok(formats)
-}
-
-/// The format on the device of weights that the files hand over in `format`.
-pub fn on_device(format: checkpoint::Format) -> Format {
-    match format {
-        checkpoint::Format::F32 => Format::F32,
-        checkpoint::Format::F16 => Format::F16,
-        checkpoint::Format::BF16 => Format::Bf16,
-        checkpoint::Format::Int8 => Format::Int8,
-        checkpoint::Format::Int4 => Format::Int4,
-        checkpoint::Format::Fp8 => Format::Fp8,
-    }
 }

@@ -5,26 +5,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use checkpoint::Checkpoint;
+use checkpoint::{Checkpoint, Row};
 use protocol::message::Loading;
 use protocol::{
     BLOCK_TOKENS, Batch, Digest, Hidden, Input, LayerRange, SliceOutput, StagePlan, Step,
 };
 use shaders::ahead::Ahead;
 use shaders::attention::Attention;
-use shaders::copy_blocks::CopyBlocks;
 use shaders::embed::BoundEmbed;
 use shaders::gpu::Gpu;
 use shaders::inputs::{Inputs, StepInputs};
 use shaders::kernel::Pass;
-use shaders::kv_cache::KvCache;
-use shaders::rotary::{Rotary, inverse_frequencies};
 
 use crate::error::StageError;
-use crate::head::Head;
 use crate::kept::{KeptWeights, PartWeights};
-use crate::memory::{input_limits, num_blocks, stage_bytes};
-use crate::model::{Kernels, Layer, Scratch, Shared, formats, head_shape, kv_format};
+use crate::memory::{cache_bytes, input_limits, num_blocks, stage_bytes};
+use crate::model::head::Head;
+use crate::model::{
+    AttentionKernels, Kernels, Layer, LayerCache, Scratch, Shared, formats, head_shape, kv_format,
+};
 use crate::sequences::Sequences;
 
 /// What a loaded stage holds.
@@ -32,8 +31,8 @@ use crate::sequences::Sequences;
 pub struct Held {
     /// Its layers.
     pub layers: LayerRange,
-    /// Width of the hidden state.
-    pub hidden_size: u32,
+    /// Values of a token's row that goes on to the next stage.
+    pub row_values: u32,
     /// Blocks of its KV cache.
     pub num_blocks: u32,
     /// Bytes on the adapter.
@@ -45,7 +44,7 @@ pub struct Held {
 /// What a step brings.
 #[derive(Debug)]
 pub enum StepOutput {
-    /// The hidden state for the next stage, [num_tokens, hidden_size].
+    /// The hidden state for the next stage, [num_tokens, row_values].
     Hidden(Hidden),
     /// What the last stage sampled.
     Sampled(Vec<SliceOutput>),
@@ -112,20 +111,19 @@ impl Stage {
     ) -> Result<Self, StageError> {
         let model = files.config();
         let (first, end) = (plan.layers.first as usize, plan.layers.end as usize);
-        if first > end || end > model.num_layers {
+        if first > end || end > model.num_layers() {
             return Err(StageError::BadPlan(format!(
                 "layers {} of {}",
-                plan.layers, model.num_layers
+                plan.layers,
+                model.num_layers()
             )));
         }
         let limits = &plan.limits;
         let max_tokens = limits.max_batched_tokens as usize;
         let other_bytes = stage_bytes(gpu, files, plan)?;
         let num_blocks = num_blocks(gpu, model, plan, other_bytes)?;
-        let heads = head_shape(model);
         let kv = kv_format(plan.kv_cache_dtype);
-        let cache_bytes = KvCache::num_bytes(gpu, heads, kv, num_blocks as usize);
-        let stage_bytes = other_bytes + cache_bytes * (end - first) as u64;
+        let stage_bytes = other_bytes + cache_bytes(gpu, model, plan, num_blocks);
 
         let weights =
             kept.load(gpu, files, plan, memory_bytes.saturating_sub(stage_bytes), progress)?;
@@ -138,10 +136,7 @@ impl Stage {
         };
         let inputs = Inputs::new(gpu, input_limits(model, limits, num_blocks))?;
         let scratch = Scratch::new(gpu, model, max_tokens)?;
-        let attention = Attention::new(gpu, heads, kv)?;
-        let copy_blocks = CopyBlocks::new(gpu, heads, kv)?;
-        let inv_freq = inverse_frequencies(model.rope_theta.into(), model.rotary_dim);
-        let rotary = Rotary::new(gpu, &inv_freq, limits.max_model_len as usize)?;
+        let attention = AttentionKernels::new(gpu, model, kv, limits.max_model_len as usize)?;
         let (mut embed, mut layers, mut head) = (None, Vec::with_capacity(end - first), None);
         let shared = Shared {
             gpu,
@@ -149,17 +144,17 @@ impl Stage {
             model,
             inputs: &inputs,
             attention: &attention,
-            copy_blocks: &copy_blocks,
-            rotary: &rotary,
             scratch: &scratch,
         };
+        let mut specs = model.layers[first..end].iter();
         for part in &weights.parts {
             match &**part {
                 PartWeights::Embedding(table) => {
-                    embed = Some(BoundEmbed::new(gpu, &inputs, table, &scratch.hidden)?);
+                    embed = Some(BoundEmbed::new(gpu, &inputs, table, scratch.row(Row::Hidden))?);
                 }
                 PartWeights::Layer(weights) => {
-                    let cache = KvCache::new(gpu, heads, kv, num_blocks as usize)?;
+                    let spec = specs.next().expect("the parts of a plan are its layers");
+                    let cache = LayerCache::new(gpu, &spec.attention, kv, num_blocks as usize)?;
                     layers.push(Layer::bind(&shared, weights, &cache)?);
                 }
                 PartWeights::Head(weights) => {
@@ -175,10 +170,10 @@ impl Stage {
         };
         // All that were bound so far, before one is run.
         let formats = formats(files, gpu.caps().products)?;
-        let fingerprint = kernels.class(gpu, &formats, heads, kv, &mut compiled)?;
+        let fingerprint = kernels.class(gpu, &formats, head_shape(model), kv, &mut compiled)?;
         let held = Held {
             layers: plan.layers,
-            hidden_size: model.hidden_size as u32,
+            row_values: model.row_values() as u32,
             num_blocks,
             memory_bytes: stage_bytes,
             fingerprint,
@@ -221,7 +216,7 @@ impl Stage {
         let Step { batch, hidden, .. } = step;
         let num_values = match self.embed {
             Some(_) => 0,
-            None => batch.num_tokens() * self.held.hidden_size as usize,
+            None => batch.num_tokens() * self.held.row_values as usize,
         };
         if hidden.len() != num_values {
             let found = hidden.len();
@@ -239,7 +234,7 @@ impl Stage {
         self.pass.clear();
         match &self.embed {
             Some(embed) => embed.record(&mut self.pass, shape),
-            None => gpu.write(&self.scratch.hidden, 0, hidden.bytes()),
+            None => gpu.write(self.scratch.row(Row::Hidden), 0, hidden.bytes()),
         }
         for layer in &self.layers {
             layer.record(&mut self.pass, shape);
@@ -248,10 +243,10 @@ impl Stage {
             head.record(gpu, &mut self.pass, shape)?;
         }
         let uploaded = Instant::now();
-        let num_values = shape.num_tokens * self.held.hidden_size as usize;
+        let num_values = shape.num_tokens * self.held.row_values as usize;
         let readback = || match &self.head {
             Some(head) => head.readback(),
-            None => (&self.scratch.hidden, 0..num_values),
+            None => (self.scratch.row(Row::Hidden), 0..num_values),
         };
         let submission = self.ahead.submit(gpu, &self.pass, readback())?;
         if batch.slices.iter().all(|slice| slice.num_tokens() == 1) {
@@ -288,7 +283,7 @@ impl Stage {
             let num_tokens = num_tokens.min(max_tokens);
             let num_values = match self.embed {
                 Some(_) => 0,
-                None => num_tokens * self.held.hidden_size as usize,
+                None => num_tokens * self.held.row_values as usize,
             };
             let batch = self.sequences.probe(num_tokens).into();
             let hidden = std::iter::repeat_n(0.0, num_values).collect();

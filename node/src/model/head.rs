@@ -1,6 +1,6 @@
 //! The end of the model: final norm, LM head, sampler, over the rows whose logits are wanted.
 
-use checkpoint::{Checkpoint, Matrix, ModelConfig, Vector};
+use checkpoint::{Checkpoint, Matrix, ModelConfig, Row, Vector};
 use protocol::{Batch, SliceOutput, StageLimits};
 use shaders::error::GpuError;
 use shaders::gather_rows::BoundGatherRows;
@@ -10,11 +10,11 @@ use shaders::kernel::Pass;
 use shaders::matmul::{BoundMatmul, Norm, Operand, Output};
 use shaders::sampler::{SampleStep, Sampler};
 use shaders::tensor::Tensor;
-use shaders::weights::{RowOrder, WeightMatrix};
+use shaders::weights::WeightMatrix;
 
+use super::{Kernels, Scratch, upload};
 use crate::error::StageError;
 use crate::memory::sampler_limits;
-use crate::model::{Kernels, Scratch, upload};
 use crate::rows::Rows;
 use crate::sequences::Sequences;
 
@@ -52,7 +52,7 @@ impl HeadWeights {
     ) -> Result<Self, StageError> {
         let table = match embedding.filter(|_| files.config().tie_word_embeddings) {
             Some(embedding) => embedding.clone(),
-            None => upload(gpu, files, Matrix::LmHead, RowOrder::Plain, loaded)?,
+            None => upload(gpu, files, Matrix::LmHead, loaded)?,
         };
         Ok(Self { norm: gpu.upload_vec4s(&files.vector(Vector::FinalNorm)?)?, table })
     }
@@ -71,13 +71,14 @@ impl Head {
         limits: &StageLimits,
         weights: &HeadWeights,
     ) -> Result<Self, StageError> {
+        let hidden = scratch.row(Row::Hidden);
         let rows = gpu.alloc_vec4s(MAX_ROWS * model.hidden_size)?;
         let logits = gpu.alloc_f32(MAX_ROWS * model.vocab_size)?;
         let norm = Norm { weight: &weights.norm, eps: model.rms_norm_eps };
         let quantized = scratch.quantized.as_ref();
         let operand = Operand { x: &rows, norm: Some(norm), quantized };
         Ok(Self {
-            gather: BoundGatherRows::new(gpu, model.hidden_size, inputs, &scratch.hidden, &rows)?,
+            gather: BoundGatherRows::new(gpu, model.hidden_size, inputs, hidden, &rows)?,
             lm_head: kernels.matmul.bind(gpu, operand, &weights.table, Output::Store(&logits))?,
             sampler: Sampler::new(gpu, sampler_limits(model, limits), &logits)?,
             logits,

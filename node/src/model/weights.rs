@@ -1,0 +1,81 @@
+//! Weights on their way from files to the adapter.
+
+use checkpoint::{Checkpoint, Matrix, Vector};
+use shaders::gpu::Gpu;
+use shaders::tensor::Tensor;
+use shaders::weights::{Format, RowOrder, WeightMatrix};
+
+use crate::error::StageError;
+
+/// What loads a layer.
+pub(super) struct Loader<'a> {
+    pub(super) gpu: &'a Gpu,
+    pub(super) files: &'a Checkpoint,
+    pub(super) layer: usize,
+    /// Hears of every matrix's bytes.
+    pub(super) loaded: &'a mut dyn FnMut(u64),
+}
+
+impl Loader<'_> {
+    pub(super) fn matrix(
+        &mut self,
+        matrix: fn(usize) -> Matrix,
+    ) -> Result<WeightMatrix, StageError> {
+        upload(self.gpu, self.files, matrix(self.layer), self.loaded)
+    }
+
+    pub(super) fn vector(&self, vector: fn(usize) -> Vector) -> Result<Tensor, StageError> {
+        Ok(self.gpu.upload_vec4s(&self.files.vector(vector(self.layer))?)?)
+    }
+
+    pub(super) fn vector_if(
+        &self,
+        is_there: bool,
+        vector: fn(usize) -> Vector,
+    ) -> Result<Option<Tensor>, StageError> {
+        is_there.then(|| self.vector(vector)).transpose()
+    }
+}
+
+/// Copies a matrix to the adapter, in the type in which the files hand it over.
+///
+/// # Errors
+/// When the files don't hold it, or the adapter has no room.
+pub fn upload(
+    gpu: &Gpu,
+    files: &Checkpoint,
+    matrix: Matrix,
+    loaded: &mut dyn FnMut(u64),
+) -> Result<WeightMatrix, StageError> {
+    let view = files.matrix(matrix)?;
+    let shape = (view.rows(), view.cols());
+    WeightMatrix::upload(gpu, shape, (on_device(view.format()), order(matrix)), |rows, bytes| {
+        view.read_rows(rows, bytes)?;
+        loaded(bytes.len() as u64);
+        Ok::<_, StageError>(())
+    })
+}
+
+/// Gate and up are computed together.
+fn order(matrix: Matrix) -> RowOrder {
+    match matrix {
+        Matrix::GateUp(_) => RowOrder::Paired,
+        Matrix::Embedding
+        | Matrix::LmHead
+        | Matrix::Qkv(_)
+        | Matrix::Output(_)
+        | Matrix::Down(_) => RowOrder::Plain,
+    }
+}
+
+/// The format on the device of weights that the files hand over in `format`.
+pub fn on_device(format: checkpoint::Format) -> Format {
+    match format {
+        checkpoint::Format::F32 => Format::F32,
+        checkpoint::Format::F16 => Format::F16,
+        checkpoint::Format::BF16 => Format::Bf16,
+        checkpoint::Format::Int8 => Format::Int8,
+        checkpoint::Format::Int4 => Format::Int4,
+        checkpoint::Format::Fp8 => Format::Fp8,
+    }
+}
