@@ -7,6 +7,7 @@ mod autoscaler;
 mod bounds;
 mod http;
 mod scheduler;
+mod transport;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use crate::Address;
 pub use autoscaler::{Autoscaler, Extent};
 pub use http::Http;
 pub use scheduler::{RunAhead, Scheduler};
+pub use transport::Transport;
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -227,39 +229,6 @@ pub struct Coordinator {
     pub pipeline_drain_timeout_ms: u64,
 }
 
-/// Connections between processes.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, Encode, Decode)]
-#[serde(default, deny_unknown_fields)]
-pub struct Transport {
-    /// Milliseconds between two signs of life on an idle connection.
-    pub keep_alive_ms: u64,
-    /// Milliseconds of silence after which the other side counts as dead.
-    pub idle_timeout_ms: u64,
-    /// Milliseconds that dialling and joining may take.
-    pub connect_timeout_ms: u64,
-    /// Bytes of one frame between stages.
-    pub max_frame_bytes: u32,
-    /// Frames that may wait between a connection and a stage.
-    pub max_buffered_frames: u32,
-    /// Bytes in flight on a control connection: small, so that nothing delays a heartbeat.
-    pub control_window_bytes: u32,
-    /// Bytes in flight on a data connection.
-    pub data_window_bytes: u32,
-    /// Connections that one process accepts at once.
-    pub max_connections: u32,
-    /// Handshakes under way from which on whoever dials must show first that it receives what is
-    /// sent to its address.
-    pub max_unvalidated_handshakes: u32,
-    /// Days that a node's certificate is valid.
-    pub certificate_days: u32,
-    /// Bytes of a piece of a model's files, as nodes fetch them.
-    pub piece_bytes: u32,
-    /// Pieces that one process sends another at once, and that a node fetches at once.
-    pub max_pieces: u32,
-    /// Milliseconds that a piece may take; whoever takes longer is asked no more.
-    pub piece_timeout_ms: u64,
-}
-
 /// What is logged.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -385,26 +354,6 @@ impl Default for Coordinator {
             max_quarantine_ms: 600_000,
             drain_timeout_ms: 10_000,
             pipeline_drain_timeout_ms: 30_000,
-        }
-    }
-}
-
-impl Default for Transport {
-    fn default() -> Self {
-        Self {
-            keep_alive_ms: 250,
-            idle_timeout_ms: 1500,
-            connect_timeout_ms: 5000,
-            max_frame_bytes: 256 << 20,
-            max_buffered_frames: 16,
-            control_window_bytes: 256 << 10,
-            data_window_bytes: 32 << 20,
-            max_connections: 256,
-            max_unvalidated_handshakes: 64,
-            certificate_days: 1,
-            piece_bytes: 4 << 20,
-            max_pieces: 8,
-            piece_timeout_ms: 30_000,
         }
     }
 }

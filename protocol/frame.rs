@@ -27,7 +27,8 @@ use bytes::Bytes;
 const MAGIC: [u8; 4] = *b"AGLM";
 
 /// The wire version since which frames are as they are: what has been added stands in sections
-/// that are not critical. Every frame says it, so that a process of that version reads it, too.
+/// that are not critical. Every frame says it, so that whoever speaks an older version than this
+/// process reads it, too.
 const FRAMES_SINCE: u16 = 3;
 
 /// Bytes of the fixed header.
@@ -221,7 +222,7 @@ enum Section {
     Traces = 6,
     // 3 held timings of fewer parts: a section whose content changes gets another number.
     Timings = 7,
-    // Since wire version 4; left out where it is nobody else's fault.
+    // Left out where it is nobody else's fault.
     Blame = 8,
 }
 

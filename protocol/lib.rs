@@ -29,16 +29,20 @@ pub use id::{
     BlockId, Digest, Epoch, ModelId, NodeId, PipelineId, RequestId, SequenceId, SessionId, StageId,
     StageIndex, StepId, TokenId,
 };
-pub use node::{AdapterReport, NodeReport};
+pub use node::{AdapterReport, Held, NodeReport};
 pub use pieces::{Ask, Extent, FileManifest, Manifest, PieceId};
 pub use plan::{LayerRange, Peer, StageEcho, StageLimits, StagePlan};
 pub use speed::{LinkSpeed, Speed};
 pub use trace::{SpanId, TraceContext, TraceId};
 
-/// Version of everything that two processes say to each other. A process reads the frames and
-/// messages of the version before, too, which a test holds to bytes that are kept; but a node of
-/// another version doesn't join yet: it is refused by name.
-pub const WIRE_VERSION: u16 = 4;
+/// Version of everything that two processes say to each other: the newest that this one speaks. Two
+/// that meet agree, for each of their connections, on the newest that both speak, and say there
+/// nothing else. Tests hold what each version says to bytes that are kept.
+pub const WIRE_VERSION: u16 = 5;
+
+/// The oldest that it speaks, too: that of the release before, so that processes can be renewed one
+/// after the other.
+pub const OLDEST_WIRE_VERSION: u16 = 4;
 
 /// Tokens in one block of the KV cache, in every cache of every stage.
 pub const BLOCK_TOKENS: usize = 16;

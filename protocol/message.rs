@@ -38,6 +38,19 @@ pub enum NodeMsg {
     Report(Wire<()>, RpcReplyPort<Wire<NodeReport>>),
 }
 
+impl NodeMsg {
+    /// The wire version since which it is said: whoever speaks an older one is not told.
+    pub fn since(&self) -> u16 {
+        match self {
+            Self::Load(_)
+            | Self::Warm(_)
+            | Self::Unload(_)
+            | Self::Release(_)
+            | Self::Report(..) => 4,
+        }
+    }
+}
+
 /// From a node to the coordinator.
 #[derive(Debug, RactorClusterMessage)]
 pub enum CoordinatorMsg {
@@ -52,6 +65,19 @@ pub enum CoordinatorMsg {
     Drain(Wire<Drain>),
     /// The node is about to end on purpose.
     Leaving(Wire<Leaving>),
+}
+
+impl CoordinatorMsg {
+    /// The wire version since which it is said: whoever speaks an older one is not told.
+    pub fn since(&self) -> u16 {
+        match self {
+            Self::Ready(_)
+            | Self::Failed(_)
+            | Self::Progress(_)
+            | Self::Drain(_)
+            | Self::Leaving(_) => 4,
+        }
+    }
 }
 
 /// Who wants to end.
@@ -84,7 +110,7 @@ pub struct Unload {
 }
 
 /// A stage that can't be loaded, or is lost.
-#[derive(Clone, Debug, PartialEq, Eq, Encode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct StageFailed {
     /// Who says so.
     pub node: NodeId,
@@ -92,15 +118,8 @@ pub struct StageFailed {
     pub id: StageId,
     /// One sentence for a person.
     pub cause: String,
-    /// Whose fault it is. Since wire version 4.
+    /// Whose fault it is.
     pub blame: Blame,
-}
-
-impl Decode<()> for StageFailed {
-    fn decode<D: Decoder<Context = ()>>(decoder: &mut D) -> Result<Self, DecodeError> {
-        let (node, id, cause) = Decode::decode(decoder)?;
-        Ok(Self { node, id, cause, blame: codec::added(decoder)? })
-    }
 }
 
 /// How far a stage's loading has come.

@@ -6,7 +6,8 @@ use bincode::error::{DecodeError, EncodeError};
 use bincode::{Decode, Encode};
 use std::net::SocketAddr;
 
-use crate::{Digest, NodeId, SessionId, Speed, codec};
+use crate::config::Quantize;
+use crate::{Digest, LayerRange, ModelId, NodeId, SessionId, Speed, codec};
 
 /// What a node reports when it joins.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +29,25 @@ pub struct NodeReport {
     pub labels: Vec<(String, String)>,
     /// The adapters that it may use; at least one.
     pub adapters: Vec<AdapterReport>,
+    /// What is on them already. Since wire version 5: to an older coordinator none is told.
+    pub held: Vec<Held>,
+}
+
+/// Parts of a model that an adapter holds: whoever is to compute with them needn't load them.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Held {
+    /// Which of the node's adapters.
+    pub adapter: u32,
+    /// Of which model.
+    pub model: ModelId,
+    /// What its matrices are rounded to.
+    pub quantize: Quantize,
+    /// Whether the embedding is there.
+    pub embedding: bool,
+    /// The layers, in ascending order.
+    pub layers: Vec<LayerRange>,
+    /// Whether the head is.
+    pub head: bool,
 }
 
 /// A GPU, or what stands in for one.
@@ -46,17 +66,19 @@ pub struct AdapterReport {
     pub speed: Speed,
 }
 
-/// What was there in wire version 3 comes first, as it was; the rest follows.
+/// In the order in which fields were added; what is held comes last, and only where something is:
+/// without it the message is what wire version 4 says.
 impl Encode for NodeReport {
     fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
-        let Self { node, session, hostname, pid, data_addr, pool, labels, adapters } = self;
+        let Self { node, session, hostname, pid, data_addr, pool, labels, adapters, held } = self;
         let devices: Vec<_> = adapters
             .iter()
             .map(|it| (&it.name, &it.driver, it.memory_bytes, it.fingerprint))
             .collect();
         let speeds: Vec<_> = adapters.iter().map(|it| it.speed).collect();
         (node, session, hostname, pid, data_addr, devices).encode(encoder)?;
-        (pool, labels, speeds).encode(encoder)
+        (pool, labels, speeds).encode(encoder)?;
+        if held.is_empty() { Ok(()) } else { held.encode(encoder) }
     }
 }
 
@@ -64,13 +86,14 @@ impl Decode<()> for NodeReport {
     fn decode<D: Decoder<Context = ()>>(decoder: &mut D) -> Result<Self, DecodeError> {
         let (node, session, hostname, pid, data_addr) = Decode::decode(decoder)?;
         let devices: Vec<(String, String, u64, Digest)> = Decode::decode(decoder)?;
-        let (pool, labels, speeds): (_, _, Vec<Speed>) = codec::added(decoder)?;
+        let (pool, labels, speeds): (_, _, Vec<Speed>) = Decode::decode(decoder)?;
+        let held = codec::added(decoder)?;
         let mut speeds = speeds.into_iter();
         let adapter = |(name, driver, memory_bytes, fingerprint)| {
             let speed = speeds.next().unwrap_or_default();
             AdapterReport { name, driver, memory_bytes, fingerprint, speed }
         };
         let adapters = devices.into_iter().map(adapter).collect();
-        Ok(Self { node, session, hostname, pid, data_addr, pool, labels, adapters })
+        Ok(Self { node, session, hostname, pid, data_addr, pool, labels, adapters, held })
     }
 }

@@ -25,11 +25,19 @@ pub struct Options {
     pub stages: u32,
     /// Lines of cluster.toml.
     pub config: String,
+    /// Further flags.
+    pub flags: Vec<&'static str>,
 }
 
 impl Options {
     pub fn new(model: impl Into<PathBuf>) -> Self {
-        Self { model: model.into(), local_nodes: 1, stages: 0, config: String::new() }
+        Self {
+            model: model.into(),
+            local_nodes: 1,
+            stages: 0,
+            config: String::new(),
+            flags: vec![],
+        }
     }
 
     pub fn nodes(mut self, local_nodes: u32, stages: u32) -> Self {
@@ -39,6 +47,11 @@ impl Options {
 
     pub fn config(mut self, lines: &str) -> Self {
         self.config = lines.into();
+        self
+    }
+
+    pub fn flags(mut self, flags: &[&'static str]) -> Self {
+        self.flags = flags.into();
         self
     }
 }
@@ -176,7 +189,8 @@ impl Cluster {
                 .arg("--data-dir")
                 .arg(data.path())
                 .arg("--config")
-                .arg(config),
+                .arg(config)
+                .args(&options.flags),
         );
         let line = process.wait_for(" http=", Duration::from_secs(60));
         let field = |name: &str| {

@@ -28,4 +28,5 @@ mod stages;
 mod tidy;
 mod traces;
 mod verification;
+mod versions;
 mod weights;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use protocol::WIRE_VERSION;
 use protocol::config::Transport;
 
+use crate::spoken::JOIN;
 use crate::tests::{NODE, coordinator, join, loopback, token};
 use crate::{Applicant, Authority, Endpoint, Incoming, Purpose, Token, Verdict, tls};
 
@@ -65,7 +66,7 @@ async fn is_let_in(coordinator: &Endpoint, token: &Token) {
 /// A connection that may ask to join, of somebody who trusts anybody.
 async fn stranger(coordinator: &Endpoint) -> Option<(Endpoint, quinn::Connection)> {
     let stranger = Endpoint::bind(loopback(), None, &config()).unwrap();
-    let crypto = tls::attacker(None, &[tls::JOIN]);
+    let crypto = tls::attacker(None, JOIN.map(|(_, name)| name));
     let addr = coordinator.local_addr();
     let connecting = stranger.connect(addr, crypto, Purpose::Control, "any.autoglm").await;
     Some((stranger, connecting.ok()?))

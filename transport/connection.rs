@@ -96,6 +96,7 @@ impl PeerName {
 pub struct Connection {
     pub(crate) connection: quinn::Connection,
     shown: Shown,
+    wire_version: u16,
     pub(crate) limits: Limits,
     watch: Arc<Watch>,
     // Among transport.max_connections; a dialled connection takes none.
@@ -167,13 +168,18 @@ impl Drop for Watch {
 impl Connection {
     pub(crate) fn new(
         connection: quinn::Connection,
-        shown: Shown,
+        (shown, wire_version): (Shown, u16),
         limits: Limits,
         place: Option<OwnedSemaphorePermit>,
     ) -> Self {
         let _place = place.map(Arc::new);
         let watch = Arc::new(Watch::over(&connection, limits));
-        Self { connection, shown, limits, watch, _place }
+        Self { connection, shown, wire_version, limits, watch, _place }
+    }
+
+    /// The wire version that both sides agreed on: what only newer ones know is not said.
+    pub fn wire_version(&self) -> u16 {
+        self.wire_version
     }
 
     /// Who the other side is, by its certificate.

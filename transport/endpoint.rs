@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use protocol::NodeId;
 use protocol::config::Transport;
+use protocol::{NodeId, WIRE_VERSION};
 use quinn::VarInt;
-use quinn::crypto::rustls::{HandshakeData, QuicClientConfig};
+use quinn::crypto::rustls::QuicClientConfig;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, warn};
 
@@ -18,6 +18,7 @@ use crate::connection::{Connection, Limits, PeerName, Shown, canonical, reason};
 use crate::error::TransportError;
 use crate::join::JoinRequest;
 use crate::refusals::Refusals;
+use crate::spoken::{self, CONTROL, DATA, JOIN};
 use crate::{settings, tls};
 
 /// How long a closing endpoint waits for its last packets to leave.
@@ -57,6 +58,8 @@ pub struct Endpoint {
     // Replaced when the certificate is renewed.
     identity: Arc<RwLock<Option<Identity>>>,
     config: Arc<Transport>,
+    // The newest wire version that it speaks.
+    newest: u16,
     incoming: Arc<Mutex<mpsc::Receiver<Incoming>>>,
     revoked: Arc<RwLock<HashSet<NodeId>>>,
 }
@@ -80,10 +83,26 @@ impl Endpoint {
         identity: Option<Identity>,
         config: &Transport,
     ) -> Result<Self, TransportError> {
+        Self::speaking(WIRE_VERSION, addr, identity, config)
+    }
+
+    /// As [`bind`](Self::bind), speaking no wire version that is newer than this one.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn speaking(
+        newest: u16,
+        addr: SocketAddr,
+        identity: Option<Identity>,
+        config: &Transport,
+    ) -> Result<Self, TransportError> {
         // Settings reach a node from the network: one that can't work is refused, before a zero
         // becomes a busy loop or a connection that never dies.
         config.check()?;
-        let server = identity.as_ref().map(|it| server_config(it, config)).transpose()?;
+        let server = identity.as_ref().map(|it| server_config(it, newest, config)).transpose()?;
         let bind = |cause| TransportError::Bind { addr, cause };
         let socket = settings::socket(addr).map_err(bind)?;
         let runtime = Arc::new(quinn::TokioRuntime);
@@ -97,10 +116,11 @@ impl Endpoint {
         let config = Arc::new(config.clone());
         let (accepted, incoming) = mpsc::channel(MAX_ACCEPTED);
         let revoked = Arc::default();
-        let door = Door::new(Arc::clone(&config), accepted, Arc::clone(&revoked));
+        let door = Door::new((Arc::clone(&config), newest), accepted, Arc::clone(&revoked));
         tokio::spawn(accept(endpoint.clone(), door));
         let identity = Arc::new(RwLock::new(identity));
-        Ok(Self { endpoint, identity, config, incoming: Arc::new(Mutex::new(incoming)), revoked })
+        let incoming = Arc::new(Mutex::new(incoming));
+        Ok(Self { endpoint, identity, config, newest, incoming, revoked })
     }
 
     /// Where it listens.
@@ -118,7 +138,7 @@ impl Endpoint {
     /// # Errors
     /// When the identity is unusable; the old one stays.
     pub fn replace_identity(&self, identity: Identity) -> Result<(), TransportError> {
-        let server = server_config(&identity, &self.config)?;
+        let server = server_config(&identity, self.newest, &self.config)?;
         self.endpoint.set_server_config(Some(server));
         *self.identity.write().unwrap_or_else(PoisonError::into_inner) = Some(identity);
         Ok(())
@@ -151,14 +171,20 @@ impl Endpoint {
             addr,
             cause: "this process has no certificate yet".into(),
         })?;
-        let alpn = match purpose {
-            Purpose::Control => tls::CONTROL,
-            Purpose::Data => tls::DATA,
+        let protocol = match purpose {
+            Purpose::Control => CONTROL,
+            Purpose::Data => DATA,
         };
-        let crypto = tls::client(&identity, alpn)?;
+        let crypto = tls::client(&identity, &protocol, self.newest)?;
         let connection = self.connect(addr, crypto, purpose, &peer.to_string()).await?;
+        let wire_version = spoken::version(&protocol, &spoken::agreed(&connection));
+        let wire_version = wire_version.ok_or_else(|| TransportError::Dial {
+            addr,
+            cause: "it agrees to nothing that was offered".into(),
+        })?;
         let shown = Shown { peer, pool: None };
-        Ok(Connection::new(connection, shown, Limits::new(&self.config), None))
+        let limits = Limits::new(&self.config);
+        Ok(Connection::new(connection, (shown, wire_version), limits, None))
     }
 
     pub(crate) async fn connect(
@@ -183,6 +209,11 @@ impl Endpoint {
             Ok(Err(cause)) if is_distrust(&cause) => {
                 Err(TransportError::Stranger { addr, cause: reason(&cause) })
             }
+            Ok(Err(cause)) if code(&cause) == Some(NO_COMMON_PROTOCOL) => Err(dial(format!(
+                "it speaks no wire version that this process does ({}): install the same release \
+                 on both",
+                spoken::range(self.newest)
+            ))),
             Ok(Err(cause)) => Err(dial(reason(&cause))),
         }
     }
@@ -194,22 +225,30 @@ impl Endpoint {
     }
 }
 
+/// QUIC's number for TLS' alert that nothing of what is offered is spoken.
+const NO_COMMON_PROTOCOL: u64 = 0x178;
+
 /// Whether a certificate was not taken, by whichever side.
 fn is_distrust(cause: &quinn::ConnectionError) -> bool {
-    let code = match cause {
-        quinn::ConnectionError::TransportError(error) => u64::from(error.code),
-        quinn::ConnectionError::ConnectionClosed(closed) => u64::from(closed.error_code),
-        _ => return false,
-    };
     // QUIC's numbers for the alerts of TLS, of which these are about certificates.
-    (0x12a..=0x133).contains(&code)
+    code(cause).is_some_and(|code| (0x12a..=0x133).contains(&code))
+}
+
+/// By what QUIC's own end of a connection is called.
+fn code(cause: &quinn::ConnectionError) -> Option<u64> {
+    match cause {
+        quinn::ConnectionError::TransportError(error) => Some(error.code.into()),
+        quinn::ConnectionError::ConnectionClosed(closed) => Some(closed.error_code.into()),
+        _ => None,
+    }
 }
 
 fn server_config(
     identity: &Identity,
+    newest: u16,
     config: &Transport,
 ) -> Result<quinn::ServerConfig, TransportError> {
-    let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls::server(identity)?));
+    let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls::server(identity, newest)?));
     server
         .transport_config(Arc::new(settings::accepting(config)))
         // Machines of a cluster keep their addresses.
@@ -254,6 +293,7 @@ async fn accept(endpoint: quinn::Endpoint, door: Door) {
 #[derive(Clone)]
 struct Door {
     config: Arc<Transport>,
+    newest: u16,
     accepted: mpsc::Sender<Incoming>,
     // Counted apart, up to transport.max_connections of each, so that whoever never becomes a
     // member takes no member's place.
@@ -266,13 +306,14 @@ struct Door {
 
 impl Door {
     fn new(
-        config: Arc<Transport>,
+        (config, newest): (Arc<Transport>, u16),
         accepted: mpsc::Sender<Incoming>,
         revoked: Arc<RwLock<HashSet<NodeId>>>,
     ) -> Self {
         let places = || Arc::new(Semaphore::new(config.max_connections as usize));
         let (handshakes, joins, members) = (places(), places(), places());
-        Self { accepted, handshakes, joins, members, config, revoked, said: Arc::default() }
+        let said = Arc::default();
+        Self { accepted, handshakes, joins, members, config, newest, revoked, said }
     }
 
     /// Names whoever is turned away, once.
@@ -311,17 +352,15 @@ impl Door {
                 .try_acquire_owned()
                 .map_err(|_| "transport.max_connections are open already")
         };
-        let handshake = connection.handshake_data().and_then(|data| data.downcast().ok());
-        let protocol = handshake.and_then(|data: Box<HandshakeData>| data.protocol);
-        let purpose = match protocol.as_deref() {
-            Some(tls::JOIN) => {
-                let place = take(&self.joins)?;
-                return Ok(Incoming::Join(JoinRequest::new(connection.clone(), place)));
-            }
-            Some(tls::CONTROL) => Purpose::Control,
-            Some(tls::DATA) => Purpose::Data,
-            _ => return Err("this protocol is unknown"),
-        };
+        let name = spoken::agreed(connection);
+        if let Some(version) = spoken::version(&JOIN, &name) {
+            let place = take(&self.joins)?;
+            let spoken = (version, self.newest);
+            return Ok(Incoming::Join(JoinRequest::new(connection.clone(), spoken, place)));
+        }
+        let of = |(purpose, protocol)| Some((purpose, spoken::version(&protocol, &name)?));
+        let found = [(Purpose::Control, CONTROL), (Purpose::Data, DATA)].into_iter().find_map(of);
+        let (purpose, wire_version) = found.ok_or("this protocol is unknown")?;
         let shown = Shown::on(connection).ok_or("this needs a certificate of the cluster")?;
         if let PeerName::Node(node) = shown.peer
             && self.revoked.read().unwrap_or_else(PoisonError::into_inner).contains(&node)
@@ -331,6 +370,7 @@ impl Door {
         let place = take(&self.members)?;
         settings::welcome(connection, purpose, &self.config);
         let limits = Limits::new(&self.config);
+        let shown = (shown, wire_version);
         let connection = Connection::new(connection.clone(), shown, limits, Some(place));
         Ok(match purpose {
             Purpose::Control => Incoming::Control(connection),

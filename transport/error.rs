@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 
 use protocol::config::ConfigError;
-use protocol::{FrameError, NodeId, WIRE_VERSION, codec::CodecError};
+use protocol::{FrameError, NodeId, codec::CodecError};
 use quinn::{ConnectionError, ReadError, ReadExactError, WriteError};
 
 use crate::connection::{PeerName, reason};
+use crate::spoken;
 
 /// Why two processes don't reach or don't understand each other.
 #[derive(Debug, thiserror::Error)]
@@ -75,12 +76,15 @@ pub enum JoinError {
     Refused(String),
     /// The node speaks another wire version than the coordinator.
     #[error(
-        "the node speaks wire version {theirs}, this coordinator {WIRE_VERSION}: install on the \
-         node the release that the coordinator has"
+        "the node speaks wire version {theirs}, this coordinator {}: install on the node the \
+         release that the coordinator has",
+        spoken::range(*newest)
     )]
     OtherVersion {
         /// The node's.
         theirs: u16,
+        /// The coordinator's newest.
+        newest: u16,
     },
     /// The coordinator says no for now.
     #[error("the coordinator doesn't admit this node yet: {0}")]

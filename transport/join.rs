@@ -1,16 +1,15 @@
 //! Joining: a node asks for a certificate, the coordinator gives one or says why not.
 //!
-//! One bidirectional stream: the wire version and [`Hello`] one way, [`Answer`] the other, each
-//! with its length before it. A node that is no member yet proves that it knows a [`Token`], by an
-//! HMAC over what the connection's TLS session exports; a member shows its certificate in that
-//! session. Whether that is enough is the coordinator's to decide.
+//! One bidirectional stream: the wire version that TLS agreed on and [`Hello`] one way, [`Answer`]
+//! the other, each with its length before it. A node that is no member yet proves that it knows a
+//! [`Token`], by an HMAC over what the connection's TLS session exports; a member shows its
+//! certificate in that session. Whether that is enough is the coordinator's to decide.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use bincode::{Decode, Encode};
 use protocol::config::Transport;
-use protocol::{NodeId, WIRE_VERSION};
+use protocol::{NodeId, OLDEST_WIRE_VERSION};
 use quinn::crypto::rustls::QuicClientConfig;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -19,8 +18,10 @@ use crate::connection::{PeerName, Shown, canonical};
 use crate::endpoint::{Endpoint, Purpose};
 use crate::error::{JoinError, TransportError};
 use crate::frames::{read_message, write_message};
+use crate::spoken::{self, JOIN};
 use crate::token::{Proof, Token, TokenKey};
 use crate::trial::{self, Passed};
+use crate::welcome::{Answer, Hello, SettingsThen, Welcome};
 use crate::{knock, settings, tls};
 
 /// What a joined node got.
@@ -36,39 +37,6 @@ pub struct Joined {
     pub is_open: bool,
 }
 
-/// Who asks for what. Members prove what they are by their certificates, others by a proof.
-#[derive(Clone, Debug, Encode, Decode)]
-struct Hello {
-    node: NodeId,
-    // Where the node means to belong; empty: wherever the token puts it.
-    pool: String,
-    certificate_request: Vec<u8>,
-    // None: the certificate that TLS has seen says enough.
-    proof: Option<Proof>,
-    // It only wants to know what would be answered.
-    is_trial: bool,
-}
-
-#[derive(Debug, Encode, Decode)]
-enum Answer {
-    // First, and never moved: a node of any version can be told why it may not join.
-    Refused(String),
-    Welcome(Welcome),
-    // Later, perhaps.
-    NotNow(String),
-    // It would be welcome; the coordinator's clock, in milliseconds of Unix time.
-    Passed(i64),
-}
-
-#[derive(Debug, Encode, Decode)]
-struct Welcome {
-    certificate: Vec<u8>,
-    authority: Vec<u8>,
-    transport: Transport,
-    cookie: String,
-    is_open: bool,
-}
-
 /// Who wants to join, and where.
 #[derive(Clone, Copy, Debug)]
 pub struct Joining<'a> {
@@ -82,6 +50,8 @@ pub struct Joining<'a> {
     pub pool: &'a str,
     /// How long each step may take.
     pub config: &'a Transport,
+    /// The newest wire version that the node speaks.
+    pub newest: u16,
 }
 
 impl Joining<'_> {
@@ -90,7 +60,7 @@ impl Joining<'_> {
     /// # Errors
     /// When it can't be reached, or refuses.
     pub async fn by_token(&self, token: &Token) -> Result<Joined, JoinError> {
-        self.ask(WIRE_VERSION, tls::stranger(token)?, Some(token)).await
+        self.ask(tls::stranger(token, self.newest)?, Some(token)).await
     }
 
     /// Joins as the member that the node is, by a certificate whose time isn't over.
@@ -98,7 +68,7 @@ impl Joining<'_> {
     /// # Errors
     /// When the coordinator can't be reached, or refuses.
     pub async fn as_member(&self, identity: &Identity) -> Result<Joined, JoinError> {
-        self.ask(WIRE_VERSION, tls::client(identity, tls::JOIN)?, None).await
+        self.ask(tls::client(identity, &JOIN, self.newest)?, None).await
     }
 
     /// Proves a token, and learns whether the node would be let in by it.
@@ -106,8 +76,8 @@ impl Joining<'_> {
     /// # Errors
     /// When it can't be reached, or would refuse.
     pub(crate) async fn on_trial(&self, token: &Token) -> Result<Passed, JoinError> {
-        let asked = Asked { token: Some(token), is_trial: true, wire_version: WIRE_VERSION };
-        let (connection, answer) = self.exchange(tls::stranger(token)?, asked).await?;
+        let asked = Asked { token: Some(token), is_trial: true };
+        let (connection, answer) = self.exchange(tls::stranger(token, self.newest)?, asked).await?;
         match answer {
             Answer::Passed(unix_ms) => {
                 let Line { endpoint, connection, send, receive } = connection;
@@ -119,20 +89,26 @@ impl Joining<'_> {
 
     async fn ask(
         &self,
-        wire_version: u16,
         crypto: QuicClientConfig,
         token: Option<&Token>,
     ) -> Result<Joined, JoinError> {
-        let asked = Asked { token, is_trial: false, wire_version };
+        let asked = Asked { token, is_trial: false };
         let (line, answer) = self.exchange(crypto, asked).await?;
         line.endpoint.close("joined").await;
         match answer {
-            Answer::Welcome(Welcome { certificate, authority, transport, cookie, is_open }) => {
-                let identity = Identity::new(certificate, self.key.der(), authority);
-                Ok(Joined { identity, transport, cookie, is_open })
+            Answer::Welcome(welcome) => {
+                let settings = Transport::hear(&welcome.transport).map_err(TransportError::from)?;
+                Ok(self.joined(welcome.map(|_| settings)))
             }
+            Answer::WelcomeThen(welcome) => Ok(self.joined(welcome.map(Transport::from))),
             answer => Err(answer.into()),
         }
+    }
+
+    fn joined(&self, welcome: Welcome<Transport>) -> Joined {
+        let Welcome { certificate, authority, transport, cookie, is_open } = welcome;
+        let identity = Identity::new(certificate, self.key.der(), authority);
+        Joined { identity, transport, cookie, is_open }
     }
 
     async fn exchange(
@@ -141,7 +117,7 @@ impl Joining<'_> {
         asked: Asked<'_>,
     ) -> Result<(Line, Answer), JoinError> {
         let Self { coordinator: addr, node, key, config, .. } = *self;
-        let endpoint = Endpoint::bind(unspecified(addr), None, config)?;
+        let endpoint = Endpoint::speaking(self.newest, unspecified(addr), None, config)?;
         let name = PeerName::Coordinator.to_string();
         // What is measured on trial needs the windows of data.
         let purpose = if asked.is_trial { Purpose::Data } else { Purpose::Control };
@@ -153,6 +129,9 @@ impl Joining<'_> {
                 return Err(TransportError::Dial { addr, cause }.into());
             }
         };
+        // To a coordinator that agrees to nothing the oldest version is said, so that it says no.
+        let wire_version = spoken::version(&JOIN, &spoken::agreed(&connection));
+        let wire_version = wire_version.unwrap_or(OLDEST_WIRE_VERSION);
         let (pool, is_trial) = (self.pool.to_owned(), asked.is_trial);
         let certificate_request = key.request()?;
         let mut hello = Hello { node, pool, certificate_request, proof: None, is_trial };
@@ -161,7 +140,7 @@ impl Joining<'_> {
         }
         let exchange = async {
             let (mut send, mut receive) = connection.open_bi().await?;
-            send.write_all(&asked.wire_version.to_le_bytes()).await?;
+            send.write_all(&wire_version.to_le_bytes()).await?;
             write_message(&mut send, &hello).await?;
             let answer = read_message(&mut receive).await?;
             Ok::<_, TransportError>((send, receive, answer))
@@ -178,7 +157,6 @@ impl Joining<'_> {
 struct Asked<'a> {
     token: Option<&'a Token>,
     is_trial: bool,
-    wire_version: u16,
 }
 
 /// The connection over which it did.
@@ -189,19 +167,6 @@ struct Line {
     receive: quinn::RecvStream,
 }
 
-/// Whatever is no yes.
-impl From<Answer> for JoinError {
-    fn from(answer: Answer) -> Self {
-        match answer {
-            Answer::Refused(reason) => Self::Refused(reason),
-            Answer::NotNow(reason) => Self::NotNow(reason),
-            Answer::Welcome(_) | Answer::Passed(_) => {
-                TransportError::Closed("it answers what nobody has asked".into()).into()
-            }
-        }
-    }
-}
-
 /// Gets a member another certificate before its own expires.
 ///
 /// # Errors
@@ -210,10 +175,10 @@ pub async fn renew(
     coordinator: SocketAddr,
     node: NodeId,
     identity: &Identity,
-    config: &Transport,
+    (config, newest): (&Transport, u16),
 ) -> Result<Joined, JoinError> {
     let key = &NodeKey::of(identity);
-    Joining { coordinator, node, key, pool: "", config }.as_member(identity).await
+    Joining { coordinator, node, key, pool: "", config, newest }.as_member(identity).await
 }
 
 /// Whence that address can be dialled, whichever it is.
@@ -292,6 +257,8 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct JoinRequest {
     connection: quinn::Connection,
+    // The wire version that was agreed on, and the newest that is spoken here.
+    spoken: (u16, u16),
     // Among those that may ask at once.
     _place: OwnedSemaphorePermit,
 }
@@ -308,8 +275,12 @@ pub struct Asking {
 }
 
 impl JoinRequest {
-    pub(crate) fn new(connection: quinn::Connection, place: OwnedSemaphorePermit) -> Self {
-        Self { connection, _place: place }
+    pub(crate) fn new(
+        connection: quinn::Connection,
+        spoken: (u16, u16),
+        place: OwnedSemaphorePermit,
+    ) -> Self {
+        Self { connection, spoken, _place: place }
     }
 
     /// Who asks.
@@ -325,7 +296,7 @@ impl JoinRequest {
         let (addr, connection) = (self.remote_addr(), self.connection.clone());
         let opened = async { Ok(connection.accept_bi().await.map_err(TransportError::from)?) };
         let (mut send, mut receive) = within(config, addr, opened).await?;
-        match within(config, addr, listen(&connection, &mut receive)).await {
+        match within(config, addr, listen(&connection, &mut receive, self.spoken)).await {
             Ok((applicant, certificate_request)) => {
                 Ok(Asking { applicant, request: self, send, receive, certificate_request })
             }
@@ -371,9 +342,13 @@ impl Asking {
             Verdict::Admitted { pool } => match issue(pool) {
                 Ok(certificate) => {
                     let (authority, cookie) = (authority.certificate(), authority.cookie());
-                    let transport = config.clone();
+                    let transport = config;
                     let welcome = Welcome { certificate, authority, transport, cookie, is_open };
-                    (Answer::Welcome(welcome), Ok(()))
+                    let answer = match request.spoken.0 {
+                        ..5 => Answer::WelcomeThen(welcome.map(SettingsThen::from)),
+                        _ => Answer::Welcome(welcome.map(Transport::told)),
+                    };
+                    (answer, Ok(()))
                 }
                 Err(cause) => (Answer::Refused(cause.to_string()), Err(cause)),
             },
@@ -407,13 +382,14 @@ async fn within<T>(
 async fn listen(
     connection: &quinn::Connection,
     receive: &mut quinn::RecvStream,
+    (agreed, newest): (u16, u16),
 ) -> Result<(Applicant, Vec<u8>), JoinError> {
     // Before anything else: what follows may look different in another version.
     let mut version = [0; 2];
     receive.read_exact(&mut version).await.map_err(TransportError::from)?;
     let hello: Hello = match u16::from_le_bytes(version) {
-        WIRE_VERSION => read_message(receive).await?,
-        theirs => return Err(JoinError::OtherVersion { theirs }),
+        theirs if theirs == agreed => read_message(receive).await?,
+        theirs => return Err(JoinError::OtherVersion { theirs, newest }),
     };
     let member = match Shown::on(connection) {
         None => None,

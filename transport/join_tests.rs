@@ -1,3 +1,5 @@
+use protocol::{OLDEST_WIRE_VERSION, WIRE_VERSION, codec};
+
 use super::*;
 use crate::endpoint::Incoming;
 use crate::tests::{NODE, Pair, coordinator, join, let_in, loopback, token};
@@ -29,7 +31,7 @@ async fn knock(
     hello: impl FnOnce(&quinn::Connection) -> Hello,
 ) -> Answer {
     let stranger = Endpoint::bind(loopback(), None, &Transport::default()).unwrap();
-    let crypto = tls::attacker(None, &[tls::JOIN]);
+    let crypto = tls::attacker(None, JOIN.map(|(_, name)| name));
     let addr = coordinator.local_addr();
     let connecting = stranger.connect(addr, crypto, Purpose::Control, "coordinator.autoglm");
     let connection = connecting.await.unwrap();
@@ -45,12 +47,16 @@ async fn knock(
 async fn a_node_of_another_wire_version_is_refused_by_name() {
     let (coordinator, authority, dir) = coordinator(&Transport::default());
     let token = token(&authority, &dir);
-    let hello = |_: &_| hello(NodeId(1));
-    let (answer, admitted) =
-        tokio::join!(knock(&coordinator, 9, hello), admit(&coordinator, &authority, &token));
-    assert!(admitted.unwrap_err().is_final());
-    let Answer::Refused(reason) = answer else { panic!("{answer:?}") };
-    assert!(reason.contains("wire version 9") && reason.contains("the release"), "{reason}");
+    // One that is older, one that is newer, and one that says another than was agreed on.
+    for theirs in [3, 9, OLDEST_WIRE_VERSION] {
+        let hello = |_: &_| hello(NodeId(1));
+        let knocking = knock(&coordinator, theirs, hello);
+        let (answer, admitted) = tokio::join!(knocking, admit(&coordinator, &authority, &token));
+        assert!(admitted.unwrap_err().is_final());
+        let Answer::Refused(reason) = answer else { panic!("{answer:?}") };
+        let expected = format!("the node speaks wire version {theirs}, this coordinator 4 to 5");
+        assert!(reason.starts_with(&expected) && reason.contains("the release"), "{reason}");
+    }
 }
 
 #[tokio::test]
@@ -128,7 +134,8 @@ async fn a_member_renews_its_own_certificate_and_no_other() {
     let pair = Pair::new(&Transport::default()).await;
     let (identity, config) = (pair.node.identity().unwrap(), Transport::default());
     for (node, may) in [(NODE, true), (NodeId(7), false)] {
-        let renewing = renew(pair.coordinator.local_addr(), node, &identity, &config);
+        let renewing =
+            renew(pair.coordinator.local_addr(), node, &identity, (&config, WIRE_VERSION));
         let decide = |applicant: &Applicant| {
             let pool = applicant.member.clone();
             // It stays where it was.
@@ -187,7 +194,7 @@ async fn a_join_that_is_not_taken_up_is_closed() {
     let stranger = Endpoint::bind(loopback(), None, &config).unwrap();
     let addr = coordinator.local_addr();
     for is_asked in [false, true] {
-        let crypto = tls::attacker(None, &[tls::JOIN]);
+        let crypto = tls::attacker(None, JOIN.map(|(_, name)| name));
         let connection =
             stranger.connect(addr, crypto, Purpose::Control, "any.autoglm").await.unwrap();
         let Some(Incoming::Join(request)) = coordinator.accept().await else { panic!() };
@@ -200,4 +207,121 @@ async fn a_join_that_is_not_taken_up_is_closed() {
         let ended = connection.closed().await;
         assert!(matches!(ended, quinn::ConnectionError::ApplicationClosed(_)), "{ended}");
     }
+}
+
+/// What is said at the door where both sides speak this version.
+fn said(version: u16) -> Vec<(&'static str, Vec<u8>)> {
+    let hello = Hello {
+        node: NodeId(0xabc),
+        pool: "gpu-a".into(),
+        certificate_request: vec![1, 2, 3],
+        proof: Some(Proof::of("local", vec![4, 5, 6])),
+        is_trial: true,
+    };
+    let config = Transport { keep_alive_ms: 77, ..Transport::default() };
+    let welcome = Welcome {
+        certificate: vec![7],
+        authority: vec![8, 9],
+        transport: &config,
+        cookie: "cookie".into(),
+        is_open: true,
+    };
+    let welcome = match version {
+        ..5 => Answer::WelcomeThen(welcome.map(SettingsThen::from)),
+        // The settings that there are may become more.
+        _ => Answer::Welcome(welcome.map(|_| "keep_alive_ms = 77\n".into())),
+    };
+    let bytes = |answer| codec::encode(&answer);
+    vec![
+        ("Answer::NotNow", bytes(Answer::NotNow("later".into()))),
+        ("Answer::Passed", bytes(Answer::Passed(-5))),
+        ("Answer::Refused", bytes(Answer::Refused("no".into()))),
+        ("Answer::Welcome", bytes(welcome)),
+        ("Hello", codec::encode(&hello)),
+    ]
+}
+
+/// Goal: a process of another version is understood, and understands. Method: the bytes that each
+/// version was found to say, which stay as they are once it is released.
+#[test]
+fn what_each_version_says_at_the_door_stays_as_it_is() {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    for (version, file) in [
+        (4, include_str!("../tests/corpora/join-4.txt")),
+        (5, include_str!("../tests/corpora/join-5.txt")),
+    ] {
+        let now = said(version);
+        let text: String = now.iter().map(|(name, it)| format!("{name} {}\n", hex(it))).collect();
+        assert_eq!(text, file, "version {version} says something else now");
+        for (name, bytes) in now {
+            if name == "Hello" {
+                codec::decode::<Hello>(&bytes).unwrap();
+                continue;
+            }
+            let told = match codec::decode::<Answer>(&bytes).unwrap() {
+                Answer::WelcomeThen(welcome) => welcome.transport.into(),
+                Answer::Welcome(welcome) => Transport::hear(&welcome.transport).unwrap(),
+                _ => continue,
+            };
+            assert_eq!(told, Transport { keep_alive_ms: 77, ..Transport::default() });
+        }
+    }
+    assert_eq!(OLDEST_WIRE_VERSION, 4, "a file of a version that is spoken no more serves nobody");
+}
+
+/// Goal: nodes and coordinators of both versions meet. Method: each of them in each version joins,
+/// and both connections agree on the older of the two; two nodes agree on theirs in the same way.
+#[tokio::test]
+async fn whoever_meets_an_older_version_speaks_that() {
+    for (theirs, ours) in [(4, 5), (5, 4), (4, 4), (5, 5)] {
+        let (config, agreed) = (Transport::default(), theirs.min(ours));
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::load_or_create(dir.path()).unwrap();
+        let identity = authority.coordinator_identity(1).unwrap();
+        let bind = |newest, identity| {
+            Endpoint::speaking(newest, loopback(), Some(identity), &config).unwrap()
+        };
+        let coordinator = bind(theirs, identity);
+        let token = token(&authority, &dir);
+        let key = NodeKey::new().unwrap();
+        let (addr, node) = (coordinator.local_addr(), NODE);
+        let joining =
+            Joining { coordinator: addr, node, key: &key, pool: "", config: &config, newest: ours };
+        let admitted = admit(&coordinator, &authority, &token);
+        let (joined, admitted) = tokio::join!(joining.by_token(&token), admitted);
+        assert_eq!(admitted.unwrap(), NODE);
+        let joined = joined.unwrap();
+        assert_eq!(joined.transport, config);
+        let node = bind(ours, joined.identity);
+        for (from, to, peer) in [
+            (&node, &coordinator, PeerName::Coordinator),
+            (&coordinator, &node, PeerName::Node(NODE)),
+        ] {
+            for purpose in [Purpose::Control, Purpose::Data] {
+                let dial = from.dial(to.local_addr(), purpose, peer);
+                let (dialled, accepted) = tokio::join!(dial, to.accept());
+                let (Incoming::Control(accepted) | Incoming::Data(accepted)) = accepted.unwrap()
+                else {
+                    panic!()
+                };
+                let agreed = (agreed, agreed);
+                assert_eq!((dialled.unwrap().wire_version(), accepted.wire_version()), agreed);
+            }
+        }
+    }
+}
+
+/// Somebody who speaks nothing that this process does is told which versions it speaks.
+#[tokio::test]
+async fn members_without_a_version_in_common_say_so() {
+    let pair = Pair::new(&Transport::default()).await;
+    let identity = pair.node.identity().unwrap();
+    let crypto = tls::attacker(Some(&identity), [&b"autoglm-data/9"[..]]);
+    let addr = pair.coordinator.local_addr();
+    let name = "coordinator.autoglm";
+    let error = pair.node.connect(addr, crypto, Purpose::Data, name).await.unwrap_err();
+    assert!(
+        error.to_string().contains("no wire version that this process does (4 to 5)"),
+        "{error}"
+    );
 }

@@ -23,11 +23,13 @@ mod resolve;
 mod settings;
 #[cfg(test)]
 mod simulation;
+mod spoken;
 #[cfg(test)]
 mod tests;
 mod tls;
 mod token;
 mod trial;
+mod welcome;
 
 pub use certs::{Authority, Identity, NodeKey};
 pub use connection::{Connection, PeerName};

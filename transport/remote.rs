@@ -107,6 +107,7 @@ mod tests {
                             pool: String::new(),
                             labels: Vec::new(),
                             adapters: Vec::new(),
+                            held: Vec::new(),
                         };
                         let _ = reply.send(report.into());
                     }

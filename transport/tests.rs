@@ -7,11 +7,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::{Duration, Instant};
 
-use protocol::NodeId;
 use protocol::config::Transport;
+use protocol::{NodeId, WIRE_VERSION};
 use quinn::crypto::rustls::QuicClientConfig;
 use tokio::net::UdpSocket;
 
+use crate::spoken::{CONTROL, DATA, JOIN};
 use crate::{
     Applicant, Authority, Connection, Endpoint, Incoming, JoinError, Joined, Joining, NodeKey,
     PeerName, Purpose, Token, TransportError, Verdict, tls,
@@ -43,7 +44,8 @@ pub(crate) async fn join(
     config: &Transport,
 ) -> Result<Joined, JoinError> {
     let key = &NodeKey::new().unwrap();
-    Joining { coordinator, node, key, pool: "", config }.by_token(token).await
+    let newest = WIRE_VERSION;
+    Joining { coordinator, node, key, pool: "", config, newest }.by_token(token).await
 }
 
 /// Hears whoever asks next, and does with it what `decide` says.
@@ -141,16 +143,18 @@ async fn whoever_is_not_a_member_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let other = Authority::load_or_create(dir.path()).unwrap().coordinator_identity(1).unwrap();
     let attacker = Endpoint::bind(loopback(), None, &Transport::default()).unwrap();
-    for alpn in [tls::CONTROL, tls::DATA] {
-        let cause = refused(&attacker, addr, tls::attacker(None, &[alpn])).await;
+    for protocol in [CONTROL, DATA] {
+        let names = || protocol.map(|(_, name)| name);
+        let cause = refused(&attacker, addr, tls::attacker(None, names())).await;
         assert!(cause.contains("certificate of the cluster"), "{cause}");
-        let cause = refused(&attacker, addr, tls::attacker(Some(&other), &[alpn])).await;
+        let cause = refused(&attacker, addr, tls::attacker(Some(&other), names())).await;
         assert!(cause.contains("handshake"), "{cause}");
     }
     let member = pair.node.identity().unwrap();
-    for alpns in [&[] as &[&[u8]], &[b"autoglm-ctl/2"], &[b"autoglm-ctl/2", b"h3"]] {
-        let cause = refused(&attacker, addr, tls::attacker(Some(&member), alpns)).await;
-        assert!(cause.contains("protocol"), "{cause}");
+    for names in [&[] as &[&[u8]], &[b"autoglm-ctl/2"], &[b"autoglm-ctl/2", b"h3"]] {
+        let names = names.iter().copied();
+        let cause = refused(&attacker, addr, tls::attacker(Some(&member), names)).await;
+        assert!(cause.contains("no wire version"), "{cause}");
     }
     // None of them was handed out: the next to come in is the node.
     pair.connect(Purpose::Data).await;
@@ -288,7 +292,7 @@ async fn handshakes_that_stall_hold_up_nobody() {
         let wire = Wire::new(pair.coordinator.local_addr()).await;
         wire.answers.store(false, Relaxed);
         let (attacker, addr) = (attacker.clone(), wire.addr);
-        let crypto = tls::attacker(None, &[tls::JOIN]);
+        let crypto = tls::attacker(None, JOIN.map(|(_, name)| name));
         let dial = async move {
             attacker.connect(addr, crypto, Purpose::Data, "any.autoglm").await.map(drop)
         };

@@ -13,20 +13,15 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, S
 
 use crate::certs::Identity;
 use crate::error::TransportError;
+use crate::spoken::{self, CONTROL, DATA, JOIN, Protocol};
 use crate::token::Token;
 
-/// Control: ractor_cluster, heartbeats.
-pub(crate) const CONTROL: &[u8] = b"autoglm-ctl/1";
-/// Data: frames.
-pub(crate) const DATA: &[u8] = b"autoglm-data/1";
 /// What a node says of a coordinator that its token isn't of.
 pub(crate) const OTHER_COORDINATOR: &str = "the join token is of another coordinator";
-/// Joining: get a certificate.
-pub(crate) const JOIN: &[u8] = b"autoglm-join/1";
 
-/// For the side that accepts. A client without a certificate gets through the handshake, so that
+/// For the side that accepts, up to this wire version. A client without a certificate gets through the handshake, so that
 /// it can join; who may do what is decided by the protocol that was agreed on, right after it.
-pub(crate) fn server(identity: &Identity) -> Result<QuicServerConfig, TransportError> {
+pub(crate) fn server(identity: &Identity, newest: u16) -> Result<QuicServerConfig, TransportError> {
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(identity)?.into(), provider())
         .allow_unauthenticated()
         .build()
@@ -37,7 +32,10 @@ pub(crate) fn server(identity: &Identity) -> Result<QuicServerConfig, TransportE
         .with_client_cert_verifier(verifier)
         .with_single_cert(identity.chain.clone(), identity.private_key().into())
         .map_err(failed)?;
-    config.alpn_protocols = vec![CONTROL.to_vec(), DATA.to_vec(), JOIN.to_vec()];
+    let names = [CONTROL, DATA, JOIN].into_iter();
+    let names = names.flat_map(|it| spoken::names(&it, newest).collect::<Vec<_>>());
+    // The first that the other side offers, too, is what is spoken.
+    config.alpn_protocols = names.map(<[u8]>::to_vec).collect();
     // A session that is taken up again would outlive the certificate that it began with.
     config.send_tls13_tickets = 0;
     QuicServerConfig::try_from(config).map_err(failed)
@@ -62,7 +60,8 @@ pub(crate) fn closed() -> Result<ServerConfig, TransportError> {
 /// For the side that dials a member of the cluster: both prove who they are.
 pub(crate) fn client(
     identity: &Identity,
-    alpn: &'static [u8],
+    protocol: &Protocol,
+    newest: u16,
 ) -> Result<QuicClientConfig, TransportError> {
     let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -70,23 +69,26 @@ pub(crate) fn client(
         .with_root_certificates(roots(identity)?)
         .with_client_auth_cert(identity.chain.clone(), identity.private_key().into())
         .map_err(failed)?;
-    offering(config, &[alpn])
+    offering(config, spoken::names(protocol, newest))
 }
 
 /// For a node that isn't a member yet: it takes only the coordinator of the authority that its
 /// token is of, so that it proves nothing to anybody else.
-pub(crate) fn stranger(token: &Token) -> Result<QuicClientConfig, TransportError> {
+pub(crate) fn stranger(token: &Token, newest: u16) -> Result<QuicClientConfig, TransportError> {
     let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(failed)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Pinned(token.clone())))
         .with_no_client_auth();
-    offering(config, &[JOIN])
+    offering(config, spoken::names(&JOIN, newest))
 }
 
-fn offering(mut config: ClientConfig, alpns: &[&[u8]]) -> Result<QuicClientConfig, TransportError> {
-    config.alpn_protocols = alpns.iter().map(|alpn| alpn.to_vec()).collect();
+fn offering<'a>(
+    mut config: ClientConfig,
+    names: impl Iterator<Item = &'a [u8]>,
+) -> Result<QuicClientConfig, TransportError> {
+    config.alpn_protocols = names.map(<[u8]>::to_vec).collect();
     config.resumption = Resumption::disabled();
     QuicClientConfig::try_from(config).map_err(failed)
 }
@@ -155,7 +157,10 @@ impl ServerCertVerifier for Pinned {
 
 /// An attacker's client: it trusts anybody, and shows and asks for what it likes.
 #[cfg(test)]
-pub(crate) fn attacker(identity: Option<&Identity>, alpns: &[&[u8]]) -> QuicClientConfig {
+pub(crate) fn attacker<'a>(
+    identity: Option<&Identity>,
+    names: impl IntoIterator<Item = &'a [u8]>,
+) -> QuicClientConfig {
     let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -165,7 +170,7 @@ pub(crate) fn attacker(identity: Option<&Identity>, alpns: &[&[u8]]) -> QuicClie
         Some(it) => config.with_client_auth_cert(it.chain.clone(), it.private_key().into()),
         None => Ok(config.with_no_client_auth()),
     };
-    offering(config.unwrap(), alpns).unwrap()
+    offering(config.unwrap(), names.into_iter()).unwrap()
 }
 
 /// Takes any certificate.

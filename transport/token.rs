@@ -180,6 +180,11 @@ pub(crate) struct Proof {
 }
 
 impl Proof {
+    #[cfg(test)]
+    pub(crate) fn of(token: &str, mac: Vec<u8>) -> Self {
+        Self { token: token.into(), mac }
+    }
+
     pub(crate) fn token(&self) -> &str {
         &self.token
     }

@@ -5,8 +5,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use protocol::NodeId;
 use protocol::config::Transport;
+use protocol::{NodeId, WIRE_VERSION};
 
 use crate::certs::NodeKey;
 use crate::error::{JoinError, TransportError};
@@ -49,7 +49,8 @@ pub(crate) async fn undergo(
     config: &Transport,
 ) -> Result<Trial, JoinError> {
     let key = NodeKey::new()?;
-    let joining = Joining { coordinator: addr, node, key: &key, pool: "", config };
+    let newest = WIRE_VERSION;
+    let joining = Joining { coordinator: addr, node, key: &key, pool: "", config, newest };
     let mut passed = joining.on_trial(token).await?;
     // It said so half a round trip ago.
     let since = i64::try_from(passed.connection.rtt().as_millis() / 2).unwrap_or(0);

@@ -1,15 +1,15 @@
 //! The actors: shells that turn messages into inputs of the pure [`Cluster`] and carry out its
 //! actions. [`CoordinatorActor`] is the one writer of cluster state; [`GateActor`] is its remote
-//! face, since a message that crosses processes can't carry what local ones carry.
+//! face.
+
+mod gate;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use protocol::message::{
-    COORDINATOR_GROUP, CoordinatorMsg, Drain, Leaving, NODE_GROUP, NodeMsg, Unload, Wire,
-};
+use protocol::message::{NODE_GROUP, NodeMsg, Unload, Wire};
 use protocol::{NodeId, NodeReport, RequestId, SessionId, StageId};
 use ractor::{
     Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent, pg, pg::GroupChangeMessage,
@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 use transport::Remote;
 
+pub use self::gate::GateActor;
 use crate::autoscaler::{Decision, Observation};
 use crate::cluster::{Action, Cluster, Input, Staffing};
 use crate::duty::{self, Duty};
@@ -224,6 +225,7 @@ impl State {
             pid = report.pid,
             data_addr = %report.data_addr,
             pool = report.pool,
+            wire_version = self.arguments.sessions.wire_version(session),
             adapter = report.adapters.first().map(|adapter| adapter.name.as_str()),
             "node joined"
         );
@@ -345,11 +347,12 @@ impl State {
         self.arguments.metrics.scaled(from, to);
     }
 
+    /// Tells a node what it understands. One that is gone is noticed by its connection; nothing
+    /// waits for this message.
     fn cast(&self, node: NodeId, message: NodeMsg) {
-        // A node that is gone is noticed by its connection; nothing waits for this message.
-        if let Some((_, actor)) = self.nodes.get(&node)
-            && !actor.tell(message)
-        {
+        let Some((session, actor)) = self.nodes.get(&node) else { return };
+        let spoken = self.arguments.sessions.wire_version(*session);
+        if spoken.is_some_and(|spoken| message.since() <= spoken) && !actor.tell(message) {
             warn!(%node, "a message to a node is lost");
         }
     }
@@ -417,53 +420,6 @@ impl State {
         let joined = status.nodes.iter().map(|node| node.node);
         self.arguments.metrics.nodes(joined, status.is_ready());
         self.arguments.status.send_replace(Arc::new(status));
-    }
-}
-
-/// The coordinator's remote face: nodes cast to it, it passes on.
-pub struct GateActor;
-
-impl Actor for GateActor {
-    type Msg = CoordinatorMsg;
-    type State = ActorRef<Msg>;
-    type Arguments = ActorRef<Msg>;
-
-    async fn pre_start(
-        &self,
-        myself: ActorRef<CoordinatorMsg>,
-        coordinator: ActorRef<Msg>,
-    ) -> Result<ActorRef<Msg>, ActorProcessingErr> {
-        pg::join(COORDINATOR_GROUP.to_owned(), vec![myself.get_cell()]);
-        Ok(coordinator)
-    }
-
-    async fn handle(
-        &self,
-        _myself: ActorRef<CoordinatorMsg>,
-        message: CoordinatorMsg,
-        coordinator: &mut ActorRef<Msg>,
-    ) -> Result<(), ActorProcessingErr> {
-        let input = match message {
-            CoordinatorMsg::Ready(Wire(echo)) => echo.map(Input::Ready),
-            CoordinatorMsg::Failed(Wire(failed)) => failed.map(Input::Failed),
-            CoordinatorMsg::Progress(Wire(progress)) => progress.map(Input::Progress),
-            CoordinatorMsg::Drain(Wire(drain)) => {
-                drain.map(|Drain { node, session }| Input::Drain { node, session })
-            }
-            CoordinatorMsg::Leaving(Wire(leaving)) => {
-                let input =
-                    |Leaving { node, session, cause }| Input::Leaving { node, session, cause };
-                leaving.map(input)
-            }
-        };
-        match input {
-            Ok(input) => {
-                let _ = coordinator.cast(Msg::Happened(input));
-            }
-            // A malformed message is the sender's fault; this actor goes on.
-            Err(cause) => warn!(%cause, "a node's message is malformed"),
-        }
-        Ok(())
     }
 }
 

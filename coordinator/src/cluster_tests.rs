@@ -119,6 +119,7 @@ impl Test {
             pool: String::new(),
             labels: Vec::new(),
             adapters: vec![adapter],
+            held: Vec::new(),
         }
     }
 

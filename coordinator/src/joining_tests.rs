@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use protocol::NodeId;
 use protocol::config::Transport;
+use protocol::{NodeId, WIRE_VERSION};
 use transport::doctor::reach::{self, Reach};
 use transport::{
     Authority, Endpoint, JoinError, Joined, Joining, NodeKey, PeerName, Purpose, Token, renew,
@@ -74,7 +74,7 @@ impl Door {
         token: &Token,
     ) -> Result<Joined, JoinError> {
         let (coordinator, node, config) = (self.addr(), NodeId(node), &self.config);
-        Joining { coordinator, node, key, pool, config }.by_token(token).await
+        Joining { coordinator, node, key, pool, config, newest: WIRE_VERSION }.by_token(token).await
     }
 
     /// A node with a good token gets in, whatever was tried before.
@@ -180,7 +180,7 @@ async fn a_revoked_node_is_shown_out_and_comes_in_no_more() {
     let local = SocketAddr::from(([127, 0, 0, 1], 0));
     let member = Endpoint::bind(local, Some(identity.clone()), &door.config).unwrap();
     let addr = door.addr();
-    renew(addr, NodeId(2), &identity, &door.config).await.unwrap();
+    renew(addr, NodeId(2), &identity, (&door.config, WIRE_VERSION)).await.unwrap();
     door.started.store.revoke_node(NodeId(2), Timestamp::now()).await.unwrap();
     let refused = async {
         loop {
@@ -194,7 +194,7 @@ async fn a_revoked_node_is_shown_out_and_comes_in_no_more() {
     };
     tokio::time::timeout(PATIENCE, refused).await.expect("it is refused");
     for error in [
-        renew(addr, NodeId(2), &identity, &door.config).await.unwrap_err(),
+        renew(addr, NodeId(2), &identity, (&door.config, WIRE_VERSION)).await.unwrap_err(),
         door.join(2, &key, &token).await.unwrap_err(),
         door.join(2, &NodeKey::new().unwrap(), &door.good().await).await.unwrap_err(),
     ] {
@@ -231,7 +231,7 @@ async fn a_node_that_is_connected_is_taken_over_by_nobody() {
     };
     let error = tokio::time::timeout(PATIENCE, error).await.unwrap();
     assert!(!error.is_final() && error.to_string().contains("connected already"), "{error}");
-    renew(addr, NodeId(5), &joined.identity, &door.config).await.unwrap();
+    renew(addr, NodeId(5), &joined.identity, (&door.config, WIRE_VERSION)).await.unwrap();
 
     connection.close("over");
     let again = async {

@@ -277,6 +277,7 @@ mod tests {
                 fingerprint: Digest::default(),
                 speed: protocol::Speed { weight_bytes_per_s: 1e6, ..Default::default() },
             }],
+            held: Vec::new(),
         }
     }
 

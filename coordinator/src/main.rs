@@ -4,14 +4,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::builder::RangedI64ValueParser;
 use clap::{Parser, Subcommand};
 use coordinator::operator::{self, Show};
 use coordinator::serve::{self, Misconfigured};
 use coordinator::{data_dir, doctor, explain, keys, plan, tokens};
-use protocol::Address;
 use protocol::config::{
     Config, Extent, GenerationConfig, KvCacheDtype, LogFormat, MetricsCompat, Quantize,
 };
+use protocol::{Address, OLDEST_WIRE_VERSION, WIRE_VERSION};
 use telemetry::{Service, Tracer};
 
 /// Serves GLM language models on the GPUs you own.
@@ -105,6 +106,14 @@ struct ServeArguments {
     /// A file of the form of cluster.toml; flags win over it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Speak no newer wire version, as the release before would.
+    #[arg(long, hide = true, default_value_t = WIRE_VERSION, value_parser = wire_version())]
+    wire_version: u16,
+}
+
+/// One that this release speaks.
+fn wire_version() -> RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(i64::from(OLDEST_WIRE_VERSION)..=i64::from(WIRE_VERSION))
 }
 
 impl ServeArguments {
@@ -144,7 +153,9 @@ impl ServeArguments {
 fn main() -> ExitCode {
     let ended = match Arguments::parse().command {
         Command::Serve(arguments) => {
-            arguments.config().map_err(|cause| Misconfigured(cause).into()).and_then(run)
+            let wire_version = arguments.wire_version;
+            let config = arguments.config().map_err(|cause| Misconfigured(cause).into());
+            config.and_then(|config| run(config, wire_version))
         }
         Command::Doctor(arguments) => match arguments.run(&mut std::io::stdout().lock()) {
             // It has said why.
@@ -169,12 +180,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: Config) -> Result<()> {
+fn run(config: Config, wire_version: u16) -> Result<()> {
     telemetry::init_logs(&config.log);
     let service = Service { name: "autoglm", version: env!("CARGO_PKG_VERSION") };
     let tracer = Tracer::open(&config.traces, &service).map_err(Misconfigured)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(serve::serve(config, tracer.clone(), shutdown_signal()));
+    let serving = serve::serve(config, wire_version, tracer.clone(), shutdown_signal());
+    let ended = runtime.block_on(serving);
     // A task that waits for a client must not hold up the end.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     tracer.shut_down();

@@ -42,18 +42,20 @@ use crate::{duty, model, scaling, start_number};
 #[error("{0:#}")]
 pub struct Misconfigured(pub anyhow::Error);
 
-/// Serves until `shutdown` resolves, then ends cleanly.
+/// Serves until `shutdown` resolves, then ends cleanly. No newer wire version is spoken than this.
 ///
 /// # Errors
 /// A [`Misconfigured`] when it can't start as configured; anything else when it can't go on.
 pub async fn serve(
     config: Config,
+    wire_version: u16,
     tracer: Tracer,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let keys = Arc::new(api_keys(&config).map_err(Misconfigured)?);
     let listener = listen(&config, &keys).await.map_err(Misconfigured)?;
-    let mut started = start(&config, tracer, keys).await.map_err(Misconfigured)?;
+    let started = start(&config, wire_version, tracer, keys).await;
+    let mut started = started.map_err(Misconfigured)?;
     let served = &started.api.model;
     info!(
         model = served.name,
@@ -138,7 +140,12 @@ pub(crate) struct Started {
     _data_dir: DataDir,
 }
 
-async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Started> {
+async fn start(
+    config: &Config,
+    wire_version: u16,
+    tracer: Tracer,
+    keys: Arc<Keys>,
+) -> Result<Started> {
     let path = &config.model.path;
     anyhow::ensure!(!path.as_os_str().is_empty(), "no model: give --model PATH");
     let path = std::path::absolute(path)?;
@@ -183,7 +190,8 @@ async fn start(config: &Config, tracer: Tracer, keys: Arc<Keys>) -> Result<Start
     let store = Store::open(&data_dir.path).await?;
     let max_failed_proofs = config.coordinator.max_failed_proofs;
     let admission = Admission::new(store.clone(), local, max_failed_proofs);
-    let endpoint = Endpoint::bind(
+    let endpoint = Endpoint::speaking(
+        wire_version,
         cluster_addr,
         Some(authority.coordinator_identity(config.transport.certificate_days)?),
         &config.transport,
@@ -358,7 +366,8 @@ pub(crate) async fn started(more: impl FnOnce(&mut Config)) -> (Started, tempfil
     config.coordinator.data_dir = data.path().to_owned();
     more(&mut config);
     let keys = Arc::new(api_keys(&config).expect("keys"));
-    (start(&config, Tracer::default(), keys).await.expect("it starts"), data)
+    let started = start(&config, protocol::WIRE_VERSION, Tracer::default(), keys).await;
+    (started.expect("it starts"), data)
 }
 
 #[cfg(test)]

@@ -118,6 +118,11 @@ impl Sessions {
         }
     }
 
+    /// The wire version that the node of this session understands.
+    pub fn wire_version(&self, session: SessionId) -> Option<u16> {
+        Some(self.open.get(&session)?.wire_version())
+    }
+
     /// Ends every session of these nodes.
     pub fn end(&self, nodes: &HashSet<NodeId>, cause: &str) {
         for control in &self.open {

@@ -51,6 +51,8 @@ pub struct Node {
     pub tracer: Tracer,
     /// Hears that the node holds nothing any more, and may go.
     pub released: Arc<Notify>,
+    /// The way to the coordinator's actor.
+    pub gate: Gate,
 }
 
 /// What the node's actor changes.
@@ -163,7 +165,7 @@ impl Actor for NodeActor {
         {
             let failed = failed(&state.node, id, cause, Blame::Own);
             // Where the coordinator is gone, this actor has other things to do than to wait for it.
-            tokio::spawn(tell_coordinator(CoordinatorMsg::Failed(failed.into())));
+            tokio::spawn(state.node.gate.tell(CoordinatorMsg::Failed(failed.into())));
         }
         Ok(())
     }
@@ -235,13 +237,13 @@ impl Actor for StageActor {
                     let (cause, blame) = courier::carry(node, plan, inlets).await;
                     let _ = myself.cast(StageMsg::Broken(cause, blame));
                 });
-                tell_coordinator(CoordinatorMsg::Ready(echo.into())).await;
+                state.node.gate.tell(CoordinatorMsg::Ready(echo.into())).await;
             }
             StageMsg::Loaded(Err(cause)) => myself.stop(Some(cause.to_string())),
             StageMsg::Broken(cause, blame) => {
                 // Its supervisor wouldn't know whose fault it was.
                 let failed = failed(&state.node, state.plan.id, cause.clone(), blame);
-                let told = tell_coordinator(CoordinatorMsg::Failed(failed.into()));
+                let told = state.node.gate.tell(CoordinatorMsg::Failed(failed.into()));
                 // Fails where the coordinator is what is gone.
                 let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, told).await;
                 myself.stop(Some(cause));
@@ -271,7 +273,7 @@ async fn load(node: Arc<Node>, plan: Arc<StagePlan>) -> Result<Held, StageError>
         .devices
         .get(plan.adapter as usize)
         .ok_or_else(|| StageError::BadPlan(format!("there is no adapter {}", plan.adapter)))?;
-    let id = plan.id;
+    let (id, gate) = (plan.id, node.gate);
     let mut bar = Bar::new(&format!("stage {}, layers {}", id.stage, plan.layers));
     let mut last = None::<Instant>;
     let runtime = tokio::runtime::Handle::current();
@@ -280,7 +282,7 @@ async fn load(node: Arc<Node>, plan: Arc<StagePlan>) -> Result<Held, StageError>
         if last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL) {
             last = Some(Instant::now());
             let progress = Progress { id, loading };
-            runtime.spawn(tell_coordinator(CoordinatorMsg::Progress(progress.into())));
+            runtime.spawn(gate.tell(CoordinatorMsg::Progress(progress.into())));
         }
     });
     let plan = node.links.provide(&node.weights, StagePlan::clone(&plan), &mut progress).await?;
@@ -304,16 +306,29 @@ fn failed(node: &Node, id: StageId, cause: String, blame: Blame) -> StageFailed 
     StageFailed { node: node.report.node, id, cause, blame }
 }
 
-/// Casts to the coordinator's remote face. It may take a moment to appear after the session is up.
-pub async fn tell_coordinator(message: CoordinatorMsg) {
-    for _ in 0..100 {
-        if let Some(gate) = pg::get_members(&COORDINATOR_GROUP.to_owned()).first() {
-            if !Remote::new(gate.clone()).tell(message) {
-                warn!("a message to the coordinator is lost");
-            }
+/// The way to the coordinator's remote face.
+#[derive(Clone, Copy, Debug)]
+pub struct Gate {
+    /// What is spoken in this session.
+    pub wire_version: u16,
+}
+
+impl Gate {
+    /// Casts to it, unless it wouldn't understand. It may take a moment to appear after the session
+    /// is up.
+    pub async fn tell(self, message: CoordinatorMsg) {
+        if message.since() > self.wire_version {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        for _ in 0..100 {
+            if let Some(gate) = pg::get_members(&COORDINATOR_GROUP.to_owned()).first() {
+                if !Remote::new(gate.clone()).tell(message) {
+                    warn!("a message to the coordinator is lost");
+                }
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        warn!("the coordinator's actor doesn't appear: a message to it is lost");
     }
-    warn!("the coordinator's actor doesn't appear: a message to it is lost");
 }

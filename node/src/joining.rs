@@ -165,7 +165,8 @@ async fn ask(
         .map_err(|cause| Failed::Now(format!("{cause:#}")))?;
     // The coordinator's own settings come with its welcome.
     let config = &Transport::default();
-    let joining = Joining { coordinator, node, key: &papers.key, pool: &options.pool, config };
+    let (key, pool, newest) = (&papers.key, &options.pool, options.wire_version);
+    let joining = Joining { coordinator, node, key, pool, config, newest };
     let kept = Identity::load(&papers.certificate, &papers.key);
     let stranger = match &kept {
         None => None,

@@ -7,12 +7,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use clap::builder::RangedI64ValueParser;
 use node::doctor;
 use node::joining::{advertised, label};
 use node::run::{Options, run};
-use protocol::Address;
 use protocol::config::{Log, LogFormat, Traces};
 use protocol::size::parse_size;
+use protocol::{Address, OLDEST_WIRE_VERSION, WIRE_VERSION};
 use shaders::matmul::Products;
 use telemetry::{Service, Tracer};
 use tokio_util::sync::CancellationToken;
@@ -88,9 +89,17 @@ struct Arguments {
     /// traced requests go there [default: none].
     #[arg(long, value_name = "URL")]
     otlp_endpoint: Option<String>,
+    /// Speak no newer wire version, as the release before would.
+    #[arg(long, hide = true, default_value_t = WIRE_VERSION, value_parser = wire_version())]
+    wire_version: u16,
     /// End when standard input does: the coordinator that started this process holds its other end.
     #[arg(long, hide = true)]
     exit_with_coordinator: bool,
+}
+
+/// One that this release speaks.
+fn wire_version() -> RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(i64::from(OLDEST_WIRE_VERSION)..=i64::from(WIRE_VERSION))
 }
 
 fn main() -> ExitCode {
@@ -121,6 +130,7 @@ fn main() -> ExitCode {
         adapter: arguments.adapter,
         max_memory: arguments.max_memory,
         products: arguments.products,
+        wire_version: arguments.wire_version,
         exit_with_coordinator: arguments.exit_with_coordinator,
         drain_timeout: Duration::from_secs(arguments.drain_timeout),
         hurry: CancellationToken::new(),

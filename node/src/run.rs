@@ -52,6 +52,8 @@ pub struct Options {
     pub max_memory: Option<u64>,
     /// How to multiply.
     pub products: Products,
+    /// The newest wire version to speak.
+    pub wire_version: u16,
     /// Whether the coordinator started this process, and `shutdown` resolves when it is gone.
     pub exit_with_coordinator: bool,
     /// How long what it holds may take to go elsewhere once it is asked to end.

@@ -16,7 +16,7 @@ use transport::{
     Connection, Endpoint, Incoming, JoinError, Joined, NodeServerHandle, PeerName, Purpose,
 };
 
-use crate::actor::{Node, NodeActor, tell_coordinator};
+use crate::actor::{Gate, Node, NodeActor};
 use crate::device_thread::DeviceThread;
 use crate::joining::Papers;
 use crate::links::Links;
@@ -36,6 +36,7 @@ pub enum Ended {
 pub struct Session {
     node: NodeId,
     id: SessionId,
+    gate: Gate,
     devices: Vec<DeviceThread>,
     endpoint: Endpoint,
     data: Connection,
@@ -65,8 +66,10 @@ impl Session {
     ) -> Result<Self> {
         let Joined { identity, transport: config, cookie, is_open } = joined;
         let is_open = is_open || options.advertise.is_some();
-        let bind =
-            |ip: IpAddr| Endpoint::bind(SocketAddr::new(ip, 0), Some(identity.clone()), &config);
+        let newest = options.wire_version;
+        let bind = |ip: IpAddr| {
+            Endpoint::speaking(newest, SocketAddr::new(ip, 0), Some(identity.clone()), &config)
+        };
         let endpoint = match coordinator {
             // Neighbours may be of either family, on whichever the coordinator is met.
             _ if is_open => bind(Ipv6Addr::UNSPECIFIED.into())
@@ -100,7 +103,8 @@ impl Session {
         tokio::spawn(Arc::clone(&links).serve(data.clone()));
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(endpoint.clone(), Arc::clone(&links), Arc::clone(weights)));
-        tasks.spawn(renew(endpoint.clone(), coordinator, node, papers.clone(), config));
+        let told = (papers.clone(), config);
+        tasks.spawn(renew(endpoint.clone(), coordinator, (node, newest), told));
         let report = NodeReport {
             node,
             session: id,
@@ -111,19 +115,23 @@ impl Session {
             pool: options.pool.clone(),
             labels: options.labels.clone(),
             adapters: devices.iter().map(|device| device.report.clone()).collect(),
+            held: Vec::new(),
         };
+        let wire_version = data.wire_version().min(control.wire_version());
+        let gate = Gate { wire_version };
         let devices = devices.to_vec();
         let tracer = options.tracer.clone();
         let weights = Arc::clone(weights);
         let released = Arc::new(Notify::new());
         let told = Arc::clone(&released);
         let adapters = devices.clone();
-        let held = Node { report, devices: adapters, links, weights, tracer, released: told };
+        let held = Node { report, devices: adapters, links, weights, tracer, released: told, gate };
         let held = Arc::new(held);
         let (actor, acting) = Actor::spawn(None, NodeActor, held).await?;
         let session = Self {
             node,
             id,
+            gate,
             devices,
             endpoint,
             data,
@@ -136,7 +144,7 @@ impl Session {
         };
         match session.node_server.connect(&session.control, id).await {
             Ok(()) => {
-                info!(%node, session = %id, %coordinator, "joined");
+                info!(%node, session = %id, %coordinator, wire_version, "joined");
                 Ok(session)
             }
             Err(cause) => {
@@ -170,7 +178,7 @@ impl Session {
     pub async fn drain(&mut self) {
         info!("asked to end: waiting until nothing is held any more");
         let drain = Drain { node: self.node, session: self.id };
-        tell_coordinator(CoordinatorMsg::Drain(drain.into())).await;
+        self.gate.tell(CoordinatorMsg::Drain(drain.into())).await;
         let released = Arc::clone(&self.released);
         tokio::select! {
             () = released.notified() => {}
@@ -182,7 +190,7 @@ impl Session {
     pub async fn leave(self, cause: &str) {
         info!(cause, "leaving");
         let leaving = Leaving { node: self.node, session: self.id, cause: cause.to_owned() };
-        tell_coordinator(CoordinatorMsg::Leaving(leaving.into())).await;
+        self.gate.tell(CoordinatorMsg::Leaving(leaving.into())).await;
         // The cast is on its way once the session's writer has run; closing waits for it.
         tokio::time::sleep(Duration::from_millis(50)).await;
         self.end().await;
@@ -211,14 +219,13 @@ async fn accept(endpoint: Endpoint, links: Arc<Links>, weights: Arc<Weights>) ->
 async fn renew(
     endpoint: Endpoint,
     coordinator: SocketAddr,
-    node: NodeId,
-    papers: Papers,
-    config: protocol::config::Transport,
+    (node, newest): (NodeId, u16),
+    (papers, config): (Papers, protocol::config::Transport),
 ) -> &'static str {
     let renew = |identity| {
-        let (papers, config) = (&papers, &config);
+        let (papers, told) = (&papers, (&config, newest));
         async move {
-            let renewed = transport::renew(coordinator, node, &identity, config).await?.identity;
+            let renewed = transport::renew(coordinator, node, &identity, told).await?.identity;
             papers.keep(&renewed);
             Ok::<_, JoinError>(renewed)
         }

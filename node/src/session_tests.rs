@@ -62,6 +62,7 @@ impl Door {
             adapter: None,
             max_memory: None,
             products: shaders::matmul::Products::Plain,
+            wire_version: protocol::WIRE_VERSION,
             exit_with_coordinator: false,
             drain_timeout: Duration::ZERO,
             hurry: CancellationToken::new(),

@@ -102,6 +102,7 @@ impl Machine {
             pool: String::new(),
             labels: Vec::new(),
             adapters: vec![adapter],
+            held: Vec::new(),
         }
     }
 

@@ -356,7 +356,7 @@ mod tests {
         let (refused, _) = tokio::join!(seen(addr, &good), refusing);
         fails(&refused, "token", "join token x is expired");
 
-        let theirs = JoinError::OtherVersion { theirs: 9 }.to_string();
+        let theirs = JoinError::OtherVersion { theirs: 9, newest: 5 }.to_string();
         fails(&Reach::Kept(addr, JoinError::Refused(theirs)), "version", "wire version 9");
 
         let mut old = authority.old_coordinator_identity();

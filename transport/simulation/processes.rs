@@ -8,6 +8,7 @@ use std::time::Duration;
 use protocol::config::Transport;
 use protocol::{
     Body, Epoch, Frame, ModelId, NodeId, PipelineId, SessionId, StageId, StageIndex, Step, StepId,
+    WIRE_VERSION,
 };
 use ractor_cluster::{BoxRead, BoxWrite, ClusterBidiStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -194,7 +195,7 @@ async fn keep_certificate(
     loop {
         sleep(RENEWAL).await;
         let (identity, config): (Identity, Transport) = (endpoint.identity().unwrap(), config());
-        let renewing = renew(coordinator, node_id(number), &identity, &config);
+        let renewing = renew(coordinator, node_id(number), &identity, (&config, WIRE_VERSION));
         if let Some(renewed) = world.wait(me, "another certificate", renewing).await {
             endpoint.replace_identity(renewed.identity).unwrap();
         }

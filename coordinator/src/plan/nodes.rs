@@ -85,6 +85,7 @@ impl NodeSpec {
                 fingerprint: Digest::default(),
                 speed: speed.checked(),
             }],
+            held: Vec::new(),
         }
     }
 
