@@ -3,6 +3,7 @@
 // Requests and text.
 pub mod chat_template;
 pub mod openai;
+pub mod parser;
 pub mod request;
 pub mod text;
 pub mod tokenizer;
