@@ -19,6 +19,8 @@ use minijinja::{Environment, Error, ErrorKind};
 use protocol::config::Http;
 use serde_json::{Map, Value};
 
+use crate::parser::Format;
+
 /// A model's chat template, compiled. One that can't be used says so when it is asked to render:
 /// completions do without.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub struct ChatTemplate {
     special: Map<String, Value>,
     max_bytes: usize,
     knows_developers: bool,
+    knows_tools: bool,
+    format: Format,
 }
 
 /// Why messages can't be rendered.
@@ -57,12 +61,24 @@ impl ChatTemplate {
             special,
             max_bytes,
             knows_developers: template.contains("developer"),
+            knows_tools: template.contains("tools"),
+            format: Format::of_template(template),
         })
     }
 
     /// Whether it has something for the role `developer`, the newer name of `system`.
     pub fn knows_developers(&self) -> bool {
         self.knows_developers
+    }
+
+    /// Whether it shows the tools that may be called.
+    pub fn knows_tools(&self) -> bool {
+        self.knows_tools
+    }
+
+    /// How its model writes reasoning and calls.
+    pub fn format(&self) -> Format {
+        self.format
     }
 
     /// Why it renders nothing.

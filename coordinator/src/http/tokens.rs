@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::caller::Caller;
 use super::{ApiResult, ApiState, body};
-use crate::openai::{ApiError, Context, Fields, check_model, prompt_of_messages};
+use crate::openai::{ApiError, Asked, Context, Fields, check_model, prompt_of_messages};
 
 pub(super) async fn tokenize(
     State(state): State<Arc<ApiState>>,
@@ -59,7 +59,10 @@ fn tokens_of(body: &[u8], context: Context<'_>) -> Result<Vec<TokenId>, ApiError
             let message = "add_special_tokens must be false for messages: their template adds them";
             return Err(ApiError::invalid("add_special_tokens", message));
         }
-        None if fields.has("messages") => prompt_of_messages(&mut fields, context)?,
+        None if fields.has("messages") => {
+            let asked = Asked::take(&mut fields)?;
+            prompt_of_messages(&mut fields, &asked, context)?.0
+        }
         None => return Err(ApiError::invalid("prompt", "give prompt or messages")),
     };
     fields.finish()?;

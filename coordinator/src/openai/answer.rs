@@ -1,5 +1,7 @@
 //! Events in, bodies out: whole answers and the chunks of streams.
 
+mod spoken;
+
 use std::iter::repeat;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,8 +13,9 @@ use super::body::{Body, Choice as ChoiceBody, Details, Message, Usage};
 use super::logprobs::{Naming, Offset, Shown};
 use super::{Echo, Options, Parsed};
 use crate::events::Heard;
-use crate::request::Event;
+use crate::request::{Event, FinishReason};
 use crate::tokenizer::Tokenizer;
+use spoken::{Reader, Spoken};
 
 /// Which endpoint's bodies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +59,8 @@ struct Choice {
     num_tokens: usize,
     // Where the next token begins in its text.
     offset: Offset,
+    // Tells reasoning and calls from content, where that is wanted.
+    reader: Option<Reader>,
     // What a whole answer gathers; a stream has sent it already.
     gathered: Piece,
 }
@@ -64,6 +69,8 @@ struct Choice {
 #[derive(Debug, Default)]
 struct Piece {
     text: String,
+    // What the text says, where it is read.
+    spoken: Option<Spoken>,
     // Those of an echoed prompt first.
     tokens: Vec<(TokenId, Option<Logprobs>)>,
     num_echoed: usize,
@@ -109,7 +116,10 @@ impl Answer {
             num_choices,
             prompts: parsed.requests.iter().map(&mut prompt).collect(),
             choices: (0..parsed.requests.len() * num_choices as usize)
-                .map(|_| Choice::default())
+                .map(|_| Choice {
+                    reader: parsed.options.reading.clone().map(Reader::new),
+                    ..Choice::default()
+                })
                 .collect(),
             num_cached_tokens: 0,
             is_exact: true,
@@ -162,7 +172,8 @@ impl Answer {
             return Vec::new();
         }
         let chunk = |index| {
-            let said = Message { role: Some("assistant"), content: Some(""), refusal: None };
+            let (role, content) = (Some("assistant"), Some(Some("")));
+            let said = Message { role, content, ..Message::default() };
             let delta = Some(said);
             let mut chunk = self.chunk(vec![ChoiceBody { index, delta, ..ChoiceBody::default() }]);
             chunk.prompt_token_ids = self.prompt_ids(0).filter(|_| index == 0);
@@ -174,7 +185,7 @@ impl Answer {
     /// Takes in what was heard; the chunk that it makes of a stream.
     pub fn take(&mut self, heard: Heard) -> Option<String> {
         let Heard { number: request, event, more } = heard;
-        let (choice, piece) = match event {
+        let (choice, mut piece) = match event {
             Event::Prompt(logprobs) => {
                 self.prompts[request].logprobs = Some(logprobs);
                 return None;
@@ -207,12 +218,21 @@ impl Answer {
         let choice = &mut self.choices[index];
         choice.num_tokens += piece.tokens.len();
         choice.ended |= piece.finish_reason.is_some();
+        if let Some(reader) = &mut choice.reader {
+            piece.spoken = Some(reader.read(&piece.text, piece.finish_reason.is_some()));
+            let calls =
+                piece.finish_reason == Some(FinishReason::Stop.name()) && reader.has_called();
+            piece.finish_reason = if calls { Some("tool_calls") } else { piece.finish_reason };
+        }
         if self.options.stream {
             let begun = std::mem::replace(&mut choice.begun, true);
             let piece = if begun { piece } else { self.with_echo(index, piece) };
             return self.stream_piece(index, piece, begun);
         }
         choice.gathered.text.push_str(&piece.text);
+        if let Some(spoken) = piece.spoken {
+            choice.gathered.spoken.get_or_insert_default().extend(spoken);
+        }
         choice.gathered.tokens.extend(piece.tokens);
         choice.gathered.finish_reason = piece.finish_reason.or(choice.gathered.finish_reason);
         None
@@ -235,7 +255,11 @@ impl Answer {
 
     fn stream_piece(&mut self, index: usize, piece: Piece, begun: bool) -> Option<String> {
         let carries_tokens = self.options.return_token_ids || self.options.logprobs;
-        let says_nothing = piece.text.is_empty() && (piece.tokens.is_empty() || !carries_tokens);
+        let has_text = match &piece.spoken {
+            Some(spoken) => !spoken.is_empty(),
+            None => !piece.text.is_empty(),
+        };
+        let says_nothing = !has_text && (piece.tokens.is_empty() || !carries_tokens);
         if says_nothing && piece.finish_reason.is_none() {
             return None;
         }
@@ -244,10 +268,16 @@ impl Answer {
         self.choices[index].offset = offset;
         let is_chat = self.style == Style::Chat;
         let is_empty = piece.text.is_empty() && piece.tokens.is_empty();
-        let content = Some(piece.text.as_str()).filter(|_| !is_empty);
+        let delta = || match &piece.spoken {
+            Some(spoken) => spoken.delta(&self.call_id(index)),
+            None => {
+                let content = Some(piece.text.as_str()).filter(|_| !is_empty).map(Some);
+                Message { content, ..Message::default() }
+            }
+        };
         let choice = ChoiceBody {
             index,
-            delta: is_chat.then(|| Message { content, ..Message::default() }),
+            delta: is_chat.then(delta),
             text: Some(piece.text.as_str()).filter(|_| !is_chat),
             logprobs,
             finish_reason: piece.finish_reason,
@@ -278,13 +308,18 @@ impl Answer {
             .collect();
         let choices = gathered.iter().enumerate().map(|(index, piece)| {
             let said = Some(piece.text.as_str());
+            let message = match &piece.spoken {
+                Some(spoken) => spoken.message(&self.call_id(index)),
+                None => Message {
+                    role: Some("assistant"),
+                    content: Some(said),
+                    refusal: Some(()),
+                    ..Message::default()
+                },
+            };
             ChoiceBody {
                 index,
-                message: is_chat.then_some(Message {
-                    role: Some("assistant"),
-                    content: said,
-                    refusal: Some(()),
-                }),
+                message: is_chat.then_some(message),
                 text: said.filter(|_| !is_chat),
                 logprobs: self.logprobs(piece, &mut Offset::default()),
                 finish_reason: piece.finish_reason,
@@ -328,6 +363,12 @@ impl Answer {
             let ids = &self.prompts[index / self.num_choices as usize].ids;
             ids.iter().map(|token| token.0).collect()
         })
+    }
+
+    /// What the calls of a choice are named after: as unique as the answer's id.
+    fn call_id(&self, index: usize) -> String {
+        let (_, number) = self.id.rsplit_once('-').unwrap_or_default();
+        format!("{number}{index:02x}")
     }
 
     fn usage(&self) -> Usage {

@@ -45,11 +45,37 @@ pub(super) struct Choice<'a> {
 pub(super) struct Message<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) role: Option<&'static str>,
+    /// Null beside calls alone.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) content: Option<&'a str>,
+    pub(super) content: Option<Option<&'a str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tool_calls: Option<Vec<CallBody<'a>>>,
     /// Null where it is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) refusal: Option<()>,
+}
+
+/// A call of a tool, or a part of it.
+#[derive(Serialize)]
+pub(super) struct CallBody<'a> {
+    /// In streams.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) index: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub(super) kind: Option<&'static str>,
+    pub(super) function: FunctionBody<'a>,
+}
+
+/// What is called.
+#[derive(Serialize)]
+pub(super) struct FunctionBody<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<&'a str>,
+    pub(super) arguments: &'a str,
 }
 
 /// How many tokens.

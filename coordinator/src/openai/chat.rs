@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use super::fields::wrong;
 use super::sampling::{Common, check_length, check_logprobs};
+use super::tools::{Asked, Reading};
 use super::{ApiError, Context, Fields, Parsed, Style, known};
 
 /// The request of a body.
@@ -26,7 +27,9 @@ pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
         common.options.logprobs = true;
         common.sampling.num_logprobs = Some(wanted);
     }
-    let prompt = prompt_of_messages(&mut fields, context)?;
+    let asked = Asked::take(&mut fields)?;
+    let (prompt, reading) = prompt_of_messages(&mut fields, &asked, context)?;
+    common.options.reading = reading;
     fields.finish()?;
     common.prompt_field = "messages";
     let configured = Some(context.config.default_max_tokens).filter(|&tokens| tokens > 0);
@@ -35,14 +38,16 @@ pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
     Ok(Parsed { requests: vec![request], echoes: Vec::new(), options: common.options })
 }
 
-/// The tokens of a body's `messages`, rendered by the model's template.
+/// The tokens of a body's `messages`, rendered by the model's template, and how the answer to them
+/// is read.
 ///
 /// # Errors
 /// When the model has no template, or it refuses the messages.
 pub fn prompt_of_messages(
     fields: &mut Fields,
+    asked: &Asked,
     context: Context<'_>,
-) -> Result<Vec<TokenId>, ApiError> {
+) -> Result<(Vec<TokenId>, Option<Reading>), ApiError> {
     let given = fields.required("messages")?;
     // They are as they came where a template has no use for them otherwise.
     let as_text = has_text_arguments(&given).then(|| given.clone());
@@ -65,8 +70,9 @@ pub fn prompt_of_messages(
         if !template.knows_developers() {
             call_developers_system(messages);
         }
+        let variables = asked.prepare(template, messages, &extra)?;
         template
-            .render(messages, add_generation_prompt, &extra)
+            .render(messages, add_generation_prompt, &variables)
             .map_err(|cause| ApiError::invalid("messages", cause.to_string()))
     };
     let text = match (render(&mut parsed), as_text) {
@@ -77,10 +83,11 @@ pub fn prompt_of_messages(
     };
     check_length(&text, "messages", context)?;
     // The template has written the special tokens itself.
-    context
+    let prompt = context
         .tokenizer
         .encode(&text, false)
-        .map_err(|cause| ApiError::invalid("messages", cause.to_string()))
+        .map_err(|cause| ApiError::invalid("messages", cause.to_string()))?;
+    Ok((prompt, asked.reading(template, &text)))
 }
 
 /// What the arguments of calls, which travel as JSON in a string, are to a template.
@@ -298,14 +305,19 @@ mod tests {
         let message = |message: Value| json!({"messages": [message]});
         let calls = |calls: Value| message(json!({"role": "assistant", "tool_calls": calls}));
         let cases = [
-            (json!({"tools": [{}]}), "tools", unsupported),
+            (json!({"tools": [{}]}), "tools[0].type", None),
+            (json!({"tools": 1}), "tools", None),
+            (json!({"tools": [{"type": "function"}]}), "tools[0].function.name", None),
             (json!({"tool_choice": "required"}), "tool_choice", unsupported),
+            (json!({"tool_choice": {"function": {"name": "f"}}}), "tool_choice", None),
+            (json!({"tool_choice": 1}), "tool_choice", None),
+            (json!({"thinking": true}), "thinking", None),
+            (json!({"reasoning_effort": "huge"}), "reasoning_effort", None),
             (json!({"functions": [{}]}), "functions", unsupported),
             (json!({"response_format": {"type": "json_object"}}), "response_format", unsupported),
             (json!({"modalities": ["text", "audio"]}), "modalities", unsupported),
             (json!({"audio": {}}), "audio", unsupported),
             (json!({"store": true}), "store", unsupported),
-            (json!({"reasoning_effort": "low"}), "reasoning_effort", unsupported),
             (json!({"echo": true}), "echo", unsupported),
             (json!({"wibble": 1}), "wibble", Some("unknown_parameter")),
             (json!({"top_logprobs": 1}), "top_logprobs", None),

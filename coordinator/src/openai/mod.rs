@@ -15,6 +15,7 @@ mod sampling;
 mod scheduling;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tools;
 
 pub use answer::{Answer, Style};
 pub use chat::parse as parse_chat;
@@ -24,6 +25,7 @@ pub use error::ApiError;
 pub use fields::Fields;
 pub use sampling::check_model;
 pub use scheduling::deadline;
+pub use tools::{Asked, Reading};
 
 use std::sync::Arc;
 
@@ -108,6 +110,8 @@ pub struct Options {
     pub tokens_as_ids: bool,
     /// Whether logprobs are wanted.
     pub logprobs: bool,
+    /// How reasoning and calls are told from content; `None` is not at all.
+    pub reading: Option<Reading>,
 }
 
 /// An id that nobody else has.

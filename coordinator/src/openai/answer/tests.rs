@@ -1,8 +1,9 @@
 use super::*;
 use crate::events::More;
 use crate::openai::testing::Served;
+use crate::openai::tools::Reading;
 use crate::openai::{parse_chat, parse_completion};
-use crate::request::FinishReason;
+use crate::parser::{CallFormat, Format, Parser};
 use crate::testing::sentencepiece;
 use protocol::TokenLogprob;
 
@@ -237,4 +238,84 @@ fn an_offset_counts_characters_of_the_text_whatever_spells_them() {
     assert_eq!((offsets[0], offsets[1]), (0, 1));
     // The end token shows nothing, so what follows it begins where it does.
     assert_eq!(offsets[offsets.len() - 2..], [2, 2]);
+}
+
+fn reading(parallel: bool) -> Reading {
+    let format = Format { reasons: true, calls: Some(CallFormat::KeysAndValues) };
+    let tools = json!({"add": {}, "now": {}}).as_object().unwrap().clone();
+    let parser = Parser::new(format, Arc::new(tools), "<think>");
+    Reading { parser, parallel, hides_reasoning: false }
+}
+
+fn tool_answer(stream: bool, parallel: bool) -> Answer {
+    let (mut answer, _) = answer(Style::Chat, json!({"stream": stream}));
+    answer.choices[0].reader = Some(Reader::new(reading(parallel)));
+    answer
+}
+
+const TOOL_TEXT: [&str; 7] = [
+    "Let me",
+    " see.</th",
+    "ink>Yes.<tool_call>a",
+    "dd<arg_key>a</arg_key><arg_value>1",
+    "</arg_value></tool_call>",
+    "<tool_call>now</tool_call>",
+    "",
+];
+
+#[test]
+fn a_whole_chat_has_reasoning_and_calls_apart() {
+    let mut answer = tool_answer(false, true);
+    for (number, text) in TOOL_TEXT.iter().enumerate() {
+        answer.hear(0, token(0, number as u32, text));
+    }
+    answer.hear(0, finished(0, ""));
+    let choice = json(&answer.finish())["choices"][0].clone();
+    assert_eq!(choice["finish_reason"], "tool_calls");
+    let call = |index: usize, name: &str, arguments: &str| {
+        json!({
+            "id": format!("call_000000000000000a00{index:02x}"), "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        })
+    };
+    let expected = json!({
+        "role": "assistant", "content": "Yes.", "reasoning_content": "Let me see.",
+        "refusal": null, "tool_calls": [call(0, "add", "{\"a\":1}"), call(1, "now", "{}")],
+    });
+    assert_eq!(choice["message"], expected);
+
+    let mut alone = tool_answer(false, false);
+    let said = "</think><tool_call>add</tool_call><tool_call>now</tool_call>";
+    alone.hear(0, token(0, 1, said));
+    alone.hear(0, finished(0, ""));
+    let message = json(&alone.finish())["choices"][0]["message"].clone();
+    assert_eq!(message["content"], Value::Null);
+    assert_eq!(message["tool_calls"], json!([call(0, "add", "{}")]), "only one was wanted");
+}
+
+#[test]
+fn a_streamed_call_has_its_name_whole_and_first() {
+    let mut answer = tool_answer(true, true);
+    let mut deltas = Vec::new();
+    for (number, text) in TOOL_TEXT.iter().enumerate() {
+        let chunk = answer.hear(0, token(0, number as u32, text));
+        deltas.extend(chunk.map(|chunk| chunk["choices"][0]["delta"].clone()));
+    }
+    let first = json!({"index": 0, "id": "call_000000000000000a0000", "type": "function",
+        "function": {"name": "add", "arguments": "{\"a\":"}});
+    let second = json!({"index": 1, "id": "call_000000000000000a0001", "type": "function",
+        "function": {"name": "now", "arguments": "{}"}});
+    let more = |text: &str| json!({"index": 0, "function": {"arguments": text}});
+    let expected = [
+        json!({"reasoning_content": "Let me"}),
+        json!({"reasoning_content": " see."}),
+        json!({"content": "Yes."}),
+        json!({"tool_calls": [first]}),
+        json!({"tool_calls": [more("1}")]}),
+        json!({"tool_calls": [second]}),
+    ];
+    assert_eq!(deltas, expected);
+    let last = answer.hear(0, finished(0, "")).unwrap();
+    assert_eq!(last["choices"][0]["finish_reason"], "tool_calls");
+    assert_eq!(last["choices"][0]["delta"], json!({}));
 }
