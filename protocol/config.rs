@@ -4,6 +4,7 @@
 //! holds the two together.
 
 mod autoscaler;
+mod batch;
 mod bounds;
 mod http;
 mod scheduler;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::Address;
 
 pub use autoscaler::{Autoscaler, Extent};
+pub use batch::Batch;
 pub use http::Http;
 pub use scheduler::{RunAhead, Scheduler};
 pub use transport::Transport;
@@ -36,6 +38,8 @@ pub struct Config {
     pub http: Http,
     /// Who is computed, and how much at once.
     pub scheduler: Scheduler,
+    /// Files of requests, and the jobs that answer them line by line.
+    pub batch: Batch,
     /// How many pipelines there are, as load changes.
     pub autoscaler: Autoscaler,
     /// Connections between processes. The coordinator hands it to every node that joins.

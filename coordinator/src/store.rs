@@ -14,13 +14,17 @@ use sqlx::sqlite::{
 };
 use sqlx::{Connection as _, SqlitePool};
 use tokio::sync::{mpsc, oneshot};
+use tracing::error;
 
 /// Its name in the data directory.
 const FILE: &str = "state.sqlite";
 
 /// Every change to the tables, in order: a change that was released is never edited.
-const MIGRATIONS: [&str; 2] =
-    [include_str!("../migrations/0001_joining.sql"), include_str!("../migrations/0002_duties.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("../migrations/0001_joining.sql"),
+    include_str!("../migrations/0002_duties.sql"),
+    include_str!("../migrations/0003_batches.sql"),
+];
 
 /// Deeds of one transaction. The next wait in the queue, which is as long.
 const MAX_TOGETHER: usize = 64;
@@ -61,6 +65,10 @@ pub enum StoreError {
     /// The transaction around a deed failed.
     #[error("the coordinator's state can't be written: {0}")]
     NotWritten(String),
+    /// The disk has failed to keep what was written: what it holds is not known any more, and
+    /// another try could be told a lie. Nothing is taken until the coordinator starts again.
+    #[error("the disk can't keep the coordinator's state ({0}): see to it and start again")]
+    Broken(String),
     /// Nobody writes any more.
     #[error("the coordinator's state is written no more: it stops")]
     Ended,
@@ -85,7 +93,29 @@ type Deed =
     Box<dyn for<'c> FnOnce(Option<&'c mut SqliteConnection>) -> BoxFuture<'c, Answer> + Send>;
 
 /// Tells whoever waits whether it was written, and why not.
-type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
+type Answer = Box<dyn FnOnce(Result<(), NotWritten>) + Send>;
+
+/// Why a transaction is not on the disk.
+#[derive(Clone, Debug)]
+enum NotWritten {
+    /// Another try may do better.
+    Now(String),
+    /// The disk can't be relied on.
+    Broken(String),
+}
+
+impl From<sqlx::Error> for NotWritten {
+    fn from(cause: sqlx::Error) -> Self {
+        // SQLite's numbers: a write, a flush of a file and one of its folder, a file system that
+        // says that it is damaged. A disk that is only full says something else.
+        const BROKEN: [&str; 4] = ["778", "1034", "1290", "8458"];
+        let code = cause.as_database_error().and_then(|error| error.code());
+        match code.is_some_and(|code| BROKEN.contains(&&*code)) {
+            true => Self::Broken(cause.to_string()),
+            false => Self::Now(cause.to_string()),
+        }
+    }
+}
 
 impl Store {
     /// Opens the file in a data directory, makes it where there is none, and brings its tables up
@@ -140,7 +170,8 @@ impl Store {
                 let answer: Answer = Box::new(move |written| {
                     let written = match (written, done) {
                         (Ok(()), Some(done)) => done.map_err(StoreError::Failed),
-                        (Err(cause), _) => Err(StoreError::NotWritten(cause)),
+                        (Err(NotWritten::Broken(cause)), _) => Err(StoreError::Broken(cause)),
+                        (Err(NotWritten::Now(cause)), _) => Err(StoreError::NotWritten(cause)),
                         (Ok(()), None) => Err(StoreError::Ended),
                     };
                     // Whoever asked may have gone.
@@ -201,10 +232,17 @@ where
 
 async fn write(mut writer: SqliteConnection, mut queue: mpsc::Receiver<Deed>) {
     let mut deeds = Vec::new();
+    let mut broken = None;
     while queue.recv_many(&mut deeds, MAX_TOGETHER).await > 0 {
         let mut answers = Vec::new();
-        let written = together(&mut writer, deeds.drain(..), &mut answers).await;
-        let written = written.map_err(|cause| cause.to_string());
+        let written = match broken.clone() {
+            None => together(&mut writer, deeds.drain(..), &mut answers).await,
+            Some(cause) => refused(NotWritten::Broken(cause), deeds.drain(..), &mut answers).await,
+        };
+        if let (Err(NotWritten::Broken(cause)), None) = (&written, &broken) {
+            error!(cause, "the disk can't keep the coordinator's state: nothing more is written");
+            broken = Some(cause.clone());
+        }
         for answer in answers {
             answer(written.clone());
         }
@@ -217,21 +255,28 @@ async fn together(
     writer: &mut SqliteConnection,
     deeds: impl Iterator<Item = Deed>,
     answers: &mut Vec<Answer>,
-) -> Result<(), sqlx::Error> {
+) -> Result<(), NotWritten> {
     // It will write: waiting for another process's turn comes first, not in the middle.
     let mut transaction = match writer.begin_with("BEGIN IMMEDIATE").await {
         Ok(transaction) => transaction,
-        Err(cause) => {
-            for deed in deeds {
-                answers.push(deed(None).await);
-            }
-            return Err(cause);
-        }
+        Err(cause) => return refused(cause.into(), deeds, answers).await,
     };
     for deed in deeds {
         answers.push(deed(Some(&mut transaction)).await);
     }
-    transaction.commit().await
+    Ok(transaction.commit().await?)
+}
+
+/// None of them is done.
+async fn refused(
+    cause: NotWritten,
+    deeds: impl Iterator<Item = Deed>,
+    answers: &mut Vec<Answer>,
+) -> Result<(), NotWritten> {
+    for deed in deeds {
+        answers.push(deed(None).await);
+    }
+    Err(cause)
 }
 
 /// Migrations that are done after those of ours that were missing.

@@ -12,7 +12,7 @@ const DAY_MS: u64 = 24 * HOUR_MS;
 
 /// Each key that is a whole number, with the least and the most that work. Where 0 has a meaning of
 /// its own, it is the least.
-const BOUNDS: [(&str, u64, u64); 78] = [
+const BOUNDS: [(&str, u64, u64); 93] = [
     ("model.max_model_len", 0, 1 << 24),
     ("coordinator.local_nodes", 0, 1024),
     // Each stage has a step under way, and places for it in memory.
@@ -64,6 +64,22 @@ const BOUNDS: [(&str, u64, u64); 78] = [
     ("scheduler.max_pipeline_wait_ms", 0, DAY_MS),
     ("scheduler.max_explained_requests", 0, 1 << 20),
     ("scheduler.max_explained_decisions", 1, 1 << 10),
+    ("batch.max_file_bytes", 1, 1 << 40),
+    ("batch.max_stored_bytes", 1, 1 << 50),
+    // A bit and a hash of each are held in memory.
+    ("batch.max_lines", 1, 1 << 24),
+    ("batch.max_line_bytes", 1, 1 << 30),
+    ("batch.max_open_jobs", 1, 1 << 20),
+    ("batch.max_running_jobs", 1, 1024),
+    ("batch.max_window_hours", 1, 365 * 24),
+    ("batch.max_lines_in_flight", 1, 1 << 16),
+    ("batch.window_lines", 1, 1 << 20),
+    ("batch.window_bytes", 1, 1 << 30),
+    ("batch.max_commit_rows", 1, 1 << 16),
+    ("batch.commit_wait_ms", 0, 10_000),
+    ("batch.max_line_retries", 0, 1000),
+    ("batch.retry_ms", 1, HOUR_MS),
+    ("batch.max_retry_ms", 1, DAY_MS),
     ("autoscaler.min_pipelines", 0, 1024),
     ("autoscaler.max_pipelines", 1, 1024),
     ("autoscaler.max_local_nodes", 0, 1024),
