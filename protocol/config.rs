@@ -212,6 +212,9 @@ pub struct Coordinator {
     pub probe_timeout_ms: u64,
     /// Milliseconds to wait for more nodes after one joined, before a pipeline is placed.
     pub settle_ms: u64,
+    /// Milliseconds that a coordinator which has started again waits for the nodes of its last
+    /// pipelines, which still hold their layers, before others get them. 0: it doesn't.
+    pub rejoin_ms: u64,
     /// Milliseconds that a stage may take to load without any progress.
     pub load_timeout_ms: u64,
     /// Milliseconds that one step may take before its pipeline counts as lost.
@@ -350,6 +353,7 @@ impl Default for Coordinator {
             probe_bytes: 2 << 20,
             probe_timeout_ms: 2000,
             settle_ms: 2000,
+            rejoin_ms: 10_000,
             load_timeout_ms: 120_000,
             step_timeout_ms: 60_000,
             max_node_failures: 5,

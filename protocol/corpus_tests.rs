@@ -203,7 +203,7 @@ fn report() -> NodeReport {
             fingerprint: Digest([5; 32]),
             speed: Speed { weight_bytes_per_s: 3e12, kernel_us: 2.5, ..Speed::default() },
         }],
-        held: vec![Held {
+        held: vec![HeldParts {
             adapter: 0,
             model: ModelId([7; 16]),
             quantize: Quantize::Int8,

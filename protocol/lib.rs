@@ -29,7 +29,7 @@ pub use id::{
     BlockId, Digest, Epoch, ModelId, NodeId, PipelineId, RequestId, SequenceId, SessionId, StageId,
     StageIndex, StepId, TokenId,
 };
-pub use node::{AdapterReport, Held, NodeReport};
+pub use node::{AdapterReport, HeldParts, NodeReport};
 pub use pieces::{Ask, Extent, FileManifest, Manifest, PieceId};
 pub use plan::{LayerRange, Peer, StageEcho, StageLimits, StagePlan};
 pub use speed::{LinkSpeed, Speed};

@@ -30,12 +30,12 @@ pub struct NodeReport {
     /// The adapters that it may use; at least one.
     pub adapters: Vec<AdapterReport>,
     /// What is on them already. Since wire version 5: to an older coordinator none is told.
-    pub held: Vec<Held>,
+    pub held: Vec<HeldParts>,
 }
 
 /// Parts of a model that an adapter holds: whoever is to compute with them needn't load them.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Held {
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct HeldParts {
     /// Which of the node's adapters.
     pub adapter: u32,
     /// Of which model.

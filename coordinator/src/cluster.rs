@@ -9,6 +9,7 @@ mod duties;
 mod explain;
 mod nodes;
 mod pipelines;
+mod returning;
 mod scaling;
 mod show;
 mod spares;
@@ -26,6 +27,7 @@ use protocol::{
 };
 
 pub use self::explain::{Explained, State, Waiting};
+use self::returning::Returning;
 use self::scaling::Scaling;
 pub use self::scaling::{Idle, Staffing};
 use crate::autoscaler::{self, Observation};
@@ -225,6 +227,7 @@ pub struct Cluster {
     known: Known,
     trust: Trust,
     last_change: Instant,
+    returning: Returning,
     // The last change after which free nodes could hold no pipeline.
     misplaced: Option<Instant>,
     // As it was at the last look.
@@ -274,6 +277,7 @@ impl Cluster {
             known: Known::default(),
             trust: Trust::default(),
             last_change: now,
+            returning: Returning::default(),
             misplaced: None,
             seen: None,
             scaling,
@@ -354,16 +358,6 @@ impl Cluster {
     fn pipeline_of(&mut self, stage: StageId) -> Option<&mut Pipeline> {
         let pipeline = self.pipelines.get_mut(&stage.pipeline);
         pipeline.filter(|pipeline| pipeline.epoch == stage.epoch)
-    }
-
-    fn shut_down(&mut self, now: Instant) {
-        self.is_stopping = true;
-        let mut open: Vec<_> = self.requests.keys().copied().collect();
-        open.sort_unstable();
-        for request in open {
-            self.fail_request(request, RequestError::ShuttingDown, now);
-        }
-        self.pipelines.clear();
     }
 
     fn submit(&mut self, requests: Vec<Request>, now: Instant) {

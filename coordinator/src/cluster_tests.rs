@@ -2,6 +2,7 @@
 
 mod duties;
 mod failures;
+mod returning;
 mod scaling;
 mod sessions;
 

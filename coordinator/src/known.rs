@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use protocol::{LinkSpeed, NodeId, NodeReport, Peer, StagePlan, StageTiming};
+use protocol::config::Quantize;
+use protocol::{HeldParts, LinkSpeed, ModelId, NodeId, NodeReport, Peer, StagePlan, StageTiming};
 
 use crate::pipeline::Stage;
 use crate::placement::predict::step_seconds;
@@ -176,6 +177,27 @@ impl Known {
         held[num_layers + 1] |= plan.samples();
         let (first, end) = (plan.layers.first as usize, plan.layers.end as usize);
         held[first + 1..=end].fill(true);
+    }
+
+    /// A node says what it holds: what of it is of this model stays with it.
+    pub(crate) fn told(
+        &mut self,
+        report: &NodeReport,
+        (model, quantize): (ModelId, Quantize),
+        num_layers: usize,
+    ) {
+        let is_of = |it: &&HeldParts| (it.model, it.quantize) == (model, quantize);
+        for told in report.held.iter().filter(is_of) {
+            let held = self.held.entry((report.node, told.adapter)).or_default();
+            held.resize(num_layers + 2, false);
+            held[0] |= told.embedding;
+            held[num_layers + 1] |= told.head;
+            for layers in &told.layers {
+                let end = (layers.end as usize).min(num_layers);
+                let first = (layers.first as usize).min(end);
+                held[first + 1..=end].fill(true);
+            }
+        }
     }
 
     /// Whether a node holds all of that.

@@ -44,6 +44,7 @@ pub mod local_nodes;
 pub mod metrics;
 pub mod model;
 pub mod operator;
+pub mod placed;
 pub mod plan;
 mod scaling;
 pub mod serve;

@@ -43,14 +43,15 @@ pub(crate) struct Stage {
 }
 
 impl Pipeline {
-    /// Finds `num_stages` stages for the model on the adapters of `nodes`.
+    /// Finds `num_stages` stages for the model on the adapters of `nodes`, which `keep` what they
+    /// hold unless the slowest stage becomes so much faster.
     ///
     /// # Errors
     /// When the model fits on them in no way.
     pub(crate) fn plan(
         config: &Config,
         model: &Model,
-        (nodes, known): (&[&NodeReport], &Known),
+        (nodes, known, keep): (&[&NodeReport], &Known, f64),
         num_stages: usize,
         (id, epoch): (PipelineId, Epoch),
         now: Instant,
@@ -64,7 +65,6 @@ impl Pipeline {
             return Err(PlacementError::TooFewFrames { num_stages, needed, max });
         }
         let places: Vec<_> = candidates.iter().map(|it| it.place.clone()).collect();
-        let keep = config.coordinator.recut_gain;
         let cut = placement::place(&model.cost, &places, num_stages, &known.links, keep)?;
         let place_of = |stage: usize| &candidates[cut[stage].place];
         let memory = |stage: &Placed| {

@@ -35,7 +35,7 @@ use crate::store::Store;
 use crate::tokenizer::Tokenizer;
 use crate::tokens::command::CLUSTER_ADDR;
 use crate::weights::Weights;
-use crate::{duty, model, scaling, start_number};
+use crate::{duty, model, placed, scaling, start_number};
 
 /// A configuration that can't work: exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -212,6 +212,7 @@ async fn start(
         // Nobody is here whom that could move.
         cluster.handle(Input::Duty(node, duty), Instant::now());
     }
+    cluster.expect_back(placed::kept(&store).await?, Instant::now());
     status.send_replace(Arc::new(cluster.status()));
     let arguments = Arguments {
         cluster,
@@ -264,6 +265,8 @@ async fn start(
     let scaling = (!command.is_empty())
         .then(|| tokio::spawn(scaling::run(config.autoscaler.clone(), wanted)));
 
+    // Ends with the actor.
+    tokio::spawn(placed::keep(store.clone(), status_seen.clone()));
     let watching_keys = tokio::spawn(Arc::clone(&keys).watch());
     let files = files.config();
     let completions = Arc::new(Completions {

@@ -9,7 +9,7 @@ use protocol::message::{
     COORDINATOR_GROUP, CoordinatorMsg, Loading, NODE_GROUP, NodeMsg, Progress, StageFailed, Unload,
     Wire,
 };
-use protocol::{Blame, NodeReport, StageEcho, StageId, StagePlan};
+use protocol::{Blame, HeldParts, NodeReport, StageEcho, StageId, StagePlan};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent, pg};
 use telemetry::Tracer;
 use tokio::sync::{Notify, mpsc};
@@ -30,6 +30,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long a stage that ends tries to say why.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// The wire version since which a node tells what it holds.
+const HELD_SINCE: u16 = 5;
 
 /// How long stages may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -53,6 +56,20 @@ pub struct Node {
     pub released: Arc<Notify>,
     /// The way to the coordinator's actor.
     pub gate: Gate,
+}
+
+impl Node {
+    /// What it says of itself, with what its adapters hold by now.
+    fn report(&self) -> NodeReport {
+        let mut report = self.report.clone();
+        if self.gate.wire_version >= HELD_SINCE {
+            for (adapter, device) in (0..).zip(&self.devices) {
+                let held = device.held().into_iter();
+                report.held.extend(held.map(|held| HeldParts { adapter, ..held }));
+            }
+        }
+        report
+    }
 }
 
 /// What the node's actor changes.
@@ -125,7 +142,7 @@ impl Actor for NodeActor {
             NodeMsg::Release(_) => state.node.released.notify_one(),
             NodeMsg::Report(_, reply) => {
                 // Fails when the coordinator no longer waits.
-                let _ = reply.send(state.node.report.clone().into());
+                let _ = reply.send(state.node.report().into());
             }
             // A malformed message is the sender's fault; this actor goes on.
             NodeMsg::Load(Wire(Err(cause))) | NodeMsg::Warm(Wire(Err(cause))) => {

@@ -5,13 +5,14 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use checkpoint::{Checkpoint, Quantize};
 use protocol::message::Loading;
-use protocol::{AdapterReport, Speed, StageId, StagePlan, Step};
+use protocol::{AdapterReport, HeldParts, Speed, StageId, StagePlan, Step};
 use shaders::gpu::{Gpu, GpuOptions};
 use shaders::kv_cache::KvFormat;
 use shaders::matmul::Products;
@@ -52,6 +53,9 @@ pub struct DeviceThread {
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
     // Why the thread has given the adapter up, once it has.
     fault: Arc<OnceLock<String>>,
+    held: Arc<Mutex<Vec<HeldParts>>>,
+    // Whether there is no coordinator that could say what is needed.
+    is_alone: Arc<AtomicBool>,
     /// What the adapter is.
     pub report: AdapterReport,
 }
@@ -96,6 +100,8 @@ impl DeviceThread {
         let (opened, opening) = std::sync::mpsc::channel();
         let fault = Arc::new(OnceLock::new());
         let left = Arc::clone(&fault);
+        let held = Arc::default();
+        let shown = Arc::clone(&held);
         let thread = std::thread::Builder::new().name("device".into()).spawn(move || {
             let worker = Worker::open(adapter.as_deref(), products, memory_bytes);
             let (worker, answer) = match worker {
@@ -105,11 +111,12 @@ impl DeviceThread {
             if opened.send(answer).is_ok()
                 && let Some(worker) = worker
             {
-                worker.run(queue, &left);
+                worker.run(queue, (&left, &shown));
             }
         })?;
         let report = opening.recv()??;
-        Ok(Self { jobs, thread: Arc::new(Mutex::new(Some(thread))), fault, report })
+        let thread = Arc::new(Mutex::new(Some(thread)));
+        Ok(Self { jobs, thread, fault, held, is_alone: Arc::default(), report })
     }
 
     /// Loads a stage.
@@ -155,13 +162,29 @@ impl DeviceThread {
 
     fn tidy_later(&self) {
         // It doesn't keep a thread that nobody else needs.
-        let jobs = self.jobs.downgrade();
+        let (jobs, is_alone) = (self.jobs.downgrade(), Arc::clone(&self.is_alone));
         tokio::spawn(async move {
             tokio::time::sleep(MAX_IDLE).await;
-            if let Some(jobs) = jobs.upgrade() {
+            if let Some(jobs) = jobs.upgrade()
+                && !is_alone.load(Ordering::Relaxed)
+            {
                 let _ = jobs.send(Job::Tidy(MAX_IDLE)).await;
             }
         });
+    }
+
+    /// There is a coordinator, or none: as long as there is none, all that is here stays, since it
+    /// may be wanted when one comes back. What it doesn't ask for goes later.
+    pub fn coordinated(&self, is_coordinated: bool) {
+        let was_alone = self.is_alone.swap(!is_coordinated, Ordering::Relaxed);
+        if is_coordinated && was_alone {
+            self.tidy_later();
+        }
+    }
+
+    /// What is on the adapter.
+    pub fn held(&self) -> Vec<HeldParts> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Why the adapter can't be used any more, once it can't: its thread has ended, and with it
@@ -248,10 +271,15 @@ impl Worker {
 
     /// Does what is asked until nobody is left to ask, or the adapter is lost: then `fault` says
     /// why, and whoever waits for an answer hears that there is none.
-    fn run(mut self, mut queue: mpsc::Receiver<Job>, fault: &OnceLock<String>) {
+    fn run(
+        mut self,
+        mut queue: mpsc::Receiver<Job>,
+        (fault, held): (&OnceLock<String>, &Mutex<Vec<HeldParts>>),
+    ) {
         let mut idle_since = Instant::now();
         while let Some(job) = queue.blocking_recv() {
             let mut lost = None;
+            let may_change = matches!(job, Job::Load { .. } | Job::Warm { .. } | Job::Tidy(_));
             match job {
                 Job::Load { plan, mut progress, reply } => {
                     let loaded = self.load(&plan, &mut progress);
@@ -307,6 +335,9 @@ impl Worker {
                 }
                 Job::Stop => return,
             }
+            if may_change {
+                *held.lock().unwrap_or_else(PoisonError::into_inner) = self.kept.held();
+            }
             // Whatever the driver reports makes all that follows worthless.
             let reported = self.gpu.check().err().map(|cause| cause.to_string());
             if let Some(cause) = reported.or(lost) {
@@ -359,7 +390,7 @@ impl Worker {
 /// The other end of a handle without an adapter: when it is dropped, the adapter is lost.
 #[cfg(test)]
 pub(crate) struct FakeThread {
-    _queue: mpsc::Receiver<Job>,
+    queue: mpsc::Receiver<Job>,
 }
 
 #[cfg(test)]
@@ -374,7 +405,9 @@ impl DeviceThread {
             speed: Default::default(),
         };
         let fault = Arc::new(OnceLock::from("unplugged".to_owned()));
-        (Self { jobs, thread: Arc::default(), fault, report }, FakeThread { _queue: queue })
+        let (thread, held, is_alone) = Default::default();
+        let device = Self { jobs, thread, fault, held, is_alone, report };
+        (device, FakeThread { queue })
     }
 }
 
@@ -392,6 +425,24 @@ mod tests {
         StagePlan { model_path: path.into(), memory_bytes: 1 << 30, ..plan }
     }
 
+    /// Goal: what an adapter holds is kept for a coordinator that is away, and only for that long.
+    /// Method: virtual time, in which a stage is dropped and its coordinator goes and comes back.
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_given_up_while_there_is_no_coordinator() {
+        let (device, mut thread) = DeviceThread::fake();
+        let mut told = async |within: Duration| {
+            let job = tokio::time::timeout(within, thread.queue.recv()).await;
+            job.ok().map(|job| matches!(job, Some(Job::Tidy(_))))
+        };
+        device.unload(StageId::default()).await;
+        assert_eq!(told(MAX_IDLE).await, Some(false), "the stage is dropped");
+        device.coordinated(false);
+        assert_eq!(told(100 * MAX_IDLE).await, None);
+        device.coordinated(true);
+        assert_eq!(told(MAX_IDLE / 2).await, None, "it is given time to ask for it");
+        assert_eq!(told(MAX_IDLE).await, Some(true));
+    }
+
     /// A driver that hangs: no time at all is given to it.
     #[tokio::test]
     async fn an_adapter_that_does_not_answer_is_given_up_and_its_thread_ends() {
@@ -405,10 +456,10 @@ mod tests {
         let (jobs, queue) = mpsc::channel(16);
         let fault = Arc::new(OnceLock::new());
         let told = Arc::clone(&fault);
-        let thread = std::thread::spawn(move || worker.run(queue, &told));
+        let thread = std::thread::spawn(move || worker.run(queue, (&told, &Mutex::default())));
         let (other, _) = DeviceThread::fake();
         let thread = Arc::new(Mutex::new(Some(thread)));
-        let device = DeviceThread { jobs, thread, fault, report: other.report };
+        let device = DeviceThread { jobs, thread, fault, ..other };
         let loaded = device.load(plan(), Box::new(|_| ())).await.unwrap_err();
         assert!(loaded.loses_adapter(), "{loaded}");
         assert!(device.lost().await.contains("did not finish within 0 s"));

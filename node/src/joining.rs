@@ -15,12 +15,13 @@ use crate::run::{Options, default_data_dir};
 /// Where a token is looked for that nothing names.
 const SYSTEM_TOKEN: &str = "/etc/autoglm/join.token";
 
-/// Between the first two tries to reach the coordinator; then twice as long, up to the longest.
+/// Between the first two tries to reach the coordinator; then twice as long, up to the longest,
+/// which is short: one that has started again waits for its nodes, and clients with it.
 const RETRY: Duration = Duration::from_millis(250);
-const LONGEST_RETRY: Duration = Duration::from_secs(3);
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
 
 /// Rounds between two words about the same trouble.
-const ROUNDS_PER_WARNING: usize = 20;
+const ROUNDS_PER_WARNING: usize = 60;
 
 /// The node's key and certificate: with them it comes back without a token.
 #[derive(Clone, Debug)]

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use checkpoint::{Checkpoint, Matrix, Part};
 use protocol::config::Quantize;
 use protocol::message::Loading;
-use protocol::{Digest, ModelId, StagePlan};
+use protocol::{Digest, HeldParts, LayerRange, ModelId, StagePlan};
 use shaders::gpu::Gpu;
 use shaders::weights::WeightMatrix;
+use tracing::info;
 
 use crate::error::StageError;
 use crate::memory::part_bytes;
@@ -112,6 +113,7 @@ impl KeptWeights {
             progress(so_far);
         }
         self.shrink(&keys, others_bytes);
+        let num_read = keys.iter().filter(|key| !self.parts.contains_key(key)).count();
         let mut parts = Vec::with_capacity(keys.len());
         for (key, bytes) in keys.iter().zip(bytes) {
             let before = so_far.loaded_bytes;
@@ -125,7 +127,40 @@ impl KeptWeights {
             so_far.loaded_bytes = before + bytes;
             progress(so_far);
         }
+        info!(num_parts = parts.len(), num_read, "weights are on the adapter");
         Ok(Loaded { parts, num_bytes: total })
+    }
+
+    /// What is here, in a few words for the coordinator.
+    pub fn held(&self) -> Vec<HeldParts> {
+        let mut all: Vec<HeldParts> = Vec::new();
+        let mut keys: Vec<_> = self.parts.keys().collect();
+        keys.sort_by_key(|key| match key.part {
+            Part::Embedding => 0,
+            Part::Layer(layer) => 1 + layer,
+            Part::Head => usize::MAX,
+        });
+        for Key { model, part, quantize, .. } in keys.into_iter().copied() {
+            let is_of = |it: &HeldParts| (it.model, it.quantize) == (model, quantize);
+            let at = all.iter().position(is_of).unwrap_or_else(|| {
+                let none = HeldParts { model, quantize, ..HeldParts::default() };
+                all.push(none);
+                all.len() - 1
+            });
+            let held = &mut all[at];
+            match part {
+                Part::Embedding => held.embedding = true,
+                Part::Head => held.head = true,
+                Part::Layer(layer) => match held.layers.last_mut() {
+                    Some(last) if last.end == layer as u32 => last.end += 1,
+                    _ => {
+                        let first = layer as u32;
+                        held.layers.push(LayerRange { first, end: first + 1 });
+                    }
+                },
+            }
+        }
+        all
     }
 
     fn read(
@@ -292,6 +327,8 @@ pub(crate) mod tests {
         assert_eq!(kept.parts.len(), 3, "there is room for it");
         let other = load(&mut kept, 3..4, layer - 1);
         assert_eq!(kept.parts.len(), 3, "layers 0, 1 and 3");
+        let layers = [(0, 2), (3, 4)].map(|(first, end)| LayerRange { first, end }).to_vec();
+        assert_eq!(kept.held(), [HeldParts { layers, ..HeldParts::default() }]);
         // Or when nobody wanted it for long.
         drop((first, other));
         kept.want(&plan(&files, 3..4));

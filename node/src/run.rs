@@ -199,10 +199,12 @@ pub(crate) async fn serve(
         let began = Instant::now();
         match opened {
             Ok(mut session) => {
+                held.1.iter().for_each(|device| device.coordinated(true));
                 let ended = tokio::select! {
                     () = shutdown.clone() => None,
                     ended = session.ended() => Some(ended),
                 };
+                held.1.iter().for_each(|device| device.coordinated(false));
                 match ended {
                     None => {
                         let max = options.drain_timeout;
@@ -222,7 +224,10 @@ pub(crate) async fn serve(
                     }
                     Some(session::Ended::Connection(cause)) => {
                         session.end().await;
-                        warn!(cause, "the coordinator is gone; its stages are dropped");
+                        warn!(
+                            cause,
+                            "the coordinator is gone; its layers are kept for when it is back"
+                        );
                     }
                 }
             }

@@ -8,6 +8,7 @@ use protocol::PipelineId;
 use super::{Action, Cluster};
 use crate::lane::Lane;
 use crate::pipeline::Pipeline;
+use crate::request::RequestError;
 
 impl Cluster {
     /// What runs in the pipelines to which requests go.
@@ -46,5 +47,16 @@ impl Cluster {
             self.actions.push(Action::Drained { pipeline: id, cause, num_sequences });
             self.unload(&pipeline, now);
         }
+    }
+
+    /// Whatever is open fails, and nothing is placed any more.
+    pub(super) fn shut_down(&mut self, now: Instant) {
+        self.is_stopping = true;
+        let mut open: Vec<_> = self.requests.keys().copied().collect();
+        open.sort_unstable();
+        for request in open {
+            self.fail_request(request, RequestError::ShuttingDown, now);
+        }
+        self.pipelines.clear();
     }
 }

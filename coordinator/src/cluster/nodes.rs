@@ -25,7 +25,10 @@ impl Cluster {
         if !self.members.join(report) {
             return;
         }
-        self.trust.is_back(self.members.joined().last().expect("it just joined").node);
+        let report = self.members.joined().last().expect("it just joined");
+        self.trust.is_back(report.node);
+        let wanted = (self.model.id, self.config.model.quantize);
+        self.known.told(report, wanted, self.model.cost.layers.len());
         self.last_change = now;
         self.backoff.reset();
         self.actions.push(Action::Publish);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use protocol::message::{Progress, StageFailed};
 use protocol::{Blame, Epoch, NodeId, PipelineId, StageEcho, StageId};
 
-use super::{Action, Cluster};
+use super::{Action, Cluster, Returning};
 use crate::history::Decision;
 use crate::lane::Lane;
 use crate::pipeline::Pipeline;
@@ -16,6 +16,7 @@ impl Cluster {
     pub(super) fn tick(&mut self, now: Instant) {
         self.disconnect_silent(now);
         self.let_in(now);
+        self.give_up_returning(now);
         let stuck = |pipeline: &Pipeline| {
             let cause = pipeline.is_stuck(&self.config, now)?;
             Some((pipeline.id, pipeline.unlinked(), cause))
@@ -99,9 +100,10 @@ impl Cluster {
     /// names no number of local nodes, fewer than expected will do when nobody else came for a
     /// while: several stages can share a node.
     pub(super) fn place_if_settled(&mut self, now: Instant) {
-        if self.is_stopping {
+        if self.is_stopping || self.num_away() > 0 {
             return;
         }
+        let are_back = self.are_back();
         let num_missing = self.num_missing();
         if !self.may_place() {
             return;
@@ -111,12 +113,13 @@ impl Cluster {
         let all_here = expected > 0 && self.usable().count() >= expected;
         let settle = Duration::from_millis(self.config.coordinator.settle_ms);
         let settled = !self.has_local_nodes() && quiet >= settle;
-        if quiet >= self.backoff.pause() && (all_here || settled) {
+        if quiet >= self.backoff.pause() && (all_here || settled || are_back) {
             for num_missing in (1..=num_missing).rev() {
                 if !self.place(num_missing, now) && self.places_fewest() {
-                    return;
+                    break;
                 }
             }
+            self.returning = Returning::default();
         }
     }
 
@@ -138,7 +141,13 @@ impl Cluster {
         let epoch = Epoch { start: self.start, counter: self.num_plans + 1 };
         let is_new = |id: &PipelineId| !self.pipelines.contains_key(id);
         let id = (0..).map(PipelineId).find(is_new).expect("ids outnumber pipelines");
-        let Some(free) = self.trusted(now) else { return false };
+        let Some(mut free) = self.trusted(now) else { return false };
+        // Nodes of one pipeline stay together.
+        free.sort_by_key(|it| self.returning.place_of(it.node));
+        let keep = match self.are_back() {
+            true => f64::INFINITY,
+            false => self.config.coordinator.recut_gain,
+        };
         let coordinator = &self.config.coordinator;
         let fewest = self.places_fewest();
         let free: Vec<_> = match (fewest, free.len()) {
@@ -155,7 +164,7 @@ impl Cluster {
             (_, stages) => stages..=stages,
         };
         let mut plans = num_stages.map(|num_stages| {
-            let nodes = (free.as_slice(), &self.known);
+            let nodes = (free.as_slice(), &self.known, keep);
             Pipeline::plan(&self.config, &self.model, nodes, num_stages, (id, epoch), now)
         });
         let planned = plans.try_fold(None, |_, plan| match plan {

@@ -62,6 +62,10 @@ impl Cluster {
             _ if self.is_stopping => "the coordinator is shutting down".to_owned(),
             _ if self.is_serving() || self.is_asleep() => String::new(),
             (Some(pipeline), _) => pipeline.doing(),
+            _ if self.num_away() > 0 => format!(
+                "waiting for nodes of the last pipelines to come back, {joined} \
+                 (coordinator.rejoin_ms)"
+            ),
             (None, 0) if num_nodes == 0 => format!(
                 "no node has joined; start one with: {}",
                 data_dir::join_command(coordinator)
