@@ -30,7 +30,7 @@ pub use id::{
     StageIndex, StepId, TokenId,
 };
 pub use node::{AdapterReport, HeldParts, NodeReport};
-pub use pieces::{Ask, Extent, FileManifest, Manifest, PieceId};
+pub use pieces::{Ask, Extent, FileManifest, Manifest, PieceId, PieceSet};
 pub use plan::{LayerRange, Peer, StageEcho, StageLimits, StagePlan};
 pub use speed::{LinkSpeed, Speed};
 pub use trace::{SpanId, TraceContext, TraceId};

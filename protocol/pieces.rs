@@ -69,6 +69,37 @@ pub enum Ask {
     Manifest(ModelId),
     /// A piece of a model that hashes to this.
     Piece(ModelId, PieceId, Digest),
+    /// The pieces of a model that are there: a [`PieceSet`]. Since wire version 5.
+    Held(ModelId),
+}
+
+/// Some of a model's pieces: a bit for each, by file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct PieceSet(Vec<Vec<u8>>);
+
+impl PieceSet {
+    /// What it takes to say which pieces of the largest model are there.
+    pub const MAX_BYTES: usize = 4 << 20;
+
+    /// Whether a piece is among them.
+    pub fn contains(&self, piece: PieceId) -> bool {
+        let byte = self.0.get(piece.file as usize).and_then(|it| it.get(piece.index as usize / 8));
+        byte.is_some_and(|byte| byte >> (piece.index % 8) & 1 == 1)
+    }
+}
+
+impl FromIterator<PieceId> for PieceSet {
+    fn from_iter<I: IntoIterator<Item = PieceId>>(pieces: I) -> Self {
+        let mut files = Vec::<Vec<u8>>::new();
+        for PieceId { file, index } in pieces {
+            let (file, byte) = (file as usize, index as usize / 8);
+            files.resize(files.len().max(file + 1), Vec::new());
+            let len = files[file].len().max(byte + 1);
+            files[file].resize(len, 0);
+            files[file][byte] |= 1 << (index % 8);
+        }
+        Self(files)
+    }
 }
 
 /// Why a manifest can't be.
@@ -209,6 +240,20 @@ mod tests {
         let layers = LayerRange { first: 1, end: 3 };
         let plan = StagePlan { layers, num_stages: 1, ..StagePlan::default() };
         assert!(manifest.needed(&plan).is_err(), "it has two layers");
+    }
+
+    #[test]
+    fn a_set_holds_what_was_put_into_it() {
+        let pieces = [(0, 0), (0, 7), (0, 8), (3, 70)].map(|(file, index)| PieceId { file, index });
+        let set: PieceSet = pieces.into_iter().collect();
+        let set: PieceSet = crate::codec::decode(&crate::codec::encode(&set)).unwrap();
+        for file in 0..6 {
+            for index in 0..100 {
+                let piece = PieceId { file, index };
+                assert_eq!(set.contains(piece), pieces.contains(&piece), "{piece:?}");
+            }
+        }
+        assert!(!PieceSet::default().contains(pieces[0]));
     }
 
     #[test]

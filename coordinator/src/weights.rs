@@ -59,12 +59,16 @@ impl Weights {
 
 impl PieceSource for Weights {
     async fn give(&self, ask: Ask) -> Result<Bytes, String> {
-        let (Ask::Manifest(model) | Ask::Piece(model, ..)) = ask;
+        let (Ask::Manifest(model) | Ask::Piece(model, ..) | Ask::Held(model)) = ask;
         if model != self.model {
             return Err(format!("model {model} is not served here"));
         }
         let served = self.served().await?;
-        let Ask::Piece(_, piece, digest) = ask else { return Ok(served.encoded.clone()) };
+        let (piece, digest) = match ask {
+            Ask::Piece(_, piece, digest) => (piece, digest),
+            Ask::Manifest(_) => return Ok(served.encoded.clone()),
+            Ask::Held(_) => return Err("all of them".into()),
+        };
         let range = served.manifest.range(piece);
         let range = range.filter(|_| served.manifest.digest(piece) == Some(digest));
         let range = range.ok_or("there is no such piece")?;

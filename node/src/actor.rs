@@ -18,8 +18,9 @@ use tracing::{info, warn};
 use transport::Remote;
 
 use crate::courier;
-use crate::device_thread::DeviceThread;
+use crate::device_thread::{DeviceThread, ReportProgress};
 use crate::error::StageError;
+use crate::fetch::Given;
 use crate::links::{Arrived, Inlet, Links};
 use crate::progress::Bar;
 use crate::stage::Held;
@@ -121,8 +122,8 @@ impl Actor for NodeActor {
                     let layers = plan.layers;
                     let warmed = async {
                         let (weights, mut silent) = (&node.weights, |_| ());
-                        let plan = node.links.provide(weights, plan, &mut silent).await?;
-                        device.warm(plan).await
+                        let provided = node.links.provide(weights, plan, &mut silent).await?;
+                        device.warm(provided.plan.clone()).await
                     };
                     match warmed.await {
                         Ok(()) => info!(%layers, "layers are kept ready"),
@@ -294,7 +295,7 @@ async fn load(node: Arc<Node>, plan: Arc<StagePlan>) -> Result<Held, StageError>
     let mut bar = Bar::new(&format!("stage {}, layers {}", id.stage, plan.layers));
     let mut last = None::<Instant>;
     let runtime = tokio::runtime::Handle::current();
-    let mut progress = Box::new(move |loading: Loading| {
+    let mut progress: ReportProgress = Box::new(move |loading: Loading| {
         bar.set(loading);
         if last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL) {
             last = Some(Instant::now());
@@ -302,8 +303,12 @@ async fn load(node: Arc<Node>, plan: Arc<StagePlan>) -> Result<Held, StageError>
             runtime.spawn(gate.tell(CoordinatorMsg::Progress(progress.into())));
         }
     });
-    let plan = node.links.provide(&node.weights, StagePlan::clone(&plan), &mut progress).await?;
-    device.load(plan, progress).await
+    let mut given = |given: Given| {
+        let Given { num_bytes: fetched_bytes, of_bytes: fetch_bytes, .. } = given;
+        progress(Loading { fetched_bytes, fetch_bytes, ..Loading::default() });
+    };
+    let provided = node.links.provide(&node.weights, StagePlan::clone(&plan), &mut given).await?;
+    device.load(provided.plan.clone(), progress).await
 }
 
 fn echo(node: &Node, plan: &StagePlan, held: &Held) -> StageEcho {

@@ -2,14 +2,16 @@
 //! beside them a record of what is there.
 
 use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::UNIX_EPOCH;
 
-use protocol::{Digest, Manifest, PieceId, codec};
+use protocol::{Digest, Manifest, PieceId, PieceSet, codec};
 
 /// The record: eight bytes for each piece, in the order in which they came.
 const RECORD: &str = ".pieces";
@@ -22,6 +24,8 @@ const SYNC_EVERY: usize = 32;
 pub struct Cache {
     dir: PathBuf,
     max_bytes: u64,
+    // Models that may be in use: their files stay.
+    opened: Mutex<Vec<Weak<CachedModel>>>,
     // Two nodes would take each other's files away.
     _lock: File,
 }
@@ -57,18 +61,28 @@ impl Cache {
             let said = "another node uses it: give each its own --cache-dir";
             return Err(io::Error::new(io::ErrorKind::AddrInUse, said));
         }
-        Ok(Self { dir: dir.to_owned(), max_bytes, _lock: lock })
+        let opened = Mutex::default();
+        Ok(Self { dir: dir.to_owned(), max_bytes, opened, _lock: lock })
     }
 
-    /// A model's files, after room was made for `needed` of it.
+    /// A model's files, after room was made for `needed` of it. They stay until the last handle is
+    /// gone.
     ///
     /// # Errors
-    /// When they don't fit, or can't be made.
+    /// One sentence, when they don't fit or can't be made.
     pub fn model(
         &self,
         manifest: &Manifest,
         needed: &BTreeSet<PieceId>,
-    ) -> io::Result<CachedModel> {
+    ) -> Result<Arc<CachedModel>, String> {
+        self.open_model(manifest, needed).map_err(|cause| trouble(&self.dir, &cause))
+    }
+
+    fn open_model(
+        &self,
+        manifest: &Manifest,
+        needed: &BTreeSet<PieceId>,
+    ) -> io::Result<Arc<CachedModel>> {
         let name = Digest(*blake3::hash(&codec::encode(manifest)).as_bytes()).to_string();
         let mut models = self.models()?;
         let own = models.iter().position(|model| name_of(model).starts_with(&name));
@@ -81,22 +95,39 @@ impl Cache {
                 self.dir.join(format!("{name}-{now:x}"))
             }
         };
-        self.make_room(manifest.num_bytes(needed).max(used(&dir)), models)?;
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.retain(|it| it.strong_count() > 0);
+        let in_use = opened.iter().filter_map(Weak::upgrade).map(|it| it.dir.clone());
+        let in_use = in_use.filter(|it| *it != dir).collect();
+        self.make_room(manifest.num_bytes(needed).max(used(&dir)), models, &in_use)?;
         DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        CachedModel::open(dir, manifest.clone())
+        let model = Arc::new(CachedModel::open(dir, manifest.clone())?);
+        opened.push(Arc::downgrade(&model));
+        Ok(model)
     }
 
     /// Removes models, those unused for longest first, until so many bytes fit beside the rest.
-    fn make_room(&self, bytes: u64, mut others: Vec<PathBuf>) -> io::Result<()> {
-        if bytes > self.max_bytes {
+    fn make_room(
+        &self,
+        bytes: u64,
+        mut others: Vec<PathBuf>,
+        in_use: &BTreeSet<PathBuf>,
+    ) -> io::Result<()> {
+        let kept: u64 = in_use.iter().map(|dir| used(dir)).sum();
+        if bytes.saturating_add(kept) > self.max_bytes {
             let max = self.max_bytes;
+            let beside = match kept {
+                0 => String::new(),
+                kept => format!(" beside {kept} of models in use"),
+            };
             return Err(io::Error::other(format!(
-                "a stage's layers take {bytes} bytes and --cache-size allows {max}"
+                "a stage's layers take {bytes} bytes{beside} and --cache-size allows {max}: raise \
+                 it, or use more nodes"
             )));
         }
         others.sort_by_key(|dir| fs::metadata(dir.join(RECORD)).and_then(|it| it.modified()).ok());
         let mut total: u64 = bytes + others.iter().map(|dir| used(dir)).sum::<u64>();
-        for dir in others {
+        for dir in others.into_iter().filter(|dir| !in_use.contains(dir)) {
             if total <= self.max_bytes {
                 break;
             }
@@ -190,27 +221,45 @@ impl CachedModel {
     /// Keeps a piece; false when its bytes are others than they should be.
     ///
     /// # Errors
-    /// When the disk is full, or can't be written.
-    pub fn keep(&self, piece: PieceId, bytes: &[u8]) -> io::Result<bool> {
+    /// One sentence, when the disk is full, or can't be written.
+    pub fn keep(&self, piece: PieceId, bytes: &[u8]) -> Result<bool, String> {
         let Some(range) = self.manifest.range(piece).filter(|_| self.is(piece, bytes)) else {
             return Ok(false);
         };
-        self.files[piece.file as usize].write_all_at(bytes, range.start)?;
-        let mut state = self.state();
-        state.held.insert(piece);
-        state.unsynced.push(piece);
-        if state.unsynced.len() >= SYNC_EVERY {
-            self.sync(&mut state)?;
-        }
-        Ok(true)
+        let write = || {
+            self.files[piece.file as usize].write_all_at(bytes, range.start)?;
+            let mut state = self.state();
+            if state.held.insert(piece) {
+                state.unsynced.push(piece);
+            }
+            if state.unsynced.len() >= SYNC_EVERY { self.sync(&mut state) } else { Ok(()) }
+        };
+        write().map(|()| true).map_err(|cause| trouble(&self.dir, &cause))
     }
 
     /// Makes all that came last, and the record of it.
     ///
     /// # Errors
-    /// When the disk fails.
-    pub fn flush(&self) -> io::Result<()> {
-        self.sync(&mut self.state())
+    /// One sentence, when the disk is full, or fails.
+    pub fn flush(&self) -> Result<(), String> {
+        self.sync(&mut self.state()).map_err(|cause| trouble(&self.dir, &cause))
+    }
+
+    /// The pieces that are here for certain.
+    pub fn held(&self) -> PieceSet {
+        self.state().held.iter().copied().collect()
+    }
+
+    /// Whether all pieces in which these bytes of a file lie are here for certain.
+    pub fn covers(&self, file: &OsStr, bytes: Range<u64>) -> bool {
+        let is_it = |it: &protocol::FileManifest| OsStr::new(&it.name) == file;
+        let Some(file) = self.manifest.files.iter().position(is_it) else { return false };
+        let size = u64::from(self.manifest.piece_bytes);
+        let state = self.state();
+        let mut indices = bytes.start / size..bytes.end.div_ceil(size);
+        indices.all(|index| {
+            state.held.contains(&PieceId { file: file as u32, index: index as u32 })
+        })
     }
 
     /// The bytes first: what is recorded is there.
@@ -233,6 +282,19 @@ impl CachedModel {
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is wrong with the disk, and what would be right.
+fn trouble(dir: &Path, cause: &io::Error) -> String {
+    use io::ErrorKind::{Other, QuotaExceeded, StorageFull};
+    let dir = dir.display();
+    match cause.kind() {
+        StorageFull | QuotaExceeded => format!(
+            "the disk that holds {dir} is full: free room there, or give --cache-dir another place"
+        ),
+        Other => cause.to_string(),
+        _ => format!("{dir} can't be written: {cause}"),
     }
 }
 

@@ -8,6 +8,8 @@ pub mod device_thread;
 pub mod devices;
 pub mod doctor;
 pub mod error;
+pub mod fetch;
+mod fetching;
 pub mod identity;
 pub mod joining;
 pub mod kept;

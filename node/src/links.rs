@@ -2,20 +2,20 @@
 //! and for the coordinator.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use protocol::message::Loading;
-use protocol::{Frame, NodeId, Peer, StageId, StagePlan};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use protocol::{Frame, ModelId, NodeId, Peer, StageId, StagePlan};
+use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 use transport::{
     Connection, Endpoint, FrameSender, PeerName, Purpose, Received, Sent, TransportError,
 };
 
 use crate::error::StageError;
-use crate::weights::Weights;
+use crate::fetch::{Given, Sources};
+use crate::weights::{Provided, Weights};
 
 /// A frame that has arrived for a stage.
 #[derive(Debug)]
@@ -66,6 +66,8 @@ pub struct Links {
     // One connection per neighbour, dialled by whoever needs it first. A neighbour that has begun
     // a new session has another address.
     peers: Mutex<Vec<(Peer, Connection)>>,
+    // Who else has pieces of a model, as the coordinator said last.
+    sources: Mutex<(ModelId, Vec<Peer>)>,
     max_buffered_frames: usize,
     max_pieces: usize,
 }
@@ -83,7 +85,8 @@ impl Links {
             endpoint,
             coordinator,
             inboxes: DashMap::new(),
-            peers: Mutex::new(Vec::new()),
+            peers: Mutex::default(),
+            sources: Mutex::default(),
             max_buffered_frames: config.max_buffered_frames as usize,
             max_pieces: config.max_pieces as usize,
         }
@@ -124,18 +127,29 @@ impl Links {
         }
     }
 
+    /// These nodes have pieces of a model: they are asked for them, too, from now on.
+    pub fn set_sources(&self, model: ModelId, peers: Vec<Peer>) {
+        *self.sources.lock().unwrap_or_else(PoisonError::into_inner) = (model, peers);
+    }
+
     /// The plan, with files that hold what it needs.
     ///
     /// # Errors
     /// When nobody gives what isn't here.
     pub async fn provide(
-        &self,
+        self: &Arc<Self>,
         weights: &Weights,
         plan: StagePlan,
-        progress: &mut (dyn FnMut(Loading) + Send),
-    ) -> Result<StagePlan, StageError> {
-        let sources = [self.coordinator.clone()];
-        weights.provide(plan, &sources, self.max_pieces, progress).await
+        progress: &mut (dyn FnMut(Given) + Send),
+    ) -> Result<Provided, StageError> {
+        let (model, peers) = self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let sources = Sources {
+            coordinator: self.coordinator.clone(),
+            nodes: if model == plan.model { peers } else { Vec::new() },
+            links: Arc::clone(self),
+            max_pieces: self.max_pieces,
+        };
+        weights.provide(plan, sources, progress).await
     }
 
     /// The way to the coordinator.
@@ -157,18 +171,34 @@ impl Links {
                 inbox.ok_or_else(|| TransportError::Closed("the stage has ended".into()))?;
             return Ok(Outlet::Local(inbox.link()));
         }
-        let mut peers = self.peers.lock().await;
-        peers.retain(|(_, connection)| connection.is_open());
-        let connection = match peers.iter().find(|(known, _)| *known == peer) {
-            Some((_, connection)) => connection.clone(),
-            None => {
-                let name = PeerName::Node(peer.node);
-                let connection = self.endpoint.dial(peer.addr, Purpose::Data, name).await?;
-                peers.push((peer, connection.clone()));
-                connection
-            }
-        };
+        let connection = self.neighbour(peer).await?;
         Ok(Outlet::Remote(transport::open_frames(&connection, to).await?))
+    }
+
+    /// The connection to another node, dialled where there is none.
+    ///
+    /// # Errors
+    /// When the node can't be reached.
+    pub async fn neighbour(&self, peer: Peer) -> Result<Connection, TransportError> {
+        let peers = || self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = {
+            let mut peers = peers();
+            peers.retain(|(_, connection)| connection.is_open());
+            peers.iter().find(|(known, _)| *known == peer).map(|(_, known)| known.clone())
+        };
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        // Nobody else waits meanwhile: it may be that nobody answers.
+        let name = PeerName::Node(peer.node);
+        let connection = self.endpoint.dial(peer.addr, Purpose::Data, name).await?;
+        peers().push((peer, connection.clone()));
+        Ok(connection)
+    }
+
+    /// Which node this is.
+    pub fn node(&self) -> NodeId {
+        self.node
     }
 }
 
