@@ -210,6 +210,8 @@ pub struct Coordinator {
     pub probe_bytes: u32,
     /// Milliseconds that this may take; whatever takes longer isn't known.
     pub probe_timeout_ms: u64,
+    /// Other nodes that a node is told to ask for weights, beside the coordinator. 0: none.
+    pub max_sources: u32,
     /// Milliseconds to wait for more nodes after one joined, before a pipeline is placed.
     pub settle_ms: u64,
     /// Milliseconds that a coordinator which has started again waits for the nodes of its last
@@ -352,6 +354,7 @@ impl Default for Coordinator {
             max_failed_proofs: 10,
             probe_bytes: 2 << 20,
             probe_timeout_ms: 2000,
+            max_sources: 8,
             settle_ms: 2000,
             rejoin_ms: 10_000,
             load_timeout_ms: 120_000,

@@ -12,7 +12,7 @@ use ractor::message::SerializedMessage;
 
 use crate::config::{KvCacheDtype, Quantize};
 use crate::message::{
-    CoordinatorMsg, Drain, Leaving, Loading, NodeMsg, Progress, StageFailed, Unload,
+    CoordinatorMsg, Drain, Leaving, Loading, NodeMsg, Progress, Sources, StageFailed, Unload,
 };
 use crate::*;
 
@@ -235,7 +235,10 @@ fn all(version: u16) -> BTreeMap<String, (Vec<u8>, Said)> {
     if version < 5 {
         report.held.clear();
     }
+    let peer = Peer { node, addr: ([10, 0, 0, 7], 7001).into() };
+    let sources = Sources { model: ModelId([7; 16]), nodes: vec![peer] };
     let to_node = [
+        NodeMsg::Sources(sources.into()),
         NodeMsg::Load(plan().into()),
         NodeMsg::Unload(unload.into()),
         NodeMsg::Warm(plan().into()),
@@ -278,6 +281,7 @@ fn name_to_node(message: &NodeMsg) -> &'static str {
     match message {
         NodeMsg::Load(_) => "NodeMsg::Load",
         NodeMsg::Warm(_) => "NodeMsg::Warm",
+        NodeMsg::Sources(_) => "NodeMsg::Sources",
         NodeMsg::Unload(_) => "NodeMsg::Unload",
         NodeMsg::Release(_) => "NodeMsg::Release",
         // A question without content; its answer is kept.

@@ -9,7 +9,8 @@ use ractor_cluster::RactorClusterMessage;
 
 use crate::codec::{self, CodecError};
 use crate::{
-    Blame, Epoch, NodeId, NodeReport, PipelineId, SessionId, StageEcho, StageId, StagePlan,
+    Blame, Epoch, ModelId, NodeId, NodeReport, Peer, PipelineId, SessionId, StageEcho, StageId,
+    StagePlan,
 };
 use bincode::de::Decoder;
 use bincode::enc::Encoder;
@@ -29,6 +30,8 @@ pub enum NodeMsg {
     Load(Wire<StagePlan>),
     /// Keep the weights of this stage ready, and prove its kernels, as long as you hold no other.
     Warm(Wire<StagePlan>),
+    /// Ask these nodes for weights, too. Said before a stage is.
+    Sources(Wire<Sources>),
     /// Drop every stage of this pipeline up to this epoch.
     Unload(Wire<Unload>),
     /// The node holds nothing any more, and nothing will be placed on it: it may end.
@@ -47,6 +50,7 @@ impl NodeMsg {
             | Self::Unload(_)
             | Self::Release(_)
             | Self::Report(..) => 4,
+            Self::Sources(_) => 5,
         }
     }
 }
@@ -78,6 +82,15 @@ impl CoordinatorMsg {
             | Self::Leaving(_) => 4,
         }
     }
+}
+
+/// Nodes that have pieces of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Sources {
+    /// Of which.
+    pub model: ModelId,
+    /// Who they are.
+    pub nodes: Vec<Peer>,
 }
 
 /// Who wants to end.

@@ -73,6 +73,16 @@ pub enum Ask {
     Held(ModelId),
 }
 
+impl Ask {
+    /// The wire version since which it is asked: whoever speaks an older one is not.
+    pub fn since(&self) -> u16 {
+        match self {
+            Self::Manifest(_) | Self::Piece(..) => 4,
+            Self::Held(_) => 5,
+        }
+    }
+}
+
 /// Some of a model's pieces: a bit for each, by file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct PieceSet(Vec<Vec<u8>>);

@@ -77,3 +77,26 @@ async fn a_node_that_is_killed_while_it_fetches_goes_on_where_it_was() {
     answer(&cluster).await;
     cluster.stop();
 }
+
+/// Goal: a node gets layers from another node. Method: one pipeline stands when the node for the
+/// second comes; both compute the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_gets_layers_from_a_node_that_has_them() {
+    let options = options(1, "[coordinator]\nsettle_ms = 200\npipelines = 2\n");
+    let cluster = Cluster::launch(&options);
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let mut first = cluster.join(dirs[0].path(), &["--no-local-files"]);
+    cluster.serving(1, Duration::from_secs(180)).await;
+    assert!(first.wait_for(FETCHED, Duration::from_secs(60)).contains("from_nodes=0 "));
+    let expected = answer(&cluster).await;
+    let mut second = cluster.join(dirs[1].path(), &["--no-local-files"]);
+    cluster.serving(2, Duration::from_secs(180)).await;
+    let line = second.wait_for(FETCHED, Duration::from_secs(60));
+    assert!(!line.contains("from_nodes=0 ") && line.contains("num_sources=2"), "{line}");
+    drop(first);
+    cluster.serving(1, Duration::from_secs(60)).await;
+    let found = answer(&cluster).await;
+    assert_eq!(token_ids(&found), token_ids(&expected));
+    assert_eq!(logprob_rows(&found), logprob_rows(&expected));
+    cluster.stop();
+}

@@ -43,6 +43,10 @@ pub async fn ask(
     ask: &Ask,
     max_bytes: usize,
 ) -> Result<Vec<u8>, TransportError> {
+    let spoken = connection.wire_version();
+    if ask.since() > spoken {
+        return Err(TransportError::NotGiven(format!("it speaks wire version {spoken}")));
+    }
     let asked = async {
         let (mut sender, mut receiver) = connection.connection.open_bi().await?;
         sender.set_priority(PRIORITY).ok();
@@ -129,7 +133,7 @@ mod tests {
         async fn give(&self, ask: Ask) -> Result<Bytes, String> {
             match ask {
                 Ask::Piece(_, PieceId { index, .. }, _) => Ok(vec![7; index as usize].into()),
-                Ask::Manifest(_) => Err("not here".repeat(1000)),
+                Ask::Manifest(_) | Ask::Held(_) => Err("not here".repeat(1000)),
             }
         }
     }

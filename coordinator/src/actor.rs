@@ -9,8 +9,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use protocol::message::{NODE_GROUP, NodeMsg, Unload, Wire};
-use protocol::{NodeId, NodeReport, RequestId, SessionId, StageId};
+use protocol::message::{NODE_GROUP, NodeMsg, Sources, Unload, Wire};
+use protocol::{NodeId, NodeReport, RequestId, SessionId, StageId, StagePlan};
 use ractor::{
     Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent, pg, pg::GroupChangeMessage,
 };
@@ -256,11 +256,13 @@ impl State {
                     {
                         next.addr = self.arguments.sessions.address_for(*session, next.addr);
                     }
+                    self.name_sources(node, &plan);
                     self.cast(node, NodeMsg::Load(plan.into()));
                 }
                 Action::Warm(node, plan) => {
                     let layers = plan.layers;
                     info!(%node, %layers, "a spare keeps layers ready");
+                    self.name_sources(node, &plan);
                     self.cast(node, NodeMsg::Warm((*plan).into()));
                 }
                 Action::Unload(node, pipeline, epoch) => {
@@ -355,6 +357,17 @@ impl State {
         if spoken.is_some_and(|spoken| message.since() <= spoken) && !actor.tell(message) {
             warn!(%node, "a message to a node is lost");
         }
+    }
+
+    /// Says of whom a node can get weights beside this process.
+    fn name_sources(&self, node: NodeId, plan: &StagePlan) {
+        let mut nodes = self.arguments.cluster.sources(node, plan);
+        if let Some((session, _)) = self.nodes.get(&node) {
+            for peer in &mut nodes {
+                peer.addr = self.arguments.sessions.address_for(*session, peer.addr);
+            }
+        }
+        self.cast(node, NodeMsg::Sources(Sources { model: plan.model, nodes }.into()));
     }
 
     fn connect(&self, node: NodeId, stage: StageId, myself: &ActorRef<Msg>) {

@@ -12,6 +12,7 @@ mod pipelines;
 mod returning;
 mod scaling;
 mod show;
+mod sources;
 mod spares;
 mod tell;
 mod waiting;
@@ -35,7 +36,7 @@ use crate::backoff::Backoff;
 use crate::duty::{Duties, Duty};
 use crate::history::{Decision, History};
 use crate::known::Known;
-use crate::lane::{self, Lane, Prefix, Told};
+use crate::lane::{self, Prefix, Told};
 use crate::members::Members;
 use crate::model::Model;
 use crate::pipeline::Pipeline;
@@ -331,23 +332,6 @@ impl Cluster {
         }
         self.schedule(now);
         std::mem::take(&mut self.actions)
-    }
-
-    /// Who waits.
-    pub fn queue(&self) -> &Queue {
-        &self.queue
-    }
-
-    /// What runs in the pipelines that serve, each by its first stage.
-    pub fn lanes(&self) -> impl Iterator<Item = (StageId, &Lane)> {
-        self.pipelines
-            .values()
-            .filter_map(|it| Some((it.stages.first()?.plan.id, it.lane.as_ref()?)))
-    }
-
-    /// Requests that have not ended.
-    pub fn num_open(&self) -> usize {
-        self.requests.len()
     }
 
     fn is_serving(&self) -> bool {

@@ -5,6 +5,7 @@ mod failures;
 mod returning;
 mod scaling;
 mod sessions;
+mod sources;
 
 use std::time::{Duration, Instant};
 

@@ -209,6 +209,15 @@ impl Known {
             && held[first + 1..=end].iter().all(|it| *it)
     }
 
+    /// Which parts of a model a node holds, on any of its adapters.
+    pub(crate) fn held(&self, node: NodeId, num_parts: usize) -> Vec<bool> {
+        let mut parts = vec![false; num_parts];
+        for (_, held) in self.held.iter().filter(|((held_by, _), _)| *held_by == node) {
+            parts.iter_mut().zip(held).for_each(|(part, held)| *part |= held);
+        }
+        parts
+    }
+
     /// A node is gone, with whatever it held. How fast it was is remembered.
     pub(crate) fn forget(&mut self, node: NodeId) {
         self.held.retain(|(held_by, _), _| *held_by != node);

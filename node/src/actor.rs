@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::message::{
-    COORDINATOR_GROUP, CoordinatorMsg, Loading, NODE_GROUP, NodeMsg, Progress, StageFailed, Unload,
-    Wire,
+    COORDINATOR_GROUP, CoordinatorMsg, Loading, NODE_GROUP, NodeMsg, Progress, Sources,
+    StageFailed, Unload, Wire,
 };
 use protocol::{Blame, HeldParts, NodeReport, StageEcho, StageId, StagePlan};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent, pg};
@@ -131,6 +131,9 @@ impl Actor for NodeActor {
                     }
                 });
             }
+            NodeMsg::Sources(Wire(Ok(Sources { model, nodes }))) => {
+                state.node.links.set_sources(model, nodes);
+            }
             NodeMsg::Unload(Wire(Ok(Unload { pipeline, epoch }))) => {
                 state.stages.retain(|id, (actor, _)| {
                     let stays = id.pipeline != pipeline || id.epoch > epoch;
@@ -149,6 +152,7 @@ impl Actor for NodeActor {
             NodeMsg::Load(Wire(Err(cause))) | NodeMsg::Warm(Wire(Err(cause))) => {
                 warn!(%cause, "a plan is malformed")
             }
+            NodeMsg::Sources(Wire(Err(cause))) => warn!(%cause, "sources are malformed"),
             NodeMsg::Unload(Wire(Err(cause))) => warn!(%cause, "an order to unload is malformed"),
         }
         Ok(())

@@ -257,9 +257,8 @@ impl CachedModel {
         let size = u64::from(self.manifest.piece_bytes);
         let state = self.state();
         let mut indices = bytes.start / size..bytes.end.div_ceil(size);
-        indices.all(|index| {
-            state.held.contains(&PieceId { file: file as u32, index: index as u32 })
-        })
+        indices
+            .all(|index| state.held.contains(&PieceId { file: file as u32, index: index as u32 }))
     }
 
     /// The bytes first: what is recorded is there.

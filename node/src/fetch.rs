@@ -44,6 +44,17 @@ pub struct Given {
     pub num_sources: u32,
 }
 
+/// What came of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Fetched {
+    /// Pieces that were missing.
+    pub(crate) num_pieces: usize,
+    /// Bytes of them that other nodes gave.
+    pub(crate) from_nodes: u64,
+    /// Sources that failed, each with the reason.
+    pub(crate) left: BTreeSet<String>,
+}
+
 /// What all that fetch share.
 struct Shared {
     id: ModelId,
@@ -75,7 +86,7 @@ pub(crate) async fn fetch(
     needed: BTreeSet<PieceId>,
     sources: Sources,
     progress: &mut (dyn FnMut(Given) + Send),
-) -> Result<(), StageError> {
+) -> Result<Fetched, StageError> {
     let manifest = model.manifest();
     let mut given = Given { of_bytes: manifest.num_bytes(&needed), ..Given::default() };
     progress(given);
@@ -87,7 +98,7 @@ pub(crate) async fn fetch(
     given.num_bytes = manifest.num_bytes(&held);
     progress(given);
     if missing.is_empty() {
-        return Ok(());
+        return Ok(Fetched::default());
     }
     let started = Instant::now();
     let (num_pieces, bytes) = (missing.len(), manifest.num_bytes(&missing));
@@ -125,16 +136,18 @@ pub(crate) async fn fetch(
         let model = Arc::clone(model);
         spawn_blocking(move || model.flush()).await
     };
-    flushed.map_err(|cause| StageError::Weights(cause.to_string()))?.map_err(StageError::Weights)?;
+    flushed
+        .map_err(|cause| StageError::Weights(cause.to_string()))?
+        .map_err(StageError::Weights)?;
+    let left = shared.causes.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if num_left > 0 {
-        let causes = shared.causes.lock().unwrap_or_else(PoisonError::into_inner);
-        let causes = causes.iter().cloned().collect::<Vec<_>>().join("; ");
+        let causes = left.into_iter().collect::<Vec<_>>().join("; ");
         return Err(StageError::Weights(format!("{num_left} pieces are missing: {causes}")));
     }
     let mb_per_s = bytes as f64 / 1e6 / started.elapsed().as_secs_f64();
     let (mb_per_s, num_sources) = (format!("{mb_per_s:.0}"), given.num_sources);
     info!(num_pieces, bytes, from_nodes, num_sources, mb_per_s, "weights are fetched");
-    Ok(())
+    Ok(Fetched { num_pieces, from_nodes, left })
 }
 
 impl Shared {
@@ -297,3 +310,7 @@ impl Shared {
             .map_err(|cause| TransportError::Closed(format!("it breaks the protocol: {cause}")))
     }
 }
+
+#[cfg(test)]
+#[path = "fetch_tests.rs"]
+mod tests;

@@ -179,11 +179,6 @@ impl Fetching {
         it.num_late >= MAX_LATE && it.has.is_some()
     }
 
-    /// Pieces that are still to come.
-    pub(crate) fn num_missing(&self) -> usize {
-        self.missing.len()
-    }
-
     /// Sources that are asked.
     pub(crate) fn num_sources(&self) -> usize {
         self.sources.iter().filter(|it| !it.is_gone).count()
@@ -226,7 +221,7 @@ mod tests {
         assert_eq!(next(some), Next::Ask(piece(4)));
         assert!(fetching.came(piece(0), all, now));
         assert_eq!(fetching.next(all, now), Next::Ask(piece(3)));
-        assert_eq!(fetching.num_missing(), 5);
+        assert_eq!(fetching.missing.len(), 5);
     }
 
     #[test]
@@ -265,7 +260,7 @@ mod tests {
             assert!(!fetching.came(piece(index), slow, at(201)), "it has come");
         }
         assert!(fetching.is_slow(slow) && !fetching.is_slow(all));
-        assert_eq!(fetching.num_missing(), 0);
+        assert_eq!(fetching.missing.len(), 0);
     }
 
     #[test]
@@ -279,7 +274,7 @@ mod tests {
         assert_eq!(fetching.next(some, now), Next::Ask(piece(2)));
         assert!(fetching.came(piece(2), some, now));
         assert_eq!(fetching.next(some, now), Next::End);
-        assert_eq!(fetching.num_missing(), 1);
+        assert_eq!(fetching.missing.len(), 1);
     }
 
     #[test]

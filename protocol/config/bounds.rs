@@ -12,7 +12,7 @@ const DAY_MS: u64 = 24 * HOUR_MS;
 
 /// Each key that is a whole number, with the least and the most that work. Where 0 has a meaning of
 /// its own, it is the least.
-const BOUNDS: [(&str, u64, u64); 94] = [
+const BOUNDS: &[(&str, u64, u64)] = &[
     ("model.max_model_len", 0, 1 << 24),
     ("coordinator.local_nodes", 0, 1024),
     // Each stage has a step under way, and places for it in memory.
@@ -21,6 +21,7 @@ const BOUNDS: [(&str, u64, u64); 94] = [
     ("coordinator.max_failed_proofs", 1, 1 << 20),
     ("coordinator.probe_bytes", 0, 1 << 30),
     ("coordinator.probe_timeout_ms", 1, HOUR_MS),
+    ("coordinator.max_sources", 0, 1024),
     ("coordinator.settle_ms", 0, DAY_MS),
     ("coordinator.rejoin_ms", 0, HOUR_MS),
     ("coordinator.max_node_failures", 0, 1000),

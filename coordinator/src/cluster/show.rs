@@ -2,13 +2,33 @@
 
 use std::fmt::Write as _;
 
+use protocol::StageId;
+
 use super::{Cluster, Load};
 use crate::data_dir;
-use crate::lane;
+use crate::lane::{self, Lane};
+use crate::queue::Queue;
 use crate::request::Priority;
 use crate::status::{NodeStatus, Status};
 
 impl Cluster {
+    /// Who waits.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// What runs in the pipelines that serve, each by its first stage.
+    pub fn lanes(&self) -> impl Iterator<Item = (StageId, &Lane)> {
+        self.pipelines
+            .values()
+            .filter_map(|it| Some((it.stages.first()?.plan.id, it.lane.as_ref()?)))
+    }
+
+    /// Requests that have not ended.
+    pub fn num_open(&self) -> usize {
+        self.requests.len()
+    }
+
     /// How full the cluster is.
     pub fn load(&self) -> Load {
         let mut lanes = lane::Load::default();
