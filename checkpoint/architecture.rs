@@ -10,15 +10,16 @@ use crate::spec::{Attention, Dense, LayerSpec, Mlp};
 
 /// What can be computed. Displayed as Hugging Face's class name.
 ///
-/// Both: pre-norm decoder layers, rotation of adjacent pairs of the first
-/// [`rotary_dim`](crate::Gqa::rotary_dim) dimensions of a head, grouped-query attention, a
-/// SiLU-gated MLP.
+/// All: pre-norm decoder layers, rotation of pairs of the first
+/// [`rotary_dim`](crate::Gqa::rotary_dim) dimensions of a head, SiLU-gated MLPs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Architecture {
     /// GLM-4-9B-chat, GLM-Edge; Llama and Qwen2 models that were brought into its form.
     Glm,
     /// GLM-4-0414, GLM-Z1: a norm also behind the attention and behind the MLP.
     Glm4,
+    /// GLM-4.5, GLM-4.6, GLM-4.7: layers with experts after the first ones.
+    Glm4Moe,
 }
 
 impl fmt::Display for Architecture {
@@ -26,6 +27,7 @@ impl fmt::Display for Architecture {
         f.write_str(match self {
             Self::Glm => "GlmForCausalLM",
             Self::Glm4 => "Glm4ForCausalLM",
+            Self::Glm4Moe => "Glm4MoeForCausalLM",
         })
     }
 }
@@ -45,6 +47,14 @@ pub(crate) enum Role {
     GateUp,
     Down,
     PostMlpNorm,
+    QueryNorm,
+    KeyNorm,
+    Router,
+    RouterBias,
+    ExpertsGateUp,
+    ExpertsDown,
+    SharedGateUp,
+    SharedDown,
 }
 
 impl Role {
@@ -62,8 +72,19 @@ impl Role {
                 (vec![gqa.q_rows(), gqa.kv_rows(), gqa.kv_rows()], None)
             }
             (Self::Output, Attention::Gqa(gqa), _) => (vec![hidden], Some(gqa.q_rows())),
+            (Self::QueryNorm | Self::KeyNorm, Attention::Gqa(gqa), _) => (vec![gqa.head_dim], None),
             (Self::GateUp, _, Mlp::Dense(Dense { width })) => (vec![width; 2], Some(hidden)),
             (Self::Down, _, Mlp::Dense(Dense { width })) => (vec![hidden], Some(width)),
+            (Self::Router, _, Mlp::Moe(moe)) => (vec![moe.num_experts], Some(hidden)),
+            (Self::RouterBias, _, Mlp::Moe(moe)) => (vec![moe.num_experts], None),
+            (Self::ExpertsGateUp, _, Mlp::Moe(moe)) => {
+                (vec![moe.num_experts * moe.width; 2], Some(hidden))
+            }
+            (Self::ExpertsDown, _, Mlp::Moe(moe)) => {
+                (vec![moe.num_experts * hidden], Some(moe.width))
+            }
+            (Self::SharedGateUp, _, Mlp::Moe(moe)) => (vec![moe.shared_width; 2], Some(hidden)),
+            (Self::SharedDown, _, Mlp::Moe(moe)) => (vec![hidden], Some(moe.shared_width)),
             (
                 Self::FinalNorm
                 | Self::InputNorm
@@ -72,6 +93,25 @@ impl Role {
                 | Self::PostMlpNorm,
                 ..,
             ) => (vec![hidden], None),
+            (
+                Self::GateUp
+                | Self::Down
+                | Self::Router
+                | Self::RouterBias
+                | Self::ExpertsGateUp
+                | Self::ExpertsDown
+                | Self::SharedGateUp
+                | Self::SharedDown,
+                ..,
+            ) => unreachable!("a layer has the tensors of its kind"),
+        }
+    }
+
+    /// How many matrices of one shape it is.
+    pub(crate) fn stack(self, config: &ModelConfig, layer: usize) -> usize {
+        match (self, config.layer(layer).mlp) {
+            (Self::ExpertsGateUp | Self::ExpertsDown, Mlp::Moe(moe)) => moe.num_experts,
+            _ => 1,
         }
     }
 
@@ -90,6 +130,14 @@ impl Role {
             Self::GateUp => "gate_up",
             Self::Down => "down",
             Self::PostMlpNorm => "post_mlp_norm",
+            Self::QueryNorm => "query_norm",
+            Self::KeyNorm => "key_norm",
+            Self::Router => "router",
+            Self::RouterBias => "router_bias",
+            Self::ExpertsGateUp => "experts_gate_up",
+            Self::ExpertsDown => "experts_down",
+            Self::SharedGateUp => "shared_gate_up",
+            Self::SharedDown => "shared_down",
         }
     }
 }
@@ -103,6 +151,9 @@ pub(crate) enum RowOrder {
     HalfSplit,
 }
 
+/// Stands for an expert's number.
+pub(crate) const EXPERT: &str = "{}";
+
 /// The names of a source's tensors.
 #[derive(Debug)]
 pub(crate) struct Layout {
@@ -113,7 +164,8 @@ pub(crate) struct Layout {
     /// What the names of a layer's tensors start with; the layer's number follows.
     pub(crate) layer_prefix: &'static str,
     /// Ways to store each role. A way is a list of names, stacked row upon row; the first way
-    /// whose first name exists is taken. The names in a layer follow the prefix, number and dot.
+    /// whose first name exists is taken. The names in a layer follow the prefix, number and dot;
+    /// one with [`EXPERT`] in it is that of a tensor for each expert.
     pub(crate) tensors: &'static [(Role, &'static [&'static [&'static str]])],
     /// Suffixes of tensors that older files carry and nobody needs.
     pub(crate) ignored: &'static [&'static str],
@@ -164,6 +216,14 @@ pub(crate) const HUGGING_FACE: &[Layout] = &[
         tensors: HUGGING_FACE_TENSORS,
         ignored: &["rotary_emb.inv_freq"],
     },
+    Layout {
+        source: "Glm4MoeForCausalLM",
+        architecture: Architecture::Glm4Moe,
+        row_order: RowOrder::HalfSplit,
+        layer_prefix: "model.layers.",
+        tensors: HUGGING_FACE_TENSORS,
+        ignored: &["rotary_emb.inv_freq"],
+    },
 ];
 
 const HUGGING_FACE_TENSORS: &[(Role, &[&[&str]])] = &[
@@ -188,6 +248,17 @@ const HUGGING_FACE_TENSORS: &[(Role, &[&[&str]])] = &[
     ),
     (Role::Down, &[&["mlp.down_proj.weight"]]),
     (Role::PostMlpNorm, &[&["post_mlp_layernorm.weight"]]),
+    (Role::QueryNorm, &[&["self_attn.q_norm.weight"]]),
+    (Role::KeyNorm, &[&["self_attn.k_norm.weight"]]),
+    (Role::Router, &[&["mlp.gate.weight"]]),
+    (Role::RouterBias, &[&["mlp.gate.e_score_correction_bias"]]),
+    (Role::ExpertsGateUp, &[&["mlp.experts.{}.gate_proj.weight", "mlp.experts.{}.up_proj.weight"]]),
+    (Role::ExpertsDown, &[&["mlp.experts.{}.down_proj.weight"]]),
+    (
+        Role::SharedGateUp,
+        &[&["mlp.shared_experts.gate_proj.weight", "mlp.shared_experts.up_proj.weight"]],
+    ),
+    (Role::SharedDown, &[&["mlp.shared_experts.down_proj.weight"]]),
 ];
 
 /// By `general.architecture`. llama.cpp's converter has brought q and k of `llama` files into
@@ -225,4 +296,12 @@ const GGUF_TENSORS: &[(Role, &[&[&str]])] = &[
     (Role::GateUp, &[&["ffn_gate.weight", "ffn_up.weight"], &["ffn_up.weight"]]),
     (Role::Down, &[&["ffn_down.weight"]]),
     (Role::PostMlpNorm, &[&["post_ffw_norm.weight"]]),
+    (Role::QueryNorm, &[&["attn_q_norm.weight"]]),
+    (Role::KeyNorm, &[&["attn_k_norm.weight"]]),
+    (Role::Router, &[&["ffn_gate_inp.weight"]]),
+    (Role::RouterBias, &[&["exp_probs_b.bias"]]),
+    (Role::ExpertsGateUp, &[&["ffn_gate_exps.weight", "ffn_up_exps.weight"]]),
+    (Role::ExpertsDown, &[&["ffn_down_exps.weight"]]),
+    (Role::SharedGateUp, &[&["ffn_gate_shexp.weight", "ffn_up_shexp.weight"]]),
+    (Role::SharedDown, &[&["ffn_down_shexp.weight"]]),
 ];

@@ -1,7 +1,7 @@
 //! What a model is, in one form whatever file says it.
 
 use crate::architecture::Architecture;
-use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mlp};
+use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mlp, Moe};
 
 /// The shape and constants of a model. Whoever holds one can rely on it: all numbers are within
 /// limits and fit together.
@@ -50,6 +50,8 @@ pub(crate) const MAX_LAYERS: usize = 1 << 12;
 pub(crate) const MAX_HEADS: usize = 1 << 12;
 pub(crate) const MAX_HEAD_DIM: usize = 1 << 12;
 pub(crate) const MAX_WIDTH: usize = 1 << 20;
+/// What one lane of a kernel that chooses them has room for, many times over.
+pub(crate) const MAX_EXPERTS: usize = 1 << 10;
 pub(crate) const MAX_VOCABULARY: usize = 1 << 24;
 pub(crate) const MAX_POSITIONS: usize = 1 << 30;
 
@@ -116,6 +118,7 @@ impl LayerSpec {
         }
         match self.mlp {
             Mlp::Dense(Dense { width }) => whole_vec4s("intermediate size", width),
+            Mlp::Moe(moe) => moe.check(),
         }
     }
 }
@@ -139,6 +142,39 @@ impl Gqa {
         }
         whole_vec4s("head dimension", head_dim)?;
         whole_vec4s("number of rotary dimensions", rotary_dim)
+    }
+}
+
+impl Moe {
+    fn check(&self) -> Result<(), Refused> {
+        let Self { num_experts, top_k, num_groups, top_groups, scale, .. } = *self;
+        if top_k > num_experts {
+            let problem =
+                format!("is {top_k}, it must be 1 to {num_experts}, as there are experts");
+            return Err(Refused::new("number of experts of a token", problem));
+        }
+        if !num_experts.is_multiple_of(num_groups) {
+            let problem = format!("is {num_groups}, it must divide the {num_experts} experts");
+            return Err(Refused::new("number of groups of experts", problem));
+        }
+        // Two of each group are added.
+        if num_groups > 1 && num_experts / num_groups < 2 {
+            let problem = format!("is {num_groups}, each must have 2 of the {num_experts} experts");
+            return Err(Refused::new("number of groups of experts", problem));
+        }
+        if top_groups > num_groups || top_k > num_experts / num_groups * top_groups {
+            let problem = format!(
+                "is {top_groups}, it must be at most {num_groups}, and so many that they hold the \
+                 {top_k} experts of a token"
+            );
+            return Err(Refused::new("number of groups that are chosen", problem));
+        }
+        if !(scale.is_finite() && scale > 0.0) {
+            let problem = format!("is {scale}, it must be a positive number");
+            return Err(Refused::new("factor of experts", problem));
+        }
+        whole_vec4s("intermediate size of experts", self.width)?;
+        whole_vec4s("intermediate size of shared experts", self.shared_width)
     }
 }
 

@@ -7,7 +7,8 @@ use crate::{Attention, Checkpoint, CheckpointError, LayerSpec, Mlp, ModelConfig,
 pub struct PartCost {
     /// Bytes that it takes.
     pub bytes: u64,
-    /// Bytes of weights that a step reads, however many tokens it has.
+    /// Bytes of weights that a step of one token reads. Of those of experts each token may read
+    /// others.
     pub read_bytes: u64,
     /// Multiply-adds of each token.
     pub multiply_adds: u64,
@@ -35,23 +36,28 @@ impl Checkpoint {
     /// [`CheckpointError::NoSuchLayer`].
     pub fn cost(&self, part: Part) -> Result<PartCost, CheckpointError> {
         let bytes = self.bytes(part)?;
-        let mut multiply_adds = 0;
+        let (mut read_bytes, mut multiply_adds) = (0, 0);
         for weight in self.part(part)? {
-            if let Weight::Matrix(matrix) = weight {
-                let view = self.matrix(matrix)?;
-                multiply_adds += view.rows() as u64 * view.cols() as u64;
-            }
+            let Weight::Matrix(matrix) = weight else {
+                read_bytes += self.weight_bytes(weight)?;
+                continue;
+            };
+            let (chosen, of) = match part {
+                Part::Layer(layer) => self.config().layer(layer).mlp.chosen(matrix),
+                Part::Embedding | Part::Head => (1, 1),
+            };
+            let view = self.matrix(matrix)?;
+            read_bytes += view.device_bytes() / of as u64 * chosen as u64;
+            multiply_adds += view.rows() as u64 * view.cols() as u64 / of as u64 * chosen as u64;
         }
         Ok(match part {
             // One row of it is looked up.
             Part::Embedding => PartCost { bytes, num_kernels: 1, ..PartCost::default() },
             Part::Layer(layer) => {
                 let num_kernels = self.config().layer(layer).num_kernels();
-                PartCost { bytes, read_bytes: bytes, multiply_adds, num_kernels }
+                PartCost { bytes, read_bytes, multiply_adds, num_kernels }
             }
-            Part::Head => {
-                PartCost { bytes, read_bytes: bytes, multiply_adds, num_kernels: HEAD_KERNELS }
-            }
+            Part::Head => PartCost { bytes, read_bytes, multiply_adds, num_kernels: HEAD_KERNELS },
         })
     }
 }
@@ -61,10 +67,18 @@ impl LayerSpec {
     /// for themselves.
     fn num_kernels(&self) -> u32 {
         let attention = match self.attention {
-            Attention::Gqa(_) => 3,
+            Attention::Gqa(gqa) => 3 + u32::from(gqa.qk_norm),
         };
         let mlp = match self.mlp {
             Mlp::Dense(_) => 2,
+            // Scores, the choice, two products, their sum.
+            Mlp::Moe(moe) => {
+                if moe.shared_width > 0 {
+                    7
+                } else {
+                    5
+                }
+            }
         };
         attention + mlp + if self.sandwich_norms { 2 } else { 0 }
     }
@@ -94,7 +108,7 @@ mod tests {
         let config = files.config();
         let layer = files.cost(Part::Layer(0)).unwrap();
         let Attention::Gqa(gqa) = config.layers[0].attention;
-        let Mlp::Dense(mlp) = config.layers[0].mlp;
+        let Mlp::Dense(mlp) = config.layers[0].mlp else { panic!() };
         let by_hand = config.hidden_size * (gqa.qkv_rows() + gqa.q_rows() + 3 * mlp.width);
         assert_eq!(layer.multiply_adds, by_hand as u64);
         assert_eq!(layer.bytes, files.bytes(Part::Layer(0)).unwrap());

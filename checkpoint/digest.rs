@@ -6,7 +6,7 @@ use crate::Digest;
 use crate::architecture::Role;
 use crate::config::ModelConfig;
 use crate::matrix::dtype_number;
-use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mlp};
+use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mlp, Moe};
 use crate::tensors::Weights;
 use crate::tokenizer::{SpecialTokens, TokenizerSource};
 
@@ -110,18 +110,43 @@ impl Sum {
     fn layer(&mut self, layer: &LayerSpec) {
         let LayerSpec { attention, mlp, sandwich_norms } = layer;
         match attention {
-            Attention::Gqa(Gqa { num_heads, num_kv_heads, head_dim, rotary_dim, bias }) => {
+            Attention::Gqa(Gqa {
+                num_heads,
+                num_kv_heads,
+                head_dim,
+                rotary_dim,
+                bias,
+                qk_norm,
+            }) => {
                 self.text("gqa");
                 for number in [num_heads, num_kv_heads, head_dim, rotary_dim] {
                     self.number(*number as u64);
                 }
                 self.number((*bias).into());
+                self.number((*qk_norm).into());
             }
         }
         match mlp {
             Mlp::Dense(Dense { width }) => {
                 self.text("dense");
                 self.number(*width as u64);
+            }
+            Mlp::Moe(Moe {
+                num_experts,
+                top_k,
+                width,
+                shared_width,
+                num_groups,
+                top_groups,
+                normalized,
+                scale,
+            }) => {
+                self.text("moe");
+                for number in [num_experts, top_k, width, shared_width, num_groups, top_groups] {
+                    self.number(*number as u64);
+                }
+                self.number((*normalized).into());
+                self.number(scale.to_bits().into());
             }
         }
         self.number((*sandwich_norms).into());

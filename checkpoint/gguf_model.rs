@@ -135,6 +135,7 @@ fn parse(keys: &Keys<'_>, layout: &Layout, mapped: &Mapped) -> Result<ModelConfi
             head_dim,
             rotary_dim: keys.optional("rope.dimension_count", MAX_HEAD_DIM)?.unwrap_or(head_dim),
             bias: has(Role::QkvBias, Some(0)),
+            qk_norm: false,
         }),
         mlp: Mlp::Dense(Dense { width: keys.required("feed_forward_length", MAX_WIDTH)? }),
         sandwich_norms: layout.architecture == Architecture::Glm4,

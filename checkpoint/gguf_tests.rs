@@ -41,7 +41,14 @@ fn a_llama_file_is_in_order_as_it_is() {
     let file = tiny("llama");
     let checkpoint = file.open().unwrap();
     assert_eq!(checkpoint.name(), "tiny");
-    let gqa = Gqa { num_heads: 4, num_kv_heads: 2, head_dim: 16, rotary_dim: 16, bias: false };
+    let gqa = Gqa {
+        num_heads: 4,
+        num_kv_heads: 2,
+        head_dim: 16,
+        rotary_dim: 16,
+        bias: false,
+        qk_norm: false,
+    };
     let spec = LayerSpec {
         attention: Attention::Gqa(gqa),
         mlp: Mlp::Dense(Dense { width: 32 }),

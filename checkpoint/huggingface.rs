@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::architecture::{HUGGING_FACE, Layout};
+use crate::architecture::{Architecture, HUGGING_FACE, Layout};
 use crate::config::{
-    MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH, ModelConfig,
-    Refused,
+    MAX_EXPERTS, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH,
+    ModelConfig, Refused,
 };
 use crate::error::CheckpointError;
 use crate::fp8::{Scaling, scaling};
 use crate::mapped::{Mapped, read_small};
 use crate::safetensors;
-use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mlp};
+use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mlp, Moe};
 use crate::tensors::Tensors;
 
 /// The largest published index has about 10 MB, configurations a few kB.
@@ -28,7 +28,7 @@ const MAX_FILES: usize = 1024;
 const HEAD_DIM: usize = 128;
 const NUM_KV_HEADS: usize = 2;
 const RMS_NORM_EPS: f64 = 1.562_5e-7;
-const ATTENTION_BIAS: bool = true;
+const MOE_RMS_NORM_EPS: f64 = 1e-5;
 /// `<|endoftext|>`, `<|user|>`, `<|observation|>` of GLM-4's vocabulary.
 const EOS: [u32; 3] = [151_329, 151_336, 151_338];
 
@@ -105,22 +105,32 @@ fn parse(fields: &Value, layout: &Layout) -> Result<ModelConfig, Refused> {
         ));
     }
     let vocab_size = required(fields, "vocab_size", MAX_VOCABULARY)?;
-    let eps = number(&fields["rms_norm_eps"], "rms_norm_eps")?.unwrap_or(RMS_NORM_EPS);
-    let spec = LayerSpec {
-        attention: Attention::Gqa(Gqa {
-            num_heads: required(fields, "num_attention_heads", MAX_HEADS)?,
-            num_kv_heads: optional(fields, "num_key_value_heads", MAX_HEADS)?
-                .unwrap_or(NUM_KV_HEADS),
-            head_dim,
-            rotary_dim: (head_dim as f64 * factor) as usize,
-            bias: flag(fields, "attention_bias")?.unwrap_or(ATTENTION_BIAS),
-        }),
-        mlp: Mlp::Dense(Dense { width: required(fields, "intermediate_size", MAX_WIDTH)? }),
-        sandwich_norms: layout.architecture == crate::Architecture::Glm4,
-    };
+    let is_moe = layout.architecture == Architecture::Glm4Moe;
+    let eps = if is_moe { MOE_RMS_NORM_EPS } else { RMS_NORM_EPS };
+    let eps = number(&fields["rms_norm_eps"], "rms_norm_eps")?.unwrap_or(eps);
+    let attention = Attention::Gqa(Gqa {
+        num_heads: required(fields, "num_attention_heads", MAX_HEADS)?,
+        num_kv_heads: optional(fields, "num_key_value_heads", MAX_HEADS)?.unwrap_or(NUM_KV_HEADS),
+        head_dim,
+        rotary_dim: (head_dim as f64 * factor) as usize,
+        bias: flag(fields, "attention_bias")?.unwrap_or(!is_moe),
+        qk_norm: is_moe && flag(fields, "use_qk_norm")?.unwrap_or(false),
+    });
+    let dense = Mlp::Dense(Dense { width: required(fields, "intermediate_size", MAX_WIDTH)? });
+    let sandwich_norms = layout.architecture == Architecture::Glm4;
+    let num_layers = required(fields, "num_hidden_layers", MAX_LAYERS)?;
+    let mut layers = vec![LayerSpec { attention, mlp: dense, sandwich_norms }; num_layers];
+    if is_moe {
+        let moe = moe(fields)?;
+        for (layer, is_sparse) in layers.iter_mut().zip(sparse_layers(fields, num_layers)?) {
+            if is_sparse {
+                layer.mlp = Mlp::Moe(moe);
+            }
+        }
+    }
     Ok(ModelConfig {
         architecture: layout.architecture,
-        layers: vec![spec; required(fields, "num_hidden_layers", MAX_LAYERS)?],
+        layers,
         hidden_size: required(fields, "hidden_size", MAX_WIDTH)?,
         vocab_size,
         max_position_embeddings: required(fields, "max_position_embeddings", MAX_POSITIONS)?,
@@ -133,6 +143,56 @@ fn parse(fields: &Value, layout: &Layout) -> Result<ModelConfig, Refused> {
         },
         bos_token_id: first_token(fields, "bos_token_id")?,
         pad_token_id: first_token(fields, "pad_token_id")?,
+    })
+}
+
+/// As transformers' classes of models with experts read it.
+fn moe(fields: &Value) -> Result<Moe, Refused> {
+    for (key, supported) in [("scoring_func", "sigmoid"), ("topk_method", "noaux_tc")] {
+        if !(fields[key].is_null() || fields[key] == supported) {
+            let problem = format!("is {}, supported is \"{supported}\"", fields[key]);
+            return Err(Refused::new(key, problem));
+        }
+    }
+    let width = required(fields, "moe_intermediate_size", MAX_WIDTH)?;
+    let num_shared = match &fields["n_shared_experts"] {
+        Value::Number(none) if none.as_u64() == Some(0) => 0,
+        _ => optional(fields, "n_shared_experts", MAX_EXPERTS)?.unwrap_or(1),
+    };
+    let scale = number(&fields["routed_scaling_factor"], "routed_scaling_factor")?.unwrap_or(1.0);
+    Ok(Moe {
+        num_experts: required(fields, "n_routed_experts", MAX_EXPERTS)?,
+        top_k: required(fields, "num_experts_per_tok", MAX_EXPERTS)?,
+        width,
+        shared_width: num_shared * width,
+        num_groups: optional(fields, "n_group", MAX_EXPERTS)?.unwrap_or(1),
+        top_groups: optional(fields, "topk_group", MAX_EXPERTS)?.unwrap_or(1),
+        normalized: flag(fields, "norm_topk_prob")?.unwrap_or(true),
+        scale: scale as f32,
+    })
+}
+
+/// Which layers have experts: those named "sparse", or all but the first ones.
+fn sparse_layers(fields: &Value, num_layers: usize) -> Result<Vec<bool>, Refused> {
+    let key = "mlp_layer_types";
+    if fields[key].is_null() {
+        let key = "first_k_dense_replace";
+        let num_dense = match fields[key].as_u64() {
+            Some(0) => 0,
+            _ => optional(fields, key, MAX_LAYERS)?.unwrap_or(1),
+        };
+        return Ok((0..num_layers).map(|layer| layer >= num_dense).collect());
+    }
+    let kinds = fields[key].as_array().filter(|kinds| kinds.len() == num_layers);
+    let is_sparse = |kind: &Value| match kind.as_str() {
+        Some("sparse") => Some(true),
+        Some("dense") => Some(false),
+        _ => None,
+    };
+    let sparse = kinds.and_then(|kinds| kinds.iter().map(is_sparse).collect());
+    sparse.ok_or_else(|| {
+        let problem = format!("must be \"dense\" or \"sparse\" for each of {num_layers} layers");
+        Refused::new(key, problem)
     })
 }
 

@@ -55,7 +55,7 @@ pub use files::ModelFile;
 pub use generation::SamplingDefaults;
 pub use gguf_model::BOS_BY_DEFAULT;
 pub use matrix::{Matrix, MatrixView, Vector, Weight};
-pub use spec::{Attention, Dense, Gqa, LayerSpec, Mlp, Row};
+pub use spec::{Attention, Dense, Gqa, LayerSpec, Mlp, Moe, Row};
 pub use tokenizer::{SpecialTokens, TokenizerSource};
 
 use architecture::Role;
@@ -233,8 +233,12 @@ impl Checkpoint {
     pub fn matrix(&self, matrix: Matrix) -> Result<MatrixView<'_>, CheckpointError> {
         let (role, layer) = matrix.role();
         self.check_layer(layer)?;
-        let pieces = self.weights.pieces(self.tied(role), layer.unwrap_or(0));
-        Ok(MatrixView::new(&self.weights, pieces, self.quantize, layer.is_some()))
+        let number = layer.unwrap_or(0);
+        let pieces = self.weights.pieces(self.tied(role), number);
+        // What is chosen hangs on a router: it stays as it is.
+        let quantize = if role == Role::Router { Quantize::None } else { self.quantize };
+        let stack = role.stack(&self.config, number);
+        Ok(MatrixView::new(&self.weights, pieces, (quantize, stack), layer.is_some()))
     }
 
     /// A vector of weights as f32.
@@ -263,11 +267,14 @@ impl Checkpoint {
     ///
     /// [`CheckpointError::NoSuchLayer`].
     pub fn bytes(&self, part: Part) -> Result<u64, CheckpointError> {
-        let bytes = self.part(part)?.into_iter().map(|weight| match weight {
-            Weight::Matrix(matrix) => Ok(self.matrix(matrix)?.device_bytes()),
-            Weight::Vector(vector) => Ok((self.vector_len(vector)? * size_of::<f32>()) as u64),
-        });
-        bytes.sum()
+        self.part(part)?.into_iter().map(|weight| self.weight_bytes(weight)).sum()
+    }
+
+    fn weight_bytes(&self, weight: Weight) -> Result<u64, CheckpointError> {
+        Ok(match weight {
+            Weight::Matrix(matrix) => self.matrix(matrix)?.device_bytes(),
+            Weight::Vector(vector) => (self.vector_len(vector)? * size_of::<f32>()) as u64,
+        })
     }
 
     /// Values of a vector.

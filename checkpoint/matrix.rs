@@ -32,6 +32,18 @@ pub enum Matrix {
     GateUp(usize),
     /// Of a layer: `[hidden_size, intermediate_size]`.
     Down(usize),
+    /// Of a layer with experts: what scores them, `[num_experts, hidden_size]`. Never rounded: what
+    /// is chosen hangs on it.
+    Router(usize),
+    /// Of a layer with experts: the gates of all of them, below them their up projections, `[2
+    /// num_experts width, hidden_size]`.
+    ExpertsGateUp(usize),
+    /// Of a layer with experts: `[num_experts hidden_size, width]`.
+    ExpertsDown(usize),
+    /// Of a layer with experts: as [`GateUp`](Self::GateUp), of the MLP that all tokens have.
+    SharedGateUp(usize),
+    /// Of a layer with experts: as [`Down`](Self::Down), of the MLP that all tokens have.
+    SharedDown(usize),
 }
 
 impl Matrix {
@@ -43,6 +55,11 @@ impl Matrix {
             Self::Output(layer) => (Role::Output, Some(layer)),
             Self::GateUp(layer) => (Role::GateUp, Some(layer)),
             Self::Down(layer) => (Role::Down, Some(layer)),
+            Self::Router(layer) => (Role::Router, Some(layer)),
+            Self::ExpertsGateUp(layer) => (Role::ExpertsGateUp, Some(layer)),
+            Self::ExpertsDown(layer) => (Role::ExpertsDown, Some(layer)),
+            Self::SharedGateUp(layer) => (Role::SharedGateUp, Some(layer)),
+            Self::SharedDown(layer) => (Role::SharedDown, Some(layer)),
         }
     }
 }
@@ -61,8 +78,14 @@ pub enum Vector {
     /// Of a layer: norm of what the MLP adds, `[hidden_size]`; with `sandwich_norms`.
     PostMlpNorm(usize),
     /// Of a layer: `[(num_heads + 2 num_kv_heads) head_dim]`, in the order of
-    /// [`Matrix::Qkv`]'s rows; with `attention_bias`.
+    /// [`Matrix::Qkv`]'s rows; with a bias.
     QkvBias(usize),
+    /// Of a layer: norm of each head of q, `[head_dim]`, in the order of its rows; with `qk_norm`.
+    QueryNorm(usize),
+    /// Of a layer: norm of each head of k, in the same way.
+    KeyNorm(usize),
+    /// Of a layer with experts: what is added to scores for the choice, `[num_experts]`.
+    RouterBias(usize),
 }
 
 impl Vector {
@@ -74,6 +97,9 @@ impl Vector {
             Self::PostSelfAttnNorm(layer) => (Role::PostSelfAttnNorm, Some(layer)),
             Self::PostMlpNorm(layer) => (Role::PostMlpNorm, Some(layer)),
             Self::QkvBias(layer) => (Role::QkvBias, Some(layer)),
+            Self::QueryNorm(layer) => (Role::QueryNorm, Some(layer)),
+            Self::KeyNorm(layer) => (Role::KeyNorm, Some(layer)),
+            Self::RouterBias(layer) => (Role::RouterBias, Some(layer)),
         }
     }
 }
@@ -114,6 +140,7 @@ pub struct MatrixView<'a> {
     sources: Vec<Source<'a>>,
     rows: usize,
     cols: usize,
+    stack: usize,
     format: Format,
 }
 
@@ -131,7 +158,7 @@ impl<'a> MatrixView<'a> {
     pub(crate) fn new(
         weights: &'a Weights,
         pieces: &'a [Piece],
-        quantize: Quantize,
+        (quantize, stack): (Quantize, usize),
         is_layer: bool,
     ) -> Self {
         let rows = pieces.iter().map(|piece| piece.rows).sum();
@@ -149,12 +176,18 @@ impl<'a> MatrixView<'a> {
             .unwrap_or(Format::F32);
         let format = quantize.format(format, is_layer);
         let cols = pieces.first().map_or(0, |piece| piece.cols);
-        Self { sources, rows, cols, format }
+        Self { sources, rows, cols, stack, format }
     }
 
     /// Values of the output.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// How many matrices of one shape it is, one below the other; gate and up are one of them,
+    /// though all gates come first.
+    pub fn stack(&self) -> usize {
+        self.stack
     }
 
     /// Values of the input.

@@ -6,7 +6,7 @@ use crate::config::ModelConfig;
 use crate::matrix::{Matrix, Vector, Weight};
 
 /// A decoder layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerSpec {
     /// How tokens attend to those before them.
     pub attention: Attention,
@@ -37,13 +37,17 @@ pub struct Gqa {
     pub rotary_dim: usize,
     /// Do q, k and v have a bias?
     pub bias: bool,
+    /// Are heads of q and k normalised before they rotate?
+    pub qk_norm: bool,
 }
 
 /// The MLP of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mlp {
     /// One for all tokens.
     Dense(Dense),
+    /// Of many, each token has some.
+    Moe(Moe),
 }
 
 /// A SiLU-gated MLP.
@@ -51,6 +55,31 @@ pub enum Mlp {
 pub struct Dense {
     /// Rows of the gate, and of the up projection.
     pub width: usize,
+}
+
+/// A mixture of experts, each a SiLU-gated MLP.
+///
+/// A router scores them for each token: the sigmoid of a product. Groups of neighbours compete
+/// first, by the sum of the two best of each; then the best of those in the best groups are
+/// chosen, of equal ones the first. A bias is added for the choice alone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Moe {
+    /// Experts to choose from.
+    pub num_experts: usize,
+    /// Experts of a token.
+    pub top_k: usize,
+    /// Rows of an expert's gate.
+    pub width: usize,
+    /// Rows of the gate of the MLP that all tokens have beside their experts; 0: there is none.
+    pub shared_width: usize,
+    /// Groups of neighbouring experts; divides `num_experts`.
+    pub num_groups: usize,
+    /// Groups whose experts can be chosen.
+    pub top_groups: usize,
+    /// Are the scores of a token's experts made to add up to 1?
+    pub normalized: bool,
+    /// What they are multiplied with before they weigh their experts.
+    pub scale: f32,
 }
 
 impl Gqa {
@@ -85,12 +114,22 @@ pub enum Row {
     Attended,
     /// An MLP between its two products.
     Gated,
+    /// Queries, keys and values before their norm, where they have one.
+    Unnormed,
+    /// What a router says of each expert, before it is a score.
+    Router,
+    /// The experts of a token between their two products.
+    ExpertsGated,
+    /// What the experts of a token give.
+    Experts,
+    /// The residual stream with what the experts gave, where another MLP follows.
+    Mixed,
 }
 
 impl Row {
-    /// Whether kernels take it four values at a time.
+    /// Whether kernels that choose how a tensor is stored take it four values at a time.
     pub fn is_vec4s(self) -> bool {
-        self != Self::Sublayer
+        !matches!(self, Self::Sublayer | Self::Unnormed | Self::Router | Self::Experts)
     }
 }
 
@@ -110,7 +149,7 @@ impl LayerSpec {
     /// The rows of one token that it computes with, and their widths.
     fn rows(&self, hidden_size: usize) -> Vec<(Row, usize)> {
         let mut rows = self.attention.rows();
-        rows.extend(self.mlp.rows());
+        rows.extend(self.mlp.rows(hidden_size));
         rows.extend(self.sandwich_norms.then_some((Row::Sublayer, hidden_size)));
         rows
     }
@@ -122,6 +161,11 @@ impl Attention {
             Self::Gqa(gqa) => {
                 let mut weights = vec![Matrix::Qkv(layer).into()];
                 weights.extend(gqa.bias.then_some(Weight::Vector(Vector::QkvBias(layer))));
+                if gqa.qk_norm {
+                    weights.extend(
+                        [Vector::QueryNorm(layer), Vector::KeyNorm(layer)].map(Weight::from),
+                    );
+                }
                 weights.push(Matrix::Output(layer).into());
                 weights
             }
@@ -130,7 +174,11 @@ impl Attention {
 
     fn rows(&self) -> Vec<(Row, usize)> {
         match self {
-            Self::Gqa(gqa) => vec![(Row::Queries, gqa.q_rows()), (Row::Attended, gqa.q_rows())],
+            Self::Gqa(gqa) => {
+                let mut rows = vec![(Row::Queries, gqa.q_rows()), (Row::Attended, gqa.q_rows())];
+                rows.extend(gqa.qk_norm.then_some((Row::Unnormed, gqa.qkv_rows())));
+                rows
+            }
         }
     }
 
@@ -151,15 +199,49 @@ impl Attention {
 }
 
 impl Mlp {
-    fn weights(&self, layer: usize) -> Vec<Weight> {
-        match self {
-            Self::Dense(_) => vec![Matrix::GateUp(layer).into(), Matrix::Down(layer).into()],
+    /// How many of the stacked matrices of a layer a token is multiplied with, and of how many.
+    pub(crate) fn chosen(&self, matrix: Matrix) -> (usize, usize) {
+        match (self, matrix) {
+            (Self::Moe(moe), Matrix::ExpertsGateUp(_) | Matrix::ExpertsDown(_)) => {
+                (moe.top_k, moe.num_experts)
+            }
+            _ => (1, 1),
         }
     }
 
-    fn rows(&self) -> Vec<(Row, usize)> {
+    fn weights(&self, layer: usize) -> Vec<Weight> {
         match self {
-            Self::Dense(Dense { width }) => vec![(Row::Gated, *width)],
+            Self::Dense(_) => vec![Matrix::GateUp(layer).into(), Matrix::Down(layer).into()],
+            Self::Moe(moe) => {
+                let mut weights = vec![
+                    Matrix::Router(layer).into(),
+                    Vector::RouterBias(layer).into(),
+                    Matrix::ExpertsGateUp(layer).into(),
+                    Matrix::ExpertsDown(layer).into(),
+                ];
+                if moe.shared_width > 0 {
+                    let shared = [Matrix::SharedGateUp(layer), Matrix::SharedDown(layer)];
+                    weights.extend(shared.map(Weight::from));
+                }
+                weights
+            }
+        }
+    }
+
+    fn rows(&self, hidden_size: usize) -> Vec<(Row, usize)> {
+        match *self {
+            Self::Dense(Dense { width }) => vec![(Row::Gated, width)],
+            Self::Moe(Moe { num_experts, top_k, width, shared_width, .. }) => {
+                let mut rows = vec![
+                    (Row::Router, num_experts),
+                    (Row::ExpertsGated, top_k * width),
+                    (Row::Experts, top_k * hidden_size),
+                ];
+                if shared_width > 0 {
+                    rows.extend([(Row::Gated, shared_width), (Row::Mixed, hidden_size)]);
+                }
+                rows
+            }
         }
     }
 }

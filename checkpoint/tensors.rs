@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::architecture::{Layout, Role, RowOrder};
+use crate::architecture::{EXPERT, Layout, Role, RowOrder};
 use crate::config::ModelConfig;
 use crate::dtype::DType;
 use crate::error::CheckpointError;
@@ -164,41 +164,67 @@ fn claim(
     let ways = layout.names(role, layer);
     let way = ways
         .iter()
-        .find(|way| way.first().is_some_and(|first| tensors.by_name.contains_key(first)))
+        .find(|way| {
+            let first = way.first().map(|first| first.replace(EXPERT, "0"));
+            first.is_some_and(|first| tensors.by_name.contains_key(&first))
+        })
         .or(ways.first())
         .map_or(&[][..], Vec::as_slice);
-    let (mut rows, cols) = role.shape(config, layer.unwrap_or(0));
+    let number = layer.unwrap_or(0);
+    let (mut rows, cols) = role.shape(config, number);
     if way.len() == 1 {
         rows = vec![rows.iter().sum()];
     }
+    let stack = role.stack(config, number);
     let mut pieces = Vec::with_capacity(way.len());
     for (index, (name, &rows)) in way.iter().zip(&rows).enumerate() {
-        let stored =
-            tensors.by_name.remove(name).ok_or_else(|| CheckpointError::MissingTensor {
-                path: tensors.path.clone(),
-                tensor: name.clone(),
-                num_layers: config.num_layers(),
-            })?;
-        let rotates = matches!(role, Role::Qkv | Role::QkvBias) && index < 2;
-        let Attention::Gqa(gqa) = config.layer(layer.unwrap_or(0)).attention;
-        let half_split =
-            (rotates && layout.row_order == RowOrder::HalfSplit).then_some(HalfSplit {
-                rows: rows.min(gqa.q_rows() + gqa.kv_rows()),
-                head_dim: gqa.head_dim,
-                rotary_dim: gqa.rotary_dim,
-            });
-        let shape = Shape { rows, cols, half_split };
-        let mut piece = shape.of(name, stored, &tensors.path)?;
-        if piece.dtype == DType::F8_E4M3 {
-            piece.scales = Some(Scales::claim(tensors, name, (piece.rows, piece.cols))?);
+        let half_split = half_split(layout, config, (role, number), (index, rows));
+        // A tensor for each of a stack, or all in one of three dimensions.
+        let (num_tensors, depth) = if name.contains(EXPERT) { (stack, 1) } else { (1, stack) };
+        for tensor in 0..num_tensors {
+            let name = name.replace(EXPERT, &tensor.to_string());
+            let stored =
+                tensors.by_name.remove(&name).ok_or_else(|| CheckpointError::MissingTensor {
+                    path: tensors.path.clone(),
+                    tensor: name.clone(),
+                    num_layers: config.num_layers(),
+                })?;
+            let shape = Shape { depth, rows: rows / num_tensors, cols, half_split };
+            let mut piece = shape.of(&name, stored, &tensors.path)?;
+            if piece.dtype == DType::F8_E4M3 {
+                piece.scales = Some(Scales::claim(tensors, &name, (piece.rows, piece.cols))?);
+            }
+            pieces.push(piece);
         }
-        pieces.push(piece);
     }
     Ok(pieces)
 }
 
+/// How the rows of a role's tensor of this number are to be reordered.
+fn half_split(
+    layout: &Layout,
+    config: &ModelConfig,
+    (role, layer): (Role, usize),
+    (index, rows): (usize, usize),
+) -> Option<HalfSplit> {
+    let rotates = match role {
+        Role::Qkv | Role::QkvBias => index < 2,
+        Role::QueryNorm | Role::KeyNorm => true,
+        _ => false,
+    };
+    if !rotates || layout.row_order != RowOrder::HalfSplit {
+        return None;
+    }
+    let Attention::Gqa(gqa) = config.layer(layer).attention;
+    let (head_dim, rotary_dim) = (gqa.head_dim, gqa.rotary_dim);
+    Some(HalfSplit { rows: rows.min(gqa.q_rows() + gqa.kv_rows()), head_dim, rotary_dim })
+}
+
 /// What a tensor must be like.
 struct Shape {
+    /// Matrices of it.
+    depth: usize,
+    /// Of all of them.
     rows: usize,
     cols: Option<usize>,
     half_split: Option<HalfSplit>,
@@ -206,7 +232,9 @@ struct Shape {
 
 impl Shape {
     fn of(self, name: &str, stored: Stored, path: &Path) -> Result<Piece, CheckpointError> {
-        let expected: Vec<usize> = [self.rows].into_iter().chain(self.cols).collect();
+        let depth = (self.depth > 1).then_some(self.depth);
+        let rows = self.rows / self.depth;
+        let expected: Vec<usize> = depth.into_iter().chain([rows]).chain(self.cols).collect();
         if stored.shape != expected {
             return Err(CheckpointError::WrongShape {
                 path: path.to_owned(),

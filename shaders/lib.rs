@@ -37,10 +37,13 @@ pub mod weights;
 pub mod attention;
 pub mod copy_blocks;
 pub mod embed;
+pub mod experts;
 pub mod gather_rows;
 pub mod matmul;
 mod matmul_class;
+pub mod matmul_stacked;
 mod matmul_variant;
+pub mod qk_norm;
 pub mod quantize_rows;
 pub mod rms_norm;
 pub mod rotary;
@@ -56,6 +59,7 @@ pub mod sampler;
 pub mod copy;
 pub mod fma;
 pub mod self_test;
+pub mod self_test_experts;
 pub mod speed;
 
 #[cfg(test)]

@@ -58,6 +58,18 @@ impl Params {
         }
     }
 
+    /// Of rows that are normalised with this epsilon, and of all columns of a matrix of a stack.
+    #[must_use]
+    pub(crate) fn with_norm(self, eps: f32) -> Self {
+        Self { eps, num_computed: self.num_columns, ..self }
+    }
+
+    /// With so many rows.
+    #[must_use]
+    pub(crate) fn of_rows(self, num_rows: usize) -> Self {
+        Self { num_rows: num_rows as u32, ..self }
+    }
+
     /// With the columns that a shard of the weights computes.
     #[must_use]
     pub fn of_shard(self, shard: &Shard) -> Self {
@@ -144,6 +156,8 @@ pub struct Norm<'a> {
 pub enum Output<'a> {
     /// `out = product`. [num_rows, weights.rows]
     Store(&'a Tensor),
+    /// The same, into a tensor that kernels take four values at a time.
+    Vec4s(&'a Tensor),
     /// `out = residual + product`: the residual stream, from one tensor to another.
     /// [num_rows, weights.rows], vec4s
     Residual {
@@ -176,9 +190,10 @@ pub struct Qkv<'a> {
 }
 
 impl Output<'_> {
-    fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Store(_) => Kind::Store,
+            Self::Vec4s(_) => Kind::Vec4s,
             Self::Residual { .. } => Kind::Residual,
             Self::Swiglu(_) => Kind::Swiglu,
             Self::Qkv(qkv) => Kind::Qkv(qkv.cache.format),
@@ -242,6 +257,7 @@ impl Matmul {
             kind == Kind::Swiglu,
             "gate and up are paired for their kernel"
         );
+        assert_eq!(weights.stack, 1, "a stack of matrices has a kernel of its own");
         let Operand { mut x, mut norm, quantized } = operand;
         assert!(norm.is_none_or(|norm| norm.weight.len() == weights.cols), "a weight per value");
         let class = (self.class)(weights.format);
@@ -259,7 +275,7 @@ impl Matmul {
         let eps = norm.map_or(0.0, |norm| norm.eps);
         let mut common = Params { eps, row_vec4s: row_vec4s as u32, ..Params::new(weights) };
         let (tensors, max_rows) = match output {
-            Output::Store(out) => (vec![out], out.len() / weights.rows),
+            Output::Store(out) | Output::Vec4s(out) => (vec![out], out.len() / weights.rows),
             Output::Residual { residual, out } => {
                 (vec![out, residual], out.len().min(residual.len()) / weights.rows)
             }

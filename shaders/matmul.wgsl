@@ -39,17 +39,35 @@ fn main(
     let lane = local % {LANES}u;
     let group = local / {LANES}u;
     let tile = workgroup.x / {STRIPS}u;
+//! if STACKED
+    let part = part_of(p, workgroup.y);
+    let stored_tile = part.matrix * p.matrix_tiles + tile - p.first_tile;
+    // Less than none is more than all.
+    if (part.count == 0u || stored_tile >= p.num_tiles) {
+        return;
+    }
+//! else
+    let stored_tile = tile;
+//! end
     let strip = (workgroup.x % {STRIPS}u) * {STRIP}u;
     let column = strip + lane * {LANE_STRIDE}u;
-    let tile_start = tile * p.num_blocks * {TILE}u + column;
+    let tile_start = stored_tile * p.num_blocks * {TILE}u + column;
+//! if STACKED
+//! else
     let first_row = workgroup.y * {TM}u;
+//! end
 //! if GROUPED
     let num_quads = (p.num_blocks + {QUAD_BLOCKS}u - 1u) / {QUAD_BLOCKS}u;
-    let scales_start = tile * num_quads * {TILE}u + column;
+    let scales_start = stored_tile * num_quads * {TILE}u + column;
 //! end
 //! for m in 0..TM
     // Rows past the last one are computed like it and not stored.
+//! if STACKED
+    let pair_{m} = pair_of(p, part, min({m}u, part.count - 1u));
+    let row_{m} = pair_{m} / p.pairs_per_row * p.x_stride;
+//! else
     let row_{m} = min(first_row + {m}u, p.num_rows - 1u) * p.row_vec4s;
+//! end
 //! for j in 0..TN
     var total_{m}_{j} = 0.0;
 //! end
@@ -270,10 +288,16 @@ fn main(
     // A lane has whole vec4s of columns.
     if (group == 0u) {
 //! for m in 0..TM
-        if (first_row + {m}u < p.num_rows) {
-            let place_{m} = place_of(p, first_row + {m}u);
+//! if STACKED
+        let of_{m} = pair_{m};
+        if ({m}u < part.count) {
+//! else
+        let of_{m} = first_row + {m}u;
+        if (of_{m} < p.num_rows) {
+//! end
+            let place_{m} = place_of(p, of_{m});
 //! for j in 0..TN by UNIT
-            finish(p, first_row + {m}u, tile * {TILE}u + column + {j}u, place_{m},
+            finish(p, of_{m}, tile * {TILE}u + column + {j}u, place_{m},
                 vec4<f32>(total_{m}_{j}, total_{m}_{j+1}, total_{m}_{j+2}, total_{m}_{j+3}),
 //! if SWIGLU
                 vec4<f32>(total_{m}_{j+4}, total_{m}_{j+5}, total_{m}_{j+6}, total_{m}_{j+7}),
@@ -292,6 +316,10 @@ fn main(
 //! end
     }
     workgroupBarrier();
+//! if STACKED
+    finish_part(p, part, tile * {TILE}u + strip, local);
+//! else
     finish_shared(p, first_row, tile * {TILE}u + strip, local);
+//! end
 //! end
 }

@@ -38,6 +38,26 @@ impl Class {
         class.that_fits(caps)
     }
 
+    /// For stacks of matrices, in f32 whatever the device does with others: few rows are
+    /// multiplied with each of them. As many rows a workgroup for every format, since the stacks
+    /// of a layer may be of several.
+    pub(crate) fn stacked(caps: Caps, format: Format) -> Self {
+        let Self { variants, order } = Self::plain(caps, format);
+        let (one, any) = (variants[0], usize::MAX);
+        let variants = if caps.is_cpu {
+            let tn = variants[1].tn;
+            let of = |tm, tn, max_rows| Variant { tm, tn, max_rows, ..one };
+            vec![one, of(2, tn, 2), of(4, tn, any)]
+        } else {
+            vec![
+                one,
+                Variant { tm: 4, max_rows: 4, ..one },
+                Variant { tm: 8, max_rows: any, lanes: 64, groups: 1, ..one },
+            ]
+        };
+        Self { variants, order }
+    }
+
     /// A software driver loads lane by lane: what counts is the number of loads, so a broadcast
     /// pays, and one subgroup per workgroup keeps its reads together. Its sums don't fit the
     /// registers: more columns at once make it no faster, and k in chunks a tenth slower.

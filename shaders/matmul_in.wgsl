@@ -14,6 +14,18 @@ struct Params {
     head_vec4s: u32,    // QKV: head_dim / 4
     rotary_vec4s: u32,  // QKV: rotary dimensions / 4
     has_bias: u32,      // QKV
+//! if STACKED
+    num_matrices: u32,
+    matrix_tiles: u32,   // of one matrix
+    first_tile: u32,     // of the stack that these weights have
+    num_tiles: u32,      // of the stack that these weights have
+    pairs_per_row: u32,  // of a row of x and a matrix: as many are neighbours in y
+    x_stride: u32,       // vec4s from one row of x to the next
+    out_values: u32,     // from one row of y to the next
+    chosen_at: u32,      // ROUTED: in routes
+    sorted_at: u32,      // ROUTED: in routes
+    parts_at: u32,       // ROUTED: in routes
+//! end
 }
 
 var<immediate> params: Params;
@@ -64,6 +76,10 @@ var<immediate> params: Params;
 // [num_rows, num_columns / 4], SWIGLU: / 8, QKV: the queries of it
 @group(0) @binding({AT_OUT}) var<storage, read_write> out: array<vec4<f32>>;
 //! end
+//! end
+//! if ROUTED
+// chosen [pairs], weights [pairs], sorted [pairs], counts [num_matrices], parts [num_parts, 3]
+@group(0) @binding({AT_ROUTES}) var<storage, read>       routes: array<u32>;
 //! end
 //! if RESIDUAL
 //! if IMAGES
@@ -161,4 +177,45 @@ fn scales_at(index: u32) -> vec4<u32> {
     return scales[index];
 //! end
 }
+//! end
+
+//! if STACKED
+// Rows that one workgroup multiplies with the same matrix of the stack. A row of x and a matrix
+// that it is multiplied with are a pair, and a row of y.
+struct Part {
+    matrix: u32,
+    first: u32,
+    count: u32,
+}
+
+//! if ROUTED
+//! if LONE
+fn part_of(p: Params, number: u32) -> Part {
+    return Part(routes[p.chosen_at + number], number, 1u);
+}
+
+fn pair_of(p: Params, part: Part, m: u32) -> u32 {
+    return part.first;
+}
+//! else
+fn part_of(p: Params, number: u32) -> Part {
+    let at = p.parts_at + 3u * number;
+    return Part(routes[at], routes[at + 1u], routes[at + 2u]);
+}
+
+fn pair_of(p: Params, part: Part, m: u32) -> u32 {
+    return routes[p.sorted_at + part.first + m];
+}
+//! end
+//! else
+// Every row has a part for each matrix.
+fn part_of(p: Params, number: u32) -> Part {
+    let first = number / p.num_matrices * {TM}u;
+    return Part(number % p.num_matrices, first, min({TM}u, p.num_rows - first));
+}
+
+fn pair_of(p: Params, part: Part, m: u32) -> u32 {
+    return (part.first + m) * p.num_matrices + part.matrix;
+}
+//! end
 //! end

@@ -131,6 +131,18 @@ fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>
 }
 //! end
 
+//! if VEC4S
+fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>) {
+    if (computed < p.num_computed) {
+//! if STACKED
+        write_out((row * p.out_values + computed) / 4u, total);
+//! else
+        write_out((row * p.num_columns + p.first_column + computed) / 4u, total);
+//! end
+    }
+}
+//! end
+
 //! if RESIDUAL
 fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>) {
     if (computed < p.num_computed) {
@@ -170,6 +182,26 @@ fn write_out(index: u32, value: vec4<f32>) {
 // Of lanes that leave results to each other.
 var<workgroup> sh_out: array<f32, {SHARED_OUT}>;  // [CHUNKS, OUT_ROWS, STRIP]
 
+//! if STACKED
+// What becomes of the rows of a part in sh_out.
+fn finish_part(p: Params, part: Part, first_column: u32, local: u32) {
+    for (var unit = local; unit < {OUT_ROWS}u * {STRIP}u / {UNIT}u; unit += {WORKGROUP}u) {
+        let r = unit / ({STRIP}u / {UNIT}u);
+        let first = unit * {UNIT}u;
+        if (r < part.count) {
+            let row = pair_of(p, part, r);
+            finish(p, row, first_column + first % {STRIP}u, place_of(p, row),
+                vec4<f32>(sh_out[first], sh_out[first + 1u], sh_out[first + 2u],
+                    sh_out[first + 3u]),
+//! if SWIGLU
+                vec4<f32>(sh_out[first + 4u], sh_out[first + 5u], sh_out[first + 6u],
+                    sh_out[first + 7u]),
+//! end
+            );
+        }
+    }
+}
+//! else
 // What becomes of the first OUT_ROWS rows in sh_out: SIDE of the product from `first_row` on, SIDE
 // from MATRICES * SIDE further on, ...
 fn finish_shared(p: Params, first_row: u32, first_column: u32, local: u32) {
@@ -189,4 +221,5 @@ fn finish_shared(p: Params, first_row: u32, first_column: u32, local: u32) {
         }
     }
 }
+//! end
 //! end

@@ -1,10 +1,13 @@
 //! The kernels of products: one way of laying the work out over lanes, and its text.
 
+use bytemuck::Pod;
+
 use crate::gpu::Caps;
 use crate::inputs::BLOCK_TOKENS;
 use crate::kernel::{Access, KernelSource};
 use crate::kv_cache::KvFormat;
 use crate::matmul::{CHUNK, INPUTS, Params};
+use crate::matmul_stacked::StackedParams;
 use crate::template::expand_vec4s;
 use crate::weights::{Format, GROUP, TILE};
 
@@ -12,6 +15,7 @@ use crate::weights::{Format, GROUP, TILE};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Store,
+    Vec4s,
     Residual,
     Swiglu,
     /// Keys and values go to a cache of this format.
@@ -20,14 +24,23 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// Those of layers with a cache of this format.
-    pub(crate) fn all(kv: KvFormat) -> [Self; 4] {
-        [Self::Store, Self::Residual, Self::Swiglu, Self::Qkv(kv)]
+    pub(crate) fn all(kv: KvFormat) -> [Self; 5] {
+        [Self::Store, Self::Vec4s, Self::Residual, Self::Swiglu, Self::Qkv(kv)]
     }
 
     /// Columns that become a vec4 of results.
     pub(crate) fn unit(self) -> u32 {
         if self == Self::Swiglu { 8 } else { 4 }
     }
+}
+
+/// Which rows of a product go with which matrices of a stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Stacked {
+    /// Each row with those that were chosen for it.
+    Routed,
+    /// Each row in parts, one for each matrix.
+    Heads,
 }
 
 /// What a kernel is compiled for, beside its variant.
@@ -216,6 +229,29 @@ impl Variant {
     }
 
     pub(crate) fn source(&self, form: Form, order: Order, images: bool) -> KernelSource {
+        self.text::<Params>((form, None), order, images)
+    }
+
+    /// The same for a stack of matrices.
+    pub(crate) fn stacked_source(
+        &self,
+        form: (Form, Stacked),
+        order: Order,
+        images: bool,
+    ) -> KernelSource {
+        assert!(
+            !self.operands.are_staged() && !self.operands.are_packed(),
+            "lanes load what they need"
+        );
+        self.text::<StackedParams>((form.0, Some(form.1)), order, images)
+    }
+
+    fn text<P: Pod>(
+        &self,
+        (form, stacked): (Form, Option<Stacked>),
+        order: Order,
+        images: bool,
+    ) -> KernelSource {
         let Order { chunked, norm_lanes } = order;
         let Self { tm, tn, lanes, groups, operands, .. } = *self;
         let (subgroup, staged) = (operands == Operands::Broadcast, operands.are_staged());
@@ -300,7 +336,11 @@ impl Variant {
             ("OUT_ROWS", out_rows),
             ("SHARED_OUT", shared.chunks * out_rows * self.strip()),
             ("BLOCK", BLOCK_TOKENS as u32),
+            ("STACKED", stacked.is_some().into()),
+            ("ROUTED", (stacked == Some(Stacked::Routed)).into()),
+            ("LONE", (tm == 1).into()),
             ("STORE", (kind == Kind::Store).into()),
+            ("VEC4S", (kind == Kind::Vec4s).into()),
             ("RESIDUAL", (kind == Kind::Residual).into()),
             ("SWIGLU", (kind == Kind::Swiglu).into()),
             ("QKV", matches!(kind, Kind::Qkv(_)).into()),
@@ -314,7 +354,7 @@ impl Variant {
         match kind {
             Kind::Store => bindings.push(("AT_OUT", Access::ReadWrite)),
             Kind::Residual => bindings.extend([("AT_OUT", write), ("AT_RESIDUAL", vec4s)]),
-            Kind::Swiglu => bindings.push(("AT_OUT", write)),
+            Kind::Swiglu | Kind::Vec4s => bindings.push(("AT_OUT", write)),
             Kind::Qkv(kv) => bindings.extend([
                 ("AT_OUT", write),
                 ("AT_INPUTS", Access::Read),
@@ -326,6 +366,8 @@ impl Variant {
         }
         // Last, so that a product with a norm and a gate is bound as one with a residual is.
         bindings.extend(norm.then_some(("AT_NORM", vec4s)));
+        let is_routed = stacked == Some(Stacked::Routed);
+        bindings.extend(is_routed.then_some(("AT_ROUTES", Access::Read)));
         let places = (0..).zip(&bindings).map(|(place, (name, _))| (*name, place));
         let constants: Vec<_> = own.into_iter().chain(format.constants()).chain(places).collect();
         let template = [
@@ -343,9 +385,10 @@ impl Variant {
             format.decoder(),
         ]
         .concat();
-        let name = format!("matmul {} {}", form.name(), self.name());
+        let which = stacked.map_or(String::new(), |it| format!(" {it:?}").to_lowercase());
+        let name = format!("matmul{which} {} {}", form.name(), self.name());
         let accesses: Vec<_> = bindings.iter().map(|(_, access)| *access).collect();
         let wgsl = expand_vec4s(&template, images, &constants);
-        KernelSource::new::<Params>(name, wgsl, &accesses)
+        KernelSource::new::<P>(name, wgsl, &accesses)
     }
 }

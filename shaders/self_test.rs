@@ -27,14 +27,27 @@ use crate::weights::{Format, RowOrder, WeightMatrix};
 /// What a class is told from others by before anything is computed: the names of adapter and
 /// driver, and the text of the kernels.
 pub fn name(gpu: &Gpu, format: Format, shape: HeadShape, kv: KvFormat) -> [u8; 32] {
+    name_of(gpu, &sources(gpu.caps(), format, shape, kv))
+}
+
+/// The same of these kernels.
+pub(crate) fn name_of(gpu: &Gpu, sources: &[KernelSource]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     let info = gpu.info();
     for text in [&info.name, &info.driver, &info.backend] {
         hash(&mut hasher, text.as_bytes());
     }
-    for source in sources(gpu.caps(), format, shape, kv) {
+    for source in sources {
         hash(&mut hasher, source.wgsl.as_bytes());
     }
+    hasher.finalize().into()
+}
+
+/// The class of what has this name and gives these bytes.
+pub(crate) fn class_of(name: &[u8; 32], result: &[u8]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hash(&mut hasher, name);
+    hash(&mut hasher, result);
     hasher.finalize().into()
 }
 
@@ -90,10 +103,7 @@ impl SelfTest {
         if let Some(mut plain) = self.plain {
             check_near(gpu, &result, &plain.run(gpu, 0..NUM_TOKENS)?)?;
         }
-        let mut hasher = blake3::Hasher::new();
-        hash(&mut hasher, &self.name);
-        hash(&mut hasher, &result);
-        Ok(hasher.finalize().into())
+        Ok(class_of(&self.name, &result))
     }
 }
 
@@ -134,6 +144,7 @@ fn sources(caps: Caps, format: Format, shape: HeadShape, kv: KvFormat) -> Vec<Ke
         crate::embed::source(format, images),
         crate::gather_rows::source(images),
         crate::rms_norm::source(images),
+        crate::qk_norm::source(caps, kv),
     ];
     for variant in crate::attention::Variant::choose(caps, shape) {
         sources.push(variant.source(shape, kv, images));
@@ -304,10 +315,10 @@ impl Layer {
 }
 
 /// The same values on every machine, between -1 and 1.
-struct Numbers(u32);
+pub(crate) struct Numbers(pub(crate) u32);
 
 impl Numbers {
-    fn take(&mut self, len: usize) -> Vec<f32> {
+    pub(crate) fn take(&mut self, len: usize) -> Vec<f32> {
         let mut next = || {
             self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (self.0 >> 8) as f32 / (1u32 << 23) as f32 - 1.0

@@ -33,10 +33,12 @@ pub enum RowOrder {
     Paired,
 }
 
-/// A matrix [rows, cols] of weights.
+/// A matrix [rows, cols] of weights, or a stack of them, one after another, each of whole tiles.
 #[derive(Debug, Clone)]
 pub struct WeightMatrix {
-    /// Number of rows: columns of the product, or tokens of a vocabulary.
+    /// How many matrices it is.
+    pub stack: usize,
+    /// Number of rows of each: columns of the product, or tokens of a vocabulary.
     pub rows: usize,
     /// Values per row.
     pub cols: usize,
@@ -51,7 +53,7 @@ pub struct WeightMatrix {
 /// Rows of a matrix that one binding holds.
 #[derive(Debug, Clone)]
 pub struct Shard {
-    /// Which they are.
+    /// Which they are; of a stack those of its tiles, padding included.
     pub rows: Range<usize>,
     /// Blocks, interleaved.
     pub blocks: Tensor,
@@ -65,10 +67,23 @@ impl WeightMatrix {
     /// MiB are held at a time.
     pub fn upload<E: From<GpuError>>(
         gpu: &Gpu,
+        shape: (usize, usize),
+        format: (Format, RowOrder),
+        read_rows: impl FnMut(Range<usize>, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        Self::upload_stack(gpu, 1, shape, format, read_rows)
+    }
+
+    /// Copies `stack` matrices of one shape. Their rows are numbered through; paired ones have all
+    /// gates before all up projections.
+    pub fn upload_stack<E: From<GpuError>>(
+        gpu: &Gpu,
+        stack: usize,
         (rows, cols): (usize, usize),
         (format, order): (Format, RowOrder),
         mut read_rows: impl FnMut(Range<usize>, &mut [u8]) -> Result<(), E>,
     ) -> Result<Self, E> {
+        assert!(stack > 0, "a stack has matrices");
         assert!(rows > 0 && cols > 0, "a matrix has values");
         assert!(cols.is_multiple_of(4), "kernels read four values at a time");
         assert!(order == RowOrder::Plain || rows.is_multiple_of(8), "pairs are of four rows each");
@@ -84,47 +99,62 @@ impl WeightMatrix {
         let mut source = vec![0; TILE * row_bytes];
         let (mut packed, mut packed_scales) = (Vec::new(), Vec::new());
         let mut shards = Vec::new();
-        for start in (0..rows).step_by(max_tiles * TILE) {
-            let shard_rows = start..rows.min(start + max_tiles * TILE);
-            let num_tiles = shard_rows.len().div_ceil(TILE);
+        let tiles_of_one = rows.div_ceil(TILE);
+        for start in (0..stack * tiles_of_one).step_by(max_tiles) {
+            let tiles = start..(stack * tiles_of_one).min(start + max_tiles);
+            let num_tiles = tiles.len();
             let blocks = gpu.alloc_blocks(num_tiles * packing.tile_bytes / 4)?;
             let scales = match format.is_grouped() {
                 true => Some(gpu.alloc_blocks(num_tiles * packing.tile_scale_bytes / 4)?),
                 false => None,
             };
-            for first_tile in (0..num_tiles).step_by(tiles_per_write) {
+            for first_tile in tiles.clone().step_by(tiles_per_write) {
                 packed.clear();
                 packed_scales.clear();
-                for tile in first_tile..num_tiles.min(first_tile + tiles_per_write) {
-                    let first = start + tile * TILE;
-                    let range = first..shard_rows.end.min(first + TILE);
+                for tile in first_tile..tiles.end.min(first_tile + tiles_per_write) {
+                    let (number, first) = (tile / tiles_of_one, tile % tiles_of_one * TILE);
+                    let range = first..rows.min(first + TILE);
                     let source = &mut source[..range.len() * row_bytes];
                     if order == RowOrder::Plain {
-                        read_rows(range, source)?;
+                        read_rows(number * rows + range.start..number * rows + range.end, source)?;
                     } else {
-                        let gate = range.start / 2..range.end / 2;
-                        let up = rows / 2 + gate.start..rows / 2 + gate.end;
+                        let before = number * rows / 2;
+                        let gate = before + range.start / 2..before + range.end / 2;
+                        let ups = stack * rows / 2;
+                        let up = ups + gate.start..ups + gate.end;
                         let (gates, ups) = source.split_at_mut(gate.len() * row_bytes);
                         read_rows(gate, gates)?;
                         read_rows(up, ups)?;
                     }
                     packing.pack_tile(order, source, &mut packed, &mut packed_scales);
                 }
-                gpu.write(&blocks, first_tile * packing.tile_bytes / 4, &packed);
+                let at = first_tile - start;
+                gpu.write(&blocks, at * packing.tile_bytes / 4, &packed);
                 if let Some(scales) = &scales {
-                    gpu.write(scales, first_tile * packing.tile_scale_bytes / 4, &packed_scales);
+                    gpu.write(scales, at * packing.tile_scale_bytes / 4, &packed_scales);
                 }
                 gpu.flush()?;
             }
-            shards.push(Shard { rows: shard_rows, blocks, scales });
+            let end = if stack == 1 { rows.min(tiles.end * TILE) } else { tiles.end * TILE };
+            shards.push(Shard { rows: start * TILE..end, blocks, scales });
         }
-        Ok(Self { rows, cols, format, order, shards })
+        Ok(Self { stack, rows, cols, format, order, shards })
     }
 
     /// Bytes that [`upload`](Self::upload) takes of the adapter, if one binding can hold them.
-    pub fn num_bytes(gpu: &Gpu, (rows, cols): (usize, usize), format: Format) -> u64 {
+    pub fn num_bytes(gpu: &Gpu, shape: (usize, usize), format: Format) -> u64 {
+        Self::stack_bytes(gpu, 1, shape, format)
+    }
+
+    /// Bytes that [`upload_stack`](Self::upload_stack) takes, in the same way.
+    pub fn stack_bytes(
+        gpu: &Gpu,
+        stack: usize,
+        (rows, cols): (usize, usize),
+        format: Format,
+    ) -> u64 {
         let packing = Packing::new(cols, format);
-        let num_tiles = rows.div_ceil(TILE);
+        let num_tiles = stack * rows.div_ceil(TILE);
         let blocks = gpu.vec4s_bytes(num_tiles * packing.tile_bytes / 4);
         let scales = match packing.tile_scale_bytes {
             0 => 0,

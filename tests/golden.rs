@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-/// The folder of a fixture: `glm`, `glm-edge`, `glm4`.
+/// The folder of a fixture: `glm`, `glm-edge`, `glm4`, `glm4-moe`, `glm4-moe-groups`.
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }
 
-/// The folder of a trained model: `glass-en`, `smollm2-135m-instruct`.
+/// The folder of a trained model: `glass-en`, `glass-en-moe`, `smollm2-135m-instruct`.
 pub fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name)
 }

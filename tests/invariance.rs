@@ -294,3 +294,15 @@ fn bits_hang_on_nothing_but_the_sequence_in_bf16_int8_and_int4() {
         is_invariant(&files.quantized(quantize), &format!("{quantize:?}"));
     }
 }
+
+#[test]
+fn bits_hang_on_nothing_but_the_sequence_with_experts() {
+    for (name, quantize) in [
+        ("glm4-moe", Quantize::None),
+        ("glm4-moe-groups", Quantize::Int8),
+        ("glm4-moe", Quantize::Int4),
+    ] {
+        let files = Checkpoint::open(&golden::fixture(name).join("bf16")).unwrap();
+        is_invariant(&files.quantized(quantize), &format!("{name} {quantize:?}"));
+    }
+}

@@ -276,6 +276,44 @@ fn glm4_computes_its_golden_at_every_cut() {
     fixture_computes_its_golden("glm4", "bf16");
 }
 
+#[test]
+fn glm4_moe_computes_its_golden_at_every_cut() {
+    fixture_computes_its_golden("glm4-moe", "bf16");
+}
+
+#[test]
+fn glm4_moe_with_groups_of_experts_computes_its_golden_at_every_cut() {
+    fixture_computes_its_golden("glm4-moe-groups", "bf16");
+}
+
+/// Goal: experts change nothing where all of them are the same. Method: the model is `glass-en`
+/// with half of each MLP for all tokens and the other half in each of its experts.
+#[test]
+fn a_trained_mixture_of_experts_writes_the_text_of_the_dense_model_that_it_was_made_of() {
+    let Some(device) = device() else { return };
+    let device = device.as_ref().unwrap();
+    let folder = golden::model("glass-en-moe");
+    let golden = Golden::open(&golden::model("glass-en"));
+    let mut bits: Option<Vec<f32>> = None;
+    for cut in [[0, 4, 4], [0, 1, 4], [0, 3, 4]] {
+        let mut pipeline = Pipeline::load(device, &folder, &cut);
+        let mut last = Vec::new();
+        for prompt in golden.json.as_array().unwrap() {
+            let [ids, expected] = ["ids", "greedy"].map(|key| golden::numbers(&prompt[key]));
+            let num_blocks = (ids.len() + expected.len()).div_ceil(BLOCK_TOKENS);
+            let (_, mut token) = pipeline.compute(0, &ids, num_blocks as u32);
+            let mut greedy = vec![token];
+            while greedy.len() < expected.len() {
+                token = pipeline.compute(ids.len() + greedy.len() - 1, &[token], 0).1;
+                greedy.push(token);
+            }
+            assert_eq!(greedy, expected, "{cut:?}");
+            last.extend(pipeline.last_logits(1024));
+        }
+        assert!(*bits.get_or_insert_with(|| last.clone()) == last, "{cut:?}");
+    }
+}
+
 /// Layers in fp8 between an embedding and a head in bf16, against the same numbers in f32.
 #[test]
 fn fp8_weights_compute_what_they_stand_for() {

@@ -56,8 +56,8 @@ pub fn part_bytes(gpu: &Gpu, files: &Checkpoint, part: Part) -> Result<u64, Stag
         Ok(match weight {
             Weight::Matrix(matrix) => {
                 let view = files.matrix(matrix)?;
-                let shape = (view.rows(), view.cols());
-                WeightMatrix::num_bytes(gpu, shape, on_device(view.format()))
+                let (stack, shape) = (view.stack(), (view.rows() / view.stack(), view.cols()));
+                WeightMatrix::stack_bytes(gpu, stack, shape, on_device(view.format()))
             }
             Weight::Vector(vector) => gpu.vec4s_bytes(files.vector_len(vector)?),
         })

@@ -3,24 +3,26 @@
 //! to, how it is recorded.
 
 mod attention;
+mod class;
 pub mod head;
 mod mlp;
+mod moe;
 mod weights;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use checkpoint::{Checkpoint, LayerSpec, Matrix, ModelConfig, Part, Row, Vector, Weight};
-use protocol::{Digest, config};
+use checkpoint::{Checkpoint, LayerSpec, Matrix, ModelConfig, Row, Vector};
+use protocol::config;
 use shaders::error::GpuError;
+use shaders::experts::Routes;
 use shaders::gpu::Gpu;
 use shaders::inputs::{Inputs, StepShape};
 use shaders::kernel::Pass;
-use shaders::kv_cache::{HeadShape, KvFormat};
+use shaders::kv_cache::KvFormat;
 use shaders::matmul::{Matmul, Norm, Operand, Output, Products};
 use shaders::quantize_rows::QuantizedRows;
 use shaders::rms_norm::{BoundRmsNorm, RmsNorm};
-use shaders::self_test::{self, SelfTest};
 use shaders::tensor::Tensor;
 use shaders::weights::Format;
 
@@ -35,12 +37,11 @@ use crate::error::StageError;
 pub struct Kernels {
     pub(crate) rms_norm: RmsNorm,
     pub(crate) matmul: Matmul,
+    /// In f32, whatever the others are: what is chosen hangs on it.
+    pub(crate) router: Matmul,
     // Computed once for each form of layer: the self-test takes a second.
-    classes: RefCell<Vec<(LayerForm, [u8; 32])>>,
+    classes: RefCell<Vec<(class::Form, [u8; 32])>>,
 }
-
-/// What the class of a layer depends on, beside the device.
-type LayerForm = (Format, HeadShape, KvFormat);
 
 impl Kernels {
     /// Compiles them.
@@ -51,53 +52,9 @@ impl Kernels {
         Ok(Self {
             rms_norm: RmsNorm::new(gpu)?,
             matmul: Matmul::new(gpu),
+            router: Matmul::of(gpu, Products::Plain),
             classes: RefCell::default(),
         })
-    }
-
-    /// What proves an adapter before any model is known, and tells apart all ways to compute
-    /// products, of which one leaves floats as they are.
-    pub fn proven(products: Products) -> (&'static [Format], HeadShape) {
-        let formats: &[Format] = match products {
-            Products::PackedDot => &[Format::F16, Format::Int8],
-            Products::Plain | Products::Cooperative => &[Format::F16],
-        };
-        (formats, HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 64 })
-    }
-
-    /// The device class of layers with weights of these formats, such heads and such a cache, and
-    /// the proof that the device computes them. Compiles what was made so far; `compiled` hears how
-    /// many kernels of how many are.
-    ///
-    /// # Errors
-    /// When a kernel doesn't compute what it should.
-    pub fn class(
-        &self,
-        gpu: &Gpu,
-        formats: &[Format],
-        heads: HeadShape,
-        kv: KvFormat,
-        compiled: &mut dyn FnMut(usize, usize),
-    ) -> Result<Digest, StageError> {
-        let mut known = self.classes.borrow_mut();
-        let forms: Vec<LayerForm> = formats.iter().map(|format| (*format, heads, kv)).collect();
-        let mut tests = Vec::new();
-        for form in forms.iter().filter(|form| !known.iter().any(|(other, _)| other == *form)) {
-            tests.push((*form, SelfTest::new(gpu, form.0, heads, kv)?));
-        }
-        gpu.compile(compiled)?;
-        for (form, test) in tests {
-            known.push((form, test.run(gpu)?));
-        }
-        let class = |form| known.iter().find(|(other, _)| other == form).map(|(_, class)| *class);
-        let classes: Vec<_> = forms.iter().filter_map(class).collect();
-        Ok(Digest(self_test::of_several(&classes)))
-    }
-
-    /// What a class of such layers is told from others by before anything is computed.
-    pub fn name(&self, gpu: &Gpu, formats: &[Format], heads: HeadShape, kv: KvFormat) -> Digest {
-        let name = |format: &Format| self_test::name(gpu, *format, heads, kv);
-        Digest(self_test::of_several(&formats.iter().map(name).collect::<Vec<_>>()))
     }
 }
 
@@ -107,6 +64,7 @@ pub struct Scratch {
     /// Before a product by packed dot products, where the adapter computes them: the widest of all
     /// rows, in bytes.
     pub quantized: Option<QuantizedRows>,
+    routes: Option<Routes>,
 }
 
 impl Scratch {
@@ -124,6 +82,9 @@ impl Scratch {
             quantized: quantizes(gpu)
                 .then(|| QuantizedRows::new(gpu, max_tokens, widest(model)))
                 .transpose()?,
+            routes: moe::shape(model)
+                .map(|shape| Routes::new(gpu, &shape, max_tokens))
+                .transpose()?,
         })
     }
 
@@ -137,7 +98,8 @@ impl Scratch {
             true => QuantizedRows::num_bytes(gpu, max_tokens, widest(model)),
             false => 0,
         };
-        model.rows().into_iter().map(bytes).sum::<u64>() + quantized
+        let routes = moe::shape(model).map_or(0, |shape| Routes::num_bytes(&shape, max_tokens));
+        model.rows().into_iter().map(bytes).sum::<u64>() + quantized + routes
     }
 
     /// The tensor of a row that layers of the model compute with.
@@ -157,7 +119,8 @@ fn quantizes(gpu: &Gpu) -> bool {
 
 /// Values of the longest row that may be multiplied.
 fn widest(model: &ModelConfig) -> usize {
-    let rows = model.rows().into_iter().filter(|(row, _)| row.is_vec4s());
+    let is_operand = |row| matches!(row, Row::Hidden | Row::Middle | Row::Attended | Row::Gated);
+    let rows = model.rows().into_iter().filter(|(row, _)| is_operand(*row));
     rows.map(|(_, width)| width).max().unwrap_or(0)
 }
 
@@ -316,28 +279,4 @@ pub fn kv_format(dtype: config::KvCacheDtype) -> KvFormat {
 /// When the files don't hold it.
 pub fn format(files: &Checkpoint) -> Result<Format, StageError> {
     Ok(on_device(files.matrix(Matrix::Qkv(0))?.format()))
-}
-
-/// The formats of a model's products that a class is of, each once. Of all layers, wherever the
-/// model is cut: stages on devices of one class have one class, also where layers are of several
-/// formats. The head's counts only where another format would be multiplied in another way:
-/// proving a format takes a second on a software driver.
-///
-/// # Errors
-/// When the files don't hold them.
-pub fn formats(files: &Checkpoint, products: Products) -> Result<Vec<Format>, StageError> {
-    let mut formats = Vec::new();
-    if products == Products::PackedDot {
-        formats.push(on_device(files.matrix(Matrix::LmHead)?.format()));
-    }
-    for layer in 0..files.config().num_layers() {
-        for weight in files.part(Part::Layer(layer))? {
-            let Weight::Matrix(matrix) = weight else { continue };
-            let format = on_device(files.matrix(matrix)?.format());
-            if !formats.contains(&format) {
-                formats.push(format);
-            }
-        }
-    }
-    Ok(formats)
 }

@@ -21,9 +21,7 @@ use crate::error::StageError;
 use crate::kept::{KeptWeights, PartWeights};
 use crate::memory::{cache_bytes, input_limits, num_blocks, stage_bytes};
 use crate::model::head::Head;
-use crate::model::{
-    AttentionKernels, Kernels, Layer, LayerCache, Scratch, Shared, formats, head_shape, kv_format,
-};
+use crate::model::{AttentionKernels, Kernels, Layer, LayerCache, Scratch, Shared, kv_format};
 use crate::sequences::Sequences;
 
 /// What a loaded stage holds.
@@ -169,8 +167,7 @@ impl Stage {
             progress(so_far);
         };
         // All that were bound so far, before one is run.
-        let formats = formats(files, gpu.caps().products)?;
-        let fingerprint = kernels.class(gpu, &formats, head_shape(model), kv, &mut compiled)?;
+        let fingerprint = kernels.class_of_model(gpu, files, kv, &mut compiled)?;
         let held = Held {
             layers: plan.layers,
             row_values: model.row_values() as u32,

@@ -166,6 +166,9 @@ impl Way {
             ("PACKED", 0),
             ("NORM", 0),
             ("RESIDUAL", 0),
+            ("STACKED", 0),
+            ("ROUTED", 0),
+            ("VEC4S", 0),
             ("QKV", 0),
         ];
         let constants = [&own[..], &format.constants()].concat();

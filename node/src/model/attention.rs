@@ -9,6 +9,7 @@ use shaders::inputs::StepShape;
 use shaders::kernel::Pass;
 use shaders::kv_cache::{HeadShape, KvCache, KvFormat};
 use shaders::matmul::{BoundMatmul, Operand, Output, Qkv};
+use shaders::qk_norm::BoundQkNorm;
 use shaders::rotary::{Rotary, inverse_frequencies};
 use shaders::tensor::Tensor;
 use shaders::weights::WeightMatrix;
@@ -92,6 +93,8 @@ impl LayerCache {
 pub(super) struct AttentionWeights {
     qkv: WeightMatrix,
     bias: Option<Tensor>,
+    /// Of heads of queries, then of keys.
+    norms: Option<Tensor>,
     output: WeightMatrix,
     head_dim: usize,
 }
@@ -102,6 +105,10 @@ impl AttentionWeights {
         Ok(Self {
             qkv: loader.matrix(Matrix::Qkv)?,
             bias: loader.vector_if(gqa.bias, Vector::QkvBias)?,
+            norms: match gqa.qk_norm {
+                true => Some(loader.values(&[Vector::QueryNorm, Vector::KeyNorm])?),
+                false => None,
+            },
             output: loader.matrix(Matrix::Output)?,
             head_dim: gqa.head_dim,
         })
@@ -114,6 +121,8 @@ pub(super) struct BoundAttention {
     copy_blocks: BoundCopyBlocks,
     /// Queries, keys and values, their rotation, the cache.
     qkv: BoundMatmul,
+    /// Where heads are normalised: that, and what else becomes of the product.
+    qk_norm: Option<BoundQkNorm>,
     attention: attention::BoundAttention,
     output: BoundMatmul,
 }
@@ -137,7 +146,21 @@ impl BoundAttention {
         let scale = (weights.head_dim as f32).sqrt().recip();
         Ok(Self {
             copy_blocks: copy_blocks.bind(gpu, inputs, cache)?,
-            qkv: product(x, &weights.qkv, Output::Qkv(qkv))?,
+            qkv: product(
+                x,
+                &weights.qkv,
+                match &weights.norms {
+                    Some(_) => Output::Store(scratch.row(Row::Unnormed)),
+                    None => Output::Qkv(qkv),
+                },
+            )?,
+            qk_norm: match &weights.norms {
+                Some(norms) => {
+                    let norms = (norms, shared.model.rms_norm_eps);
+                    Some(BoundQkNorm::new(gpu, scratch.row(Row::Unnormed), norms, qkv)?)
+                }
+                None => None,
+            },
             attention: attention.bind(gpu, inputs, cache, scale, (queries, attended))?,
             output: product(scratch.plain(attended), &weights.output, output)?,
         })
@@ -146,6 +169,9 @@ impl BoundAttention {
     pub(super) fn record(&self, pass: &mut Pass, step: StepShape) {
         self.copy_blocks.record(pass, step);
         self.qkv.record_step(pass, step);
+        if let Some(norm) = &self.qk_norm {
+            norm.record(pass, step);
+        }
         self.attention.record(pass, step);
         self.output.record(pass, step.num_tokens);
     }

@@ -1,4 +1,4 @@
-//! A SiLU-gated MLP.
+//! The MLP of a layer, and a SiLU-gated one that all tokens have.
 
 use checkpoint::{Matrix, Mlp, Row};
 use shaders::inputs::StepShape;
@@ -7,27 +7,31 @@ use shaders::matmul::{BoundMatmul, Operand, Output};
 use shaders::weights::WeightMatrix;
 
 use super::Shared;
+use super::moe::{BoundMoe, MoeWeights};
 use super::weights::Loader;
 use crate::error::StageError;
 
 /// The weights of a layer's MLP.
-pub(super) struct MlpWeights {
-    gate_up: WeightMatrix,
-    down: WeightMatrix,
+pub(super) enum MlpWeights {
+    Dense(DenseWeights),
+    Moe(MoeWeights),
 }
 
 impl MlpWeights {
     pub(super) fn load(loader: &mut Loader<'_>, spec: &Mlp) -> Result<Self, StageError> {
-        let Mlp::Dense(_) = spec;
-        Ok(Self { gate_up: loader.matrix(Matrix::GateUp)?, down: loader.matrix(Matrix::Down)? })
+        Ok(match spec {
+            Mlp::Dense(_) => {
+                Self::Dense(DenseWeights::load(loader, (Matrix::GateUp, Matrix::Down))?)
+            }
+            Mlp::Moe(moe) => Self::Moe(MoeWeights::load(loader, moe)?),
+        })
     }
 }
 
 /// The MLP of a layer, bound to its weights.
-pub(super) struct BoundMlp {
-    /// Gate and up, SwiGLU.
-    gate_up: BoundMatmul,
-    down: BoundMatmul,
+pub(super) enum BoundMlp {
+    Dense(BoundDense),
+    Moe(BoundMoe),
 }
 
 impl BoundMlp {
@@ -35,6 +39,52 @@ impl BoundMlp {
     pub(super) fn bind(
         shared: &Shared<'_>,
         weights: &MlpWeights,
+        x: Operand<'_>,
+        output: Output<'_>,
+    ) -> Result<Self, StageError> {
+        Ok(match weights {
+            MlpWeights::Dense(weights) => {
+                Self::Dense(BoundDense::bind(shared, weights, x, output)?)
+            }
+            MlpWeights::Moe(weights) => Self::Moe(BoundMoe::bind(shared, weights, x, output)?),
+        })
+    }
+
+    pub(super) fn record(&self, pass: &mut Pass, step: StepShape) {
+        match self {
+            Self::Dense(mlp) => mlp.record(pass, step),
+            Self::Moe(mlp) => mlp.record(pass, step),
+        }
+    }
+}
+
+/// The weights of an MLP that all tokens have.
+pub(super) struct DenseWeights {
+    gate_up: WeightMatrix,
+    down: WeightMatrix,
+}
+
+impl DenseWeights {
+    pub(super) fn load(
+        loader: &mut Loader<'_>,
+        (gate_up, down): (fn(usize) -> Matrix, fn(usize) -> Matrix),
+    ) -> Result<Self, StageError> {
+        Ok(Self { gate_up: loader.matrix(gate_up)?, down: loader.matrix(down)? })
+    }
+}
+
+/// Such an MLP, bound to its weights.
+pub(super) struct BoundDense {
+    /// Gate and up, SwiGLU.
+    gate_up: BoundMatmul,
+    down: BoundMatmul,
+}
+
+impl BoundDense {
+    /// Of the rows of `x`, to `output`.
+    pub(super) fn bind(
+        shared: &Shared<'_>,
+        weights: &DenseWeights,
         x: Operand<'_>,
         output: Output<'_>,
     ) -> Result<Self, StageError> {

@@ -28,6 +28,15 @@ impl Loader<'_> {
         Ok(self.gpu.upload_vec4s(&self.files.vector(vector(self.layer))?)?)
     }
 
+    /// Vectors one after another, for kernels that take value by value.
+    pub(super) fn values(&self, vectors: &[fn(usize) -> Vector]) -> Result<Tensor, StageError> {
+        let mut values = Vec::new();
+        for vector in vectors {
+            values.extend(self.files.vector(vector(self.layer))?);
+        }
+        Ok(self.gpu.upload(&values)?)
+    }
+
     pub(super) fn vector_if(
         &self,
         is_there: bool,
@@ -48,8 +57,9 @@ pub fn upload(
     loaded: &mut dyn FnMut(u64),
 ) -> Result<WeightMatrix, StageError> {
     let view = files.matrix(matrix)?;
-    let shape = (view.rows(), view.cols());
-    WeightMatrix::upload(gpu, shape, (on_device(view.format()), order(matrix)), |rows, bytes| {
+    let (stack, shape) = (view.stack(), (view.rows() / view.stack(), view.cols()));
+    let format = (on_device(view.format()), order(matrix));
+    WeightMatrix::upload_stack(gpu, stack, shape, format, |rows, bytes| {
         view.read_rows(rows, bytes)?;
         loaded(bytes.len() as u64);
         Ok::<_, StageError>(())
@@ -59,12 +69,15 @@ pub fn upload(
 /// Gate and up are computed together.
 fn order(matrix: Matrix) -> RowOrder {
     match matrix {
-        Matrix::GateUp(_) => RowOrder::Paired,
+        Matrix::GateUp(_) | Matrix::ExpertsGateUp(_) | Matrix::SharedGateUp(_) => RowOrder::Paired,
         Matrix::Embedding
         | Matrix::LmHead
         | Matrix::Qkv(_)
         | Matrix::Output(_)
-        | Matrix::Down(_) => RowOrder::Plain,
+        | Matrix::Down(_)
+        | Matrix::Router(_)
+        | Matrix::ExpertsDown(_)
+        | Matrix::SharedDown(_) => RowOrder::Plain,
     }
 }
 
