@@ -234,7 +234,7 @@ impl CachedModel {
             }
             if state.unsynced.len() >= SYNC_EVERY { self.sync(&mut state) } else { Ok(()) }
         };
-        write().map(|()| true).map_err(|cause| trouble(&self.dir, &cause))
+        write().map(|()| true).map_err(|cause| trouble(self.cache(), &cause))
     }
 
     /// Makes all that came last, and the record of it.
@@ -242,7 +242,12 @@ impl CachedModel {
     /// # Errors
     /// One sentence, when the disk is full, or fails.
     pub fn flush(&self) -> Result<(), String> {
-        self.sync(&mut self.state()).map_err(|cause| trouble(&self.dir, &cause))
+        self.sync(&mut self.state()).map_err(|cause| trouble(self.cache(), &cause))
+    }
+
+    /// The directory that --cache-dir names.
+    fn cache(&self) -> &Path {
+        self.dir.parent().unwrap_or(&self.dir)
     }
 
     /// The pieces that are here for certain.
@@ -306,3 +311,7 @@ fn used(dir: &Path) -> u64 {
     let files = dir.read_dir().into_iter().flatten().flatten();
     files.filter_map(|file| file.metadata().ok()).map(|meta| meta.blocks() * 512).sum()
 }
+
+#[cfg(test)]
+#[path = "cache_tests.rs"]
+mod tests;
