@@ -24,7 +24,8 @@ use crate::events::{Events, Heard};
 use crate::keys::{Access, Reserved};
 use crate::metrics::{Metrics, Tokens};
 use crate::openai::{
-    Answer, ApiError, Context, Parsed, ServedModel, Style, parse_chat, parse_completion,
+    Answer, ApiError, Chunk, Context, Parsed, ServedModel, Style, parse_chat, parse_completion,
+    parse_messages, parse_responses,
 };
 use crate::request::{Event, Priority};
 use crate::tokenizer::Tokenizer;
@@ -174,13 +175,15 @@ impl Asked {
             let parsed = match style {
                 Style::Chat => parse_chat(body, context)?,
                 Style::Completion => parse_completion(body, context)?,
+                Style::Messages => parse_messages(body, context)?,
+                Style::Responses => parse_responses(body, context)?,
             };
             if let Some(content) = &mut content {
                 content.asked(body);
             }
             Ok((parsed, content))
         };
-        let body = (body, style == Style::Chat);
+        let body = (body, style.renders());
         let (mut parsed, content) = completions.parse(&self.access, body, parse).await?;
         if let Some(traced) = &mut self.ending.traced {
             traced.content = content;
@@ -218,17 +221,27 @@ pub struct Completion {
 }
 
 impl Completion {
+    /// What its stream says before the first token.
+    pub fn opening(&mut self) -> Vec<Chunk> {
+        self.answer.opening()
+    }
+
+    /// What its stream says in place of the rest.
+    pub fn failed(&mut self, error: &ApiError) -> Vec<Chunk> {
+        self.answer.failed(error)
+    }
+
     /// As far as it is known.
     pub fn answer(&self) -> &Answer {
         &self.answer
     }
 
-    /// Takes in the next event: the chunk that it makes of a stream, if it makes one. `None` once
-    /// every choice has ended. May be dropped at any await.
+    /// Takes in the next event: the chunks that it makes of a stream. `None` once every choice has
+    /// ended. May be dropped at any await.
     ///
     /// # Errors
     /// When there is no answer.
-    pub async fn advance(&mut self) -> Result<Option<Option<String>>, ApiError> {
+    pub async fn advance(&mut self) -> Result<Option<Vec<Chunk>>, ApiError> {
         if self.answer.is_complete() {
             self.end();
             return Ok(None);

@@ -2,9 +2,11 @@
 
 // Requests and text.
 pub mod chat_template;
+mod messages;
 pub mod openai;
 pub mod parser;
 pub mod request;
+mod responses;
 pub mod text;
 pub mod tokenizer;
 

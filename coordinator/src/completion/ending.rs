@@ -76,6 +76,8 @@ impl Ending {
         let (route, operation) = match style {
             Style::Chat => ("/v1/chat/completions", "chat"),
             Style::Completion => ("/v1/completions", "text_completion"),
+            Style::Messages => ("/v1/messages", "chat"),
+            Style::Responses => ("/v1/responses", "chat"),
         };
         let traced = Traced::begin(state, &origin);
         let facts = Facts {

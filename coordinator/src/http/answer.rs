@@ -5,19 +5,20 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Extension;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use futures::stream;
+use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::body::{self, Permit};
 use super::caller::Caller;
-use super::{ApiResult, ApiState, origin};
+use super::{ApiResult, ApiState, error, origin};
 use crate::completion::{Asked, Completion, Terms};
-use crate::openai::{ApiError, Style};
+use crate::openai::{ApiError, Chunk, Style, count_messages};
 
 /// So that proxies don't take a silent stream for a dead one.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -42,6 +43,38 @@ pub(super) async fn completion(
     request: Request,
 ) -> ApiResult {
     respond(state, caller, request, Style::Completion).await
+}
+
+pub(super) async fn messages(
+    State(state): State<Arc<ApiState>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> ApiResult {
+    respond(state, caller, request, Style::Messages).await
+}
+
+pub(super) async fn responses(
+    State(state): State<Arc<ApiState>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> ApiResult {
+    respond(state, caller, request, Style::Responses).await
+}
+
+/// How long a prompt is, in Anthropic's form.
+pub(super) async fn count_tokens(
+    State(state): State<Arc<ApiState>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> ApiResult {
+    let counted = async {
+        let _permit = body::admit(&state, &caller)?;
+        body::parsed(&state, &caller, request, true, count_messages).await
+    };
+    Ok(match counted.await {
+        Ok(num_tokens) => Json(json!({"input_tokens": num_tokens})).into_response(),
+        Err(error) => error::told(error, Style::Messages),
+    })
 }
 
 async fn respond(
@@ -83,7 +116,7 @@ async fn respond(
                         let json = [(header::CONTENT_TYPE, "application/json")];
                         (json, answer.finish()).into_response()
                     }
-                    Err(error) => error.into_response(),
+                    Err(error) => error::told(error, style),
                 }
             }
         }
@@ -91,7 +124,7 @@ async fn respond(
             if let (503, Some(code)) = (error.status, error.code) {
                 state.metrics.shed(code);
             }
-            error.into_response()
+            error::told(error, style)
         }
     };
     response.headers_mut().extend(headers);
@@ -124,14 +157,20 @@ fn stream(completion: Completion, permit: Permit, timeout: Duration) -> Response
 
 /// Sends chunks until the answer ends or the client goes away.
 async fn produce(mut completion: Completion, chunks: mpsc::Sender<SseEvent>, timeout: Duration) {
-    let send = async |chunk: String| {
-        let event = SseEvent::default().data(chunk);
-        chunks.send_timeout(event, timeout).await.is_ok()
-    };
-    for chunk in completion.answer().opening() {
-        if !send(chunk).await {
-            return;
+    let send = async |said: Vec<Chunk>| {
+        for chunk in said {
+            let mut event = SseEvent::default().data(chunk.data);
+            if let Some(name) = chunk.event {
+                event = event.event(name);
+            }
+            if chunks.send_timeout(event, timeout).await.is_err() {
+                return false;
+            }
         }
+        true
+    };
+    if !send(completion.opening()).await {
+        return;
     }
     loop {
         let advanced = tokio::select! {
@@ -140,21 +179,17 @@ async fn produce(mut completion: Completion, chunks: mpsc::Sender<SseEvent>, tim
             () = chunks.closed() => return,
         };
         match advanced {
-            Ok(Some(Some(chunk))) => {
-                if !send(chunk).await {
+            Ok(Some(said)) => {
+                if !send(said).await {
                     return;
                 }
             }
-            Ok(Some(None)) => {}
             Ok(None) => break,
             Err(error) => {
-                send(error.body().to_string()).await;
+                send(completion.failed(&error)).await;
                 return;
             }
         }
     }
-    if let Some(chunk) = completion.answer().closing() {
-        send(chunk).await;
-    }
-    send("[DONE]".into()).await;
+    send(completion.answer().closing()).await;
 }

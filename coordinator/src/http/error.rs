@@ -4,7 +4,7 @@ use axum::Json;
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::openai::ApiError;
+use crate::openai::{ApiError, Style};
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
@@ -15,6 +15,18 @@ impl IntoResponse for ApiError {
         }
         response
     }
+}
+
+/// As the clients of a style expect it.
+pub(super) fn told(error: ApiError, style: Style) -> Response {
+    let body = style.error(&error);
+    let mut response = error.into_response();
+    if style == Style::Messages {
+        let (mut parts, _) = response.into_parts();
+        parts.headers.remove(header::CONTENT_LENGTH);
+        response = (parts.status, parts.headers, Json(body)).into_response();
+    }
+    response
 }
 
 pub(super) async fn not_found(uri: Uri) -> ApiError {

@@ -7,6 +7,8 @@ mod answer;
 mod body;
 mod caller;
 mod cors;
+#[cfg(test)]
+mod dialect_tests;
 mod error;
 mod health;
 #[cfg(test)]
@@ -71,12 +73,15 @@ impl Deref for ApiState {
 }
 
 /// Every route.
-fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 16] {
+fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 19] {
     [
         ("/v1/models", get(models::list)),
         ("/v1/models/{*id}", get(models::retrieve)),
         ("/v1/chat/completions", post(answer::chat)),
         ("/v1/completions", post(answer::completion)),
+        ("/v1/messages", post(answer::messages)),
+        ("/v1/messages/count_tokens", post(answer::count_tokens)),
+        ("/v1/responses", post(answer::responses)),
         ("/v1/requests", get(requests::list)),
         ("/v1/requests/{id}", get(requests::retrieve).delete(requests::cancel)),
         ("/v1/admin/status", get(admin::status)),

@@ -12,7 +12,9 @@ use super::{ApiResult, ApiState};
 use crate::openai::ApiError;
 
 pub(super) async fn list(State(state): State<Arc<ApiState>>) -> Json<Value> {
-    Json(json!({"object": "list", "data": [describe(&state)]}))
+    // Codex looks for them by another name.
+    let model = describe(&state);
+    Json(json!({"object": "list", "data": [model], "models": [model]}))
 }
 
 pub(super) async fn retrieve(

@@ -108,7 +108,7 @@ fn text(id: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
 
 /// An id as an answer has it, or without its prefix.
 fn parse(id: &str) -> Option<RequestId> {
-    let digits = id.strip_prefix("chatcmpl-").or_else(|| id.strip_prefix("cmpl-")).unwrap_or(id);
+    let digits = id.rsplit_once(['-', '_']).map_or(id, |(_, digits)| digits);
     let is_id = digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
     is_id.then(|| u64::from_str_radix(digits, 16).ok().map(RequestId)).flatten()
 }

@@ -35,7 +35,7 @@ pub(super) struct Response {
 }
 
 impl Response {
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.body))
     }
 
@@ -130,7 +130,7 @@ impl Server {
         self.call("GET", path, b"").await
     }
 
-    async fn post(&self, path: &str, body: &Value) -> Response {
+    pub(super) async fn post(&self, path: &str, body: &Value) -> Response {
         self.call("POST", path, body.to_string().as_bytes()).await
     }
 

@@ -1,6 +1,8 @@
 //! Events in, bodies out: whole answers and the chunks of streams.
 
 mod spoken;
+mod style;
+mod voice;
 
 use std::iter::repeat;
 use std::sync::Arc;
@@ -11,25 +13,24 @@ use serde_json::{Value, json};
 
 use super::body::{Body, Choice as ChoiceBody, Details, Message, Usage};
 use super::logprobs::{Naming, Offset, Shown};
-use super::{Echo, Options, Parsed};
+use super::{ApiError, Echo, Options, Parsed};
 use crate::events::Heard;
 use crate::request::{Event, FinishReason};
 use crate::tokenizer::Tokenizer;
-use spoken::{Reader, Spoken};
-
-/// Which endpoint's bodies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Style {
-    /// `/v1/chat/completions`
-    Chat,
-    /// `/v1/completions`
-    Completion,
-}
+use spoken::Reader;
+pub(crate) use spoken::Spoken;
+pub use style::Style;
+pub use voice::Chunk;
+use voice::Voice;
+pub(crate) use voice::{Counts, Described};
 
 /// An answer under way.
 #[derive(Debug)]
 pub struct Answer {
     style: Style,
+    // Who tells it, where it isn't told as completions are.
+    voice: Option<Voice>,
+    number: u64,
     id: String,
     model: String,
     created: u64,
@@ -41,6 +42,7 @@ pub struct Answer {
     choices: Vec<Choice>,
     // Tokens of the prompts that the prefix cache had.
     num_cached_tokens: usize,
+    num_reasoning_tokens: usize,
     // Whether all of it comes from one device class.
     is_exact: bool,
 }
@@ -95,7 +97,6 @@ impl Answer {
         parsed: &Parsed,
         tokenizer: Arc<Tokenizer>,
     ) -> Self {
-        let prefix = if style == Style::Chat { "chatcmpl" } else { "cmpl" };
         let num_choices = parsed.requests.first().map_or(1, |request| request.num_choices);
         let mut echoes = parsed.echoes.iter().cloned();
         let mut prompt = |request: &crate::request::Request| Prompt {
@@ -105,7 +106,9 @@ impl Answer {
         };
         Self {
             style,
-            id: format!("{prefix}-{id:016x}"),
+            voice: Voice::of(style),
+            number: id,
+            id: format!("{}{id:016x}", style.prefix()),
             model,
             created: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
@@ -122,6 +125,7 @@ impl Answer {
                 })
                 .collect(),
             num_cached_tokens: 0,
+            num_reasoning_tokens: 0,
             is_exact: true,
         }
     }
@@ -167,7 +171,12 @@ impl Answer {
     }
 
     /// What a stream says before the first token: who speaks, in a chat.
-    pub fn opening(&self) -> Vec<String> {
+    pub fn opening(&mut self) -> Vec<Chunk> {
+        if let Some(mut voice) = self.voice.take() {
+            let chunks = self.describe(0, |answer| voice.begin(answer));
+            self.voice = Some(voice);
+            return chunks;
+        }
         if self.style == Style::Completion {
             return Vec::new();
         }
@@ -177,18 +186,18 @@ impl Answer {
             let delta = Some(said);
             let mut chunk = self.chunk(vec![ChoiceBody { index, delta, ..ChoiceBody::default() }]);
             chunk.prompt_token_ids = self.prompt_ids(0).filter(|_| index == 0);
-            chunk.text()
+            Chunk::from(chunk.text())
         };
         (0..self.choices.len()).map(chunk).collect()
     }
 
-    /// Takes in what was heard; the chunk that it makes of a stream.
-    pub fn take(&mut self, heard: Heard) -> Option<String> {
+    /// Takes in what was heard; the chunks that it makes of a stream.
+    pub fn take(&mut self, heard: Heard) -> Vec<Chunk> {
         let Heard { number: request, event, more } = heard;
         let (choice, mut piece) = match event {
             Event::Prompt(logprobs) => {
                 self.prompts[request].logprobs = Some(logprobs);
-                return None;
+                return Vec::new();
             }
             Event::Token { choice, token, logprobs: first, text } => {
                 let logprobs = more.logprobs.into_iter().map(Some).chain(repeat(None));
@@ -205,20 +214,23 @@ impl Answer {
                 if choice == 0 {
                     self.num_cached_tokens += num_cached_tokens as usize;
                 }
-                return None;
+                return Vec::new();
             }
             Event::Inexact => {
                 self.is_exact = false;
-                return None;
+                return Vec::new();
             }
             // Whoever reads the events turns a failure into an error.
-            Event::Failed(_) => return None,
+            Event::Failed(_) => return Vec::new(),
         };
         let index = self.index(request, choice);
         let choice = &mut self.choices[index];
         choice.num_tokens += piece.tokens.len();
         choice.ended |= piece.finish_reason.is_some();
         if let Some(reader) = &mut choice.reader {
+            if reader.is_reasoning() {
+                self.num_reasoning_tokens += piece.tokens.len();
+            }
             piece.spoken = Some(reader.read(&piece.text, piece.finish_reason.is_some()));
             let calls =
                 piece.finish_reason == Some(FinishReason::Stop.name()) && reader.has_called();
@@ -226,8 +238,15 @@ impl Answer {
         }
         if self.options.stream {
             let begun = std::mem::replace(&mut choice.begun, true);
+            if let Some(mut voice) = self.voice.take() {
+                let (spoken, reason) = (piece.spoken.unwrap_or_default(), piece.finish_reason);
+                let chunks = self.describe(index, |answer| voice.say(&spoken, reason, answer));
+                self.voice = Some(voice);
+                return chunks;
+            }
             let piece = if begun { piece } else { self.with_echo(index, piece) };
-            return self.stream_piece(index, piece, begun);
+            let chunk = self.stream_piece(index, piece, begun);
+            return chunk.into_iter().map(Chunk::from).collect();
         }
         choice.gathered.text.push_str(&piece.text);
         if let Some(spoken) = piece.spoken {
@@ -235,7 +254,7 @@ impl Answer {
         }
         choice.gathered.tokens.extend(piece.tokens);
         choice.gathered.finish_reason = piece.finish_reason.or(choice.gathered.finish_reason);
-        None
+        Vec::new()
     }
 
     /// The first piece of a choice begins with the prompt, where that is wanted.
@@ -268,8 +287,10 @@ impl Answer {
         self.choices[index].offset = offset;
         let is_chat = self.style == Style::Chat;
         let is_empty = piece.text.is_empty() && piece.tokens.is_empty();
+        let number = self.part_number(index);
+        let answer = self.described(&number);
         let delta = || match &piece.spoken {
-            Some(spoken) => spoken.delta(&self.call_id(index)),
+            Some(spoken) => spoken.delta(&answer),
             None => {
                 let content = Some(piece.text.as_str()).filter(|_| !is_empty).map(Some);
                 Message { content, ..Message::default() }
@@ -288,19 +309,39 @@ impl Answer {
         Some(self.chunk(vec![choice]).text())
     }
 
-    /// The chunk after the last, where token counts are wanted.
-    pub fn closing(&self) -> Option<String> {
-        self.options.include_usage.then(|| {
+    /// What comes after the last piece: token counts, where they are wanted, and the end.
+    pub fn closing(&self) -> Vec<Chunk> {
+        if self.voice.is_some() {
+            return Vec::new();
+        }
+        let counts = self.options.include_usage.then(|| {
             let mut chunk = self.chunk(Vec::new());
             chunk.usage = Some(Some(self.usage()));
             chunk.text()
-        })
+        });
+        counts.into_iter().chain(["[DONE]".to_owned()]).map(Chunk::from).collect()
+    }
+
+    /// What a stream says in place of the rest.
+    pub fn failed(&mut self, error: &ApiError) -> Vec<Chunk> {
+        match self.voice.take() {
+            Some(mut voice) => self.describe(0, |answer| voice.fail(error, answer)),
+            None => vec![error.body().to_string().into()],
+        }
     }
 
     /// The whole answer.
     pub fn finish(mut self) -> String {
         let usage = Some(Some(self.usage()));
         let is_chat = self.style == Style::Chat;
+        if let Some(voice) = &self.voice {
+            let said = self.choices.first().map(|choice| &choice.gathered);
+            let spoken = said.and_then(|said| said.spoken.clone()).unwrap_or_default();
+            let reason = said.and_then(|said| said.finish_reason).unwrap_or("stop");
+            let whole = self.describe(0, |answer| voice.whole(&spoken, reason, answer));
+            return whole.to_string();
+        }
+        let numbers: Vec<_> = (0..self.choices.len()).map(|it| self.part_number(it)).collect();
         let gathered: Vec<_> = std::mem::take(&mut self.choices)
             .into_iter()
             .enumerate()
@@ -309,7 +350,7 @@ impl Answer {
         let choices = gathered.iter().enumerate().map(|(index, piece)| {
             let said = Some(piece.text.as_str());
             let message = match &piece.spoken {
-                Some(spoken) => spoken.message(&self.call_id(index)),
+                Some(spoken) => spoken.message(&self.described(&numbers[index])),
                 None => Message {
                     role: Some("assistant"),
                     content: Some(said),
@@ -339,7 +380,7 @@ impl Answer {
         }
         let naming = Naming { tokenizer: &self.tokenizer, as_ids: self.options.tokens_as_ids };
         Some(match self.style {
-            Style::Chat => {
+            Style::Chat | Style::Messages | Style::Responses => {
                 let content = piece.tokens.iter().filter_map(|(_, of)| of.as_ref());
                 let content: Vec<_> = content.map(|of| naming.chat(of)).collect();
                 json!({"content": content, "refusal": null})
@@ -365,10 +406,29 @@ impl Answer {
         })
     }
 
-    /// What the calls of a choice are named after: as unique as the answer's id.
-    fn call_id(&self, index: usize) -> String {
-        let (_, number) = self.id.rsplit_once('-').unwrap_or_default();
-        format!("{number}{index:02x}")
+    /// What the parts of a choice are named after: as unique as the answer's id.
+    fn part_number(&self, index: usize) -> String {
+        format!("{:016x}{index:02x}", self.number)
+    }
+
+    fn describe<T>(&self, index: usize, tell: impl FnOnce(&Described<'_>) -> T) -> T {
+        tell(&self.described(&self.part_number(index)))
+    }
+
+    fn described<'a>(&'a self, number: &'a str) -> Described<'a> {
+        Described {
+            id: &self.id,
+            number,
+            model: &self.model,
+            created: self.created,
+            counts: Counts {
+                num_prompt: self.num_prompt_tokens(),
+                num_cached: self.num_cached_tokens,
+                num_generated: self.num_generated_tokens(),
+                num_reasoning: self.num_reasoning_tokens,
+            },
+            repeated: &self.options.repeated,
+        }
     }
 
     fn usage(&self) -> Usage {

@@ -1,5 +1,7 @@
 //! `/v1/chat/completions`: messages in, through the model's own template, a message out.
 
+use std::sync::Arc;
+
 use protocol::TokenId;
 use serde_json::{Map, Value};
 
@@ -13,7 +15,53 @@ use super::{ApiError, Context, Fields, Parsed, Style, known};
 /// # Errors
 /// When the body asks for what this server or this model can't do.
 pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
-    let mut fields = Fields::parse(body)?;
+    parse_fields(Fields::parse(body)?, context)
+}
+
+/// The request of a body of `/v1/messages`.
+///
+/// # Errors
+/// When the body asks for what this server or this model can't do.
+pub fn parse_messages(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
+    let body = crate::messages::chat(object(body)?, false)?;
+    Ok(read(parse_fields(Fields::of(body), context)?))
+}
+
+/// The request of a body of `/v1/responses`.
+///
+/// # Errors
+/// When the body asks for what this server or this model can't do.
+pub fn parse_responses(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
+    let (body, repeated) = crate::responses::chat(object(body)?)?;
+    let mut parsed = read(parse_fields(Fields::of(body), context)?);
+    parsed.options.repeated = Arc::new(repeated);
+    Ok(parsed)
+}
+
+/// Tokens of the prompt of a body of `/v1/messages/count_tokens`.
+///
+/// # Errors
+/// When there is none.
+pub fn count_messages(body: &[u8], context: Context<'_>) -> Result<usize, ApiError> {
+    let body = crate::messages::chat(object(body)?, true)?;
+    let mut fields = Fields::of(body);
+    super::check_model(&mut fields, context)?;
+    let asked = Asked::take(&mut fields)?;
+    Ok(prompt_of_messages(&mut fields, &asked, context)?.0.len())
+}
+
+fn object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
+    let cause = |cause| ApiError::malformed(format!("the body must be a JSON object: {cause}"));
+    serde_json::from_slice(body).map_err(cause)
+}
+
+/// Where answers have parts by their kind, plain text is one of them.
+fn read(mut parsed: Parsed) -> Parsed {
+    parsed.options.reading.get_or_insert_with(Reading::plain);
+    parsed
+}
+
+fn parse_fields(mut fields: Fields, context: Context<'_>) -> Result<Parsed, ApiError> {
     let mut common = Common::take(&mut fields, context)?;
     known::settle(&mut fields, Style::Chat)?;
     let wants_logprobs = fields.bool("logprobs")?;

@@ -25,6 +25,12 @@ impl Fields {
         })
     }
 
+    /// The fields of a value that is an object; another has none.
+    pub(super) fn of(body: Value) -> Self {
+        let Value::Object(fields) = body else { return Self::default() };
+        Self(fields.into_iter().filter(|(_, value)| !value.is_null()).collect())
+    }
+
     /// A field's value; `null` is the same as none.
     pub fn take(&mut self, name: &str) -> Option<Value> {
         let at = self.0.iter().position(|(field, _)| field == name)?;

@@ -130,8 +130,8 @@ mod tests {
 
     fn parse(style: Style, more: &Value) -> Result<Parsed, ApiError> {
         let mut body = match style {
-            Style::Chat => json!({"messages": [{"role": "user", "content": "Hi"}]}),
             Style::Completion => json!({"prompt": [5, 6]}),
+            _ => json!({"messages": [{"role": "user", "content": "Hi"}]}),
         };
         body["model"] = "m".into();
         body["seed"] = 7.into();
@@ -142,8 +142,8 @@ mod tests {
         body.as_object_mut().unwrap().extend(more);
         let (body, served) = (body.to_string(), Served::chat());
         match style {
-            Style::Chat => parse_chat(body.as_bytes(), served.context()),
             Style::Completion => parse_completion(body.as_bytes(), served.context()),
+            _ => parse_chat(body.as_bytes(), served.context()),
         }
     }
 

@@ -17,12 +17,14 @@ mod scheduling;
 pub(crate) mod testing;
 mod tools;
 
-pub use answer::{Answer, Style};
-pub use chat::parse as parse_chat;
+pub use answer::{Answer, Chunk, Style};
+pub(crate) use answer::{Counts, Described, Spoken};
 pub use chat::prompt_of_messages;
+pub use chat::{count_messages, parse as parse_chat, parse_messages, parse_responses};
 pub use completions::parse as parse_completion;
 pub use error::ApiError;
 pub use fields::Fields;
+pub(crate) use fields::wrong;
 pub use sampling::check_model;
 pub use scheduling::deadline;
 pub use tools::{Asked, Reading};
@@ -110,6 +112,8 @@ pub struct Options {
     pub tokens_as_ids: bool,
     /// Whether logprobs are wanted.
     pub logprobs: bool,
+    /// What a response repeats of its request.
+    pub repeated: Arc<serde_json::Map<String, serde_json::Value>>,
     /// How reasoning and calls are told from content; `None` is not at all.
     pub reading: Option<Reading>,
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::fields::wrong;
 use super::{ApiError, Fields};
 use crate::chat_template::ChatTemplate;
-use crate::parser::{CallFormat, Parser, Tools};
+use crate::parser::{CallFormat, Format, Parser, Tools};
 
 /// What a chat asks for beside messages.
 #[derive(Debug, Default)]
@@ -33,6 +33,14 @@ pub struct Reading {
     pub parallel: bool,
     /// Whether reasoning is left out.
     pub hides_reasoning: bool,
+}
+
+impl Reading {
+    /// Of an answer that is nothing but text.
+    pub fn plain() -> Self {
+        let parser = Parser::new(Format::default(), Tools::default(), "");
+        Self { parser, parallel: true, hides_reasoning: false }
+    }
 }
 
 /// Tools of a request: each is rendered, and its name is looked for in every answer.

@@ -104,6 +104,11 @@ impl Parser {
         said
     }
 
+    /// Whether what comes next is thought.
+    pub fn is_reasoning(&self) -> bool {
+        matches!(self.state, State::Reasoning | State::Call(_, Outside::Reasoning))
+    }
+
     /// What opens a call, where calls may come.
     fn opening(&self) -> Option<&'static str> {
         self.calls()?.opening()

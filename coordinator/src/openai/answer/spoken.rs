@@ -2,6 +2,7 @@
 
 use super::super::body::{CallBody, FunctionBody, Message};
 use super::super::tools::Reading;
+use super::Described;
 use crate::parser::Said;
 
 /// Reads one choice.
@@ -13,18 +14,19 @@ pub(super) struct Reader {
 
 /// What was read: each part in the order in which it was said.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Spoken {
-    reasoning: String,
-    content: String,
-    calls: Vec<SpokenCall>,
+pub(crate) struct Spoken {
+    pub(crate) reasoning: String,
+    pub(crate) content: String,
+    pub(crate) calls: Vec<SpokenCall>,
 }
 
+/// A call, or a part of it.
 #[derive(Clone, Debug)]
-struct SpokenCall {
-    index: usize,
-    // Of the piece in which the call begins.
-    name: Option<String>,
-    arguments: String,
+pub(crate) struct SpokenCall {
+    pub(crate) index: usize,
+    /// Of the piece in which the call begins.
+    pub(crate) name: Option<String>,
+    pub(crate) arguments: String,
 }
 
 impl Reader {
@@ -61,6 +63,11 @@ impl Reader {
         spoken
     }
 
+    /// Whether what comes next is thought.
+    pub(super) fn is_reasoning(&self) -> bool {
+        self.reading.parser.is_reasoning()
+    }
+
     /// Whether a tool was called.
     pub(super) fn has_called(&self) -> bool {
         self.num_calls > 0
@@ -95,20 +102,20 @@ impl Spoken {
         }
     }
 
-    /// A part of a message, for a stream. Calls are named after `id`.
-    pub(super) fn delta(&self, id: &str) -> Message<'_> {
+    /// A part of a message, for a stream.
+    pub(super) fn delta(&self, answer: &Described<'_>) -> Message<'_> {
         let shown = |text: &String| !text.is_empty();
         Message {
             content: Some(&self.content).filter(|it| shown(it)).map(|it| Some(it.as_str())),
             reasoning_content: Some(&self.reasoning).filter(|it| shown(it)).map(String::as_str),
-            tool_calls: self.calls(id, true),
+            tool_calls: self.calls(answer, true),
             ..Message::default()
         }
     }
 
     /// A whole message.
-    pub(super) fn message(&self, id: &str) -> Message<'_> {
-        let calls = self.calls(id, false);
+    pub(super) fn message(&self, answer: &Described<'_>) -> Message<'_> {
+        let calls = self.calls(answer, false);
         // Clients look for null where there is nothing but calls.
         let has_content = calls.is_none() || !self.content.is_empty();
         Message {
@@ -120,12 +127,12 @@ impl Spoken {
         }
     }
 
-    fn calls(&self, id: &str, in_stream: bool) -> Option<Vec<CallBody<'_>>> {
+    fn calls(&self, answer: &Described<'_>, in_stream: bool) -> Option<Vec<CallBody<'_>>> {
         let calls = self.calls.iter().map(|call| {
             let begins = call.name.is_some();
             CallBody {
                 index: in_stream.then_some(call.index),
-                id: begins.then(|| format!("call_{id}{:02x}", call.index)),
+                id: begins.then(|| answer.call(call.index)),
                 kind: begins.then_some("function"),
                 function: FunctionBody { name: call.name.as_deref(), arguments: &call.arguments },
             }

@@ -2,15 +2,16 @@ use super::*;
 use crate::events::More;
 use crate::openai::testing::Served;
 use crate::openai::tools::Reading;
-use crate::openai::{parse_chat, parse_completion};
+use crate::openai::{parse_chat, parse_completion, parse_messages, parse_responses};
 use crate::parser::{CallFormat, Format, Parser};
 use crate::testing::sentencepiece;
 use protocol::TokenLogprob;
 
 impl Answer {
     fn hear(&mut self, number: usize, event: Event) -> Option<Value> {
-        let chunk = self.take(Heard { number, event, more: More::default() });
-        chunk.map(|text| json(&text))
+        let mut chunks = self.take(Heard { number, event, more: More::default() });
+        assert!(chunks.len() <= 1, "{chunks:?}");
+        chunks.pop().map(|chunk| json(&chunk.data))
     }
 }
 
@@ -23,10 +24,19 @@ fn answer(style: Style, more: Value) -> (Answer, Served) {
     let mut body = match style {
         Style::Chat => json!({"messages": [{"role": "user", "content": "Hi"}]}),
         Style::Completion => json!({"prompt": [39, 72]}),
+        Style::Messages => {
+            json!({"max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]})
+        }
+        Style::Responses => json!({"input": "Hi"}),
     };
     body["model"] = "m".into();
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    let parse = if style == Style::Chat { parse_chat } else { parse_completion };
+    let parse = match style {
+        Style::Chat => parse_chat,
+        Style::Completion => parse_completion,
+        Style::Messages => parse_messages,
+        Style::Responses => parse_responses,
+    };
     let parsed = parse(body.to_string().as_bytes(), served.context()).unwrap();
     let fingerprint = "fp".to_owned();
     let tokenizer = Arc::clone(&served.tokenizer);
@@ -79,7 +89,7 @@ fn a_whole_chat_is_openais_object() {
 fn a_streamed_chat_says_who_speaks_then_what_then_why_it_ends() {
     let more = json!({"stream": true, "stream_options": {"include_usage": true}, "n": 2});
     let (mut answer, _) = answer(Style::Chat, more);
-    let opening: Vec<_> = answer.opening().iter().map(|text| json(text)).collect();
+    let opening: Vec<_> = answer.opening().iter().map(|it| json(&it.data)).collect();
     assert_eq!(opening.len(), 2);
     assert_eq!(opening[1]["choices"][0]["index"], 1);
     let delta = json!({"role": "assistant", "content": ""});
@@ -98,7 +108,9 @@ fn a_streamed_chat_says_who_speaks_then_what_then_why_it_ends() {
     assert!(!answer.is_complete(), "the other choice runs");
     answer.hear(0, finished(0, "")).unwrap();
     assert!(answer.is_complete());
-    let closing = json(&answer.closing().unwrap());
+    let closing = answer.closing();
+    assert_eq!(closing[1].data, "[DONE]");
+    let closing = json(&closing[0].data);
     assert_eq!(closing["choices"], json!([]));
     assert_eq!(closing["usage"]["completion_tokens"], 2);
 }
@@ -108,7 +120,7 @@ fn each_chunk_has_the_counts_so_far_where_that_is_wanted() {
     let options = json!({"include_usage": true, "continuous_usage_stats": true});
     let (mut answer, _) = answer(Style::Chat, json!({"stream": true, "stream_options": options}));
     let num_prompt = answer.num_prompt_tokens();
-    assert_eq!(json(&answer.opening()[0])["usage"]["completion_tokens"], 0);
+    assert_eq!(json(&answer.opening()[0].data)["usage"]["completion_tokens"], 0);
     for num_generated in 1..=3 {
         let chunk = answer.hear(0, token(0, 39, "H")).unwrap();
         assert_eq!(chunk["usage"]["completion_tokens"], num_generated);
@@ -248,7 +260,11 @@ fn reading(parallel: bool) -> Reading {
 }
 
 fn tool_answer(stream: bool, parallel: bool) -> Answer {
-    let (mut answer, _) = answer(Style::Chat, json!({"stream": stream}));
+    styled(Style::Chat, stream, parallel)
+}
+
+fn styled(style: Style, stream: bool, parallel: bool) -> Answer {
+    let (mut answer, _) = answer(style, json!({"stream": stream}));
     answer.choices[0].reader = Some(Reader::new(reading(parallel)));
     answer
 }
@@ -318,4 +334,141 @@ fn a_streamed_call_has_its_name_whole_and_first() {
     let last = answer.hear(0, finished(0, "")).unwrap();
     assert_eq!(last["choices"][0]["finish_reason"], "tool_calls");
     assert_eq!(last["choices"][0]["delta"], json!({}));
+}
+
+/// All events of a stream in which [`TOOL_TEXT`] is said.
+fn told(style: Style) -> Vec<(&'static str, Value)> {
+    let mut answer = styled(style, true, true);
+    let mut chunks = answer.opening();
+    for (number, text) in TOOL_TEXT.iter().enumerate() {
+        let event = token(0, number as u32, text);
+        chunks.extend(answer.take(Heard { number: 0, event, more: More::default() }));
+    }
+    let event = finished(0, "");
+    chunks.extend(answer.take(Heard { number: 0, event, more: More::default() }));
+    chunks.extend(answer.closing());
+    let events = chunks.into_iter().map(|chunk| {
+        let (name, data) = (chunk.event.unwrap(), json(&chunk.data));
+        assert_eq!(data["type"], name);
+        (name, data)
+    });
+    events.collect()
+}
+
+/// The whole answer in which it is said.
+fn whole(style: Style) -> Value {
+    let mut answer = styled(style, false, true);
+    for (number, text) in TOOL_TEXT.iter().enumerate() {
+        answer.hear(0, token(0, number as u32, text));
+    }
+    answer.hear(0, finished(0, ""));
+    json(&answer.finish())
+}
+
+/// Goal: blocks begin, go on and end one after the other, and together are the whole message.
+/// Method: what a client does with them.
+#[test]
+fn the_events_of_a_message_build_it() {
+    let mut built = Value::Null;
+    let mut partial = String::new();
+    for (name, data) in told(Style::Messages) {
+        let index = data["index"].as_u64().map(|index| index as usize);
+        match name {
+            "message_start" => built = data["message"].clone(),
+            "ping" | "message_stop" => {}
+            "content_block_start" => {
+                let content = built["content"].as_array_mut().unwrap();
+                assert_eq!(Some(content.len()), index);
+                content.push(data["content_block"].clone());
+                partial.clear();
+            }
+            "content_block_delta" => {
+                let block = &mut built["content"][index.unwrap()];
+                let delta = &data["delta"];
+                let mut append = |of: &str| {
+                    let text = block[of].as_str().unwrap().to_owned() + delta[of].as_str().unwrap();
+                    block[of] = text.into();
+                };
+                match delta["type"].as_str().unwrap() {
+                    "thinking_delta" => append("thinking"),
+                    "text_delta" => append("text"),
+                    _ => partial += delta["partial_json"].as_str().unwrap(),
+                }
+            }
+            "content_block_stop" => {
+                if !partial.is_empty() {
+                    built["content"][index.unwrap()]["input"] = json(&partial);
+                }
+            }
+            "message_delta" => {
+                built["stop_reason"] = data["delta"]["stop_reason"].clone();
+                built["usage"] = data["usage"].clone();
+            }
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!(built, whole(Style::Messages));
+    let tool = |index: usize, name: &str, input: Value| {
+        let id = format!("call_000000000000000a00{index:02x}");
+        json!({"type": "tool_use", "id": id, "name": name, "input": input})
+    };
+    let expected = json!([
+        {"type": "thinking", "thinking": "Let me see.", "signature": ""},
+        {"type": "text", "text": "Yes."},
+        tool(0, "add", json!({"a": 1})), tool(1, "now", json!({})),
+    ]);
+    assert_eq!(built["content"], expected);
+    assert_eq!(built["stop_reason"], "tool_use");
+    assert_eq!(built["usage"]["output_tokens"], 7);
+}
+
+#[test]
+fn the_events_of_a_response_are_numbered_and_end_with_the_whole() {
+    let events = told(Style::Responses);
+    for (number, (_, data)) in events.iter().enumerate() {
+        assert_eq!(data["sequence_number"], number);
+    }
+    let (name, last) = events.last().unwrap();
+    assert_eq!(*name, "response.completed");
+    let mut expected = whole(Style::Responses);
+    expected["created_at"] = last["response"]["created_at"].clone();
+    assert_eq!(last["response"], expected);
+    let kinds: Vec<_> =
+        expected["output"].as_array().unwrap().iter().map(|item| &item["type"]).collect();
+    assert_eq!(kinds, ["reasoning", "message", "function_call", "function_call"]);
+    assert_eq!(expected["output"][2]["arguments"], "{\"a\":1}");
+    // The last of these was in the tag that ended it.
+    assert_eq!(expected["usage"]["output_tokens_details"]["reasoning_tokens"], 3);
+    let deltas = events.iter().filter(|(name, _)| name.ends_with(".delta"));
+    let by_item = deltas.fold(std::collections::BTreeMap::new(), |mut all, (_, data)| {
+        let text: &mut String = all.entry(data["output_index"].as_u64().unwrap()).or_default();
+        *text += data["delta"].as_str().unwrap();
+        all
+    });
+    let texts: Vec<_> = by_item.values().map(String::as_str).collect();
+    assert_eq!(texts, ["Let me see.", "Yes.", "{\"a\":1}", "{}"]);
+    let num = |of: &str| events.iter().filter(|(name, _)| *name == of).count();
+    assert_eq!((num("response.output_item.added"), num("response.output_item.done")), (4, 4));
+}
+
+#[test]
+fn what_is_cut_off_or_fails_says_so_in_its_own_form() {
+    let cut = |style: Style| {
+        let mut answer = styled(style, false, true);
+        answer.hear(0, token(0, 1, "</think>Yes"));
+        let reason = FinishReason::Length;
+        answer.hear(0, Event::Finished { choice: 0, reason, text: String::new() });
+        json(&answer.finish())
+    };
+    assert_eq!(cut(Style::Messages)["stop_reason"], "max_tokens");
+    let response = cut(Style::Responses);
+    assert_eq!(response["incomplete_details"]["reason"], "max_output_tokens");
+    assert_eq!(response["output"][0]["content"][0]["text"], "Yes");
+    let error = ApiError::unavailable("later", "no_pipeline");
+    let failed = |style: Style| styled(style, true, true).failed(&error).remove(0);
+    let (message, response) = (failed(Style::Messages), failed(Style::Responses));
+    assert_eq!((message.event, response.event), (Some("error"), Some("response.failed")));
+    assert_eq!(json(&message.data)["error"]["type"], "overloaded_error");
+    assert_eq!(json(&response.data)["response"]["error"]["code"], "no_pipeline");
+    assert_eq!(json(&failed(Style::Chat).data)["error"]["code"], "no_pipeline");
 }

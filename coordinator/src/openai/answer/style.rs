@@ -1,0 +1,43 @@
+//! The endpoints that answer.
+
+use serde_json::Value;
+
+use crate::openai::ApiError;
+
+/// Which endpoint's bodies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completion,
+    /// `/v1/messages`
+    Messages,
+    /// `/v1/responses`
+    Responses,
+}
+
+impl Style {
+    /// Whether messages go through the model's template.
+    pub fn renders(self) -> bool {
+        self != Self::Completion
+    }
+
+    /// What an answer's id begins with.
+    pub(super) fn prefix(self) -> &'static str {
+        match self {
+            Self::Chat => "chatcmpl-",
+            Self::Completion => "cmpl-",
+            Self::Messages => "msg_",
+            Self::Responses => "resp_",
+        }
+    }
+
+    /// The body of an error.
+    pub fn error(self, error: &ApiError) -> Value {
+        match self {
+            Self::Messages => crate::messages::error(error),
+            Self::Chat | Self::Completion | Self::Responses => error.body(),
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! OpenAI's Responses as data: a body becomes a chat's, what a chat says becomes output items.
+//! <https://platform.openai.com/docs/api-reference/responses>
+
+mod request;
+mod stream;
+
+pub(crate) use request::chat;
+pub(crate) use stream::{Stream, response};
