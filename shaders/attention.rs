@@ -1,10 +1,14 @@
 //! Attention over the paged cache, for prefill and decode alike.
 
+use std::num::NonZero;
+
 use bytemuck::{Pod, Zeroable};
 
+pub use crate::attention_variant::lanes;
+use crate::attention_variant::{PARTS_OF_STATE, Variant};
 use crate::error::GpuError;
 use crate::gpu::{Caps, Gpu};
-use crate::inputs::{BLOCK_TOKENS, Inputs, StepShape};
+use crate::inputs::{Inputs, StepShape};
 use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
 use crate::kv_cache::{HeadShape, KvCache, KvFormat};
 use crate::template::expand_vec4s;
@@ -22,6 +26,8 @@ pub struct Params {
     num_heads: u32,
     num_kv_heads: u32,
     scale: f32,
+    first_token: u32,
+    num_partitions: u32,
 }
 
 impl Params {
@@ -33,6 +39,8 @@ impl Params {
             num_heads: shape.num_heads as u32,
             num_kv_heads: shape.num_kv_heads as u32,
             scale,
+            first_token: 0,
+            num_partitions: 0,
         }
     }
 
@@ -44,38 +52,108 @@ impl Params {
 }
 
 /// The kernels, compiled for one shape of heads.
+///
+/// Positions are cut into partitions, a function of the position alone. Where a step has few tokens
+/// at long contexts, workgroups compute partitions side by side and leave what they found to a
+/// second kernel, which merges it in ascending order; elsewhere a workgroup takes one after another
+/// and merges as it goes. Both give the same bits.
+///
+/// A cache whose rows are latent (one kv head, whose values are the beginning of its keys) needs
+/// kernels with other widths of keys and values and another way to find a row
+/// (`attention_in.wgsl`); partitions, their merging and all that is here are the same.
 pub struct Attention {
     shape: HeadShape,
     format: KvFormat,
     kernels: Vec<(Variant, Kernel)>,
+    /// Where a sequence may have several partitions.
+    beside: Option<Beside>,
+}
+
+/// What computes partitions side by side, layer after layer.
+struct Beside {
+    merge: Kernel,
+    /// [max_parts, num_heads, head_dim + 4], vec4s
+    parts: Tensor,
+    max_parts: usize,
+    below: u32,
 }
 
 /// The kernels bound to a layer's cache.
 pub struct BoundAttention {
     /// The last one for many tokens.
     variants: Vec<(Variant, Bound)>,
+    beside: Option<BoundBeside>,
     params: Params,
     max_tokens: usize,
 }
 
+/// The kernel for lone tokens bound to what partitions leave, and the one that merges it.
+struct BoundBeside {
+    partition: Bound,
+    merge: Bound,
+    max_parts: usize,
+    below: u32,
+}
+
+/// The parameters of `attention_merge.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+struct MergeParams {
+    num_tokens: u32,
+    first_token: u32,
+    num_partitions: u32,
+    num_heads: u32,
+}
+
 impl Attention {
-    /// Compiles the kernels for layers of this shape, with a cache of this format.
-    pub fn new(gpu: &Gpu, shape: HeadShape, format: KvFormat) -> Result<Self, GpuError> {
-        Self::with_variants(gpu, shape, format, Variant::choose(gpu.caps(), shape))
+    /// Compiles the kernels for layers of this shape, with a cache of this format, and sequences of
+    /// at most `max_positions`.
+    ///
+    /// # Errors
+    /// When the adapter has no room, or its driver refuses a kernel.
+    pub fn new(
+        gpu: &Gpu,
+        shape: HeadShape,
+        format: KvFormat,
+        max_positions: usize,
+    ) -> Result<Self, GpuError> {
+        let variants = Variant::choose(gpu.caps(), shape);
+        Self::with_variants(gpu, shape, format, max_positions, variants)
     }
 
     pub(crate) fn with_variants(
         gpu: &Gpu,
         shape: HeadShape,
         format: KvFormat,
+        max_positions: usize,
         variants: Vec<Variant>,
     ) -> Result<Self, GpuError> {
+        let images = gpu.caps().images;
+        let partition = variants[0].order.partition;
         let compiled = |variant: Variant| -> Result<_, GpuError> {
-            let source = variant.source(shape, format, gpu.caps().images);
-            Ok((variant, Kernel::new(gpu, &source)?))
+            Ok((variant, Kernel::new(gpu, &variant.source(shape, format, images))?))
         };
+        let max_parts = max_parts(gpu.caps(), partition, max_positions);
+        let beside = (max_parts > 0).then(|| -> Result<_, GpuError> {
+            Ok(Beside {
+                merge: Kernel::new(gpu, &merge_source(gpu.caps(), shape, partition))?,
+                parts: gpu.alloc_vec4s(max_parts * part_len(shape))?,
+                max_parts,
+                below: worth_it(gpu.caps()),
+            })
+        });
+        let beside = beside.transpose()?;
         let kernels = variants.into_iter().map(compiled).collect::<Result<_, _>>()?;
-        Ok(Self { shape, format, kernels })
+        Ok(Self { shape, format, kernels, beside })
+    }
+
+    /// Bytes that [`new`](Self::new) takes.
+    pub fn num_bytes(gpu: &Gpu, shape: HeadShape, max_positions: usize) -> u64 {
+        let partition = Variant::choose(gpu.caps(), shape)[0].order.partition;
+        match max_parts(gpu.caps(), partition, max_positions) {
+            0 => 0,
+            max_parts => gpu.vec4s_bytes(max_parts * part_len(shape)),
+        }
     }
 
     /// A number of tokens for each kernel: a driver compiles one when it first runs.
@@ -87,6 +165,9 @@ impl Attention {
     /// has stored.
     ///
     /// * `q`, `out`: [num_tokens, num_heads, head_dim], vec4s
+    ///
+    /// # Errors
+    /// When the adapter has no room.
     pub fn bind(
         &self,
         gpu: &Gpu,
@@ -97,12 +178,22 @@ impl Attention {
     ) -> Result<BoundAttention, GpuError> {
         let own = (self.shape, self.format);
         assert_eq!((cache.shape, cache.format), own, "the kernel was compiled for the cache");
-        let tensors = [&inputs.tensor, q, &cache.keys, &cache.values, out];
-        let bind = |(variant, kernel): &(Variant, Kernel)| -> Result<_, GpuError> {
-            Ok((*variant, kernel.bind(gpu, &tensors)?))
+        let bind = |kernel: &Kernel, out| {
+            kernel.bind(gpu, &[&inputs.tensor, q, &cache.keys, &cache.values, out])
         };
+        let variants = self.kernels.iter();
+        let variants = variants.map(|(variant, kernel)| Ok((*variant, bind(kernel, out)?)));
+        let beside = self.beside.as_ref().map(|beside| -> Result<_, GpuError> {
+            Ok(BoundBeside {
+                partition: bind(&self.kernels[0].1, &beside.parts)?,
+                merge: beside.merge.bind(gpu, &[&inputs.tensor, &beside.parts, out])?,
+                max_parts: beside.max_parts,
+                below: beside.below,
+            })
+        });
         Ok(BoundAttention {
-            variants: self.kernels.iter().map(bind).collect::<Result<_, _>>()?,
+            variants: variants.collect::<Result<_, GpuError>>()?,
+            beside: beside.transpose()?,
             params: Params::new(self.shape, scale),
             max_tokens: q.len().min(out.len()) / self.shape.q_size(),
         })
@@ -110,141 +201,94 @@ impl Attention {
 }
 
 impl BoundAttention {
-    /// How the work for so many tokens is laid out: tokens and query heads a workgroup, lanes, keys
-    /// a lane.
-    pub fn layout(&self, num_tokens: usize) -> String {
-        self.variant(num_tokens).map_or_else(String::new, |(variant, _)| {
-            let Variant { tokens, queries, lanes, keys, .. } = variant;
-            format!("{tokens}x{queries}x{lanes}x{keys}")
-        })
+    /// How the work of a step is laid out: tokens and query heads a workgroup, its lanes, positions
+    /// a partition, and whether partitions are computed side by side.
+    pub fn layout(&self, step: StepShape) -> String {
+        let Some((variant, _)) = self.variant(step) else { return String::new() };
+        let beside = if self.beside(variant, step).is_some() { " side by side" } else { "" };
+        variant.name() + beside
     }
 
-    fn variant(&self, num_tokens: usize) -> Option<&(Variant, Bound)> {
-        if num_tokens > MAX_LONE_TOKENS { self.variants.last() } else { self.variants.first() }
+    /// Tokens that nobody shares a reading with are lone ones, however many they are.
+    fn variant(&self, step: StepShape) -> Option<&(Variant, Bound)> {
+        let shares = step.has_runs && step.num_tokens > MAX_LONE_TOKENS;
+        if shares { self.variants.last() } else { self.variants.first() }
+    }
+
+    /// What computes partitions side by side, where there are several and too few workgroups
+    /// without that.
+    fn beside(&self, variant: &Variant, step: StepShape) -> Option<(&BoundBeside, u32)> {
+        let num_partitions = (step.num_positions as u32).div_ceil(variant.order.partition);
+        let num_workgroups = step.num_tokens as u32 * self.params.num_heads / variant.queries;
+        let pays = variant.tokens == 1 && num_partitions > 1;
+        let beside = self.beside.as_ref().filter(|it| pays && num_workgroups < it.below)?;
+        Some((beside, num_partitions))
     }
 
     /// Takes the tokens of a step.
     pub fn record(&self, pass: &mut Pass, step: StepShape) {
         assert!(step.num_tokens <= self.max_tokens, "a batch fits the tensors of its stage");
-        let Some((variant, bound)) = self.variant(step.num_tokens) else { return };
+        let Some((variant, bound)) = self.variant(step) else { return };
         let params = self.params.of_step(step);
-        let tiles = params.num_tokens.div_ceil(variant.tokens);
-        pass.dispatch(bound, &params, [tiles, params.num_heads / variant.queries, 1]);
-    }
-}
-
-/// Lanes of a workgroup, and whether all of them are of one subgroup, whatever size it gets, and
-/// exchange values through it. A software driver compiles a workgroup of several subgroups that
-/// wait for each other in minutes, where one takes a second.
-pub fn lanes(caps: Caps) -> (u32, bool) {
-    let min_subgroup = if caps.subgroups { caps.min_subgroup_size } else { 0 };
-    let lanes = match min_subgroup {
-        4..8 if caps.is_cpu => 4,
-        8..32 => 8,
-        _ => 32,
-    };
-    (lanes, min_subgroup >= lanes)
-}
-
-/// One way of laying the work out over lanes. All with as many lanes and keys give the same bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Variant {
-    /// Lanes in a workgroup, all of one subgroup if that is used.
-    pub(crate) lanes: u32,
-    /// Positions that a lane scores at a time.
-    pub(crate) keys: u32,
-    /// Tokens of a workgroup: those of one sequence are computed from one reading of keys and
-    /// values.
-    pub(crate) tokens: u32,
-    /// Query heads that a workgroup computes from one reading of keys and values.
-    pub(crate) queries: u32,
-    /// Whether lanes exchange values through the subgroup, or through workgroup memory.
-    pub(crate) subgroup: bool,
-}
-
-impl Variant {
-    /// Those for few tokens and for many.
-    pub(crate) fn choose(caps: Caps, shape: HeadShape) -> Vec<Self> {
-        let (lanes, subgroup) = lanes(caps);
-        let keys = if caps.is_cpu { CPU_KEYS } else { GPU_PARTITION / lanes };
-        let vec4s_of_query = shape.head_vec4s() as u32 * keys;
-        let shared = (shape.num_heads / shape.num_kv_heads) as u32;
-        let max_queries = (MAX_LONE_VEC4S / vec4s_of_query).clamp(1, shared);
-        let queries = (1..=max_queries).rev().find(|queries| shared.is_multiple_of(*queries));
-        let queries = queries.unwrap_or(1);
-        let short = caps.is_cpu && shape.head_vec4s() <= SHORT_HEAD_VEC4S;
-        let keys = if short { SHORT_HEAD_CPU_KEYS } else { keys };
-        let lone = Self { lanes, keys, tokens: 1, queries, subgroup };
-        if !caps.is_cpu {
-            // The lone tokens among many need all the workgroups that they can have.
-            return vec![lone];
+        let (num_tokens, num_heads) = (params.num_tokens, params.num_heads);
+        let tiles_of_heads = num_heads / variant.queries;
+        let Some((beside, num_partitions)) = self.beside(variant, step) else {
+            let tiles = num_tokens.div_ceil(variant.tokens);
+            return pass.dispatch(bound, &params, [tiles_of_heads, 1, tiles]);
+        };
+        let at_once = beside.max_parts as u32 / num_partitions;
+        assert!(at_once > 0, "a sequence's partitions have room");
+        for first_token in (0..num_tokens).step_by(at_once as usize) {
+            let tokens = at_once.min(num_tokens - first_token);
+            let params = Params { first_token, num_partitions, ..params };
+            pass.dispatch(&beside.partition, &params, [tiles_of_heads, num_partitions, tokens]);
+            let params = MergeParams { num_tokens, first_token, num_partitions, num_heads };
+            pass.dispatch(&beside.merge, &params, [tokens, num_heads, 1]);
         }
-        let max_tokens = (MAX_VEC4S / (vec4s_of_query * queries)).clamp(1, MAX_TOKENS);
-        vec![lone, Self { tokens: 1 << max_tokens.ilog2(), ..lone }]
     }
+}
 
-    pub(crate) fn source(&self, shape: HeadShape, format: KvFormat, images: bool) -> KernelSource {
-        let Self { lanes, keys, tokens, queries, subgroup } = *self;
-        let partition = lanes * keys;
-        let head_vec4s = shape.head_vec4s() as u32;
-        let slice = (1..=head_vec4s.min(lanes))
-            .rev()
-            .find(|slice| head_vec4s.is_multiple_of(*slice))
-            .unwrap_or(1);
-        let constants = [
-            ("LANES", lanes),
-            ("TOKENS", tokens),
-            ("TILED", (tokens > 1).into()),
-            ("FURTHER", (tokens - 1).max(1)),
-            ("QUERIES", queries),
-            ("SUBGROUP", subgroup.into()),
-            ("KV_F16", (format == KvFormat::F16).into()),
-            ("BLOCK", BLOCK_TOKENS as u32),
-            ("PARTITION", partition),
-            ("KEYS", keys),
-            ("FEW_LANES", (lanes <= 8).into()),
-            ("HEAD_VEC4S", head_vec4s),
-            ("SLICE", slice),
-            ("SLICES", head_vec4s / slice),
-            ("SHARED_Q", tokens * queries * head_vec4s),
-            ("SHARED_LANE", tokens * queries * lanes),
-            ("SHARED_P", tokens * queries * partition),
-        ];
-        let template = [include_str!("attention.wgsl"), INPUTS].concat();
-        let wgsl = expand_vec4s(&template, images, &constants);
-        let (read, cached) = (Access::read_vec4s(images), format.read(images));
-        let bindings = [Access::Read, read, cached, cached, Access::write_vec4s(images)];
-        let kv = if format == KvFormat::F16 { " f16" } else { "" };
-        let name = format!(
-            "attention{kv} {head_vec4s} lanes{lanes} keys{keys} tokens{tokens} queries{queries} \
-             subgroup {subgroup}"
-        );
-        KernelSource::new::<Params>(name, wgsl, &bindings)
-    }
+/// Words that a partition leaves of a token.
+fn part_len(shape: HeadShape) -> usize {
+    shape.num_heads * (shape.head_dim + 4)
+}
+
+/// Partitions of tokens that are computed side by side at a time: a whole sequence's at least. None
+/// where no sequence has two.
+fn max_parts(caps: Caps, partition: u32, max_positions: usize) -> usize {
+    let most = max_positions.div_ceil(partition as usize);
+    let worth = if caps.is_cpu { CPU_PARTS } else { GPU_PARTS };
+    if most > 1 { most.max(worth) } else { 0 }
+}
+
+/// The number of workgroups below which partitions are computed side by side. On a software driver
+/// two for each thread are enough.
+fn worth_it(caps: Caps) -> u32 {
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    if caps.is_cpu { 2 * threads as u32 } else { GPU_WORKGROUPS }
+}
+
+/// The kernel that merges partitions of `partition` positions.
+pub(crate) fn merge_source(caps: Caps, shape: HeadShape, partition: u32) -> KernelSource {
+    let (lanes, _) = lanes(caps);
+    let constants =
+        [("LANES", lanes), ("PARTITION", partition), ("VALUE_VEC4S", shape.head_vec4s() as u32)];
+    let template = [include_str!("attention_merge.wgsl"), PARTS_OF_STATE].concat();
+    let wgsl = expand_vec4s(&template, caps.images, &constants);
+    let (read, write) = (Access::read_vec4s(caps.images), Access::write_vec4s(caps.images));
+    KernelSource::new::<MergeParams>("attention merge", wgsl, &[Access::Read, read, write])
 }
 
 /// Most tokens of a step that is taken to be of many sequences: where it isn't, time is lost and
 /// nothing else.
 const MAX_LONE_TOKENS: usize = 16;
 
-/// Positions that a lane scores at a time on a software driver, whose registers hold no more; and
-/// for short heads. As measured: twice as many take 7 % from decoding with heads of 64 and add a
-/// third to it with heads of 128.
-const CPU_KEYS: u32 = 2;
-const SHORT_HEAD_CPU_KEYS: u32 = 4;
-const SHORT_HEAD_VEC4S: usize = 16;
+/// Partitions of tokens that are computed side by side at a time.
+const CPU_PARTS: usize = 16;
+const GPU_PARTS: usize = 1024;
 
-/// Positions that all lanes score at a time elsewhere.
-const GPU_PARTITION: u32 = 32;
-
-/// Most vec4s of keys that the text of a kernel multiplies with the queries of a token, and of all
-/// its tokens, for short heads half of them: it is written out, and more would take seconds to
-/// compile.
-const MAX_LONE_VEC4S: u32 = 256;
-const MAX_VEC4S: u32 = 512;
-
-/// Most tokens of a workgroup.
-const MAX_TOKENS: u32 = 4;
+/// Fewer workgroups leave a large GPU idle.
+const GPU_WORKGROUPS: u32 = 1024;
 
 /// What one query head of a token attends to.
 ///

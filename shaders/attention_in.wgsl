@@ -2,10 +2,12 @@
 
 struct Params {
     num_tokens: u32,
-    tables_at: u32,     // in inputs
+    tables_at: u32,       // in inputs
     num_heads: u32,
     num_kv_heads: u32,
     scale: f32,
+    first_token: u32,
+    num_partitions: u32,  // side by side: room for each token's; 0: a workgroup takes them all
 }
 
 var<immediate> params: Params;
@@ -25,7 +27,7 @@ var<immediate> params: Params;
 // [num_blocks, num_kv_heads, BLOCK, HEAD_VEC4S]
 @group(0) @binding(3) var values: texture_storage_2d<rgba32float, read>;
 //! end
-// [num_tokens, num_heads, HEAD_VEC4S]
+// [num_tokens, num_heads, HEAD_VEC4S], or what partitions leave (attention_main.wgsl)
 @group(0) @binding(4) var out: texture_storage_2d<rgba32float, write>;
 //! else
 // [num_tokens, num_heads, HEAD_VEC4S]
@@ -41,7 +43,7 @@ var<immediate> params: Params;
 // [num_blocks, num_kv_heads, BLOCK, HEAD_VEC4S]
 @group(0) @binding(3) var<storage, read>       values: array<vec4<f32>>;
 //! end
-// [num_tokens, num_heads, HEAD_VEC4S]
+// [num_tokens, num_heads, HEAD_VEC4S], or what partitions leave (attention_main.wgsl)
 @group(0) @binding(4) var<storage, read_write> out: array<vec4<f32>>;
 //! end
 

@@ -3,8 +3,9 @@
 use std::mem::offset_of;
 
 use super::*;
-use crate::inputs::StepInputs;
-use crate::matmul::{Matmul, Output, Qkv};
+use crate::attention_variant::{CPU_KEYS, Exchange, Order, SHORT_HEAD_CPU_KEYS, Within};
+use crate::inputs::{BLOCK_TOKENS, StepInputs};
+use crate::matmul::{Matmul, Output, Products, Qkv};
 use crate::rotary::{Rotary, inverse_frequencies};
 use crate::testing::{self, Random, assert_bits_eq, assert_close};
 use crate::weights::{Format, RowOrder, WeightMatrix};
@@ -21,31 +22,62 @@ const SHAPES: [HeadShape; 5] = [
 /// Ways of laying the work out with the bits of `chosen`.
 fn variants(shape: HeadShape, chosen: Variant) -> Vec<Variant> {
     let shared = (shape.num_heads / shape.num_kv_heads) as u32;
-    let plain = Variant { tokens: 1, queries: 1, subgroup: false, ..chosen };
-    vec![
-        Variant { tokens: 3, ..plain },
-        Variant { queries: shared, ..plain },
-        Variant { subgroup: true, ..plain },
-        Variant { tokens: 2, queries: shared, subgroup: true, ..plain },
-    ]
+    let (memory, subgroup) = (Exchange::Memory, Exchange::Subgroup);
+    let plain = Variant { tokens: 1, queries: 1, exchange: memory, ..chosen };
+    match chosen.order.within {
+        Within::Steps { .. } => vec![
+            Variant { tokens: 3, ..plain },
+            Variant { queries: shared, ..plain },
+            Variant { exchange: subgroup, ..plain },
+            Variant { tokens: 2, queries: shared, exchange: subgroup, ..plain },
+        ],
+        Within::Whole => vec![
+            Variant { tokens: 3, queries: shared, ..plain },
+            Variant { lanes: 16, exchange: Exchange::MemoryParted, ..plain },
+        ],
+    }
 }
 
-/// The most lanes that any adapter has.
-fn wide(shape: HeadShape) -> Variant {
-    let queries = (shape.num_heads / shape.num_kv_heads) as u32;
-    Variant { lanes: 32, keys: 1, tokens: 1, queries, subgroup: false }
+/// As orders are, of another number of positions: of steps, and of wholes as GPUs take them.
+fn orders(partition: u32) -> [Variant; 2] {
+    let steps = Within::Steps { lanes: 8, keys: 2 };
+    let order = Order { partition, within: steps };
+    let narrow = Variant { order, lanes: 8, tokens: 1, queries: 1, exchange: Exchange::Memory };
+    [narrow, Variant { order: Order { partition, within: Within::Whole }, ..narrow }]
+}
+
+/// What GPUs get.
+fn gpu_caps() -> Caps {
+    Caps {
+        subgroups: true,
+        min_subgroup_size: 32,
+        max_subgroup_size: 32,
+        max_binding_bytes: 1 << 27,
+        max_workgroup_bytes: 16 << 10,
+        max_workgroup_lanes: 1024,
+        images: false,
+        is_cpu: false,
+        products: Products::Plain,
+        cooperative_side: None,
+    }
 }
 
 #[test]
 fn params_are_the_shader_s() {
     for shape in SHAPES {
-        let narrow = [4, 8].map(|lanes| [CPU_KEYS, SHORT_HEAD_CPU_KEYS].map(|keys| (lanes, keys)));
-        let narrow = narrow.concat().into_iter();
-        let narrow = narrow.map(|(lanes, keys)| Variant { lanes, keys, ..wide(shape) });
-        let narrow: Vec<_> = narrow.flat_map(|narrow| variants(shape, narrow)).collect();
-        for variant in [narrow, vec![wide(shape)]].concat() {
+        let narrow = [4, 8].map(|lanes| {
+            [CPU_KEYS, SHORT_HEAD_CPU_KEYS].map(|keys| {
+                let within = Within::Steps { lanes, keys };
+                Variant { lanes, order: Order { partition: 64, within }, ..orders(64)[0] }
+            })
+        });
+        let narrow = narrow.concat().into_iter().chain(orders(32));
+        let of_orders = narrow.flat_map(|narrow| variants(shape, narrow));
+        for variant in of_orders.chain(Variant::choose(gpu_caps(), shape)) {
+            // GPUs have no images.
+            let layouts: &[bool] = if variant.lanes > 16 { &[false] } else { &[false, true] };
             for (images, format) in
-                [false, true].into_iter().flat_map(|it| KvFormat::ALL.map(|format| (it, format)))
+                layouts.iter().flat_map(|it| KvFormat::ALL.map(|format| (*it, format)))
             {
                 let source = variant.source(shape, format, images);
                 testing::assert_kernel(&source);
@@ -57,9 +89,24 @@ fn params_are_the_shader_s() {
                         ("num_heads", offset_of!(Params, num_heads)),
                         ("num_kv_heads", offset_of!(Params, num_kv_heads)),
                         ("scale", offset_of!(Params, scale)),
+                        ("first_token", offset_of!(Params, first_token)),
+                        ("num_partitions", offset_of!(Params, num_partitions)),
                     ],
                 );
             }
+        }
+        for images in [false, true] {
+            let source = merge_source(Caps { images, ..gpu_caps() }, shape, 128);
+            testing::assert_kernel(&source);
+            testing::assert_params(
+                &source,
+                &[
+                    ("num_tokens", offset_of!(MergeParams, num_tokens)),
+                    ("first_token", offset_of!(MergeParams, first_token)),
+                    ("num_partitions", offset_of!(MergeParams, num_partitions)),
+                    ("num_heads", offset_of!(MergeParams, num_heads)),
+                ],
+            );
         }
     }
 }
@@ -83,6 +130,9 @@ impl Sequence {
     }
 }
 
+/// As many as `testing::inputs` allows.
+const MAX_POSITIONS: usize = 4096;
+
 /// One layer: rotation, cache, attention.
 struct Layer<'a> {
     gpu: &'a Gpu,
@@ -105,14 +155,15 @@ impl<'a> Layer<'a> {
     fn new(gpu: &'a Gpu, shape: HeadShape, format: KvFormat, variant: Option<Variant>) -> Self {
         let variants = variant.map(|variant| vec![variant]);
         let variants = variants.unwrap_or_else(|| Variant::choose(gpu.caps(), shape));
+        let attention = Attention::with_variants(gpu, shape, format, MAX_POSITIONS, variants);
         let inv_freq = inverse_frequencies(10_000.0, shape.head_dim / 2);
         Self {
             gpu,
             shape,
-            attention: Attention::with_variants(gpu, shape, format, variants).unwrap(),
+            attention: attention.unwrap(),
             matmul: Matmul::new(gpu),
             identity: identity(gpu, shape.qkv_size()),
-            rotary: Rotary::new(gpu, &inv_freq, 4096).unwrap(),
+            rotary: Rotary::new(gpu, &inv_freq, MAX_POSITIONS).unwrap(),
             cache: KvCache::new(gpu, shape, format, 64).unwrap(),
         }
     }
@@ -229,7 +280,8 @@ fn agrees_with_the_reference_in_every_variant() {
             let mut sequence = Sequence::random(shape, 70, 31);
             sequence.table = vec![9, 3, 0, 8, 1];
             let layer = Layer::new(&gpu, shape, format, None);
-            let chosen = layer.step(&[(&sequence, 0..70)]);
+            let all = [(&sequence, 0..70)];
+            let chosen = layer.step(&all);
             let rotated = rotated(&layer, &sequence);
             let expected = expected(shape, &rotated);
             let is_right = |rows: &[Vec<f32>]| {
@@ -250,23 +302,24 @@ fn agrees_with_the_reference_in_every_variant() {
                 continue;
             }
             let first = Variant::choose(gpu.caps(), shape)[0];
+            let run = |variant| Layer::new(&gpu, shape, format, Some(variant)).step(&all);
             for variant in variants(shape, first) {
-                if variant.subgroup && gpu.caps().min_subgroup_size < variant.lanes {
-                    continue;
+                let fits = gpu.caps().subgroups && gpu.caps().min_subgroup_size >= variant.lanes;
+                if variant.exchange != Exchange::Subgroup || fits {
+                    assert_bits_eq(&run(variant).concat(), &chosen.concat());
                 }
-                let other = Layer::new(&gpu, shape, format, Some(variant));
-                let other = other.step(&[(&sequence, 0..70)]);
-                assert_bits_eq(&other.concat(), &chosen.concat());
             }
-            // Processors with short vectors.
-            let subgroup = gpu.caps().subgroups && gpu.caps().min_subgroup_size >= 4;
-            let narrow = Variant { lanes: 4, subgroup, ..first };
-            let [wide, narrow, shared] = [wide(shape), narrow, Variant { tokens: 2, ..narrow }]
-                .map(|variant| Layer::new(&gpu, shape, format, Some(variant)))
-                .map(|layer| layer.step(&[(&sequence, 0..70)]));
-            is_right(&wide);
-            is_right(&narrow);
-            assert_bits_eq(&shared.concat(), &narrow.concat());
+            // What other devices get: processors with short vectors, GPUs; several partitions.
+            let others = if shape == SMALL { orders(32).to_vec() } else { Vec::new() };
+            for other in others {
+                let expected = run(other);
+                is_right(&expected);
+                for variant in variants(shape, other) {
+                    if variant.exchange != Exchange::Subgroup {
+                        assert_bits_eq(&run(variant).concat(), &expected.concat());
+                    }
+                }
+            }
         }
     }
 }
@@ -292,6 +345,53 @@ fn chunks_batches_and_blocks_change_nothing() {
     let Some(gpu) = testing::gpu() else { return };
     for format in KvFormat::ALL {
         change_nothing(&Layer::new(&gpu, SMALL, format, None));
+    }
+}
+
+/// As it is laid out there, on whatever device.
+#[test]
+fn what_gpus_get_computes_long_sequences() {
+    let Some(gpu) = testing::gpu() else { return };
+    let mut sequence = Sequence::random(SMALL, 300, 38);
+    sequence.table = (0..19).map(|block| block * 7 % 19).collect();
+    let variants = Variant::choose(gpu_caps(), SMALL);
+    assert_ne!((variants[0].lanes, variants[0].exchange), (variants[1].lanes, Exchange::Memory));
+    let results = variants.into_iter().map(|variant| {
+        let layer = Layer::new(&gpu, SMALL, KvFormat::F32, Some(variant));
+        let rows = layer.step(&[(&sequence, 0..300)]);
+        // The last ones alone, so that their partitions are computed side by side.
+        let alone = [298..299, 299..300].map(|at| layer.step(&[(&sequence, at)]).concat());
+        assert_bits_eq(&alone.concat(), &rows[298..].concat());
+        let expected = expected(SMALL, &rotated(&layer, &sequence));
+        assert_close(&rows.concat(), &expected.concat(), 2e-5);
+        rows.concat()
+    });
+    let results: Vec<_> = results.collect();
+    assert_bits_eq(&results[0], &results[1]);
+}
+
+/// However few workgroups there are without that, or however many.
+#[test]
+fn partitions_side_by_side_give_the_bits_of_one_after_another() {
+    let Some(gpu) = testing::gpu() else { return };
+    for variant in orders(32) {
+        for below in [0, u32::MAX] {
+            let mut layer = Layer::new(&gpu, SMALL, KvFormat::F32, Some(variant));
+            let beside = layer.attention.beside.as_mut().unwrap();
+            // Of a token at the last position, and of a few at the first ones.
+            (beside.below, beside.max_parts) = (below, 4);
+            change_nothing(&layer);
+        }
+        let bits = [0, u32::MAX].map(|below| {
+            let mut layer = Layer::new(&gpu, SMALL, KvFormat::F32, Some(variant));
+            layer.attention.beside.as_mut().unwrap().below = below;
+            let mut sequence = Sequence::random(SMALL, 100, 34);
+            sequence.table = (0..7).rev().collect();
+            let prompt = layer.step(&[(&sequence, 0..90)]);
+            let decoded = (90..100).map(|at| layer.step(&[(&sequence, at..at + 1)]).concat());
+            [prompt.concat(), decoded.collect::<Vec<_>>().concat()].concat()
+        });
+        assert_bits_eq(&bits[0], &bits[1]);
     }
 }
 

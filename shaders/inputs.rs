@@ -101,6 +101,8 @@ impl Inputs {
             num_outputs: step.output_rows.len(),
             num_table_entries: step.tables.len(),
             num_copies: step.copies.len(),
+            num_positions: step.positions.iter().max().map_or(0, |last| *last as usize + 1),
+            has_runs: step.table_starts.windows(2).any(|pair| pair[0] == pair[1]),
         })
     }
 }
@@ -154,6 +156,10 @@ pub struct StepShape {
     pub num_table_entries: usize,
     /// Blocks that are copied.
     pub num_copies: usize,
+    /// Positions of the sequence whose token has the last one.
+    pub num_positions: usize,
+    /// Whether a token follows another of its sequence.
+    pub has_runs: bool,
 }
 
 impl StepShape {

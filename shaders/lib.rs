@@ -35,6 +35,7 @@ pub mod weights;
 
 // The kernels.
 pub mod attention;
+mod attention_variant;
 pub mod copy_blocks;
 pub mod embed;
 pub mod experts;

@@ -8,6 +8,7 @@
 use std::ops::Range;
 
 use crate::attention::{Attention, BoundAttention};
+use crate::attention_variant::{LARGEST_PARTITION, Variant};
 use crate::embed::BoundEmbed;
 use crate::error::GpuError;
 use crate::gather_rows::BoundGatherRows;
@@ -146,7 +147,9 @@ fn sources(caps: Caps, format: Format, shape: HeadShape, kv: KvFormat) -> Vec<Ke
         crate::rms_norm::source(images),
         crate::qk_norm::source(caps, kv),
     ];
-    for variant in crate::attention::Variant::choose(caps, shape) {
+    let attention = Variant::choose(caps, shape);
+    sources.push(crate::attention::merge_source(caps, shape, attention[0].order.partition));
+    for variant in attention {
         sources.push(variant.source(shape, kv, images));
     }
     let products = Class::choose(caps, format);
@@ -171,7 +174,11 @@ fn hash(hasher: &mut blake3::Hasher, bytes: &[u8]) {
 /// More than any variant of a product takes but those for any number, and more positions than
 /// attention takes at a time.
 const NUM_TOKENS: usize = 35;
-const NUM_BLOCKS: usize = NUM_TOKENS.div_ceil(BLOCK_TOKENS);
+/// The position of the first, so that attention's partitions end among them. What is before it was
+/// never computed: zeros.
+const FIRST_POSITION: usize = LARGEST_PARTITION - 17;
+const NUM_POSITIONS: usize = FIRST_POSITION + NUM_TOKENS;
+const NUM_BLOCKS: usize = NUM_POSITIONS.div_ceil(BLOCK_TOKENS);
 /// More than one chunk of a product, and not a multiple of what kernels take at a time.
 const HIDDEN_SIZE: usize = 324;
 const FFN_SIZE: usize = 100;
@@ -205,7 +212,7 @@ impl Layer {
             max_outputs: NUM_TOKENS,
             max_table_entries: NUM_BLOCKS,
             max_copies: 0,
-            max_positions: NUM_TOKENS,
+            max_positions: NUM_POSITIONS,
             num_blocks: NUM_BLOCKS,
             vocab_size: VOCAB_SIZE,
         };
@@ -235,7 +242,7 @@ impl Layer {
         let cache = KvCache::new(gpu, shape, kv, NUM_BLOCKS)?;
         // The largest part of a head that is rotated in whole vec4s of pairs.
         let inv_freq = inverse_frequencies(10_000.0, shape.head_dim / 8 * 8);
-        let rotary = Rotary::new(gpu, &inv_freq, NUM_TOKENS)?;
+        let rotary = Rotary::new(gpu, &inv_freq, NUM_POSITIONS)?;
         let scale = 1.0 / (shape.head_dim as f32).sqrt();
         let quantized = QuantizedRows::new(gpu, NUM_TOKENS, HIDDEN_SIZE.max(shape.q_size()))?;
         let quantized = class.is_packed().then_some(&quantized);
@@ -254,7 +261,7 @@ impl Layer {
         Ok(Self {
             embed: BoundEmbed::new(gpu, &inputs, &table, &hidden)?,
             qkv: matmul.bind(gpu, normed(&hidden), &qkv_weights, Output::Qkv(qkv))?,
-            attention: Attention::new(gpu, shape, kv)?.bind(
+            attention: Attention::new(gpu, shape, kv, NUM_POSITIONS)?.bind(
                 gpu,
                 &inputs,
                 &cache,
@@ -283,15 +290,12 @@ impl Layer {
         })
     }
 
-    /// The bytes of the logits of the tokens at `positions`. Those before them have been run.
-    fn run(&mut self, gpu: &Gpu, positions: Range<usize>) -> Result<Vec<u8>, GpuError> {
-        let num_tokens = positions.len();
+    /// The bytes of the logits of these tokens. Those before them have been run.
+    fn run(&mut self, gpu: &Gpu, tokens: Range<usize>) -> Result<Vec<u8>, GpuError> {
+        let num_tokens = tokens.len();
         let step = StepInputs {
-            token_ids: positions
-                .clone()
-                .map(|position| (position * 7 % VOCAB_SIZE) as u32)
-                .collect(),
-            positions: positions.map(|position| position as u32).collect(),
+            token_ids: tokens.clone().map(|token| (token * 7 % VOCAB_SIZE) as u32).collect(),
+            positions: tokens.map(|at| (FIRST_POSITION + at) as u32).collect(),
             table_starts: vec![0; num_tokens],
             output_rows: (0..num_tokens as u32).collect(),
             tables: (0..NUM_BLOCKS as u32).collect(),

@@ -162,7 +162,8 @@ pub fn scale(heads: HeadShape) -> f32 {
 pub(super) fn works(gpu: &Gpu, options: &Options) -> Result<Vec<Work>> {
     let mut works = Vec::new();
     for &heads in &options.heads {
-        let attention = Attention::new(gpu, heads, options.kv)?;
+        let most = options.contexts.iter().copied().chain([PROMPT_TOKENS]).max().unwrap_or(1);
+        let attention = Attention::new(gpu, heads, options.kv, most)?;
         let decode = options.contexts.iter().flat_map(|&context| {
             options.sequences.iter().map(move |&sequences| Step::Decode { sequences, context })
         });
@@ -198,7 +199,7 @@ pub fn work(
         kernel: "attention",
         shape: format!("{what} {name}{suffix}{}", cache_name(cache.format)),
         rows: step.num_rows(),
-        layout: bound.layout(step.num_rows()),
+        layout: bound.layout(*shape),
         num_bytes: kv_values as f64 * cache.format.num_bytes() as f64,
         // A product with the key, another with the value.
         num_operations: 4.0 * (step.num_attended() * heads.q_size()) as f64,

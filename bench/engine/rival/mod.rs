@@ -167,7 +167,8 @@ pub fn compare(gpu: &Gpu, options: &Options, progress: &mut dyn FnMut(&str)) -> 
         }
     }
     let heads = options.model.head_shape();
-    let kernel = Attention::new(gpu, heads, options.kv)?;
+    let most = options.contexts.iter().copied().chain([PROMPT_TOKENS]).max().unwrap_or(1);
+    let kernel = Attention::new(gpu, heads, options.kv, most)?;
     for &phase in &phases {
         let operands = Operands::new(gpu, heads, options.kv, phase.step())?;
         let (pair, sides) = attentions(gpu, &kernel, &operands, (phase, layers), progress)?;
@@ -234,7 +235,7 @@ fn attentions<'a>(
 ) -> Result<(Pair, [Task<'a>; 2])> {
     let Operands { inputs, shape, cache, q, out } = operands;
     let ours = kernel.bind(gpu, inputs, cache, attention::scale(cache.shape), (q, out))?;
-    let (layout, shape) = (ours.layout(shape.num_tokens), *shape);
+    let (layout, shape) = (ours.layout(*shape), *shape);
     let ours = Side::new(layout, move |pass, _| ours.record(pass, shape));
     let other = gpu.alloc_vec4s(out.len())?;
     let mut ways = Vec::new();

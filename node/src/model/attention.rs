@@ -39,7 +39,7 @@ impl AttentionKernels {
         let heads = head_shape(model);
         let inv_freq = inverse_frequencies(model.rope_theta.into(), model.rotary_dim());
         Ok(Self {
-            attention: attention::Attention::new(gpu, heads, kv)?,
+            attention: attention::Attention::new(gpu, heads, kv, max_positions)?,
             copy_blocks: CopyBlocks::new(gpu, heads, kv)?,
             rotary: Rotary::new(gpu, &inv_freq, max_positions)?,
         })
@@ -47,7 +47,8 @@ impl AttentionKernels {
 
     /// Bytes that [`new`](Self::new) takes.
     pub fn num_bytes(gpu: &Gpu, model: &ModelConfig, kv: KvFormat, max_positions: usize) -> u64 {
-        CopyBlocks::num_bytes(gpu, head_shape(model), kv)
+        attention::Attention::num_bytes(gpu, head_shape(model), max_positions)
+            + CopyBlocks::num_bytes(gpu, head_shape(model), kv)
             + gpu.vec4s_bytes(max_positions * model.rotary_dim())
     }
 }

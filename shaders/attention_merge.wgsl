@@ -1,0 +1,62 @@
+// out[t, h, :] from what attention's partitions know of it, in ascending order
+// one workgroup per token t, head h; lanes have dimensions each
+
+struct Params {
+    num_tokens: u32,
+    first_token: u32,
+    num_partitions: u32,  // that a token has room for
+    num_heads: u32,
+}
+
+var<immediate> params: Params;
+// ..., positions, ...
+@group(0) @binding(0) var<storage, read>       inputs: array<u32>;
+//! if IMAGES
+// [tokens from first_token on, num_partitions, num_heads, VALUE_VEC4S + 1]
+@group(0) @binding(1) var parts: texture_storage_2d<rgba32float, read>;
+// [num_tokens, num_heads, VALUE_VEC4S]
+@group(0) @binding(2) var out: texture_storage_2d<rgba32float, write>;
+//! else
+// [tokens from first_token on, num_partitions, num_heads, VALUE_VEC4S + 1]
+@group(0) @binding(1) var<storage, read>       parts: array<vec4<f32>>;
+// [num_tokens, num_heads, VALUE_VEC4S]
+@group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;
+//! end
+
+@compute @workgroup_size({LANES})
+fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let p = params;
+    let token = p.first_token + workgroup.x;
+    let head = workgroup.y;
+    let end = inputs[p.num_tokens + token] / {PARTITION}u + 1u;
+    let step = p.num_heads * ({VALUE_VEC4S}u + 1u);
+    let first = workgroup.x * p.num_partitions * step + head * ({VALUE_VEC4S}u + 1u);
+    for (var d = lane; d < {VALUE_VEC4S}u; d += {LANES}u) {
+        var all = vec4<f32>(0.0);
+        var state = no_positions();
+        for (var nth = 0u; nth < end; nth++) {
+            let at = first + nth * step;
+            let next = part_in(at + {VALUE_VEC4S}u).xy;
+            let factors = merge_factors(state.x, next.x);
+            state = merged(state, next, factors);
+            all = merged_values(all, part_in(at + d), factors);
+        }
+        write_out((token * p.num_heads + head) * {VALUE_VEC4S}u + d, attended(all, state));
+    }
+}
+
+fn part_in(index: u32) -> vec4<f32> {
+//! if IMAGES
+    return textureLoad(parts, texel(index));
+//! else
+    return parts[index];
+//! end
+}
+
+fn write_out(index: u32, value: vec4<f32>) {
+//! if IMAGES
+    textureStore(out, texel(index), value);
+//! else
+    out[index] = value;
+//! end
+}
