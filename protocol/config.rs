@@ -205,11 +205,14 @@ pub struct Coordinator {
     /// Proofs of join tokens that may fail within a minute, of one address: the next are not looked
     /// at.
     pub max_failed_proofs: u32,
-    /// Bytes that are sent to a node that joins, to measure the way to it. 0: none are, and all
-    /// ways are taken for alike.
+    /// Bytes that are sent to a node that joins, to measure the way to it, and between nodes. 0:
+    /// none are, and all ways are taken for alike.
     pub probe_bytes: u32,
     /// Milliseconds that this may take; whatever takes longer isn't known.
     pub probe_timeout_ms: u64,
+    /// Milliseconds after which a way between two nodes is measured again, while neither of them
+    /// computes. 0: never.
+    pub probe_interval_ms: u64,
     /// Other nodes that a node is told to ask for weights, beside the coordinator. 0: none.
     pub max_sources: u32,
     /// Milliseconds to wait for more nodes after one joined, before a pipeline is placed.
@@ -354,6 +357,7 @@ impl Default for Coordinator {
             max_failed_proofs: 10,
             probe_bytes: 2 << 20,
             probe_timeout_ms: 2000,
+            probe_interval_ms: 600_000,
             max_sources: 8,
             settle_ms: 2000,
             rejoin_ms: 10_000,

@@ -12,7 +12,8 @@ use ractor::message::SerializedMessage;
 
 use crate::config::{KvCacheDtype, Quantize};
 use crate::message::{
-    CoordinatorMsg, Drain, Leaving, Loading, NodeMsg, Progress, Sources, StageFailed, Unload,
+    CoordinatorMsg, Drain, Fetching, Leaving, Loading, Measure, NodeMsg, Progress, Sources,
+    StageFailed, Unload, Ways,
 };
 use crate::*;
 
@@ -237,8 +238,14 @@ fn all(version: u16) -> BTreeMap<String, (Vec<u8>, Said)> {
     }
     let peer = Peer { node, addr: ([10, 0, 0, 7], 7001).into() };
     let sources = Sources { model: ModelId([7; 16]), nodes: vec![peer] };
+    let measure = Measure { nodes: vec![peer], num_bytes: 1 << 21, timeout_ms: 2000 };
+    let way = LinkSpeed { rtt_us: 250.0, bytes_per_s: 1e9 };
+    let ways = Ways { node, session, ways: vec![(NodeId(13), way)] };
+    let (is_warming, num_bytes, of_bytes, num_sources) = (true, 1 << 20, 1 << 33, 3);
+    let fetching = Fetching { node, session, is_warming, num_bytes, of_bytes, num_sources };
     let to_node = [
         NodeMsg::Sources(sources.into()),
+        NodeMsg::Measure(measure.into()),
         NodeMsg::Load(plan().into()),
         NodeMsg::Unload(unload.into()),
         NodeMsg::Warm(plan().into()),
@@ -249,6 +256,8 @@ fn all(version: u16) -> BTreeMap<String, (Vec<u8>, Said)> {
         CoordinatorMsg::Failed(StageFailed { node, id, cause, blame }.into()),
         CoordinatorMsg::Progress(Progress { id, loading: loading() }.into()),
         CoordinatorMsg::Leaving(leaving.into()),
+        CoordinatorMsg::Fetching(fetching.into()),
+        CoordinatorMsg::Ways(ways.into()),
         CoordinatorMsg::Drain(Drain { node, session }.into()),
     ];
     let mut all = BTreeMap::new();
@@ -282,6 +291,7 @@ fn name_to_node(message: &NodeMsg) -> &'static str {
         NodeMsg::Load(_) => "NodeMsg::Load",
         NodeMsg::Warm(_) => "NodeMsg::Warm",
         NodeMsg::Sources(_) => "NodeMsg::Sources",
+        NodeMsg::Measure(_) => "NodeMsg::Measure",
         NodeMsg::Unload(_) => "NodeMsg::Unload",
         NodeMsg::Release(_) => "NodeMsg::Release",
         // A question without content; its answer is kept.
@@ -294,6 +304,8 @@ fn name_to_coordinator(message: &CoordinatorMsg) -> &'static str {
         CoordinatorMsg::Ready(_) => "CoordinatorMsg::Ready",
         CoordinatorMsg::Failed(_) => "CoordinatorMsg::Failed",
         CoordinatorMsg::Progress(_) => "CoordinatorMsg::Progress",
+        CoordinatorMsg::Fetching(_) => "CoordinatorMsg::Fetching",
+        CoordinatorMsg::Ways(_) => "CoordinatorMsg::Ways",
         CoordinatorMsg::Drain(_) => "CoordinatorMsg::Drain",
         CoordinatorMsg::Leaving(_) => "CoordinatorMsg::Leaving",
     }

@@ -9,8 +9,8 @@ use ractor_cluster::RactorClusterMessage;
 
 use crate::codec::{self, CodecError};
 use crate::{
-    Blame, Epoch, ModelId, NodeId, NodeReport, Peer, PipelineId, SessionId, StageEcho, StageId,
-    StagePlan,
+    Blame, Epoch, LinkSpeed, ModelId, NodeId, NodeReport, Peer, PipelineId, SessionId, StageEcho,
+    StageId, StagePlan,
 };
 use bincode::de::Decoder;
 use bincode::enc::Encoder;
@@ -32,6 +32,8 @@ pub enum NodeMsg {
     Warm(Wire<StagePlan>),
     /// Ask these nodes for weights, too. Said before a stage is.
     Sources(Wire<Sources>),
+    /// Measure the ways to these nodes, then cast [`CoordinatorMsg::Ways`].
+    Measure(Wire<Measure>),
     /// Drop every stage of this pipeline up to this epoch.
     Unload(Wire<Unload>),
     /// The node holds nothing any more, and nothing will be placed on it: it may end.
@@ -50,7 +52,7 @@ impl NodeMsg {
             | Self::Unload(_)
             | Self::Release(_)
             | Self::Report(..) => 4,
-            Self::Sources(_) => 5,
+            Self::Sources(_) | Self::Measure(_) => 5,
         }
     }
 }
@@ -64,6 +66,10 @@ pub enum CoordinatorMsg {
     Failed(Wire<StageFailed>),
     /// How far loading has come.
     Progress(Wire<Progress>),
+    /// How far fetching weights has come, for a stage or to keep them ready.
+    Fetching(Wire<Fetching>),
+    /// What ways to other nodes are like.
+    Ways(Wire<Ways>),
     /// The node wants to end: what it holds is to go elsewhere. It waits for
     /// [`NodeMsg::Release`].
     Drain(Wire<Drain>),
@@ -80,6 +86,7 @@ impl CoordinatorMsg {
             | Self::Progress(_)
             | Self::Drain(_)
             | Self::Leaving(_) => 4,
+            Self::Fetching(_) | Self::Ways(_) => 5,
         }
     }
 }
@@ -91,6 +98,45 @@ pub struct Sources {
     pub model: ModelId,
     /// Who they are.
     pub nodes: Vec<Peer>,
+}
+
+/// Ways to measure.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Measure {
+    /// To whom.
+    pub nodes: Vec<Peer>,
+    /// With so many bytes each.
+    pub num_bytes: u32,
+    /// Milliseconds that each may take.
+    pub timeout_ms: u64,
+}
+
+/// What a node has measured.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub struct Ways {
+    /// Who.
+    pub node: NodeId,
+    /// In which session.
+    pub session: SessionId,
+    /// To whom, and how it is.
+    pub ways: Vec<(NodeId, LinkSpeed)>,
+}
+
+/// How much of the weights that a node needs has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Fetching {
+    /// Who fetches.
+    pub node: NodeId,
+    /// In which session.
+    pub session: SessionId,
+    /// Whether they are to be kept ready; else a stage waits for them.
+    pub is_warming: bool,
+    /// Bytes that are here.
+    pub num_bytes: u64,
+    /// Bytes that are needed; 0: nothing is fetched any more.
+    pub of_bytes: u64,
+    /// Whom the rest is asked of.
+    pub num_sources: u32,
 }
 
 /// Who wants to end.

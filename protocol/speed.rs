@@ -61,6 +61,9 @@ impl Default for LinkSpeed {
 }
 
 impl LinkSpeed {
+    /// Of a way on which nobody is reached: the slowest there is.
+    pub const NONE: Self = Self { rtt_us: 60e6, bytes_per_s: 1.0 };
+
     /// It, or the default where it can't be true.
     pub fn checked(self) -> Self {
         let is_possible =

@@ -207,6 +207,21 @@ async fn a_node_gets_layers_from_a_node_that_has_them() {
     cluster.serving(2, Duration::from_secs(180)).await;
     let line = second.wait_for(FETCHED, Duration::from_secs(60));
     assert!(!line.contains("from_nodes=0 ") && line.contains("num_sources=2"), "{line}");
+    // The way between them is measured, and each shows it.
+    let start = Instant::now();
+    loop {
+        let (_, stages) = cluster.get("/health/stages").await;
+        let nodes = stages["nodes"].as_array().unwrap();
+        let is_measured = |one: &Value, other: &Value| {
+            let way = &one["links"][0];
+            way["to"] == other["node"] && way["bytes_per_s"].as_f64().is_some_and(|it| it > 1e5)
+        };
+        if is_measured(&nodes[0], &nodes[1]) && is_measured(&nodes[1], &nodes[0]) {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "{stages}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     drop(first);
     cluster.serving(1, Duration::from_secs(60)).await;
     let found = answer(&cluster).await;

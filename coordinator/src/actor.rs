@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::message::{NODE_GROUP, NodeMsg, Sources, Unload, Wire};
-use protocol::{NodeId, NodeReport, RequestId, SessionId, StageId, StagePlan};
+use protocol::{NodeId, NodeReport, Peer, RequestId, SessionId, StageId, StagePlan};
 use ractor::{
     Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent, pg, pg::GroupChangeMessage,
 };
@@ -265,6 +265,10 @@ impl State {
                     self.name_sources(node, &plan);
                     self.cast(node, NodeMsg::Warm((*plan).into()));
                 }
+                Action::Measure(node, mut measure) => {
+                    measure.nodes = self.seen_by(node, measure.nodes);
+                    self.cast(node, NodeMsg::Measure(measure.into()));
+                }
                 Action::Unload(node, pipeline, epoch) => {
                     let unload = Unload { pipeline, epoch };
                     self.cast(node, NodeMsg::Unload(unload.into()));
@@ -361,13 +365,18 @@ impl State {
 
     /// Says of whom a node can get weights beside this process.
     fn name_sources(&self, node: NodeId, plan: &StagePlan) {
-        let mut nodes = self.arguments.cluster.sources(node, plan);
+        let nodes = self.seen_by(node, self.arguments.cluster.sources(node, plan));
+        self.cast(node, NodeMsg::Sources(Sources { model: plan.model, nodes }.into()));
+    }
+
+    /// Other nodes, with the addresses at which this one reaches them.
+    fn seen_by(&self, node: NodeId, mut nodes: Vec<Peer>) -> Vec<Peer> {
         if let Some((session, _)) = self.nodes.get(&node) {
             for peer in &mut nodes {
                 peer.addr = self.arguments.sessions.address_for(*session, peer.addr);
             }
         }
-        self.cast(node, NodeMsg::Sources(Sources { model: plan.model, nodes }.into()));
+        nodes
     }
 
     fn connect(&self, node: NodeId, stage: StageId, myself: &ActorRef<Msg>) {

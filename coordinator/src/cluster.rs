@@ -16,12 +16,13 @@ mod sources;
 mod spares;
 mod tell;
 mod waiting;
+mod ways;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use protocol::config::Config;
-use protocol::message::{Progress, StageFailed};
+use protocol::message::{Fetching, Measure, Progress, StageFailed, Ways};
 use protocol::{
     Body, Epoch, Frame, LinkSpeed, NodeId, NodeReport, PipelineId, RequestId, SessionId, StageEcho,
     StageId, StagePlan, StageTiming, Step, StepId,
@@ -122,6 +123,10 @@ pub enum Input {
         /// What it is like.
         speed: LinkSpeed,
     },
+    /// A node has measured the ways to others.
+    Ways(Ways),
+    /// A node gets weights from others.
+    Fetching(Fetching),
     /// A node's host was found to take so many seconds of a step.
     Host(NodeId, f64),
     /// Time passed.
@@ -139,6 +144,8 @@ pub enum Action {
     Load(NodeId, Box<StagePlan>),
     /// Ask this idle node to keep these weights ready.
     Warm(NodeId, Box<StagePlan>),
+    /// Ask this node to measure ways to others.
+    Measure(NodeId, Measure),
     /// Ask this node to drop its stages of this pipeline, of this epoch and older.
     Unload(NodeId, PipelineId, Epoch),
     /// Keep what a node is there for.
@@ -227,6 +234,7 @@ pub struct Cluster {
     duties: Duties,
     known: Known,
     trust: Trust,
+    ways: ways::Ways,
     last_change: Instant,
     returning: Returning,
     // The last change after which free nodes could hold no pipeline.
@@ -277,6 +285,7 @@ impl Cluster {
             duties: Duties::default(),
             known: Known::default(),
             trust: Trust::default(),
+            ways: ways::Ways::default(),
             last_change: now,
             returning: Returning::default(),
             misplaced: None,
@@ -319,6 +328,8 @@ impl Cluster {
             Input::Cancel(request) => self.leave(request, now),
             Input::Withdraw(body) => self.withdraw(body, now),
             Input::Measured { ends, speed } => self.known.links.set(ends, speed),
+            Input::Ways(ways) => self.ways_measured(&ways),
+            Input::Fetching(fetching) => self.fetching(fetching),
             Input::Host(node, seconds) => self.known.set_host(node, seconds),
             Input::Tick => self.tick(now),
             Input::ShutDown => self.shut_down(now),

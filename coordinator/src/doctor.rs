@@ -251,9 +251,15 @@ fn judge_cluster(told: &Result<Value>) -> Vec<Finding> {
             findings.push(judge_link(&whom, link));
         }
         for way in node["links"].as_array().into_iter().flatten() {
+            let to = way["to"].as_str().unwrap_or("?");
             if let Some(link) = link(way) {
-                let to = way["to"].as_str().unwrap_or("?");
                 findings.push(judge_link(&format!("node {to} from {whom}"), link));
+            } else if way["reached"].as_bool() == Some(false) {
+                findings.push(Finding::fail(
+                    check,
+                    format!("node {to} can't be reached from {whom}, or not the other way round"),
+                    "let UDP through between them, or give them other addresses by --advertise",
+                ));
             }
         }
     }
@@ -313,8 +319,12 @@ mod tests {
         // Between two nodes.
         let mut pair = node("a", Value::Null);
         pair["links"] = json!([{"to": "b", "rtt_us": 90_000.0, "bytes_per_s": 1e9}]);
-        let judged = judge_cluster(&told(true, json!([pair])));
+        let judged = judge_cluster(&told(true, json!([pair.clone()])));
         assert!(worst(&judged).found.contains("node b from node a on h"), "{judged:?}");
+        pair["links"] = json!([{"to": "b", "reached": false, "rtt_us": null}]);
+        let judged = judge_cluster(&told(true, json!([pair])));
+        assert!(worst(&judged).severity == Severity::Fail, "{judged:?}");
+        assert!(worst(&judged).remedy.contains("--advertise"), "{judged:?}");
 
         let judged = judge_cluster(&told(false, json!([node("a", Value::Null)])));
         assert!(worst(&judged).remedy.contains("node 7"), "{judged:?}");

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use protocol::config::Quantize;
+use protocol::message::Fetching;
 use protocol::{HeldParts, LinkSpeed, ModelId, NodeId, NodeReport, Peer, StagePlan, StageTiming};
 
 use crate::pipeline::Stage;
@@ -36,6 +37,8 @@ pub(crate) struct Known {
     /// The ways between them.
     pub(crate) links: Links,
     held: HashMap<Adapter, Vec<bool>>,
+    // What nodes get from others now.
+    fetching: HashMap<NodeId, Fetching>,
     slowness: HashMap<Adapter, Slowness>,
     // Seconds that a node's host takes of a step.
     hosts: HashMap<NodeId, Mean>,
@@ -209,6 +212,19 @@ impl Known {
             && held[first + 1..=end].iter().all(|it| *it)
     }
 
+    /// A node gets weights from others, or has got them.
+    pub(crate) fn fetches(&mut self, fetching: Fetching) {
+        match fetching.of_bytes {
+            0 => self.fetching.remove(&fetching.node),
+            _ => self.fetching.insert(fetching.node, fetching),
+        };
+    }
+
+    /// What a node gets from others now, if anything.
+    pub(crate) fn fetching(&self, node: NodeId) -> Option<Fetching> {
+        self.fetching.get(&node).copied()
+    }
+
     /// Which parts of a model a node holds, on any of its adapters.
     pub(crate) fn held(&self, node: NodeId, num_parts: usize) -> Vec<bool> {
         let mut parts = vec![false; num_parts];
@@ -221,6 +237,7 @@ impl Known {
     /// A node is gone, with whatever it held. How fast it was is remembered.
     pub(crate) fn forget(&mut self, node: NodeId) {
         self.held.retain(|(held_by, _), _| *held_by != node);
+        self.fetching.remove(&node);
         self.links.forget(node);
     }
 

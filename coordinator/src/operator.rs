@@ -242,6 +242,18 @@ fn nodes(said: &Value) -> String {
     for node in list(&said["absent"]) {
         lines += &row(&[&text(&node["node"]), &text(&node["duty"]), "", "not here", "", ""]);
     }
+    for node in list(&said["nodes"]).filter(|node| node["fetching"].is_object()) {
+        let it = &node["fetching"];
+        let what = if it["warming"] == true { "warming" } else { "fetching" };
+        let mb = |name: &str| it[name].as_u64().unwrap_or(0).div_ceil(1_000_000);
+        lines += &format!(
+            "{}: {what} {} of {} MB from {} sources\n",
+            text(&node["node"]),
+            mb("bytes"),
+            mb("of_bytes"),
+            it["sources"]
+        );
+    }
     for (node, why) in left_out(said) {
         lines += &format!("{node}: {why}\n");
     }
@@ -299,7 +311,8 @@ mod tests {
                 {"node": "00000000000000a1", "hostname": "left", "data_addr": "10.0.0.1:7001",
                     "duty": "active", "memory_bytes": [1 << 30], "adapters": ["Card"]},
                 {"node": "00000000000000a2", "hostname": "right", "data_addr": "10.0.0.2:7001",
-                    "duty": "draining", "memory_bytes": [1 << 30, 1 << 30],
+                    "duty": "draining", "memory_bytes": [1 << 30, 1 << 30], "fetching":
+                        {"bytes": 1_500_000, "of_bytes": 7_000_000, "sources": 3, "warming": true},
                     "adapters": ["Card", "Card"]},
             ],
             "absent": [{"node": "00000000000000a3", "duty": "cordoned"}],
@@ -338,6 +351,7 @@ mod tests {
         );
         assert!(lines[2].contains("draining") && lines[2].ends_with("2.0 GiB  Card, Card"));
         assert!(lines[3].contains("not here"));
+        assert_eq!(lines[4], "00000000000000a2: warming 2 of 7 MB from 3 sources");
         assert!(nodes.lines().take(4).all(|line| line.len() <= 100), "{nodes}");
         assert_eq!(
             pipelines(&said()),

@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use dashmap::DashMap;
-use protocol::{LinkSpeed, NodeId, NodeReport, SessionId};
+use protocol::{NodeId, NodeReport, SessionId};
 use tracing::{debug, warn};
-use transport::{Connection, ControlStream, NodeServerHandle, PeerName, TransportError};
+use transport::{Connection, ControlStream, NodeServerHandle, PeerName};
 
 use crate::cluster::Input;
 use crate::stages::Stages;
@@ -33,21 +33,12 @@ impl Probe {
     async fn measure(self, node: NodeId, data: &Connection, tell: &impl Fn(Input)) -> String {
         let Self { num_bytes, timeout } = self;
         if num_bytes > 0 {
-            let speed = match data.measure(num_bytes, timeout).await {
-                Ok(speed) => Some(speed),
-                // No faster than that.
-                Err(TransportError::Silent(_)) => Some(LinkSpeed {
-                    rtt_us: data.rtt().as_secs_f64() * 1e6,
-                    bytes_per_s: num_bytes as f64 / timeout.as_secs_f64(),
-                }),
-                Err(cause) => {
-                    debug!(%node, %cause, "the way to a node isn't measured");
-                    None
+            match data.probe(num_bytes, timeout).await {
+                Ok(speed) => {
+                    debug!(%node, ?speed, "the way to a node is measured");
+                    tell(Input::Measured { ends: (None, Some(node)), speed });
                 }
-            };
-            if let Some(speed) = speed {
-                debug!(%node, ?speed, "the way to a node is measured");
-                tell(Input::Measured { ends: (None, Some(node)), speed });
+                Err(cause) => debug!(%node, %cause, "the way to a node isn't measured"),
             }
         }
         std::future::pending().await

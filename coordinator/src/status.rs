@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use protocol::message::Fetching;
 use protocol::{Digest, LayerRange, LinkSpeed, NodeId, PipelineId, Speed, StageIndex};
 
 use crate::placement::predict::Prediction;
@@ -86,6 +87,10 @@ pub struct NodeStatus {
     pub host_s: f64,
     /// The way to it, as far as it was measured.
     pub link: Option<LinkSpeed>,
+    /// The ways between it and other nodes, as far as they were measured.
+    pub links: Vec<(NodeId, LinkSpeed)>,
+    /// What it gets of a model's weights from others, while it does.
+    pub fetching: Option<Fetching>,
 }
 
 /// A node that is left out.

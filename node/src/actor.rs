@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use protocol::message::{
     COORDINATOR_GROUP, CoordinatorMsg, Loading, NODE_GROUP, NodeMsg, Progress, Sources,
-    StageFailed, Unload, Wire,
+    StageFailed, Unload, Ways, Wire,
 };
 use protocol::{Blame, HeldParts, NodeReport, StageEcho, StageId, StagePlan};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent, pg};
@@ -22,12 +22,9 @@ use crate::device_thread::{DeviceThread, ReportProgress};
 use crate::error::StageError;
 use crate::fetch::Given;
 use crate::links::{Arrived, Inlet, Links};
-use crate::progress::Bar;
+use crate::progress::{Bar, FetchReport, PROGRESS_INTERVAL};
 use crate::stage::Held;
 use crate::weights::Weights;
-
-/// Between two reports of how far loading has come.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long a stage that ends tries to say why.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(100);
@@ -121,8 +118,10 @@ impl Actor for NodeActor {
                 tokio::spawn(async move {
                     let layers = plan.layers;
                     let warmed = async {
-                        let (weights, mut silent) = (&node.weights, |_| ());
-                        let provided = node.links.provide(weights, plan, &mut silent).await?;
+                        let mut report = FetchReport::new(&node, true);
+                        let mut given = |given| report.set(given);
+                        let provided = node.links.provide(&node.weights, plan, &mut given).await?;
+                        drop(report);
                         device.warm(provided.plan.clone()).await
                     };
                     match warmed.await {
@@ -133,6 +132,15 @@ impl Actor for NodeActor {
             }
             NodeMsg::Sources(Wire(Ok(Sources { model, nodes }))) => {
                 state.node.links.set_sources(model, nodes);
+            }
+            NodeMsg::Measure(Wire(Ok(measure))) => {
+                let node = Arc::clone(&state.node);
+                tokio::spawn(async move {
+                    let ways = node.links.measure(measure).await;
+                    let (id, session) = (node.report.node, node.report.session);
+                    let ways = Ways { node: id, session, ways };
+                    node.gate.tell(CoordinatorMsg::Ways(ways.into())).await;
+                });
             }
             NodeMsg::Unload(Wire(Ok(Unload { pipeline, epoch }))) => {
                 state.stages.retain(|id, (actor, _)| {
@@ -152,6 +160,7 @@ impl Actor for NodeActor {
             NodeMsg::Load(Wire(Err(cause))) | NodeMsg::Warm(Wire(Err(cause))) => {
                 warn!(%cause, "a plan is malformed")
             }
+            NodeMsg::Measure(Wire(Err(cause))) => warn!(%cause, "what to measure is malformed"),
             NodeMsg::Sources(Wire(Err(cause))) => warn!(%cause, "sources are malformed"),
             NodeMsg::Unload(Wire(Err(cause))) => warn!(%cause, "an order to unload is malformed"),
         }
@@ -307,11 +316,14 @@ async fn load(node: Arc<Node>, plan: Arc<StagePlan>) -> Result<Held, StageError>
             runtime.spawn(gate.tell(CoordinatorMsg::Progress(progress.into())));
         }
     });
+    let mut report = FetchReport::new(&node, false);
     let mut given = |given: Given| {
+        report.set(given);
         let Given { num_bytes: fetched_bytes, of_bytes: fetch_bytes, .. } = given;
         progress(Loading { fetched_bytes, fetch_bytes, ..Loading::default() });
     };
     let provided = node.links.provide(&node.weights, StagePlan::clone(&plan), &mut given).await?;
+    drop(report);
     device.load(provided.plan.clone(), progress).await
 }
 

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use protocol::{Frame, ModelId, NodeId, Peer, StageId, StagePlan};
+use protocol::message::Measure;
+use protocol::{Frame, LinkSpeed, ModelId, NodeId, Peer, StageId, StagePlan};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 use transport::{
@@ -194,6 +195,24 @@ impl Links {
         let connection = self.endpoint.dial(peer.addr, Purpose::Data, name).await?;
         peers().push((peer, connection.clone()));
         Ok(connection)
+    }
+
+    /// What the ways to these nodes are like, one after the other.
+    pub async fn measure(&self, measure: Measure) -> Vec<(NodeId, LinkSpeed)> {
+        let timeout = Duration::from_millis(measure.timeout_ms);
+        let mut ways = Vec::with_capacity(measure.nodes.len());
+        for peer in measure.nodes {
+            let probed = async {
+                let connection = self.neighbour(peer).await?;
+                connection.probe(measure.num_bytes as usize, timeout).await
+            };
+            let speed = probed.await.unwrap_or_else(|cause| {
+                warn!(node = %peer.node, addr = %peer.addr, %cause, "a node can't be reached");
+                LinkSpeed::NONE
+            });
+            ways.push((peer.node, speed));
+        }
+        ways
     }
 
     /// Which node this is.

@@ -1,7 +1,54 @@
-//! How far loading has come, for whoever watches the terminal.
+//! How far loading has come, for whoever watches the terminal, and fetching, for the coordinator.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use protocol::message::Loading;
+use protocol::message::{CoordinatorMsg, Fetching, Loading};
+
+use crate::actor::Node;
+use crate::fetch::Given;
+
+/// Between two reports of how far something has come.
+pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Tells the coordinator how much of what is fetched has come; when this is gone, nothing is.
+pub struct FetchReport {
+    node: Arc<Node>,
+    is_warming: bool,
+    last: Option<Instant>,
+}
+
+impl FetchReport {
+    /// Nothing is said before something is fetched.
+    pub fn new(node: &Arc<Node>, is_warming: bool) -> Self {
+        Self { node: Arc::clone(node), is_warming, last: None }
+    }
+
+    /// So far.
+    pub fn set(&mut self, given: Given) {
+        if self.last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL) {
+            self.last = Some(Instant::now());
+            self.tell(given);
+        }
+    }
+
+    fn tell(&self, Given { num_bytes, of_bytes, num_sources }: Given) {
+        let (node, session) = (self.node.report.node, self.node.report.session);
+        let is_warming = self.is_warming;
+        let fetching = Fetching { node, session, is_warming, num_bytes, of_bytes, num_sources };
+        let gate = self.node.gate;
+        tokio::spawn(gate.tell(CoordinatorMsg::Fetching(fetching.into())));
+    }
+}
+
+impl Drop for FetchReport {
+    fn drop(&mut self) {
+        if self.last.is_some() {
+            self.tell(Given::default());
+        }
+    }
+}
 
 /// A bar on a terminal; nothing where there is none.
 pub struct Bar {

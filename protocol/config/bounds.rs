@@ -21,6 +21,7 @@ const BOUNDS: &[(&str, u64, u64)] = &[
     ("coordinator.max_failed_proofs", 1, 1 << 20),
     ("coordinator.probe_bytes", 0, 1 << 30),
     ("coordinator.probe_timeout_ms", 1, HOUR_MS),
+    ("coordinator.probe_interval_ms", 0, DAY_MS),
     ("coordinator.max_sources", 0, 1024),
     ("coordinator.settle_ms", 0, DAY_MS),
     ("coordinator.rejoin_ms", 0, HOUR_MS),

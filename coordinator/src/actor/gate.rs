@@ -39,6 +39,8 @@ impl Actor for GateActor {
                 Input::Failed(failed)
             }),
             CoordinatorMsg::Progress(Wire(progress)) => progress.map(Input::Progress),
+            CoordinatorMsg::Fetching(Wire(fetching)) => fetching.map(Input::Fetching),
+            CoordinatorMsg::Ways(Wire(ways)) => ways.map(Input::Ways),
             CoordinatorMsg::Drain(Wire(drain)) => {
                 drain.map(|Drain { node, session }| Input::Drain { node, session })
             }

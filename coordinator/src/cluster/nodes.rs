@@ -134,6 +134,7 @@ impl Cluster {
         let Some(Over { node, session, had_joined }) = over else { return };
         self.actions.push(Action::Disconnect(session));
         self.known.forget(node);
+        self.ways.forget(node);
         self.duties.left(node, session);
         if !had_joined {
             return;

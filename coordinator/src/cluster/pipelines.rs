@@ -31,6 +31,7 @@ impl Cluster {
         self.scale(now);
         self.place_if_settled(now);
         self.retire(now);
+        self.measure_ways(now);
         self.give_up_waiting(now);
         // What steps took is shown as often as the clock is looked at, not with each of them.
         if self.known.take_news() {

@@ -56,6 +56,8 @@ impl Cluster {
                 .collect(),
             host_s: self.known.host_s(report.node),
             link: self.known.links.measured((None, Some(report.node))),
+            links: self.known.links.of(report.node),
+            fetching: self.known.fetching(report.node),
         });
         let serving = self.pipelines.values().find(|pipeline| pipeline.is_ready());
         Status {

@@ -1,6 +1,7 @@
-//! Of whom nodes get weights.
+//! Of whom nodes get weights, and the ways between them.
 
-use protocol::{NodeId, StagePlan};
+use protocol::message::{Fetching, Measure, Ways};
+use protocol::{LinkSpeed, NodeId, StagePlan};
 
 use super::*;
 
@@ -39,4 +40,62 @@ fn a_node_is_told_of_those_who_have_its_layers() {
     // Whoever is gone is named no more.
     test.handle(Input::Lost { node: *node, session: SessionId(node.0), cause: "killed".into() });
     assert!(!named(&test, &(NodeId(9), whole)).contains(&node.0));
+}
+
+/// Goal: ways between nodes are measured, shown at both ends, and decide who comes after whom.
+#[test]
+fn ways_between_nodes_are_measured_and_decide_the_order() {
+    let mut test = Test::new(|config| config.coordinator.stages = 3);
+    (1..=2).for_each(|node| test.join(node, 1000));
+    test.wait(Duration::from_millis(500));
+    let measure = |test: &mut Test| {
+        let asked = test.others.iter().position(|it| matches!(it, Action::Measure(..)))?;
+        match test.others.remove(asked) {
+            Action::Measure(node, Measure { nodes, .. }) => Some((node, nodes)),
+            _ => None,
+        }
+    };
+    let (node, nodes) = measure(&mut test).unwrap();
+    assert_eq!((node.0, nodes.len(), nodes[0].node.0), (1, 1, 2));
+    let way = |rtt_us| LinkSpeed { rtt_us, bytes_per_s: 1e9 };
+    let session = |node: NodeId| SessionId(node.0);
+    let told = Ways { node, session: session(node), ways: vec![(NodeId(2), LinkSpeed::NONE)] };
+    test.handle(Input::Ways(Ways { session: SessionId(99), ..told.clone() }));
+    assert_eq!(test.cluster.status().nodes[0].links, [], "an older session's");
+    test.handle(Input::Ways(told));
+    let status = test.cluster.status();
+    assert_eq!(status.nodes[0].links, [(NodeId(2), LinkSpeed::NONE)]);
+    assert_eq!(status.nodes[1].links, [(NodeId(1), LinkSpeed::NONE)]);
+    // The third is there before anything is placed: it stands between those who can't meet.
+    let (three, one) = (NodeId(3), NodeId(1));
+    test.handle(Input::Connected { node: three, session: session(three) });
+    test.handle(Input::Joined(Test::report(3, 1000, session(three))));
+    let order = |test: &Test| test.plans.iter().map(|(node, _)| node.0).collect::<Vec<_>>();
+    assert_eq!(order(&test)[1], 3, "{:?}", order(&test));
+    let ways = vec![(one, way(100.0)), (NodeId(7), way(1.0))];
+    test.handle(Input::Ways(Ways { node: three, session: session(three), ways }));
+    assert_eq!(test.cluster.status().nodes[2].links, [(one, way(100.0))], "nobody is called 7");
+    test.handle(Input::Lost { node: one, session: session(one), cause: "killed".into() });
+    assert!(test.cluster.status().nodes.iter().all(|it| it.links.is_empty()));
+}
+
+#[test]
+fn what_a_node_fetches_is_shown_while_it_does() {
+    let mut test = Test::new(two_stages);
+    test.join(1, 1000);
+    let fetching = Fetching {
+        node: NodeId(1),
+        session: SessionId(1),
+        is_warming: false,
+        num_bytes: 3,
+        of_bytes: 9,
+        num_sources: 2,
+    };
+    let shown = |test: &Test| test.cluster.status().nodes[0].fetching;
+    test.handle(Input::Fetching(Fetching { session: SessionId(2), ..fetching }));
+    assert_eq!(shown(&test), None);
+    test.handle(Input::Fetching(fetching));
+    assert_eq!(shown(&test), Some(fetching));
+    test.handle(Input::Fetching(Fetching { of_bytes: 0, ..fetching }));
+    assert_eq!(shown(&test), None);
 }

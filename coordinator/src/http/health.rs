@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use protocol::NodeId;
+use protocol::{LinkSpeed, NodeId};
 use serde_json::{Value, json};
 
 use super::ApiState;
@@ -33,6 +33,23 @@ pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
 /// All of it, as health and operators are told.
 pub(super) fn describe(status: &Status) -> Value {
     let nodes = status.nodes.iter().map(|node| {
+        let links = node.links.iter().map(|(to, way)| {
+            let is_reached = *way != LinkSpeed::NONE;
+            json!({
+                "to": to.to_string(),
+                "reached": is_reached,
+                "rtt_us": is_reached.then_some(way.rtt_us),
+                "bytes_per_s": is_reached.then_some(way.bytes_per_s),
+            })
+        });
+        let fetching = node.fetching.map(|it| {
+            json!({
+                "bytes": it.num_bytes,
+                "of_bytes": it.of_bytes,
+                "sources": it.num_sources,
+                "warming": it.is_warming,
+            })
+        });
         json!({
             "node": node.node.to_string(),
             "hostname": node.hostname,
@@ -45,6 +62,8 @@ pub(super) fn describe(status: &Status) -> Value {
             "slowness": node.slowness,
             "host_us": node.host_s * 1e6,
             "link": node.link,
+            "links": links.collect::<Vec<_>>(),
+            "fetching": fetching,
         })
     });
     let quarantined = status.quarantined.iter().map(|it| {

@@ -89,6 +89,19 @@ impl Links {
         self.0.get(&Self::key(ends)).copied()
     }
 
+    /// What was measured between a node and others.
+    pub fn of(&self, node: NodeId) -> Vec<(NodeId, LinkSpeed)> {
+        let other = |(a, b): (End, End)| match (a, b) {
+            (Some(a), Some(b)) if a == node => Some(b),
+            (Some(a), Some(b)) if b == node => Some(a),
+            _ => None,
+        };
+        let found = self.0.iter().filter_map(|(ends, speed)| Some((other(*ends)?, *speed)));
+        let mut found: Vec<_> = found.collect();
+        found.sort_by_key(|(node, _)| *node);
+        found
+    }
+
     /// What lies between these two. Two nodes between which nothing was measured are taken to be
     /// as far from each other as both of them from the coordinator together.
     pub fn between(&self, a: End, b: End) -> LinkSpeed {
