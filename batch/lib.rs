@@ -2,12 +2,25 @@
 //! cluster answers them, and rows with answers go where they are wanted, each exactly once.
 
 pub mod address;
+pub mod answerer;
+pub mod arguments;
+pub mod asking;
+pub mod clean;
 mod database;
 pub mod http;
+pub mod journal;
 mod lines;
 pub mod object;
+pub mod progress;
+mod reading;
 pub mod row;
+pub mod run;
+pub mod sink;
 pub mod source;
+pub mod template;
+mod writing;
 
+#[cfg(test)]
+mod run_tests;
 #[cfg(test)]
 mod testing;

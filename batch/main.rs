@@ -1,1 +1,70 @@
-fn main() {}
+//! `autoglm-batch`: what `autoglm batch run` runs. A program of its own, so that `autoglm` has none
+//! of the libraries that read other people's files and databases.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow};
+use batch::arguments::{Arguments, Prepared};
+use batch::progress::Progress;
+use batch::run;
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let ended = runtime.map_err(Into::into).and_then(|runtime| {
+        let ended = runtime.block_on(execute(arguments));
+        // A thread may wait for a terminal or a network that says nothing.
+        runtime.shutdown_background();
+        ended
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            eprintln!("autoglm batch run: {cause:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn execute(arguments: Arguments) -> Result<()> {
+    let (job, answerer) = match arguments.prepare().await? {
+        Prepared::Job(job, answerer) => (job, answerer),
+        Prepared::Nothing(why) => {
+            eprintln!("{why}");
+            return Ok(());
+        }
+    };
+    let (output, rejects) = (job.output.to_string(), job.rejects.clone());
+    let progress = Arc::new(Progress::default());
+    let showing = tokio::spawn({
+        let progress = Arc::clone(&progress);
+        async move { progress.show().await }
+    });
+    let interrupted = async {
+        match tokio::signal::ctrl_c().await {
+            Ok(()) => anyhow!("interrupted; --resume goes on"),
+            Err(cause) => anyhow!("no signal can be waited for: {cause}"),
+        }
+    };
+    let ended = run::run(*job, answerer, Arc::clone(&progress), interrupted).await;
+    showing.abort();
+    let _ = showing.await;
+    eprintln!("{}", progress.line());
+    let counts = ended?;
+    if progress.num_cut() > 0 {
+        eprintln!("{} answers ended at max_tokens", progress.num_cut());
+    }
+    eprintln!("{} rows are in {output}", counts.answered);
+    if counts.total() > counts.answered {
+        eprintln!(
+            "{} failed, {} dropped, {} unreadable: {} says which and why",
+            counts.failed,
+            counts.dropped,
+            counts.unreadable,
+            rejects.display()
+        );
+    }
+    Ok(())
+}

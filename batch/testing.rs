@@ -1,11 +1,28 @@
 //! What tests of several files need.
 
-use sqlx::Connection as _;
-use tokio::runtime::Runtime;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
+use anyhow::{Result, anyhow};
+use futures::future::BoxFuture;
+use hyper::Method;
+use serde_json::{Map, Value, json};
+use sqlx::Connection as _;
+use tokio::runtime::{Handle, Runtime};
+
+use crate::address::{Address, Direction};
+use crate::answerer::{Answerer, Failed};
+use crate::asking::Plan;
+use crate::clean::{Declared, Labels};
 use crate::http::Http;
+use crate::journal::{Begin, Counts, Purpose};
 use crate::object::Objects;
+use crate::progress::Progress;
+use crate::run::{Job, run};
+use crate::sink::{Writing, beside};
 use crate::source::Reading;
+use crate::template::{Answers, Request, Template};
 
 /// What sources are opened with, and what it runs on.
 pub(crate) fn reading() -> (Runtime, Reading) {
@@ -23,4 +40,152 @@ pub(crate) fn sqlite(runtime: &Runtime, path: &str, statements: &'static str) {
         let mut database = sqlx::SqliteConnection::connect(&url).await.unwrap();
         sqlx::raw_sql(statements).execute(&mut database).await.unwrap();
     });
+}
+
+/// Answers with the user's message in capitals, as often as it may; then it is gone.
+pub(crate) struct Stub {
+    left: AtomicU64,
+    pub(crate) asked: AtomicU64,
+}
+
+impl Stub {
+    pub(crate) fn new(left: u64) -> Arc<Self> {
+        Arc::new(Self { left: AtomicU64::new(left), asked: AtomicU64::new(0) })
+    }
+}
+
+impl Answerer for Stub {
+    fn answer<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<Value, Failed>> {
+        Box::pin(async move {
+            // Answers come in another order than questions.
+            let asked = self.asked.fetch_add(1, SeqCst);
+            for _ in 0..(asked * 7 % 5) {
+                tokio::task::yield_now().await;
+            }
+            let less = |left: u64| left.checked_sub(1);
+            if self.left.fetch_update(SeqCst, SeqCst, less).is_err() {
+                return Err(Failed::Server("the server is gone".into()));
+            }
+            let text = request.body["messages"][0]["content"].as_str().unwrap_or_default();
+            if text.contains("refuse") {
+                return Err(Failed::Request("the server answers 400: no".into()));
+            }
+            let text = text.to_uppercase();
+            Ok(json!({
+                "id": "chatcmpl-1",
+                "choices": [{"message": {"content": text}, "finish_reason": "stop"}],
+                "usage": {"completion_tokens": 3},
+            }))
+        })
+    }
+}
+
+/// A run of a test, which begins as often as it must.
+pub(crate) struct Trial {
+    pub(crate) input: String,
+    pub(crate) output: String,
+    /// What the user says; none: rows go on as they are.
+    pub(crate) template: Option<&'static str>,
+    pub(crate) answers: Answers,
+    pub(crate) clean: &'static str,
+    pub(crate) id: Option<&'static str>,
+    pub(crate) rows_together: usize,
+    pub(crate) endpoint: Option<String>,
+    pub(crate) folder: std::path::PathBuf,
+}
+
+impl Trial {
+    pub(crate) fn new(folder: &Path, input: &str, output: &str) -> Self {
+        Self {
+            input: input.into(),
+            output: output.into(),
+            template: None,
+            answers: Answers::Text("answer".into()),
+            clean: "",
+            id: None,
+            rows_together: 1,
+            endpoint: None,
+            folder: folder.to_owned(),
+        }
+    }
+
+    pub(crate) fn job(&self, begin: Begin) -> Job {
+        let runtime = Handle::current();
+        let http = Http::new().unwrap();
+        let mut objects = Objects::new(http.clone(), runtime.clone());
+        objects.endpoint.clone_from(&self.endpoint);
+        let input = Address::parse(&self.input, None, Direction::Input).unwrap();
+        let output = Address::parse(&self.output, None, Direction::Output).unwrap();
+        let clean: Declared = toml::from_str(self.clean).unwrap();
+        let labels: Labels = clean.labels().unwrap();
+        let template = self.template.map(|text| Template::parse(text, false).unwrap());
+        let id = self.id.map(str::to_owned);
+        let journal = self.folder.join("journal");
+        Job {
+            input,
+            output,
+            plan: Plan {
+                template,
+                answers: self.answers.clone(),
+                labels,
+                defaults: Map::new(),
+                columns: None,
+            },
+            clean,
+            tokens: None,
+            id: id.clone(),
+            concurrency: 16,
+            rejects: beside(&journal, ".rejects.jsonl"),
+            journal,
+            purpose: Purpose::new(),
+            begin,
+            reading: Reading {
+                max_row_bytes: 1 << 20,
+                runtime: runtime.clone(),
+                objects: objects.clone(),
+            },
+            writing: Writing {
+                runtime,
+                objects,
+                http,
+                job: String::new(),
+                id,
+                rows_together: self.rows_together,
+                method: Method::POST,
+                key: None,
+            },
+        }
+    }
+
+    /// Runs it, or goes on with it.
+    pub(crate) async fn run(&self, answerer: Arc<dyn Answerer>) -> Result<Counts> {
+        let job = self.job(Begin::Resume);
+        run(job, answerer, Arc::new(Progress::default()), std::future::pending()).await
+    }
+
+    /// Runs it with as many interruptions as are needed, each after so many answers.
+    pub(crate) async fn run_in_pieces(&self, num_answers: u64) -> Counts {
+        for _ in 0..1000 {
+            match self.run(Stub::new(num_answers)).await {
+                Ok(counts) => return counts,
+                Err(cause) => {
+                    let said = format!("{cause:#}");
+                    assert!(said.contains("the server is gone"), "{said}");
+                }
+            }
+        }
+        panic!("it never ends");
+    }
+
+    /// What rows without an answer came to.
+    pub(crate) fn rejects(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.folder.join("journal.rejects.jsonl"));
+        let text = text.unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+/// An error for whoever needs one.
+pub(crate) fn interrupted() -> anyhow::Error {
+    anyhow!("interrupted")
 }

@@ -12,6 +12,7 @@ fn sources(extension: &str) -> Vec<(PathBuf, String)> {
         "shaders",
         "node",
         "coordinator",
+        "batch",
         "bench",
         "tests",
     ];
@@ -61,7 +62,7 @@ fn libraries_are_named_only_where_they_belong() {
         // The peer is burn_wgpu, which gets the device from `shaders`.
         ("wgpu::", &["shaders/", "bench/engine/peer_burn.rs"]),
         ("quinn::", &["transport/"]),
-        ("rustls::", &["transport/", "bench/client/", "bench/tests/"]),
+        ("rustls::", &["transport/", "bench/client/", "bench/tests/", "batch/http.rs"]),
         ("axum::", &["coordinator/src/http", "bench/mock/", "bench/overhead/", "bench/tests/"]),
         ("opentelemetry", &["telemetry/"]),
         ("bincode::encode_to_vec", &["protocol/codec.rs"]),

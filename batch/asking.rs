@@ -1,0 +1,123 @@
+//! What is asked about one row, and what becomes of it.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use crate::answerer::{Answerer, Failed};
+use crate::clean::Labels;
+use crate::journal::{Record, State};
+use crate::progress::Progress;
+use crate::reading::told;
+use crate::row::{Cells, Column};
+use crate::template::{Answers, Request, Template};
+
+/// How rows are asked for.
+pub struct Plan {
+    /// How a request is made of a row; none: rows go on as they are.
+    pub template: Option<Template>,
+    /// What becomes of answers.
+    pub answers: Answers,
+    /// What the model is asked before.
+    pub labels: Labels,
+    /// What every question says.
+    pub defaults: Map<String, Value>,
+    /// The columns of a row that go to the output; none: all.
+    pub columns: Option<Vec<String>>,
+}
+
+impl Plan {
+    /// The output's columns, where the input's are known.
+    pub(crate) fn layout(&self, input: Option<Vec<Column>>) -> Option<Vec<Column>> {
+        if self.template.as_ref().is_some_and(Template::is_lines) {
+            let names = ["id", "custom_id", "response", "error"];
+            return Some(names.map(|name| Column::new(name, crate::row::Kind::Text)).into());
+        }
+        let mut columns = input?;
+        if let Some(wanted) = &self.columns {
+            columns.retain(|column| wanted.contains(&column.name));
+        }
+        columns.extend(self.labels.columns());
+        if self.template.is_some() {
+            columns.extend(self.answers.columns());
+        }
+        Some(columns)
+    }
+}
+
+/// Asks for rows.
+pub(crate) struct Asking {
+    pub(crate) plan: Plan,
+    pub(crate) answerer: Arc<dyn Answerer>,
+    pub(crate) progress: Arc<Progress>,
+}
+
+/// A row that comes to no answer.
+enum Refused {
+    Row(State, String),
+    Server(String),
+}
+
+impl Asking {
+    /// Answers a row.
+    ///
+    /// # Errors
+    /// When nobody answers any row, with the reason.
+    pub(crate) async fn ask(
+        &self,
+        row: u64,
+        line: u64,
+        mut cells: Cells,
+    ) -> Result<Record, String> {
+        let (state, text) = match self.answer(row, &mut cells).await {
+            Ok(()) => (State::Answered, serde_json::to_string(&cells).expect("cells are JSON")),
+            Err(Refused::Row(state, why)) => {
+                (state, told(row, line, state, &why, json!({"cells": cells})))
+            }
+            Err(Refused::Server(why)) => return Err(why),
+        };
+        Ok(Record { row, state, text })
+    }
+
+    async fn answer(&self, row: u64, cells: &mut Cells) -> Result<(), Refused> {
+        let Plan { template, answers, labels, defaults, columns } = &self.plan;
+        let failed = |why| Refused::Row(State::Failed, why);
+        for index in 0..labels.len() {
+            let request = labels.request(index, cells, defaults).map_err(failed)?;
+            let answer = self.send(&request).await?;
+            if let Some(why) = labels.take(index, cells, &answer).map_err(failed)? {
+                return Err(Refused::Row(State::Dropped, why));
+            }
+        }
+        let answer = match template {
+            None => None,
+            Some(template) => {
+                let request = template.request(row, cells).map_err(failed)?;
+                Some(self.send(&request).await?)
+            }
+        };
+        let mut out = cells.clone();
+        if let Some(columns) = columns {
+            let labels = labels.columns();
+            out.retain(|name, _| {
+                columns.contains(name) || labels.iter().any(|label| label.name == *name)
+            });
+        }
+        if let Some(answer) = &answer {
+            answers.fill(&mut out, answer).map_err(failed)?;
+        }
+        *cells = out;
+        Ok(())
+    }
+
+    async fn send(&self, request: &Request) -> Result<Value, Refused> {
+        match self.answerer.answer(request).await {
+            Ok(answer) => {
+                self.progress.answered(&answer);
+                Ok(answer)
+            }
+            Err(Failed::Request(why)) => Err(Refused::Row(State::Failed, why)),
+            Err(Failed::Server(why)) => Err(Refused::Server(why)),
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! A table: rows are inserted, or take the place of those with the same id, so that one that comes
+//! twice is there once.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection as _, MySql, QueryBuilder, Sqlite};
+
+use super::{Sink, Writing};
+use crate::address::Dialect;
+use crate::database::{Connection, is_gone};
+use crate::row::{Cells, Column, Kind, check_known, text_of};
+
+/// Rows of one transaction, and values of one statement, of which SQLite takes 32,766.
+const MAX_ROWS: usize = 500;
+const MAX_VALUES: usize = 30_000;
+/// How long a database may be away.
+const MAX_AWAY: Duration = Duration::from_secs(300);
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+pub(super) struct Table {
+    dialect: Dialect,
+    url: String,
+    table: String,
+    columns: Vec<Column>,
+    id: String,
+    writing: Writing,
+    database: Option<Connection>,
+    rows: Vec<Cells>,
+    next: u64,
+    kept: u64,
+}
+
+impl Table {
+    pub(super) fn open(
+        dialect: Dialect,
+        url: &str,
+        table: &str,
+        columns: &[Column],
+        kept: u64,
+        writing: &Writing,
+    ) -> Result<Self> {
+        let id = writing
+            .id
+            .clone()
+            .context("rows are found again in a table by one of their columns: --id says which")?;
+        let (url, columns, writing) = (url.to_owned(), columns.to_vec(), writing.clone());
+        let (table, rows, database) = (table.to_owned(), Vec::new(), None);
+        let mut sink =
+            Self { dialect, url, table, columns, id, writing, database, rows, next: 0, kept };
+        if sink.columns.is_empty() {
+            // There were no rows.
+            return Ok(sink);
+        }
+        let has_id = sink.columns.iter().any(|column| column.name == sink.id);
+        ensure!(has_id, "the rows have no column {:?}, which --id names", sink.id);
+        let runtime = sink.writing.runtime.clone();
+        runtime
+            .block_on(sink.prepare())
+            .with_context(|| format!("rows can't be written to the table {}", sink.table))?;
+        Ok(sink)
+    }
+
+    /// Makes the table where there is none, and looks whether rows would be found again.
+    async fn prepare(&mut self) -> Result<()> {
+        let database = Connection::open(self.dialect, &self.url, false).await?;
+        let columns = self.columns.iter().map(|column| {
+            let kind = self.sql_kind(column);
+            format!("{} {kind}", self.quoted(&column.name))
+        });
+        let columns = columns.collect::<Vec<_>>().join(", ");
+        let create = format!("CREATE TABLE IF NOT EXISTS {} ({columns})", self.quoted_table());
+        match self.database.insert(database) {
+            Connection::Sqlite(it) => {
+                sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut **it).await?;
+            }
+            Connection::Postgres(it) => {
+                sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut **it).await?;
+            }
+            Connection::Mysql(it) => {
+                let create = format!("{create} DEFAULT CHARACTER SET utf8mb4");
+                sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut **it).await?;
+                // It would insert a row twice without a word.
+                let query = "SELECT count(*) FROM information_schema.statistics
+                    WHERE table_schema = coalesce(?, database()) AND table_name = ?
+                    AND column_name = ? AND non_unique = 0 AND seq_in_index = 1";
+                let (schema, table) = match self.table.split_once('.') {
+                    Some((schema, table)) => (Some(schema), table),
+                    None => (None, self.table.as_str()),
+                };
+                let query = sqlx::query_scalar::<_, i64>(query);
+                let query = query.bind(schema).bind(table).bind(&self.id);
+                let found = query.fetch_one(&mut **it).await?;
+                ensure!(found > 0, "its column {:?} has no unique index", self.id);
+            }
+        }
+        Ok(())
+    }
+
+    fn sql_kind(&self, column: &Column) -> String {
+        let kind = match (self.dialect, column.kind) {
+            (Dialect::Sqlite, Kind::Bool | Kind::Int) => "INTEGER",
+            (_, Kind::Bool) => "BOOLEAN",
+            (_, Kind::Int) => "BIGINT",
+            (Dialect::Sqlite, Kind::Float) => "REAL",
+            (_, Kind::Float) => "DOUBLE PRECISION",
+            // An index has a longest text; capitals and spaces make another id.
+            (Dialect::Mysql, _) if column.name == self.id => {
+                "VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+            }
+            (Dialect::Mysql, _) => "LONGTEXT",
+            (_, _) => "TEXT",
+        };
+        let end = if column.name == self.id { " NOT NULL PRIMARY KEY" } else { "" };
+        format!("{kind}{end}")
+    }
+
+    fn quoted(&self, name: &str) -> String {
+        match self.dialect {
+            Dialect::Mysql => format!("`{}`", name.replace('`', "``")),
+            _ => format!("\"{}\"", name.replace('"', "\"\"")),
+        }
+    }
+
+    /// A dot stands between a schema and its table.
+    fn quoted_table(&self) -> String {
+        self.table.split('.').map(|part| self.quoted(part)).collect::<Vec<_>>().join(".")
+    }
+
+    fn names(&self) -> String {
+        let names = self.columns.iter().map(|column| self.quoted(&column.name));
+        names.collect::<Vec<_>>().join(", ")
+    }
+
+    /// What is done with a row whose id is there.
+    fn on_conflict(&self) -> String {
+        let others = self.columns.iter().filter(|column| column.name != self.id);
+        let others = others.map(|column| self.quoted(&column.name));
+        let id = self.quoted(&self.id);
+        if self.dialect == Dialect::Mysql {
+            let others = others.chain([id]);
+            let set: Vec<_> = others.map(|name| format!("{name} = VALUES({name})")).collect();
+            return format!("ON DUPLICATE KEY UPDATE {}", set.join(", "));
+        }
+        let set: Vec<_> = others.map(|name| format!("{name} = excluded.{name}")).collect();
+        match set.is_empty() {
+            true => format!("ON CONFLICT ({id}) DO NOTHING"),
+            false => format!("ON CONFLICT ({id}) DO UPDATE SET {}", set.join(", ")),
+        }
+    }
+
+    /// Writes the rows that wait: all of them or none.
+    async fn write_once(&mut self) -> Result<()> {
+        let mut database = match self.database.take() {
+            Some(database) => database,
+            None => Connection::open(self.dialect, &self.url, false).await?,
+        };
+        let (table, names, end) = (self.quoted_table(), self.names(), self.on_conflict());
+        let begin = format!("INSERT INTO {table} ({names}) ");
+        let rows_together = (MAX_VALUES / self.columns.len()).max(1);
+        match &mut database {
+            Connection::Postgres(database) => {
+                // The server reads each value as its column's kind, whatever that is.
+                let rows = serde_json::to_string(&self.rows)?;
+                let statement = format!(
+                    "{begin} SELECT {names} FROM json_populate_recordset(NULL::{table}, \
+                     $1::text::json) {end}"
+                );
+                let query = sqlx::query(AssertSqlSafe(statement)).bind(rows);
+                query.execute(&mut **database).await?;
+            }
+            Connection::Mysql(database) => {
+                let mut transaction = database.begin().await?;
+                for rows in self.rows.chunks(rows_together) {
+                    let mut query = QueryBuilder::<MySql>::new(&begin);
+                    query.push_values(rows, |mut values, row| {
+                        for column in &self.columns {
+                            values.push_bind(mysql_text(row.get(&column.name)));
+                        }
+                    });
+                    query.push(" ").push(&end);
+                    query.build().persistent(false).execute(&mut *transaction).await?;
+                }
+                transaction.commit().await?;
+            }
+            Connection::Sqlite(database) => {
+                let mut transaction = database.begin().await?;
+                for rows in self.rows.chunks(rows_together) {
+                    let mut query = QueryBuilder::<Sqlite>::new(&begin);
+                    query.push_values(rows, |mut values, row| {
+                        for column in &self.columns {
+                            match row.get(&column.name).unwrap_or(&Value::Null) {
+                                Value::Null => values.push_bind(None::<String>),
+                                Value::Bool(value) => values.push_bind(*value),
+                                Value::Number(number) if number.is_i64() => {
+                                    values.push_bind(number.as_i64())
+                                }
+                                Value::Number(number) if number.is_f64() => {
+                                    values.push_bind(number.as_f64())
+                                }
+                                other => values.push_bind(text_of(other).into_owned()),
+                            };
+                        }
+                    });
+                    query.push(" ").push(&end);
+                    query.build().persistent(false).execute(&mut *transaction).await?;
+                }
+                transaction.commit().await?;
+            }
+        }
+        self.database = Some(database);
+        Ok(())
+    }
+
+    fn send(&mut self) -> Result<()> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        let (since, mut pause) = (Instant::now(), FIRST_PAUSE);
+        let runtime = self.writing.runtime.clone();
+        while let Err(cause) = runtime.block_on(self.write_once()) {
+            let gone = cause.downcast_ref::<sqlx::Error>().is_some_and(is_gone);
+            if !gone || since.elapsed() > MAX_AWAY {
+                let table = &self.table;
+                return Err(cause.context(format!("rows can't be written to the table {table}")));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        self.rows.clear();
+        self.kept = self.next;
+        Ok(())
+    }
+}
+
+/// The server makes of a text what its column is.
+fn mysql_text(cell: Option<&Value>) -> Option<String> {
+    match cell {
+        None | Some(Value::Null) => None,
+        Some(Value::Bool(value)) => Some(u8::from(*value).to_string()),
+        Some(cell) => Some(text_of(cell).into_owned()),
+    }
+}
+
+impl Sink for Table {
+    fn write(&mut self, row: u64, cells: Cells) -> Result<()> {
+        if let Err(name) = check_known(&self.columns, &cells) {
+            bail!("row {} has a column {name:?}, which the table has not", row + 1);
+        }
+        self.rows.push(cells);
+        self.next = row + 1;
+        if self.rows.len() == MAX_ROWS {
+            self.send()?;
+        }
+        Ok(())
+    }
+
+    fn kept(&self) -> u64 {
+        self.kept
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<()> {
+        self.send()
+    }
+}

@@ -1,0 +1,383 @@
+//! How a row becomes a request, and an answer becomes cells.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use minijinja::{Environment, UndefinedBehavior};
+use serde_json::{Map, Value, json};
+
+use crate::row::{Cells, Column, Kind};
+
+/// Instructions that one template may take: loops end.
+const FUEL: u64 = 1_000_000;
+
+/// A request to the server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Where it goes.
+    pub path: String,
+    /// What is asked.
+    pub body: Map<String, Value>,
+}
+
+/// How requests are made of rows.
+#[derive(Debug)]
+pub struct Template {
+    way: Way,
+    environment: Environment<'static>,
+    /// What every body says that doesn't say otherwise.
+    defaults: Map<String, Value>,
+}
+
+#[derive(Debug)]
+enum Way {
+    /// Rows are requests already: lines of OpenAI's batch files.
+    Lines,
+    /// A text: what the user says.
+    Text,
+    /// A body whose texts are templates.
+    Body(Part),
+    /// Fields of a body, each from a column.
+    Columns(Vec<(String, String)>),
+}
+
+/// A part of a body.
+#[derive(Debug)]
+enum Part {
+    Said(Value),
+    /// By its name among the templates.
+    Text(String),
+    List(Vec<Self>),
+    Fields(Vec<(String, Self)>),
+}
+
+impl Template {
+    /// Rows are requests already.
+    pub fn lines() -> Self {
+        Self { way: Way::Lines, environment: Environment::empty(), defaults: Map::new() }
+    }
+
+    /// Reads a template: a body (`.json`) whose texts are templates, or else one of what the user
+    /// says.
+    ///
+    /// # Errors
+    /// When it can't be read, or is none.
+    pub fn read(path: &Path) -> Result<Self> {
+        let name = path.display();
+        let text = fs::read_to_string(path).with_context(|| format!("can't read {name}"))?;
+        let is_body = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("json"));
+        Self::parse(&text, is_body).with_context(|| format!("{name} is no template"))
+    }
+
+    /// Reads the text of one.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn parse(text: &str, is_body: bool) -> Result<Self> {
+        let mut environment = environment();
+        let way = if is_body {
+            let body: Value = serde_json::from_str(text)?;
+            ensure!(
+                body["messages"].is_array() || body["prompt"].is_string(),
+                "a body has \"messages\" or a \"prompt\""
+            );
+            Way::Body(part(body, &mut environment)?)
+        } else {
+            environment.add_template_owned("0", text.to_owned())?;
+            Way::Text
+        };
+        Ok(Self { way, environment, defaults: Map::new() })
+    }
+
+    /// Reads `FIELD=COLUMN` of `--map`: `user` and `system` are messages, all other fields are the
+    /// body's.
+    ///
+    /// # Errors
+    /// When nothing is asked so.
+    pub fn columns(fields: &[String]) -> Result<Self> {
+        let fields = fields.iter().map(|field| {
+            let (field, column) = field
+                .split_once('=')
+                .filter(|(a, b)| !(a.is_empty() || b.is_empty()))
+                .with_context(|| format!("{field:?} is no FIELD=COLUMN"))?;
+            Ok((field.to_owned(), column.to_owned()))
+        });
+        let fields = fields.collect::<Result<Vec<_>>>()?;
+        let asks = fields.iter().any(|(field, _)| field == "user" || field == "prompt");
+        ensure!(
+            asks,
+            "--map must say which column is the user's message (user=COLUMN) or the prompt"
+        );
+        Ok(Self { way: Way::Columns(fields), environment: environment(), defaults: Map::new() })
+    }
+
+    /// What every body says that doesn't say otherwise.
+    #[must_use]
+    pub fn with_defaults(mut self, defaults: Map<String, Value>) -> Self {
+        self.defaults = defaults;
+        self
+    }
+
+    /// Whether rows are lines of OpenAI's batch files.
+    pub fn is_lines(&self) -> bool {
+        matches!(self.way, Way::Lines)
+    }
+
+    /// The request of a row. Where it names no seed it gets one that depends on what it asks and
+    /// on the row's number: a run that is resumed draws the same tokens.
+    ///
+    /// # Errors
+    /// When the row can't be asked so, with the reason.
+    pub fn request(&self, row: u64, cells: &Cells) -> Result<Request, String> {
+        let mut request = self.body(cells)?;
+        for (field, value) in &self.defaults {
+            request.body.entry(field.clone()).or_insert_with(|| value.clone());
+        }
+        if !request.body.contains_key("seed") {
+            let text = serde_json::to_vec(&request.body).expect("a body is JSON");
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(&text).update(&row.to_le_bytes());
+            let seed = *hasher.finalize().as_bytes().first_chunk().expect("it is longer");
+            // Some servers know numbers of 63 bits only.
+            request.body.insert("seed".into(), (u64::from_le_bytes(seed) >> 1).into());
+        }
+        Ok(request)
+    }
+
+    fn body(&self, cells: &Cells) -> Result<Request, String> {
+        let body = match &self.way {
+            Way::Lines => return line(cells),
+            Way::Text => {
+                let text = self.render("0", cells)?;
+                json!({"messages": [{"role": "user", "content": text}]})
+            }
+            Way::Body(part) => self.fill(part, cells)?,
+            Way::Columns(fields) => columns(fields, cells)?,
+        };
+        let Value::Object(body) = body else { return Err("the body is no object".into()) };
+        let path =
+            if body.contains_key("prompt") { "/v1/completions" } else { "/v1/chat/completions" };
+        Ok(Request { path: path.into(), body })
+    }
+
+    fn fill(&self, part: &Part, cells: &Cells) -> Result<Value, String> {
+        Ok(match part {
+            Part::Said(value) => value.clone(),
+            Part::Text(name) => Value::String(self.render(name, cells)?),
+            Part::List(parts) => {
+                parts.iter().map(|part| self.fill(part, cells)).collect::<Result<_, _>>()?
+            }
+            Part::Fields(fields) => {
+                let fields = fields
+                    .iter()
+                    .map(|(name, part)| Ok((name.clone(), self.fill(part, cells)?)))
+                    .collect::<Result<Map<_, _>, String>>()?;
+                Value::Object(fields)
+            }
+        })
+    }
+
+    fn render(&self, name: &str, cells: &Cells) -> Result<String, String> {
+        let template = self.environment.get_template(name).map_err(|cause| cause.to_string())?;
+        template
+            .render(minijinja::value::Serde(cells))
+            .map_err(|cause| format!("the template can't be filled: {cause}"))
+    }
+}
+
+/// A column that a row lacks is a mistake, never an empty text.
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_fuel(Some(FUEL));
+    environment
+}
+
+/// One template, for whoever has only one.
+pub(crate) fn single(text: &str) -> Result<Environment<'static>> {
+    let mut environment = environment();
+    environment.add_template_owned("0", text.to_owned())?;
+    Ok(environment)
+}
+
+fn part(value: Value, environment: &mut Environment<'static>) -> Result<Part> {
+    Ok(match value {
+        Value::String(text) if text.contains("{{") || text.contains("{%") => {
+            let name = environment.templates().count().to_string();
+            environment.add_template_owned(name.clone(), text)?;
+            Part::Text(name)
+        }
+        Value::Array(values) => {
+            let parts = values.into_iter().map(|value| part(value, environment));
+            Part::List(parts.collect::<Result<_>>()?)
+        }
+        Value::Object(fields) => {
+            let parts =
+                fields.into_iter().map(|(name, value)| Ok((name, part(value, environment)?)));
+            Part::Fields(parts.collect::<Result<_>>()?)
+        }
+        other => Part::Said(other),
+    })
+}
+
+/// A line of OpenAI's batch files.
+fn line(cells: &Cells) -> Result<Request, String> {
+    let body = cells.get("body").and_then(Value::as_object);
+    let body = body.ok_or("it has no \"body\": rows that are no requests need a --template")?;
+    let path = cells.get("url").and_then(Value::as_str).unwrap_or("/v1/chat/completions");
+    if !matches!(path, "/v1/chat/completions" | "/v1/completions") {
+        return Err(format!(
+            "{path:?} can't be asked: use /v1/chat/completions or /v1/completions"
+        ));
+    }
+    if cells.get("method").is_some_and(|method| method != "POST") {
+        return Err("its method is not POST".into());
+    }
+    Ok(Request { path: path.into(), body: body.clone() })
+}
+
+fn columns(fields: &[(String, String)], cells: &Cells) -> Result<Value, String> {
+    let (mut messages, mut body) = (Vec::new(), Map::new());
+    for (field, column) in fields {
+        let cell = cells.get(column).ok_or_else(|| format!("it has no column {column:?}"))?;
+        match field.as_str() {
+            "user" | "system" => {
+                let text = crate::row::text_of(cell);
+                let message = json!({"role": field, "content": text});
+                if field == "system" { messages.insert(0, message) } else { messages.push(message) }
+            }
+            "prompt" => {
+                body.insert(field.clone(), crate::row::text_of(cell).into());
+            }
+            _ if cell.is_null() || cell == "" => {}
+            _ => {
+                // A file of texts says numbers as texts.
+                let said = cell.as_str().and_then(|text| serde_json::from_str(text).ok());
+                body.insert(field.clone(), said.unwrap_or_else(|| cell.clone()));
+            }
+        }
+    }
+    if !messages.is_empty() {
+        body.insert("messages".into(), messages.into());
+    }
+    Ok(Value::Object(body))
+}
+
+/// What becomes of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answers {
+    /// Its text, in a column of this name.
+    Text(String),
+    /// It is JSON, an object: a column for each of these fields.
+    Fields(Vec<Column>),
+    /// It is told whole, as OpenAI's batches do.
+    Lines,
+}
+
+impl Answers {
+    /// As the template's `response_format` wants it: the properties of its schema are columns.
+    pub fn of_template(text: &str) -> Option<Self> {
+        let body: Value = serde_json::from_str(text).ok()?;
+        let properties = &body["response_format"]["json_schema"]["schema"]["properties"];
+        let columns = properties.as_object()?.iter().map(|(name, property)| {
+            let kind = match property["type"].as_str() {
+                Some("boolean") => Kind::Bool,
+                Some("integer") => Kind::Int,
+                Some("number") => Kind::Float,
+                _ => Kind::Text,
+            };
+            Column::new(name, kind)
+        });
+        Some(Self::Fields(columns.collect())).filter(|it| *it != Self::Fields(Vec::new()))
+    }
+
+    /// Its columns.
+    pub fn columns(&self) -> Vec<Column> {
+        match self {
+            Self::Text(name) => vec![Column::new(name, Kind::Text)],
+            Self::Fields(columns) => columns.clone(),
+            Self::Lines => Vec::new(),
+        }
+    }
+
+    /// Adds an answer to a row.
+    ///
+    /// # Errors
+    /// When the answer isn't what was asked for, with the reason.
+    pub fn fill(&self, cells: &mut Cells, answer: &Value) -> Result<(), String> {
+        let choice = &answer["choices"][0];
+        let text = choice["message"]["content"].as_str().or_else(|| choice["text"].as_str());
+        match self {
+            Self::Text(name) => {
+                let text = text.ok_or("the answer has no text")?;
+                add(cells, name, text.into())
+            }
+            Self::Fields(columns) => {
+                let text = text.ok_or("the answer has no text")?;
+                let said: Value = serde_json::from_str(inner(text))
+                    .map_err(|cause| format!("the answer is no JSON ({cause}): {text}"))?;
+                let said = said.as_object().ok_or("the answer is JSON, but no object")?;
+                for column in columns {
+                    let cell = said.get(&column.name).cloned().unwrap_or(Value::Null);
+                    // A whole number is a number, too.
+                    let fits = match (Kind::of(&cell), column.kind) {
+                        (Kind::Null, _) | (_, Kind::Text) => true,
+                        (Kind::Int, Kind::Float) => true,
+                        (one, other) => one == other,
+                    };
+                    if !fits {
+                        return Err(format!("the answer's {:?} is {cell}", column.name));
+                    }
+                    let cell = match (column.kind, cell) {
+                        (Kind::Float, Value::Number(number)) => {
+                            number.as_f64().map_or(Value::Null, Value::from)
+                        }
+                        (_, cell) => cell,
+                    };
+                    add(cells, &column.name, cell)?;
+                }
+                Ok(())
+            }
+            Self::Lines => {
+                let custom_id = cells.get("custom_id").cloned().unwrap_or(Value::Null);
+                let line = json!({
+                    "id": answer["id"], "custom_id": custom_id,
+                    "response": {"status_code": 200, "request_id": answer["id"], "body": answer},
+                    "error": null,
+                });
+                *cells = line.as_object().expect("it is one").clone();
+                Ok(())
+            }
+        }
+    }
+}
+
+fn add(cells: &mut Cells, name: &str, cell: Value) -> Result<(), String> {
+    match cells.insert(name.to_owned(), cell) {
+        None => Ok(()),
+        Some(_) => {
+            Err(format!("the row has a column {name:?} already: --answer-column names another"))
+        }
+    }
+}
+
+/// What stands in a fence of Markdown, in which models like to put JSON.
+fn inner(text: &str) -> &str {
+    let text = text.trim();
+    let fenced = text.strip_prefix("```").and_then(|text| text.strip_suffix("```"));
+    fenced.map_or(text, |text| text.trim_start_matches(char::is_alphanumeric).trim())
+}
+
+/// The columns of `--answer-columns`.
+///
+/// # Errors
+/// When one has no name, or comes twice.
+pub fn answer_columns(names: &[String]) -> Result<Answers> {
+    for (index, name) in names.iter().enumerate() {
+        if name.is_empty() || names[..index].contains(name) {
+            bail!("--answer-columns names {name:?}, which is empty or named twice");
+        }
+    }
+    Ok(Answers::Fields(names.iter().map(|name| Column::new(name, Kind::Text)).collect()))
+}
