@@ -331,6 +331,19 @@ mod tests {
     }
 
     #[test]
+    fn the_file_that_explains_every_step_is_one() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("clean.toml");
+        let (declared, text) = Declared::read(&path).unwrap();
+        Cleaner::new(&declared, None, None).unwrap();
+        assert_eq!(declared.labels().unwrap().len(), 1);
+        let said = toml::from_str::<Declared>("no_such_step = 1").unwrap_err().to_string();
+        let steps = said.rsplit_once("expected one of ").unwrap().1.trim().replace('`', "");
+        for step in steps.split(", ") {
+            assert!(text.contains(step), "{step} is not explained");
+        }
+    }
+
+    #[test]
     fn what_can_not_be_done_is_refused_before_the_first_row() {
         for (declared, word) in [
             ("drop = ['(']", "regular expression"),

@@ -23,7 +23,7 @@ pub struct Progress {
     before: AtomicU64,
     tokens: AtomicU64,
     cut: AtomicU64,
-    /// The share of the input that was read, and that of an earlier run, as bits; negative: unknown.
+    /// The share of the input that was read, now and at first, as bits; below zero: unknown.
     share: AtomicU64,
     share_before: AtomicU64,
 }

@@ -292,8 +292,7 @@ proptest! {
     #[test]
     fn rows_go_through_every_format_and_come_back(
         rows in prop::collection::vec(
-            (any::<Option<bool>>(), any::<Option<i64>>(), prop::option::of(any::<i32>().prop_map(|i| f64::from(i) / 8.0)),
-             "[a,\"\r\n é\\\\]{0,8}"),
+            (any::<Option<bool>>(), any::<Option<i64>>(), any::<Option<i32>>(), "[a,\"\r\n é\\\\]{0,8}"),
             1..20,
         ),
     ) {
@@ -301,7 +300,10 @@ proptest! {
         let name = |end: &str| path(dir.path(), &format!("rows{end}"));
         let lines: Vec<_> = rows
             .iter()
-            .map(|(b, i, f, t)| json!({"b": b, "i": i, "f": f, "t,\"": t}).to_string() + "\n")
+            .map(|(b, i, f, t)| {
+                let f = f.map(|f| f64::from(f) / 8.0);
+                json!({"b": b, "i": i, "f": f, "t,\"": t}).to_string() + "\n"
+            })
             .collect();
         std::fs::write(name(".jsonl"), lines.concat()).unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();

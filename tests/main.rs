@@ -3,6 +3,7 @@
 mod answers;
 mod api;
 mod bad_input;
+mod batch_run;
 mod deploy;
 mod doctor;
 mod explain;

@@ -226,7 +226,11 @@ mod tests {
 
     #[test]
     fn a_broken_record_costs_its_line_and_is_told_by_number() {
-        let text = b"\xef\xbb\xbfa,b\r\n1,\"x\r\ny\"\r\n2\r\n3,4,5\n\n6,\"u\"v\n7,\"open\n8,9\n\xff,1\n\"\",\n";
+        let text = [
+            &b"\xef\xbb\xbfa,b\r\n1,\"x\r\ny\"\r\n2\r\n3,4,5\n\n6,\"u\"v\n"[..],
+            b"7,\"open\n8,9\n\xff,1\n\"\",\n",
+        ];
+        let text = &text.concat();
         let said: Vec<_> = read(text, 1000).iter().map(said).collect();
         assert_eq!(said[0], r#"{"a":"1","b":"x\r\ny"}"#);
         assert_eq!(said[1], "4: it has 1 fields, the header has 2");

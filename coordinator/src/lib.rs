@@ -40,6 +40,7 @@ pub mod door;
 pub mod engine;
 pub mod events;
 pub mod explain;
+pub mod hand_over;
 pub mod http;
 pub mod keys;
 pub mod local_nodes;

@@ -8,7 +8,7 @@ use clap::builder::RangedI64ValueParser;
 use clap::{Parser, Subcommand};
 use coordinator::operator::{self, Show};
 use coordinator::serve::{self, Misconfigured};
-use coordinator::{data_dir, doctor, explain, keys, plan, tokens};
+use coordinator::{data_dir, doctor, explain, hand_over, keys, plan, tokens};
 use protocol::config::{
     Config, Extent, GenerationConfig, KvCacheDtype, LogFormat, MetricsCompat, Quantize,
 };
@@ -43,8 +43,22 @@ enum Command {
     Node(operator::NodeArguments),
     /// Says why a request waits or waited.
     Explain(explain::Arguments),
+    /// Many requests at once, from data to data.
+    #[command(subcommand)]
+    Batch(BatchCommand),
     /// Shows which node would get which layers, and how fast that would be.
     Plan(plan::Arguments),
+}
+
+#[derive(Subcommand)]
+enum BatchCommand {
+    /// Reads rows of a file or table, asks a running server about each, and writes the answers.
+    #[command(disable_help_flag = true)]
+    Run {
+        /// What the program that does it is told: --help shows it.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
 }
 
 #[derive(clap::Args)]
@@ -167,6 +181,7 @@ fn main() -> ExitCode {
         Command::Pipelines(it) => it.run(Show::Pipelines, &mut std::io::stdout().lock()),
         Command::Node(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Explain(arguments) => arguments.run(&mut std::io::stdout().lock()),
+        Command::Batch(BatchCommand::Run { arguments }) => hand_over::run(&arguments),
         Command::Plan(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Token(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Key(arguments) => arguments.run(&mut std::io::stdout().lock()),
