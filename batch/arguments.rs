@@ -17,7 +17,7 @@ use crate::clean::{Declared, Tokens};
 use crate::http::Http;
 use crate::journal::{Begin, Purpose};
 use crate::object::Objects;
-use crate::run::Job;
+use crate::run::{Job, MAX_AHEAD};
 use crate::sink::{Writing, beside};
 use crate::source::Reading;
 use crate::template::{Answers, Template, answer_columns};
@@ -222,6 +222,7 @@ impl Arguments {
             tokens,
             id,
             concurrency: self.concurrency,
+            ahead: MAX_AHEAD.max(self.concurrency),
             journal,
             rejects,
             purpose,

@@ -14,8 +14,8 @@ use crate::progress::Progress;
 use crate::row::{Cells, text_of};
 use crate::source::{Position, Source};
 
-/// Rows and bytes that are handed over at once.
-const ROWS_TOGETHER: usize = 128;
+/// Rows and bytes that are handed over at once, at most.
+pub(crate) const ROWS_TOGETHER: usize = 128;
 const BYTES_TOGETHER: usize = 1 << 20;
 
 /// A row, and from where the next is read.
@@ -45,8 +45,9 @@ pub(crate) struct Reader {
     /// Rows that an earlier run has done.
     pub(crate) done: HashSet<u64>,
     pub(crate) next: u64,
-    /// How far reading may be ahead of what is done.
+    /// How far reading may be ahead of what is done, and how many rows are handed over at once.
     pub(crate) ahead: Arc<Semaphore>,
+    pub(crate) together: usize,
     pub(crate) rows: mpsc::Sender<Vec<Work>>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) runtime: Handle,
@@ -67,7 +68,7 @@ impl Reader {
                     let what = self.sort(row, line, item.cells)?;
                     self.next += 1;
                     together.push(Work { row, line, after, what });
-                    if together.len() < ROWS_TOGETHER && num_bytes < BYTES_TOGETHER {
+                    if together.len() < self.together && num_bytes < BYTES_TOGETHER {
                         continue;
                     }
                     Ok(true)

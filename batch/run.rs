@@ -18,14 +18,14 @@ use crate::asking::{Asking, Plan};
 use crate::clean::{Cleaner, Declared, Seen, Tokens};
 use crate::journal::{Begin, Counts, Journal, Purpose, Record, Resumed};
 use crate::progress::Progress;
-use crate::reading::{Reader, What, Work};
+use crate::reading::{self, Reader, What, Work};
 use crate::sink::{Writing, beside};
 use crate::source::{self, Position, Reading};
 use crate::writing::{Settled, Writer};
 
 /// Rows that may be read and not yet all before them done: one that takes long must not let all
 /// others go on for ever.
-const MAX_AHEAD: usize = 1 << 14;
+pub const MAX_AHEAD: usize = 1 << 14;
 /// Rows of one commit, and how long the first waits for the others.
 const ROWS_TOGETHER: usize = 256;
 const WAIT_FOR_OTHERS: Duration = Duration::from_millis(20);
@@ -48,6 +48,8 @@ pub struct Job {
     pub id: Option<String>,
     /// Requests at once.
     pub concurrency: usize,
+    /// Rows that may be read and not yet all before them done.
+    pub ahead: usize,
     /// What has been done is kept there until the end.
     pub journal: PathBuf,
     /// What rows without an answer came to.
@@ -114,7 +116,7 @@ async fn run_with(
     interrupted: impl Future<Output = Error> + Send + 'static,
 ) -> Result<()> {
     let (stop, runtime) = (Stop::default(), Handle::current());
-    let ahead = Arc::new(Semaphore::new(MAX_AHEAD));
+    let ahead = Arc::new(Semaphore::new(job.ahead));
     let (rows_sender, rows) = mpsc::channel(MAX_GROUPS);
     let (layout_sender, layout) = tokio::sync::oneshot::channel();
     let input = Input {
@@ -294,6 +296,8 @@ impl Input {
             ids,
             done: resumed.done.iter().copied().collect(),
             next: resumed.position.rows,
+            // More than may be ahead would never be let through.
+            together: reading::ROWS_TOGETHER.min(ahead.available_permits()),
             ahead,
             rows,
             progress,

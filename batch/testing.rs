@@ -19,7 +19,7 @@ use crate::http::Http;
 use crate::journal::{Begin, Counts, Purpose};
 use crate::object::Objects;
 use crate::progress::Progress;
-use crate::run::{Job, run};
+use crate::run::{Job, MAX_AHEAD, run};
 use crate::sink::{Writing, beside};
 use crate::source::Reading;
 use crate::template::{Answers, Request, Template};
@@ -91,6 +91,8 @@ pub(crate) struct Trial {
     pub(crate) id: Option<&'static str>,
     pub(crate) rows_together: usize,
     pub(crate) endpoint: Option<String>,
+    pub(crate) columns: Option<Vec<String>>,
+    pub(crate) ahead: usize,
     pub(crate) folder: std::path::PathBuf,
 }
 
@@ -105,6 +107,8 @@ impl Trial {
             id: None,
             rows_together: 1,
             endpoint: None,
+            columns: None,
+            ahead: MAX_AHEAD,
             folder: folder.to_owned(),
         }
     }
@@ -129,12 +133,13 @@ impl Trial {
                 answers: self.answers.clone(),
                 labels,
                 defaults: Map::new(),
-                columns: None,
+                columns: self.columns.clone(),
             },
             clean,
             tokens: None,
             id: id.clone(),
             concurrency: 16,
+            ahead: self.ahead,
             rejects: beside(&journal, ".rejects.jsonl"),
             journal,
             purpose: Purpose::new(),

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::cluster::{Cluster, Options, binary};
-use crate::golden;
+use tests::cluster::{Cluster, Options, binary};
+use tests::golden;
 
 const ROWS: usize = 60;
 
