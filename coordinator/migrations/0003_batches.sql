@@ -49,6 +49,8 @@ CREATE TABLE batches (
 
 CREATE INDEX batches_by_input ON batches (input_hash);
 
+CREATE INDEX batches_by_status ON batches (status);
+
 -- Lines of a job that have been answered, until the job's files are made of them. The id is the
 -- job's number times 2^32, and the line's number.
 CREATE TABLE results (

@@ -33,6 +33,7 @@ mod trust;
 pub mod actor;
 pub mod admission;
 pub mod asking;
+pub mod batch_job;
 pub mod completion;
 pub mod data_dir;
 pub mod doctor;

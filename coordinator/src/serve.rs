@@ -17,6 +17,7 @@ use transport::{Authority, Endpoint, Token};
 
 use crate::actor::{Arguments, CoordinatorActor, GateActor, Msg};
 use crate::admission::Admission;
+use crate::batch_job::BatchJobs;
 use crate::chat_template::ChatTemplate;
 use crate::cluster::{Cluster, Input, Staffing};
 use crate::completion::{Completions, Parsing};
@@ -135,6 +136,7 @@ pub(crate) struct Started {
     accepting: tokio::task::JoinHandle<()>,
     renewal: tokio::task::JoinHandle<()>,
     watching_keys: tokio::task::JoinHandle<()>,
+    batches: tokio::task::JoinHandle<()>,
     pub(crate) store: Store,
     scaling: Option<tokio::task::JoinHandle<()>>,
     _data_dir: DataDir,
@@ -292,7 +294,13 @@ async fn start(
         log_requests: config.log.requests,
     });
     let permits = Arc::new(Semaphore::new(config.http.max_concurrent_requests));
-    let api = Arc::new(ApiState { completions, keys, permits });
+    let jobs = {
+        let (store, completions, keys) =
+            (store.clone(), Arc::clone(&completions), Arc::clone(&keys));
+        BatchJobs::open(&data_dir.path, store, completions, keys, config).await?
+    };
+    let batches = tokio::spawn(jobs.clone().run());
+    let api = Arc::new(ApiState { completions, keys, jobs, permits });
     Ok(Started {
         api,
         endpoint,
@@ -302,6 +310,7 @@ async fn start(
         accepting,
         renewal,
         watching_keys,
+        batches,
         store,
         scaling,
         _data_dir: data_dir,
@@ -330,6 +339,7 @@ impl Started {
             _ = &mut self.accepting => "the task that accepts nodes",
             _ = &mut self.renewal => "the task that renews the certificate",
             _ = &mut self.watching_keys => "the task that reads API keys again",
+            _ = &mut self.batches => "the task that runs batch jobs",
             () = self.store.ended() => "the task that writes state",
             () = ended(&mut self.scaling) => "the task that runs autoscaler.command",
             () = self.local_nodes.abandoned() => "the task that keeps a local node",
@@ -338,6 +348,8 @@ impl Started {
     }
 
     pub(crate) async fn stop(self) {
+        // They go on when the coordinator starts again.
+        self.batches.abort();
         happened(&self.coordinator, Input::ShutDown);
         // The actor is still there for the nodes to say goodbye to.
         self.local_nodes.stop().await;

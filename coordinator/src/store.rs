@@ -142,9 +142,9 @@ impl Store {
         }
         let readers = SqlitePoolOptions::new()
             .max_connections(MAX_READERS)
-            .connect_lazy_with(options.create_if_missing(false).read_only(true));
+            .connect_lazy_with(options.clone().create_if_missing(false).read_only(true));
         let (deeds, queue) = mpsc::channel(MAX_TOGETHER);
-        tokio::spawn(write(writer, queue));
+        tokio::spawn(write(options, writer, queue));
         Ok(Self { readers, deeds })
     }
 
@@ -171,6 +171,9 @@ impl Store {
                     let written = match (written, done) {
                         (Ok(()), Some(done)) => done.map_err(StoreError::Failed),
                         (Err(NotWritten::Broken(cause)), _) => Err(StoreError::Broken(cause)),
+                        // A full disk ends the transaction in the middle: the rest fails for
+                        // that only.
+                        (Err(_), Some(Err(own))) => Err(StoreError::Failed(own)),
                         (Err(NotWritten::Now(cause)), _) => Err(StoreError::NotWritten(cause)),
                         (Ok(()), None) => Err(StoreError::Ended),
                     };
@@ -230,14 +233,30 @@ where
     Ok(done)
 }
 
-async fn write(mut writer: SqliteConnection, mut queue: mpsc::Receiver<Deed>) {
+async fn write(
+    options: SqliteConnectOptions,
+    writer: SqliteConnection,
+    mut queue: mpsc::Receiver<Deed>,
+) {
+    let mut writer = Some(writer);
     let mut deeds = Vec::new();
     let mut broken = None;
     while queue.recv_many(&mut deeds, MAX_TOGETHER).await > 0 {
         let mut answers = Vec::new();
-        let written = match broken.clone() {
-            None => together(&mut writer, deeds.drain(..), &mut answers).await,
-            Some(cause) => refused(NotWritten::Broken(cause), deeds.drain(..), &mut answers).await,
+        let opened = match (&broken, writer.take()) {
+            (Some(cause), _) => Err(NotWritten::Broken(String::clone(cause))),
+            (None, Some(writer)) => Ok(writer),
+            (None, None) => SqliteConnection::connect_with(&options).await.map_err(Into::into),
+        };
+        let written = match opened {
+            Ok(mut connection) => {
+                let written = together(&mut connection, deeds.drain(..), &mut answers).await;
+                // SQLite ends some transactions that fail by itself, of which this connection
+                // would know nothing: the next begins with another.
+                writer = Some(connection).filter(|_| written.is_ok());
+                written
+            }
+            Err(cause) => refused(cause, deeds.drain(..), &mut answers).await,
         };
         if let (Err(NotWritten::Broken(cause)), None) = (&written, &broken) {
             error!(cause, "the disk can't keep the coordinator's state: nothing more is written");
@@ -248,7 +267,9 @@ async fn write(mut writer: SqliteConnection, mut queue: mpsc::Receiver<Deed>) {
         }
     }
     // Of no consequence: what is written is on the disk.
-    let _ = writer.close().await;
+    if let Some(writer) = writer {
+        let _ = writer.close().await;
+    }
 }
 
 async fn together(

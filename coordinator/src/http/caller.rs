@@ -43,6 +43,16 @@ impl Caller {
         }
     }
 
+    /// Whose files and jobs are shown; none: everybody's.
+    pub(super) fn sees(&self) -> Option<&str> {
+        (!self.is_operator()).then_some(&*self.0.tenant)
+    }
+
+    /// Whether everything is theirs to see: where no key is needed, there is one tenant.
+    fn is_operator(&self) -> bool {
+        self.0.name.is_some() && self.0.is_for(Scope::Admin)
+    }
+
     /// Whether requests of `tenant` are theirs to see and to cancel.
     pub(super) fn may_see(&self, tenant: &str) -> bool {
         self.0.is_for(Scope::Admin) || *self.0.tenant == *tenant

@@ -4,12 +4,16 @@ mod admin;
 #[cfg(test)]
 mod admin_tests;
 mod answer;
+mod batches;
+#[cfg(test)]
+mod batches_tests;
 mod body;
 mod caller;
 mod cors;
 #[cfg(test)]
 mod dialect_tests;
 mod error;
+mod files;
 mod health;
 #[cfg(test)]
 mod keys_tests;
@@ -19,6 +23,7 @@ mod limit_tests;
 mod metrics_tests;
 mod models;
 mod origin;
+mod paging;
 mod requests;
 #[cfg(test)]
 mod requests_tests;
@@ -28,6 +33,7 @@ mod server;
 #[cfg(test)]
 mod server_tests;
 mod socket;
+mod storage;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -39,7 +45,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
-use axum::extract::{Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
@@ -48,6 +54,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
+use crate::batch_job::BatchJobs;
 use crate::completion::Completions;
 use crate::keys::Keys;
 use crate::metrics;
@@ -60,6 +67,8 @@ pub struct ApiState {
     pub completions: Arc<Completions>,
     /// Who may ask.
     pub keys: Arc<Keys>,
+    /// Files, and the jobs that answer them.
+    pub jobs: BatchJobs,
     /// A permit for each request that may be answered at once.
     pub permits: Arc<Semaphore>,
 }
@@ -73,7 +82,7 @@ impl Deref for ApiState {
 }
 
 /// Every route.
-fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 19] {
+fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 25] {
     [
         ("/v1/models", get(models::list)),
         ("/v1/models/{*id}", get(models::retrieve)),
@@ -82,6 +91,16 @@ fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 19] {
         ("/v1/messages", post(answer::messages)),
         ("/v1/messages/count_tokens", post(answer::count_tokens)),
         ("/v1/responses", post(answer::responses)),
+        // A file may be larger than what is held of a body in memory: it has a limit of its own.
+        (
+            "/v1/files",
+            get(files::list).merge(post(files::upload).layer(DefaultBodyLimit::disable())),
+        ),
+        ("/v1/files/{id}", get(files::retrieve).delete(files::delete)),
+        ("/v1/files/{id}/content", get(files::content)),
+        ("/v1/batches", get(batches::list).post(batches::create)),
+        ("/v1/batches/{id}", get(batches::retrieve)),
+        ("/v1/batches/{id}/cancel", post(batches::cancel)),
         ("/v1/requests", get(requests::list)),
         ("/v1/requests/{id}", get(requests::retrieve).delete(requests::cancel)),
         ("/v1/admin/status", get(admin::status)),
@@ -161,9 +180,11 @@ impl Api {
 fn route_of(routes: &[&'static str], path: &str) -> &'static str {
     let is_of = |route: &&&str| match route.split_once('{') {
         None => **route == path,
-        Some((before, name)) => path
-            .strip_prefix(before)
-            .is_some_and(|rest| !rest.is_empty() && (name.starts_with('*') || !rest.contains('/'))),
+        Some((before, name)) => path.strip_prefix(before).is_some_and(|rest| {
+            let after = name.split_once('}').map_or("", |(_, after)| after);
+            let is_name = |it: &str| !it.is_empty() && (name.starts_with('*') || !it.contains('/'));
+            rest.strip_suffix(after).is_some_and(is_name)
+        }),
     };
     routes.iter().find(is_of).copied().unwrap_or(OTHER)
 }

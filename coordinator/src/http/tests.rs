@@ -13,12 +13,14 @@ use tokio::sync::{Semaphore, watch};
 pub(super) use super::script::Script;
 use super::script::play;
 use super::{ApiState, serve};
+use crate::batch_job::BatchJobs;
 use crate::completion::{Completions, Parsing};
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::openai::testing::Served;
 use crate::request::{Event, FinishReason, Request, RequestError, SubmitError};
 use crate::status::{PipelineStatus, Status};
+use crate::store::Store;
 
 pub(super) struct Server {
     pub(super) addr: std::net::SocketAddr,
@@ -26,6 +28,7 @@ pub(super) struct Server {
     status: watch::Sender<Arc<Status>>,
     /// Requests whose receivers were dropped.
     num_closed: Arc<AtomicUsize>,
+    pub(super) data: tempfile::TempDir,
 }
 
 pub(super) struct Response {
@@ -39,7 +42,7 @@ impl Response {
         serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.body))
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         let of = |line: &'_ str| line.to_lowercase().starts_with(&format!("{name}:"));
         let line = self.head.lines().find(|line| of(line))?;
         line.split_once(": ").map(|(_, value)| value)
@@ -87,11 +90,16 @@ impl Server {
             log_requests: true,
         });
         let keys = Arc::new(served.keys);
-        let state = Arc::new(ApiState { completions, keys, permits });
+        let data = tempfile::tempdir().unwrap();
+        let store = Store::open(data.path()).await.unwrap();
+        let config = protocol::config::Config { batch: served.batch, ..Default::default() };
+        let (of_jobs, by) = (Arc::clone(&completions), Arc::clone(&keys));
+        let jobs = BatchJobs::open(data.path(), store, of_jobs, by, &config).await.unwrap();
+        let state = Arc::new(ApiState { completions, keys, jobs, permits });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         tokio::spawn(serve(listener, state, std::future::pending()));
-        Self { addr, metrics, status, num_closed }
+        Self { addr, metrics, status, num_closed, data }
     }
 
     /// A connection on which a request was sent.
@@ -106,7 +114,7 @@ impl Server {
         stream
     }
 
-    async fn call(&self, method: &str, path: &str, body: &[u8]) -> Response {
+    pub(super) async fn call(&self, method: &str, path: &str, body: &[u8]) -> Response {
         let mut stream = self.open(method, path, body).await;
         let mut bytes = Vec::new();
         // Nor need it wait until we have read why.
@@ -126,7 +134,7 @@ impl Server {
         self.call(method, &line, b"").await
     }
 
-    async fn get(&self, path: &str) -> Response {
+    pub(super) async fn get(&self, path: &str) -> Response {
         self.call("GET", path, b"").await
     }
 

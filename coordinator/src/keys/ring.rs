@@ -52,6 +52,11 @@ impl Access {
         }
     }
 
+    /// Of a tenant whose key is no more.
+    pub fn of_tenant(tenant: &str) -> Self {
+        Self { tenant: tenant.into(), ..Self::anybody() }
+    }
+
     fn by(key: Key, quota: Arc<Mutex<Quota>>) -> Self {
         Self {
             name: Some(key.name.clone()),
@@ -217,6 +222,13 @@ impl Keys {
     /// What anybody may who needs no key.
     pub fn anybody(&self) -> Arc<Access> {
         Arc::clone(&self.anybody)
+    }
+
+    /// What the key of this name allows, or allowed before it was revoked.
+    pub fn of_name(&self, name: &str) -> Option<Arc<Access>> {
+        let ring = self.ring.read().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |it: &&Arc<Access>| it.name.as_deref() == Some(name);
+        ring.as_ref()?.values().find(is_it).cloned()
     }
 
     /// What this secret, or none, allows.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use checkpoint::Checkpoint;
-use protocol::config::Http;
+use protocol::config::{self, Http};
 use protocol::{ModelId, TokenId};
 use serde_json::Value;
 
@@ -19,6 +19,7 @@ pub(crate) struct Served {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) chat_template: Option<ChatTemplate>,
     pub(crate) config: Http,
+    pub(crate) batch: config::Batch,
     pub(crate) access: Access,
     pub(crate) keys: Keys,
 }
@@ -42,6 +43,7 @@ impl Served {
             tokenizer: Arc::new(Tokenizer::from_source(&source).unwrap()),
             chat_template: ChatTemplate::from_source(&source, &config),
             config,
+            batch: config::Batch::default(),
             access: Access::anybody(),
             keys: Keys::none(),
         }

@@ -1,0 +1,178 @@
+//! The files of a job, made of its durable lines, in the order of its input.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Write};
+
+use tracing::info;
+
+use super::blobs::Unfinished;
+use super::files::{KeepError, Purpose, StoredFile, finish};
+use super::input::{Lines, RawLine};
+use super::job::End;
+use super::journal::Trouble;
+use super::line::Place;
+use super::reading::{asks, lines};
+use super::records::{BatchJob, State};
+use super::runner::{Runner, Stopped};
+use super::{new_id, now_s};
+
+/// Lines that are taken from the store at once.
+const PAGE: u32 = 256;
+
+impl Runner {
+    /// Makes the files of a job and ends it: all at once, or it is done again.
+    pub(super) async fn finish(&self) -> Result<(), Stopped> {
+        let id = &self.record.id;
+        let Some(record) = self.inner.records.get(id).await? else { return Ok(()) };
+        if !record.state.is_open() {
+            return Ok(());
+        }
+        let num_done = record.num_completed + record.num_failed;
+        let end = match record.state {
+            State::Cancelling => End::Cancelled,
+            _ if num_done == record.num_lines => End::Completed,
+            _ => End::Expired,
+        };
+        while self.inner.journal.settle(self.make(&record, end).await).await?.is_none() {}
+        info!(batch = id, end = State::from(end).name(), num_done, "a batch job has ended");
+        // Whoever deleted the input meanwhile wanted its bytes gone; if they can't go now, they do
+        // at the next start.
+        let _ = self.inner.files.sweep(&record.input_hash).await;
+        Ok(())
+    }
+
+    async fn make(&self, record: &BatchJob, end: End) -> Result<(), KeepError> {
+        let files = &self.inner.files;
+        let input = match end {
+            End::Completed => None,
+            End::Expired | End::Cancelled => Some(lines(&self.inner, record)?),
+        };
+        let mut making = Making {
+            output: BufWriter::new(files.blobs.begin()?),
+            error: BufWriter::new(files.blobs.begin()?),
+            input,
+            endpoint: record.endpoint.clone(),
+            max_line_bytes: self.inner.config.max_line_bytes,
+            batch: record.number,
+            end,
+            last: 0,
+        };
+        loop {
+            let after = making.last;
+            let page = self.inner.records.outcomes(record.number, after, PAGE).await?;
+            let is_last = page.len() < PAGE as usize;
+            let written = tokio::task::spawn_blocking(move || {
+                making.page(page)?;
+                if is_last {
+                    making.rest()?;
+                }
+                Ok::<_, io::Error>(making)
+            });
+            making = written.await.map_err(io::Error::other)??;
+            if is_last {
+                break;
+            }
+        }
+        let _names = files.blobs.names.lock().await;
+        let output = self.keep(record, "output", making.output).await?;
+        let error = self.keep(record, "error", making.error).await?;
+        self.inner.records.end(record.number, end, output, error).await?;
+        Ok(())
+    }
+
+    /// A file whose bytes are on the disk; none where it has none.
+    async fn keep(
+        &self,
+        record: &BatchJob,
+        what: &str,
+        bytes: BufWriter<Unfinished>,
+    ) -> Result<Option<StoredFile>, KeepError> {
+        let bytes = bytes.into_inner().map_err(|cause| cause.into_error())?;
+        let num_bytes = bytes.num_bytes();
+        if num_bytes == 0 {
+            return Ok(None);
+        }
+        let created_s = now_s();
+        Ok(Some(StoredFile {
+            id: new_id("file-")?,
+            tenant: record.tenant.clone(),
+            purpose: Purpose::BatchOutput,
+            filename: format!("{}_{what}.jsonl", record.id),
+            num_bytes,
+            hash: finish(bytes).await?,
+            created_s,
+            expires_s: record.output_expires_s.map(|seconds| created_s + seconds),
+        }))
+    }
+}
+
+/// Files that are made.
+struct Making {
+    output: BufWriter<Unfinished>,
+    error: BufWriter<Unfinished>,
+    // Where some lines have no outcome.
+    input: Option<Lines<BufReader<File>>>,
+    endpoint: String,
+    max_line_bytes: u32,
+    batch: i64,
+    end: End,
+    last: u32,
+}
+
+impl Making {
+    fn page(&mut self, page: Vec<(u32, bool, String)>) -> io::Result<()> {
+        for (number, is_failed, text) in page {
+            self.unanswered(number)?;
+            let file = if is_failed { &mut self.error } else { &mut self.output };
+            file.write_all(text.as_bytes())?;
+            file.write_all(b"\n")?;
+            self.last = number;
+        }
+        Ok(())
+    }
+
+    fn rest(&mut self) -> io::Result<()> {
+        self.unanswered(u32::MAX)?;
+        self.output.flush()?;
+        self.error.flush()
+    }
+
+    /// Lines before this one that the job's end came before.
+    fn unanswered(&mut self, before: u32) -> io::Result<()> {
+        let (code, message) = match self.end {
+            End::Cancelled => ("batch_cancelled", "the batch was cancelled before this line"),
+            _ => ("batch_expired", "this line was not computed before the batch expired"),
+        };
+        while let Some(input) = &mut self.input {
+            let Some(line) = input.next()? else {
+                self.input = None;
+                break;
+            };
+            if line.number >= before {
+                break;
+            }
+            let custom_id = self.custom_id(&line);
+            let place = Place { batch: self.batch, line: line.number };
+            self.error.write_all(place.ended(custom_id.as_deref(), code, message).as_bytes())?;
+            self.error.write_all(b"\n")?;
+        }
+        Ok(())
+    }
+
+    fn custom_id(&self, line: &RawLine) -> Option<String> {
+        match asks(line, &self.endpoint, self.max_line_bytes) {
+            Ok(asks) => Some(asks.custom_id),
+            Err(wrong) => wrong.custom_id,
+        }
+    }
+}
+
+impl Trouble for KeepError {
+    fn is_final(&self) -> bool {
+        match self {
+            // The disk has failed to do what it was asked: EIO.
+            Self::Bytes(cause) => cause.raw_os_error() == Some(5),
+            Self::Store(cause) => cause.is_final(),
+        }
+    }
+}

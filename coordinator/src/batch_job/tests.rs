@@ -1,0 +1,461 @@
+//! Jobs on a disk of their own, before a scheduler that answers by rule.
+
+use std::future::Future;
+use std::io::Write as _;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+
+use protocol::TokenId;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+
+use super::files::{Purpose, StoredFile};
+use super::*;
+use crate::actor::Msg;
+use crate::completion::Parsing;
+use crate::engine::{Engine, Submission};
+use crate::openai::testing::Served;
+use crate::request::{Event, FinishReason, Priority, Request, RequestError};
+use crate::status::{PipelineStatus, Status};
+use crate::testing::inbox;
+
+/// What a scheduler makes of a request: the same whenever it is asked.
+fn says(request: &Request) -> Vec<Event> {
+    let text = format!("{}:{:x}", request.prompt.len(), request.sampling.seed);
+    vec![
+        Event::Admitted { choice: 0, num_cached_tokens: 1 },
+        Event::Token { choice: 0, token: TokenId(7), logprobs: None, text },
+        Event::Finished { choice: 0, reason: FinishReason::Length, text: String::new() },
+    ]
+}
+
+struct Bench {
+    jobs: BatchJobs,
+    store: Store,
+    num_computed: Arc<AtomicU32>,
+    _status: watch::Sender<Arc<Status>>,
+}
+
+const LONG: &str = "a prompt of quite a few words, so that it is told from others";
+
+fn is_long(request: &Request) -> bool {
+    request.prompt.len() > LONG.len() / 4
+}
+
+type Rule = fn(&Request, u32) -> Option<Vec<Event>>;
+
+impl Bench {
+    async fn open(dir: &Path, rule: Rule, change: impl FnOnce(&mut Config)) -> Self {
+        let (coordinator, inbox) = inbox().await;
+        let num_computed = Arc::new(AtomicU32::new(0));
+        tokio::spawn(compute(inbox, rule, Arc::clone(&num_computed)));
+        let pipelines = vec![PipelineStatus::default()];
+        let status = Status { pipelines, ..Status::default() };
+        let (status, seen) = watch::channel(Arc::new(status));
+        let served = Served::chat();
+        let completions = Completions {
+            engine: Engine::new(coordinator, 1024, seen),
+            tokenizer: served.tokenizer,
+            chat_template: served.chat_template,
+            model: served.model,
+            parsing: Parsing::new(&served.config),
+            config: served.config,
+            metrics: Arc::new(crate::metrics::Metrics::new("m", &config::Metrics::default())),
+            tracer: telemetry::Tracer::default(),
+            traces: config::Traces::default(),
+            log_requests: true,
+        };
+        let mut config = Config::default();
+        config.batch.retry_ms = 10;
+        change(&mut config);
+        let store = Store::open(dir).await.unwrap();
+        let (completions, keys) = (Arc::new(completions), Arc::new(Keys::none()));
+        let jobs = BatchJobs::open(dir, store.clone(), completions, keys, &config).await.unwrap();
+        jobs.inner.fit_places();
+        Self { jobs, store, num_computed, _status: status }
+    }
+
+    /// A job of these bytes that has so many seconds.
+    async fn hand_in(&self, bytes: &[u8], seconds: i64) -> String {
+        let mut blob = self.jobs.files().blobs.begin().unwrap();
+        blob.write_all(bytes).unwrap();
+        let (tenant, created_s) = ("".to_owned(), now_s());
+        let what = |num_bytes, hash| StoredFile {
+            id: new_id("file-").unwrap(),
+            tenant: tenant.clone(),
+            purpose: Purpose::Batch,
+            filename: "in.jsonl".into(),
+            num_bytes,
+            hash,
+            created_s,
+            expires_s: None,
+        };
+        let input = self.jobs.files().keep(blob, what).await.unwrap();
+        let id = new_id("batch_").unwrap();
+        let job = BatchJob {
+            number: 0,
+            id: id.clone(),
+            tenant,
+            key_name: None,
+            endpoint: "/v1/completions".into(),
+            input_file: input.id,
+            input_hash: input.hash,
+            completion_window: "24h".into(),
+            metadata: None,
+            output_expires_s: Some(3600),
+            state: State::Validating,
+            errors: None,
+            output_file: None,
+            error_file: None,
+            num_lines: 0,
+            num_completed: 0,
+            num_failed: 0,
+            num_tokens: [0; 3],
+            created_s,
+            expires_s: created_s + seconds,
+            since_s: Vec::new(),
+        };
+        self.jobs.records().insert(job).await.unwrap();
+        id
+    }
+
+    async fn get(&self, id: &str) -> BatchJob {
+        self.jobs.records().get(id).await.unwrap().unwrap()
+    }
+
+    async fn runner(&self, id: &str) -> Runner {
+        let record = Arc::new(self.get(id).await);
+        Runner { inner: Arc::clone(&self.jobs.inner), record, cancel: Arc::default() }
+    }
+
+    /// Runs whatever there is until this job is at its end.
+    async fn finish(&self, id: &str) -> BatchJob {
+        let running = tokio::spawn(self.jobs.clone().run());
+        let ended = async {
+            loop {
+                let job = self.get(id).await;
+                if !job.state.is_open() {
+                    break job;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(60), ended).await;
+        running.abort();
+        ended.expect("the job ends")
+    }
+
+    /// The lines of a file, without what differs from run to run.
+    async fn lines(&self, file: Option<&String>) -> Vec<Value> {
+        let Some(file) = file else { return Vec::new() };
+        let file = self.jobs.files().get(file).await.unwrap().unwrap();
+        assert_eq!((file.purpose, file.expires_s.is_some()), (Purpose::BatchOutput, true));
+        let text = std::fs::read_to_string(self.jobs.files().blobs.path(&file.hash)).unwrap();
+        let line = |line: &str| {
+            let mut line: Value = serde_json::from_str(line).unwrap();
+            if let Some(body) = line["response"]["body"].as_object_mut() {
+                for name in ["id", "created", "system_fingerprint"] {
+                    body.remove(name);
+                }
+            }
+            line
+        };
+        text.lines().map(line).collect()
+    }
+}
+
+async fn compute(mut inbox: mpsc::UnboundedReceiver<Msg>, rule: Rule, num: Arc<AtomicU32>) {
+    let mut open = Vec::new();
+    while let Some(message) = inbox.recv().await {
+        let Msg::Submit(Submission { requests, .. }) = message else { continue };
+        for (request, teller) in requests {
+            assert_eq!(request.priority, Priority::Offline);
+            teller.accept(Ok(()));
+            match rule(&request, num.fetch_add(1, Ordering::SeqCst)) {
+                Some(said) => said.into_iter().for_each(|event| teller.tell(event)),
+                // It is never answered.
+                None => open.push(teller),
+            }
+        }
+    }
+}
+
+fn line(id: &str, prompt: &str) -> String {
+    let body = json!({"model": "m", "prompt": prompt, "max_tokens": 1});
+    json!({"custom_id": id, "method": "POST", "url": "/v1/completions", "body": body}).to_string()
+}
+
+fn ids(lines: &[Value]) -> Vec<&str> {
+    lines.iter().map(|line| line["custom_id"].as_str().unwrap_or("none")).collect()
+}
+
+#[tokio::test]
+async fn every_line_is_answered_in_the_order_of_the_input_or_told_why_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::open(dir.path(), |request, _| Some(says(request)), |_| {}).await;
+    let unknown_model = line("f", "x").replace("\"m\"", "\"other\"");
+    let input = [
+        // The mark, Windows' ends, and an empty line.
+        format!("\u{feff}{}\r\n", line("z", "one prompt")),
+        "\r\n".into(),
+        format!("{}\n", line("y", "another")),
+        "{\"custom_id\": \n".into(),
+        format!("{}\n", line("z", "one prompt")),
+        format!("{unknown_model}\n"),
+        // Without an end.
+        line("a", "one prompt"),
+    ];
+    let id = bench.hand_in(input.concat().as_bytes(), 3600).await;
+    let job = bench.finish(&id).await;
+    assert_eq!((job.state, job.num_lines, job.num_completed), (State::Completed, 6, 3));
+    assert_eq!((job.num_failed, job.num_tokens[1], job.num_tokens[2]), (3, 3, 3));
+    let output = bench.lines(job.output_file.as_ref()).await;
+    assert_eq!(ids(&output), ["z", "y", "a"]);
+    assert!(output.iter().all(|line| line["response"]["status_code"] == 200));
+    let error = bench.lines(job.error_file.as_ref()).await;
+    assert_eq!(ids(&error), ["none", "z", "f"]);
+    assert_eq!(
+        (&error[0]["error"]["line"], &error[0]["error"]["code"]),
+        (&json!(4), &json!("invalid_json_line"))
+    );
+    assert_eq!(error[1]["error"]["code"], "duplicate_custom_id");
+    assert_eq!(error[2]["response"]["status_code"], 404);
+    // A line without a seed has one of its own, and always the same.
+    let text = |line: &Value| line["response"]["body"]["choices"][0]["text"].clone();
+    assert_ne!(text(&output[0]), text(&output[2]));
+    let again = bench.hand_in(input.concat().as_bytes(), 3600).await;
+    let again = bench.finish(&again).await;
+    let again = bench.lines(again.output_file.as_ref()).await;
+    let texts = |lines: &[Value]| lines.iter().map(text).collect::<Vec<_>>();
+    assert_eq!(texts(&again), texts(&output));
+    // Nothing is left of the lines but the files.
+    let count = sqlx::query_scalar("SELECT count(*) FROM results");
+    let count: i64 = count.fetch_one(bench.store.reader()).await.unwrap();
+    assert_eq!(count, 0);
+}
+
+#[tokio::test]
+async fn an_input_that_is_none_fails_its_job_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let change = |config: &mut Config| config.batch.max_lines = 3;
+    let bench = Bench::open(dir.path(), |request, _| Some(says(request)), change).await;
+    let many: String = (0..4).map(|n| line(&n.to_string(), "x") + "\n").collect();
+    for (input, code) in [("", "empty_file"), ("\n \n", "empty_file"), (&many, "too_many_lines")] {
+        let id = bench.hand_in(input.as_bytes(), 3600).await;
+        let job = bench.finish(&id).await;
+        assert_eq!((job.state, job.num_completed), (State::Failed, 0));
+        assert_eq!(job.errors.unwrap()["data"][0]["code"], code);
+        assert!(job.output_file.is_none() && job.error_file.is_none());
+    }
+    let three: String = (0..3).map(|n| line(&n.to_string(), "x") + "\n").collect();
+    let id = bench.hand_in(three.as_bytes(), 3600).await;
+    assert_eq!(bench.finish(&id).await.state, State::Completed);
+}
+
+/// Goal: what is done stays, and what isn't is named. Method: of four lines one is never answered;
+/// the job is cancelled, or its time is up.
+#[tokio::test]
+async fn cancelled_and_late_jobs_keep_what_is_done_and_name_the_rest() {
+    let rule: Rule = |request, _| is_long(request).then(|| says(request));
+    let input = [line("a", LONG), line("b", "x"), "{".into(), line("c", LONG)];
+    for (seconds, expected, code) in
+        [(3600, State::Cancelled, "batch_cancelled"), (2, State::Expired, "batch_expired")]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let bench = Bench::open(dir.path(), rule, |_| {}).await;
+        let id = bench.hand_in(input.join("\n").as_bytes(), seconds).await;
+        let running = tokio::spawn(bench.jobs.clone().run());
+        if expected == State::Cancelled {
+            while bench.get(&id).await.num_completed < 2 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let number = bench.get(&id).await.number;
+            assert!(bench.jobs.cancel(number).await.unwrap());
+            assert!(!bench.jobs.cancel(number).await.unwrap(), "it is being cancelled");
+        }
+        let job = bench.finish(&id).await;
+        running.abort();
+        assert_eq!((job.state, job.num_completed, job.num_failed), (expected, 2, 1));
+        assert_eq!(ids(&bench.lines(job.output_file.as_ref()).await), ["a", "c"]);
+        let error = bench.lines(job.error_file.as_ref()).await;
+        assert_eq!(ids(&error), ["b", "none"]);
+        assert_eq!(error[0]["error"]["code"], code);
+    }
+}
+
+/// Goal: a lost answer is asked for again, and a failure of the line's own is not. Method: of two
+/// lines the first tries fail.
+#[tokio::test]
+async fn only_what_may_pass_is_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let rule: Rule = |request, number| {
+        Some(match (number, is_long(request)) {
+            (0..2, _) => vec![Event::Failed(RequestError::ShuttingDown)],
+            (_, false) => vec![Event::Failed(RequestError::StepFailed("x".into()))],
+            _ => says(request),
+        })
+    };
+    let bench = Bench::open(dir.path(), rule, |_| {}).await;
+    let input = [line("a", "x"), line("b", LONG)].join("\n");
+    let id = bench.hand_in(input.as_bytes(), 3600).await;
+    let job = bench.finish(&id).await;
+    assert_eq!((job.num_completed, job.num_failed), (1, 1));
+    let error = bench.lines(job.error_file.as_ref()).await;
+    assert_eq!(error[0]["response"]["body"]["error"]["code"], "step_failed");
+    assert_eq!(bench.num_computed.load(Ordering::SeqCst), 4);
+}
+
+/// Polls what is inside so often, and then never again.
+struct CutOff<F> {
+    inside: Pin<Box<F>>,
+    num_left: usize,
+}
+
+impl<F: Future> Future for CutOff<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.num_left == 0 {
+            return Poll::Ready(None);
+        }
+        self.num_left -= 1;
+        self.inside.as_mut().poll(context).map(Some)
+    }
+}
+
+/// Goal: wherever a process ends, the next goes on, and the files are those of an undisturbed run.
+/// Method: the job is dropped, with its runtime and its store, wherever it waits; for each of these
+/// places another process begins, is cut off too, and a third goes on to the end.
+#[test]
+fn a_job_that_is_cut_off_wherever_it_waits_makes_the_same_files() {
+    const NUM_LINES: usize = 7;
+    let line = |n: usize| match n {
+        3 => "no line".to_owned(),
+        n => line(&format!("id-{n}"), &"word ".repeat(1 + n % 3)),
+    };
+    let input: String = (0..NUM_LINES).map(|n| line(n) + "\n").collect();
+    let small = |config: &mut Config| {
+        (config.batch.max_commit_rows, config.batch.window_lines) = (2, 3);
+        config.batch.commit_wait_ms = 1;
+    };
+    let run = |dir: &Path, id: Option<String>, num_polls: usize| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let bench = Bench::open(dir, |request, _| Some(says(request)), small).await;
+            let id = match id {
+                Some(id) => id,
+                None => bench.hand_in(input.as_bytes(), 3600).await,
+            };
+            if !bench.get(&id).await.state.is_open() {
+                return (id, true, 0);
+            }
+            let before = bench.get(&id).await.num_completed;
+            let inside = Box::pin(bench.runner(&id).await.run());
+            let ended = CutOff { inside, num_left: num_polls }.await;
+            let is_over = ended.is_some_and(|ended| ended.is_ok());
+            if is_over {
+                // What was durable before wasn't computed again.
+                let computed = bench.num_computed.load(Ordering::SeqCst);
+                assert_eq!(i64::from(computed), NUM_LINES as i64 - 1 - before);
+            }
+            (id, is_over, before)
+        })
+    };
+    let files = |dir: &Path, id: &str| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let bench = Bench::open(dir, |request, _| Some(says(request)), small).await;
+            let job = bench.get(id).await;
+            assert_eq!((job.state, job.num_completed, job.num_failed), (State::Completed, 6, 1));
+            let output = bench.lines(job.output_file.as_ref()).await;
+            let error = bench.lines(job.error_file.as_ref()).await;
+            // The input, and the two files: nothing is left of what was begun.
+            assert_eq!(bench.jobs.files().blobs.all().unwrap().len(), 3);
+            (output, error)
+        })
+    };
+    let undisturbed = tempfile::tempdir().unwrap();
+    let (id, is_over, _) = run(undisturbed.path(), None, usize::MAX);
+    assert!(is_over);
+    let expected = files(undisturbed.path(), &id);
+    assert_eq!(expected.0.len() + expected.1.len(), NUM_LINES);
+    let (mut num_cut, mut num_resumed) = (0, 0);
+    for num_polls in 1.. {
+        let dir = tempfile::tempdir().unwrap();
+        let (id, is_over, _) = run(dir.path(), None, num_polls);
+        let (_, _, before) = run(dir.path(), Some(id.clone()), num_polls);
+        num_resumed += usize::from(before > 0);
+        assert!(run(dir.path(), Some(id.clone()), usize::MAX).1);
+        assert_eq!(files(dir.path(), &id), expected, "cut off after {num_polls} polls");
+        if is_over {
+            break;
+        }
+        num_cut += 1;
+    }
+    assert!(num_cut > 10 && num_resumed > 3, "{num_cut} {num_resumed}");
+}
+
+/// Goal: a full disk holds jobs up and loses nothing. Method: the connection that writes may have
+/// no more pages, until the store opens another.
+#[tokio::test]
+async fn a_full_disk_holds_jobs_up_until_there_is_space() {
+    let dir = tempfile::tempdir().unwrap();
+    let change = |config: &mut Config| config.batch.retry_ms = 500;
+    let bench = Bench::open(dir.path(), |request, _| Some(says(request)), change).await;
+    let input: String = (0..400).map(|n| line(&format!("id-{n}"), "some words") + "\n").collect();
+    let id = bench.hand_in(input.as_bytes(), 3600).await;
+    let limit = bench.store.write(|database| {
+        Box::pin(async move {
+            sqlx::raw_sql("PRAGMA max_page_count = 1").execute(database).await?;
+            Ok(())
+        })
+    });
+    limit.await.unwrap();
+    let mut disk = bench.jobs.inner.journal.disk();
+    let running = tokio::spawn(bench.jobs.clone().run());
+    let said = disk.wait_for(|disk| disk.problem().is_some()).await.unwrap().clone();
+    assert!(matches!(&said, Disk::Full(cause) if cause.contains("full")), "{said:?}");
+    let held_up = bench.get(&id).await;
+    assert!(held_up.state.is_open() && held_up.num_completed < 400);
+    let job = bench.finish(&id).await;
+    running.abort();
+    assert_eq!((job.state, job.num_completed), (State::Completed, 400));
+    assert_eq!(bench.lines(job.output_file.as_ref()).await.len(), 400);
+    assert_eq!(bench.jobs.disk(), Disk::Fine);
+}
+
+#[tokio::test]
+async fn tenants_take_turns_with_jobs_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let change = |config: &mut Config| config.batch.max_running_jobs = 2;
+    let bench = Bench::open(dir.path(), |_, _| None, change).await;
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(bench.hand_in(line("a", "x").as_bytes(), 3600).await);
+    }
+    let other = bench.hand_in(line("a", "x").as_bytes(), 3600).await;
+    let give = other.clone();
+    let query = bench.store.write(move |database| {
+        Box::pin(async move {
+            let query = sqlx::query("UPDATE batches SET tenant = 'other' WHERE id = ?");
+            query.bind(give).execute(database).await?;
+            Ok(())
+        })
+    });
+    query.await.unwrap();
+    let running = tokio::spawn(bench.jobs.clone().run());
+    while bench.num_computed.load(Ordering::SeqCst) < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(bench.get(&ids[0]).await.state, State::InProgress);
+    assert_eq!(bench.get(&other).await.state, State::InProgress);
+    assert_eq!(bench.get(&ids[1]).await.state, State::Validating);
+    // What is cancelled need not wait for its turn.
+    assert!(bench.jobs.cancel(bench.get(&ids[2]).await.number).await.unwrap());
+    while bench.get(&ids[2]).await.state != State::Cancelled {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    running.abort();
+}
