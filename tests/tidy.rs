@@ -109,9 +109,11 @@ fn every_kernel_has_its_launcher() {
     for (path, _) in sources("wgsl") {
         let name = path.file_stem().unwrap().to_string_lossy();
         // Parts of other kernels: how blocks of weights are decoded, how images are addressed, what
-        // is read, what becomes of a product, what is done with experts.
+        // is read, what becomes of a product, how attention's partitions are laid out and merged,
+        // what is done with experts.
         let is_part = name.starts_with("decode_") || name == "image" || name.ends_with("_in");
-        if is_part || name.starts_with("matmul_") || name.starts_with("experts_") {
+        let families = ["matmul_", "experts_", "attention_"];
+        if is_part || families.iter().any(|family| name.starts_with(family)) {
             continue;
         }
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
