@@ -276,6 +276,36 @@ pub(crate) fn experimental_features(wanted: bool) -> wgpu::ExperimentalFeatures 
     }
 }
 
+/// Whether the adapter has an instruction for dot products of four bytes, which only Vulkan tells
+/// us, from 1.3 on.
+pub(crate) fn has_packed_dot(adapter: &wgpu::Adapter) -> bool {
+    #[cfg(not(target_vendor = "apple"))]
+    {
+        use ash::vk;
+        // SAFETY: the handles are only read from, while `adapter` is borrowed and so alive; the
+        // structures that the driver fills in are of the versions that it is asked for.
+        #[allow(unsafe_code, reason = "the safe interface doesn't tell what is accelerated")]
+        let accelerated = unsafe {
+            let Some(vulkan) = adapter.as_hal::<wgpu::hal::api::Vulkan>() else { return false };
+            let instance = vulkan.shared_instance().raw_instance();
+            let device = vulkan.raw_physical_device();
+            if instance.get_physical_device_properties(device).api_version < vk::API_VERSION_1_3 {
+                return false;
+            }
+            let mut products = vk::PhysicalDeviceShaderIntegerDotProductProperties::default();
+            let mut all = vk::PhysicalDeviceProperties2::default().push_next(&mut products);
+            instance.get_physical_device_properties2(device, &mut all);
+            products.integer_dot_product4x8_bit_packed_signed_accelerated
+        };
+        accelerated == vk::TRUE
+    }
+    #[cfg(target_vendor = "apple")]
+    {
+        let _ = adapter;
+        false
+    }
+}
+
 /// Memory of the adapter's own, which only Vulkan tells us.
 fn memory_bytes(adapter: &wgpu::Adapter) -> Option<u64> {
     #[cfg(not(target_vendor = "apple"))]

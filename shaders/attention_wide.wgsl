@@ -15,7 +15,7 @@
 // sequence only.
 
 var<workgroup> sh_q: array<vec4<f32>, {SHARED_Q}>;      // [TOKENS, QUERIES, KEY_VEC4S]
-var<workgroup> sh_p: array<f32, {SHARED_P}>;            // [TOKENS, QUERIES, PARTITION]: scores, weights
+var<workgroup> sh_p: array<f32, {SHARED_P}>;            // [TOKENS, QUERIES, PARTITION]
 var<workgroup> sh_value: array<u32, {PARTITION}>;
 var<workgroup> sh_most: array<f32, {SHARED_CHAINS}>;    // [TOKENS, QUERIES, CHAINS]
 var<workgroup> sh_chain: array<f32, {SHARED_CHAINS}>;   // [TOKENS, QUERIES, CHAINS]

@@ -2,12 +2,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::adapters::{self, AdapterInfo, Adapters};
 use crate::error::{GpuError, failure, guarded};
+pub use crate::gpu_options::GpuOptions;
 use crate::kernel::{Codes, Compiler, Layouts, Pass};
 use crate::matmul::Products;
 use crate::pipeline_cache::PipelineCache;
@@ -15,56 +15,7 @@ use crate::processor_time::processor_time;
 use crate::profile::Timed;
 use crate::tensor::Tensor;
 use crate::tuning::Tuning;
-
-/// How an adapter is opened.
-#[derive(Debug, Clone)]
-pub struct GpuOptions {
-    /// Compile kernels with bounds checks and turn the driver's validation on: slow, for finding
-    /// faults.
-    pub checked: bool,
-    /// An upper limit for the size of a tensor, below what the adapter allows. Tests use it to
-    /// split weights.
-    pub max_binding_bytes: Option<u64>,
-    /// Whether to keep tensors that kernels take four values at a time in images; the adapter
-    /// decides by default.
-    pub images: Option<bool>,
-    /// How long [`Gpu::wait`] waits before it gives the adapter up.
-    pub max_wait: Duration,
-    /// Where compiled kernels are kept between runs, and which of them were found to be fast. With
-    /// none, nothing is kept and nothing tried.
-    pub cache_dir: Option<PathBuf>,
-    /// Whether every dispatch is timed, for [`Gpu::take_profile`]: slow.
-    pub profile: bool,
-    /// How products with weights are computed.
-    pub products: Products,
-}
-
-impl Default for GpuOptions {
-    /// `checked` follows the environment variable `AUTOGLM_CHECKED_SHADERS`.
-    fn default() -> Self {
-        Self {
-            checked: std::env::var("AUTOGLM_CHECKED_SHADERS").is_ok_and(|value| value == "1"),
-            max_binding_bytes: None,
-            images: None,
-            max_wait: Duration::from_secs(120),
-            cache_dir: None,
-            profile: false,
-            products: Products::Plain,
-        }
-    }
-}
-
-impl GpuOptions {
-    /// The defaults, with a folder of the user's own for what is kept between runs: `autoglm` in
-    /// `XDG_CACHE_HOME`, else in `.cache` at home.
-    pub fn kept() -> Self {
-        let folder =
-            |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let home = || Some(folder("HOME")?.join(".cache"));
-        let caches = folder("XDG_CACHE_HOME").or_else(home);
-        Self { cache_dir: caches.map(|caches| caches.join("autoglm")), ..Self::default() }
-    }
-}
+use crate::turns::{Turn, Turns};
 
 /// What an open adapter can do, as far as kernels must know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +65,8 @@ pub struct Gpu {
     pub(crate) codes: Codes,
     /// How work is laid out over lanes, where there is a choice.
     pub(crate) tuning: Tuning,
+    /// When it is this process's turn, where others may share the adapter.
+    turns: Option<Turns>,
     /// How kernels were bound so far.
     pub(crate) layouts: Layouts,
     info: AdapterInfo,
@@ -213,6 +166,9 @@ impl Gpu {
         let folder = options.cache_dir.as_deref();
         let pipelines = folder.and_then(|folder| PipelineCache::open(&device, &own, folder));
         let tuning = folder.map(|folder| Tuning::open(folder, &info)).unwrap_or_default();
+        let takes_turns = options.takes_turns.unwrap_or(!info.is_cpu());
+        let turns = folder.filter(|_| takes_turns);
+        let turns = turns.and_then(|folder| Turns::open(folder, &info));
         let compiler = Compiler {
             device: device.clone(),
             checked: options.checked,
@@ -226,6 +182,7 @@ impl Gpu {
             compiler,
             codes: Codes::default(),
             tuning,
+            turns,
             layouts: Layouts::default(),
             info,
             caps,
@@ -323,6 +280,12 @@ impl Gpu {
         staging.unmap();
         self.keep_readback_buffer(staging);
         Ok(result)
+    }
+
+    /// Waits until no other process has a step under way on the adapter, where any may: for the
+    /// time from the submission of one's own until it is done.
+    pub fn turn(&self) -> Turn<'_> {
+        self.turns.as_ref().map_or_else(Turn::none, Turns::take)
     }
 
     /// Keeps the kernels that were compiled and chosen so far for the next run, where

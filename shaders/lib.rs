@@ -20,6 +20,7 @@ mod compile;
 pub mod error;
 mod format;
 pub mod gpu;
+mod gpu_options;
 pub mod inputs;
 pub mod kernel;
 pub mod kv_cache;
@@ -31,6 +32,7 @@ pub mod raw;
 pub mod template;
 pub mod tensor;
 mod tuning;
+mod turns;
 pub mod weights;
 
 // The kernels.
@@ -44,6 +46,7 @@ pub mod matmul;
 mod matmul_class;
 pub mod matmul_stacked;
 mod matmul_variant;
+pub mod products;
 pub mod qk_norm;
 pub mod quantize_rows;
 pub mod rms_norm;

@@ -148,7 +148,29 @@ fn main(
 //! end
 //! end
         let quad_end = min(quad + {QUAD_BLOCKS}u, end);
-        for (var block = quad; block < quad_end; block += {STEP_BLOCKS}u) {
+        for (var ahead = quad; ahead < quad_end; ahead += {STEPS}u * {STEP_BLOCKS}u) {
+//! else
+        let quad_end = end;
+        for (var ahead = start; ahead < end; ahead += {STEPS}u * {STEP_BLOCKS}u) {
+//! end
+//! if AHEAD
+            // Of all steps before the first is multiplied, so that as many loads are under way.
+//! for s in 0..STEPS
+//! for b in 0..STEP_BLOCKS
+            let at_{s}_{b} = min(ahead + {s}u * {STEP_BLOCKS}u + {b}u, p.num_blocks - 1u);
+//! for j in 0..TN
+            let ahead_{s}_{b}_{j} =
+                weights_at(tile_start + at_{s}_{b} * {TILE}u + {j}u * {J_STRIDE}u);
+//! end
+//! end
+//! end
+//! end
+//! for s in 0..STEPS
+//! if AHEAD
+            if (ahead + {s}u * {STEP_BLOCKS}u < quad_end) {
+//! end
+            let block = ahead + {s}u * {STEP_BLOCKS}u;
+//! if GROUPED
 //! for m in 0..TM
 //! for j in 0..TN
             acc_{m}_{j} = 0.0;
@@ -157,8 +179,6 @@ fn main(
             var x_sum_{m} = 0.0;
 //! end
 //! end
-//! else
-        for (var block = start; block < end; block += {STEP_BLOCKS}u) {
 //! end
 //! if SUBGROUP
             // Eight lanes load one vec4 each: the 32 values of this step.
@@ -186,7 +206,11 @@ fn main(
 //! for b in 0..STEP_BLOCKS
 //! for first in 0..TN by AT_ONCE
 //! for j in first..first+AT_ONCE
+//! if AHEAD
+            let w_{b}_{j} = ahead_{s}_{b}_{j};
+//! else
             let w_{b}_{j} = weights_at(tile_start + (block + {b}u) * {TILE}u + {j}u * {J_STRIDE}u);
+//! end
 //! end
 //! for q in 0..PARTS
 //! if SUBGROUP
@@ -246,10 +270,15 @@ fn main(
 //! end
 //! end
 //! end
+//! end
+//! if AHEAD
+            }
+//! end
+//! end
         }
+//! if GROUPED
         }
 //! else
-        }
 //! for m in 0..TM
 //! for j in 0..TN
         let sum_{m}_{j} = acc_{m}_{j};

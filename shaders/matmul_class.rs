@@ -63,7 +63,8 @@ impl Class {
     /// registers: more columns at once make it no faster, and k in chunks a tenth slower.
     fn cpu(broadcast: bool, format: Format) -> Self {
         let operands = if broadcast { Operands::Broadcast } else { Operands::Loaded };
-        let one = Variant { max_rows: 1, tm: 1, tn: 8, lanes: 8, groups: 1, operands };
+        let one =
+            Variant { max_rows: 1, tm: 1, tn: 8, lanes: 8, groups: 1, ahead: false, operands };
         // As measured.
         let tn = match format {
             Format::F32 | Format::Bf16 | Format::Fp8 => 4,
@@ -86,23 +87,37 @@ impl Class {
     pub(crate) fn gpu() -> Self {
         let any = usize::MAX;
         let operands = Operands::Loaded;
-        let one = Variant { max_rows: 1, tm: 1, tn: 1, lanes: 32, groups: 8, operands };
-        let many = Variant { max_rows: any, tm: 8, lanes: 64, groups: 1, ..one };
+        let base =
+            Variant { max_rows: 1, tm: 1, tn: 1, lanes: 32, groups: 8, ahead: true, operands };
+        let laid_out = |base: Variant, lanes, groups| Variant { lanes, groups, ..base };
+        // Narrow strips, where there are few columns for as many workgroups as a device runs.
+        let narrow =
+            |base| [(32, 8), (16, 16), (16, 8), (8, 16)].map(|(l, g)| laid_out(base, l, g));
+        let four = Variant { max_rows: 4, tm: 4, ..base };
+        let eight = Variant { max_rows: 8, tm: 8, ahead: false, ..base };
+        let several = Variant { max_rows: 32, ..eight };
+        let many = Variant { max_rows: any, ..laid_out(eight, 64, 1) };
         let staged = Variant { tm: 4, tn: 8, lanes: 8, operands: Operands::Staged, ..many };
-        let variants = vec![
-            one,
-            Variant { lanes: 64, groups: 4, ..one },
-            Variant { lanes: 16, groups: 16, ..one },
-            Variant { max_rows: 4, tm: 4, ..one },
-            Variant { max_rows: 4, tm: 4, lanes: 16, groups: 16, ..one },
-            Variant { max_rows: 32, ..many },
-            Variant { max_rows: 32, tm: 4, ..many },
-            Variant { max_rows: 32, groups: 8, ..staged },
-            many,
-            Variant { tm: 16, ..many },
-            Variant { groups: 16, ..staged },
-            Variant { tm: 8, groups: 8, ..staged },
-        ];
+        let variants = [
+            &narrow(base)[..],
+            &[Variant { ahead: false, ..base }],
+            &narrow(four)[..3],
+            &[
+                eight,
+                laid_out(eight, 16, 16),
+                Variant { tn: 2, ..laid_out(eight, 16, 8) },
+                Variant { tn: 2, ..laid_out(eight, 16, 16) },
+                Variant { max_rows: 32, ..many },
+                Variant { max_rows: 32, groups: 8, ..staged },
+                several,
+                Variant { tn: 2, ..laid_out(several, 16, 8) },
+                many,
+                Variant { tm: 16, ..many },
+                Variant { groups: 16, ..staged },
+                Variant { tm: 8, groups: 8, ..staged },
+            ],
+        ]
+        .concat();
         Self { variants, order: Order { chunked: true, norm_lanes: 64 } }
     }
 
@@ -121,6 +136,7 @@ impl Class {
             tn: 1,
             lanes: side,
             groups: 1,
+            ahead: false,
             operands: cooperative(split),
         };
         let alone_few = Variant { lanes: 64, operands: cooperative(alone), ..few };
@@ -144,7 +160,8 @@ impl Class {
     pub(crate) fn packed(is_cpu: bool) -> Self {
         let (any, operands) = (usize::MAX, Operands::Packed);
         if is_cpu {
-            let one = Variant { max_rows: 1, tm: 1, tn: 8, lanes: 8, groups: 1, operands };
+            let one =
+                Variant { max_rows: 1, tm: 1, tn: 8, lanes: 8, groups: 1, ahead: false, operands };
             let variants = vec![
                 one,
                 Variant { max_rows: 4, tm: 4, ..one },
@@ -152,15 +169,27 @@ impl Class {
             ];
             return Self { variants, order: Order { chunked: true, norm_lanes: 8 } };
         }
-        let one = Variant { max_rows: 1, tm: 1, tn: 1, lanes: 32, groups: 8, operands };
+        let one =
+            Variant { max_rows: 1, tm: 1, tn: 1, lanes: 32, groups: 8, ahead: true, operands };
+        let laid_out = |base: Variant, lanes, groups| Variant { lanes, groups, ..base };
+        let few = Variant { max_rows: 8, tm: 4, ..one };
+        let several = Variant { max_rows: 64, tm: 8, tn: 2, ahead: false, ..one };
         let operands = Operands::PackedStaged;
-        let staged = Variant { max_rows: any, tm: 4, tn: 8, lanes: 8, groups: 16, operands };
+        let staged =
+            Variant { max_rows: any, tm: 4, tn: 8, lanes: 8, groups: 16, ahead: false, operands };
         let variants = vec![
             one,
-            Variant { lanes: 64, groups: 4, ..one },
-            Variant { lanes: 16, groups: 16, ..one },
-            Variant { max_rows: 8, tm: 4, ..one },
-            Variant { max_rows: 8, tm: 2, ..one },
+            laid_out(one, 16, 16),
+            laid_out(one, 16, 8),
+            laid_out(one, 8, 16),
+            Variant { ahead: false, ..one },
+            few,
+            laid_out(few, 16, 16),
+            Variant { tm: 8, ..laid_out(few, 16, 8) },
+            Variant { max_rows: 64, groups: 8, ..staged },
+            Variant { max_rows: 64, tm: 2, groups: 8, ..staged },
+            laid_out(several, 16, 8),
+            laid_out(several, 16, 4),
             staged,
             Variant { groups: 8, ..staged },
         ];

@@ -49,7 +49,23 @@ fn main(
             scales_at(scales_start + (quad / {QUAD_BLOCKS}u) * {TILE}u + {j}u * {LANES}u);
 //! end
         let quad_end = min(quad + {QUAD_BLOCKS}u, end);
-        for (var block = quad; block < quad_end; block += {GROUP_BLOCKS}u) {
+        for (var ahead = quad; ahead < quad_end; ahead += {STEPS}u * {GROUP_BLOCKS}u) {
+//! if AHEAD
+            // Of all groups before the first is multiplied, so that as many loads are under way.
+//! for s in 0..STEPS
+//! for b in 0..GROUP_BLOCKS
+            let at_{s}_{b} = min(ahead + {s}u * {GROUP_BLOCKS}u + {b}u, p.num_blocks - 1u);
+//! for j in 0..TN
+            let ahead_{s}_{j}_{b} = weights_at(tile_start + at_{s}_{b} * {TILE}u + {j}u * {LANES}u);
+//! end
+//! end
+//! end
+//! end
+//! for s in 0..STEPS
+//! if AHEAD
+            if (ahead + {s}u * {GROUP_BLOCKS}u < quad_end) {
+//! end
+            let block = ahead + {s}u * {GROUP_BLOCKS}u;
             let at = block / {GROUP_BLOCKS}u * 3u;
 //! for m in 0..TM
             let x_{m}_0 = packed_x(row_{m} + at);
@@ -58,7 +74,11 @@ fn main(
 //! end
 //! for j in 0..TN
 //! for b in 0..GROUP_BLOCKS
+//! if AHEAD
+            let w_{j}_{b} = ahead_{s}_{j}_{b};
+//! else
             let w_{j}_{b} = weights_at(tile_start + (block + {b}u) * {TILE}u + {j}u * {LANES}u);
+//! end
 //! end
             let codes_{j}_0 = codes_0(w_{j}_0, w_{j}_{LAST_BLOCK});
             let codes_{j}_1 = codes_1(w_{j}_0, w_{j}_{LAST_BLOCK});
@@ -71,6 +91,10 @@ fn main(
 //! if NIBBLES
             sum_{m}_{j} = fma(factor_{j}.y, x_factor_{m}.y, sum_{m}_{j});
 //! end
+//! end
+//! end
+//! if AHEAD
+            }
 //! end
 //! end
         }

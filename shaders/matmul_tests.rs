@@ -15,7 +15,8 @@ use crate::weights::Format;
 fn variants() -> Vec<Variant> {
     let any = usize::MAX;
     let operands = Operands::Loaded;
-    let plain = Variant { max_rows: any, tm: 1, tn: 8, lanes: 8, groups: 1, operands };
+    let plain =
+        Variant { max_rows: any, tm: 1, tn: 8, lanes: 8, groups: 1, ahead: false, operands };
     let broadcast = Variant { operands: Operands::Broadcast, ..plain };
     let staged = Variant { operands: Operands::Staged, ..plain };
     vec![
@@ -25,6 +26,8 @@ fn variants() -> Vec<Variant> {
         Variant { tn: 4, ..broadcast },
         Variant { tm: 4, tn: 4, ..broadcast },
         Variant { tn: 1, lanes: 16, groups: 16, ..plain },
+        Variant { tn: 1, lanes: 8, groups: 8, ahead: true, ..plain },
+        Variant { tm: 2, tn: 2, lanes: 16, groups: 3, ahead: true, ..plain },
         Variant { tm: 8, tn: 1, lanes: 64, ..plain },
         Variant { tn: 1, lanes: 32, groups: 8, ..plain },
         Variant { tm: 4, tn: 1, lanes: 32, groups: 8, ..plain },

@@ -74,9 +74,14 @@ pub(crate) struct Variant {
     /// Groups of such lanes, each with its own chunks of k; where operands are staged, with its own
     /// rows.
     pub(crate) groups: u32,
+    /// Whether a lane loads the weights of several steps before it multiplies the first.
+    pub(crate) ahead: bool,
     /// How lanes come by x and weights.
     pub(crate) operands: Operands,
 }
+
+/// Loads of weights that a lane has under way at once, where it loads ahead.
+const LOADS_AHEAD: u32 = 8;
 
 /// More blocks than a row of weights has.
 const MAX_BLOCKS: u32 = 1 << 30;
@@ -161,7 +166,10 @@ impl Variant {
             Operands::Staged | Operands::PackedStaged => {
                 format!("{tm}x{tn}x{lanes}x{groups}{} staged", self.how())
             }
-            _ => format!("{tm}x{tn}x{lanes}x{groups}{}", self.how()),
+            _ => {
+                let ahead = if self.ahead { " ahead" } else { "" };
+                format!("{tm}x{tn}x{lanes}x{groups}{}{ahead}", self.how())
+            }
         }
     }
 
@@ -253,7 +261,7 @@ impl Variant {
         images: bool,
     ) -> KernelSource {
         let Order { chunked, norm_lanes } = order;
-        let Self { tm, tn, lanes, groups, operands, .. } = *self;
+        let Self { tm, tn, lanes, groups, ahead, operands, .. } = *self;
         let (subgroup, staged) = (operands == Operands::Broadcast, operands.are_staged());
         let packed = operands.are_packed();
         let workgroup = self.workgroup();
@@ -271,6 +279,9 @@ impl Variant {
         assert!(shared.chunks == 1 || groups == 1, "of few rows k is shared");
         let padded = group_vec4s * shared.staged + PADDING;
         let block = format.block() as u32;
+        // Up to four groups, whose scales are loaded at once.
+        let step_loads = GROUP as u32 / block * tn;
+        let steps = if ahead { (LOADS_AHEAD / step_loads).clamp(1, 4) } else { 1 };
         // Results leave as vec4s: a lane has all four values of one, or gets them from its
         // neighbours.
         let wide = tn.is_multiple_of(kind.unit());
@@ -288,6 +299,8 @@ impl Variant {
             // Columns whose weights are loaded before they are multiplied. As measured on software
             // drivers: one row of bf16 is a tenth faster so, other formats are a quarter slower.
             ("AT_ONCE", if subgroup && tm == 1 && format == Format::Bf16 { 1 } else { tn }),
+            ("AHEAD", (steps > 1).into()),
+            ("STEPS", steps),
             ("LANES", lanes),
             ("GROUPS", groups),
             ("WORKGROUP", workgroup),

@@ -51,6 +51,14 @@ impl Tuning {
         Self { file: Some(file), chosen: RefCell::new(chosen), is_changed: Cell::new(false) }
     }
 
+    /// Whether [`choose`](Self::choose) has to try.
+    pub(crate) fn tries(&self, what: &str, ways: &[&str]) -> bool {
+        let is_known = |kept: &String| ways.contains(&kept.as_str());
+        self.file.is_some()
+            && ways.len() > 1
+            && !self.chosen.borrow().get(what).is_some_and(is_known)
+    }
+
     /// The fastest of `ways` to compute `what`: as chosen before, or as `time` finds. The first
     /// way where nothing is kept.
     pub(crate) fn choose(
@@ -59,12 +67,10 @@ impl Tuning {
         ways: &[&str],
         mut time: impl FnMut(usize) -> Result<Duration, GpuError>,
     ) -> Result<usize, GpuError> {
-        if self.file.is_none() || ways.len() < 2 {
-            return Ok(0);
-        }
-        let kept = self.chosen.borrow().get(what).cloned();
-        if let Some(index) = kept.and_then(|kept| ways.iter().position(|way| *way == kept)) {
-            return Ok(index);
+        if !self.tries(what, ways) {
+            let kept = self.chosen.borrow().get(what).cloned().filter(|_| self.file.is_some());
+            let index = kept.and_then(|kept| ways.iter().position(|way| *way == kept));
+            return Ok(index.unwrap_or(0));
         }
         let first = time(0)?.as_secs_f64();
         let (mut best, mut least) = (0, first * WORTH);
@@ -125,7 +131,9 @@ mod tests {
         let took = |times: [u64; 3]| move |way: usize| Ok(Duration::from_micros(times[way]));
         let never = |_| -> Result<Duration, GpuError> { panic!("known already") };
         let ways = ["wide", "narrow", "deep"];
+        assert!(tuning.tries("a", &ways) && !tuning.tries("a", &ways[..1]));
         assert_eq!(tuning.choose("a", &ways, took([100, 50, 60])).unwrap(), 1);
+        assert!(!tuning.tries("a", &ways) && tuning.tries("a", &["broad", "flat"]));
         // Not worth a change.
         assert_eq!(tuning.choose("b", &ways, took([100, 97, 98])).unwrap(), 0);
         assert_eq!(tuning.choose("a", &ways, never).unwrap(), 1);

@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 use checkpoint::{Checkpoint, Quantize};
 use protocol::message::Loading;
 use protocol::{AdapterReport, HeldParts, Speed, StageId, StagePlan, Step};
-use shaders::gpu::{Gpu, GpuOptions};
-use shaders::kv_cache::KvFormat;
-use shaders::matmul::Products;
+use shaders::gpu::Gpu;
+use shaders::products::Wanted;
 use shaders::speed;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, warn};
@@ -23,6 +22,7 @@ use tracing::{debug, error, warn};
 use crate::error::StageError;
 use crate::kept::KeptWeights;
 use crate::model::{Kernels, quantize};
+use crate::proven::{Prove, Proven};
 use crate::stage::{Held, Stage, StepOutput, StepTimes};
 
 /// How long weights that no stage holds are kept.
@@ -91,7 +91,7 @@ impl DeviceThread {
     /// When there is no such adapter, or its kernels don't compute what they should.
     pub fn start(
         adapter: Option<String>,
-        products: Products,
+        products: Wanted,
         memory_bytes: impl FnOnce(&Gpu) -> anyhow::Result<u64> + Send + 'static,
     ) -> anyhow::Result<Self> {
         // As many jobs as a pipeline of some stages has steps under way; each stage keeps at most
@@ -230,22 +230,12 @@ struct Worker {
 impl Worker {
     fn open(
         adapter: Option<&str>,
-        products: Products,
+        products: Wanted,
         memory_bytes: impl FnOnce(&Gpu) -> anyhow::Result<u64>,
     ) -> anyhow::Result<(Self, AdapterReport)> {
-        let options = GpuOptions { products, ..GpuOptions::kept() };
-        let gpu = Gpu::open_with(adapter, options)?;
+        let proven = Proven::open(adapter, products, Prove::Hardware)?;
+        let Proven { gpu, kernels, class: fingerprint } = proven;
         let memory_bytes = memory_bytes(&gpu)?;
-        let kernels = Kernels::new(&gpu)?;
-        // Whatever is loaded later has a class of its own.
-        let (formats, heads) = Kernels::proven(products);
-        let fingerprint = if gpu.caps().is_cpu {
-            // A software driver takes long to compile what no model may need. What is loaded is
-            // proven.
-            kernels.name(&gpu, formats, heads, KvFormat::F32)
-        } else {
-            kernels.class(&gpu, formats, heads, KvFormat::F32, &mut |_, _| ())?
-        };
         let speed = speed::measure(&gpu, &kernels.matmul, memory_bytes)?;
         // Whoever is killed before a stage is loaded needn't probe again.
         gpu.save_kernels();
@@ -415,6 +405,9 @@ impl DeviceThread {
 mod tests {
     use std::collections::HashSet;
 
+    use shaders::gpu::GpuOptions;
+    use shaders::matmul::Products;
+
     use super::*;
 
     /// One layer of a small model, which neither embeds nor samples.
@@ -471,7 +464,7 @@ mod tests {
     #[test]
     fn every_way_to_compute_products_has_a_report_of_its_own() {
         let class = |products| {
-            let opened = Worker::open(None, products, |_| Ok(0));
+            let opened = Worker::open(None, Wanted::Only(products), |_| Ok(0));
             opened.map(|(_, report)| report.fingerprint)
         };
         let plain = match class(Products::Plain) {

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use shaders::adapters::{AdapterDetails, AdapterInfo, AdapterKind, Adapters};
 use shaders::gpu::Gpu;
-use shaders::matmul::Products;
+use shaders::products::Wanted;
 
 use crate::device_thread::DeviceThread;
 
@@ -15,7 +15,7 @@ use crate::device_thread::DeviceThread;
 pub fn open(
     adapter: Option<&str>,
     max_memory: Option<u64>,
-    products: Products,
+    products: Wanted,
 ) -> Result<Vec<DeviceThread>> {
     let selectors = match adapter {
         Some(adapter) => vec![Some(adapter.to_owned())],

@@ -11,15 +11,14 @@ use protocol::config::Transport;
 use protocol::size::parse_size;
 use protocol::{Address, Digest, Finding, Findings, NodeId, Severity};
 use shaders::adapters::{AdapterDetails, Adapters};
-use shaders::gpu::{Gpu, GpuOptions};
-use shaders::kv_cache::KvFormat;
 use shaders::matmul::Products;
+use shaders::products::Wanted;
 use transport::Token;
 use transport::doctor::{machine, reach};
 
 use crate::devices;
 use crate::joining::find_token;
-use crate::model::Kernels;
+use crate::proven::{Prove, Proven};
 use crate::run;
 
 /// How long one adapter may take to compile and prove its kernels.
@@ -65,11 +64,11 @@ pub struct Arguments {
     /// How products are computed.
     #[arg(
         long,
-        value_name = "plain|cooperative-matrix|packed-dot",
-        default_value = "plain",
+        value_name = "auto|plain|cooperative-matrix|packed-dot",
+        default_value = "auto",
         env = "AUTOGLM_PRODUCTS"
     )]
-    products: Products,
+    products: Wanted,
     /// As JSON.
     #[arg(long)]
     json: bool,
@@ -168,16 +167,11 @@ struct Proof {
 }
 
 /// Opens an adapter and runs its self-test, as a node does before it serves.
-fn prove(selector: &str, products: Products, max_memory: Option<u64>) -> Result<Proof> {
+fn prove(selector: &str, products: Wanted, max_memory: Option<u64>) -> Result<Proof> {
     let begin = Instant::now();
-    let options = GpuOptions { products, ..GpuOptions::kept() };
-    let gpu = Gpu::open_with(Some(selector), options)?;
+    let Proven { gpu, class, .. } = Proven::open(Some(selector), products, Prove::All)?;
     let memory = devices::memory(&gpu, max_memory);
-    let kernels = Kernels::new(&gpu)?;
-    let (formats, heads) = Kernels::proven(products);
-    let class = kernels.class(&gpu, formats, heads, KvFormat::F32, &mut |_, _| ())?;
-    gpu.check()?;
-    Ok(Proof { class, products, memory, took: begin.elapsed() })
+    Ok(Proof { class, products: gpu.caps().products, memory, took: begin.elapsed() })
 }
 
 /// One finding for each adapter, and one where there is none.

@@ -18,6 +18,7 @@ pub mod memory;
 pub mod model;
 pub mod parent;
 pub mod progress;
+mod proven;
 pub mod rows;
 pub mod run;
 pub mod samples;

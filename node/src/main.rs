@@ -14,7 +14,7 @@ use node::run::{Options, run};
 use protocol::config::{Log, LogFormat, Traces};
 use protocol::size::parse_size;
 use protocol::{Address, OLDEST_WIRE_VERSION, WIRE_VERSION};
-use shaders::matmul::Products;
+use shaders::products::Wanted;
 use telemetry::{Service, Tracer};
 use tokio_util::sync::CancellationToken;
 use transport::Token;
@@ -74,14 +74,15 @@ struct Arguments {
     /// How products are computed, each a device class of its own: in f32; by cooperative matrices
     /// (tensor cores), with operands rounded to f16 and sums in f32; or, of int8 and int4 weights,
     /// by packed int8 dot products (dp4a), with activations rounded to eight bits. Refused where
-    /// the adapter can't.
+    /// the adapter can't. auto: packed dot products where the adapter has an instruction for them
+    /// and computes them right, else in f32.
     #[arg(
         long,
-        value_name = "plain|cooperative-matrix|packed-dot",
-        default_value = "plain",
+        value_name = "auto|plain|cooperative-matrix|packed-dot",
+        default_value = "auto",
         env = "AUTOGLM_PRODUCTS"
     )]
-    products: Products,
+    products: Wanted,
     /// How a line of the log looks.
     #[arg(long, value_name = "text|json", default_value = "text")]
     log_format: LogFormat,

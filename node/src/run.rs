@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use futures::FutureExt;
 use protocol::{Address, NodeId};
-use shaders::matmul::Products;
+use shaders::products::Wanted;
 use telemetry::Tracer;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -51,7 +51,7 @@ pub struct Options {
     /// Bytes that stages may take on each adapter.
     pub max_memory: Option<u64>,
     /// How to multiply.
-    pub products: Products,
+    pub products: Wanted,
     /// The newest wire version to speak.
     pub wire_version: u16,
     /// Whether the coordinator started this process, and `shutdown` resolves when it is gone.

@@ -61,7 +61,7 @@ impl Door {
             no_local_files: false,
             adapter: None,
             max_memory: None,
-            products: shaders::matmul::Products::Plain,
+            products: shaders::matmul::Products::Plain.into(),
             wire_version: protocol::WIRE_VERSION,
             exit_with_coordinator: false,
             drain_timeout: Duration::ZERO,

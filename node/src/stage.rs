@@ -245,12 +245,14 @@ impl Stage {
             Some(head) => head.readback(),
             None => (self.scratch.row(Row::Hidden), 0..num_values),
         };
+        let turn = gpu.turn();
         let submission = self.ahead.submit(gpu, &self.pass, readback())?;
         if batch.slices.iter().all(|slice| slice.num_tokens() == 1) {
             self.ahead.encode(gpu, &self.pass, readback())?;
         }
         let mut computed = uploaded;
         let output = gpu.wait(submission, |bytes| {
+            drop(turn);
             computed = Instant::now();
             match &self.head {
                 Some(head) => StepOutput::Sampled(head.outputs(batch, bytes)),
