@@ -1,4 +1,4 @@
-//! The unmodified `openai` Python package against a real cluster.
+//! Unmodified Python packages of clients against a real cluster.
 
 use std::process::Command;
 
@@ -7,8 +7,20 @@ use tests::golden;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_openai_package_works_unmodified() {
-    let Some(python) = std::env::var_os("AUTOGLM_OPENAI_PYTHON") else {
-        eprintln!("skipped: openai package (AUTOGLM_OPENAI_PYTHON names no Python that has it)");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/openai_client.py");
+    run("openai package", "AUTOGLM_OPENAI_PYTHON", script).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_packages_that_agents_use_work_unmodified() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/agents_client.py");
+    run("anthropic, litellm and llm packages", "AUTOGLM_AGENTS_PYTHON", script).await;
+}
+
+/// Runs a script against a cluster with API keys, where the variable names a Python for it.
+async fn run(packages: &str, variable: &str, script: &str) {
+    let Some(python) = std::env::var_os(variable) else {
+        eprintln!("skipped: {packages} ({variable} names no Python that has them)");
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -19,7 +31,6 @@ async fn the_openai_package_works_unmodified() {
     let options = Options::new(golden::model("glass-en")).nodes(2, 2);
     let config = format!("[http]\napi_keys = {:?}\n", keys.to_str().unwrap());
     let cluster = Cluster::start(options.config(&config)).await;
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/openai_client.py");
     let output =
         Command::new(python).arg(script).arg(&cluster.http).arg(key.trim()).output().unwrap();
     assert!(

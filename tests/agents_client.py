@@ -1,0 +1,91 @@
+"""What agents' packages do: Anthropic's Messages, OpenAI's Responses, LiteLLM and the llm tool,
+against the server and with the API key of the arguments."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import anthropic
+import litellm
+import openai
+
+server, key = sys.argv[1:3]
+claude = anthropic.Anthropic(base_url=server, api_key=key, max_retries=0)
+client = openai.OpenAI(base_url=server + "/v1", api_key=key, max_retries=0)
+model = client.models.list().data[0].id
+asked = "Alice was beginning to get very tired"
+chat = client.chat.completions.create(
+    model=model, messages=[{"role": "user", "content": asked}], max_tokens=12, temperature=0
+)
+answer = chat.choices[0].message.content
+
+# Anthropic: whole, streamed, counted, refused.
+messages = [{"role": "user", "content": [{"type": "text", "text": asked}]}]
+message = claude.messages.create(model=model, max_tokens=12, temperature=0, messages=messages)
+assert message.content[0].text == answer, (message.content, answer)
+assert message.stop_reason in ("max_tokens", "end_turn"), message.stop_reason
+usage = message.usage
+num_prompt = usage.input_tokens + usage.cache_read_input_tokens
+assert num_prompt == chat.usage.prompt_tokens, usage
+with claude.messages.stream(
+    model=model, max_tokens=12, temperature=0, messages=messages
+) as stream:
+    text = "".join(stream.text_stream)
+    final = stream.get_final_message()
+assert text == answer and final.content[0].text == answer
+assert final.usage.output_tokens == usage.output_tokens
+counted = claude.messages.count_tokens(model=model, messages=messages)
+assert counted.input_tokens == num_prompt
+beta = claude.beta.messages.create(
+    model=model, max_tokens=4, messages=messages, betas=["context-1m-2025-08-07"],
+    system=[{"type": "text", "text": "Alice", "cache_control": {"type": "ephemeral"}}],
+)
+assert beta.role == "assistant"
+try:
+    claude.messages.create(model="nobody", max_tokens=4, messages=messages)
+    raise AssertionError("there is no such model")
+except anthropic.NotFoundError as error:
+    assert error.body["error"]["type"] == "not_found_error", error.body
+
+# OpenAI's Responses: whole, streamed, what isn't kept.
+response = client.responses.create(model=model, input=asked, max_output_tokens=12, temperature=0)
+assert response.output_text == answer, response.output_text
+events = list(client.responses.create(
+    model=model, input=asked, max_output_tokens=12, temperature=0, stream=True
+))
+assert events[0].type == "response.created" and events[0].response.status == "in_progress"
+deltas = "".join(e.delta for e in events if e.type == "response.output_text.delta")
+assert deltas == answer and events[-1].response.output_text == answer
+assert [e.sequence_number for e in events] == list(range(len(events)))
+try:
+    client.responses.create(model=model, input=asked, previous_response_id="resp_1")
+    raise AssertionError("nothing is kept")
+except openai.NotFoundError as error:
+    assert error.code == "previous_response_not_found", error.code
+
+# LiteLLM, by OpenAI's chat and by Anthropic's Messages.
+for name, base in [("openai/" + model, server + "/v1"), ("anthropic/" + model, server)]:
+    got = litellm.completion(
+        model=name, api_base=base, api_key=key, max_tokens=12, temperature=0,
+        messages=[{"role": "user", "content": asked}],
+    )
+    assert got.choices[0].message.content == answer, (name, got)
+
+# The llm tool, told of the server as its documentation says.
+with tempfile.TemporaryDirectory() as folder:
+    about = [{"model_id": "ours", "model_name": model, "api_base": server + "/v1",
+              "api_key_name": "ours"}]
+    # JSON is YAML.
+    (pathlib.Path(folder) / "extra-openai-models.yaml").write_text(json.dumps(about))
+    (pathlib.Path(folder) / "keys.json").write_text(json.dumps({"ours": key}))
+    llm = pathlib.Path(sys.executable).parent / "llm"
+    said = subprocess.run(
+        [llm, "-m", "ours", "--no-log", "-o", "max_tokens", "12", "-o", "temperature", "0", asked],
+        env={**os.environ, "LLM_USER_PATH": folder}, capture_output=True, text=True, timeout=120,
+    )
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.strip() == answer.strip(), (said.stdout, answer)
+print("ok")
