@@ -9,8 +9,11 @@ import sys
 import tempfile
 
 import anthropic
-import litellm
 import openai
+
+# Else it looks for prices on the internet.
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+import litellm  # noqa: E402
 
 server, key = sys.argv[1:3]
 claude = anthropic.Anthropic(base_url=server, api_key=key, max_retries=0)
@@ -24,14 +27,16 @@ answer = chat.choices[0].message.content
 
 # Anthropic: whole, streamed, counted, refused.
 messages = [{"role": "user", "content": [{"type": "text", "text": asked}]}]
-message = claude.messages.create(model=model, max_tokens=12, temperature=0, messages=messages)
+# The package has no argument for it any more.
+greedy = {"temperature": 0}
+message = claude.messages.create(model=model, max_tokens=12, messages=messages, extra_body=greedy)
 assert message.content[0].text == answer, (message.content, answer)
 assert message.stop_reason in ("max_tokens", "end_turn"), message.stop_reason
 usage = message.usage
 num_prompt = usage.input_tokens + usage.cache_read_input_tokens
 assert num_prompt == chat.usage.prompt_tokens, usage
 with claude.messages.stream(
-    model=model, max_tokens=12, temperature=0, messages=messages
+    model=model, max_tokens=12, messages=messages, extra_body=greedy
 ) as stream:
     text = "".join(stream.text_stream)
     final = stream.get_final_message()
