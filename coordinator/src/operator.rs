@@ -213,7 +213,7 @@ fn left_out(said: &Value) -> Vec<(String, String)> {
 }
 
 fn nodes(said: &Value) -> String {
-    let mut lines = row(&["node", "state", "host", "address", "memory", "adapters"]);
+    let mut lines = row(&["node", "state", "host", "address", "pool", "memory", "adapters"]);
     for node in list(&said["nodes"]) {
         let id = text(&node["node"]);
         let stages = list(&said["pipelines"]).flat_map(|it| list(&it["stages"]));
@@ -235,12 +235,18 @@ fn nodes(said: &Value) -> String {
             &state,
             &text(&node["hostname"]),
             &text(&node["data_addr"]),
+            &text(&node["pool"]),
             &bytes(&memory.into()),
             &adapters.join(", "),
         ]);
+        let labels = node["labels"].as_object().into_iter().flatten();
+        let labels: Vec<_> = labels.map(|(key, value)| format!("{key}={}", text(value))).collect();
+        if !labels.is_empty() {
+            lines += &format!("  {}\n", labels.join(" "));
+        }
     }
     for node in list(&said["absent"]) {
-        lines += &row(&[&text(&node["node"]), &text(&node["duty"]), "", "not here", "", ""]);
+        lines += &row(&[&text(&node["node"]), &text(&node["duty"]), "", "not here", "", "", ""]);
     }
     for node in list(&said["nodes"]).filter(|node| node["fetching"].is_object()) {
         let it = &node["fetching"];
@@ -260,10 +266,11 @@ fn nodes(said: &Value) -> String {
     lines
 }
 
-fn row(cells: &[&str; 6]) -> String {
-    let [node, state, host, address, memory, adapters] = cells;
-    let line =
-        format!("{node:<16}  {state:<11}  {host:<14}  {address:<21}  {memory:>8}  {adapters}");
+fn row(cells: &[&str; 7]) -> String {
+    let [node, state, host, address, pool, memory, adapters] = cells;
+    let line = format!(
+        "{node:<16}  {state:<11}  {host:<12}  {address:<21}  {pool:<8}  {memory:>8}  {adapters}"
+    );
     format!("{}\n", line.trim_end())
 }
 
@@ -309,9 +316,11 @@ mod tests {
                 "used_blocks": 5, "blocks": 64},
             "nodes": [
                 {"node": "00000000000000a1", "hostname": "left", "data_addr": "10.0.0.1:7001",
-                    "duty": "active", "memory_bytes": [1 << 30], "adapters": ["Card"]},
+                    "duty": "active", "memory_bytes": [1 << 30], "adapters": ["Card"],
+                    "pool": "gpu-a", "labels": {"rack": "7", "zone": "b"}},
                 {"node": "00000000000000a2", "hostname": "right", "data_addr": "10.0.0.2:7001",
-                    "duty": "draining", "memory_bytes": [1 << 30, 1 << 30], "fetching":
+                    "duty": "draining", "memory_bytes": [1 << 30, 1 << 30], "labels": {},
+                    "fetching":
                         {"bytes": 1_500_000, "of_bytes": 7_000_000, "sources": 3, "warming": true},
                     "adapters": ["Card", "Card"]},
             ],
@@ -347,12 +356,14 @@ mod tests {
         let lines: Vec<_> = nodes.lines().collect();
         assert_eq!(
             lines[1],
-            "00000000000000a1  quarantined  left            10.0.0.1:7001           1.0 GiB  Card"
+            "00000000000000a1  quarantined  left          10.0.0.1:7001          gpu-a      1.0 GiB  \
+             Card"
         );
-        assert!(lines[2].contains("draining") && lines[2].ends_with("2.0 GiB  Card, Card"));
-        assert!(lines[3].contains("not here"));
-        assert_eq!(lines[4], "00000000000000a2: warming 2 of 7 MB from 3 sources");
-        assert!(nodes.lines().take(4).all(|line| line.len() <= 100), "{nodes}");
+        assert_eq!(lines[2], "  rack=7 zone=b");
+        assert!(lines[3].contains("draining") && lines[3].ends_with("2.0 GiB  Card, Card"));
+        assert!(lines[4].contains("not here"));
+        assert_eq!(lines[5], "00000000000000a2: warming 2 of 7 MB from 3 sources");
+        assert!(nodes.lines().take(5).all(|line| line.len() <= 100), "{nodes}");
         assert_eq!(
             pipelines(&said()),
             "pipeline 0: loading, 3.13 ms a token predicted\n\

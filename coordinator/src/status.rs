@@ -73,6 +73,10 @@ pub struct NodeStatus {
     pub hostname: String,
     /// Where its neighbours reach it.
     pub data_addr: SocketAddr,
+    /// Where it belongs.
+    pub pool: String,
+    /// What its operator says of it: keys and values.
+    pub labels: Vec<(String, String)>,
     /// Its adapters' names.
     pub adapters: Vec<String>,
     /// Their drivers, in the same order.

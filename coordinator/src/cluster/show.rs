@@ -47,6 +47,8 @@ impl Cluster {
             node: report.node,
             hostname: report.hostname.clone(),
             data_addr: report.data_addr,
+            pool: report.pool.clone(),
+            labels: report.labels.clone(),
             adapters: report.adapters.iter().map(|adapter| adapter.name.clone()).collect(),
             drivers: report.adapters.iter().map(|adapter| adapter.driver.clone()).collect(),
             memory_bytes: report.adapters.iter().map(|adapter| adapter.memory_bytes).collect(),

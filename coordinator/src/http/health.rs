@@ -30,6 +30,11 @@ pub(super) async fn stages(State(state): State<Arc<ApiState>>) -> Json<Value> {
     Json(describe(&state.engine.status()))
 }
 
+/// By key; of one that is said twice, what is said last.
+fn labels(labels: &[(String, String)]) -> Value {
+    labels.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect()
+}
+
 /// All of it, as health and operators are told.
 pub(super) fn describe(status: &Status) -> Value {
     let nodes = status.nodes.iter().map(|node| {
@@ -54,6 +59,8 @@ pub(super) fn describe(status: &Status) -> Value {
             "node": node.node.to_string(),
             "hostname": node.hostname,
             "data_addr": node.data_addr.to_string(),
+            "pool": node.pool,
+            "labels": labels(&node.labels),
             "duty": status.duty_of(node.node).name(),
             "adapters": node.adapters,
             "drivers": node.drivers,
