@@ -6,6 +6,7 @@
 mod autoscaler;
 mod batch;
 mod bounds;
+mod durable;
 mod http;
 mod scheduler;
 mod transport;
@@ -22,6 +23,7 @@ use crate::Address;
 
 pub use autoscaler::{Autoscaler, Extent};
 pub use batch::Batch;
+pub use durable::Durable;
 pub use http::Http;
 pub use scheduler::{RunAhead, Scheduler};
 pub use transport::Transport;
@@ -40,6 +42,8 @@ pub struct Config {
     pub scheduler: Scheduler,
     /// Files of requests, and the jobs that answer them line by line.
     pub batch: Batch,
+    /// Answers that outlive the coordinator.
+    pub durable: Durable,
     /// How many pipelines there are, as load changes.
     pub autoscaler: Autoscaler,
     /// Connections between processes. The coordinator hands it to every node that joins.

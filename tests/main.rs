@@ -20,6 +20,7 @@ mod openai_python;
 mod placement;
 mod products;
 mod repeats;
+mod restart;
 mod rolling;
 mod scaling;
 mod scheduling;

@@ -5,6 +5,7 @@ mod clock;
 mod content;
 mod ending;
 mod parsing;
+mod recording;
 mod traced;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use self::clock::Clock;
 use self::ending::Ending;
 pub use self::parsing::Parsing;
 use crate::chat_template::ChatTemplate;
+use crate::durable::{Durables, Kept, Log, now_ms};
 use crate::engine::Engine;
 use crate::events::{Events, Heard};
 use crate::keys::{Access, Reserved};
@@ -53,6 +55,8 @@ pub struct Completions {
     pub traces: Traces,
     /// Whether each completion that somebody waits for has a line in the log.
     pub log_requests: bool,
+    /// Answers that outlive the coordinator.
+    pub durables: Durables,
 }
 
 /// Where a completion comes from.
@@ -150,14 +154,14 @@ impl Asked {
     /// When the body isn't legal, its key doesn't allow it now, or there is no place for it.
     pub async fn submit(mut self, body: Bytes, terms: Terms) -> Result<Completion, ApiError> {
         match self.admit(body, terms).await {
-            Ok((answer, events, reserved)) => {
+            Ok((answer, events, reserved, log)) => {
                 let Self { completions, mut ending, .. } = self;
                 if answer.streams() {
                     ending.streams();
                 }
                 ending.admitted(&answer);
                 let clock = Clock::new(&ending, answer.num_choices());
-                Ok(Completion { completions, answer, events, clock, ending, reserved })
+                Ok(Completion { completions, answer, events, clock, ending, reserved, log })
             }
             Err(error) => Err(self.refuse(error)),
         }
@@ -167,24 +171,19 @@ impl Asked {
         &mut self,
         body: Bytes,
         terms: Terms,
-    ) -> Result<(Answer, Events, Reserved), ApiError> {
+    ) -> Result<(Answer, Events, Reserved, Option<Arc<Log>>), ApiError> {
         let (completions, style) = (&self.completions, self.style);
         let mut content = self.ending.traced.as_mut().and_then(|traced| traced.content.take());
         let parse = move |body: &[u8], context: Context<'_>| {
             let context = Context { seed: terms.seed, ..context };
-            let parsed = match style {
-                Style::Chat => parse_chat(body, context)?,
-                Style::Completion => parse_completion(body, context)?,
-                Style::Messages => parse_messages(body, context)?,
-                Style::Responses => parse_responses(body, context)?,
-            };
+            let parsed = style.parse(body, context)?;
             if let Some(content) = &mut content {
                 content.asked(body);
             }
             Ok((parsed, content))
         };
-        let body = (body, style.renders());
-        let (mut parsed, content) = completions.parse(&self.access, body, parse).await?;
+        let given = (body.clone(), style.renders());
+        let (mut parsed, content) = completions.parse(&self.access, given, parse).await?;
         if let Some(traced) = &mut self.ending.traced {
             traced.content = content;
         }
@@ -198,8 +197,36 @@ impl Asked {
             completions.metrics.refused(quota.reason());
             ApiError::from(quota)
         })?;
-        let events = completions.engine.submit(parsed.requests).await?;
-        Ok((answer, events, reserved))
+        let log = match parsed.requests.as_slice() {
+            [request] if parsed.options.durable => {
+                let left = request.deadline.map(|it| it.saturating_duration_since(Instant::now()));
+                let deadline_ms = left.map(|left| now_ms() + left.as_millis() as i64);
+                let kept = Kept::new((style, &body), &answer, request, deadline_ms);
+                Some(completions.durables.begin(kept, parsed.clone()).await?)
+            }
+            _ => None,
+        };
+        match completions.engine.submit(parsed.requests).await {
+            Ok(events) => Ok((answer, events, reserved, log)),
+            Err(cause) => {
+                if let Some(log) = log {
+                    completions.durables.forget(log.id()).await;
+                }
+                Err(cause.into())
+            }
+        }
+    }
+}
+
+impl Style {
+    /// What a body of this endpoint asks for.
+    fn parse(self, body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
+        match self {
+            Self::Chat => parse_chat(body, context),
+            Self::Completion => parse_completion(body, context),
+            Self::Messages => parse_messages(body, context),
+            Self::Responses => parse_responses(body, context),
+        }
     }
 }
 
@@ -218,6 +245,8 @@ pub struct Completion {
     clock: Clock,
     ending: Ending,
     reserved: Reserved,
+    // Where it is kept, if it is durable.
+    log: Option<Arc<Log>>,
 }
 
 impl Completion {
@@ -246,6 +275,11 @@ impl Completion {
             self.end();
             return Ok(None);
         }
+        self.hear().await.map(|heard| Some(self.answer.take(heard)))
+    }
+
+    /// The next event. May be dropped while it waits.
+    async fn hear(&mut self) -> Result<Heard, ApiError> {
         let failed = match self.events.next().await {
             Some(Heard { event: Event::Failed(cause), .. }) => ApiError::from(cause),
             Some(heard) => {
@@ -260,7 +294,7 @@ impl Completion {
                     self.clock.tokens(choice, heard.num_tokens(), now, &self.completions.metrics);
                     self.ending.heard(choice, &heard, now);
                 }
-                return Ok(Some(self.answer.take(heard)));
+                return Ok(heard);
             }
             // Whoever computes has gone without a word.
             None => ApiError::internal("the answer ended unexpectedly; send the request again")

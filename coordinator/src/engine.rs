@@ -31,8 +31,8 @@ pub struct Engine {
 pub struct Submission {
     /// What is asked, and who is told what becomes of each.
     pub requests: Vec<(Request, Teller)>,
-    /// Their places in the mailbox.
-    pub places: OwnedSemaphorePermit,
+    /// Their places in the mailbox; those that were taken in long ago need none.
+    pub places: Option<OwnedSemaphorePermit>,
 }
 
 impl Engine {
@@ -63,9 +63,19 @@ impl Engine {
         let (tellers, mut events) = events::channel(ids, self.coordinator.clone());
         let requests = requests.into_iter().zip(tellers).collect();
         // Where the actor is gone, so are the tellers.
-        let _ = self.coordinator.cast(Msg::Submit(Submission { requests, places }));
+        let _ = self.coordinator.cast(Msg::Submit(Submission { requests, places: Some(places) }));
         events.accepted().await?;
         Ok(events)
+    }
+
+    /// Hands the requests of a body to the scheduler that another coordinator had taken in: they
+    /// wait whatever else does.
+    pub fn resume(&self, requests: Vec<Request>) -> Events {
+        let ids = requests.iter().map(|request| request.id).collect();
+        let (tellers, events) = events::channel(ids, self.coordinator.clone());
+        let requests = requests.into_iter().zip(tellers).collect();
+        let _ = self.coordinator.cast(Msg::Submit(Submission { requests, places: None }));
+        events
     }
 
     /// What `look` says of the cluster; none when the actor that owns it is gone, or too busy.

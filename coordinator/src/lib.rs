@@ -38,6 +38,7 @@ pub mod completion;
 pub mod data_dir;
 pub mod doctor;
 pub mod door;
+pub mod durable;
 pub mod engine;
 pub mod events;
 pub mod explain;

@@ -119,6 +119,18 @@ pub struct Request {
     pub require_exact: bool,
     /// Sequences of the same body that come before it: bodies of one tenant take turns.
     pub turn: u32,
+    /// Where another coordinator began it, which is gone: how far its only choice had come.
+    pub resumed: Option<Resumed>,
+}
+
+/// What is known of an answer that another coordinator began.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resumed {
+    /// Its tokens so far: not all of it.
+    pub tokens: Arc<[TokenId]>,
+    /// The class of pipeline that they come from, where they all come from one; none also before
+    /// it was computed at all.
+    pub class: Option<u64>,
 }
 
 impl Request {
@@ -140,6 +152,8 @@ pub enum Event {
         choice: u32,
         /// Tokens of the prompt that were found in the prefix cache.
         num_cached_tokens: u32,
+        /// The class of pipeline that computes it.
+        class: u64,
     },
     /// It went on where other bits may come out: from here on the answer isn't exact.
     Inexact,

@@ -13,7 +13,7 @@ use protocol::{
 };
 
 use crate::block_manager::{BlockHash, BlockManager};
-use crate::request::{AnswerText, FinishReason, Priority, Request};
+use crate::request::{AnswerText, FinishReason, Priority, Request, Resumed};
 use crate::trace::{PhaseEnded, SequenceTrace};
 
 /// Tokens that a sequence which had to give way computes in peace once it runs again, so that it
@@ -89,7 +89,7 @@ impl Sequence {
         let trace = request.trace.as_ref().map(|trace| {
             Box::new(SequenceTrace::new(**trace, (request.id, choice), request.prompt.len(), now))
         });
-        Self {
+        let mut sequence = Self {
             ticket,
             round: 0,
             id: SequenceId::default(),
@@ -117,7 +117,21 @@ impl Sequence {
             is_tail_shared: false,
             num_admissions: 0,
             undisturbed_until: 0,
+        };
+        if let Some(Resumed { tokens, class }) = request.resumed.as_ref() {
+            sequence.class = *class;
+            sequence.num_admissions = u32::from(!tokens.is_empty());
+            sequence.is_prompt_told = !tokens.is_empty();
+            tokens.iter().for_each(|token| drop(sequence.accept(*token)));
         }
+        sequence
+    }
+
+    /// How an answer of these tokens ends with the last of them, if it does.
+    pub fn ending(request: Request, tokens: &[TokenId]) -> Option<(FinishReason, String)> {
+        let mut sequence = Self::new(0, &Arc::new(request), 0, Instant::now());
+        let accepted = tokens.iter().map(|token| sequence.accept(*token));
+        accepted.last().and_then(|accepted| accepted.finished)
     }
 
     /// What it answers.

@@ -23,6 +23,7 @@ use crate::cluster::{Cluster, Input, Staffing};
 use crate::completion::{Completions, Parsing};
 use crate::data_dir::{self, DataDir};
 use crate::door::{Door, happened, keep_out};
+use crate::durable::Durables;
 use crate::engine::Engine;
 use crate::http::{self, ApiState};
 use crate::keys::Keys;
@@ -271,7 +272,9 @@ async fn start(
     tokio::spawn(placed::keep(store.clone(), status_seen.clone()));
     let watching_keys = tokio::spawn(Arc::clone(&keys).watch());
     let files = files.config();
+    let durables = Durables::open(store.clone(), config.durable.clone()).await?;
     let completions = Arc::new(Completions {
+        durables: durables.clone(),
         engine: Engine::new(coordinator.clone(), config.scheduler.max_queued_requests, status_seen),
         tokenizer,
         chat_template,
@@ -293,6 +296,9 @@ async fn start(
         traces: config.traces.clone(),
         log_requests: config.log.requests,
     });
+    durables.resume(&completions).await?;
+    // As long as the process.
+    tokio::spawn(durables.tidy());
     let permits = Arc::new(Semaphore::new(config.http.max_concurrent_requests));
     let jobs = {
         let (store, completions, keys) =

@@ -20,10 +20,11 @@ use tracing::error;
 const FILE: &str = "state.sqlite";
 
 /// Every change to the tables, in order: a change that was released is never edited.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("../migrations/0001_joining.sql"),
     include_str!("../migrations/0002_duties.sql"),
     include_str!("../migrations/0003_batches.sql"),
+    include_str!("../migrations/0004_durable.sql"),
 ];
 
 /// Deeds of one transaction. The next wait in the queue, which is as long.
@@ -130,6 +131,8 @@ impl Store {
             .filename(&path)
             .create_if_missing(true)
             .foreign_keys(true)
+            // What clients asked and were told is gone when it is deleted.
+            .pragma("secure_delete", "ON")
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT);

@@ -36,6 +36,7 @@ pub(crate) fn request(id: u64, num_prompt_tokens: u32, max_tokens: u32) -> Reque
         deadline: None,
         require_exact: false,
         turn: 0,
+        resumed: None,
     }
 }
 

@@ -94,6 +94,11 @@ const BOUNDS: &[(&str, u64, u64)] = &[
     ("autoscaler.idle_ms", 0, 365 * DAY_MS),
     ("autoscaler.command_timeout_ms", 1, HOUR_MS),
     ("autoscaler.max_decisions", 0, 1 << 10),
+    // Each has an entry in memory.
+    ("durable.max_requests", 0, 1 << 20),
+    ("durable.keep_ms", 0, 365 * DAY_MS),
+    ("durable.keep_read_ms", 0, 365 * DAY_MS),
+    ("durable.max_resume_wait_ms", 0, DAY_MS),
     // Beyond an hour nobody waits for a death.
     ("transport.keep_alive_ms", 1, HOUR_MS),
     ("transport.idle_timeout_ms", 2, 2 * HOUR_MS),

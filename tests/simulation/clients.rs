@@ -148,6 +148,7 @@ impl Clients {
             deadline: ask.deadline.map(|after| start + now + after),
             require_exact: ask.require_exact,
             turn,
+            resumed: None,
         }
     }
 

@@ -90,6 +90,7 @@ impl Requests {
             deadline: None,
             require_exact: false,
             turn: 0,
+            resumed: None,
         }
     }
 }

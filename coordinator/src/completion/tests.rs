@@ -28,6 +28,7 @@ async fn completions() -> (Arc<Completions>, mpsc::UnboundedReceiver<Msg>) {
         tracer: Tracer::default(),
         traces: Traces::default(),
         log_requests: true,
+        durables: Default::default(),
     };
     (Arc::new(completions), inbox)
 }
@@ -43,7 +44,7 @@ fn answered() -> Vec<Event> {
     let token = Event::Token { choice: 0, token: TokenId(7), logprobs: None, text: "a".into() };
     let reason = FinishReason::Length;
     vec![
-        Event::Admitted { choice: 0, num_cached_tokens: 3 },
+        Event::Admitted { choice: 0, num_cached_tokens: 3, class: 0 },
         token,
         Event::Finished { choice: 0, reason, text: String::new() },
     ]

@@ -16,15 +16,15 @@ use tokio::sync::mpsc;
 
 use super::body::{self, Permit};
 use super::caller::Caller;
-use super::{ApiResult, ApiState, error, origin};
+use super::{ApiResult, ApiState, durable, error, origin};
 use crate::completion::{Asked, Completion, Terms};
 use crate::openai::{ApiError, Chunk, Style, count_messages};
 
 /// So that proxies don't take a silent stream for a dead one.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Chunks that wait for a slow client; then its own stream waits, and nobody else's.
-const MAX_BUFFERED_CHUNKS: usize = 64;
+pub(super) const MAX_BUFFERED_CHUNKS: usize = 64;
 
 /// Milliseconds after which the answer is of no more use.
 const DEADLINE: &str = "x-deadline-ms";
@@ -83,6 +83,10 @@ async fn respond(
     request: Request,
     style: Style,
 ) -> ApiResult {
+    // Who comes back doesn't ask anew, be it by the same way.
+    if let Some((id, last)) = durable::last_event(request.headers())? {
+        return durable::go_on(&state, &caller, id, Some(last)).await;
+    }
     let origin = origin::of(request.headers(), Instant::now());
     let asked = Asked::new(&state.completions, &caller.0, style, origin);
     let mut headers = HeaderMap::new();
@@ -108,7 +112,11 @@ async fn respond(
             if let Ok(id) = HeaderValue::from_str(completion.answer().id()) {
                 headers.insert("x-request-id", id);
             }
-            if completion.answer().streams() {
+            if let Some(log) = completion.log().cloned() {
+                let durables = state.durables.clone();
+                tokio::spawn(completion.record(durables, None, permit));
+                durable::begin(&state, log)
+            } else if completion.answer().streams() {
                 stream(completion, permit, Duration::from_millis(state.config.send_timeout_ms))
             } else {
                 match completion.whole().await {

@@ -16,7 +16,7 @@ async fn server(keys: Vec<Key>) -> Server {
     let whose = |request: &Request| format!("{} {}", request.tenant, request.weight);
     let script = move |request: &Request| {
         let mut said = say(request, &whose(request));
-        said.insert(0, Event::Admitted { choice: 0, num_cached_tokens: 0 });
+        said.insert(0, Event::Admitted { choice: 0, num_cached_tokens: 0, class: 0 });
         Script::Say(said)
     };
     Server::with(script, |served| served.keys = Keys::of(keys)).await

@@ -12,6 +12,7 @@ mod caller;
 mod cors;
 #[cfg(test)]
 mod dialect_tests;
+mod durable;
 mod error;
 mod files;
 mod health;
@@ -82,7 +83,7 @@ impl Deref for ApiState {
 }
 
 /// Every route.
-fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 25] {
+fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 26] {
     [
         ("/v1/models", get(models::list)),
         ("/v1/models/{*id}", get(models::retrieve)),
@@ -103,6 +104,7 @@ fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 25] {
         ("/v1/batches/{id}/cancel", post(batches::cancel)),
         ("/v1/requests", get(requests::list)),
         ("/v1/requests/{id}", get(requests::retrieve).delete(requests::cancel)),
+        ("/v1/requests/{id}/events", get(durable::events)),
         ("/v1/admin/status", get(admin::status)),
         ("/v1/admin/cordon/{node}", post(admin::cordon)),
         ("/v1/admin/uncordon/{node}", post(admin::uncordon)),

@@ -101,13 +101,13 @@ async fn explained(state: &ApiState, caller: &Caller, id: &str) -> Result<Explai
     found.ok_or_else(|| unknown(id))
 }
 
-fn text(id: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
+pub(super) fn text(id: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
     let id = id.map_err(|_| ApiError::malformed("the request's id in the path is no text"))?;
     Ok(id.0)
 }
 
 /// An id as an answer has it, or without its prefix.
-fn parse(id: &str) -> Option<RequestId> {
+pub(super) fn parse(id: &str) -> Option<RequestId> {
     let digits = id.rsplit_once(['-', '_']).map_or(id, |(_, digits)| digits);
     let is_id = digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
     is_id.then(|| u64::from_str_radix(digits, 16).ok().map(RequestId)).flatten()

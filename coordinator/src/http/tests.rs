@@ -88,6 +88,7 @@ impl Server {
             tracer: telemetry::Tracer::default(),
             traces: protocol::config::Traces::default(),
             log_requests: true,
+            durables: served.durables,
         });
         let keys = Arc::new(served.keys);
         let data = tempfile::tempdir().unwrap();

@@ -200,7 +200,8 @@ impl Lane {
         } else {
             told.waits.push(wait);
             let num_cached_tokens = self.count(&sequence, found, missed, &mut told.prefix) as u32;
-            told.events.push((request, Event::Admitted { choice, num_cached_tokens }));
+            let class = self.capacity.class;
+            told.events.push((request, Event::Admitted { choice, num_cached_tokens, class }));
             told.traced.extend(sequence.trace.as_mut().map(|trace| trace.admitted(now)));
         }
         sequence.class = Some(self.capacity.class);

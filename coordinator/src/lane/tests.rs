@@ -329,6 +329,27 @@ fn an_answer_goes_on_in_another_lane_at_every_token() {
     }
 }
 
+/// Goal: what another coordinator began goes on as if it had not ended. Method: from every token
+/// on, in the class that it came from and in another.
+#[test]
+fn an_answer_that_another_coordinator_began_goes_on_at_every_token() {
+    let whole = [120, 121, 122, 123, 124, 125];
+    for num_before in 0..whole.len() {
+        for (class, is_other) in [(Some(0), false), (Some(7), true), (None, true)] {
+            let mut pipeline = Pipeline::new(scheduler(|_| {}), 2, 64);
+            let class = class.map(|class| class + pipeline.lane.capacity().class);
+            let tokens = whole[..num_before].iter().copied().map(protocol::TokenId).collect();
+            let resumed = Some(crate::request::Resumed { tokens, class });
+            pipeline.add(Request { resumed, ..request(1, 20, 6) });
+            let events = pipeline.run();
+            assert_eq!(pipeline.tokens(&events, 1, 0), whole[num_before..]);
+            assert_eq!(pipeline.finished(&events), [(1, 0, FinishReason::Length)]);
+            let is_inexact = events.contains(&(RequestId(1), Event::Inexact));
+            assert_eq!(is_inexact, is_other && num_before > 0, "after {num_before}");
+        }
+    }
+}
+
 #[test]
 fn another_class_is_said_and_whoever_insists_waits() {
     let mut pipeline = Pipeline::new(scheduler(|_| {}), 1, 64);

@@ -135,6 +135,21 @@ impl Answer {
         &self.id
     }
 
+    /// When it was asked for, in seconds since 1970.
+    pub fn created(&self) -> u64 {
+        self.created
+    }
+
+    /// As one that was asked for then.
+    pub fn created_at(self, created: u64) -> Self {
+        Self { created, ..self }
+    }
+
+    /// What it says of the pipelines.
+    pub fn system_fingerprint(&self) -> &str {
+        &self.system_fingerprint
+    }
+
     /// Whether it goes out while it is computed.
     pub fn streams(&self) -> bool {
         self.options.stream
@@ -209,7 +224,7 @@ impl Answer {
                 let finish_reason = Some(reason.name());
                 (choice, Piece { text, finish_reason, ..Piece::default() })
             }
-            Event::Admitted { choice, num_cached_tokens } => {
+            Event::Admitted { choice, num_cached_tokens, .. } => {
                 // Every choice has the same prompt: it is counted once.
                 if choice == 0 {
                     self.num_cached_tokens += num_cached_tokens as usize;

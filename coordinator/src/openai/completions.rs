@@ -31,6 +31,10 @@ pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
     let prompts = prompts(fields.required("prompt")?, common.options.echo, context)?;
     fields.finish()?;
     common.check_sequences(prompts.len(), context)?;
+    if common.options.durable && prompts.len() > 1 {
+        let message = "durable: true is for one prompt; send a request for each";
+        return Err(ApiError::invalid("durable", message).code("unsupported_parameter"));
+    }
     let default = match context.config.default_max_tokens {
         0 => DEFAULT_MAX_TOKENS,
         configured => configured,

@@ -76,7 +76,7 @@ pub struct Context<'a> {
 }
 
 /// A parsed body: one request for each prompt, and how to answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Parsed {
     /// In the order of the prompts.
     pub requests: Vec<Request>,
@@ -114,6 +114,8 @@ pub struct Options {
     pub logprobs: bool,
     /// What a response repeats of its request.
     pub repeated: Arc<serde_json::Map<String, serde_json::Value>>,
+    /// Whether the answer outlives the coordinator.
+    pub durable: bool,
     /// How reasoning and calls are told from content; `None` is not at all.
     pub reading: Option<Reading>,
 }

@@ -83,8 +83,15 @@ impl Common {
         let mut stop_tokens =
             if fields.bool("ignore_eos")? { Vec::new() } else { model.eos.clone() };
         stop_tokens.extend(stop_token_ids(fields, context)?);
+        let durable = fields.bool("durable")?;
+        if durable && (!stream || num_choices > 1) {
+            let message = "durable: true is for one answer that is streamed: send stream: true, \
+                           and leave n at 1";
+            return Err(ApiError::invalid("durable", message).code("unsupported_parameter"));
+        }
         let options = Options {
             stream,
+            durable,
             include_usage,
             continuous_usage,
             return_token_ids: fields.bool("return_token_ids")?,
@@ -198,6 +205,7 @@ impl Common {
             deadline: self.scheduling.deadline,
             require_exact: self.scheduling.require_exact,
             turn: 0,
+            resumed: None,
         })
     }
 }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::{ApiError, Context, Parsed, ServedModel};
 use crate::chat_template::ChatTemplate;
+use crate::durable::Durables;
 use crate::keys::{Access, Keys};
 use crate::tokenizer::Tokenizer;
 
@@ -22,6 +23,7 @@ pub(crate) struct Served {
     pub(crate) batch: config::Batch,
     pub(crate) access: Access,
     pub(crate) keys: Keys,
+    pub(crate) durables: Durables,
 }
 
 impl Served {
@@ -46,6 +48,7 @@ impl Served {
             batch: config::Batch::default(),
             access: Access::anybody(),
             keys: Keys::none(),
+            durables: Durables::default(),
         }
     }
 
