@@ -357,7 +357,7 @@ mod tests {
         assert_eq!(
             lines[1],
             "00000000000000a1  quarantined  left          10.0.0.1:7001          gpu-a     \
-             \x20 1.0 GiB  Card"
+             \x201.0 GiB  Card"
         );
         assert_eq!(lines[2], "  rack=7 zone=b");
         assert!(lines[3].contains("draining") && lines[3].ends_with("2.0 GiB  Card, Card"));
