@@ -25,7 +25,7 @@ use crate::testing::inbox;
 fn says(request: &Request) -> Vec<Event> {
     let text = format!("{}:{:x}", request.prompt.len(), request.sampling.seed);
     vec![
-        Event::Admitted { choice: 0, num_cached_tokens: 1 },
+        Event::Admitted { choice: 0, num_cached_tokens: 1, class: 0 },
         Event::Token { choice: 0, token: TokenId(7), logprobs: None, text },
         Event::Finished { choice: 0, reason: FinishReason::Length, text: String::new() },
     ]
@@ -66,6 +66,7 @@ impl Bench {
             tracer: telemetry::Tracer::default(),
             traces: config::Traces::default(),
             log_requests: true,
+            durables: Default::default(),
         };
         let mut config = Config::default();
         config.batch.retry_ms = 10;
