@@ -16,6 +16,7 @@ bench-load:
 bench-peers:
 	@bash bench/peers/run.sh
 
-# What this machine's GPU and our kernels on it do, into bench/results/NAME.md (minutes).
+# What this machine's GPU and our kernels on it do, into bench/results/NAME.md (minutes; at most
+# LIMIT seconds, if given), beside another engine that PEER times (bench/gpu.sh).
 bench-gpu:
-	@bash bench/gpu.sh "$(NAME)" "$(ADAPTER)"
+	@LIMIT="$(LIMIT)" PEER="$(PEER)" bash bench/gpu.sh "$(NAME)" "$(ADAPTER)"

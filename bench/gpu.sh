@@ -5,10 +5,14 @@
 #
 #   make bench-gpu NAME=h200 [ADAPTER=0]
 #
-# SHAPES: models, as `autoglm-bench model` names them. AUTOGLM_BIN, KERNEL_TESTS: a folder of built
+# SHAPES: models, as `autoglm-bench model` names them; STORAGES: how their weights are stored.
+# PEER: a command that times another engine on the same files and is set beside ours, as in
+# PEER="python3 llamacpp.py"; it takes --model FILE --prompt N --tokens N --batches N,N --rounds N
+# --limit SECONDS --json OUT, and writes what bench/peers/ratios.py reads. AUTOGLM_BIN, KERNEL_TESTS: a folder of built
 # binaries and the built tests of `shaders`, for a machine without a Rust toolchain. ROUNDS, TOKENS,
 # PROMPT, BATCHES, CONTEXTS, MATRICES: smaller ones for a slow adapter. LIMIT: seconds after which
 # what still runs is ended and the rest left out, for a machine that is lent; the page says so.
+# Models come first then, and of the tests of kernels those that prove every class.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 name=${1:?give the results a name, as in: make bench-gpu NAME=h200} adapter=${2:-}
@@ -61,35 +65,53 @@ section() {
 printf '# %s\n\nBy `make bench-gpu`, %s, %s.\n' "$name" "$(date -u +%F)" \
   "$(git describe --always --dirty 2>/dev/null || echo 'no commit')" >"$page"
 section 'Adapters' "$bench" adapters --json "$results/adapters.json"
+# All tests take a driver minutes of compiling.
+proof=(${LIMIT:+proof})
 if [ -n "${KERNEL_TESTS:-}" ]; then
-  section 'Kernels against their references' "$KERNEL_TESTS" --show-output
+  section 'Kernels against their references' "$KERNEL_TESTS" --show-output ${proof[@]+"${proof[@]}"}
 else
-  section 'Kernels against their references' cargo test --quiet -p shaders -- --show-output
+  section 'Kernels against their references' cargo test --quiet -p shaders -- --show-output \
+    ${proof[@]+"${proof[@]}"}
 fi
 ways=plain,packed-dot
-for products in f16 cooperative-matrix; do
-  [ "$(left)" != 0 ] || break
-  if within "$bench" kernels ${choice[@]+"${choice[@]}"} --kernels norm --rows 1 --rounds 1 \
-    --products $products >/dev/null 2>&1; then
-    ways+=,$products
-  fi
-done
-section 'What kernels reach' "$bench" kernels ${choice[@]+"${choice[@]}"} --shapes "$matrices" \
-  --rows 1,16,512 --formats bf16,f16,int8,int4,fp8 --products "$ways" --rounds "$rounds" \
-  --json "$results/kernels.json"
+if [ "$(left)" != 0 ] && within "$bench" kernels ${choice[@]+"${choice[@]}"} --kernels norm \
+  --rows 1 --rounds 1 --products cooperative-matrix >/dev/null 2>&1; then
+  ways+=,cooperative-matrix
+fi
+kernels() {
+  section 'What kernels reach' "$bench" kernels ${choice[@]+"${choice[@]}"} --shapes "$matrices" \
+    --rows 1,16,512 --formats bf16,f16,int8,int4,fp8 --products "$ways" --rounds "$rounds" \
+    --json "$results/kernels.json"
+}
+[ -n "${LIMIT:-}" ] || kernels
 for shape in ${SHAPES:-glm-edge-1.5b glm-4-9b}; do
-  section "$shape" "$bench" random-model "$shape" "$scratch/$shape.gguf"
-  [ -s "$scratch/$shape.gguf" ] || continue
-  for quantize in none int8 int4; do
+  for storage in ${STORAGES:-bf16 q4_0}; do
+    model=$scratch/$shape-$storage.gguf ours=()
+    section "$shape, $storage" "$bench" random-model "$shape" "$model" --storage "$storage"
+    [ -s "$model" ] || continue
     for products in ${ways//,/ }; do
       # They are of integer weights.
-      [ $products-$quantize = packed-dot-none ] && continue
-      section "$shape, weights rounded: $quantize, products: $products" \
-        "$bench" model "$scratch/$shape.gguf" ${choice[@]+"${choice[@]}"} --quantize "$quantize" \
-        --products "$products" --prompt "$prompt" --tokens "$tokens" --batches "$batches" \
-        --contexts "$contexts" --rounds "$rounds" --json "$results/$shape-$quantize-$products.json"
+      case $products-$storage in packed-dot-*16 | packed-dot-f32) continue ;; esac
+      json=$results/$shape-$storage-$products.json
+      section "$shape, $storage, products: $products" "$bench" model "$model" \
+        ${choice[@]+"${choice[@]}"} --products "$products" --prompt "$prompt" --tokens "$tokens" \
+        --batches "$batches" --contexts "$contexts" --rounds "$rounds" --json "$json"
+      [ ! -s "$json" ] || ours+=("$products=$json")
     done
+    if [ -n "${PEER:-}" ]; then
+      json=$results/$shape-$storage-peer.json
+      # shellcheck disable=SC2086 # PEER is a command and its words.
+      section "$shape, $storage, the peer" $PEER --model "$model" --prompt "${prompt%%,*}" \
+        --tokens 0 --batches "$batches" --rounds "$rounds" --limit "${LIMIT:-0}" --json "$json"
+      [ ! -s "$json" ] || [ ${#ours[@]} = 0 ] ||
+        section "$shape, $storage, beside the peer" \
+          python3 bench/peers/ratios.py "$json" "${ours[@]}"
+    fi
+    rm -f "$model"
   done
-  rm -f "$scratch/$shape.gguf"
 done
+[ -z "${LIMIT:-}" ] || kernels
+section 'What row invariance costs' "$bench" kernels ${choice[@]+"${choice[@]}"} \
+  --rival glm-edge-1.5b --formats bf16,int4 --contexts 512,4096 --rounds "$rounds" \
+  --json "$results/rival.json"
 printf 'written: %s\n' "$page" >&2

@@ -67,4 +67,6 @@ pub mod self_test_experts;
 pub mod speed;
 
 #[cfg(test)]
+mod proof;
+#[cfg(test)]
 mod testing;

@@ -9,5 +9,6 @@ mod honesty;
 mod loads;
 mod pages;
 mod qualities;
+mod ratios;
 mod requests;
 mod verification;
