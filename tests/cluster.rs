@@ -167,6 +167,11 @@ impl Cluster {
         Self::launch_in(tempfile::tempdir().unwrap(), options, "127.0.0.1:0", cluster)
     }
 
+    /// As [`launch`](Self::launch), with this data directory.
+    pub fn launch_on(data: tempfile::TempDir, options: &Options) -> Self {
+        Self::launch_in(data, options, "127.0.0.1:0", "127.0.0.1:0")
+    }
+
     /// Kills the coordinator, and starts another in its place before its nodes can be gone.
     pub async fn replace(self, options: &Options) -> Self {
         self.process.signal("KILL");

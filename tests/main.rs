@@ -4,6 +4,7 @@ mod answers;
 mod api;
 mod bad_input;
 mod batch_run;
+mod batches;
 mod deploy;
 mod doctor;
 mod explain;

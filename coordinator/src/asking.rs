@@ -1,12 +1,13 @@
 //! Asks a running server by its API: what the operator's commands share.
 
 use std::future::poll_fn;
+use std::io::Write;
 use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use hyper::body::Body;
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::{Method, Request, Uri, header};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
@@ -56,8 +57,27 @@ impl Server {
         Ok(said)
     }
 
+    /// Copies what the server says to a request for a file, as it comes.
+    ///
+    /// # Errors
+    /// When it can't be asked, says no, or stops in the middle.
+    pub async fn copy(&self, path: &str, out: &mut impl Write) -> Result<()> {
+        let (status, mut body) = self.open(Method::GET, path).await?;
+        ensure!(status == 200, "{status}: {}", text(body).await?);
+        while let Some(data) = next(&mut body).await? {
+            out.write_all(&data)?;
+        }
+        Ok(())
+    }
+
     /// Status and body.
     async fn send(&self, method: Method, path: &str) -> Result<(u16, String)> {
+        let (status, body) = self.open(method, path).await?;
+        Ok((status, text(body).await?))
+    }
+
+    /// Status, and a body that is yet to come.
+    async fn open(&self, method: Method, path: &str) -> Result<(u16, Incoming)> {
         let url = format!("{}{path}", self.url.trim_end_matches('/'));
         let url: Uri = url.parse().with_context(|| format!("{} is no URL", self.url))?;
         ensure!(
@@ -75,15 +95,27 @@ impl Server {
         let answer = answer.with_context(|| {
             format!("{} can't be asked; where the server is says --url", self.url)
         })?;
-        let (status, mut body) = (answer.status().as_u16(), answer.into_body());
-        let mut bytes = Vec::new();
-        while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-            let Ok(data) = frame?.into_data() else { continue };
-            ensure!(bytes.len() + data.len() <= MAX_ANSWER_BYTES, "the answer is too long");
-            bytes.extend_from_slice(&data);
-        }
-        Ok((status, String::from_utf8(bytes).context("the answer is no text")?))
+        Ok((answer.status().as_u16(), answer.into_body()))
     }
+}
+
+async fn text(mut body: Incoming) -> Result<String> {
+    let mut bytes = Vec::new();
+    while let Some(data) = next(&mut body).await? {
+        ensure!(bytes.len() + data.len() <= MAX_ANSWER_BYTES, "the answer is too long");
+        bytes.extend_from_slice(&data);
+    }
+    String::from_utf8(bytes).context("the answer is no text")
+}
+
+/// The next of a body's bytes.
+async fn next(body: &mut Incoming) -> Result<Option<Bytes>> {
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await {
+        if let Ok(data) = frame?.into_data() {
+            return Ok(Some(data));
+        }
+    }
+    Ok(None)
 }
 
 /// Runs what a command does on a thread of its own.

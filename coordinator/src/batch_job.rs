@@ -6,6 +6,7 @@
 //! of each is written down (`journal`), and files are made of that (`finishing`).
 
 pub mod blobs;
+pub mod command;
 pub mod files;
 mod finishing;
 pub mod input;
@@ -42,6 +43,7 @@ use self::records::{BatchJob, Records, State};
 use self::runner::{Cancel, Runner};
 use crate::completion::Completions;
 use crate::keys::{Access, Keys};
+use crate::metrics::OpenJobs;
 use crate::store::{Store, StoreError};
 
 /// How often jobs that wait, places and files whose time is up are looked after.
@@ -91,7 +93,8 @@ impl BatchJobs {
         let blobs = Blobs::open(data_dir).context("files that were handed in can't be kept")?;
         let files = Files::open(store.clone(), blobs).await?;
         let records = Records::new(store);
-        let journal = Journal::start(records.clone(), &config.batch);
+        let metrics = Arc::clone(&completions.metrics);
+        let journal = Journal::start(records.clone(), &config.batch, metrics);
         let inner = Inner {
             completions,
             keys,
@@ -165,7 +168,10 @@ impl BatchJobs {
                 warn!(%cause, "files whose time is up can't be deleted now");
             }
             match self.inner.records.open().await {
-                Ok(open) => self.begin(open, &mut jobs),
+                Ok(open) => {
+                    self.count(&open);
+                    self.begin(open, &mut jobs);
+                }
                 Err(cause) => warn!(%cause, "batch jobs can't be read now"),
             }
             tokio::select! {
@@ -180,6 +186,17 @@ impl BatchJobs {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
         }
+    }
+
+    fn count(&self, open: &[BatchJob]) {
+        let now = now_s();
+        let waiting = |job: &BatchJob| job.num_lines - job.num_completed - job.num_failed;
+        self.inner.completions.metrics.open_jobs(OpenJobs {
+            num: open.len(),
+            num_waiting: open.iter().map(waiting).sum(),
+            oldest_s: open.iter().map(|job| now - job.created_s).max().unwrap_or(0),
+            slack_s: open.iter().map(|job| job.expires_s - now).min().unwrap_or(0),
+        });
     }
 
     /// Begins those whose turn it is: what is cancelled or late at once, of the others so many,

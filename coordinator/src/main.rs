@@ -8,7 +8,7 @@ use clap::builder::RangedI64ValueParser;
 use clap::{Parser, Subcommand};
 use coordinator::operator::{self, Show};
 use coordinator::serve::{self, Misconfigured};
-use coordinator::{data_dir, doctor, explain, hand_over, keys, plan, tokens};
+use coordinator::{batch_job, data_dir, doctor, explain, hand_over, keys, plan, tokens};
 use protocol::config::{
     Config, Extent, GenerationConfig, KvCacheDtype, LogFormat, MetricsCompat, Quantize,
 };
@@ -59,6 +59,8 @@ enum BatchCommand {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<std::ffi::OsString>,
     },
+    #[command(flatten)]
+    Jobs(batch_job::command::Command),
 }
 
 #[derive(clap::Args)]
@@ -182,6 +184,7 @@ fn main() -> ExitCode {
         Command::Node(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Explain(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Batch(BatchCommand::Run { arguments }) => hand_over::run(&arguments),
+        Command::Batch(BatchCommand::Jobs(it)) => it.run(&mut std::io::stdout().lock()),
         Command::Plan(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Token(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Key(arguments) => arguments.run(&mut std::io::stdout().lock()),

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::records::{Outcome, Records};
 use super::runner::Stopped;
+use crate::metrics::Metrics;
 use crate::store::StoreError;
 
 /// How it is with the disk.
@@ -51,11 +52,11 @@ pub struct Journal {
 
 impl Journal {
     /// Starts the task that writes; it ends with the last clone.
-    pub fn start(records: Records, config: &config::Batch) -> Self {
+    pub fn start(records: Records, config: &config::Batch, metrics: Arc<Metrics>) -> Self {
         let (waiting, queue) = mpsc::unbounded_channel();
         let disk = Arc::new(watch::Sender::new(Disk::Fine));
         let retry = Duration::from_millis(config.retry_ms.max(1));
-        let writer = Writer { records, disk: Arc::clone(&disk), retry };
+        let writer = Writer { records, disk: Arc::clone(&disk), retry, metrics };
         tokio::spawn(writer.run(queue, config.clone()));
         Self { waiting, disk, retry }
     }
@@ -138,6 +139,7 @@ struct Writer {
     records: Records,
     disk: Arc<watch::Sender<Disk>>,
     retry: Duration,
+    metrics: Arc<Metrics>,
 }
 
 impl Writer {
@@ -177,6 +179,7 @@ impl Writer {
             tokio::time::sleep(self.retry).await;
         }
         for (outcome, listener) in outcomes.into_iter().zip(listeners) {
+            self.metrics.line_answered(outcome.is_failed, outcome.num_tokens);
             // A job that has been dropped finds it in the store.
             let _ = listener.send(vec![outcome.line]);
         }

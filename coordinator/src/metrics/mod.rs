@@ -3,6 +3,7 @@
 //! Labels take few values by construction: the served model, stages, joined nodes, routes and
 //! methods of the API, and words of this program. Nothing that a client says becomes one.
 
+mod batches;
 #[cfg(test)]
 mod cost;
 mod latency;
@@ -30,6 +31,8 @@ use protocol::{NodeId, TraceId};
 
 use crate::lane::Prefix;
 use crate::request::Priority;
+use batches::Batches;
+pub use batches::OpenJobs;
 use latency::Latency;
 use scaling::Scaling;
 use scheduling::Scheduling;
@@ -104,6 +107,7 @@ pub struct Metrics {
     choices: Family<FinishLabels, Counter>,
     scheduling: Scheduling,
     scaling: Scaling,
+    batches: Batches,
     waiting: Gauge,
     queue_wait: Histogram,
     running: Gauge,
@@ -152,6 +156,7 @@ impl Metrics {
             choices: Family::default(),
             scheduling: Scheduling::default(),
             scaling: Scaling::default(),
+            batches: Batches::default(),
             waiting: Gauge::default(),
             queue_wait: seconds(),
             running: Gauge::default(),
@@ -200,6 +205,7 @@ impl Metrics {
         ours.register("choices", "Answers that ended, by reason", self.choices.clone());
         self.scheduling.register(ours);
         self.scaling.register(ours);
+        self.batches.register(ours);
         ours.register("requests_running", "Sequences that run", self.running.clone());
         let histograms = [
             ("queue_wait", "From arrival to admission", &self.queue_wait),

@@ -1,0 +1,199 @@
+//! Batches against a real cluster, whose coordinator is killed while they run.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, Options};
+
+const BOUNDARY: &str = "a-line-that-no-file-has";
+
+/// A client of files and batches.
+pub struct Batches {
+    client: reqwest::Client,
+    http: String,
+}
+
+impl Batches {
+    pub fn of(cluster: &Cluster) -> Self {
+        Self { client: reqwest::Client::new(), http: cluster.http.clone() }
+    }
+
+    /// Hands a file in; its id.
+    pub async fn upload(&self, lines: &str) -> Result<String, String> {
+        let part = |name: &str| format!("--{BOUNDARY}\r\ncontent-disposition: form-data; {name}");
+        let body = format!(
+            "{}\r\n\r\nbatch\r\n{}\r\n\r\n{lines}\r\n--{BOUNDARY}--\r\n",
+            part("name=\"purpose\""),
+            part("name=\"file\"; filename=\"in.jsonl\""),
+        );
+        let kind = format!("multipart/form-data; boundary={BOUNDARY}");
+        let request = self.client.post(format!("{}/v1/files", self.http));
+        let said = request.header("content-type", kind).body(body).send().await;
+        let said = said.map_err(|cause| cause.to_string())?;
+        let (status, text) = (said.status().as_u16(), said.text().await.unwrap_or_default());
+        let said: Value = serde_json::from_str(&text).unwrap_or_default();
+        said["id"].as_str().map(str::to_owned).ok_or_else(|| format!("{status}: {text}"))
+    }
+
+    /// Makes a batch of completions; its id.
+    pub async fn create(&self, file: &str, window: &str) -> Result<String, String> {
+        let asked = json!({
+            "input_file_id": file, "endpoint": "/v1/completions", "completion_window": window,
+        });
+        let request = self.client.post(format!("{}/v1/batches", self.http)).json(&asked);
+        let said = request.send().await.map_err(|cause| cause.to_string())?;
+        let text = said.text().await.unwrap_or_default();
+        let said: Value = serde_json::from_str(&text).unwrap_or_default();
+        said["id"].as_str().map(str::to_owned).ok_or(text)
+    }
+
+    /// How far it is; none while nobody answers.
+    pub async fn get(&self, id: &str) -> Option<Value> {
+        let said = self.client.get(format!("{}/v1/batches/{id}", self.http)).send().await.ok()?;
+        said.json().await.ok()
+    }
+
+    /// Waits until it is at its end.
+    pub async fn ended(&self, id: &str, timeout: Duration) -> Value {
+        let start = Instant::now();
+        loop {
+            let said = self.get(id).await;
+            let status = said.as_ref().and_then(|said| said["status"].as_str());
+            if status.is_some_and(|it| !["validating", "in_progress", "finalizing"].contains(&it)) {
+                return said.unwrap();
+            }
+            assert!(start.elapsed() < timeout, "{said:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// The lines of a file.
+    pub async fn lines(&self, file: &Value) -> Vec<Value> {
+        let Some(file) = file.as_str() else { return Vec::new() };
+        let url = format!("{}/v1/files/{file}/content", self.http);
+        let text = self.client.get(url).send().await.unwrap().text().await.unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+/// Lines of a batch for this model, with answers of 16 to 64 tokens; every other line leaves its
+/// seed to the server.
+pub fn lines(model: &str, num: usize, max_tokens: std::ops::Range<usize>) -> String {
+    const WORDS: [&str; 7] = ["Alice", "the Queen", "a cat", "was", "said", "down", "her sister"];
+    let line = |number: usize| {
+        let words: Vec<_> = (0..3 + number % 5).map(|i| WORDS[(number * 3 + i * i) % 7]).collect();
+        let span = max_tokens.len().max(1);
+        let mut body = json!({
+            "model": model, "prompt": words.join(" "), "temperature": 0.9,
+            "max_tokens": max_tokens.start + number * 7 % span, "ignore_eos": true,
+            "return_token_ids": true, "logprobs": 1,
+        });
+        if number.is_multiple_of(2) {
+            body["seed"] = number.into();
+        }
+        let (method, url) = ("POST", "/v1/completions");
+        json!({"custom_id": format!("id-{number}"), "method": method, "url": url, "body": body})
+    };
+    (0..num).map(|number| line(number).to_string() + "\n").collect()
+}
+
+/// What two runs of a batch are compared by.
+pub fn compared(lines: &[Value]) -> Vec<Value> {
+    let compared = |line: &Value| {
+        let body = &line["response"]["body"];
+        let usage = &body["usage"];
+        json!([
+            line["custom_id"],
+            line["response"]["status_code"],
+            line["error"],
+            body["choices"],
+            usage["prompt_tokens"],
+            usage["completion_tokens"],
+        ])
+    };
+    lines.iter().map(compared).collect()
+}
+
+/// What runs with kills have shown.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub num_runs: usize,
+    pub num_kills: usize,
+    pub num_killed_nodes: usize,
+    /// Lines that were durable when the coordinator was killed, of each run.
+    pub at_kill: Vec<i64>,
+    /// From the kill to the first durable line after it.
+    pub recoveries: Vec<Duration>,
+}
+
+/// Runs a batch again and again, each time with one kill of the coordinator at a random moment, in
+/// a quarter of the runs of a node, too; every output must be that of an undisturbed run.
+pub async fn run_with_kills(options: Options, num_lines: usize, num: usize, seed: u64) -> Report {
+    let mut cluster = Cluster::start(options.clone()).await;
+    let input = lines(&cluster.model().await, num_lines, 16..65);
+    let timeout = Duration::from_secs(600);
+    let batches = Batches::of(&cluster);
+    let start = Instant::now();
+    let file = batches.upload(&input).await.unwrap();
+    let undisturbed = batches.create(&file, "24h").await.unwrap();
+    let undisturbed = batches.ended(&undisturbed, timeout).await;
+    let whole = start.elapsed();
+    assert_eq!(undisturbed["status"], "completed", "{undisturbed}");
+    let expected = compared(&batches.lines(&undisturbed["output_file_id"]).await);
+    assert_eq!(expected.len(), num_lines);
+    println!("undisturbed: {num_lines} lines in {:.1} s", whole.as_secs_f64());
+    let mut report = Report { num_runs: num, ..Report::default() };
+    let mut random = seed;
+    for run in 0..num {
+        // SplitMix64.
+        random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (random ^ (random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let share = (mixed >> 40) as f64 / f64::from(1 << 24);
+        let batches = Batches::of(&cluster);
+        let id = batches.create(&file, "24h").await.unwrap();
+        tokio::time::sleep(whole.mul_f64(share)).await;
+        if run % 4 == 3
+            && let Some(pid) = cluster.node_pids().last().copied()
+            && crate::cluster::is_running(pid)
+        {
+            crate::cluster::signal(pid, "KILL");
+            report.num_killed_nodes += 1;
+        }
+        let before = batches.get(&id).await.unwrap_or_default();
+        let durable = |job: &Value| job["request_counts"]["completed"].as_i64().unwrap_or(0);
+        report.at_kill.push(durable(&before));
+        let killed = Instant::now();
+        cluster = cluster.replace(&options).await;
+        report.num_kills += 1;
+        let batches = Batches::of(&cluster);
+        if before["status"] != "completed" {
+            let again = async {
+                loop {
+                    let now = batches.get(&id).await.unwrap_or_default();
+                    if durable(&now) > durable(&before) {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            };
+            tokio::time::timeout(timeout, again).await.expect("it goes on");
+            report.recoveries.push(killed.elapsed());
+        }
+        let ended = batches.ended(&id, timeout).await;
+        assert_eq!(ended["status"], "completed", "{ended}\n{}", cluster.process.log());
+        let counts = &ended["request_counts"];
+        assert_eq!((&counts["completed"], &counts["failed"]), (&json!(num_lines), &json!(0)));
+        let found = compared(&batches.lines(&ended["output_file_id"]).await);
+        // Each line once, in the order of the input, and every one of them as it was.
+        assert!(found == expected, "run {run} differs: {:?}", first_difference(&found, &expected));
+    }
+    cluster.stop();
+    report
+}
+
+fn first_difference(found: &[Value], expected: &[Value]) -> Option<(usize, Value, Value)> {
+    let at = (0..found.len().max(expected.len())).find(|at| found.get(*at) != expected.get(*at))?;
+    let of = |lines: &[Value]| lines.get(at).cloned().unwrap_or_default();
+    Some((at, of(found), of(expected)))
+}

@@ -1,0 +1,38 @@
+//! `kills`: a batch is run again and again, and each time its coordinator is killed.
+
+use clap::Parser;
+use tests::batch_runs::{Report, run_with_kills};
+use tests::cluster::Options;
+use tests::golden;
+
+/// Runs a batch again and again, with one kill -9 of the coordinator at a random moment in each run
+/// and of a node in a quarter of them, and compares every output with an undisturbed run's.
+#[derive(Parser)]
+struct Arguments {
+    /// Runs.
+    #[arg(long, default_value = "3")]
+    runs: usize,
+    /// Lines of the batch.
+    #[arg(long, default_value = "5000")]
+    lines: usize,
+    /// Decides when.
+    #[arg(long, default_value = "1")]
+    seed: u64,
+    /// Nodes of the cluster.
+    #[arg(long, default_value = "1")]
+    nodes: u32,
+}
+
+#[tokio::main]
+async fn main() {
+    let Arguments { runs, lines, seed, nodes } = Arguments::parse();
+    let options = Options::new(golden::model("glass-en")).nodes(nodes, nodes);
+    let Report { num_kills, num_killed_nodes, mut at_kill, mut recoveries, .. } =
+        run_with_kills(options, lines, runs, seed).await;
+    at_kill.sort_unstable();
+    recoveries.sort_unstable();
+    println!("{runs} runs, {num_kills} kills of the coordinator, {num_killed_nodes} of a node");
+    println!("every line once, every output as undisturbed");
+    println!("lines durable at the kill: {at_kill:?}");
+    println!("from the kill to the next durable line: {recoveries:?}");
+}
