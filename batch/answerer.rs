@@ -134,6 +134,10 @@ impl Server {
                 Ok(said) => match read(&said) {
                     Ok(answer) => return Ok(answer),
                     Err((failed, wait)) => match failed {
+                        // Then this row is no worse than all others that wait.
+                        Failed::Request(_) if said.status == 504 && self.until.is_some() => {
+                            return Err(Failed::Server("the window has ended".into()));
+                        }
                         failed @ Failed::Request(_) => return Err(failed),
                         failed @ Failed::Server(_) if matches!(said.status, 401 | 403) => {
                             return Err(failed);
@@ -237,5 +241,100 @@ impl Tokens for ServerTokens {
             std::thread::sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::testing::serve;
+
+    /// A server that gives these answers, one after the other; and what it is asked.
+    async fn scripted(script: Vec<(u16, Value)>) -> (Server, std::sync::Arc<Mutex<Vec<Value>>>) {
+        let (mut script, asked) = (script.into_iter(), std::sync::Arc::default());
+        let kept: std::sync::Arc<Mutex<Vec<Value>>> = std::sync::Arc::clone(&asked);
+        let url = serve(move |_, body| {
+            let body = serde_json::from_slice(body).unwrap_or_default();
+            kept.lock().unwrap().push(body);
+            let (status, answer) = script.next().unwrap_or((418, Value::Null));
+            (status, answer.to_string())
+        });
+        let url = url.await;
+        let patience = Duration::from_secs(60);
+        let server = Server::new(Http::new().unwrap(), &url, Some("key".into()), None, patience);
+        (server.unwrap(), asked)
+    }
+
+    fn request() -> Request {
+        let body = json!({"prompt": "a"}).as_object().unwrap().clone();
+        Request { path: "/v1/completions".into(), body }
+    }
+
+    fn error(message: &str) -> Value {
+        json!({"error": {"message": message}})
+    }
+
+    #[tokio::test]
+    async fn what_may_help_later_is_tried_again_and_what_never_helps_is_not() {
+        let good = json!({"choices": [{"text": "b"}]});
+        let script = vec![(503, error("full")), (429, error("slow")), (200, good.clone())];
+        let (server, asked) = scripted(script).await;
+        assert_eq!(server.answer(&request()).await, Ok(good));
+        assert_eq!(asked.lock().unwrap().len(), 3);
+
+        let (server, asked) = scripted(vec![(400, error("too long"))]).await;
+        let said = server.answer(&request()).await.unwrap_err();
+        assert_eq!(said, Failed::Request("the server answers 400: too long".into()));
+        assert_eq!(asked.lock().unwrap().len(), 1);
+
+        let (server, asked) = scripted(vec![(500, error("broken")); 9]).await;
+        let said = server.answer(&request()).await.unwrap_err();
+        assert_eq!(said, Failed::Request("the server answers 500: broken".into()));
+        assert_eq!(asked.lock().unwrap().len(), MAX_FAILURES as usize);
+
+        let (server, _) = scripted(vec![(401, error("who are you"))]).await;
+        let said = server.answer(&request()).await.unwrap_err();
+        assert_eq!(said, Failed::Server("the server answers 401: who are you".into()));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_away_for_too_long_ends_the_run_and_so_does_the_window() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", free.local_addr().unwrap());
+        drop(free);
+        let http = Http::new().unwrap();
+        let away = Server::new(http, &url, None, None, Duration::from_millis(300)).unwrap();
+        let said = away.answer(&request()).await.unwrap_err();
+        assert!(
+            matches!(&said, Failed::Server(why) if why.contains("nothing answers")),
+            "{said:?}"
+        );
+
+        let (mut server, asked) = scripted(vec![(504, error("late"))]).await;
+        server.until = Some(Instant::now() + Duration::from_secs(3600));
+        let ended = Failed::Server("the window has ended".into());
+        assert_eq!(server.answer(&request()).await, Err(ended.clone()));
+        let millis = asked.lock().unwrap()[0]["max_time_ms"].as_u64().unwrap();
+        assert!((3_500_000..=3_600_000).contains(&millis), "{millis}");
+        server.until = Some(Instant::now());
+        assert_eq!(server.answer(&request()).await, Err(ended));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_server_counts_tokens_and_names_its_model() {
+        let models = json!({"data": [{"id": "glm"}]});
+        let script = vec![(200, models), (500, Value::Null), (200, json!({"count": 7}))];
+        let (server, asked) = scripted(script).await;
+        let model = server.model().await.unwrap();
+        assert_eq!(model, "glm");
+        let mut tokens = ServerTokens::new(server, model, Handle::current());
+        let counted = tokio::task::spawn_blocking(move || tokens.count("a b")).await.unwrap();
+        assert_eq!(counted.unwrap(), 7);
+        assert_eq!(asked.lock().unwrap()[2]["prompt"], "a b");
+        let (server, _) = scripted(vec![(200, json!({"data": [{"id": "a"}, {"id": "b"}]}))]).await;
+        let said = server.model().await.unwrap_err().to_string();
+        assert!(said.contains("--model must say which: a, b"), "{said}");
     }
 }

@@ -15,7 +15,7 @@ use crate::answerer::{Answerer, Server, ServerTokens};
 use crate::asking::Plan;
 use crate::clean::{Declared, Tokens};
 use crate::http::Http;
-use crate::journal::{Begin, Purpose};
+use crate::journal::{self, Begin, Purpose};
 use crate::object::Objects;
 use crate::run::{Job, MAX_AHEAD};
 use crate::sink::{Writing, beside};
@@ -25,7 +25,7 @@ use crate::template::{Answers, Template, answer_columns};
 /// From data to data: each row of a file, table or store becomes a request of a template, a running
 /// server answers it, and rows with answers go where they are wanted, each exactly once.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "autoglm batch run", version)]
+#[command(name = "autoglm batch run", bin_name = "autoglm batch run", version)]
 pub struct Arguments {
     /// Where rows come from: a file (.jsonl, .csv, .json, .parquet), a directory of texts, `-` for
     /// standard input, s3://BUCKET/KEY, sqlite:FILE?query=…, postgres://…?query=…,
@@ -112,7 +112,7 @@ pub struct Arguments {
     #[arg(long, value_name = "KEY", env = "AUTOGLM_OUTPUT_KEY", hide_env_values = true)]
     output_key: Option<String>,
     /// What has been done is kept there until the end [default: beside the output, or in this
-    /// directory].
+    /// directory, where a file of that name with .done then tells --resume of the end].
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
     /// A row that takes more bytes is passed over.
@@ -154,6 +154,14 @@ impl Arguments {
                 }
                 bail!("{} is there already: --overwrite takes its place", path.display());
             }
+        }
+        if journal::done(&journal).exists() && !journal.exists() {
+            if self.resume {
+                let done = journal::done(&journal);
+                let why = format!("{} says that all is done: nothing to resume", done.display());
+                return Ok(Prepared::Nothing(why));
+            }
+            std::fs::remove_file(journal::done(&journal))?;
         }
         let http = Http::new()?;
         let runtime = Handle::current();

@@ -237,11 +237,15 @@ impl Journal {
         Ok(Reader(options.connect().await?))
     }
 
-    /// The run is over: nothing is left of its journal.
+    /// The run is over: nothing is left of its journal, but for an empty file that says so where
+    /// nothing else does.
     ///
     /// # Errors
     /// When it can't be removed.
-    pub async fn remove(self) -> Result<()> {
+    pub async fn remove(self, mark: bool) -> Result<()> {
+        if mark {
+            File::create(done(&self.path))?.sync_all()?;
+        }
         self.database.close().await?;
         fs::remove_file(&self.path)?;
         for name in ["", ".seen", ".seen-ids"] {
@@ -253,6 +257,11 @@ impl Journal {
         drop(self.lock);
         Ok(())
     }
+}
+
+/// The file that says that a run has ended of which nothing else tells.
+pub(crate) fn done(journal: &Path) -> PathBuf {
+    beside(journal, ".done")
 }
 
 /// No other process may write this journal, or the output beside it.
@@ -358,7 +367,7 @@ mod tests {
         assert_eq!(resumed, expected);
         let rows = journal.reader().await.unwrap().rows(1, 4).await.unwrap();
         assert_eq!(rows, [record(2, State::Failed), record(3, State::Dropped)]);
-        journal.remove().await.unwrap();
+        journal.remove(false).await.unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 

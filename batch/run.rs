@@ -98,11 +98,13 @@ pub async fn run(
 ) -> Result<Counts> {
     let (mut journal, resumed) = Journal::open(&job.journal, &job.purpose, job.begin).await?;
     progress.resume(resumed.counts);
+    let tells_nothing = !matches!(job.output, Address::File(..));
     let ended = run_with(&mut journal, resumed, job, answerer, &progress, interrupted).await;
     let counts = progress.counts();
     // Whoever couldn't begin leaves nothing behind that stands in the way of the next.
     if ended.is_ok() || counts.total() == 0 {
-        journal.remove().await.context("the journal can't be removed")?;
+        let mark = ended.is_ok() && tells_nothing;
+        journal.remove(mark).await.context("the journal can't be removed")?;
     }
     ended.map(|()| counts)
 }

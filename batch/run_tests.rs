@@ -1,27 +1,19 @@
 //! Whole runs, with a stub that answers.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::service::service_fn;
-use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 
 use crate::journal::{Begin, Counts};
 use crate::progress::Progress;
 use crate::run::run;
 use crate::template::answer_columns;
-use crate::testing::{Stub, Trial, interrupted, sqlite};
+use crate::testing::{Stub, Trial, interrupted, serve, sqlite};
 
 fn path(folder: &Path, name: &str) -> String {
     folder.join(name).display().to_string()
@@ -221,44 +213,26 @@ fn a_table_has_each_row_once() {
     let expected = "{\"id\":100,\"x\":50.0,\"text\":\"row 100\",\"answer\":\"ROW 100\"}";
     assert_eq!(text.lines().nth(99).unwrap(), expected);
     let said = Trial { id: None, ..trial };
-    let said = runtime.block_on(said.run(Stub::new(9))).unwrap_err().to_string();
+    let said = runtime.block_on(said.run(Stub::new(u64::MAX))).unwrap_err().to_string();
     assert!(said.contains("--id"), "{said}");
 }
 
 /// What a server of rows got: bodies by their idempotency keys.
 type Got = Arc<Mutex<BTreeMap<String, Vec<String>>>>;
 
-/// A server that takes rows, and fails at two of three requests.
+/// A server that takes rows, and fails at two of three requests: at one of these it has taken them.
 async fn failing_server(got: Got) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/rows", listener.local_addr().unwrap());
-    let num = Arc::new(std::sync::atomic::AtomicU64::new(0));
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let (got, num) = (got.clone(), num.clone());
-            let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                let (got, num) = (got.clone(), num.clone());
-                async move {
-                    let key = request.headers()["idempotency-key"].to_str().unwrap().to_owned();
-                    let body = request.into_body().collect().await.unwrap().to_bytes();
-                    let body = String::from_utf8(body.to_vec()).unwrap();
-                    let number = num.fetch_add(1, SeqCst);
-                    // One in three is taken and not answered so: only the key tells.
-                    if number % 3 != 0 {
-                        got.lock().unwrap().entry(key).or_default().push(body);
-                    }
-                    let status = if number % 3 == 2 { 200 } else { 500 };
-                    let answer = Response::builder().status(status);
-                    Ok::<_, Infallible>(answer.body(Full::new(Bytes::new())).unwrap())
-                }
-            });
-            tokio::spawn(async move {
-                let server = auto::Builder::new(TokioExecutor::new());
-                let _ = server.serve_connection(TokioIo::new(stream), service).await;
-            });
+    let mut num = 0;
+    let url = serve(move |head, body| {
+        num += 1;
+        if num % 3 != 1 {
+            let key = head.headers["idempotency-key"].to_str().unwrap().to_owned();
+            let body = String::from_utf8(body.to_vec()).unwrap();
+            got.lock().unwrap().entry(key).or_default().push(body);
         }
+        (if num % 3 == 0 { 200 } else { 500 }, String::new())
     });
-    url
+    url.await + "/rows"
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

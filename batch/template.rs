@@ -381,3 +381,123 @@ pub fn answer_columns(names: &[String]) -> Result<Answers> {
     }
     Ok(Answers::Fields(names.iter().map(|name| Column::new(name, Kind::Text)).collect()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cells(value: Value) -> Cells {
+        value.as_object().unwrap().clone()
+    }
+
+    fn body(template: &Template, row: Value) -> Result<Value, String> {
+        let mut request = template.request(0, &cells(row))?;
+        request.body.remove("seed");
+        Ok(Value::Object(request.body))
+    }
+
+    #[test]
+    fn texts_of_a_body_are_templates_and_all_else_is_said_as_it_is() {
+        let text = r#"{"messages": [{"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "{% if n > 1 %}{{ n }} times {% endif %}{{ t }}"}],
+            "max_tokens": 5, "stop": ["{{ t }}!"]}"#;
+        let template = Template::parse(text, true).unwrap();
+        let defaults = cells(json!({"model": "glm", "max_tokens": 9}));
+        let template = template.with_defaults(defaults);
+        let said = body(&template, json!({"n": 2, "t": "say \"x\""})).unwrap();
+        let expected = json!({
+            "messages": [{"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "2 times say \"x\""}],
+            "max_tokens": 5, "stop": ["say \"x\"!"], "model": "glm",
+        });
+        assert_eq!(said, expected);
+        let said = body(&template, json!({"n": 2})).unwrap_err();
+        assert!(said.contains("undefined"), "{said}");
+        for (wrong, is_body) in [("{{ a", false), ("{}", true), ("no", true)] {
+            assert!(Template::parse(wrong, is_body).is_err(), "{wrong}");
+        }
+        let endless =
+            "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}";
+        let said = body(&Template::parse(endless, false).unwrap(), json!({})).unwrap_err();
+        assert!(said.contains("fuel"), "{said}");
+    }
+
+    #[test]
+    fn columns_are_fields_of_a_body_and_numbers_of_a_text_file_are_numbers() {
+        let fields = ["user=q", "system=s", "max_tokens=n", "stop=e"].map(str::to_owned);
+        let template = Template::columns(&fields).unwrap();
+        let said = body(&template, json!({"q": "why", "s": "Be kind.", "n": "12", "e": ""}));
+        let expected = json!({
+            "max_tokens": 12,
+            "messages": [{"role": "system", "content": "Be kind."},
+                {"role": "user", "content": "why"}],
+        });
+        assert_eq!(said.unwrap(), expected);
+        assert!(body(&template, json!({"q": "why"})).unwrap_err().contains("no column \"s\""));
+        let prompt = Template::columns(&["prompt=q".into()]).unwrap();
+        let request = prompt.request(0, &cells(json!({"q": 7}))).unwrap();
+        assert_eq!(
+            (request.path.as_str(), &request.body["prompt"]),
+            ("/v1/completions", &json!("7"))
+        );
+        assert!(Template::columns(&["max_tokens=n".into()]).is_err());
+        assert!(Template::columns(&["user".into()]).is_err());
+    }
+
+    #[test]
+    fn lines_of_batch_files_are_requests_and_their_answers_lines() {
+        let line = json!({"custom_id": "a", "method": "POST", "url": "/v1/completions",
+            "body": {"prompt": "x", "seed": 5}});
+        let request = Template::lines().request(0, &cells(line.clone())).unwrap();
+        assert_eq!((request.path.as_str(), &request.body["seed"]), ("/v1/completions", &json!(5)));
+        for (field, value, word) in [
+            ("url", json!("/v1/embeddings"), "can't be asked"),
+            ("method", json!("GET"), "POST"),
+            ("body", json!(null), "--template"),
+        ] {
+            let mut wrong = cells(line.clone());
+            wrong.insert(field.into(), value);
+            let said = Template::lines().request(0, &wrong).unwrap_err();
+            assert!(said.contains(word), "{said}");
+        }
+        let mut cells = cells(line);
+        let answer = json!({"id": "cmpl-1", "choices": [{"text": "y"}]});
+        Answers::Lines.fill(&mut cells, &answer).unwrap();
+        let expected = json!({"id": "cmpl-1", "custom_id": "a", "error": null, "response":
+            {"status_code": 200, "request_id": "cmpl-1", "body": answer}});
+        assert_eq!(Value::Object(cells), expected);
+    }
+
+    #[test]
+    fn a_seed_hangs_on_what_is_asked_and_on_the_row() {
+        let template = Template::parse("{{ t }}", false).unwrap();
+        let seed = |row, text| {
+            let request = template.request(row, &cells(json!({"t": text}))).unwrap();
+            request.body["seed"].as_i64().expect("it has 63 bits")
+        };
+        assert_eq!(seed(0, "a"), seed(0, "a"));
+        assert_ne!(seed(0, "a"), seed(1, "a"));
+        assert_ne!(seed(0, "a"), seed(0, "b"));
+    }
+
+    #[test]
+    fn the_properties_of_a_schema_are_columns_of_their_kinds() {
+        let text = r#"{"messages": [], "response_format": {"type": "json_schema", "json_schema":
+            {"schema": {"type": "object", "properties": {"name": {"type": "string"},
+            "age": {"type": "integer"}, "score": {"type": "number"}}}}}}"#;
+        let answers = Answers::of_template(text).unwrap();
+        let fill = |text: &str| {
+            let mut cells = Cells::new();
+            let answer = json!({"choices": [{"message": {"content": text}}]});
+            answers.fill(&mut cells, &answer).map(|()| Value::Object(cells))
+        };
+        let said = fill(r#"{"name": "x", "age": 3, "score": 1, "other": true}"#).unwrap();
+        assert_eq!(said, json!({"name": "x", "age": 3, "score": 1.0}));
+        assert_eq!(fill("{}").unwrap(), json!({"name": null, "age": null, "score": null}));
+        assert_eq!(fill(r#"{"age": "old"}"#).unwrap_err(), "the answer's \"age\" is \"old\"");
+        let mut taken = cells(json!({"name": "here"}));
+        let answer = json!({"choices": [{"text": "{}"}]});
+        assert!(answers.fill(&mut taken, &answer).unwrap_err().contains("already"));
+        assert_eq!(Answers::of_template("Say {{ text }}"), None);
+    }
+}

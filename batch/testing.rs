@@ -1,14 +1,23 @@
 //! What tests of several files need.
 
+use std::convert::Infallible;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, anyhow};
+use bytes::Bytes;
 use futures::future::BoxFuture;
+use http_body_util::{BodyExt as _, Full};
 use hyper::Method;
+use hyper::body::Incoming;
+use hyper::http::request::Parts;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
 use serde_json::{Map, Value, json};
 use sqlx::Connection as _;
+use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
 
 use crate::address::{Address, Direction};
@@ -188,6 +197,35 @@ impl Trial {
         let text = text.unwrap_or_default();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
+}
+
+/// A server that answers every request by its head and body, with a status and a text.
+pub(crate) async fn serve(
+    answer: impl FnMut(&Parts, &[u8]) -> (u16, String) + Send + 'static,
+) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let answer = Arc::new(Mutex::new(answer));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let answer = Arc::clone(&answer);
+            let service = service_fn(move |request: hyper::Request<Incoming>| {
+                let answer = Arc::clone(&answer);
+                async move {
+                    let (head, body) = request.into_parts();
+                    let body = body.collect().await.unwrap().to_bytes();
+                    let (status, text) = (answer.lock().unwrap())(&head, &body);
+                    let answer = hyper::Response::builder().status(status);
+                    Ok::<_, Infallible>(answer.body(Full::new(Bytes::from(text))).unwrap())
+                }
+            });
+            tokio::spawn(async move {
+                let server = auto::Builder::new(TokioExecutor::new());
+                let _ = server.serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    url
 }
 
 /// An error for whoever needs one.
