@@ -266,7 +266,12 @@ proptest! {
     #[test]
     fn rows_go_through_every_format_and_come_back(
         rows in prop::collection::vec(
-            (any::<Option<bool>>(), any::<Option<i64>>(), any::<Option<i32>>(), "[a,\"\r\n é\\\\]{0,8}"),
+            (
+                any::<Option<bool>>(),
+                any::<Option<i64>>(),
+                any::<Option<i32>>(),
+                "[a,\"\r\n é\\\\]{0,8}",
+            ),
             1..20,
         ),
     ) {
