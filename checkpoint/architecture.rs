@@ -20,6 +20,15 @@ pub enum Architecture {
     Glm4,
     /// GLM-4.5, GLM-4.6, GLM-4.7: layers with experts after the first ones.
     Glm4Moe,
+    /// GLM-4.7-Flash: the same with latent attention.
+    Glm4MoeLite,
+}
+
+impl Architecture {
+    /// Whether layers after the first ones have experts.
+    pub(crate) fn has_experts(self) -> bool {
+        matches!(self, Self::Glm4Moe | Self::Glm4MoeLite)
+    }
 }
 
 impl fmt::Display for Architecture {
@@ -28,6 +37,7 @@ impl fmt::Display for Architecture {
             Self::Glm => "GlmForCausalLM",
             Self::Glm4 => "Glm4ForCausalLM",
             Self::Glm4Moe => "Glm4MoeForCausalLM",
+            Self::Glm4MoeLite => "Glm4MoeLiteForCausalLM",
         })
     }
 }
@@ -55,6 +65,13 @@ pub(crate) enum Role {
     ExpertsDown,
     SharedGateUp,
     SharedDown,
+    QueryDown,
+    QueryLatentNorm,
+    QueryUp,
+    LatentDown,
+    LatentNorm,
+    LatentKeys,
+    LatentValues,
 }
 
 impl Role {
@@ -72,6 +89,20 @@ impl Role {
                 (vec![gqa.q_rows(), gqa.kv_rows(), gqa.kv_rows()], None)
             }
             (Self::Output, Attention::Gqa(gqa), _) => (vec![hidden], Some(gqa.q_rows())),
+            (Self::Output, Attention::Mla(mla), _) => (vec![hidden], Some(mla.value_rows())),
+            (Self::QueryDown, Attention::Mla(mla), _) => (vec![mla.q_lora_rank], Some(hidden)),
+            (Self::QueryLatentNorm, Attention::Mla(mla), _) => (vec![mla.q_lora_rank], None),
+            (Self::QueryUp, Attention::Mla(mla), _) => {
+                (vec![mla.num_heads * mla.head_dim()], Some(mla.q_lora_rank))
+            }
+            (Self::LatentDown, Attention::Mla(mla), _) => (vec![mla.latent()], Some(hidden)),
+            (Self::LatentNorm, Attention::Mla(mla), _) => (vec![mla.kv_lora_rank], None),
+            (Self::LatentKeys, Attention::Mla(mla), _) => {
+                (vec![mla.num_heads * mla.kv_lora_rank], Some(mla.nope_dim))
+            }
+            (Self::LatentValues, Attention::Mla(mla), _) => {
+                (vec![mla.value_rows()], Some(mla.kv_lora_rank))
+            }
             (Self::QueryNorm | Self::KeyNorm, Attention::Gqa(gqa), _) => (vec![gqa.head_dim], None),
             (Self::GateUp, _, Mlp::Dense(Dense { width })) => (vec![width; 2], Some(hidden)),
             (Self::Down, _, Mlp::Dense(Dense { width })) => (vec![hidden], Some(width)),
@@ -93,24 +124,16 @@ impl Role {
                 | Self::PostMlpNorm,
                 ..,
             ) => (vec![hidden], None),
-            (
-                Self::GateUp
-                | Self::Down
-                | Self::Router
-                | Self::RouterBias
-                | Self::ExpertsGateUp
-                | Self::ExpertsDown
-                | Self::SharedGateUp
-                | Self::SharedDown,
-                ..,
-            ) => unreachable!("a layer has the tensors of its kind"),
+            _ => unreachable!("a layer has the tensors of its kind"),
         }
     }
 
     /// How many matrices of one shape it is.
     pub(crate) fn stack(self, config: &ModelConfig, layer: usize) -> usize {
-        match (self, config.layer(layer).mlp) {
-            (Self::ExpertsGateUp | Self::ExpertsDown, Mlp::Moe(moe)) => moe.num_experts,
+        let LayerSpec { attention, mlp, .. } = *config.layer(layer);
+        match (self, attention, mlp) {
+            (Self::ExpertsGateUp | Self::ExpertsDown, _, Mlp::Moe(moe)) => moe.num_experts,
+            (Self::LatentKeys | Self::LatentValues, Attention::Mla(mla), _) => mla.num_heads,
             _ => 1,
         }
     }
@@ -138,6 +161,13 @@ impl Role {
             Self::ExpertsDown => "experts_down",
             Self::SharedGateUp => "shared_gate_up",
             Self::SharedDown => "shared_down",
+            Self::QueryDown => "query_down",
+            Self::QueryLatentNorm => "query_latent_norm",
+            Self::QueryUp => "query_up",
+            Self::LatentDown => "latent_down",
+            Self::LatentNorm => "latent_norm",
+            Self::LatentKeys => "latent_keys",
+            Self::LatentValues => "latent_values",
         }
     }
 }
@@ -224,6 +254,14 @@ pub(crate) const HUGGING_FACE: &[Layout] = &[
         tensors: HUGGING_FACE_TENSORS,
         ignored: &["rotary_emb.inv_freq"],
     },
+    Layout {
+        source: "Glm4MoeLiteForCausalLM",
+        architecture: Architecture::Glm4MoeLite,
+        row_order: RowOrder::Adjacent,
+        layer_prefix: "model.layers.",
+        tensors: HUGGING_FACE_TENSORS,
+        ignored: &["rotary_emb.inv_freq"],
+    },
 ];
 
 const HUGGING_FACE_TENSORS: &[(Role, &[&[&str]])] = &[
@@ -259,6 +297,13 @@ const HUGGING_FACE_TENSORS: &[(Role, &[&[&str]])] = &[
         &[&["mlp.shared_experts.gate_proj.weight", "mlp.shared_experts.up_proj.weight"]],
     ),
     (Role::SharedDown, &[&["mlp.shared_experts.down_proj.weight"]]),
+    (Role::QueryDown, &[&["self_attn.q_a_proj.weight"]]),
+    (Role::QueryLatentNorm, &[&["self_attn.q_a_layernorm.weight"]]),
+    (Role::QueryUp, &[&["self_attn.q_b_proj.weight"]]),
+    (Role::LatentDown, &[&["self_attn.kv_a_proj_with_mqa.weight"]]),
+    (Role::LatentNorm, &[&["self_attn.kv_a_layernorm.weight"]]),
+    (Role::LatentKeys, &[&["self_attn.kv_b_proj.weight"]]),
+    (Role::LatentValues, &[&["self_attn.kv_b_proj.weight"]]),
 ];
 
 /// By `general.architecture`. llama.cpp's converter has brought q and k of `llama` files into
@@ -304,4 +349,11 @@ const GGUF_TENSORS: &[(Role, &[&[&str]])] = &[
     (Role::ExpertsDown, &[&["ffn_down_exps.weight"]]),
     (Role::SharedGateUp, &[&["ffn_gate_shexp.weight", "ffn_up_shexp.weight"]]),
     (Role::SharedDown, &[&["ffn_down_shexp.weight"]]),
+    (Role::QueryDown, &[&["attn_q_a.weight"]]),
+    (Role::QueryLatentNorm, &[&["attn_q_a_norm.weight"]]),
+    (Role::QueryUp, &[&["attn_q_b.weight"]]),
+    (Role::LatentDown, &[&["attn_kv_a_mqa.weight"]]),
+    (Role::LatentNorm, &[&["attn_kv_a_norm.weight"]]),
+    (Role::LatentKeys, &[&["attn_k_b.weight"]]),
+    (Role::LatentValues, &[&["attn_v_b.weight"]]),
 ];

@@ -1,7 +1,7 @@
 //! What a model is, in one form whatever file says it.
 
 use crate::architecture::Architecture;
-use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mlp, Moe};
+use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mla, Mlp, Moe};
 
 /// The shape and constants of a model. Whoever holds one can rely on it: all numbers are within
 /// limits and fit together.
@@ -115,6 +115,7 @@ impl LayerSpec {
     fn check(&self) -> Result<(), Refused> {
         match self.attention {
             Attention::Gqa(gqa) => gqa.check()?,
+            Attention::Mla(mla) => mla.check()?,
         }
         match self.mlp {
             Mlp::Dense(Dense { width }) => whole_vec4s("intermediate size", width),
@@ -142,6 +143,22 @@ impl Gqa {
         }
         whole_vec4s("head dimension", head_dim)?;
         whole_vec4s("number of rotary dimensions", rotary_dim)
+    }
+}
+
+impl Mla {
+    fn check(&self) -> Result<(), Refused> {
+        let Self { q_lora_rank, kv_lora_rank, nope_dim, rope_dim, value_dim, .. } = *self;
+        for (key, width) in [
+            ("rank of queries", q_lora_rank),
+            ("rank of keys and values", kv_lora_rank),
+            ("head dimension that doesn't rotate", nope_dim),
+            ("number of rotary dimensions", rope_dim),
+            ("head dimension of values", value_dim),
+        ] {
+            whole_vec4s(key, width)?;
+        }
+        Ok(())
     }
 }
 

@@ -68,6 +68,7 @@ impl LayerSpec {
     fn num_kernels(&self) -> u32 {
         let attention = match self.attention {
             Attention::Gqa(gqa) => 3 + u32::from(gqa.qk_norm),
+            Attention::Mla(_) => 8,
         };
         let mlp = match self.mlp {
             Mlp::Dense(_) => 2,
@@ -107,7 +108,7 @@ mod tests {
         let files = Checkpoint::open(Path::new(path)).unwrap();
         let config = files.config();
         let layer = files.cost(Part::Layer(0)).unwrap();
-        let Attention::Gqa(gqa) = config.layers[0].attention;
+        let Attention::Gqa(gqa) = config.layers[0].attention else { panic!() };
         let Mlp::Dense(mlp) = config.layers[0].mlp else { panic!() };
         let by_hand = config.hidden_size * (gqa.qkv_rows() + gqa.q_rows() + 3 * mlp.width);
         assert_eq!(layer.multiply_adds, by_hand as u64);

@@ -6,7 +6,7 @@ use crate::Digest;
 use crate::architecture::Role;
 use crate::config::ModelConfig;
 use crate::matrix::dtype_number;
-use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mlp, Moe};
+use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mla, Mlp, Moe};
 use crate::tensors::Weights;
 use crate::tokenizer::{SpecialTokens, TokenizerSource};
 
@@ -60,7 +60,7 @@ impl Sum {
         for piece in weights.pieces(role, layer) {
             self.text(role.name());
             self.number(dtype_number(piece.dtype).into());
-            self.number(piece.half_split.map_or(0, |order| order.rotary_dim as u64));
+            self.number(piece.order.number());
             self.number(piece.rows as u64);
             self.number(piece.cols as u64);
             let bytes = weights.bytes(piece);
@@ -124,6 +124,20 @@ impl Sum {
                 }
                 self.number((*bias).into());
                 self.number((*qk_norm).into());
+            }
+            Attention::Mla(Mla {
+                num_heads,
+                q_lora_rank,
+                kv_lora_rank,
+                nope_dim,
+                rope_dim,
+                value_dim,
+            }) => {
+                self.text("mla");
+                for number in [num_heads, q_lora_rank, kv_lora_rank, nope_dim, rope_dim, value_dim]
+                {
+                    self.number(*number as u64);
+                }
             }
         }
         match mlp {

@@ -148,16 +148,20 @@ impl Format {
         }
     }
 
-    /// The narrowest floats that hold the values of both, unless both are the same.
-    pub(crate) fn widest(self, other: Self) -> Self {
-        let float = |it: Self| match it {
+    /// The narrowest floats that hold the values.
+    pub(crate) fn float(self) -> Self {
+        match self {
             Self::Int8 | Self::Int4 => Self::F16,
             Self::Fp8 => Self::F32,
             float => float,
-        };
+        }
+    }
+
+    /// The narrowest floats that hold the values of both, unless both are the same.
+    pub(crate) fn widest(self, other: Self) -> Self {
         match (self, other) {
             _ if self == other => self,
-            _ if float(self) == float(other) => float(self),
+            _ if self.float() == other.float() => self.float(),
             _ => Self::F32,
         }
     }

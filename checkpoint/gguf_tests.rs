@@ -104,7 +104,7 @@ impl Stacked for [&str] {
 fn a_qwen2_file_is_reordered() {
     let file = tiny("qwen2");
     let checkpoint = file.open().unwrap();
-    let Attention::Gqa(gqa) = checkpoint.config().layers[0].attention;
+    let Attention::Gqa(gqa) = checkpoint.config().layers[0].attention else { panic!() };
     assert!(gqa.bias);
     let view = checkpoint.matrix(Matrix::Qkv(1)).unwrap();
     assert_eq!((view.rows(), view.cols(), view.format()), (128, 64, Format::F32));

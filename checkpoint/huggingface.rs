@@ -15,7 +15,7 @@ use crate::error::CheckpointError;
 use crate::fp8::{Scaling, scaling};
 use crate::mapped::{Mapped, read_small};
 use crate::safetensors;
-use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mlp, Moe};
+use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mla, Mlp, Moe};
 use crate::tensors::Tensors;
 
 /// The largest published index has about 10 MB, configurations a few kB.
@@ -105,17 +105,21 @@ fn parse(fields: &Value, layout: &Layout) -> Result<ModelConfig, Refused> {
         ));
     }
     let vocab_size = required(fields, "vocab_size", MAX_VOCABULARY)?;
-    let is_moe = layout.architecture == Architecture::Glm4Moe;
+    let is_moe = layout.architecture.has_experts();
     let eps = if is_moe { MOE_RMS_NORM_EPS } else { RMS_NORM_EPS };
     let eps = number(&fields["rms_norm_eps"], "rms_norm_eps")?.unwrap_or(eps);
-    let attention = Attention::Gqa(Gqa {
-        num_heads: required(fields, "num_attention_heads", MAX_HEADS)?,
-        num_kv_heads: optional(fields, "num_key_value_heads", MAX_HEADS)?.unwrap_or(NUM_KV_HEADS),
-        head_dim,
-        rotary_dim: (head_dim as f64 * factor) as usize,
-        bias: flag(fields, "attention_bias")?.unwrap_or(!is_moe),
-        qk_norm: is_moe && flag(fields, "use_qk_norm")?.unwrap_or(false),
-    });
+    let attention = match layout.architecture {
+        Architecture::Glm4MoeLite => Attention::Mla(mla(fields)?),
+        Architecture::Glm | Architecture::Glm4 | Architecture::Glm4Moe => Attention::Gqa(Gqa {
+            num_heads: required(fields, "num_attention_heads", MAX_HEADS)?,
+            num_kv_heads: optional(fields, "num_key_value_heads", MAX_HEADS)?
+                .unwrap_or(NUM_KV_HEADS),
+            head_dim,
+            rotary_dim: (head_dim as f64 * factor) as usize,
+            bias: flag(fields, "attention_bias")?.unwrap_or(!is_moe),
+            qk_norm: is_moe && flag(fields, "use_qk_norm")?.unwrap_or(false),
+        }),
+    };
     let dense = Mlp::Dense(Dense { width: required(fields, "intermediate_size", MAX_WIDTH)? });
     let sandwich_norms = layout.architecture == Architecture::Glm4;
     let num_layers = required(fields, "num_hidden_layers", MAX_LAYERS)?;
@@ -143,6 +147,25 @@ fn parse(fields: &Value, layout: &Layout) -> Result<ModelConfig, Refused> {
         },
         bos_token_id: first_token(fields, "bos_token_id")?,
         pad_token_id: first_token(fields, "pad_token_id")?,
+    })
+}
+
+/// As transformers' classes of models with latent attention read it.
+fn mla(fields: &Value) -> Result<Mla, Refused> {
+    // It would be of other products than those of the other classes.
+    if flag(fields, "attention_bias")? == Some(true) {
+        return Err(Refused::new("attention_bias", "is true, supported is false"));
+    }
+    if flag(fields, "rope_interleave")? == Some(false) {
+        return Err(Refused::new("rope_interleave", "is false, supported is true"));
+    }
+    Ok(Mla {
+        num_heads: required(fields, "num_attention_heads", MAX_HEADS)?,
+        q_lora_rank: required(fields, "q_lora_rank", MAX_WIDTH)?,
+        kv_lora_rank: required(fields, "kv_lora_rank", MAX_WIDTH)?,
+        nope_dim: required(fields, "qk_nope_head_dim", MAX_HEAD_DIM)?,
+        rope_dim: required(fields, "qk_rope_head_dim", MAX_HEAD_DIM)?,
+        value_dim: required(fields, "v_head_dim", MAX_HEAD_DIM)?,
     })
 }
 

@@ -35,14 +35,18 @@ mod gguf_writer;
 mod huggingface;
 mod mapped;
 mod matrix;
+mod order;
 mod quantize;
 mod quants;
 mod safetensors;
 mod spec;
+#[cfg(test)]
+mod spec_tests;
 mod tensors;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+mod weight;
 
 use std::path::{Path, PathBuf};
 
@@ -54,9 +58,10 @@ pub use error::CheckpointError;
 pub use files::ModelFile;
 pub use generation::SamplingDefaults;
 pub use gguf_model::BOS_BY_DEFAULT;
-pub use matrix::{Matrix, MatrixView, Vector, Weight};
-pub use spec::{Attention, Dense, Gqa, LayerSpec, Mlp, Moe, Row};
+pub use matrix::MatrixView;
+pub use spec::{Attention, Dense, Gqa, LayerSpec, Mla, Mlp, Moe, Row};
 pub use tokenizer::{SpecialTokens, TokenizerSource};
+pub use weight::{Matrix, Vector, Weight};
 
 use architecture::Role;
 use digest::Sum;

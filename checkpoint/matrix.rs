@@ -3,136 +3,18 @@
 
 use std::ops::Range;
 
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::architecture::Role;
 use crate::dtype::{DType, FP8_GROUP, Format, GROUP, Quantize};
 use crate::error::CheckpointError;
 use crate::fp8;
 use crate::mapped::Mapped;
+use crate::order::{Heads, Order};
 use crate::quantize::{int4_group, int8_group};
 use crate::quants::decode_row;
 use crate::tensors::{Piece, Weights};
-
-/// A weight matrix. `[rows, cols]`: row r gives value r of the output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Matrix {
-    /// `[vocab_size, hidden_size]`
-    Embedding,
-    /// `[vocab_size, hidden_size]`; the embedding where the model ties them.
-    LmHead,
-    /// Of a layer: q, k and v one below the other, `[(num_heads + 2 num_kv_heads) head_dim,
-    /// hidden_size]`. Rotated pairs of q and k are neighbours, whatever the file does.
-    Qkv(usize),
-    /// Of a layer: from the heads back, `[hidden_size, num_heads head_dim]`.
-    Output(usize),
-    /// Of a layer: the gate, below it the up projection, `[2 intermediate_size, hidden_size]`.
-    GateUp(usize),
-    /// Of a layer: `[hidden_size, intermediate_size]`.
-    Down(usize),
-    /// Of a layer with experts: what scores them, `[num_experts, hidden_size]`. Never rounded: what
-    /// is chosen hangs on it.
-    Router(usize),
-    /// Of a layer with experts: the gates of all of them, below them their up projections, `[2
-    /// num_experts width, hidden_size]`.
-    ExpertsGateUp(usize),
-    /// Of a layer with experts: `[num_experts hidden_size, width]`.
-    ExpertsDown(usize),
-    /// Of a layer with experts: as [`GateUp`](Self::GateUp), of the MLP that all tokens have.
-    SharedGateUp(usize),
-    /// Of a layer with experts: as [`Down`](Self::Down), of the MLP that all tokens have.
-    SharedDown(usize),
-}
-
-impl Matrix {
-    pub(crate) fn role(self) -> (Role, Option<usize>) {
-        match self {
-            Self::Embedding => (Role::Embedding, None),
-            Self::LmHead => (Role::LmHead, None),
-            Self::Qkv(layer) => (Role::Qkv, Some(layer)),
-            Self::Output(layer) => (Role::Output, Some(layer)),
-            Self::GateUp(layer) => (Role::GateUp, Some(layer)),
-            Self::Down(layer) => (Role::Down, Some(layer)),
-            Self::Router(layer) => (Role::Router, Some(layer)),
-            Self::ExpertsGateUp(layer) => (Role::ExpertsGateUp, Some(layer)),
-            Self::ExpertsDown(layer) => (Role::ExpertsDown, Some(layer)),
-            Self::SharedGateUp(layer) => (Role::SharedGateUp, Some(layer)),
-            Self::SharedDown(layer) => (Role::SharedDown, Some(layer)),
-        }
-    }
-}
-
-/// A vector of weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Vector {
-    /// Norm before the head, `[hidden_size]`.
-    FinalNorm,
-    /// Of a layer: norm before the attention, `[hidden_size]`.
-    InputNorm(usize),
-    /// Of a layer: norm before the MLP (its name is Hugging Face's), `[hidden_size]`.
-    PostAttentionNorm(usize),
-    /// Of a layer: norm of what the attention adds, `[hidden_size]`; with `sandwich_norms`.
-    PostSelfAttnNorm(usize),
-    /// Of a layer: norm of what the MLP adds, `[hidden_size]`; with `sandwich_norms`.
-    PostMlpNorm(usize),
-    /// Of a layer: `[(num_heads + 2 num_kv_heads) head_dim]`, in the order of
-    /// [`Matrix::Qkv`]'s rows; with a bias.
-    QkvBias(usize),
-    /// Of a layer: norm of each head of q, `[head_dim]`, in the order of its rows; with `qk_norm`.
-    QueryNorm(usize),
-    /// Of a layer: norm of each head of k, in the same way.
-    KeyNorm(usize),
-    /// Of a layer with experts: what is added to scores for the choice, `[num_experts]`.
-    RouterBias(usize),
-}
-
-impl Vector {
-    pub(crate) fn role(self) -> (Role, Option<usize>) {
-        match self {
-            Self::FinalNorm => (Role::FinalNorm, None),
-            Self::InputNorm(layer) => (Role::InputNorm, Some(layer)),
-            Self::PostAttentionNorm(layer) => (Role::PostAttentionNorm, Some(layer)),
-            Self::PostSelfAttnNorm(layer) => (Role::PostSelfAttnNorm, Some(layer)),
-            Self::PostMlpNorm(layer) => (Role::PostMlpNorm, Some(layer)),
-            Self::QkvBias(layer) => (Role::QkvBias, Some(layer)),
-            Self::QueryNorm(layer) => (Role::QueryNorm, Some(layer)),
-            Self::KeyNorm(layer) => (Role::KeyNorm, Some(layer)),
-            Self::RouterBias(layer) => (Role::RouterBias, Some(layer)),
-        }
-    }
-}
-
-/// A matrix or a vector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Weight {
-    /// Multiplied with.
-    Matrix(Matrix),
-    /// Added, or multiplied with value by value.
-    Vector(Vector),
-}
-
-impl From<Matrix> for Weight {
-    fn from(matrix: Matrix) -> Self {
-        Self::Matrix(matrix)
-    }
-}
-
-impl From<Vector> for Weight {
-    fn from(vector: Vector) -> Self {
-        Self::Vector(vector)
-    }
-}
-
-impl Weight {
-    pub(crate) fn role(self) -> (Role, Option<usize>) {
-        match self {
-            Self::Matrix(matrix) => matrix.role(),
-            Self::Vector(vector) => vector.role(),
-        }
-    }
-}
 
 /// A matrix in its files. Reading decodes the rows that are asked for and nothing else.
 #[derive(Clone, Debug)]
@@ -171,7 +53,11 @@ impl<'a> MatrixView<'a> {
         let sources: Vec<_> = pieces.iter().map(source).collect();
         let format = pieces
             .iter()
-            .map(|piece| piece.dtype.format())
+            .map(|piece| match piece.order {
+                // Groups of its rows are none of the tensor's.
+                Order::Transposed(_) => piece.dtype.format().float(),
+                _ => piece.dtype.format(),
+            })
             .reduce(Format::widest)
             .unwrap_or(Format::F32);
         let format = quantize.format(format, is_layer);
@@ -263,8 +149,7 @@ impl<'a> MatrixView<'a> {
         let mut first = 0;
         for source in &self.sources {
             if row < first + source.piece.rows && out.len() == self.cols {
-                let (number, stored) = source.row(row - first);
-                source.decode(number, stored, out);
+                source.read(row - first, out);
                 return Ok(());
             }
             first += source.piece.rows;
@@ -287,8 +172,11 @@ impl<'a> MatrixView<'a> {
         let &Source { piece, stored, .. } = source;
         let dtype = piece.dtype;
         let row_bytes = self.row_bytes();
+        if let Order::Transposed(heads) = piece.order {
+            return self.read_transposed(source, heads, rows, out);
+        }
         let as_stored = dtype.is_handed_over_as_stored() && dtype.format() == self.format;
-        if as_stored && piece.half_split.is_none() {
+        if as_stored && piece.order == Order::Plain {
             out.copy_from_slice(&stored[rows.start * row_bytes..rows.end * row_bytes]);
             return Ok(());
         }
@@ -309,6 +197,33 @@ impl<'a> MatrixView<'a> {
         failed.map_or(Ok(()), Err)
     }
 
+    /// A head's rows are decoded once for all of its columns that are asked for.
+    fn read_transposed(
+        &self,
+        source: &Source<'_>,
+        heads: Heads,
+        rows: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<(), CheckpointError> {
+        let (_, width) = source.piece.stored_shape();
+        let (mut scratch, mut decoded) = (Scratch::new(self.cols), Vec::new());
+        let mut of_head = usize::MAX;
+        for (row, out) in rows.zip(out.chunks_exact_mut(self.row_bytes())) {
+            if row / width != of_head {
+                of_head = row / width;
+                decoded = source.head(of_head, heads);
+            }
+            for (value, stored) in scratch.f32.iter_mut().zip(decoded.chunks_exact(width)) {
+                *value = stored[row % width];
+            }
+            self.write_row(&mut scratch, out).map_err(|value| {
+                let tensor = source.piece.name.clone();
+                CheckpointError::F16Range { tensor, row: of_head * heads.of + heads.first, value }
+            })?;
+        }
+        Ok(())
+    }
+
     fn convert_row(
         &self,
         source: &Source<'_>,
@@ -325,26 +240,40 @@ impl<'a> MatrixView<'a> {
         if source.piece.dtype == DType::Q4_0 && self.format == Format::Int4 {
             return q4_0_as_int4(stored, out).map_err(range);
         }
+        // Only what is stored so becomes it.
+        if self.format == Format::Fp8 {
+            fp8::write_row(stored, source.factors(number), out);
+            return Ok(());
+        }
         source.decode(number, stored, &mut scratch.f32);
+        self.write_row(scratch, out).map_err(range)
+    }
+
+    /// A row of f32 as it is handed over; the first value that can't be is an error.
+    fn write_row(&self, scratch: &mut Scratch, out: &mut [u8]) -> Result<(), f32> {
         match self.format {
             Format::F32 => {
                 for (out, value) in out.as_chunks_mut().0.iter_mut().zip(&scratch.f32) {
                     *out = value.to_le_bytes();
                 }
             }
-            // Only what is stored so becomes it.
-            Format::Fp8 => fp8::write_row(stored, source.factors(number), out),
-            // Nothing is ever stored as bf16 and as something that bf16 holds.
-            Format::F16 | Format::BF16 => scratch.write_f16(out).map_err(range)?,
+            // Exact: only what is stored as bf16 becomes it.
+            Format::BF16 => {
+                for (out, value) in out.as_chunks_mut().0.iter_mut().zip(&scratch.f32) {
+                    *out = bf16::from_f32(*value).to_le_bytes();
+                }
+            }
+            Format::F16 => scratch.write_f16(out)?,
             Format::Int8 | Format::Int4 => {
                 let int8 = self.format == Format::Int8;
                 let group = if int8 { int8_group } else { int4_group };
                 let group_bytes = out.len() / self.cols.div_ceil(GROUP);
                 let groups = scratch.f32.chunks(GROUP);
                 for (values, out) in groups.zip(out.chunks_exact_mut(group_bytes)) {
-                    group(values, out).map_err(range)?;
+                    group(values, out)?;
                 }
             }
+            Format::Fp8 => unreachable!("rows in fp8 are those of their file"),
         }
         Ok(())
     }
@@ -367,11 +296,37 @@ fn q4_0_as_int4(stored: &[u8], out: &mut [u8]) -> Result<(), f32> {
 }
 
 impl<'a> Source<'a> {
-    /// The bytes of a row in the order that the matrix has, and its number in the file.
+    /// The bytes of a row in the order that the matrix has, and its number in the file. Of a
+    /// transposed matrix, a stored row.
     fn row(&self, row: usize) -> (usize, &'a [u8]) {
-        let row = self.piece.half_split.map_or(row, |half_split| half_split.stored_row(row));
-        let row_bytes = self.stored.len() / self.piece.rows;
+        let row = self.piece.order.stored_row(row);
+        let row_bytes = self.stored.len() / self.piece.stored_shape().0;
         (row, &self.stored[row * row_bytes..(row + 1) * row_bytes])
+    }
+
+    /// A row of the matrix.
+    fn read(&self, row: usize, out: &mut [f32]) {
+        if let Order::Transposed(heads) = self.piece.order {
+            let (_, width) = self.piece.stored_shape();
+            let head = self.head(row / width, heads);
+            for (value, stored) in out.iter_mut().zip(head.chunks_exact(width)) {
+                *value = stored[row % width];
+            }
+            return;
+        }
+        let (number, stored) = self.row(row);
+        self.decode(number, stored, out);
+    }
+
+    /// The rows of a head that are a matrix' columns.
+    fn head(&self, head: usize, Heads { first, rows, of, .. }: Heads) -> Vec<f32> {
+        let (_, width) = self.piece.stored_shape();
+        let mut values = vec![0.0; rows * width];
+        for (row, values) in (head * of + first..).zip(values.chunks_exact_mut(width)) {
+            let (number, stored) = self.row(row);
+            self.decode(number, stored, values);
+        }
+        values
     }
 
     /// A row's values. `number`: its number in the file.
@@ -390,7 +345,10 @@ impl<'a> Source<'a> {
 
     /// The first value of these rows, or factor of theirs, that can't be computed with.
     fn not_finite(&self, mut rows: Range<usize>) -> Option<CheckpointError> {
-        let mut values = vec![0.0; self.piece.cols];
+        let mut values = vec![0.0; self.piece.stored_shape().1];
+        if let Order::Transposed(_) = self.piece.order {
+            rows = 0..self.piece.stored_shape().0;
+        }
         let error = |file: usize, tensor: &str, index: [usize; 2], value| {
             let (path, tensor) = (self.files[file].path.clone(), tensor.to_owned());
             CheckpointError::NotFinite { path, tensor, index: index.to_vec(), value }
@@ -403,7 +361,7 @@ impl<'a> Source<'a> {
                 return Some(error(piece.file, &piece.name, [number, col], values[col]));
             }
             let scales = piece.scales.as_ref()?;
-            let cols = (0..piece.cols).step_by(FP8_GROUP);
+            let cols = (0..values.len()).step_by(FP8_GROUP);
             let mut factors = cols.zip(scales.of_row(self.scales, number));
             let (col, factor) = factors.find(|(_, factor)| !fp8::is_factor(*factor))?;
             Some(error(scales.file, &scales.name, scales.index(number, col), factor))
@@ -449,10 +407,7 @@ pub(crate) fn vector(weights: &Weights, pieces: &[Piece]) -> Result<Vec<f32>, Ch
                 value: stored[row],
             });
         }
-        match piece.half_split {
-            None => out.extend(stored),
-            Some(order) => out.extend((0..piece.rows).map(|row| stored[order.stored_row(row)])),
-        }
+        out.extend((0..piece.rows).map(|row| stored[piece.order.stored_row(row)]));
     }
     Ok(out)
 }

@@ -3,7 +3,7 @@
 
 use crate::Part;
 use crate::config::ModelConfig;
-use crate::matrix::{Matrix, Vector, Weight};
+use crate::weight::{Matrix, Vector, Weight};
 
 /// A decoder layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,6 +21,8 @@ pub struct LayerSpec {
 pub enum Attention {
     /// Query heads that share key and value heads.
     Gqa(Gqa),
+    /// Heads whose keys and values are made of one short row of each token, which is cached.
+    Mla(Mla),
 }
 
 /// Grouped-query attention.
@@ -39,6 +41,28 @@ pub struct Gqa {
     pub bias: bool,
     /// Are heads of q and k normalised before they rotate?
     pub qk_norm: bool,
+}
+
+/// Multi-head latent attention.
+///
+/// Keys are never made: the part of a query that doesn't rotate is multiplied with what makes keys
+/// of the latent row, and what a head attends to with what makes values of it. So one form serves
+/// prefill and decode, bit for bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Mla {
+    /// Heads.
+    pub num_heads: usize,
+    /// Values of the row that queries are made of.
+    pub q_lora_rank: usize,
+    /// Values of the latent row that keys and values are made of.
+    pub kv_lora_rank: usize,
+    /// Values of a head's query and key that don't rotate.
+    pub nope_dim: usize,
+    /// Values of a head's query that rotate, in adjacent pairs; those of the key are the same for
+    /// all heads.
+    pub rope_dim: usize,
+    /// Values of a head's value.
+    pub value_dim: usize,
 }
 
 /// The MLP of a layer.
@@ -99,6 +123,27 @@ impl Gqa {
     }
 }
 
+impl Mla {
+    /// Added to the mean square in the norms of both latent rows, whatever the model adds in its
+    /// others: as transformers has it.
+    pub const NORM_EPS: f32 = 1e-6;
+
+    /// Values of a token in the cache: the latent row, and the key that rotates.
+    pub fn latent(&self) -> usize {
+        self.kv_lora_rank + self.rope_dim
+    }
+
+    /// Values of a head's query.
+    pub fn head_dim(&self) -> usize {
+        self.nope_dim + self.rope_dim
+    }
+
+    /// What all heads give.
+    pub fn value_rows(&self) -> usize {
+        self.num_heads * self.value_dim
+    }
+}
+
 /// A tensor with a row for each token that a stage computes with, overwritten layer by layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Row {
@@ -114,6 +159,14 @@ pub enum Row {
     Attended,
     /// An MLP between its two products.
     Gated,
+    /// What latent queries are made of.
+    QueryLatent,
+    /// Queries of heads, of which a part is still to be multiplied and a part to be rotated.
+    HeadQueries,
+    /// A latent row before its norm, and the key before it rotates.
+    Latent,
+    /// What heads give before it is made values.
+    LatentAttended,
     /// Queries, keys and values before their norm, where they have one.
     Unnormed,
     /// What a router says of each expert, before it is a score.
@@ -129,7 +182,10 @@ pub enum Row {
 impl Row {
     /// Whether kernels that choose how a tensor is stored take it four values at a time.
     pub fn is_vec4s(self) -> bool {
-        !matches!(self, Self::Sublayer | Self::Unnormed | Self::Router | Self::Experts)
+        !matches!(
+            self,
+            Self::Sublayer | Self::Unnormed | Self::Latent | Self::Router | Self::Experts
+        )
     }
 }
 
@@ -169,6 +225,16 @@ impl Attention {
                 weights.push(Matrix::Output(layer).into());
                 weights
             }
+            Self::Mla(_) => vec![
+                Matrix::QueryDown(layer).into(),
+                Vector::QueryLatentNorm(layer).into(),
+                Matrix::QueryUp(layer).into(),
+                Matrix::LatentDown(layer).into(),
+                Vector::LatentNorm(layer).into(),
+                Matrix::LatentKeys(layer).into(),
+                Matrix::LatentValues(layer).into(),
+                Matrix::Output(layer).into(),
+            ],
         }
     }
 
@@ -179,6 +245,14 @@ impl Attention {
                 rows.extend(gqa.qk_norm.then_some((Row::Unnormed, gqa.qkv_rows())));
                 rows
             }
+            Self::Mla(mla) => vec![
+                (Row::QueryLatent, mla.q_lora_rank),
+                (Row::HeadQueries, mla.num_heads * mla.head_dim()),
+                (Row::Latent, mla.latent()),
+                (Row::Queries, mla.num_heads * mla.latent()),
+                (Row::LatentAttended, mla.num_heads * mla.kv_lora_rank),
+                (Row::Attended, mla.value_rows()),
+            ],
         }
     }
 
@@ -186,6 +260,7 @@ impl Attention {
     pub fn rotary_dim(&self) -> usize {
         match self {
             Self::Gqa(gqa) => gqa.rotary_dim,
+            Self::Mla(mla) => mla.rope_dim,
         }
     }
 
@@ -193,6 +268,7 @@ impl Attention {
     pub fn kv_values(&self) -> u64 {
         let values = match self {
             Self::Gqa(gqa) => 2 * gqa.kv_rows(),
+            Self::Mla(mla) => mla.latent(),
         };
         values as u64
     }

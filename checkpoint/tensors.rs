@@ -10,6 +10,7 @@ use crate::dtype::DType;
 use crate::error::CheckpointError;
 use crate::fp8::{Scales, Scaling, is_of_activations};
 use crate::mapped::Mapped;
+use crate::order::{HalfSplit, Heads, Order};
 use crate::spec::Attention;
 
 /// A tensor as its file's header describes it, with bounds that have been checked.
@@ -37,6 +38,16 @@ pub(crate) struct Tensors {
     pub(crate) scaling: Option<Scaling>,
 }
 
+impl Tensors {
+    /// Those of one layer, without the files.
+    fn of_layer(&self, layout: &Layout, layer: usize) -> Self {
+        let prefix = format!("{}{layer}.", layout.layer_prefix);
+        let all = self.by_name.iter().filter(|(name, _)| name.starts_with(&prefix));
+        let by_name = all.map(|(name, stored)| (name.clone(), stored.clone())).collect();
+        Self { path: self.path.clone(), files: Vec::new(), by_name, scaling: self.scaling }
+    }
+}
+
 /// One of the tensors that a role is made of: readable, and of the right shape.
 #[derive(Clone, Debug)]
 pub(crate) struct Piece {
@@ -45,8 +56,7 @@ pub(crate) struct Piece {
     pub(crate) rows: usize,
     /// 1 for a vector.
     pub(crate) cols: usize,
-    /// `Some` when the rows of each head are to be reordered.
-    pub(crate) half_split: Option<HalfSplit>,
+    pub(crate) order: Order,
     /// Of 8-bit floats.
     pub(crate) scales: Option<Scales>,
     pub(crate) file: usize,
@@ -55,34 +65,17 @@ pub(crate) struct Piece {
 }
 
 impl Piece {
+    /// Rows and columns of the tensor.
+    pub(crate) fn stored_shape(&self) -> (usize, usize) {
+        self.order.stored_shape(self.rows, self.cols)
+    }
+
     fn ranges(&self) -> impl Iterator<Item = (usize, Range<u64>)> + use<> {
         let scales = self.scales.as_ref().map(|it| (it.file, it.start, it.len));
         [(self.file, self.start, self.len)]
             .into_iter()
             .chain(scales)
             .map(|(file, start, len)| (file, start as u64..(start + len) as u64))
-    }
-}
-
-/// Heads whose rotated pairs lie half of the rotated dimensions apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct HalfSplit {
-    /// Rows from here on (v, where it is stored under q and k) keep their order.
-    pub(crate) rows: usize,
-    pub(crate) head_dim: usize,
-    pub(crate) rotary_dim: usize,
-}
-
-impl HalfSplit {
-    /// Which stored row is row `row` when pairs are neighbours: 2i was i, 2i + 1 was i + half.
-    pub(crate) fn stored_row(self, row: usize) -> usize {
-        if row >= self.rows {
-            return row;
-        }
-        let (head, dim) = (row / self.head_dim, row % self.head_dim);
-        let dim =
-            if dim < self.rotary_dim { dim / 2 + (dim % 2) * (self.rotary_dim / 2) } else { dim };
-        head * self.head_dim + dim
     }
 }
 
@@ -104,7 +97,17 @@ impl Weights {
         let mut pieces = HashMap::new();
         for weight in config.weights() {
             let (role, layer) = weight.role();
-            let found = claim(&mut tensors, layout, config, role, layer)?;
+            let found = match role {
+                // Its tensor may be that of another role, too, which takes it.
+                Role::LatentKeys => {
+                    let mut copy = tensors.of_layer(layout, layer.unwrap_or(0));
+                    let found = claim(&mut copy, layout, config, role, layer)?;
+                    let taken = found.iter().filter(|piece| !piece.name.ends_with(BOTH));
+                    taken.for_each(|piece| drop(tensors.by_name.remove(&piece.name)));
+                    found
+                }
+                _ => claim(&mut tensors, layout, config, role, layer)?,
+            };
             pieces.insert((role, layer.unwrap_or(0)), found);
         }
         // The first by name, so that the message is the same every time.
@@ -178,7 +181,7 @@ fn claim(
     let stack = role.stack(config, number);
     let mut pieces = Vec::with_capacity(way.len());
     for (index, (name, &rows)) in way.iter().zip(&rows).enumerate() {
-        let half_split = half_split(layout, config, (role, number), (index, rows));
+        let order = order(layout, config, (role, number), (index, name, rows));
         // A tensor for each of a stack, or all in one of three dimensions.
         let (num_tensors, depth) = if name.contains(EXPERT) { (stack, 1) } else { (1, stack) };
         for tensor in 0..num_tensors {
@@ -189,10 +192,10 @@ fn claim(
                     tensor: name.clone(),
                     num_layers: config.num_layers(),
                 })?;
-            let shape = Shape { depth, rows: rows / num_tensors, cols, half_split };
+            let shape = Shape { depth, rows: rows / num_tensors, cols, order };
             let mut piece = shape.of(&name, stored, &tensors.path)?;
             if piece.dtype == DType::F8_E4M3 {
-                piece.scales = Some(Scales::claim(tensors, &name, (piece.rows, piece.cols))?);
+                piece.scales = Some(Scales::claim(tensors, &name, piece.stored_shape())?);
             }
             pieces.push(piece);
         }
@@ -200,24 +203,43 @@ fn claim(
     Ok(pieces)
 }
 
-/// How the rows of a role's tensor of this number are to be reordered.
-fn half_split(
+/// What makes keys and values of latent rows, where it is one tensor.
+const BOTH: &str = "kv_b_proj.weight";
+
+/// How a role's tensor of this number and name has the rows of its matrix.
+fn order(
     layout: &Layout,
     config: &ModelConfig,
     (role, layer): (Role, usize),
-    (index, rows): (usize, usize),
-) -> Option<HalfSplit> {
+    (index, name, rows): (usize, &str, usize),
+) -> Order {
     let rotates = match role {
         Role::Qkv | Role::QkvBias => index < 2,
         Role::QueryNorm | Role::KeyNorm => true,
         _ => false,
     };
-    if !rotates || layout.row_order != RowOrder::HalfSplit {
-        return None;
+    match config.layer(layer).attention {
+        Attention::Gqa(gqa) if rotates && layout.row_order == RowOrder::HalfSplit => {
+            Order::HalfSplit(HalfSplit {
+                rows: rows.min(gqa.q_rows() + gqa.kv_rows()),
+                head_dim: gqa.head_dim,
+                rotary_dim: gqa.rotary_dim,
+            })
+        }
+        Attention::Mla(mla) if name.ends_with(BOTH) => {
+            let (num_heads, of) = (mla.num_heads, mla.nope_dim + mla.value_dim);
+            match role {
+                Role::LatentKeys => {
+                    Order::Transposed(Heads { num_heads, first: 0, rows: mla.nope_dim, of })
+                }
+                _ => {
+                    let (first, rows) = (mla.nope_dim, mla.value_dim);
+                    Order::Heads(Heads { num_heads, first, rows, of })
+                }
+            }
+        }
+        Attention::Gqa(_) | Attention::Mla(_) => Order::Plain,
     }
-    let Attention::Gqa(gqa) = config.layer(layer).attention;
-    let (head_dim, rotary_dim) = (gqa.head_dim, gqa.rotary_dim);
-    Some(HalfSplit { rows: rows.min(gqa.q_rows() + gqa.kv_rows()), head_dim, rotary_dim })
 }
 
 /// What a tensor must be like.
@@ -227,14 +249,22 @@ struct Shape {
     /// Of all of them.
     rows: usize,
     cols: Option<usize>,
-    half_split: Option<HalfSplit>,
+    order: Order,
 }
 
 impl Shape {
     fn of(self, name: &str, stored: Stored, path: &Path) -> Result<Piece, CheckpointError> {
-        let depth = (self.depth > 1).then_some(self.depth);
-        let rows = self.rows / self.depth;
-        let expected: Vec<usize> = depth.into_iter().chain([rows]).chain(self.cols).collect();
+        let expected: Vec<usize> = match (self.order, self.cols) {
+            (Order::Heads(_) | Order::Transposed(_), Some(cols)) => {
+                let (rows, cols) = self.order.stored_shape(self.rows, cols);
+                vec![rows, cols]
+            }
+            _ => {
+                let depth = (self.depth > 1).then_some(self.depth);
+                let rows = self.rows / self.depth;
+                depth.into_iter().chain([rows]).chain(self.cols).collect()
+            }
+        };
         if stored.shape != expected {
             return Err(CheckpointError::WrongShape {
                 path: path.to_owned(),
@@ -259,7 +289,7 @@ impl Shape {
             dtype,
             rows: self.rows,
             cols: self.cols.unwrap_or(1),
-            half_split: self.half_split,
+            order: self.order,
             scales: None,
             file: stored.file,
             start: stored.start,

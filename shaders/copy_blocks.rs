@@ -4,9 +4,9 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
 use crate::gpu::Gpu;
-use crate::inputs::{Inputs, StepShape};
+use crate::inputs::{BLOCK_TOKENS, Inputs, StepShape};
 use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
-use crate::kv_cache::{HeadShape, KvCache, KvFormat};
+use crate::kv_cache::{HeadShape, KvCache, KvFormat, LatentCache};
 use crate::template::expand_vec4s;
 use crate::tensor::Tensor;
 
@@ -31,27 +31,45 @@ pub struct CopyBlocks {
 
 /// The kernels bound to the cache of one layer.
 pub struct BoundCopyBlocks {
-    // Keys out of their blocks and into others, then values.
-    bound: [Bound; 4],
+    // Of each of its tensors, keys first: out of their blocks and into others.
+    bound: Vec<[Bound; 2]>,
     block_len: u32,
 }
 
 impl CopyBlocks {
     /// For caches of this shape and format.
     pub fn new(gpu: &Gpu, shape: HeadShape, format: KvFormat) -> Result<Self, GpuError> {
+        Self::of_len(gpu, shape.block_len(), format)
+    }
+
+    /// For caches of latent rows of this width.
+    ///
+    /// # Errors
+    /// When the adapter has no room.
+    pub fn of_latents(gpu: &Gpu, width: usize, format: KvFormat) -> Result<Self, GpuError> {
+        Self::of_len(gpu, BLOCK_TOKENS * width, format)
+    }
+
+    /// For tensors whose blocks have so many values.
+    fn of_len(gpu: &Gpu, block_len: usize, format: KvFormat) -> Result<Self, GpuError> {
         let images = gpu.caps().images;
         let kernel = |gathers| Kernel::new(gpu, &source(format, gathers, images));
         Ok(Self {
             gathers: kernel(true)?,
             scatters: kernel(false)?,
-            between: format.alloc(gpu, MAX_AT_ONCE * shape.block_len())?,
-            block_len: (shape.block_len() / 4) as u32,
+            between: format.alloc(gpu, MAX_AT_ONCE * block_len)?,
+            block_len: (block_len / 4) as u32,
         })
     }
 
     /// Bytes that [`new`](Self::new) takes.
     pub fn num_bytes(gpu: &Gpu, shape: HeadShape, format: KvFormat) -> u64 {
         format.tensor_bytes(gpu, MAX_AT_ONCE * shape.block_len())
+    }
+
+    /// Bytes that [`of_latents`](Self::of_latents) takes.
+    pub fn latent_bytes(gpu: &Gpu, width: usize, format: KvFormat) -> u64 {
+        format.tensor_bytes(gpu, MAX_AT_ONCE * BLOCK_TOKENS * width)
     }
 
     /// `cache[targets[i], :] = cache[sources[i], :]`, for the copies that a step is told.
@@ -62,11 +80,41 @@ impl CopyBlocks {
         cache: &KvCache,
     ) -> Result<BoundCopyBlocks, GpuError> {
         assert_eq!(self.block_len as usize, cache.shape.block_len() / 4, "caches have one shape");
+        self.bind_tensors(gpu, inputs, &[&cache.keys, &cache.values])
+    }
+
+    /// The same of latent rows.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn bind_latents(
+        &self,
+        gpu: &Gpu,
+        inputs: &Inputs,
+        cache: &LatentCache,
+    ) -> Result<BoundCopyBlocks, GpuError> {
+        assert_eq!(
+            self.block_len as usize,
+            BLOCK_TOKENS * cache.width / 4,
+            "caches have one shape"
+        );
+        self.bind_tensors(gpu, inputs, &[&cache.rows])
+    }
+
+    fn bind_tensors(
+        &self,
+        gpu: &Gpu,
+        inputs: &Inputs,
+        tensors: &[&Tensor],
+    ) -> Result<BoundCopyBlocks, GpuError> {
         let (inputs, between) = (&inputs.tensor, &self.between);
-        let gathers = |from| self.gathers.bind(gpu, &[inputs, from, between]);
-        let scatters = |to| self.scatters.bind(gpu, &[inputs, between, to]);
-        let (keys, values) = (&cache.keys, &cache.values);
-        let bound = [gathers(keys)?, scatters(keys)?, gathers(values)?, scatters(values)?];
+        let bind = |tensor: &&Tensor| -> Result<_, GpuError> {
+            Ok([
+                self.gathers.bind(gpu, &[inputs, tensor, between])?,
+                self.scatters.bind(gpu, &[inputs, between, tensor])?,
+            ])
+        };
+        let bound = tensors.iter().map(bind).collect::<Result<_, _>>()?;
         Ok(BoundCopyBlocks { bound, block_len: self.block_len })
     }
 }
@@ -79,7 +127,7 @@ impl BoundCopyBlocks {
             let num_copies = MAX_AT_ONCE.min(step.num_copies - first) as u32;
             let grid = [self.block_len.div_ceil(WORKGROUP), 1, num_copies];
             let places = [step.copy_sources_at(), step.copy_targets_at()];
-            for (bound, at) in self.bound.iter().zip(places.into_iter().cycle()) {
+            for (bound, at) in self.bound.iter().flatten().zip(places.into_iter().cycle()) {
                 let blocks_at = at + first as u32;
                 pass.dispatch(bound, &Params { blocks_at, block_len: self.block_len }, grid);
             }

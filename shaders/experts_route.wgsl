@@ -69,7 +69,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     for (var k = 0u; k < {TOP_K}u; k++) {
         var best = {EXPERTS}u;
         for (var expert = lane; expert < {EXPERTS}u; expert += {LANES}u) {
-            if (sh_taken[expert] == 0u && (best == {EXPERTS}u || sh_choice[expert] > sh_choice[best])) {
+            let is_better = best == {EXPERTS}u || sh_choice[expert] > sh_choice[best];
+            if (sh_taken[expert] == 0u && is_better) {
                 best = expert;
             }
         }

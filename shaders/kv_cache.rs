@@ -152,3 +152,42 @@ impl KvCache {
         (gpu.caps().max_binding_bytes / (shape.block_len() as u64 * format.num_bytes())) as usize
     }
 }
+
+/// Latent rows of one layer, in blocks of [`BLOCK_TOKENS`] tokens: what keys and values are made
+/// of.
+pub struct LatentCache {
+    /// Values of a token.
+    pub width: usize,
+    /// How they are stored.
+    pub format: KvFormat,
+    /// [num_blocks, width / 4, BLOCK_TOKENS, 4], vec4s: tokens side by side, as keys are
+    pub rows: Tensor,
+}
+
+impl LatentCache {
+    /// A cache of `num_blocks`, all zero.
+    ///
+    /// # Errors
+    /// When the adapter has no room.
+    pub fn new(
+        gpu: &Gpu,
+        width: usize,
+        format: KvFormat,
+        num_blocks: usize,
+    ) -> Result<Self, GpuError> {
+        assert!(width.is_multiple_of(4), "kernels take four values at a time");
+        let rows = format.alloc(gpu, num_blocks * BLOCK_TOKENS * width)?;
+        Ok(Self { width, format, rows })
+    }
+
+    /// Bytes that a cache of `num_blocks` takes.
+    pub fn num_bytes(gpu: &Gpu, width: usize, format: KvFormat, num_blocks: usize) -> u64 {
+        format.tensor_bytes(gpu, num_blocks * BLOCK_TOKENS * width)
+    }
+
+    /// The most blocks that a cache of this width can have on an adapter.
+    pub fn max_blocks(gpu: &Gpu, width: usize, format: KvFormat) -> usize {
+        let block_bytes = (BLOCK_TOKENS * width) as u64 * format.num_bytes();
+        (gpu.caps().max_binding_bytes / block_bytes) as usize
+    }
+}

@@ -42,10 +42,12 @@ pub mod copy_blocks;
 pub mod embed;
 pub mod experts;
 pub mod gather_rows;
+pub mod index;
 pub mod matmul;
 mod matmul_class;
 pub mod matmul_stacked;
 mod matmul_variant;
+pub mod mla;
 pub mod products;
 pub mod qk_norm;
 pub mod quantize_rows;
@@ -64,6 +66,7 @@ pub mod copy;
 pub mod fma;
 pub mod self_test;
 pub mod self_test_experts;
+pub mod self_test_mla;
 pub mod speed;
 
 #[cfg(test)]

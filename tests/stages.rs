@@ -286,6 +286,11 @@ fn glm4_moe_with_groups_of_experts_computes_its_golden_at_every_cut() {
     fixture_computes_its_golden("glm4-moe-groups", "bf16");
 }
 
+#[test]
+fn glm4_moe_lite_computes_its_golden_at_every_cut() {
+    fixture_computes_its_golden("glm4-moe-lite", "bf16");
+}
+
 /// Goal: experts change nothing where all of them are the same. Method: the model is `glass-en`
 /// with half of each MLP for all tokens and the other half in each of its experts.
 #[test]

@@ -110,9 +110,9 @@ fn every_kernel_has_its_launcher() {
         let name = path.file_stem().unwrap().to_string_lossy();
         // Parts of other kernels: how blocks of weights are decoded, how images are addressed, what
         // is read, what becomes of a product, how attention's partitions are laid out and merged,
-        // what is done with experts.
+        // what is done with experts, latent rows and chosen positions.
         let is_part = name.starts_with("decode_") || name == "image" || name.ends_with("_in");
-        let families = ["matmul_", "experts_", "attention_"];
+        let families = ["matmul_", "experts_", "mla_", "index_", "attention_"];
         if is_part || families.iter().any(|family| name.starts_with(family)) {
             continue;
         }

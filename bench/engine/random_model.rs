@@ -445,7 +445,7 @@ mod tests {
                 let model = Checkpoint::open(&path).unwrap();
                 let config = model.config();
                 assert_eq!((config.num_layers(), config.vocab_size), (2, 256));
-                let Attention::Gqa(gqa) = config.layers[0].attention;
+                let Attention::Gqa(gqa) = config.layers[0].attention else { panic!() };
                 assert_eq!((gqa.bias, config.tie_word_embeddings), (bias, !bias));
                 assert_eq!(model.matrix(Matrix::Qkv(1)).unwrap().format(), format);
                 assert!(model.tokenizer().is_ok());

@@ -4,7 +4,9 @@
 
 mod attention;
 mod class;
+mod gqa;
 pub mod head;
+mod mla;
 mod mlp;
 mod moe;
 mod weights;
@@ -12,7 +14,7 @@ mod weights;
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use checkpoint::{Checkpoint, LayerSpec, Matrix, ModelConfig, Row, Vector};
+use checkpoint::{Checkpoint, LayerSpec, ModelConfig, Row, Vector};
 use protocol::config;
 use shaders::error::GpuError;
 use shaders::experts::Routes;
@@ -24,13 +26,12 @@ use shaders::matmul::{Matmul, Norm, Operand, Output, Products};
 use shaders::quantize_rows::QuantizedRows;
 use shaders::rms_norm::{BoundRmsNorm, RmsNorm};
 use shaders::tensor::Tensor;
-use shaders::weights::Format;
 
-pub use self::attention::{AttentionKernels, LayerCache, head_shape};
+pub use self::attention::{AttentionKernels, LayerCache};
 use self::attention::{AttentionWeights, BoundAttention};
 use self::mlp::{BoundMlp, MlpWeights};
 use self::weights::Loader;
-pub use self::weights::{on_device, upload};
+pub use self::weights::{format, on_device, upload};
 use crate::error::StageError;
 
 /// The kernels that serve layers of every shape, compiled.
@@ -119,7 +120,9 @@ fn quantizes(gpu: &Gpu) -> bool {
 
 /// Values of the longest row that may be multiplied.
 fn widest(model: &ModelConfig) -> usize {
-    let is_operand = |row| matches!(row, Row::Hidden | Row::Middle | Row::Attended | Row::Gated);
+    let is_operand = |row| {
+        matches!(row, Row::Hidden | Row::Middle | Row::QueryLatent | Row::Attended | Row::Gated)
+    };
     let rows = model.rows().into_iter().filter(|(row, _)| is_operand(*row));
     rows.map(|(_, width)| width).max().unwrap_or(0)
 }
@@ -271,12 +274,4 @@ pub fn kv_format(dtype: config::KvCacheDtype) -> KvFormat {
         config::KvCacheDtype::Auto | config::KvCacheDtype::F32 => KvFormat::F32,
         config::KvCacheDtype::F16 => KvFormat::F16,
     }
-}
-
-/// The format of a model's weights, as far as they have one: that of its first product.
-///
-/// # Errors
-/// When the files don't hold it.
-pub fn format(files: &Checkpoint) -> Result<Format, StageError> {
-    Ok(on_device(files.matrix(Matrix::Qkv(0))?.format()))
 }

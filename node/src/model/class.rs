@@ -1,16 +1,18 @@
 //! The device class of layers: what proves that an adapter computes them, and tells it from others.
 
-use checkpoint::{Checkpoint, Matrix, Part, Weight};
+use checkpoint::{Attention, Checkpoint, Matrix, Part, Weight};
 use protocol::Digest;
 use shaders::experts::ExpertShape;
 use shaders::gpu::Gpu;
 use shaders::kv_cache::{HeadShape, KvFormat};
 use shaders::matmul::Products;
+use shaders::mla::LatentShape;
 use shaders::self_test::{self, SelfTest};
 use shaders::self_test_experts::ExpertTest;
+use shaders::self_test_mla::LatentTest;
 use shaders::weights::Format;
 
-use super::{Kernels, head_shape, moe, on_device};
+use super::{Kernels, attention, gqa, mla, moe, on_device};
 use crate::error::StageError;
 
 /// What the class of a part of a layer depends on, beside the device.
@@ -18,6 +20,7 @@ use crate::error::StageError;
 pub(super) enum Form {
     Layer(Format, HeadShape, KvFormat),
     Experts(Format, ExpertShape),
+    Latent(LatentShape, KvFormat),
 }
 
 impl Kernels {
@@ -64,7 +67,12 @@ impl Kernels {
         compiled: &mut dyn FnMut(usize, usize),
     ) -> Result<Digest, StageError> {
         let model = files.config();
-        let heads = head_shape(model);
+        let attention = attention::of_all(model);
+        let heads = match &attention {
+            Attention::Gqa(gqa) => gqa::shape(gqa),
+            // Products are proven with some heads.
+            Attention::Mla(_) => Self::proven(gpu.caps().products).1,
+        };
         let mut forms = Vec::new();
         let mut add = |form| {
             if !forms.contains(&form) {
@@ -79,11 +87,15 @@ impl Kernels {
                 let Weight::Matrix(matrix) = weight else { continue };
                 let view = files.matrix(matrix)?;
                 let format = on_device(view.format());
+                // Heads' own products are laid out as those of experts are.
                 match moe::shape(model).filter(|_| view.stack() > 1) {
                     Some(shape) => add(Form::Experts(format, shape)),
                     None => add(Form::Layer(format, heads, kv)),
                 }
             }
+        }
+        if let Attention::Mla(mla) = &attention {
+            forms.push(Form::Latent(mla::shape(mla), kv));
         }
         self.class_of(gpu, &forms, compiled)
     }
@@ -118,6 +130,7 @@ impl Kernels {
 enum Test {
     Layer(SelfTest),
     Experts(ExpertTest),
+    Latent(LatentTest),
 }
 
 impl Test {
@@ -125,6 +138,7 @@ impl Test {
         Ok(match *form {
             Form::Layer(format, heads, kv) => Self::Layer(SelfTest::new(gpu, format, heads, kv)?),
             Form::Experts(format, shape) => Self::Experts(ExpertTest::new(gpu, format, shape)?),
+            Form::Latent(shape, kv) => Self::Latent(LatentTest::new(gpu, shape, kv)?),
         })
     }
 
@@ -132,6 +146,7 @@ impl Test {
         Ok(match self {
             Self::Layer(test) => test.run(gpu)?,
             Self::Experts(test) => test.run(gpu)?,
+            Self::Latent(test) => test.run(gpu)?,
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Weights on their way from files to the adapter.
 
-use checkpoint::{Checkpoint, Matrix, Vector};
+use checkpoint::{Checkpoint, Matrix, Part, Vector, Weight};
 use shaders::gpu::Gpu;
 use shaders::tensor::Tensor;
 use shaders::weights::{Format, RowOrder, WeightMatrix};
@@ -75,6 +75,11 @@ fn order(matrix: Matrix) -> RowOrder {
         | Matrix::Qkv(_)
         | Matrix::Output(_)
         | Matrix::Down(_)
+        | Matrix::QueryDown(_)
+        | Matrix::QueryUp(_)
+        | Matrix::LatentDown(_)
+        | Matrix::LatentKeys(_)
+        | Matrix::LatentValues(_)
         | Matrix::Router(_)
         | Matrix::ExpertsDown(_)
         | Matrix::SharedDown(_) => RowOrder::Plain,
@@ -91,4 +96,16 @@ pub fn on_device(format: checkpoint::Format) -> Format {
         checkpoint::Format::Int4 => Format::Int4,
         checkpoint::Format::Fp8 => Format::Fp8,
     }
+}
+
+/// The format of a model's weights, as far as they have one: that of its first product.
+///
+/// # Errors
+/// When the files don't hold it.
+pub fn format(files: &Checkpoint) -> Result<Format, StageError> {
+    let first = files.part(Part::Layer(0))?.into_iter().find_map(|weight| match weight {
+        Weight::Matrix(matrix) => Some(matrix),
+        Weight::Vector(_) => None,
+    });
+    Ok(on_device(files.matrix(first.expect("a layer has products"))?.format()))
 }

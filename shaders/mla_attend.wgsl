@@ -1,0 +1,204 @@
+// out[t, h, :] = sum over positions p of softmax(scale * q[t, h, :] . rows[p, :]) * rows[p, ..lora]
+//                                    one workgroup per token t and QUERIES heads h
+//
+// All heads attend to the same latent rows. Positions are all up to the token's own. They are taken
+// in partitions of LANES * KEYS, counted from 0, in ascending order: when one brings a larger score,
+// what was summed before is made as much smaller. Each lane adds the weights of the positions that
+// it scores, and the lanes' sums are added at the end, in order. So the bits of a row depend on its
+// own position and sequence only.
+
+struct Params {
+    num_tokens: u32,
+    tables_at: u32,    // in inputs
+    num_heads: u32,
+    scale: f32,
+}
+
+var<immediate> params: Params;
+// ..., positions, table_starts, ..., tables
+@group(0) @binding(0) var<storage, read>       inputs: array<u32>;
+//! if IMAGES
+// [num_tokens, num_heads, LATENT]
+@group(0) @binding(1) var q: texture_storage_2d<rgba32float, read>;
+//! if KV_F16
+// [num_blocks, LATENT, BLOCK]
+@group(0) @binding(2) var rows: texture_storage_2d<rg32uint, read>;
+//! else
+// [num_blocks, LATENT, BLOCK]
+@group(0) @binding(2) var rows: texture_storage_2d<rgba32float, read>;
+//! end
+// [num_tokens, num_heads, LORA]
+@group(0) @binding(3) var out: texture_storage_2d<rgba32float, write>;
+//! else
+// [num_tokens, num_heads, LATENT]
+@group(0) @binding(1) var<storage, read>       q: array<vec4<f32>>;
+//! if KV_F16
+// [num_blocks, LATENT, BLOCK]
+@group(0) @binding(2) var<storage, read>       rows: array<vec2<u32>>;
+//! else
+// [num_blocks, LATENT, BLOCK]
+@group(0) @binding(2) var<storage, read>       rows: array<vec4<f32>>;
+//! end
+// [num_tokens, num_heads, LORA]
+@group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
+//! end
+//! if CHOSEN
+// for each token how many positions, and which, ascending [num_tokens, 1 + MOST]
+@group(0) @binding(4) var<storage, read>       chosen: array<u32>;
+//! end
+
+const LEAST = -3.4028234e38;
+
+var<workgroup> sh_lane: array<f32, {SHARED_LANE}>;   // [QUERIES, LANES]
+var<workgroup> sh_weight: array<f32, {SHARED_P}>;    // [QUERIES, PARTITION]
+var<workgroup> sh_at: array<u32, {PARTITION}>;
+
+@compute @workgroup_size({LANES})
+fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let token = workgroup.x;
+    let first_head = workgroup.y * {QUERIES}u;
+    let table = params.tables_at + inputs[2u * params.num_tokens + token];
+//! if CHOSEN
+    let count = chosen[token * {CHOSEN_STRIDE}u];
+//! else
+    let count = inputs[params.num_tokens + token] + 1u;
+//! end
+    let first_query = (token * params.num_heads + first_head) * {LATENT}u;
+//! for r in 0..QUERIES
+    var max_{r} = LEAST;
+    var sum_{r} = 0.0;
+//! for i in 0..SLICES
+    var total_{r}_{i} = vec4<f32>(0.0);
+//! end
+//! end
+
+    for (var start = 0u; start < count; start += {PARTITION}u) {
+//! for u in 0..KEYS
+        let place_{u} = start + {u}u * {LANES}u + lane;
+        let at_{u} = row_start(table, token, min(place_{u}, count - 1u));
+        sh_at[{u}u * {LANES}u + lane] = at_{u};
+//! for r in 0..QUERIES
+        var score_{r}_{u} = 0.0;
+//! end
+//! end
+        for (var d = 0u; d < {LATENT}u; d++) {
+//! for u in 0..KEYS
+            let key_{u} = row_at(at_{u} + d * {BLOCK}u);
+//! end
+//! for r in 0..QUERIES
+            let q_{r} = q_at(first_query + {r}u * {LATENT}u + d) * params.scale;
+//! for u in 0..KEYS
+            score_{r}_{u} = fma(q_{r}.x, key_{u}.x, score_{r}_{u});
+            score_{r}_{u} = fma(q_{r}.y, key_{u}.y, score_{r}_{u});
+            score_{r}_{u} = fma(q_{r}.z, key_{u}.z, score_{r}_{u});
+            score_{r}_{u} = fma(q_{r}.w, key_{u}.w, score_{r}_{u});
+//! end
+//! end
+        }
+
+        // The largest score, exact in any order.
+//! for r in 0..QUERIES
+        var lane_max_{r} = LEAST;
+//! for u in 0..KEYS
+        lane_max_{r} = select(lane_max_{r}, max(lane_max_{r}, score_{r}_{u}), place_{u} < count);
+//! end
+        sh_lane[{r}u * {LANES}u + lane] = lane_max_{r};
+//! end
+        workgroupBarrier();
+//! for r in 0..QUERIES
+        var new_max_{r} = max_{r};
+        for (var other = 0u; other < {LANES}u; other++) {
+            new_max_{r} = max(new_max_{r}, sh_lane[{r}u * {LANES}u + other]);
+        }
+        let keep_{r} = exp(max_{r} - new_max_{r});
+        max_{r} = new_max_{r};
+        sum_{r} *= keep_{r};
+//! for i in 0..SLICES
+        total_{r}_{i} *= keep_{r};
+//! end
+//! for u in 0..KEYS
+        let weight_{r}_{u} =
+            select(0.0, exp(score_{r}_{u} - new_max_{r}), place_{u} < count);
+        sum_{r} += weight_{r}_{u};
+        sh_weight[{r}u * {PARTITION}u + {u}u * {LANES}u + lane] = weight_{r}_{u};
+//! end
+//! end
+        workgroupBarrier();
+
+        // Each lane sums some dimensions over all positions.
+        let end = min({PARTITION}u, count - start);
+        for (var j = 0u; j < end; j++) {
+            let at = sh_at[j];
+//! for i in 0..SLICES
+            let value_{i} = row_at(at + min({i}u * {LANES}u + lane, {LORA}u - 1u) * {BLOCK}u);
+//! end
+//! for r in 0..QUERIES
+            let weight_{r} = vec4<f32>(sh_weight[{r}u * {PARTITION}u + j]);
+//! for i in 0..SLICES
+            total_{r}_{i} = fma(weight_{r}, value_{i}, total_{r}_{i});
+//! end
+//! end
+        }
+        workgroupBarrier();
+    }
+
+//! for r in 0..QUERIES
+    sh_lane[{r}u * {LANES}u + lane] = sum_{r};
+//! end
+    workgroupBarrier();
+//! for r in 0..QUERIES
+    var sum_of_all_{r} = 0.0;
+    for (var other = 0u; other < {LANES}u; other++) {
+        sum_of_all_{r} += sh_lane[{r}u * {LANES}u + other];
+    }
+//! for i in 0..SLICES
+    if ({i}u * {LANES}u + lane < {LORA}u) {
+        store((token * params.num_heads + first_head + {r}u) * {LORA}u + {i}u * {LANES}u + lane,
+            total_{r}_{i} / sum_of_all_{r});
+    }
+//! end
+//! end
+}
+
+// Where the row of a position begins, or of that of this number among those chosen.
+fn row_start(table: u32, token: u32, number: u32) -> u32 {
+//! if CHOSEN
+    let position = chosen[token * {CHOSEN_STRIDE}u + 1u + number];
+//! else
+    let position = number;
+//! end
+    return inputs[table + position / {BLOCK}u] * {LATENT}u * {BLOCK}u + position % {BLOCK}u;
+}
+
+fn q_at(index: u32) -> vec4<f32> {
+//! if IMAGES
+    return textureLoad(q, texel(index));
+//! else
+    return q[index];
+//! end
+}
+
+fn row_at(index: u32) -> vec4<f32> {
+//! if KV_F16
+//! if IMAGES
+    let words = textureLoad(rows, texel(index)).xy;
+//! else
+    let words = rows[index];
+//! end
+    return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
+//! else
+//! if IMAGES
+    return textureLoad(rows, texel(index));
+//! else
+    return rows[index];
+//! end
+//! end
+}
+
+fn store(index: u32, value: vec4<f32>) {
+//! if IMAGES
+    textureStore(out, texel(index), value);
+//! else
+    out[index] = value;
+//! end
+}
