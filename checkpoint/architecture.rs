@@ -6,7 +6,7 @@
 use std::fmt;
 
 use crate::config::ModelConfig;
-use crate::spec::{Attention, Dense, LayerSpec, Mlp};
+use crate::spec::{Attention, Dense, LayerSpec, Mla, Mlp};
 
 /// What can be computed. Displayed as Hugging Face's class name.
 ///
@@ -22,12 +22,14 @@ pub enum Architecture {
     Glm4Moe,
     /// GLM-4.7-Flash: the same with latent attention.
     Glm4MoeLite,
+    /// GLM-5: the same, attending to chosen positions.
+    GlmMoeDsa,
 }
 
 impl Architecture {
     /// Whether layers after the first ones have experts.
     pub(crate) fn has_experts(self) -> bool {
-        matches!(self, Self::Glm4Moe | Self::Glm4MoeLite)
+        matches!(self, Self::Glm4Moe | Self::Glm4MoeLite | Self::GlmMoeDsa)
     }
 }
 
@@ -38,6 +40,7 @@ impl fmt::Display for Architecture {
             Self::Glm4 => "Glm4ForCausalLM",
             Self::Glm4Moe => "Glm4MoeForCausalLM",
             Self::Glm4MoeLite => "Glm4MoeLiteForCausalLM",
+            Self::GlmMoeDsa => "GlmMoeDsaForCausalLM",
         })
     }
 }
@@ -72,6 +75,11 @@ pub(crate) enum Role {
     LatentNorm,
     LatentKeys,
     LatentValues,
+    IndexQueries,
+    IndexKeys,
+    IndexNorm,
+    IndexBias,
+    IndexWeights,
 }
 
 impl Role {
@@ -103,6 +111,20 @@ impl Role {
             (Self::LatentValues, Attention::Mla(mla), _) => {
                 (vec![mla.value_rows()], Some(mla.kv_lora_rank))
             }
+            (
+                Self::IndexQueries
+                | Self::IndexKeys
+                | Self::IndexNorm
+                | Self::IndexBias
+                | Self::IndexWeights,
+                Attention::Mla(Mla { q_lora_rank, index: Some(index), .. }),
+                _,
+            ) => match self {
+                Self::IndexQueries => (vec![index.num_heads * index.head_dim], Some(q_lora_rank)),
+                Self::IndexKeys => (vec![index.head_dim], Some(hidden)),
+                Self::IndexWeights => (vec![index.num_heads], Some(hidden)),
+                _ => (vec![index.head_dim], None),
+            },
             (Self::QueryNorm | Self::KeyNorm, Attention::Gqa(gqa), _) => (vec![gqa.head_dim], None),
             (Self::GateUp, _, Mlp::Dense(Dense { width })) => (vec![width; 2], Some(hidden)),
             (Self::Down, _, Mlp::Dense(Dense { width })) => (vec![hidden], Some(width)),
@@ -168,6 +190,11 @@ impl Role {
             Self::LatentNorm => "latent_norm",
             Self::LatentKeys => "latent_keys",
             Self::LatentValues => "latent_values",
+            Self::IndexQueries => "index_queries",
+            Self::IndexKeys => "index_keys",
+            Self::IndexNorm => "index_norm",
+            Self::IndexBias => "index_bias",
+            Self::IndexWeights => "index_weights",
         }
     }
 }
@@ -262,6 +289,14 @@ pub(crate) const HUGGING_FACE: &[Layout] = &[
         tensors: HUGGING_FACE_TENSORS,
         ignored: &["rotary_emb.inv_freq"],
     },
+    Layout {
+        source: "GlmMoeDsaForCausalLM",
+        architecture: Architecture::GlmMoeDsa,
+        row_order: RowOrder::Adjacent,
+        layer_prefix: "model.layers.",
+        tensors: HUGGING_FACE_TENSORS,
+        ignored: &["rotary_emb.inv_freq"],
+    },
 ];
 
 const HUGGING_FACE_TENSORS: &[(Role, &[&[&str]])] = &[
@@ -304,6 +339,11 @@ const HUGGING_FACE_TENSORS: &[(Role, &[&[&str]])] = &[
     (Role::LatentNorm, &[&["self_attn.kv_a_layernorm.weight"]]),
     (Role::LatentKeys, &[&["self_attn.kv_b_proj.weight"]]),
     (Role::LatentValues, &[&["self_attn.kv_b_proj.weight"]]),
+    (Role::IndexQueries, &[&["self_attn.indexer.wq_b.weight"]]),
+    (Role::IndexKeys, &[&["self_attn.indexer.wk.weight"]]),
+    (Role::IndexNorm, &[&["self_attn.indexer.k_norm.weight"]]),
+    (Role::IndexBias, &[&["self_attn.indexer.k_norm.bias"]]),
+    (Role::IndexWeights, &[&["self_attn.indexer.weights_proj.weight"]]),
 ];
 
 /// By `general.architecture`. llama.cpp's converter has brought q and k of `llama` files into
@@ -356,4 +396,9 @@ const GGUF_TENSORS: &[(Role, &[&[&str]])] = &[
     (Role::LatentNorm, &[&["attn_kv_a_norm.weight"]]),
     (Role::LatentKeys, &[&["attn_k_b.weight"]]),
     (Role::LatentValues, &[&["attn_v_b.weight"]]),
+    (Role::IndexQueries, &[&["indexer.attn_q_b.weight"]]),
+    (Role::IndexKeys, &[&["indexer.attn_k.weight"]]),
+    (Role::IndexNorm, &[&["indexer.k_norm.weight"]]),
+    (Role::IndexBias, &[&["indexer.k_norm.bias"]]),
+    (Role::IndexWeights, &[&["indexer.proj.weight"]]),
 ];

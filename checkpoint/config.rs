@@ -158,7 +158,13 @@ impl Mla {
         ] {
             whole_vec4s(key, width)?;
         }
-        Ok(())
+        let Some(index) = self.index else { return Ok(()) };
+        if index.head_dim < rope_dim {
+            let problem = format!("is {}, of which {rope_dim} dimensions rotate", index.head_dim);
+            return Err(Refused::new("head dimension of the index", problem));
+        }
+        whole_vec4s("head dimension of the index", index.head_dim)?;
+        whole_vec4s("heads of the index times their dimension", index.num_heads * index.head_dim)
     }
 }
 

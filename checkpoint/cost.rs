@@ -68,7 +68,14 @@ impl LayerSpec {
     fn num_kernels(&self) -> u32 {
         let attention = match self.attention {
             Attention::Gqa(gqa) => 3 + u32::from(gqa.qk_norm),
-            Attention::Mla(_) => 8,
+            // Of those that choose positions three products and three kernels more.
+            Attention::Mla(mla) => {
+                if mla.own_index().is_some() {
+                    15
+                } else {
+                    9
+                }
+            }
         };
         let mlp = match self.mlp {
             Mlp::Dense(_) => 2,
@@ -93,7 +100,8 @@ impl ModelConfig {
 
     /// Values of one token that a stage computes with, each tensor of them kept once.
     pub fn scratch_values(&self) -> u64 {
-        self.rows().iter().map(|(_, width)| *width as u64).sum()
+        let rows: u64 = self.rows().iter().map(|(_, width)| *width as u64).sum();
+        rows + self.index().map_or(0, |index| 1 + index.top_k as u64)
     }
 }
 

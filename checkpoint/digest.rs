@@ -6,7 +6,7 @@ use crate::Digest;
 use crate::architecture::Role;
 use crate::config::ModelConfig;
 use crate::matrix::dtype_number;
-use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mla, Mlp, Moe};
+use crate::spec::{Attention, Dense, Gqa, Index, LayerSpec, Mla, Mlp, Moe};
 use crate::tensors::Weights;
 use crate::tokenizer::{SpecialTokens, TokenizerSource};
 
@@ -132,12 +132,18 @@ impl Sum {
                 nope_dim,
                 rope_dim,
                 value_dim,
+                index,
             }) => {
                 self.text("mla");
                 for number in [num_heads, q_lora_rank, kv_lora_rank, nope_dim, rope_dim, value_dim]
                 {
                     self.number(*number as u64);
                 }
+                self.option(*index, |sum, Index { num_heads, head_dim, top_k, shared }| {
+                    for number in [num_heads, head_dim, top_k, shared.into()] {
+                        sum.number(number as u64);
+                    }
+                });
             }
         }
         match mlp {

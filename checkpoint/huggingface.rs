@@ -15,7 +15,7 @@ use crate::error::CheckpointError;
 use crate::fp8::{Scaling, scaling};
 use crate::mapped::{Mapped, read_small};
 use crate::safetensors;
-use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mla, Mlp, Moe};
+use crate::spec::{Attention, Dense, Gqa, Index, LayerSpec, Mla, Mlp, Moe};
 use crate::tensors::Tensors;
 
 /// The largest published index has about 10 MB, configurations a few kB.
@@ -31,6 +31,9 @@ const RMS_NORM_EPS: f64 = 1.562_5e-7;
 const MOE_RMS_NORM_EPS: f64 = 1e-5;
 /// `<|endoftext|>`, `<|user|>`, `<|observation|>` of GLM-4's vocabulary.
 const EOS: [u32; 3] = [151_329, 151_336, 151_338];
+
+/// A kernel is written out for each of them.
+const MAX_INDEX_HEADS: usize = 128;
 
 const CONFIG: &str = "config.json";
 pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
@@ -110,6 +113,9 @@ fn parse(fields: &Value, layout: &Layout) -> Result<ModelConfig, Refused> {
     let eps = number(&fields["rms_norm_eps"], "rms_norm_eps")?.unwrap_or(eps);
     let attention = match layout.architecture {
         Architecture::Glm4MoeLite => Attention::Mla(mla(fields)?),
+        Architecture::GlmMoeDsa => {
+            Attention::Mla(Mla { index: Some(index(fields)?), ..mla(fields)? })
+        }
         Architecture::Glm | Architecture::Glm4 | Architecture::Glm4Moe => Attention::Gqa(Gqa {
             num_heads: required(fields, "num_attention_heads", MAX_HEADS)?,
             num_kv_heads: optional(fields, "num_key_value_heads", MAX_HEADS)?
@@ -124,6 +130,13 @@ fn parse(fields: &Value, layout: &Layout) -> Result<ModelConfig, Refused> {
     let sandwich_norms = layout.architecture == Architecture::Glm4;
     let num_layers = required(fields, "num_hidden_layers", MAX_LAYERS)?;
     let mut layers = vec![LayerSpec { attention, mlp: dense, sandwich_norms }; num_layers];
+    if layout.architecture == Architecture::GlmMoeDsa {
+        for (layer, shared) in layers.iter_mut().zip(shared_layers(fields, num_layers)?) {
+            if let Attention::Mla(Mla { index: Some(index), .. }) = &mut layer.attention {
+                index.shared = shared;
+            }
+        }
+    }
     if is_moe {
         let moe = moe(fields)?;
         for (layer, is_sparse) in layers.iter_mut().zip(sparse_layers(fields, num_layers)?) {
@@ -166,7 +179,52 @@ fn mla(fields: &Value) -> Result<Mla, Refused> {
         nope_dim: required(fields, "qk_nope_head_dim", MAX_HEAD_DIM)?,
         rope_dim: required(fields, "qk_rope_head_dim", MAX_HEAD_DIM)?,
         value_dim: required(fields, "v_head_dim", MAX_HEAD_DIM)?,
+        index: None,
     })
+}
+
+/// As transformers' class of models that choose positions reads it.
+fn index(fields: &Value) -> Result<Index, Refused> {
+    Ok(Index {
+        num_heads: required(fields, "index_n_heads", MAX_INDEX_HEADS)?,
+        head_dim: required(fields, "index_head_dim", MAX_HEAD_DIM)?,
+        top_k: required(fields, "index_topk", MAX_POSITIONS)?,
+        shared: false,
+    })
+}
+
+/// Which layers take the choice of the one before: those that are named so, or all but every
+/// `index_topk_freq`-th after the first `index_skip_topk_offset`.
+fn shared_layers(fields: &Value, num_layers: usize) -> Result<Vec<bool>, Refused> {
+    let key = "indexer_types";
+    let problem = |layer: usize| {
+        let all = format!("must be \"full\" or \"shared\" for each of {num_layers} layers");
+        Refused::new(key, format!("{all}, which layer {layer} isn't, and \"full\" for the first"))
+    };
+    let shared: Vec<bool> = match &fields[key] {
+        Value::Null => {
+            let frequency = optional(fields, "index_topk_freq", MAX_LAYERS)?.unwrap_or(1);
+            let offset = fields["index_skip_topk_offset"].as_u64().unwrap_or(0);
+            if !fields["index_topk_pattern"].is_null() {
+                let problem = "is set, supported are indexer_types and index_topk_freq";
+                return Err(Refused::new("index_topk_pattern", problem));
+            }
+            let offset = usize::try_from(offset).unwrap_or(usize::MAX).min(num_layers);
+            let before = |layer: usize| layer.saturating_add(1).saturating_sub(offset);
+            (0..num_layers).map(|layer| !before(layer).is_multiple_of(frequency)).collect()
+        }
+        kinds => {
+            let kinds = kinds.as_array().filter(|kinds| kinds.len() == num_layers);
+            let kinds = kinds.ok_or_else(|| problem(0))?;
+            let kind = |(layer, kind): (usize, &Value)| match kind.as_str() {
+                Some("full") => Ok(false),
+                Some("shared") => Ok(true),
+                _ => Err(problem(layer)),
+            };
+            kinds.iter().enumerate().map(kind).collect::<Result<_, _>>()?
+        }
+    };
+    if shared.first() == Some(&true) { Err(problem(0)) } else { Ok(shared) }
 }
 
 /// As transformers' classes of models with experts read it.

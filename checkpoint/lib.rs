@@ -59,7 +59,7 @@ pub use files::ModelFile;
 pub use generation::SamplingDefaults;
 pub use gguf_model::BOS_BY_DEFAULT;
 pub use matrix::MatrixView;
-pub use spec::{Attention, Dense, Gqa, LayerSpec, Mla, Mlp, Moe, Row};
+pub use spec::{Attention, Dense, Gqa, Index, LayerSpec, Mla, Mlp, Moe, Row};
 pub use tokenizer::{SpecialTokens, TokenizerSource};
 pub use weight::{Matrix, Vector, Weight};
 

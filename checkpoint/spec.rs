@@ -63,6 +63,22 @@ pub struct Mla {
     pub rope_dim: usize,
     /// Values of a head's value.
     pub value_dim: usize,
+    /// How the positions are chosen that a token attends to, where not all.
+    pub index: Option<Index>,
+}
+
+/// The choice of the positions that a token attends to: those to which a small attention of its own
+/// gives the highest scores; of equal ones the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Index {
+    /// Heads that score.
+    pub num_heads: usize,
+    /// Values of one, and of a position's key; the first `rope_dim` rotate.
+    pub head_dim: usize,
+    /// Most positions that are chosen.
+    pub top_k: usize,
+    /// Is the choice that of the layer before?
+    pub shared: bool,
 }
 
 /// The MLP of a layer.
@@ -138,6 +154,11 @@ impl Mla {
         self.nope_dim + self.rope_dim
     }
 
+    /// The choice that a layer makes itself.
+    pub fn own_index(&self) -> Option<Index> {
+        self.index.filter(|index| !index.shared)
+    }
+
     /// What all heads give.
     pub fn value_rows(&self) -> usize {
         self.num_heads * self.value_dim
@@ -167,6 +188,12 @@ pub enum Row {
     Latent,
     /// What heads give before it is made values.
     LatentAttended,
+    /// Queries of the heads that choose positions.
+    IndexQueries,
+    /// Keys of the heads that choose positions.
+    IndexKeys,
+    /// Weights of the heads that choose positions.
+    IndexWeights,
     /// Queries, keys and values before their norm, where they have one.
     Unnormed,
     /// What a router says of each expert, before it is a score.
@@ -184,7 +211,14 @@ impl Row {
     pub fn is_vec4s(self) -> bool {
         !matches!(
             self,
-            Self::Sublayer | Self::Unnormed | Self::Latent | Self::Router | Self::Experts
+            Self::Sublayer
+                | Self::Unnormed
+                | Self::Latent
+                | Self::IndexQueries
+                | Self::IndexKeys
+                | Self::IndexWeights
+                | Self::Router
+                | Self::Experts
         )
     }
 }
@@ -225,16 +259,28 @@ impl Attention {
                 weights.push(Matrix::Output(layer).into());
                 weights
             }
-            Self::Mla(_) => vec![
-                Matrix::QueryDown(layer).into(),
-                Vector::QueryLatentNorm(layer).into(),
-                Matrix::QueryUp(layer).into(),
-                Matrix::LatentDown(layer).into(),
-                Vector::LatentNorm(layer).into(),
-                Matrix::LatentKeys(layer).into(),
-                Matrix::LatentValues(layer).into(),
-                Matrix::Output(layer).into(),
-            ],
+            Self::Mla(mla) => {
+                let mut weights = vec![
+                    Matrix::QueryDown(layer).into(),
+                    Vector::QueryLatentNorm(layer).into(),
+                    Matrix::QueryUp(layer).into(),
+                    Matrix::LatentDown(layer).into(),
+                    Vector::LatentNorm(layer).into(),
+                    Matrix::LatentKeys(layer).into(),
+                    Matrix::LatentValues(layer).into(),
+                ];
+                if mla.own_index().is_some() {
+                    weights.extend([
+                        Weight::Matrix(Matrix::IndexQueries(layer)),
+                        Matrix::IndexKeys(layer).into(),
+                        Vector::IndexNorm(layer).into(),
+                        Vector::IndexBias(layer).into(),
+                        Matrix::IndexWeights(layer).into(),
+                    ]);
+                }
+                weights.push(Matrix::Output(layer).into());
+                weights
+            }
         }
     }
 
@@ -245,14 +291,24 @@ impl Attention {
                 rows.extend(gqa.qk_norm.then_some((Row::Unnormed, gqa.qkv_rows())));
                 rows
             }
-            Self::Mla(mla) => vec![
-                (Row::QueryLatent, mla.q_lora_rank),
-                (Row::HeadQueries, mla.num_heads * mla.head_dim()),
-                (Row::Latent, mla.latent()),
-                (Row::Queries, mla.num_heads * mla.latent()),
-                (Row::LatentAttended, mla.num_heads * mla.kv_lora_rank),
-                (Row::Attended, mla.value_rows()),
-            ],
+            Self::Mla(mla) => {
+                let mut rows = vec![
+                    (Row::QueryLatent, mla.q_lora_rank),
+                    (Row::HeadQueries, mla.num_heads * mla.head_dim()),
+                    (Row::Latent, mla.latent()),
+                    (Row::Queries, mla.num_heads * mla.latent()),
+                    (Row::LatentAttended, mla.num_heads * mla.kv_lora_rank),
+                    (Row::Attended, mla.value_rows()),
+                ];
+                if let Some(index) = mla.own_index() {
+                    rows.extend([
+                        (Row::IndexQueries, index.num_heads * index.head_dim),
+                        (Row::IndexKeys, index.head_dim),
+                        (Row::IndexWeights, index.num_heads),
+                    ]);
+                }
+                rows
+            }
         }
     }
 
@@ -268,7 +324,7 @@ impl Attention {
     pub fn kv_values(&self) -> u64 {
         let values = match self {
             Self::Gqa(gqa) => 2 * gqa.kv_rows(),
-            Self::Mla(mla) => mla.latent(),
+            Self::Mla(mla) => mla.latent() + mla.own_index().map_or(0, |index| index.head_dim),
         };
         values as u64
     }
@@ -340,6 +396,30 @@ impl ModelConfig {
         parts
             .flat_map(|part| self.part(part))
             .filter(move |weight| !self.tie_word_embeddings || *weight != head)
+    }
+
+    /// The choice of positions in the layers of a model that choose them: all of them choose as
+    /// many, in the same way.
+    pub fn index(&self) -> Option<Index> {
+        self.layers.iter().find_map(|layer| match layer.attention {
+            Attention::Mla(mla) => mla.index,
+            Attention::Gqa(_) => None,
+        })
+    }
+
+    /// Whether a layer takes what the one before it has chosen.
+    pub fn takes_choice(&self, layer: usize) -> bool {
+        self.layers.get(layer).is_some_and(|layer| match layer.attention {
+            Attention::Mla(mla) => mla.index.is_some_and(|index| index.shared),
+            Attention::Gqa(_) => false,
+        })
+    }
+
+    /// Words of a token that go on to the next stage beside its row, at most: how many positions it
+    /// has chosen, and which.
+    pub fn side_words(&self) -> usize {
+        let any = (0..self.num_layers()).any(|layer| self.takes_choice(layer));
+        self.index().filter(|_| any).map_or(0, |index| 1 + index.top_k)
     }
 
     /// The rows of one token that a stage computes with, each with its width: as much as the layer

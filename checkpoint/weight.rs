@@ -32,6 +32,12 @@ pub enum Matrix {
     /// Of a layer with latent attention: for each head, from latent rows to values, `[num_heads
     /// value_dim, kv_lora_rank]`.
     LatentValues(usize),
+    /// Of a layer that chooses positions: queries for that, `[num_heads head_dim, q_lora_rank]`.
+    IndexQueries(usize),
+    /// Of a layer that chooses positions: keys for that, `[head_dim, hidden_size]`.
+    IndexKeys(usize),
+    /// Of a layer that chooses positions: weights of heads, `[num_heads, hidden_size]`.
+    IndexWeights(usize),
     /// Of a layer with experts: what scores them, `[num_experts, hidden_size]`. Never rounded: what
     /// is chosen hangs on it.
     Router(usize),
@@ -60,6 +66,9 @@ impl Matrix {
             Self::LatentDown(layer) => (Role::LatentDown, Some(layer)),
             Self::LatentKeys(layer) => (Role::LatentKeys, Some(layer)),
             Self::LatentValues(layer) => (Role::LatentValues, Some(layer)),
+            Self::IndexQueries(layer) => (Role::IndexQueries, Some(layer)),
+            Self::IndexKeys(layer) => (Role::IndexKeys, Some(layer)),
+            Self::IndexWeights(layer) => (Role::IndexWeights, Some(layer)),
             Self::Router(layer) => (Role::Router, Some(layer)),
             Self::ExpertsGateUp(layer) => (Role::ExpertsGateUp, Some(layer)),
             Self::ExpertsDown(layer) => (Role::ExpertsDown, Some(layer)),
@@ -93,6 +102,10 @@ pub enum Vector {
     QueryLatentNorm(usize),
     /// Of a layer with latent attention: norm of the latent row.
     LatentNorm(usize),
+    /// Of a layer that chooses positions: weight of the keys' norm, which takes their mean away.
+    IndexNorm(usize),
+    /// Of a layer that chooses positions: what is added to keys after their norm.
+    IndexBias(usize),
     /// Of a layer with experts: what is added to scores for the choice, `[num_experts]`.
     RouterBias(usize),
 }
@@ -110,6 +123,8 @@ impl Vector {
             Self::KeyNorm(layer) => (Role::KeyNorm, Some(layer)),
             Self::QueryLatentNorm(layer) => (Role::QueryLatentNorm, Some(layer)),
             Self::LatentNorm(layer) => (Role::LatentNorm, Some(layer)),
+            Self::IndexNorm(layer) => (Role::IndexNorm, Some(layer)),
+            Self::IndexBias(layer) => (Role::IndexBias, Some(layer)),
             Self::RouterBias(layer) => (Role::RouterBias, Some(layer)),
         }
     }

@@ -118,6 +118,7 @@ fn step() -> Step {
     Step {
         batch: batch.into(),
         hidden: [1.5, -0.0, f32::MIN_POSITIVE / 2.0, f32::MAX].into_iter().collect(),
+        side: None,
         timings: vec![timing()],
         traces: vec![TraceContext { trace: TraceId([3; 16]), span: SpanId(8), sampled: true }],
     }

@@ -70,11 +70,22 @@ pub struct Step {
     pub batch: Carried<Batch>,
     /// The previous stage's output, `[num_tokens, hidden_size]`; empty at stage 0.
     pub hidden: Hidden,
+    /// What the next stage needs beside it.
+    pub side: Option<Side>,
     /// Of the stages so far.
     pub timings: Vec<StageTiming>,
     /// Under which spans the stages' own are to stand: one for each sequence whose trace keeps this
     /// step.
     pub traces: Vec<TraceContext>,
+}
+
+/// A tensor that goes from one stage to the next beside the hidden state: words of each token.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Side {
+    /// What it is.
+    pub name: String,
+    /// Of all tokens, in their order.
+    pub words: Vec<u32>,
 }
 
 /// What the last stage sampled in one step.
@@ -224,12 +235,14 @@ enum Section {
     Timings = 7,
     // Left out where it is nobody else's fault.
     Blame = 8,
+    // Left out where a layer needs nothing of the one before it but the hidden state.
+    Side = 9,
 }
 
 impl Section {
     fn is_known(kind: u16) -> bool {
-        use Section::{Batch, Blame, Failed, Hidden, Outputs, Timings, Traces};
-        let known = [Batch, Hidden, Outputs, Failed, Traces, Timings, Blame];
+        use Section::{Batch, Blame, Failed, Hidden, Outputs, Side, Timings, Traces};
+        let known = [Batch, Hidden, Outputs, Failed, Traces, Timings, Blame, Side];
         known.into_iter().any(|section| section as u16 == kind)
     }
 }
@@ -249,6 +262,9 @@ impl Frame {
                 add_section(&mut head, Section::Timings, 0, &codec::encode(&step.timings));
                 if !step.traces.is_empty() {
                     add_section(&mut head, Section::Traces, 0, &codec::encode(&step.traces));
+                }
+                if let Some(side) = &step.side {
+                    add_section(&mut head, Section::Side, CRITICAL, &codec::encode(side));
                 }
                 hidden = step.hidden.bytes().clone();
                 begin_section(&mut head, Section::Hidden, CRITICAL, hidden.len());
@@ -319,6 +335,7 @@ impl Frame {
                 Body::Step(Step {
                     batch: Carried::new(codec::decode(batch)?, bytes.slice_ref(batch)),
                     hidden: Hidden::new(bytes.slice_ref(hidden)).ok_or(FrameError::WrongLengths)?,
+                    side: sections.all(Section::Side).next().map(codec::decode).transpose()?,
                     timings: sections.optional(Section::Timings)?,
                     traces: sections.optional(Section::Traces)?,
                 })

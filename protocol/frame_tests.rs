@@ -42,6 +42,7 @@ fn step() -> Step {
     Step {
         batch: Batch { finished: vec![crate::SequenceId(4)], slices: vec![slice] }.into(),
         hidden: [1.5, -0.0, f32::MIN_POSITIVE / 2.0, f32::MAX].into_iter().collect(),
+        side: None,
         timings: vec![StageTiming { compute_us: 5, ..StageTiming::default() }],
         traces: vec![TraceContext {
             trace: crate::TraceId([3; 16]),
@@ -220,4 +221,18 @@ proptest! {
         bytes.truncate(cut);
         let _ = decode(&bytes);
     }
+}
+
+#[test]
+fn a_tensor_beside_the_hidden_state_goes_with_it_and_must_be_understood() {
+    let side = Some(Side { name: "chosen".to_owned(), words: vec![2, 0, 7, u32::MAX] });
+    let body = Body::Step(Step { side: side.clone(), ..step() });
+    let frame = Frame { body, ..frame(Body::Step(step())) };
+    let bytes: Bytes = frame.encode().concat().into();
+    assert_eq!(Frame::decode(&bytes).unwrap(), frame);
+    // Its section is critical: who doesn't know it would compute something else.
+    let kind = (Section::Side as u16).to_le_bytes();
+    let flag = CRITICAL.to_le_bytes();
+    let header = [kind, flag].concat();
+    assert!(bytes.windows(4).any(|four| four == header));
 }

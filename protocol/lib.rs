@@ -24,7 +24,7 @@ pub use batch::{Batch, Begin, Input, Logprobs, SamplingParams, Slice, SliceOutpu
 pub use carried::{Carried, Hidden};
 pub use config::{Config, ConfigError};
 pub use finding::{Finding, Findings, Severity};
-pub use frame::{Blame, Body, Failed, Frame, FrameError, Sampled, StageTiming, Step};
+pub use frame::{Blame, Body, Failed, Frame, FrameError, Sampled, Side, StageTiming, Step};
 pub use id::{
     BlockId, Digest, Epoch, ModelId, NodeId, PipelineId, RequestId, SequenceId, SessionId, StageId,
     StageIndex, StepId, TokenId,

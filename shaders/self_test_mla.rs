@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::error::GpuError;
 use crate::gpu::Gpu;
+use crate::index::{self, IndexShape};
 use crate::inputs::{BLOCK_TOKENS, InputLimits, Inputs, StepInputs};
 use crate::kernel::Pass;
 use crate::kv_cache::{KvFormat, LatentCache};
@@ -31,13 +32,23 @@ pub struct LatentTest {
 }
 
 impl LatentTest {
-    /// Of this shape, with a cache of type `kv`.
+    /// Of this shape, whose positions are chosen like this if at all, with a cache of type `kv`.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn new(gpu: &Gpu, shape: LatentShape, kv: KvFormat) -> Result<Self, GpuError> {
+    pub fn new(
+        gpu: &Gpu,
+        shape: LatentShape,
+        index: Option<IndexShape>,
+        kv: KvFormat,
+    ) -> Result<Self, GpuError> {
         let caps = gpu.caps();
-        let sources = [mla::store_source(caps, kv), mla::attend_source(caps, shape, kv)];
+        let mut sources = vec![mla::store_source(caps, kv), mla::attend_source(caps, shape, kv)];
+        if let Some(shape) = index {
+            sources.push(index::store_source(caps, kv));
+            sources.push(index::score_source(caps, shape, kv));
+            sources.push(index::choose_source(caps, shape));
+        }
         let limits = InputLimits {
             max_tokens: NUM_TOKENS,
             max_outputs: 0,
@@ -155,7 +166,7 @@ mod tests {
     fn a_class_of_latent_attention_is_stable_and_knows_its_shape() {
         let Some(gpu) = testing::gpu() else { return };
         let shape = LatentShape { num_heads: 4, lora: 64, nope: 24, rope: 16, chosen: None };
-        let class = |shape, kv| LatentTest::new(&gpu, shape, kv).unwrap().run(&gpu).unwrap();
+        let class = |shape, kv| LatentTest::new(&gpu, shape, None, kv).unwrap().run(&gpu).unwrap();
         assert_eq!(class(shape, KvFormat::F32), class(shape, KvFormat::F32));
         assert_ne!(class(shape, KvFormat::F32), class(shape, KvFormat::F16));
         let chosen = LatentShape { chosen: Some(40), ..shape };

@@ -309,8 +309,8 @@ fn bits_hang_on_nothing_but_the_sequence_with_experts() {
 
 #[test]
 fn bits_hang_on_nothing_but_the_sequence_with_latent_attention() {
-    for quantize in [Quantize::None, Quantize::Int8] {
-        let files = Checkpoint::open(&golden::fixture("glm4-moe-lite").join("bf16")).unwrap();
-        is_invariant(&files.quantized(quantize), &format!("glm4-moe-lite {quantize:?}"));
+    for (name, quantize) in [("glm4-moe-lite", Quantize::Int8), ("glm-moe-dsa", Quantize::None)] {
+        let files = Checkpoint::open(&golden::fixture(name).join("bf16")).unwrap();
+        is_invariant(&files.quantized(quantize), &format!("{name} {quantize:?}"));
     }
 }

@@ -117,9 +117,9 @@ impl<'a> Pipeline<'a> {
     /// the last, and what that one sampled.
     pub(crate) fn step(&mut self, batch: Batch) -> (Vec<Vec<f32>>, Vec<protocol::SliceOutput>) {
         let mut hidden_states = Vec::new();
-        let mut hidden = Hidden::default();
+        let (mut hidden, mut side) = (Hidden::default(), None);
         for (number, stage) in self.stages.iter_mut().enumerate() {
-            let step = Step { batch: batch.clone().into(), hidden, ..Step::default() };
+            let step = Step { batch: batch.clone().into(), hidden, side, ..Step::default() };
             let frame = Frame {
                 model: ModelId::default(),
                 stage: StageId { stage: StageIndex(number as u32), ..StageId::default() },
@@ -131,7 +131,8 @@ impl<'a> Pipeline<'a> {
                 panic!()
             };
             match stage.step(self.gpu, &step).unwrap() {
-                StepOutput::Hidden(state) => {
+                StepOutput::Hidden(state, beside) => {
+                    side = beside;
                     hidden_states.push(state.values().collect());
                     hidden = state;
                 }
@@ -289,6 +290,47 @@ fn glm4_moe_with_groups_of_experts_computes_its_golden_at_every_cut() {
 #[test]
 fn glm4_moe_lite_computes_its_golden_at_every_cut() {
     fixture_computes_its_golden("glm4-moe-lite", "bf16");
+}
+
+#[test]
+fn glm_moe_dsa_computes_its_golden_at_every_cut() {
+    fixture_computes_its_golden("glm-moe-dsa", "bf16");
+}
+
+/// Goal: layers that take what the one before them has chosen compute the same wherever the model
+/// is cut, also between them and that one. Method: the fixture with its second and third choice
+/// taken away; bits are compared at all cuts, and with the fixture's own, which differ once there
+/// are more positions than are chosen.
+#[test]
+fn what_a_layer_has_chosen_goes_over_a_cut_to_those_that_share_it() {
+    let Some(device) = device() else { return };
+    let device = device.as_ref().unwrap();
+    let source = golden::fixture("glm-moe-dsa").join("bf16");
+    let folder = tempfile::tempdir().unwrap();
+    let config = std::fs::read(source.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    config["indexer_types"] = serde_json::json!(["full", "shared", "shared", "full"]);
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let bytes = std::fs::read(source.join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let is_kept = |name: &str| {
+        let has_none = ["layers.1.", "layers.2."].iter().any(|layer| name.contains(layer));
+        !(has_none && name.contains(".indexer."))
+    };
+    let kept = tensors.iter().filter(|(name, _)| is_kept(name));
+    let path = folder.path().join("model.safetensors");
+    safetensors::serialize_to_file(kept, None, &path).unwrap();
+
+    let golden = Golden::open(&golden::fixture("glm-moe-dsa"));
+    let logits = |path: &Path, cut: &[u32]| Pipeline::load(device, path, cut).logits_of(&golden);
+    let whole = logits(folder.path(), &[0, 4, 4]);
+    for cut in [&[0, 1, 4][..], &[0, 2, 4], &[0, 3, 4], &[0, 1, 2, 3, 4], &[0, 0, 2, 4, 4]] {
+        assert!(logits(folder.path(), cut) == whole, "{cut:?}");
+    }
+    let own = logits(&source, &[0, 4, 4]);
+    assert!(worst(&own, &whole) > LOGITS_TOLERANCE, "the choices matter");
+    let vocab_size = 640;
+    assert!(own[..7 * vocab_size] == whole[..7 * vocab_size], "7 tokens attend to all");
 }
 
 /// Goal: experts change nothing where all of them are the same. Method: the model is `glass-en`

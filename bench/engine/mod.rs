@@ -274,7 +274,7 @@ impl Engine {
         let step = Step { batch: batch.into(), ..Step::default() };
         match self.stage.step(&self.gpu, &step)? {
             StepOutput::Sampled(outputs) => Ok(outputs),
-            StepOutput::Hidden(_) => bail!("a stage with a head samples"),
+            StepOutput::Hidden(..) => bail!("a stage with a head samples"),
         }
     }
 

@@ -34,7 +34,7 @@ const MAX_DESCRIPTION_BYTES: u64 = 1 << 20;
 /// When the rows of the largest step that the configuration allows don't fit into a frame: they
 /// would be refused by the next stage, again and again.
 pub fn check_frames(model: &Model, config: &Config) -> Result<(), String> {
-    let row = u64::from(model.hidden_size) * ELEMENT_BYTES;
+    let row = model.cost.row_bytes.max(u64::from(model.hidden_size) * ELEMENT_BYTES);
     let (tokens, max) = (config.scheduler.max_batched_tokens, config.transport.max_frame_bytes);
     let needed = u64::from(tokens) * row + MAX_DESCRIPTION_BYTES;
     if needed <= u64::from(max) {
@@ -74,7 +74,7 @@ pub fn describe(
             tied: model.tie_word_embeddings,
             kv_per_layer: blocks * BLOCK_TOKENS as u64 * kv_per_token,
             kv_per_token,
-            row_bytes: model.row_values() as u64 * ELEMENT_BYTES,
+            row_bytes: (model.row_values() + model.side_words()) as u64 * ELEMENT_BYTES,
             activations,
         },
         digests: parts.map(|part| files.digest(part).map(Digest)).collect::<Result<_, _>>()?,

@@ -195,7 +195,7 @@ impl Courier<'_> {
                     traced.record(&self.node, &self.plan, end, Ok(&timing));
                 }
                 match output {
-                    StepOutput::Hidden(hidden) => Body::Step(Step { hidden, ..step }),
+                    StepOutput::Hidden(hidden, side) => Body::Step(Step { hidden, side, ..step }),
                     StepOutput::Sampled(outputs) => {
                         Body::Sampled(Sampled { outputs, timings: step.timings })
                     }

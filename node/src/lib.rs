@@ -3,6 +3,7 @@
 
 pub mod actor;
 pub mod cache;
+mod choice;
 mod courier;
 pub mod device_thread;
 pub mod devices;

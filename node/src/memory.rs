@@ -25,7 +25,7 @@ pub fn stage_bytes(gpu: &Gpu, files: &Checkpoint, plan: &StagePlan) -> Result<u6
     let max_positions = plan.limits.max_model_len as usize;
     let kv = kv_format(plan.kv_cache_dtype);
     let mut total = Scratch::num_bytes(gpu, model, max_tokens)
-        + AttentionKernels::num_bytes(gpu, model, kv, max_positions)
+        + AttentionKernels::num_bytes(gpu, model, kv, (max_tokens, max_positions))
         + Inputs::num_bytes(&input_limits(model, &plan.limits, 0))
         + READBACK_BYTES;
     if plan.embeds() {

@@ -6,6 +6,7 @@ mod attention;
 mod class;
 mod gqa;
 pub mod head;
+pub mod index;
 mod mla;
 mod mlp;
 mod moe;

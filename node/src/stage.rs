@@ -8,7 +8,7 @@ use bytes::Bytes;
 use checkpoint::{Checkpoint, Row};
 use protocol::message::Loading;
 use protocol::{
-    BLOCK_TOKENS, Batch, Digest, Hidden, Input, LayerRange, SliceOutput, StagePlan, Step,
+    BLOCK_TOKENS, Batch, Digest, Hidden, Input, LayerRange, Side, SliceOutput, StagePlan, Step,
 };
 use shaders::ahead::Ahead;
 use shaders::attention::Attention;
@@ -17,6 +17,7 @@ use shaders::gpu::Gpu;
 use shaders::inputs::{Inputs, StepInputs};
 use shaders::kernel::Pass;
 
+use crate::choice::CarriedChoice;
 use crate::error::StageError;
 use crate::kept::{KeptWeights, PartWeights};
 use crate::memory::{cache_bytes, input_limits, num_blocks, stage_bytes};
@@ -42,8 +43,9 @@ pub struct Held {
 /// What a step brings.
 #[derive(Debug)]
 pub enum StepOutput {
-    /// The hidden state for the next stage, [num_tokens, row_values].
-    Hidden(Hidden),
+    /// The hidden state for the next stage, [num_tokens, row_values], and what that needs beside
+    /// it.
+    Hidden(Hidden, Option<Side>),
     /// What the last stage sampled.
     Sampled(Vec<SliceOutput>),
 }
@@ -70,6 +72,7 @@ pub struct Stage {
     embed: Option<BoundEmbed>,
     layers: Vec<Layer>,
     head: Option<Head>,
+    choice: Option<CarriedChoice>,
     // Kept between steps, so that they allocate nothing.
     pass: Pass,
     step: StepInputs,
@@ -134,7 +137,8 @@ impl Stage {
         };
         let inputs = Inputs::new(gpu, input_limits(model, limits, num_blocks))?;
         let scratch = Scratch::new(gpu, model, max_tokens)?;
-        let attention = AttentionKernels::new(gpu, model, kv, limits.max_model_len as usize)?;
+        let attention =
+            AttentionKernels::new(gpu, model, kv, (max_tokens, limits.max_model_len as usize))?;
         let (mut embed, mut layers, mut head) = (None, Vec::with_capacity(end - first), None);
         let shared = Shared {
             gpu,
@@ -185,6 +189,7 @@ impl Stage {
             embed,
             layers,
             head,
+            choice: CarriedChoice::of(model, plan, &attention),
             pass: Pass::new(),
             step: StepInputs::default(),
             ahead: Ahead::new(),
@@ -222,6 +227,9 @@ impl Stage {
         if !hidden.values().all(f32::is_finite) {
             return Err(StageError::NotFinite);
         }
+        if let Some(choice) = &self.choice {
+            choice.check(step)?;
+        }
         self.sequences.apply(batch)?;
         fill(&mut self.step, batch, &self.sequences);
         if let Some(head) = &mut self.head {
@@ -232,6 +240,9 @@ impl Stage {
         match &self.embed {
             Some(embed) => embed.record(&mut self.pass, shape),
             None => gpu.write(self.scratch.row(Row::Hidden), 0, hidden.bytes()),
+        }
+        if let Some((choice, side)) = self.choice.as_ref().zip(step.side.as_ref()) {
+            choice.take(gpu, side);
         }
         for layer in &self.layers {
             layer.record(&mut self.pass, shape);
@@ -251,14 +262,17 @@ impl Stage {
             self.ahead.encode(gpu, &self.pass, readback())?;
         }
         let mut computed = uploaded;
-        let output = gpu.wait(submission, |bytes| {
+        let mut output = gpu.wait(submission, |bytes| {
             drop(turn);
             computed = Instant::now();
             match &self.head {
                 Some(head) => StepOutput::Sampled(head.outputs(batch, bytes)),
-                None => StepOutput::Hidden(hidden_of(bytes)),
+                None => StepOutput::Hidden(hidden_of(bytes), None),
             }
         })?;
+        if let (StepOutput::Hidden(_, side), Some(choice)) = (&mut output, &self.choice) {
+            *side = choice.after(gpu, shape.num_tokens)?;
+        }
         self.times = StepTimes {
             upload: uploaded - start,
             compute: computed - uploaded,
@@ -286,7 +300,8 @@ impl Stage {
             };
             let batch = self.sequences.probe(num_tokens).into();
             let hidden = std::iter::repeat_n(0.0, num_values).collect();
-            self.step(gpu, &Step { batch, hidden, ..Step::default() })?;
+            let side = self.choice.as_ref().and_then(|choice| choice.probe(num_tokens));
+            self.step(gpu, &Step { batch, hidden, side, ..Step::default() })?;
         }
         self.sequences.clear();
         Ok(())

@@ -5,14 +5,17 @@ use shaders::attention;
 use shaders::copy_blocks::CopyBlocks;
 use shaders::error::GpuError;
 use shaders::gpu::Gpu;
+use shaders::index::Choice;
 use shaders::inputs::{BLOCK_TOKENS, StepShape};
 use shaders::kernel::Pass;
 use shaders::kv_cache::{KvCache, KvFormat, LatentCache};
 use shaders::matmul::{Operand, Output};
 use shaders::rotary::{Rotary, inverse_frequencies};
+use shaders::tensor::Tensor;
 
 use super::Shared;
 use super::gqa::{self, BoundGqa, GqaWeights};
+use super::index;
 use super::mla::{BoundMla, MlaWeights};
 use super::weights::Loader;
 use crate::error::StageError;
@@ -22,10 +25,14 @@ pub struct AttentionKernels {
     pub(super) gqa: Option<attention::Attention>,
     pub(super) copy_blocks: CopyBlocks,
     pub(super) rotary: Rotary,
+    /// Of caches of what positions are chosen by.
+    pub(super) index_blocks: Option<CopyBlocks>,
+    /// What tokens have chosen.
+    pub(super) choice: Option<Choice>,
 }
 
 impl AttentionKernels {
-    /// For sequences of up to `max_positions` tokens.
+    /// For steps of up to `max_tokens` tokens, and sequences of up to `max_positions`.
     ///
     /// # Errors
     /// When the adapter has no room.
@@ -33,7 +40,7 @@ impl AttentionKernels {
         gpu: &Gpu,
         model: &ModelConfig,
         kv: KvFormat,
-        max_positions: usize,
+        (max_tokens, max_positions): (usize, usize),
     ) -> Result<Self, GpuError> {
         let inv_freq = inverse_frequencies(model.rope_theta.into(), model.rotary_dim());
         let (gqa, copy_blocks) = match of_all(model) {
@@ -44,11 +51,25 @@ impl AttentionKernels {
             }
             Attention::Mla(mla) => (None, CopyBlocks::of_latents(gpu, mla.latent(), kv)?),
         };
-        Ok(Self { gqa, copy_blocks, rotary: Rotary::new(gpu, &inv_freq, max_positions)? })
+        let index = index::shape(model);
+        let index_blocks = index.map(|it| CopyBlocks::of_latents(gpu, it.head_dim, kv));
+        let choice = index.map(|it| Choice::new(gpu, it.top_k, (max_tokens, max_positions)));
+        Ok(Self {
+            gqa,
+            copy_blocks,
+            rotary: Rotary::new(gpu, &inv_freq, max_positions)?,
+            index_blocks: index_blocks.transpose()?,
+            choice: choice.transpose()?,
+        })
     }
 
     /// Bytes that [`new`](Self::new) takes.
-    pub fn num_bytes(gpu: &Gpu, model: &ModelConfig, kv: KvFormat, max_positions: usize) -> u64 {
+    pub fn num_bytes(
+        gpu: &Gpu,
+        model: &ModelConfig,
+        kv: KvFormat,
+        (max_tokens, max_positions): (usize, usize),
+    ) -> u64 {
         let copy_blocks = match of_all(model) {
             Attention::Gqa(gqa) => {
                 let heads = gqa::shape(&gqa);
@@ -57,7 +78,19 @@ impl AttentionKernels {
             }
             Attention::Mla(mla) => CopyBlocks::latent_bytes(gpu, mla.latent(), kv),
         };
-        copy_blocks + gpu.vec4s_bytes(max_positions * model.rotary_dim())
+        let index = index::shape(model).map_or(0, |it| {
+            CopyBlocks::latent_bytes(gpu, it.head_dim, kv)
+                + Choice::num_bytes(it.top_k, (max_tokens, max_positions))
+        });
+        copy_blocks + index + gpu.vec4s_bytes(max_positions * model.rotary_dim())
+    }
+}
+
+impl AttentionKernels {
+    /// What tokens have chosen, and words of one, where layers of the model choose positions.
+    pub fn chosen(&self, model: &ModelConfig) -> Option<(&Tensor, usize)> {
+        let choice = self.choice.as_ref()?;
+        Some((&choice.chosen, Choice::stride(model.index()?.top_k)))
     }
 }
 
@@ -70,8 +103,8 @@ pub(super) fn of_all(model: &ModelConfig) -> Attention {
 pub enum LayerCache {
     /// Of heads' keys and values.
     Heads(KvCache),
-    /// Of latent rows.
-    Latent(LatentCache),
+    /// Of latent rows, and of the keys that positions are chosen by.
+    Latent(LatentCache, Option<LatentCache>),
 }
 
 impl LayerCache {
@@ -88,7 +121,9 @@ impl LayerCache {
         Ok(match attention {
             Attention::Gqa(gqa) => Self::Heads(KvCache::new(gpu, gqa::shape(gqa), kv, num_blocks)?),
             Attention::Mla(mla) => {
-                Self::Latent(LatentCache::new(gpu, mla.latent(), kv, num_blocks)?)
+                let cache = |width| LatentCache::new(gpu, width, kv, num_blocks);
+                let index = mla.own_index().map(|index| cache(index.head_dim));
+                Self::Latent(cache(mla.latent())?, index.transpose()?)
             }
         })
     }
@@ -97,7 +132,10 @@ impl LayerCache {
     pub fn num_bytes(gpu: &Gpu, attention: &Attention, kv: KvFormat, num_blocks: usize) -> u64 {
         match attention {
             Attention::Gqa(gqa) => KvCache::num_bytes(gpu, gqa::shape(gqa), kv, num_blocks),
-            Attention::Mla(mla) => LatentCache::num_bytes(gpu, mla.latent(), kv, num_blocks),
+            Attention::Mla(mla) => {
+                let bytes = |width| LatentCache::num_bytes(gpu, width, kv, num_blocks);
+                bytes(mla.latent()) + mla.own_index().map_or(0, |index| bytes(index.head_dim))
+            }
         }
     }
 
@@ -110,7 +148,10 @@ impl LayerCache {
     pub fn max_blocks(gpu: &Gpu, attention: &Attention, kv: KvFormat) -> usize {
         match attention {
             Attention::Gqa(gqa) => KvCache::max_blocks(gpu, gqa::shape(gqa), kv),
-            Attention::Mla(mla) => LatentCache::max_blocks(gpu, mla.latent(), kv),
+            Attention::Mla(mla) => {
+                let widest = mla.own_index().map_or(0, |index| index.head_dim).max(mla.latent());
+                LatentCache::max_blocks(gpu, widest, kv)
+            }
         }
     }
 }
@@ -149,8 +190,9 @@ impl BoundAttention {
             (AttentionWeights::Gqa(weights), LayerCache::Heads(cache)) => {
                 Self::Gqa(BoundGqa::bind(shared, weights, x, cache, output)?)
             }
-            (AttentionWeights::Mla(weights), LayerCache::Latent(cache)) => {
-                Self::Mla(BoundMla::bind(shared, weights, x, cache, output)?)
+            (AttentionWeights::Mla(weights), LayerCache::Latent(cache, index)) => {
+                let caches = (cache, index.as_ref());
+                Self::Mla(BoundMla::bind(shared, weights, x, caches, output)?)
             }
             _ => panic!("a layer has the cache of its kind"),
         })

@@ -4,6 +4,7 @@ use checkpoint::{Attention, Checkpoint, Matrix, Part, Weight};
 use protocol::Digest;
 use shaders::experts::ExpertShape;
 use shaders::gpu::Gpu;
+use shaders::index::IndexShape;
 use shaders::kv_cache::{HeadShape, KvFormat};
 use shaders::matmul::Products;
 use shaders::mla::LatentShape;
@@ -12,7 +13,7 @@ use shaders::self_test_experts::ExpertTest;
 use shaders::self_test_mla::LatentTest;
 use shaders::weights::Format;
 
-use super::{Kernels, attention, gqa, mla, moe, on_device};
+use super::{Kernels, attention, gqa, index, mla, moe, on_device};
 use crate::error::StageError;
 
 /// What the class of a part of a layer depends on, beside the device.
@@ -20,7 +21,7 @@ use crate::error::StageError;
 pub(super) enum Form {
     Layer(Format, HeadShape, KvFormat),
     Experts(Format, ExpertShape),
-    Latent(LatentShape, KvFormat),
+    Latent(LatentShape, Option<IndexShape>, KvFormat),
 }
 
 impl Kernels {
@@ -95,7 +96,7 @@ impl Kernels {
             }
         }
         if let Attention::Mla(mla) = &attention {
-            forms.push(Form::Latent(mla::shape(mla), kv));
+            forms.push(Form::Latent(mla::shape(mla), index::shape(model), kv));
         }
         self.class_of(gpu, &forms, compiled)
     }
@@ -138,7 +139,7 @@ impl Test {
         Ok(match *form {
             Form::Layer(format, heads, kv) => Self::Layer(SelfTest::new(gpu, format, heads, kv)?),
             Form::Experts(format, shape) => Self::Experts(ExpertTest::new(gpu, format, shape)?),
-            Form::Latent(shape, kv) => Self::Latent(LatentTest::new(gpu, shape, kv)?),
+            Form::Latent(shape, index, kv) => Self::Latent(LatentTest::new(gpu, shape, index, kv)?),
         })
     }
 

@@ -68,7 +68,7 @@ impl BoundGqa {
         output: Output<'_>,
     ) -> Result<Self, StageError> {
         let Shared { gpu, inputs, scratch, .. } = *shared;
-        let AttentionKernels { gqa, copy_blocks, rotary } = shared.attention;
+        let AttentionKernels { gqa, copy_blocks, rotary, .. } = shared.attention;
         let attention = gqa.as_ref().expect("a model with such layers has their kernels");
         let (queries, attended) = (scratch.row(Row::Queries), scratch.row(Row::Attended));
         let product =

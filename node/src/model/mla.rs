@@ -13,13 +13,20 @@ use shaders::tensor::Tensor;
 use shaders::weights::WeightMatrix;
 
 use super::Shared;
+use super::index::{BoundIndexer, IndexWeights};
 use super::weights::Loader;
 use crate::error::StageError;
 
 /// As kernels take it.
 pub(super) fn shape(mla: &Mla) -> LatentShape {
-    let Mla { num_heads, kv_lora_rank, nope_dim, rope_dim, .. } = *mla;
-    LatentShape { num_heads, lora: kv_lora_rank, nope: nope_dim, rope: rope_dim, chosen: None }
+    let Mla { num_heads, kv_lora_rank, nope_dim, rope_dim, index, .. } = *mla;
+    LatentShape {
+        num_heads,
+        lora: kv_lora_rank,
+        nope: nope_dim,
+        rope: rope_dim,
+        chosen: index.map(|index| index.top_k),
+    }
 }
 
 /// The weights of a layer's latent attention.
@@ -32,6 +39,7 @@ pub(super) struct MlaWeights {
     latent_norm: Tensor,
     keys: WeightMatrix,
     values: WeightMatrix,
+    index: Option<IndexWeights>,
     output: WeightMatrix,
 }
 
@@ -46,6 +54,10 @@ impl MlaWeights {
             latent_norm: loader.values(&[Vector::LatentNorm])?,
             keys: loader.matrix(Matrix::LatentKeys)?,
             values: loader.matrix(Matrix::LatentValues)?,
+            index: match spec.own_index() {
+                Some(index) => Some(IndexWeights::load(loader, index)?),
+                None => None,
+            },
             output: loader.matrix(Matrix::Output)?,
         })
     }
@@ -58,6 +70,7 @@ pub(super) struct BoundMla {
     query_down: BoundMatmul,
     query_up: BoundMatmul,
     latent_down: BoundMatmul,
+    index: Option<BoundIndexer>,
     /// What doesn't rotate in queries, to what latent rows are multiplied with.
     keys: BoundStacked,
     attention: BoundLatentAttention,
@@ -72,7 +85,7 @@ impl BoundMla {
         shared: &Shared<'_>,
         weights: &MlaWeights,
         x: Operand<'_>,
-        cache: &LatentCache,
+        (cache, index_cache): (&LatentCache, Option<&LatentCache>),
         output: Output<'_>,
     ) -> Result<Self, StageError> {
         let Shared { gpu, inputs, scratch, .. } = *shared;
@@ -91,7 +104,7 @@ impl BoundMla {
             head_queries,
             queries,
             out: attends,
-            chosen: None,
+            chosen: shared.attention.choice.as_ref().map(|choice| &choice.chosen),
         };
         let on = (inputs, &shared.attention.rotary, cache);
         let to_keys =
@@ -103,6 +116,12 @@ impl BoundMla {
             query_down: product(x, &weights.query_down, Output::Vec4s(query_latent))?,
             query_up: product(normed, &weights.query_up, Output::Vec4s(head_queries))?,
             latent_down: product(x, &weights.latent_down, Output::Store(latent))?,
+            index: match weights.index.as_ref().zip(index_cache) {
+                Some((weights, cache)) => {
+                    Some(BoundIndexer::bind(shared, weights, (x, normed), cache)?)
+                }
+                None => None,
+            },
             keys: BoundStacked::new(gpu, (head_queries, None), &weights.keys, to_keys, to_queries)?,
             attention: BoundLatentAttention::new(gpu, shape(&weights.spec), on, tensors)?,
             values: BoundStacked::new(
@@ -122,6 +141,9 @@ impl BoundMla {
         self.query_down.record(pass, num_tokens);
         self.query_up.record(pass, num_tokens);
         self.latent_down.record(pass, num_tokens);
+        if let Some(index) = &self.index {
+            index.record(pass, step);
+        }
         self.keys.record_heads(pass, num_tokens);
         self.attention.record(pass, step);
         self.values.record_heads(pass, num_tokens);

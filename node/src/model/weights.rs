@@ -80,6 +80,9 @@ fn order(matrix: Matrix) -> RowOrder {
         | Matrix::LatentDown(_)
         | Matrix::LatentKeys(_)
         | Matrix::LatentValues(_)
+        | Matrix::IndexQueries(_)
+        | Matrix::IndexKeys(_)
+        | Matrix::IndexWeights(_)
         | Matrix::Router(_)
         | Matrix::ExpertsDown(_)
         | Matrix::SharedDown(_) => RowOrder::Plain,
