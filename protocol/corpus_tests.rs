@@ -251,6 +251,7 @@ fn all(version: u16) -> BTreeMap<String, (Vec<u8>, Said)> {
         NodeMsg::Unload(unload.into()),
         NodeMsg::Warm(plan().into()),
         NodeMsg::Release(().into()),
+        NodeMsg::Revoked(vec![NodeId(11), NodeId(u64::MAX)].into()),
     ];
     let to_coordinator = [
         CoordinatorMsg::Ready(echo().into()),
@@ -295,6 +296,7 @@ fn name_to_node(message: &NodeMsg) -> &'static str {
         NodeMsg::Measure(_) => "NodeMsg::Measure",
         NodeMsg::Unload(_) => "NodeMsg::Unload",
         NodeMsg::Release(_) => "NodeMsg::Release",
+        NodeMsg::Revoked(_) => "NodeMsg::Revoked",
         // A question without content; its answer is kept.
         NodeMsg::Report(..) => "NodeReport",
     }

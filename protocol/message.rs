@@ -38,6 +38,9 @@ pub enum NodeMsg {
     Unload(Wire<Unload>),
     /// The node holds nothing any more, and nothing will be placed on it: it may end.
     Release(Wire<()>),
+    /// These nodes are members no more, whatever certificates they have: have nothing to do with
+    /// them. All that there are.
+    Revoked(Wire<Vec<NodeId>>),
     /// Who are you, and what have you got? Asked when the node's actor appears.
     #[rpc]
     Report(Wire<()>, RpcReplyPort<Wire<NodeReport>>),
@@ -52,7 +55,7 @@ impl NodeMsg {
             | Self::Unload(_)
             | Self::Release(_)
             | Self::Report(..) => 4,
-            Self::Sources(_) | Self::Measure(_) => 5,
+            Self::Sources(_) | Self::Revoked(_) | Self::Measure(_) => 5,
         }
     }
 }

@@ -235,6 +235,18 @@ impl Authority {
         Ok(identity)
     }
 
+    /// A node's identity, with a key of its own, for a day. Nodes ask for theirs; this is for tests
+    /// of several.
+    ///
+    /// # Errors
+    /// When no certificate can be made.
+    #[doc(hidden)]
+    pub fn node_identity(&self, node: NodeId, pool: &str) -> Result<Identity, TransportError> {
+        let key = NodeKey::new()?;
+        let certificate = self.issue(&key.request()?, node, pool, 1)?;
+        Ok(Identity::new(certificate, key.der(), self.certificate()))
+    }
+
     /// An identity whose certificate has expired.
     #[cfg(test)]
     pub(crate) fn old_coordinator_identity(&self) -> Identity {

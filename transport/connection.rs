@@ -1,5 +1,6 @@
 //! A connection to a member of the cluster, and who that member is.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
@@ -9,7 +10,7 @@ use protocol::config::Transport;
 use protocol::{NodeId, SessionId};
 use quinn::{ConnectionError, VarInt};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use x509_parser::extensions::GeneralName;
 
 use crate::error::TransportError;
@@ -134,8 +135,11 @@ impl Limits {
     }
 }
 
-/// Gives a connection up whose other side is gone without a word. Ends with the last handle to it,
-/// so that it keeps no connection open.
+/// What becomes of connections with a node that is revoked.
+pub(crate) const REVOKED: &str = "this node is revoked";
+
+/// Gives a connection up whose other side is gone without a word, or a member no more. Ends with
+/// the last handle to it, so that it keeps no connection open.
 #[derive(Debug)]
 struct Watch {
     // Why, once it has.
@@ -144,19 +148,40 @@ struct Watch {
 }
 
 impl Watch {
-    fn over(connection: &quinn::Connection, limits: Limits) -> Self {
+    fn over(
+        connection: &quinn::Connection,
+        peer: PeerName,
+        (limits, revoked): (Limits, watch::Receiver<Arc<HashSet<NodeId>>>),
+    ) -> Self {
         let given_up = Arc::new(OnceLock::new());
         let (connection, cause) = (connection.clone(), Arc::clone(&given_up));
         let interval = Duration::from_millis(limits.keep_alive_ms);
         let task = tokio::spawn(async move {
-            knock::until_nobody_listens(&connection, interval).await;
+            let (why, told) = tokio::select! {
+                () = knock::until_nobody_listens(&connection, interval) => (
+                    "its process has ended: nobody listens there any more",
+                    "nobody listens there any more",
+                ),
+                () = until_revoked(peer, revoked) => (REVOKED, REVOKED),
+            };
             if connection.close_reason().is_none() {
-                let _ = cause.set("its process has ended: nobody listens there any more".into());
-                connection.close(VarInt::from_u32(0), b"nobody listens there any more");
+                let _ = cause.set(why.into());
+                connection.close(VarInt::from_u32(0), told.as_bytes());
             }
         });
         Self { given_up, task: task.abort_handle() }
     }
+}
+
+/// Resolves when the other side is a node that is revoked.
+async fn until_revoked(peer: PeerName, mut revoked: watch::Receiver<Arc<HashSet<NodeId>>>) {
+    if let PeerName::Node(node) = peer
+        && revoked.wait_for(|revoked| revoked.contains(&node)).await.is_ok()
+    {
+        return;
+    }
+    // It is the coordinator, or the endpoint is gone, and its connections with it.
+    std::future::pending().await
 }
 
 impl Drop for Watch {
@@ -169,11 +194,12 @@ impl Connection {
     pub(crate) fn new(
         connection: quinn::Connection,
         (shown, wire_version): (Shown, u16),
-        limits: Limits,
+        context: (Limits, watch::Receiver<Arc<HashSet<NodeId>>>),
         place: Option<OwnedSemaphorePermit>,
     ) -> Self {
         let _place = place.map(Arc::new);
-        let watch = Arc::new(Watch::over(&connection, limits));
+        let limits = context.0;
+        let watch = Arc::new(Watch::over(&connection, shown.peer, context));
         Self { connection, shown, wire_version, limits, watch, _place }
     }
 

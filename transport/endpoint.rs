@@ -10,11 +10,11 @@ use protocol::config::Transport;
 use protocol::{NodeId, WIRE_VERSION};
 use quinn::VarInt;
 use quinn::crypto::rustls::QuicClientConfig;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tracing::{debug, warn};
 
 use crate::certs::Identity;
-use crate::connection::{Connection, Limits, PeerName, Shown, canonical, reason};
+use crate::connection::{Connection, Limits, PeerName, REVOKED, Shown, canonical, reason};
 use crate::error::TransportError;
 use crate::join::JoinRequest;
 use crate::refusals::Refusals;
@@ -61,8 +61,11 @@ pub struct Endpoint {
     // The newest wire version that it speaks.
     newest: u16,
     incoming: Arc<Mutex<mpsc::Receiver<Incoming>>>,
-    revoked: Arc<RwLock<HashSet<NodeId>>>,
+    revoked: Revoked,
 }
+
+/// Who is a member no more, whatever certificate it has: whoever watches a connection hears of it.
+pub(crate) type Revoked = watch::Sender<Arc<HashSet<NodeId>>>;
 
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -115,8 +118,8 @@ impl Endpoint {
         .map_err(bind)?;
         let config = Arc::new(config.clone());
         let (accepted, incoming) = mpsc::channel(MAX_ACCEPTED);
-        let revoked = Arc::default();
-        let door = Door::new((Arc::clone(&config), newest), accepted, Arc::clone(&revoked));
+        let revoked = Revoked::default();
+        let door = Door::new((Arc::clone(&config), newest), accepted, revoked.clone());
         tokio::spawn(accept(endpoint.clone(), door));
         let identity = Arc::new(RwLock::new(identity));
         let incoming = Arc::new(Mutex::new(incoming));
@@ -144,10 +147,10 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Takes in none of these nodes from now on, whatever certificates they have. Connections that
-    /// stand are not touched.
+    /// Has nothing to do with these nodes from now on, whatever certificates they have: none of
+    /// them is taken in or dialled, and connections with them end.
     pub fn set_revoked(&self, nodes: HashSet<NodeId>) {
-        *self.revoked.write().unwrap_or_else(PoisonError::into_inner) = nodes;
+        self.revoked.send_replace(Arc::new(nodes));
     }
 
     /// The next connection; none once the endpoint is closed.
@@ -171,6 +174,11 @@ impl Endpoint {
             addr,
             cause: "this process has no certificate yet".into(),
         })?;
+        if let PeerName::Node(node) = peer
+            && self.revoked.borrow().contains(&node)
+        {
+            return Err(TransportError::Dial { addr, cause: REVOKED.into() });
+        }
         let protocol = match purpose {
             Purpose::Control => CONTROL,
             Purpose::Data => DATA,
@@ -183,8 +191,8 @@ impl Endpoint {
             cause: "it agrees to nothing that was offered".into(),
         })?;
         let shown = Shown { peer, pool: None };
-        let limits = Limits::new(&self.config);
-        Ok(Connection::new(connection, (shown, wire_version), limits, None))
+        let context = (Limits::new(&self.config), self.revoked.subscribe());
+        Ok(Connection::new(connection, (shown, wire_version), context, None))
     }
 
     pub(crate) async fn connect(
@@ -300,7 +308,7 @@ struct Door {
     handshakes: Arc<Semaphore>,
     joins: Arc<Semaphore>,
     members: Arc<Semaphore>,
-    revoked: Arc<RwLock<HashSet<NodeId>>>,
+    revoked: Revoked,
     said: Arc<Refusals>,
 }
 
@@ -308,7 +316,7 @@ impl Door {
     fn new(
         (config, newest): (Arc<Transport>, u16),
         accepted: mpsc::Sender<Incoming>,
-        revoked: Arc<RwLock<HashSet<NodeId>>>,
+        revoked: Revoked,
     ) -> Self {
         let places = || Arc::new(Semaphore::new(config.max_connections as usize));
         let (handshakes, joins, members) = (places(), places(), places());
@@ -363,15 +371,15 @@ impl Door {
         let (purpose, wire_version) = found.ok_or("this protocol is unknown")?;
         let shown = Shown::on(connection).ok_or("this needs a certificate of the cluster")?;
         if let PeerName::Node(node) = shown.peer
-            && self.revoked.read().unwrap_or_else(PoisonError::into_inner).contains(&node)
+            && self.revoked.borrow().contains(&node)
         {
-            return Err("this node is revoked");
+            return Err(REVOKED);
         }
         let place = take(&self.members)?;
         settings::welcome(connection, purpose, &self.config);
-        let limits = Limits::new(&self.config);
+        let context = (Limits::new(&self.config), self.revoked.subscribe());
         let shown = (shown, wire_version);
-        let connection = Connection::new(connection.clone(), shown, limits, Some(place));
+        let connection = Connection::new(connection.clone(), shown, context, Some(place));
         Ok(match purpose {
             Purpose::Control => Incoming::Control(connection),
             Purpose::Data => Incoming::Data(connection),

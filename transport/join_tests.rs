@@ -325,3 +325,54 @@ async fn members_without_a_version_in_common_say_so() {
         "{error}"
     );
 }
+
+/// Goal: whoever stands between a node and its coordinator learns nothing of the token and gets
+/// nobody in. Method: a relay that ends TLS itself, with an authority of its own, with the right
+/// authority's certificate shown beside a leaf that isn't of it, and as a member of the cluster
+/// that it isn't the coordinator of. Then a node that would trust anybody: what the relay hears of
+/// it and says to the coordinator proves nothing there.
+#[tokio::test]
+async fn a_man_in_the_middle_learns_nothing_and_gets_nobody_in() {
+    let (coordinator, authority, dir) = coordinator(&Transport::default());
+    let (token, config) = (token(&authority, &dir), Transport::default());
+    let elsewhere = tempfile::tempdir().unwrap();
+    let own = Authority::load_or_create(elsewhere.path()).unwrap();
+    let mut pretends = own.coordinator_identity(1).unwrap();
+    pretends.chain = vec![pretends.chain[0].clone(), authority.certificate().into()];
+    let mut member = authority.node_identity(NodeId(66), "a").unwrap();
+    member.chain.push(authority.certificate().into());
+    for identity in [own.coordinator_identity(1).unwrap(), pretends, member] {
+        let relay = Endpoint::bind(loopback(), Some(identity), &config).unwrap();
+        let error = join(relay.local_addr(), NODE, &token, &config).await.unwrap_err();
+        assert!(!error.is_final(), "the right one may be there again");
+        assert!(matches!(error, JoinError::Transport(_)), "{error}");
+        let heard = tokio::time::timeout(Duration::from_millis(100), relay.accept()).await;
+        assert!(heard.is_err(), "{heard:?}");
+    }
+
+    let relay = own.coordinator_identity(1).unwrap();
+    let relay = Endpoint::bind(loopback(), Some(relay), &config).unwrap();
+    let told = hello(NODE);
+    let naive = |connection: &_| {
+        let proof = token.prove(&statement(connection, &told).unwrap());
+        Hello { proof: Some(proof), ..told.clone() }
+    };
+    let relaying = async {
+        let Some(Incoming::Join(request)) = relay.accept().await else { panic!() };
+        let (mut send, mut receive) = request.connection.accept_bi().await.unwrap();
+        receive.read_exact(&mut [0; 2]).await.unwrap();
+        let heard: Hello = read_message(&mut receive).await.unwrap();
+        let asking = knock(&coordinator, WIRE_VERSION, |_: &_| heard);
+        let (answer, admitted) = tokio::join!(asking, admit(&coordinator, &authority, &token));
+        assert!(matches!(&answer, Answer::Refused(said) if said == "no token"), "{answer:?}");
+        admitted.unwrap();
+        write_message(&mut send, &answer).await.unwrap();
+        request.connection.closed().await;
+    };
+    let (answer, ()) = tokio::join!(knock(&relay, WIRE_VERSION, naive), relaying);
+    assert!(matches!(answer, Answer::Refused(_)));
+    // In between the token is as good as ever.
+    let joining = join(coordinator.local_addr(), NODE, &token, &config);
+    let (joined, admitted) = tokio::join!(joining, admit(&coordinator, &authority, &token));
+    assert!(joined.is_ok() && admitted.is_ok());
+}

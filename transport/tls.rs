@@ -19,8 +19,9 @@ use crate::token::Token;
 /// What a node says of a coordinator that its token isn't of.
 pub(crate) const OTHER_COORDINATOR: &str = "the join token is of another coordinator";
 
-/// For the side that accepts, up to this wire version. A client without a certificate gets through the handshake, so that
-/// it can join; who may do what is decided by the protocol that was agreed on, right after it.
+/// For the side that accepts, up to this wire version. A client without a certificate gets through
+/// the handshake, so that it can join; who may do what is decided by the protocol that was agreed
+/// on, right after it.
 pub(crate) fn server(identity: &Identity, newest: u16) -> Result<QuicServerConfig, TransportError> {
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(identity)?.into(), provider())
         .allow_unauthenticated()

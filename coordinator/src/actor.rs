@@ -42,6 +42,9 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two questions to a node that doesn't answer.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 
+/// Revoked nodes that others are told of: they fit into one message.
+const MAX_TOLD_REVOKED: usize = 50_000;
+
 /// Local messages of [`CoordinatorActor`].
 #[derive(Debug, ractor_cluster::RactorMessage)]
 pub enum Msg {
@@ -51,6 +54,8 @@ pub enum Msg {
     Happened(Input),
     /// From this actor's own task: a node's actor has said who it is.
     Reported(Remote<NodeMsg>, NodeReport),
+    /// From the door: these nodes are members no more.
+    Revoked(Vec<NodeId>),
     /// From the API: somebody wants to know something.
     Look(Look),
 }
@@ -95,6 +100,7 @@ pub struct State {
     arguments: Arguments,
     clients: HashMap<RequestId, Client>,
     nodes: HashMap<NodeId, (SessionId, Remote<NodeMsg>)>,
+    revoked: Vec<NodeId>,
 }
 
 /// A client that waits for events.
@@ -116,7 +122,8 @@ impl Actor for CoordinatorActor {
     ) -> Result<State, ActorProcessingErr> {
         pg::monitor(NODE_GROUP.to_owned(), myself.get_cell());
         myself.send_interval(TICK, || Msg::Happened(Input::Tick));
-        Ok(State { arguments, clients: HashMap::new(), nodes: HashMap::new() })
+        let (clients, nodes, revoked) = Default::default();
+        Ok(State { arguments, clients, nodes, revoked })
     }
 
     async fn handle(
@@ -137,6 +144,7 @@ impl Actor for CoordinatorActor {
                 state.handle(input, &myself);
             }
             Msg::Reported(actor, report) => state.join(actor, report, &myself),
+            Msg::Revoked(nodes) => state.revoked(nodes),
             Msg::Look(Look(look)) => look(&state.arguments.cluster, Instant::now()),
         }
         Ok(())
@@ -230,7 +238,20 @@ impl State {
             "node joined"
         );
         self.nodes.insert(node, (session, actor));
+        if !self.revoked.is_empty() {
+            self.cast(node, NodeMsg::Revoked(self.revoked.clone().into()));
+        }
         self.handle(Input::Joined(report), myself);
+    }
+
+    /// Whoever serves is to have nothing to do with them.
+    fn revoked(&mut self, mut nodes: Vec<NodeId>) {
+        nodes.sort_unstable();
+        nodes.truncate(MAX_TOLD_REVOKED);
+        self.revoked = nodes;
+        for node in self.nodes.keys() {
+            self.cast(*node, NodeMsg::Revoked(self.revoked.clone().into()));
+        }
     }
 
     fn handle(&mut self, input: Input, myself: &ActorRef<Msg>) {
@@ -466,7 +487,8 @@ mod tests {
             store: None,
             tracer: Tracer::default(),
         };
-        let mut state = State { arguments, clients: HashMap::new(), nodes: HashMap::new() };
+        let (clients, nodes, revoked) = Default::default();
+        let mut state = State { arguments, clients, nodes, revoked };
         for number in 0..2 {
             let (pipeline, cause) = (protocol::PipelineId(number), "killed".to_owned());
             let moved = Action::Moved { pipeline, cause, num_sequences: 3 };

@@ -125,12 +125,19 @@ impl Door {
 }
 
 /// Shows out nodes that are revoked, and lets them in no more. Never ends.
-pub async fn keep_out(store: Store, endpoint: Endpoint, sessions: Arc<Sessions>) {
+pub async fn keep_out(
+    store: Store,
+    endpoint: Endpoint,
+    sessions: Arc<Sessions>,
+    coordinator: ActorRef<Msg>,
+) {
     let mut known = HashSet::new();
     loop {
         match store.revoked_nodes().await {
             Ok(revoked) if revoked != known => {
                 endpoint.set_revoked(revoked.clone());
+                // Their neighbours are to know it, too.
+                let _ = coordinator.cast(Msg::Revoked(revoked.iter().copied().collect()));
                 for node in revoked.difference(&known) {
                     info!(%node, "node revoked");
                 }

@@ -236,7 +236,8 @@ async fn start(
         let (authority, days) = (Arc::clone(&authority), config.transport.certificate_days);
         move |_| std::future::ready(authority.coordinator_identity(days))
     }));
-    let revoking = keep_out(store.clone(), endpoint.clone(), Arc::clone(&sessions));
+    let revoking =
+        keep_out(store.clone(), endpoint.clone(), Arc::clone(&sessions), coordinator.clone());
     let door = Door {
         endpoint: endpoint.clone(),
         authority,

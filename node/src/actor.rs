@@ -152,6 +152,7 @@ impl Actor for NodeActor {
                 });
             }
             NodeMsg::Release(_) => state.node.released.notify_one(),
+            NodeMsg::Revoked(Wire(Ok(nodes))) => state.node.links.keep_out(nodes),
             NodeMsg::Report(_, reply) => {
                 // Fails when the coordinator no longer waits.
                 let _ = reply.send(state.node.report().into());
@@ -163,6 +164,9 @@ impl Actor for NodeActor {
             NodeMsg::Measure(Wire(Err(cause))) => warn!(%cause, "what to measure is malformed"),
             NodeMsg::Sources(Wire(Err(cause))) => warn!(%cause, "sources are malformed"),
             NodeMsg::Unload(Wire(Err(cause))) => warn!(%cause, "an order to unload is malformed"),
+            NodeMsg::Revoked(Wire(Err(cause))) => {
+                warn!(%cause, "the list of revoked nodes is malformed")
+            }
         }
         Ok(())
     }

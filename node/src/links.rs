@@ -93,6 +93,11 @@ impl Links {
         }
     }
 
+    /// Has nothing to do with these nodes from now on.
+    pub fn keep_out(&self, nodes: Vec<NodeId>) {
+        self.endpoint.set_revoked(nodes.into_iter().collect());
+    }
+
     /// The inlet of a stage, until [`close`](Self::close).
     pub fn open(&self, stage: StageId) -> Inlet {
         let (sender, frames) = mpsc::channel(self.max_buffered_frames);
@@ -302,6 +307,42 @@ mod tests {
 
     async fn soon<T>(what: impl Future<Output = T>) -> T {
         tokio::time::timeout(Duration::from_secs(60), what).await.expect("it takes too long")
+    }
+
+    /// Goal: a neighbour that is revoked is out at once, not when its certificate's time is over.
+    /// Method: two nodes and what the coordinator tells one of them.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_revoked_neighbour_is_dropped_and_neither_let_in_nor_dialled() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::load_or_create(dir.path()).unwrap();
+        let (config, local) = (Transport::default(), ([127, 0, 0, 1], 0).into());
+        let bind = |node: u64| {
+            let identity = authority.node_identity(NodeId(node), "a").unwrap();
+            Endpoint::bind(local, Some(identity), &config).unwrap()
+        };
+        let (own, other) = (bind(1), bind(2));
+        let connect = async |from: &Endpoint, to: &Endpoint, name| {
+            let dial = from.dial(to.local_addr(), Purpose::Data, PeerName::Node(NodeId(name)));
+            let (dialled, accepted) = tokio::join!(dial, to.accept());
+            let Some(Incoming::Data(accepted)) = accepted else { panic!() };
+            (dialled.unwrap(), accepted)
+        };
+        let (theirs, from_them) = connect(&other, &own, 1).await;
+        let (to_them, _accepted) = connect(&own, &other, 2).await;
+        let links = Links::new(NodeId(1), own.clone(), theirs.clone(), &config);
+        links.keep_out(vec![NodeId(7), NodeId(2)]);
+        for connection in [&from_them, &to_them, &theirs] {
+            assert_eq!(soon(connection.closed()).await, "this node is revoked");
+        }
+        let peer = Peer { node: NodeId(2), addr: other.local_addr() };
+        let error = links.to_stage(peer, StageId::default()).await.unwrap_err().to_string();
+        assert!(error.contains("this node is revoked"), "{error}");
+        let name = PeerName::Node(NodeId(1));
+        let again = other.dial(own.local_addr(), Purpose::Data, name).await.unwrap();
+        assert_eq!(soon(again.closed()).await, "this node is revoked");
+        // Whoever is taken back is.
+        links.keep_out(Vec::new());
+        connect(&other, &own, 1).await;
     }
 
     /// Goal: whoever is at either end of a link hears of its end, also while nothing is sent.
