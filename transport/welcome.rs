@@ -107,7 +107,6 @@ impl From<SettingsThen> for Transport {
             max_pieces: it.max_pieces,
             piece_timeout_ms: it.piece_timeout_ms,
             // What came later is as nodes of that version have it.
-            ..Self::default()
         }
     }
 }

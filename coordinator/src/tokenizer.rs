@@ -107,6 +107,12 @@ impl Tokenizer {
         self.max_token_bytes.saturating_mul(max_tokens as usize)
     }
 
+    /// A token that stands beside the vocabulary's text, by its own: special ones, and others.
+    pub fn added(&self, text: &str) -> Option<TokenId> {
+        let is_added = self.tokenizer.get_added_vocabulary().get_vocab().contains_key(text);
+        self.tokenizer.token_to_id(text).filter(|_| is_added).map(TokenId)
+    }
+
     /// A special token by its text.
     pub fn special(&self, text: &str) -> Option<TokenId> {
         let is_special = self.tokenizer.get_added_vocabulary().is_special_token(text);

@@ -99,9 +99,8 @@ fn tools(tools: Value) -> Result<Value, ApiError> {
 
 /// One message becomes several where it has results of tools: each is a message in a chat.
 fn message(given: &Value, place: &str, messages: &mut Vec<Value>) -> Result<(), ApiError> {
-    let role = match given["role"].as_str() {
-        Some(role @ ("user" | "assistant" | "system")) => role,
-        _ => return Err(wrong(&format!("{place}.role"), "user or assistant", &given["role"])),
+    let Some(role @ ("user" | "assistant" | "system")) = given["role"].as_str() else {
+        return Err(wrong(&format!("{place}.role"), "user or assistant", &given["role"]));
     };
     let blocks = match &given["content"] {
         Value::String(text) => {

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::fields::wrong;
 use super::sampling::{Common, check_length, check_logprobs};
-use super::{ApiError, Context, Echo, Fields, Parsed, Style, known};
+use super::{ApiError, Context, Echo, Fields, Parsed, Style, infill, known};
 
 /// OpenAI's default for this endpoint.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -28,7 +28,20 @@ pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
         common.sampling.num_logprobs = wanted;
         common.sampling.num_prompt_logprobs = wanted.filter(|_| common.options.echo);
     }
-    let prompts = prompts(fields.required("prompt")?, common.options.echo, context)?;
+    let prompt = fields.required("prompt")?;
+    let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
+    let prompts = match (suffix, prompt) {
+        (None, prompt) => prompts(prompt, common.options.echo, context)?,
+        (Some(suffix), Value::String(prompt)) if !common.options.echo => {
+            check_length(&prompt, "prompt", context)?;
+            check_length(&suffix, "suffix", context)?;
+            vec![(infill::prompt(&prompt, &suffix, context)?, None)]
+        }
+        (Some(_), _) => {
+            let message = "suffix needs one prompt of text, and no echo";
+            return Err(ApiError::invalid("suffix", message));
+        }
+    };
     fields.finish()?;
     common.check_sequences(prompts.len(), context)?;
     if common.options.durable && prompts.len() > 1 {
@@ -389,7 +402,7 @@ mod tests {
             ),
             (json!({"ignore_eos": 1}), "ignore_eos", None),
             (json!({"echo": 1}), "echo", None),
-            (json!({"suffix": "x"}), "suffix", unsupported),
+            (json!({"suffix": "x"}), "suffix", None),
             (json!({"messages": []}), "messages", unsupported),
             (json!({"wibble": 1}), "wibble", Some("unknown_parameter")),
         ];

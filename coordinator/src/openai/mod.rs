@@ -7,6 +7,7 @@ mod chat;
 mod completions;
 mod error;
 mod fields;
+mod infill;
 mod known;
 #[cfg(test)]
 mod limit_tests;
