@@ -122,7 +122,7 @@ async fn a_full_disk_pauses_batches_and_leaves_everything_else_alone() {
     cluster.ready(Duration::from_secs(120)).await;
     let batches = Batches::of(&cluster);
     let model = cluster.model().await;
-    let input = lines(&model, 3000, 16..65);
+    let input = lines(&model, 800, 16..65);
     let file = batches.upload(&input).await.unwrap();
     let id = batches.create(&file, "24h").await.unwrap();
     let done = |job: &serde_json::Value| job["request_counts"]["completed"].as_i64().unwrap();
@@ -161,11 +161,55 @@ async fn a_full_disk_pauses_batches_and_leaves_everything_else_alone() {
     };
     tokio::time::timeout(Duration::from_secs(60), again).await.expect("it goes on");
     let job = batches.ended(&id, Duration::from_secs(300)).await;
-    assert_eq!((&job["status"], done(&job)), (&json!("completed"), 3000));
+    assert_eq!((&job["status"], done(&job)), (&json!("completed"), 800));
     let output = batches.lines(&job["output_file_id"]).await;
     let ids: Vec<_> = output.iter().map(|line| line["custom_id"].as_str().unwrap()).collect();
-    let expected: Vec<_> = (0..3000).map(|number| format!("id-{number}")).collect();
+    let expected: Vec<_> = (0..800).map(|number| format!("id-{number}")).collect();
     assert_eq!(ids, expected);
     cluster.stop();
     let _ = Command::new("umount").arg("-l").arg(disk.path()).output();
+}
+
+/// Goal: a disk that fails to keep what it was given isn't asked again: nothing that is handed in is
+/// taken, and whoever waits for an answer gets it. Method: no file may grow beyond what the store
+/// needs to begin, which is no full disk to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fails_takes_nothing_more_until_the_next_start() {
+    if Command::new("prlimit").arg("--version").output().is_err() {
+        eprintln!("skipped: a disk that fails (util-linux's prlimit isn't there)");
+        return;
+    }
+    let options = one_node();
+    let cluster = Cluster::start(options.clone()).await;
+    let batches = Batches::of(&cluster);
+    let model = cluster.model().await;
+    let file = batches.upload(&lines(&model, 400, 30..31)).await.unwrap();
+    let id = batches.create(&file, "24h").await.unwrap();
+    // A write beyond it fails, and says so with a signal that nobody ignores by himself.
+    let wal = cluster.data.path().join("state.sqlite-wal");
+    let limit = std::fs::metadata(wal).unwrap().len() + 20_000;
+    let pid = cluster.process.child.id().to_string();
+    let done = Command::new("prlimit")
+        .args(["--pid", &pid, &format!("--fsize={limit}")])
+        .status()
+        .unwrap();
+    assert!(done.success());
+    let refused = async {
+        loop {
+            match batches.upload("{}").await {
+                Err(cause) if cause.starts_with("503") => break cause,
+                _ => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    };
+    let refused = tokio::time::timeout(Duration::from_secs(120), refused).await.expect("it stops");
+    assert!(refused.contains("storage_failed"), "{refused}");
+    let answer = cluster.complete(&cluster.request(&[5, 6], json!({"max_tokens": 4})).await).await;
+    assert_eq!(answer["usage"]["completion_tokens"], 4);
+    // The next process finds what was acknowledged, and goes on.
+    let cluster = cluster.replace(&options).await;
+    let batches = Batches::of(&cluster);
+    let job = batches.ended(&id, Duration::from_secs(300)).await;
+    assert_eq!(job["request_counts"]["completed"], 400, "{job}");
+    cluster.stop();
 }

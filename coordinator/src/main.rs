@@ -214,6 +214,8 @@ fn run(config: Config, wire_version: u16) -> Result<()> {
 /// Resolves at ctrl-c or SIGTERM.
 async fn shutdown_signal() {
     use tokio::signal::unix::{SignalKind, signal};
+    // A file that may not grow is a write that fails, not the end of the process.
+    let _ = signal(SignalKind::from_raw(nix::sys::signal::Signal::SIGXFSZ as i32));
     let terminated = async {
         match signal(SignalKind::terminate()) {
             Ok(mut signal) => {

@@ -357,14 +357,20 @@ impl Records {
             .write(move |database| {
                 Box::pin(async move {
                     let mut query = set(end.into());
-                    for (column, file) in [("output_file", &output), ("error_file", &error)] {
+                    let files = [("output_file", &output), ("error_file", &error)];
+                    for (column, file) in files {
                         if let Some(file) = file {
-                            files::insert(database, file).await?;
                             query.push(", ").push(column).push(" = ").push_bind(file.id.clone());
                         }
                     }
-                    query.push(" WHERE number = ").push_bind(number);
-                    query.build().execute(&mut *database).await?;
+                    query.push(" WHERE number = ").push_bind(number).push(" AND ").push(OPEN);
+                    // Whoever comes second has made its files in vain.
+                    if query.build().execute(&mut *database).await?.rows_affected() == 0 {
+                        return Ok(());
+                    }
+                    for file in files.into_iter().filter_map(|(_, file)| file.as_ref()) {
+                        files::insert(database, file).await?;
+                    }
                     delete_outcomes(database, number).await
                 })
             })

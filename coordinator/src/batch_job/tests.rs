@@ -427,6 +427,29 @@ async fn a_full_disk_holds_jobs_up_until_there_is_space() {
     assert_eq!(bench.jobs.disk(), Disk::Fine);
 }
 
+/// Goal: nothing is there twice, whoever runs a job. Method: two run one, from its beginning to its
+/// end.
+#[tokio::test]
+async fn a_job_that_two_run_at_once_has_every_line_and_every_file_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = |config: &mut Config| config.batch.max_commit_rows = 3;
+    let bench = Bench::open(dir.path(), |request, _| Some(says(request)), small).await;
+    let input: String = (0..40).map(|n| line(&format!("id-{n}"), LONG) + "\n").collect();
+    let id = bench.hand_in(input.as_bytes(), 3600).await;
+    let (one, other) = (bench.runner(&id).await, bench.runner(&id).await);
+    let (one, other) = tokio::join!(one.run(), other.run());
+    one.unwrap();
+    other.unwrap();
+    let job = bench.get(&id).await;
+    assert_eq!((job.state, job.num_completed, job.num_failed), (State::Completed, 40, 0));
+    let output = bench.lines(job.output_file.as_ref()).await;
+    let expected: Vec<_> = (0..40).map(|n| format!("id-{n}")).collect();
+    assert_eq!(ids(&output), expected);
+    let count = sqlx::query_scalar("SELECT count(*) FROM files WHERE purpose = 'batch_output'");
+    let count: i64 = count.fetch_one(bench.store.reader()).await.unwrap();
+    assert_eq!(count, 1);
+}
+
 #[tokio::test]
 async fn tenants_take_turns_with_jobs_too() {
     let dir = tempfile::tempdir().unwrap();
