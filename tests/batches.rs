@@ -170,9 +170,9 @@ async fn a_full_disk_pauses_batches_and_leaves_everything_else_alone() {
     let _ = Command::new("umount").arg("-l").arg(disk.path()).output();
 }
 
-/// Goal: a disk that fails to keep what it was given isn't asked again: nothing that is handed in is
-/// taken, and whoever waits for an answer gets it. Method: no file may grow beyond what the store
-/// needs to begin, which is no full disk to it.
+/// Goal: a disk that fails to keep what it was given isn't asked again: nothing more is taken, and
+/// whoever waits for an answer gets it. Method: no file may grow beyond what the store needs to
+/// begin, which is no full disk to it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_fails_takes_nothing_more_until_the_next_start() {
     if Command::new("prlimit").arg("--version").output().is_err() {

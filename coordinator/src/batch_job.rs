@@ -18,7 +18,7 @@ mod reading;
 pub mod records;
 mod runner;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod window;
 
 use std::collections::HashMap;

@@ -21,6 +21,20 @@ use crate::request::{Event, FinishReason, Priority, Request, RequestError};
 use crate::status::{PipelineStatus, Status};
 use crate::testing::inbox;
 
+/// Jobs and files on a disk of their own. Nothing runs.
+pub(crate) async fn opened(
+    completions: &Arc<Completions>,
+    keys: &Arc<Keys>,
+    batch: config::Batch,
+) -> (BatchJobs, tempfile::TempDir) {
+    let data = tempfile::tempdir().unwrap();
+    let store = Store::open(data.path()).await.unwrap();
+    let config = Config { batch, ..Config::default() };
+    let (completions, keys) = (Arc::clone(completions), Arc::clone(keys));
+    let jobs = BatchJobs::open(data.path(), store, completions, keys, &config).await.unwrap();
+    (jobs, data)
+}
+
 /// What a scheduler makes of a request: the same whenever it is asked.
 fn says(request: &Request) -> Vec<Event> {
     let text = format!("{}:{:x}", request.prompt.len(), request.sampling.seed);

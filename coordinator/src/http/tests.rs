@@ -13,14 +13,13 @@ use tokio::sync::{Semaphore, watch};
 pub(super) use super::script::Script;
 use super::script::play;
 use super::{ApiState, serve};
-use crate::batch_job::BatchJobs;
+use crate::batch_job::tests::opened;
 use crate::completion::{Completions, Parsing};
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::openai::testing::Served;
 use crate::request::{Event, FinishReason, Request, RequestError, SubmitError};
 use crate::status::{PipelineStatus, Status};
-use crate::store::Store;
 
 pub(super) struct Server {
     pub(super) addr: std::net::SocketAddr,
@@ -91,11 +90,7 @@ impl Server {
             durables: served.durables,
         });
         let keys = Arc::new(served.keys);
-        let data = tempfile::tempdir().unwrap();
-        let store = Store::open(data.path()).await.unwrap();
-        let config = protocol::config::Config { batch: served.batch, ..Default::default() };
-        let (of_jobs, by) = (Arc::clone(&completions), Arc::clone(&keys));
-        let jobs = BatchJobs::open(data.path(), store, of_jobs, by, &config).await.unwrap();
+        let (jobs, data) = opened(&completions, &keys, served.batch).await;
         let state = Arc::new(ApiState { completions, keys, jobs, permits });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
