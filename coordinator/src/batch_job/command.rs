@@ -158,8 +158,8 @@ fn described(job: &Value) -> String {
     let failed = number(&job["request_counts"]["failed"]);
     said += &format!("lines {} ({failed} failed), {}\n", lines(job), text(&job["endpoint"]));
     said += &format!(
-        "tokens of prompts {num_prompt}, of which {num_cached} ({share} %) need not be computed; of \
-         answers {}\n",
+        "tokens of prompts {num_prompt}, of which {num_cached} ({share} %) need not be computed; \
+         of answers {}\n",
         number(&usage["output_tokens"])
     );
     said +=

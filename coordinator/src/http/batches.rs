@@ -162,7 +162,8 @@ fn output_expires(fields: &mut Fields) -> Result<Option<i64>, ApiError> {
     let seconds = value["seconds"].as_i64().filter(|it| is_right && EXPIRY_S.contains(it));
     let (least, most) = (EXPIRY_S.start(), EXPIRY_S.end());
     let message = format!(
-        "output_expires_after must be {{\"anchor\": \"created_at\", \"seconds\": {least} to {most}}}"
+        "output_expires_after must be {{\"anchor\": \"created_at\", \"seconds\": N}}, N from \
+         {least} to {most}"
     );
     seconds.map(Some).ok_or_else(|| ApiError::invalid("output_expires_after", message))
 }
