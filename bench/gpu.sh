@@ -8,11 +8,12 @@
 # SHAPES: models, as `autoglm-bench model` names them; STORAGES: how their weights are stored.
 # PEER: a command that times another engine on the same files and is set beside ours, as in
 # PEER="python3 llamacpp.py"; it takes --model FILE --prompt N --tokens N --batches N,N --rounds N
-# --limit SECONDS --json OUT, and writes what bench/peers/ratios.py reads. AUTOGLM_BIN, KERNEL_TESTS: a folder of built
-# binaries and the built tests of `shaders`, for a machine without a Rust toolchain. ROUNDS, TOKENS,
-# PROMPT, BATCHES, CONTEXTS, MATRICES: smaller ones for a slow adapter. LIMIT: seconds after which
-# what still runs is ended and the rest left out, for a machine that is lent; the page says so.
-# Models come first then, and of the tests of kernels those that prove every class.
+# --limit SECONDS --json OUT, and writes what bench/peers/ratios.py reads. AUTOGLM_BIN,
+# KERNEL_TESTS: a folder of built binaries and the built tests of `shaders`, for a machine without a
+# Rust toolchain. ROUNDS, TOKENS, PROMPT, BATCHES, CONTEXTS, MATRICES: smaller ones for a slow
+# adapter. LIMIT: seconds after which what still runs is ended and the rest left out, for a machine
+# that is lent; the page says so. Models come first then, and of the tests of kernels those that
+# prove every class.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 name=${1:?give the results a name, as in: make bench-gpu NAME=h200} adapter=${2:-}

@@ -13,7 +13,12 @@ fn a_test_that_both_took_has_a_ratio() {
         std::fs::write(&path, value.to_string()).unwrap();
         path.display().to_string()
     };
-    let of_peer = |kind, seqs, tokens, rate| json!({"kind": kind, "seqs": seqs, "tokens": tokens, "median_tok_s": rate});
+    let of_peer = |kind, seqs, tokens, rate| {
+        json!({
+            "kind": kind, "seqs": seqs,
+            "tokens": tokens, "median_tok_s": rate,
+        })
+    };
     let peer = write(
         "peer.json",
         json!({"tests": [
