@@ -123,6 +123,8 @@ pub enum Input {
         /// What it is like.
         speed: LinkSpeed,
     },
+    /// What the round trip of a connection is now, in microseconds.
+    Heard((End, End), f64),
     /// A node has measured the ways to others.
     Ways(Ways),
     /// A node gets weights from others.
@@ -328,6 +330,7 @@ impl Cluster {
             Input::Cancel(request) => self.leave(request, now),
             Input::Withdraw(body) => self.withdraw(body, now),
             Input::Measured { ends, speed } => self.known.links.set(ends, speed),
+            Input::Heard(ends, rtt_us) => self.known.links.heard(ends, rtt_us),
             Input::Ways(ways) => self.ways_measured(&ways),
             Input::Fetching(fetching) => self.fetching(fetching),
             Input::Host(node, seconds) => self.known.set_host(node, seconds),

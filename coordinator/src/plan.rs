@@ -15,6 +15,7 @@ use checkpoint::Checkpoint;
 use clap::Args;
 use hyper::Method;
 use protocol::config::{Config, KvCacheDtype, Quantize};
+use protocol::{LinkSpeed, NodeId};
 
 pub use self::nodes::NodeSpec;
 pub use self::report::{PlanReport, PlannedPipeline, PlannedStage, plan_table};
@@ -105,6 +106,9 @@ pub fn plan(name: &str, model: &Model, config: &Config, nodes: &[NodeSpec]) -> R
     // All that are named are waited for, and nobody else.
     config.coordinator.local_nodes = nodes.len() as u32;
     let mut cluster = Cluster::new(config, model.clone(), 1, now);
+    for (one, other, speed) in ways(nodes) {
+        cluster.handle(Input::Measured { ends: (Some(one), Some(other)), speed }, now);
+    }
     for (number, spec) in nodes.iter().enumerate() {
         let report = spec.report(number);
         let (node, session) = (report.node, report.session);
@@ -126,6 +130,19 @@ pub fn plan(name: &str, model: &Model, config: &Config, nodes: &[NodeSpec]) -> R
         bail!("{}", status.waiting_for);
     }
     Ok(PlanReport::new(name, model, &status))
+}
+
+/// The ways between these nodes that a server has measured.
+fn ways(nodes: &[NodeSpec]) -> Vec<(NodeId, NodeId, LinkSpeed)> {
+    let name = |number: usize| NodeId(number as u64 + 1);
+    let mut ways = Vec::new();
+    for (one, spec) in nodes.iter().enumerate() {
+        for (to, speed) in &spec.links {
+            let others = nodes.iter().enumerate().filter(|(_, other)| other.id == *to);
+            ways.extend(others.map(|(other, _)| (name(one), name(other), *speed)));
+        }
+    }
+    ways
 }
 
 #[cfg(test)]
@@ -178,6 +195,24 @@ mod tests {
         for said in ["big", "small-2", "tokens/s", "ms a token", "of 8.0 GiB"] {
             assert!(table.contains(said), "{said} is missing:\n{table}");
         }
+    }
+
+    /// Goal: what a server has measured between its nodes counts. Method: a way that is long for
+    /// two nodes that are both near the server.
+    #[test]
+    fn ways_that_a_server_has_measured_between_nodes_count() {
+        let mut nodes = specs(THREE);
+        nodes.truncate(2);
+        for (id, node) in ["a", "b"].into_iter().zip(&mut nodes) {
+            node.id = id.to_owned();
+        }
+        let token_ms = |nodes: &[NodeSpec]| {
+            let report = plan("glass-en", &model(), &Config::default(), nodes).unwrap();
+            report.pipelines[0].token_ms
+        };
+        let near = token_ms(&nodes);
+        nodes[0].links = vec![("b".to_owned(), LinkSpeed { rtt_us: 80_000.0, bytes_per_s: 1e9 })];
+        assert!(token_ms(&nodes) > near + 35.0, "{near} {}", token_ms(&nodes));
     }
 
     #[test]

@@ -13,6 +13,9 @@ use transport::{Connection, ControlStream, NodeServerHandle, PeerName};
 use crate::cluster::Input;
 use crate::stages::Stages;
 
+/// Between two looks at what QUIC says of the way to a node.
+const HEAR_PAUSE: Duration = Duration::from_secs(2);
+
 /// Sessions that are open, by their control connections.
 #[derive(Debug, Default)]
 pub struct Sessions {
@@ -29,7 +32,7 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Measures it once, and waits.
+    /// Measures it once, then passes on what QUIC says of it.
     async fn measure(self, node: NodeId, data: &Connection, tell: &impl Fn(Input)) -> String {
         let Self { num_bytes, timeout } = self;
         if num_bytes > 0 {
@@ -41,7 +44,10 @@ impl Probe {
                 Err(cause) => debug!(%node, %cause, "the way to a node isn't measured"),
             }
         }
-        std::future::pending().await
+        loop {
+            tokio::time::sleep(HEAR_PAUSE).await;
+            tell(Input::Heard((None, Some(node)), data.rtt().as_secs_f64() * 1e6));
+        }
     }
 }
 

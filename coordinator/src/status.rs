@@ -85,8 +85,9 @@ pub struct NodeStatus {
     pub memory_bytes: Vec<u64>,
     /// How fast each of them is, by its probe.
     pub speeds: Vec<Speed>,
-    /// How many times longer than that each of them takes, as measured by the steps of answers.
-    pub slowness: Vec<f64>,
+    /// How many times longer than that each of them takes, as measured by the steps of answers, and
+    /// so many seconds more.
+    pub corrections: Vec<(f64, f64)>,
     /// Seconds that its host takes of a step beside the adapters.
     pub host_s: f64,
     /// The way to it, as far as it was measured.

@@ -53,8 +53,9 @@ impl Cluster {
             drivers: report.adapters.iter().map(|adapter| adapter.driver.clone()).collect(),
             memory_bytes: report.adapters.iter().map(|adapter| adapter.memory_bytes).collect(),
             speeds: report.adapters.iter().map(|adapter| adapter.speed.checked()).collect(),
-            slowness: (0..report.adapters.len() as u32)
-                .map(|adapter| self.known.slowness((report.node, adapter)))
+            corrections: (0..report.adapters.len() as u32)
+                .map(|adapter| self.known.correction((report.node, adapter)))
+                .map(|it| (it.factor, it.extra_s))
                 .collect(),
             host_s: self.known.host_s(report.node),
             link: self.known.links.measured((None, Some(report.node))),

@@ -66,6 +66,9 @@ impl ModelCost {
     }
 }
 
+/// So slowly what is known of a round trip follows one that has become longer.
+const RISE: f64 = 256.0;
+
 /// Either end of a link: a node, or the coordinator.
 pub type End = Option<NodeId>;
 
@@ -77,6 +80,15 @@ impl Links {
     /// A way has been measured; both directions are taken for alike.
     pub fn set(&mut self, ends: (End, End), speed: LinkSpeed) {
         self.0.insert(Self::key(ends), speed.checked());
+    }
+
+    /// A connection says what its round trip is now. One that is idle, or full, has long ones: the
+    /// least that was heard lately is the way's own.
+    pub fn heard(&mut self, ends: (End, End), rtt_us: f64) {
+        let known = self.between(ends.0, ends.1);
+        let least = self.measured(ends).map_or(rtt_us, |it| it.rtt_us);
+        let rtt_us = if rtt_us < least { rtt_us } else { least + (rtt_us - least) / RISE };
+        self.set(ends, LinkSpeed { rtt_us, ..known });
     }
 
     /// Nothing is known of a node any more.

@@ -49,8 +49,10 @@ impl Prediction {
         let last = stages.last();
         let back = costs.hop(last.map(|stage| stage.place), None, 1.0) + last.map_or(0.0, host);
         let way = |rows: f64| {
+            let busy: f64 = stages.iter().map(|it| compute(it, rows)).sum();
             let times = stages.iter().enumerate();
-            times.map(|(at, it)| hop(at, rows) + host(it) + compute(it, rows)).sum::<f64>() + back
+            let moving: f64 = times.map(|(at, it)| hop(at, rows) + host(it)).sum();
+            busy + (moving + back).max(0.0)
         };
         // As many groups of sequences as stages are under way. One comes back when it has been all
         // around, or when the slowest stage has served all of them.

@@ -40,6 +40,12 @@ pub struct NodeSpec {
     pub rtt_us: Option<f64>,
     /// Of that way, too.
     pub bytes_per_s: Option<f64>,
+    /// Its id, where it has joined a server.
+    #[serde(skip)]
+    pub id: String,
+    /// The ways to other nodes of that server, by their ids.
+    #[serde(skip)]
+    pub links: Vec<(String, LinkSpeed)>,
 }
 
 fn one() -> usize {
@@ -144,15 +150,34 @@ pub(super) fn of_server(text: &str) -> Result<Vec<NodeSpec>> {
         memory_bytes: Vec<u64>,
         speeds: Vec<Speed>,
         slowness: Vec<f64>,
+        // A server of the release before doesn't say it.
+        #[serde(default)]
+        extra_us: Vec<f64>,
         host_us: f64,
         link: Option<LinkSpeed>,
+        #[serde(default)]
+        links: Vec<Way>,
+    }
+    #[derive(Deserialize)]
+    struct Way {
+        to: String,
+        // None: it isn't reached.
+        rtt_us: Option<f64>,
+        bytes_per_s: Option<f64>,
+    }
+    impl Way {
+        fn speed(&self) -> LinkSpeed {
+            let known = self.rtt_us.zip(self.bytes_per_s);
+            known.map_or(LinkSpeed::NONE, |(rtt_us, bytes_per_s)| LinkSpeed { rtt_us, bytes_per_s })
+        }
     }
     let said: Stages = serde_json::from_str(text)?;
     let mut nodes = Vec::new();
     for node in said.nodes {
         let of_adapters = node.memory_bytes.iter().zip(&node.speeds).zip(&node.slowness);
-        for ((&memory, speed), &slowness) in of_adapters {
+        for (adapter, ((&memory, speed), &slowness)) in of_adapters.enumerate() {
             let speed = speed.slowed(slowness);
+            let extra_us = node.extra_us.get(adapter).copied().unwrap_or(0.0);
             nodes.push(NodeSpec {
                 name: format!("{} {}", node.hostname, node.node),
                 count: 1,
@@ -160,10 +185,12 @@ pub(super) fn of_server(text: &str) -> Result<Vec<NodeSpec>> {
                 weight_bytes_per_s: Some(speed.weight_bytes_per_s),
                 multiply_adds_per_s: Some(speed.multiply_adds_per_s),
                 kernel_us: Some(speed.kernel_us),
-                step_us: Some(speed.step_us),
+                step_us: Some((speed.step_us + extra_us).max(0.0)),
                 host_us: Some(node.host_us),
                 rtt_us: node.link.map(|link| link.rtt_us),
                 bytes_per_s: node.link.map(|link| link.bytes_per_s),
+                id: node.node.clone(),
+                links: node.links.iter().map(|way| (way.to.clone(), way.speed())).collect(),
             });
         }
     }
@@ -198,11 +225,15 @@ mod tests {
     fn nodes_of_a_server_are_as_fast_as_they_turned_out_to_be() {
         let text = r#"{"nodes": [{"hostname": "h", "node": "01", "memory_bytes": [7],
             "speeds": [{"weight_bytes_per_s": 4e9, "multiply_adds_per_s": 1e9, "kernel_us": 1.0,
-            "step_us": 2.0}], "slowness": [2.0], "host_us": 3.0,
-            "link": {"rtt_us": 9.0, "bytes_per_s": 1e6}}]}"#;
+            "step_us": 2.0}], "slowness": [2.0], "extra_us": [5.0], "host_us": 3.0,
+            "link": {"rtt_us": 9.0, "bytes_per_s": 1e6}, "links": [{"to": "02", "reached": true,
+            "rtt_us": 5.0, "bytes_per_s": 2e6}, {"to": "03", "reached": false, "rtt_us": null}]}]}"#;
         let nodes = of_server(text).unwrap();
+        let way = LinkSpeed { rtt_us: 5.0, bytes_per_s: 2e6 };
+        let ways = [("02".to_owned(), way), ("03".to_owned(), LinkSpeed::NONE)];
+        assert_eq!((nodes[0].id.as_str(), &nodes[0].links[..]), ("01", &ways[..]));
         assert_eq!(nodes[0].weight_bytes_per_s, Some(2e9));
-        assert_eq!((nodes[0].step_us, nodes[0].rtt_us), (Some(4.0), Some(9.0)));
+        assert_eq!((nodes[0].step_us, nodes[0].rtt_us), (Some(9.0), Some(9.0)));
         // Slowness is the adapter's.
         assert_eq!(nodes[0].host_us, Some(3.0));
     }
