@@ -13,6 +13,8 @@ mod cors;
 #[cfg(test)]
 mod dialect_tests;
 mod durable;
+#[cfg(test)]
+mod durable_tests;
 mod error;
 mod files;
 mod health;
