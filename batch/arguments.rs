@@ -146,14 +146,14 @@ impl Arguments {
             );
         }
         let journal = self.journal.clone().unwrap_or_else(|| beside_output(&self.output, &output));
-        if let Address::File(path, _) = &output {
-            if path.exists() && !self.overwrite && !journal.exists() {
-                if self.resume {
-                    let path = path.display();
-                    return Ok(Prepared::Nothing(format!("{path} is there: nothing to resume")));
-                }
-                bail!("{} is there already: --overwrite takes its place", path.display());
-            }
+        if let Address::File(path, _) = &output
+            && path.exists()
+            && !self.overwrite
+            && !journal.exists()
+        {
+            let path = path.display();
+            ensure!(self.resume, "{path} is there already: --overwrite takes its place");
+            return Ok(Prepared::Nothing(format!("{path} is there: nothing to resume")));
         }
         if journal::done(&journal).exists() && !journal.exists() {
             if self.resume {

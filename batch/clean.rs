@@ -189,10 +189,10 @@ impl Cleaner {
             return Ok(Some(format!("it has no column {missing:?}")));
         }
         for (name, cell) in cells.iter_mut() {
-            if self.columns.is_empty() || self.columns.contains(name) {
-                if let Value::String(text) = cell {
-                    self.change(text);
-                }
+            if (self.columns.is_empty() || self.columns.contains(name))
+                && let Value::String(text) = cell
+            {
+                self.change(text);
             }
         }
         let texts = cells.iter().filter_map(|(name, cell)| {

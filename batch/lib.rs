@@ -22,7 +22,7 @@ mod writing;
 
 #[cfg(test)]
 mod run_tests;
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod servers_tests;
 #[cfg(test)]
 mod testing;

@@ -137,10 +137,10 @@ impl Reader {
     }
 
     fn refuse(&mut self, row: u64, cells: &mut Cells) -> Result<Option<(State, String)>> {
-        if let Some(cleaner) = &mut self.cleaner {
-            if let Some(why) = cleaner.clean(row, cells)? {
-                return Ok(Some((State::Dropped, why)));
-            }
+        if let Some(cleaner) = &mut self.cleaner
+            && let Some(why) = cleaner.clean(row, cells)?
+        {
+            return Ok(Some((State::Dropped, why)));
         }
         let Some((column, ids)) = &mut self.ids else { return Ok(None) };
         let id = cells.get(column).map(text_of).unwrap_or_default();

@@ -1,5 +1,6 @@
 //! Databases and a store of objects as they are: servers that the test starts, as users of their
 //! own where it may. Where one isn't installed the test says so.
+#![cfg(unix)]
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};

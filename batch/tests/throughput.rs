@@ -3,6 +3,8 @@
 //! A million of them: `AUTOGLM_BATCH_ROWS=1000000 cargo test --release -p batch --test throughput
 //! -- --nocapture`.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
 use std::sync::Arc;
