@@ -226,8 +226,9 @@ mod tests {
         let text = r#"{"nodes": [{"hostname": "h", "node": "01", "memory_bytes": [7],
             "speeds": [{"weight_bytes_per_s": 4e9, "multiply_adds_per_s": 1e9, "kernel_us": 1.0,
             "step_us": 2.0}], "slowness": [2.0], "extra_us": [5.0], "host_us": 3.0,
-            "link": {"rtt_us": 9.0, "bytes_per_s": 1e6}, "links": [{"to": "02", "reached": true,
-            "rtt_us": 5.0, "bytes_per_s": 2e6}, {"to": "03", "reached": false, "rtt_us": null}]}]}"#;
+            "link": {"rtt_us": 9.0, "bytes_per_s": 1e6}, "links": [
+            {"to": "02", "reached": true, "rtt_us": 5.0, "bytes_per_s": 2e6},
+            {"to": "03", "reached": false, "rtt_us": null}]}]}"#;
         let nodes = of_server(text).unwrap();
         let way = LinkSpeed { rtt_us: 5.0, bytes_per_s: 2e6 };
         let ways = [("02".to_owned(), way), ("03".to_owned(), LinkSpeed::NONE)];
