@@ -347,13 +347,16 @@ const HUGGING_FACE_TENSORS: &[(Role, &[&[&str]])] = &[
 ];
 
 /// By `general.architecture`. llama.cpp's converter has brought q and k of `llama` files into
-/// adjacent order; `qwen2` files keep the order of Hugging Face; the two GLMs are adjacent by
-/// nature (`llama_model_rope_type` in llama.cpp: normal, neox, normal, normal).
+/// adjacent order; `qwen2` files keep the order of Hugging Face, and so do those of `glm4moe`; the
+/// others are adjacent by nature (`llama_model_rope_type` in llama.cpp).
 pub(crate) const GGUF: &[Layout] = &[
     gguf("llama", Architecture::Glm, RowOrder::Adjacent),
     gguf("qwen2", Architecture::Glm, RowOrder::HalfSplit),
     gguf("chatglm", Architecture::Glm, RowOrder::Adjacent),
     gguf("glm4", Architecture::Glm4, RowOrder::Adjacent),
+    gguf("glm4moe", Architecture::Glm4Moe, RowOrder::HalfSplit),
+    gguf("deepseek2", Architecture::Glm4MoeLite, RowOrder::Adjacent),
+    gguf("glm-dsa", Architecture::GlmMoeDsa, RowOrder::Adjacent),
 ];
 
 const fn gguf(source: &'static str, architecture: Architecture, row_order: RowOrder) -> Layout {
@@ -377,7 +380,8 @@ const GGUF_TENSORS: &[(Role, &[&[&str]])] = &[
     (Role::QkvBias, &[&["attn_q.bias", "attn_k.bias", "attn_v.bias"], &["attn_qkv.bias"]]),
     (Role::Output, &[&["attn_output.weight"]]),
     (Role::PostSelfAttnNorm, &[&["post_attention_norm.weight"]]),
-    (Role::PostAttentionNorm, &[&["ffn_norm.weight"]]),
+    // Files of glm4moe call it after where it stands.
+    (Role::PostAttentionNorm, &[&["ffn_norm.weight"], &["post_attention_norm.weight"]]),
     (Role::GateUp, &[&["ffn_gate.weight", "ffn_up.weight"], &["ffn_up.weight"]]),
     (Role::Down, &[&["ffn_down.weight"]]),
     (Role::PostMlpNorm, &[&["post_ffw_norm.weight"]]),

@@ -3,11 +3,10 @@
 use std::path::Path;
 
 use crate::architecture::{Architecture, GGUF, Layout, Role};
-use crate::config::{
-    MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_WIDTH, ModelConfig, Refused,
-};
+use crate::config::{MAX_HEAD_DIM, MAX_HEADS, MAX_POSITIONS, MAX_WIDTH, ModelConfig, Refused};
 use crate::error::CheckpointError;
 use crate::gguf::{Header, Value};
+use crate::gguf_layers::{layers, mla};
 use crate::mapped::Mapped;
 use crate::spec::{Attention, Dense, Gqa, LayerSpec, Mlp};
 use crate::tokenizer::TokenizerSource;
@@ -88,6 +87,13 @@ fn layout(path: &Path, header: &Header) -> Result<&'static Layout, CheckpointErr
 
 fn parse(keys: &Keys<'_>, layout: &Layout, mapped: &Mapped) -> Result<ModelConfig, Refused> {
     refuse_what_is_not_computed(keys)?;
+    let has_experts = layout.architecture.has_experts();
+    if !has_experts && keys.integer("expert_count")?.is_some_and(|n| n != 0) {
+        return Err(Refused::new(
+            &keys.full("expert_count"),
+            "asks for a mixture of experts, supported are those of glm4moe, deepseek2 and glm-dsa",
+        ));
+    }
     let hidden_size = keys.required("embedding_length", MAX_WIDTH)?;
     let num_heads = keys.required("attention.head_count", MAX_HEADS)?;
     let head_dim = match keys.optional("attention.key_length", MAX_HEAD_DIM)? {
@@ -104,8 +110,11 @@ fn parse(keys: &Keys<'_>, layout: &Layout, mapped: &Mapped) -> Result<ModelConfi
             ));
         }
     };
+    let is_latent =
+        matches!(layout.architecture, Architecture::Glm4MoeLite | Architecture::GlmMoeDsa);
     if let Some(value_length) = keys.optional("attention.value_length", MAX_HEAD_DIM)?
         && value_length != head_dim
+        && !is_latent
     {
         return Err(Refused::new(
             "attention.value_length",
@@ -129,20 +138,28 @@ fn parse(keys: &Keys<'_>, layout: &Layout, mapped: &Mapped) -> Result<ModelConfi
         ));
     }
     let spec = LayerSpec {
-        attention: Attention::Gqa(Gqa {
-            num_heads,
-            num_kv_heads: keys.optional("attention.head_count_kv", MAX_HEADS)?.unwrap_or(num_heads),
-            head_dim,
-            rotary_dim: keys.optional("rope.dimension_count", MAX_HEAD_DIM)?.unwrap_or(head_dim),
-            bias: has(Role::QkvBias, Some(0)),
-            qk_norm: false,
-        }),
+        attention: if is_latent {
+            mla(keys, layout.architecture)?
+        } else {
+            Attention::Gqa(Gqa {
+                num_heads,
+                num_kv_heads: keys
+                    .optional("attention.head_count_kv", MAX_HEADS)?
+                    .unwrap_or(num_heads),
+                head_dim,
+                rotary_dim: keys
+                    .optional("rope.dimension_count", MAX_HEAD_DIM)?
+                    .unwrap_or(head_dim),
+                bias: has(Role::QkvBias, Some(0)),
+                qk_norm: has(Role::QueryNorm, Some(0)),
+            })
+        },
         mlp: Mlp::Dense(Dense { width: keys.required("feed_forward_length", MAX_WIDTH)? }),
         sandwich_norms: layout.architecture == Architecture::Glm4,
     };
     Ok(ModelConfig {
         architecture: layout.architecture,
-        layers: vec![spec; keys.required("block_count", MAX_LAYERS)?],
+        layers: layers(keys, layout.architecture, spec)?,
         hidden_size,
         vocab_size,
         max_position_embeddings: keys.required("context_length", MAX_POSITIONS)?,
@@ -180,12 +197,6 @@ fn refuse_what_is_not_computed(keys: &Keys<'_>) -> Result<(), Refused> {
             "asks for rope in several dimensions (a vision model), supported is text alone",
         ));
     }
-    if keys.integer("expert_count")?.is_some_and(|n| n != 0) {
-        return Err(Refused::new(
-            &keys.full("expert_count"),
-            "asks for a mixture of experts, supported are dense models",
-        ));
-    }
     if keys.value("attention.causal") == Some(&Value::Bool(false)) {
         return Err(Refused::new(&keys.full("attention.causal"), "must be true or missing"));
     }
@@ -203,12 +214,6 @@ fn refuse_what_is_not_computed(keys: &Keys<'_>) -> Result<(), Refused> {
             return Err(Refused::new(&keys.full(scale), "must be missing"));
         }
     }
-    if let Some(Value::Unsigned(n @ 2..)) = keys.header.keys.get("split.count") {
-        return Err(Refused::new(
-            "split.count",
-            format!("is {n}, merge the parts into one file first (llama-gguf-split --merge)"),
-        ));
-    }
     Ok(())
 }
 
@@ -221,7 +226,7 @@ fn ends(keys: &Keys<'_>, layout: &Layout, bytes: &[u8]) -> Result<Vec<u32>, Refu
     // Whatever type a file gives them.
     if let Some(Value::Array(tokens)) = keys.ggml("tokens") {
         let texts = tokens.strings(bytes).unwrap_or_default();
-        let is_glm = matches!(layout.source, "glm4" | "chatglm");
+        let is_glm = !matches!(layout.source, "llama" | "qwen2");
         let is_end = |text: &&str| ENDS.contains(text) || is_glm && GLM_ENDS.contains(text);
         ids.extend((0u32..).zip(&texts).filter(|(_, text)| is_end(text)).map(|(id, _)| id));
     }
@@ -329,13 +334,13 @@ const TOKENIZER: &str = "tokenizer.ggml.";
 const MISSING: &str = "is missing";
 
 /// Keys of one architecture, with their types checked.
-struct Keys<'a> {
+pub(crate) struct Keys<'a> {
     header: &'a Header,
     prefix: &'static str,
 }
 
 impl<'a> Keys<'a> {
-    fn full(&self, key: &str) -> String {
+    pub(crate) fn full(&self, key: &str) -> String {
         format!("{}.{key}", self.prefix)
     }
 
@@ -347,11 +352,11 @@ impl<'a> Keys<'a> {
         self.header.keys.get(&format!("{TOKENIZER}{key}"))
     }
 
-    fn required(&self, key: &str, max: usize) -> Result<usize, Refused> {
+    pub(crate) fn required(&self, key: &str, max: usize) -> Result<usize, Refused> {
         self.optional(key, max)?.ok_or_else(|| Refused::new(&self.full(key), MISSING))
     }
 
-    fn optional(&self, key: &str, max: usize) -> Result<Option<usize>, Refused> {
+    pub(crate) fn optional(&self, key: &str, max: usize) -> Result<Option<usize>, Refused> {
         let Some(number) = self.integer(key)? else { return Ok(None) };
         match usize::try_from(number) {
             Ok(count) if (1..=max).contains(&count) => Ok(Some(count)),
@@ -363,7 +368,7 @@ impl<'a> Keys<'a> {
     }
 
     /// Arrays too are refused: layers that differ from each other are not computed.
-    fn integer(&self, key: &str) -> Result<Option<u64>, Refused> {
+    pub(crate) fn integer(&self, key: &str) -> Result<Option<u64>, Refused> {
         let wrong = || Refused::new(&self.full(key), "must be one number that is not negative");
         match self.value(key) {
             None => Ok(None),
@@ -373,7 +378,15 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn float(&self, key: &str) -> Result<Option<f32>, Refused> {
+    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>, Refused> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(_) => Err(Refused::new(&self.full(key), "must be true or false")),
+        }
+    }
+
+    pub(crate) fn float(&self, key: &str) -> Result<Option<f32>, Refused> {
         match self.value(key) {
             None => Ok(None),
             Some(Value::Float(number)) => Ok(Some(*number as f32)),

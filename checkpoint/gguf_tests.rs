@@ -238,7 +238,7 @@ fn keys_that_ask_for_something_else_are_refused() {
             "rms norm epsilon is 2, it must be at least 0 and below 1",
         ),
         (|f| f.u32("tokenizer.ggml.eos_token_id", 6), "eos token is 6, the vocabulary has 6"),
-        (|f| f.u32("split.count", 2), "split.count is 2, merge the parts"),
+        (|f| f.u32("split.count", 2), "must be called NAME-00001-of-00002.gguf"),
         (|f| f.u32("general.alignment", 3), "general.alignment must be a power of two"),
         (
             |f| f.u32("llama.embedding_length", 128),

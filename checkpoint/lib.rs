@@ -27,7 +27,11 @@ mod generation;
 mod gguf;
 #[cfg(test)]
 mod gguf_format_tests;
+mod gguf_layers;
 mod gguf_model;
+mod gguf_split;
+#[cfg(test)]
+mod gguf_split_tests;
 #[cfg(test)]
 mod gguf_tests;
 #[cfg(test)]
@@ -125,8 +129,9 @@ impl Checkpoint {
                 ggufs.push(entry);
             }
         }
-        match &ggufs[..] {
-            [one] => Self::open_gguf(one),
+        match (&ggufs[..], gguf_split::of_one_model(&ggufs)) {
+            (_, Some(first)) => Self::open_gguf(&first),
+            ([one], None) => Self::open_gguf(one),
             _ => Err(CheckpointError::NotAModel {
                 path: path.to_owned(),
                 reason: format!(
@@ -177,12 +182,19 @@ impl Checkpoint {
     }
 
     fn open_gguf(path: &Path) -> Result<Self, CheckpointError> {
+        // A part of several stands for all of them.
+        let split = gguf_split::whole(path).filter(|(_, first)| first.exists());
+        let path = split.as_ref().map_or(path, |(_, first)| first);
         let mapped = Mapped::open(path)?;
         let mut header = gguf::read(&mapped)?;
+        let others = gguf_split::others(path, &mut header)?;
         let (config, layout) = gguf_model::config(&mapped, &header)?;
-        let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        let name = match &split {
+            Some((name, _)) if !others.is_empty() => name.clone(),
+            _ => path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+        };
         let by_name = std::mem::take(&mut header.tensors);
-        let files = vec![mapped];
+        let files = [mapped].into_iter().chain(others).collect();
         let tensors = Tensors { path: path.to_owned(), files, by_name, scaling: None };
         let weights = Weights::find(tensors, layout, &config)?;
         Ok(Self { name, config, weights, source: Source::Gguf(header), quantize: Quantize::None })

@@ -1,5 +1,6 @@
 // scores[t, p] = sum over heads h of weights[t, h] / sqrt(HEADS)
-//     * max(0, queries[t, h, :] . rows[p, :] / sqrt(head_dim))       one lane per token t, position p
+//     * max(0, queries[t, h, :] . rows[p, :] / sqrt(head_dim))
+//                                                         one lane per token t and position p
 
 struct Params {
     num_tokens: u32,
@@ -14,14 +15,17 @@ struct Params {
 var<immediate> params: Params;
 // ..., positions, table_starts, ..., tables
 @group(0) @binding(0) var<storage, read>       inputs: array<u32>;
-@group(0) @binding(1) var<storage, read>       queries: array<vec4<f32>>;  // [num_tokens, HEADS, head]
+// [num_tokens, HEADS, head]
+@group(0) @binding(1) var<storage, read>       queries: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read>       weights: array<f32>;        // [num_tokens, HEADS]
 @group(0) @binding(3) var<storage, read_write> scores: array<f32>;         // [tokens, stride]
 //! if IMAGES
 //! if KV_F16
-@group(0) @binding(4) var rows: texture_storage_2d<rg32uint, read>;        // [num_blocks, head, BLOCK]
+// [num_blocks, head, BLOCK]
+@group(0) @binding(4) var rows: texture_storage_2d<rg32uint, read>;
 //! else
-@group(0) @binding(4) var rows: texture_storage_2d<rgba32float, read>;     // [num_blocks, head, BLOCK]
+// [num_blocks, head, BLOCK]
+@group(0) @binding(4) var rows: texture_storage_2d<rgba32float, read>;
 //! end
 //! else
 //! if KV_F16

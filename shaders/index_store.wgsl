@@ -13,15 +13,18 @@ var<immediate> params: Params;
 // ..., positions, table_starts, ..., tables
 @group(0) @binding(0) var<storage, read>       inputs: array<u32>;
 @group(0) @binding(1) var<storage, read>       x: array<vec4<f32>>;      // [num_tokens, head_vec4s]
-@group(0) @binding(2) var<storage, read>       norm: array<vec4<f32>>;   // weight, bias [2, head_vec4s]
+// weight, bias [2, head_vec4s]
+@group(0) @binding(2) var<storage, read>       norm: array<vec4<f32>>;
 // [num_tokens, num_heads, head_vec4s]
 @group(0) @binding(3) var<storage, read_write> queries: array<vec4<f32>>;
 //! if IMAGES
 @group(0) @binding(4) var cos_sin: texture_storage_2d<rgba32float, read>;
 //! if KV_F16
-@group(0) @binding(5) var rows: texture_storage_2d<rg32uint, write>;     // [num_blocks, head, BLOCK]
+// [num_blocks, head, BLOCK]
+@group(0) @binding(5) var rows: texture_storage_2d<rg32uint, write>;
 //! else
-@group(0) @binding(5) var rows: texture_storage_2d<rgba32float, write>;  // [num_blocks, head, BLOCK]
+// [num_blocks, head, BLOCK]
+@group(0) @binding(5) var rows: texture_storage_2d<rgba32float, write>;
 //! end
 //! else
 @group(0) @binding(4) var<storage, read>       cos_sin: array<vec4<f32>>;

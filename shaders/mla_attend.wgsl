@@ -1,11 +1,11 @@
 // out[t, h, :] = sum over positions p of softmax(scale * q[t, h, :] . rows[p, :]) * rows[p, ..lora]
 //                                    one workgroup per token t and QUERIES heads h
 //
-// All heads attend to the same latent rows. Positions are all up to the token's own. They are taken
-// in partitions of LANES * KEYS, counted from 0, in ascending order: when one brings a larger score,
-// what was summed before is made as much smaller. Each lane adds the weights of the positions that
-// it scores, and the lanes' sums are added at the end, in order. So the bits of a row depend on its
-// own position and sequence only.
+// All heads attend to the same latent rows. Positions are all up to the token's own, or those that
+// it has chosen. They are taken in partitions of LANES * KEYS, counted from 0, in ascending order:
+// when one brings a larger score, what was summed before is made as much smaller. Each lane adds
+// the weights of the positions that it scores, and the lanes' sums are added at the end, in order.
+// So the bits of a row depend on its own position and sequence only.
 
 struct Params {
     num_tokens: u32,
