@@ -56,10 +56,12 @@ pub mod rotary;
 
 // Sampling.
 pub mod logprobs;
+pub mod mask;
 pub mod penalize;
 pub mod rng;
 pub mod sample;
 pub mod sampler;
+mod sampler_check;
 
 // What a device computes, and how fast it could.
 pub mod copy;

@@ -8,8 +8,8 @@
 //! records, for each group, what computes its logits and [`Sampler::record`]; one submit reads
 //! [`Sampler::readback`].
 //!
-//! For each group: penalties and biases change logits in place; a token is sampled; the logits are
-//! put back; logprobs are taken, of raw logits. What no row of a group wants isn't dispatched.
+//! For each group: penalties, biases and masks change logits in place; a token is sampled; the
+//! logits are put back; logprobs are taken, of raw logits. What no row of a group wants isn't dispatched.
 
 use std::ops::Range;
 
@@ -19,6 +19,7 @@ use crate::error::GpuError;
 use crate::gpu::{Caps, Gpu, Readback};
 use crate::kernel::Pass;
 use crate::logprobs::{BoundLogprobs, Logprobs};
+use crate::mask::Masks;
 use crate::penalize::{self, Adjustment, AdjustmentWords, BoundPenalize, Penalize};
 use crate::sample::{BoundSample, Kind, Sample};
 use crate::template::expand;
@@ -31,6 +32,8 @@ pub struct Row<'a> {
     pub sampling: Option<Sampling>,
     /// Where the row's logits are changed before it is sampled; ascending by token.
     pub adjustments: &'a [Adjustment],
+    /// Which tokens may be sampled, a bit for each ([`num_words`](crate::mask::num_words)); `None`: all.
+    pub mask: Option<&'a [u32]>,
     /// The token whose logprob is wanted instead of the sampled one's.
     pub score: Option<u32>,
     /// How many of the most probable tokens to return with the logprob of the sampled or scored
@@ -131,6 +134,7 @@ pub struct Sampler {
     results: Tensor,
     max_adjustments: usize,
     adjustments: Tensor,
+    masks: Masks,
     // What was copied to the device last; kept, so that a step allocates nothing.
     row_params: Vec<RowParams>,
     adjustment_words: Vec<AdjustmentWords>,
@@ -174,6 +178,7 @@ impl Sampler {
             bound_sample: Sample::new(gpu, lanes)?.bind(gpu, tensors)?,
             bound_logprobs: Logprobs::new(gpu, lanes)?.bind(gpu, tensors)?,
             penalize,
+            masks: Masks::new(gpu, limits.vocab_size, logits)?,
             logits: logits.clone(),
             adjustments,
             row_params: Vec::new(),
@@ -183,7 +188,8 @@ impl Sampler {
         })
     }
 
-    /// Bytes that [`new`](Self::new) takes, before a step has more adjustments than any before.
+    /// Bytes that [`new`](Self::new) takes, before a step has more adjustments or masks than any
+    /// before.
     pub fn num_bytes(limits: &SamplerLimits) -> u64 {
         let max_top = limits.max_logprobs.min(limits.vocab_size);
         let row = size_of::<RowParams>() + result_words(max_top) * 4;
@@ -210,6 +216,7 @@ impl Sampler {
         step.clear();
         self.row_params.clear();
         self.adjustment_words.clear();
+        self.masks.clear();
         for (index, row) in rows.enumerate() {
             let wants = Wants::of(&row, self.limits.vocab_size);
             self.row_params.push(RowParams::new(&row, wants, step.num_words as u32));
@@ -218,9 +225,13 @@ impl Sampler {
                 self.adjustment_words
                     .extend(words.map(|words| AdjustmentWords::new(index as u32, words)));
             }
-            let num_adjustments = self.adjustment_words.len() as u32;
-            step.add(&row, wants, self.group_rows, num_adjustments);
+            if let Some(mask) = row.mask {
+                self.masks.push(index as u32, mask);
+            }
+            let num_changes = (self.adjustment_words.len() as u32, self.masks.len() as u32);
+            step.add(&row, wants, self.group_rows, num_changes);
         }
+        self.masks.write(gpu)?;
         self.reserve(gpu, self.adjustment_words.len())?;
         gpu.write(&self.rows, 0, &self.row_params);
         gpu.write(&self.adjustments, 0, &self.adjustment_words);
@@ -230,16 +241,18 @@ impl Sampler {
     /// Takes what is wanted of group `group` of `step`, the one that was written last, from the
     /// logits as they are then. Leaves them as they were.
     pub fn record(&self, pass: &mut Pass, step: &SampleStep, group: usize) {
-        let Group { rows, adjustments, samples, takes_logprobs } = &step.groups[group];
+        let Group { rows, adjustments, masks, samples, takes_logprobs } = &step.groups[group];
         let vocab_size = self.limits.vocab_size as u32;
         let params = penalize::Params::new(vocab_size, rows.start as u32, adjustments.clone());
-        // Without adjustments these two record nothing.
+        // Without adjustments and masks these record nothing.
         self.bound_penalize.record_apply(pass, &params);
+        self.masks.record_apply(pass, rows.start, masks.clone());
         for (kind, is_present) in [Kind::Plain, Kind::Filtering].into_iter().zip(*samples) {
             if is_present {
                 self.bound_sample.record(pass, kind, vocab_size, rows.clone());
             }
         }
+        self.masks.record_restore(pass, rows.start, masks.clone());
         self.bound_penalize.record_restore(pass, &params);
         if *takes_logprobs {
             self.bound_logprobs.record(pass, vocab_size, rows.clone());
@@ -283,6 +296,7 @@ pub struct SampleStep {
 struct Group {
     rows: Range<usize>,
     adjustments: Range<u32>,
+    masks: Range<u32>,
     /// Whether it has rows to sample without and with filters.
     samples: [bool; 2],
     takes_logprobs: bool,
@@ -295,13 +309,21 @@ impl SampleStep {
         self.num_words = 0;
     }
 
-    fn add(&mut self, row: &Row<'_>, wants: Wants, group_rows: usize, num_adjustments: u32) {
+    fn add(
+        &mut self,
+        row: &Row<'_>,
+        wants: Wants,
+        group_rows: usize,
+        (num_adjustments, num_masks): (u32, u32),
+    ) {
         let index = self.rows.len();
         if index.is_multiple_of(group_rows) {
-            let first = self.groups.last().map_or(0, |group| group.adjustments.end);
+            let ends = |group: &Group| (group.adjustments.end, group.masks.end);
+            let (first, first_mask) = self.groups.last().map_or((0, 0), ends);
             self.groups.push(Group {
                 rows: index..index,
                 adjustments: first..first,
+                masks: first_mask..first_mask,
                 samples: [false; 2],
                 takes_logprobs: false,
             });
@@ -309,6 +331,7 @@ impl SampleStep {
         if let Some(group) = self.groups.last_mut() {
             group.rows.end = index + 1;
             group.adjustments.end = num_adjustments;
+            group.masks.end = num_masks;
             if let Some(kind) = row.kind() {
                 group.samples[usize::from(kind == Kind::Filtering)] = true;
             }
@@ -368,44 +391,6 @@ impl Wants {
 /// Size of a row's result: token, logprob, then pairs of them.
 fn result_words(num_top: usize) -> usize {
     2 + 2 * num_top
-}
-
-impl SamplerLimits {
-    /// Kernels check nothing, so here is the gate.
-    fn check<'a>(&self, rows: impl Iterator<Item = Row<'a>>) -> Result<(), &'static str> {
-        let ensure = |holds: bool, what| if holds { Ok(()) } else { Err(what) };
-        let is_token = |token: u32| (token as usize) < self.vocab_size;
-        for (index, row) in rows.enumerate() {
-            ensure(index < self.max_rows, "too many rows")?;
-            ensure(row.score.is_none_or(is_token), "an unknown token is scored")?;
-            let max = self.max_logprobs;
-            ensure(row.num_logprobs.is_none_or(|num| num as usize <= max), "too many logprobs")?;
-            let has_token = row.sampling.is_some() || row.score.is_some();
-            ensure(row.num_logprobs.is_none() || has_token, "logprobs of no token")?;
-            let tokens = || row.adjustments.iter().map(|adjustment| adjustment.token);
-            ensure(tokens().all(is_token), "an unknown token is adjusted")?;
-            ensure(tokens().is_sorted_by(|a, b| a < b), "adjustments aren't ascending")?;
-            let has_nan = row.adjustments.iter().any(|adjustment| adjustment.bias.is_nan());
-            ensure(!has_nan, "a bias is no number")?;
-            if let Some(sampling) = &row.sampling {
-                sampling.check()?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Sampling {
-    fn check(&self) -> Result<(), &'static str> {
-        let ensure = |holds: bool, what| if holds { Ok(()) } else { Err(what) };
-        ensure(self.temperature.is_finite() && self.temperature >= 0.0, "a bad temperature")?;
-        ensure((0.0..=1.0).contains(&self.top_p), "a bad top_p")?;
-        ensure((0.0..=1.0).contains(&self.min_p), "a bad min_p")?;
-        let penalty = self.repetition_penalty;
-        ensure(penalty.is_finite() && penalty > 0.0, "a bad repetition penalty")?;
-        ensure(self.frequency_penalty.is_finite(), "a bad frequency penalty")?;
-        ensure(self.presence_penalty.is_finite(), "a bad presence penalty")
-    }
 }
 
 /// A row as the kernels read it: `RowParams` of `sampler.wgsl`.

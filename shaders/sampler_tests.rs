@@ -45,6 +45,7 @@ fn impossible_rows_are_refused() {
     let good = Row {
         sampling: Some(Sampling::default()),
         adjustments: &adjustments,
+        mask: Some(&[1]),
         score: Some(9),
         num_logprobs: Some(3),
     };
@@ -62,6 +63,9 @@ fn impossible_rows_are_refused() {
         Row { adjustments: &unknown, ..good },
         Row { adjustments: &twice, ..good },
         Row { adjustments: &no_number, ..good },
+        Row { mask: Some(&[]), ..good },
+        Row { mask: Some(&[1, 1]), ..good },
+        Row { sampling: None, ..good },
         sampled(Sampling { temperature: -1.0, ..plain }),
         sampled(Sampling { temperature: f32::INFINITY, ..plain }),
         sampled(Sampling { top_p: 1.1, ..plain }),
@@ -117,6 +121,7 @@ fn a_row_is_the_same_among_others_and_in_groups() {
         .map(|row| Row {
             sampling: (row % 5 > 0).then(|| varied(&mut random, row)),
             adjustments: &adjustments[row],
+            mask: None,
             score: (row % 5 == 0).then_some(row as u32),
             num_logprobs: (row % 3 > 0).then_some(row as u32 % 8),
         })

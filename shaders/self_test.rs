@@ -160,6 +160,7 @@ fn sources(caps: Caps, format: Format, shape: HeadShape, kv: KvFormat) -> Vec<Ke
     }
     let lanes = crate::sampler::lanes(caps);
     sources.push(crate::logprobs::source(lanes));
+    sources.extend(crate::mask::sources());
     sources.extend(crate::penalize::sources());
     sources.extend(crate::sample::sources(lanes));
     sources
