@@ -119,6 +119,7 @@ fn step() -> Step {
         batch: batch.into(),
         hidden: [1.5, -0.0, f32::MIN_POSITIVE / 2.0, f32::MAX].into_iter().collect(),
         side: None,
+        masks: Masks::default(),
         timings: vec![timing()],
         traces: vec![TraceContext { trace: TraceId([3; 16]), span: SpanId(8), sampled: true }],
     }
@@ -264,11 +265,16 @@ fn all(version: u16) -> BTreeMap<String, (Vec<u8>, Said)> {
     ];
     let mut all = BTreeMap::new();
     let failed = Failed { cause: "device lost".into(), fatal: true, blame };
-    for (name, body) in [
+    let masked = Step { masks: Masks::with(&[(1, &[5, 1 << 31])]), ..step() };
+    let mut frames = vec![
         ("Frame::Step", Body::Step(step())),
         ("Frame::Sampled", Body::Sampled(sampled())),
         ("Frame::Failed", Body::Failed(failed)),
-    ] {
+    ];
+    if version >= 5 {
+        frames.push(("Frame::Step+Masks", Body::Step(masked)));
+    }
+    for (name, body) in frames {
         let frame = frame(body);
         all.insert(name.into(), (frame.encode().concat(), Said::Frame(frame.into())));
     }

@@ -11,14 +11,14 @@
 //! ```
 //! A section is `u16 kind, u16 flags, u32 bytes`, then its bytes. Flag 1 is the critical bit: a
 //! reader that doesn't know a critical section refuses the frame by name, and skips any other.
-//! That is how old and new can meet: speculation (windows, drafts, discard ranges) and grammar
-//! masks are sections to come.
+//! That is how old and new can meet: speculation (windows, drafts, discard ranges) is a section to
+//! come. Masks are one that nobody may skip: only processes of wire version 5 are sent any.
 //!
 //! The wire version is the oldest whose processes can read the frame, not the sender's.
 
 use crate::{
-    Batch, Carried, Epoch, Hidden, ModelId, PipelineId, SliceOutput, StageId, StageIndex, StepId,
-    TraceContext, WIRE_VERSION,
+    Batch, Carried, Epoch, Hidden, Masks, ModelId, PipelineId, SliceOutput, StageId, StageIndex,
+    StepId, TraceContext, WIRE_VERSION,
     codec::{self, CodecError},
 };
 use bincode::{Decode, Encode};
@@ -72,6 +72,8 @@ pub struct Step {
     pub hidden: Hidden,
     /// What the next stage needs beside it.
     pub side: Option<Side>,
+    /// Which tokens the last stage may sample, where not all.
+    pub masks: Masks,
     /// Of the stages so far.
     pub timings: Vec<StageTiming>,
     /// Under which spans the stages' own are to stand: one for each sequence whose trace keeps this
@@ -237,12 +239,14 @@ enum Section {
     Blame = 8,
     // Left out where a layer needs nothing of the one before it but the hidden state.
     Side = 9,
+    // Left out where there are none.
+    Masks = 10,
 }
 
 impl Section {
     fn is_known(kind: u16) -> bool {
-        use Section::{Batch, Blame, Failed, Hidden, Outputs, Side, Timings, Traces};
-        let known = [Batch, Hidden, Outputs, Failed, Traces, Timings, Blame, Side];
+        use Section::{Batch, Blame, Failed, Hidden, Masks, Outputs, Side, Timings, Traces};
+        let known = [Batch, Hidden, Outputs, Failed, Traces, Timings, Blame, Side, Masks];
         known.into_iter().any(|section| section as u16 == kind)
     }
 }
@@ -265,6 +269,9 @@ impl Frame {
                 }
                 if let Some(side) = &step.side {
                     add_section(&mut head, Section::Side, CRITICAL, &codec::encode(side));
+                }
+                if !step.masks.is_empty() {
+                    add_section(&mut head, Section::Masks, CRITICAL, step.masks.bytes());
                 }
                 hidden = step.hidden.bytes().clone();
                 begin_section(&mut head, Section::Hidden, CRITICAL, hidden.len());
@@ -336,6 +343,7 @@ impl Frame {
                     batch: Carried::new(codec::decode(batch)?, bytes.slice_ref(batch)),
                     hidden: Hidden::new(bytes.slice_ref(hidden)).ok_or(FrameError::WrongLengths)?,
                     side: sections.all(Section::Side).next().map(codec::decode).transpose()?,
+                    masks: sections.masks(bytes)?,
                     timings: sections.optional(Section::Timings)?,
                     traces: sections.optional(Section::Traces)?,
                 })
@@ -370,7 +378,7 @@ impl Frame {
         match &self.body {
             Body::Step(step) => {
                 let batch = step.batch.bytes().map_or(step.batch.slices.len() * 64, Bytes::len);
-                batch + step.timings.len() * 32 + 256
+                batch + step.masks.bytes().len() + step.timings.len() * 32 + 256
             }
             Body::Sampled(sampled) => sampled.outputs.len() * 64 + 256,
             Body::Failed(_) => 256,
@@ -434,6 +442,12 @@ impl<'a> Sections<'a> {
             .next()
             .filter(|_| count == 1)
             .ok_or(FrameError::WrongSections { name, count })
+    }
+
+    /// They share the frame's bytes.
+    fn masks(&self, frame: &Bytes) -> Result<Masks, FrameError> {
+        let Some(bytes) = self.all(Section::Masks).next() else { return Ok(Masks::default()) };
+        Masks::new(frame.slice_ref(bytes)).ok_or(FrameError::WrongLengths)
     }
 
     fn optional<T: Default + Decode<()>>(&self, section: Section) -> Result<T, FrameError> {

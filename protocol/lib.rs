@@ -11,6 +11,7 @@ pub mod config;
 pub mod finding;
 pub mod frame;
 pub mod id;
+pub mod masks;
 pub mod message;
 pub mod node;
 pub mod pieces;
@@ -29,6 +30,7 @@ pub use id::{
     BlockId, Digest, Epoch, ModelId, NodeId, PipelineId, RequestId, SequenceId, SessionId, StageId,
     StageIndex, StepId, TokenId,
 };
+pub use masks::Masks;
 pub use node::{AdapterReport, HeldParts, NodeReport};
 pub use pieces::{Ask, Extent, FileManifest, Manifest, PieceId, PieceSet};
 pub use plan::{LayerRange, Peer, StageEcho, StageLimits, StagePlan};

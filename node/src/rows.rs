@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use protocol::{Batch, Input, Logprobs, Slice, SliceOutput, TokenId, TokenLogprob};
+use protocol::{Batch, Input, Logprobs, Masks, Slice, SliceOutput, TokenId, TokenLogprob};
 use shaders::penalize::Adjustment;
 use shaders::sampler::{Row, RowResult, Sampling};
 
@@ -22,20 +22,28 @@ struct Wanted {
     slice: usize,
     sampling: Option<Sampling>,
     adjustments: Vec<Adjustment>,
+    mask: Option<Vec<u32>>,
     /// The token whose logprob is wanted, where none is sampled.
     score: Option<TokenId>,
     num_logprobs: Option<u32>,
 }
 
 impl Rows {
-    /// Becomes the rows of `batch`, whose sequences are known.
-    pub fn fill(&mut self, batch: &Batch, sequences: &Sequences) {
+    /// Becomes the rows of `batch`, whose sequences are known, with its masks.
+    pub fn fill(&mut self, batch: &Batch, masks: &Masks, sequences: &Sequences) {
         self.indexes.clear();
         self.wanted.clear();
         let mut first_row = 0;
         for (number, slice) in batch.slices.iter().enumerate() {
             self.add_slice(number, slice, sequences.of(slice), first_row);
             first_row += slice.num_tokens();
+        }
+        let mut sampled = self.wanted.iter_mut().filter(|wanted| wanted.sampling.is_some());
+        for (number, mask) in masks.iter() {
+            // Both ascend.
+            if let Some(wanted) = sampled.find(|wanted| wanted.slice == number) {
+                wanted.mask = Some(mask.collect());
+            }
         }
     }
 
@@ -54,6 +62,7 @@ impl Rows {
                         slice: number,
                         sampling: None,
                         adjustments: Vec::new(),
+                        mask: None,
                         score: Some(token),
                         num_logprobs: Some(num_logprobs),
                     });
@@ -77,6 +86,7 @@ impl Rows {
                     position: slice.start + num_tokens as u32,
                 }),
                 adjustments: adjustments(sequence),
+                mask: None,
                 score: None,
                 num_logprobs: sampling.num_logprobs,
             });
@@ -88,6 +98,7 @@ impl Rows {
         self.wanted.iter().map(|wanted| Row {
             sampling: wanted.sampling,
             adjustments: &wanted.adjustments,
+            mask: wanted.mask.as_deref(),
             score: wanted.score.map(|token| token.0),
             num_logprobs: wanted.num_logprobs,
         })

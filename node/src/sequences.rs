@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use protocol::{
-    BLOCK_TOKENS, Batch, Begin, BlockId, Input, SamplingParams, SequenceId, Slice, StageLimits,
-    TokenId,
+    BLOCK_TOKENS, Batch, Begin, BlockId, Input, Masks, SamplingParams, SequenceId, Slice,
+    StageLimits, TokenId,
 };
 
 use crate::error::StageError;
@@ -57,6 +57,22 @@ impl Sequences {
             self.apply_slice(slice)?;
         }
         Ok(())
+    }
+
+    /// Whether each mask is one of the vocabulary, for a slice of the batch that is sampled.
+    ///
+    /// # Errors
+    /// When one isn't.
+    pub fn check_masks(&self, batch: &Batch, masks: &Masks) -> Result<(), StageError> {
+        let (num_words, due) = (masks.num_words(), self.vocab_size.div_ceil(32) as usize);
+        if !masks.is_empty() && num_words != due {
+            return Err(bad(format!("masks of {num_words} words, {due} are the vocabulary's")));
+        }
+        let is_sampled = |at: usize| batch.slices.get(at).is_some_and(|slice| slice.sample);
+        match masks.iter().find(|(slice, _)| !is_sampled(*slice)) {
+            Some((slice, _)) => Err(bad(format!("a mask for slice {slice}, which isn't sampled"))),
+            None => Ok(()),
+        }
     }
 
     /// What the stage was made for.
@@ -316,6 +332,23 @@ mod tests {
         for (slice, expected) in cases {
             let error = apply(&mut sequences(), slice).unwrap_err();
             assert!(error.contains(expected), "{error} doesn't contain {expected}");
+        }
+    }
+
+    #[test]
+    fn a_mask_is_the_vocabularys_and_for_a_slice_that_is_sampled() {
+        let sequences = sequences();
+        let unsampled = Slice { sample: false, ..slice(0, &[1], &[0], true) };
+        let batch = Batch { finished: vec![], slices: vec![slice(0, &[1], &[0], true), unsampled] };
+        let check = |masks: &[(usize, &[u32])]| {
+            let checked = sequences.check_masks(&batch, &Masks::with(masks));
+            checked.map_err(|error| error.to_string())
+        };
+        assert_eq!(check(&[]), Ok(()));
+        assert_eq!(check(&[(0, &[1, 2, 3, 4])]), Ok(()));
+        assert!(check(&[(0, &[1, 2, 3])]).unwrap_err().contains("masks of 3 words, 4 are"));
+        for slice in [1, 2] {
+            assert!(check(&[(slice, &[1; 4])]).unwrap_err().contains("isn't sampled"));
         }
     }
 

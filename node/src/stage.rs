@@ -215,7 +215,7 @@ impl Stage {
     /// When the batch is wrong, and nothing of it is taken in; or when the device fails.
     pub fn step(&mut self, gpu: &Gpu, step: &Step) -> Result<StepOutput, StageError> {
         let start = Instant::now();
-        let Step { batch, hidden, .. } = step;
+        let Step { batch, hidden, masks, .. } = step;
         let num_values = match self.embed {
             Some(_) => 0,
             None => batch.num_tokens() * self.held.row_values as usize,
@@ -230,10 +230,13 @@ impl Stage {
         if let Some(choice) = &self.choice {
             choice.check(step)?;
         }
+        if self.head.is_some() {
+            self.sequences.check_masks(batch, masks)?;
+        }
         self.sequences.apply(batch)?;
         fill(&mut self.step, batch, &self.sequences);
         if let Some(head) = &mut self.head {
-            self.step.output_rows.extend_from_slice(head.choose(batch, &self.sequences));
+            self.step.output_rows.extend_from_slice(head.choose(batch, masks, &self.sequences));
         }
         let shape = self.inputs.write(gpu, &self.step)?;
         self.pass.clear();

@@ -63,6 +63,10 @@ pub struct Http {
     pub max_parsing_bytes: usize,
     /// Bytes that a chat template may make of a request.
     pub max_rendered_bytes: usize,
+    /// Bytes of a grammar that an answer keeps to, a JSON schema for instance.
+    pub max_grammar_bytes: usize,
+    /// Symbols that such a grammar may become.
+    pub max_grammar_symbols: usize,
 }
 
 impl Default for Http {
@@ -91,6 +95,8 @@ impl Default for Http {
             max_parsing_threads: 4,
             max_parsing_bytes: 16 << 20,
             max_rendered_bytes: 16 << 20,
+            max_grammar_bytes: 64 << 10,
+            max_grammar_symbols: 100_000,
         }
     }
 }

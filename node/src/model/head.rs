@@ -1,7 +1,7 @@
 //! The end of the model: final norm, LM head, sampler, over the rows whose logits are wanted.
 
 use checkpoint::{Checkpoint, Matrix, ModelConfig, Row, Vector};
-use protocol::{Batch, SliceOutput, StageLimits};
+use protocol::{Batch, Masks, SliceOutput, StageLimits};
 use shaders::error::GpuError;
 use shaders::gather_rows::BoundGatherRows;
 use shaders::gpu::{Gpu, Readback};
@@ -89,8 +89,8 @@ impl Head {
 
     /// Finds the rows of a step whose logits are wanted, and returns their places in its hidden
     /// state.
-    pub fn choose(&mut self, batch: &Batch, sequences: &Sequences) -> &[u32] {
-        self.rows.fill(batch, sequences);
+    pub fn choose(&mut self, batch: &Batch, masks: &Masks, sequences: &Sequences) -> &[u32] {
+        self.rows.fill(batch, masks, sequences);
         &self.rows.indexes
     }
 
