@@ -60,6 +60,8 @@ pub enum Input {
         node: NodeId,
         /// Which: news of an older one changes nothing from now on.
         session: SessionId,
+        /// The newest that both ends speak.
+        wire_version: u16,
     },
     /// A node ends its session on purpose.
     Leaving {
@@ -315,7 +317,9 @@ impl Cluster {
                 self.wake(now);
             }
             Input::Joined(report) => self.join(report, now),
-            Input::Connected { node, session } => self.connected(node, session, now),
+            Input::Connected { node, session, wire_version } => {
+                self.connected((node, session), wire_version, now);
+            }
             Input::Leaving { node, session, cause } => self.leaves(node, session, &cause, now),
             Input::Lost { node, session, cause } => self.lost(node, session, &cause, now),
             Input::Ready(echo) => self.stage_ready(echo, now),
@@ -479,6 +483,7 @@ impl Cluster {
                 num_sent += 1;
                 let step = Step {
                     batch: scheduled.batch.into(),
+                    masks: scheduled.masks,
                     traces: scheduled.traces,
                     ..Step::default()
                 };

@@ -34,6 +34,7 @@ fn model() -> Model {
         digests: (0..6).map(|i| Digest([i; 32])).collect(),
         hidden_size: 64,
         max_model_len: 128,
+        vocab_size: 640,
     }
 }
 
@@ -100,7 +101,11 @@ impl Test {
     /// A node connects in this session, and says what it has.
     fn join_in(&mut self, node: u64, memory_bytes: u64, session: u64) {
         let session = SessionId(session);
-        self.handle(Input::Connected { node: NodeId(node), session });
+        self.handle(Input::Connected {
+            node: NodeId(node),
+            session,
+            wire_version: protocol::WIRE_VERSION,
+        });
         self.handle(Input::Joined(Self::report(node, memory_bytes, session)));
     }
 

@@ -8,6 +8,8 @@
 
 mod admission;
 mod check;
+#[cfg(test)]
+mod constrained_tests;
 mod order;
 mod pace;
 #[cfg(test)]
@@ -16,12 +18,11 @@ mod run_ahead_tests;
 mod tests;
 mod told;
 
-use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use protocol::{
-    Batch, Input, PipelineId, RequestId, Sampled, SequenceId, Slice, SliceOutput, StepId,
+    Batch, Input, Masks, PipelineId, RequestId, Sampled, SequenceId, SliceOutput, StepId,
     TraceContext, config,
 };
 
@@ -53,6 +54,8 @@ pub struct Capacity {
     pub num_stages: usize,
     /// Answers are bit-equal between pipelines of the same class.
     pub class: u64,
+    /// Whether every stage hands on masks.
+    pub takes_masks: bool,
 }
 
 /// One pipeline's part of the work.
@@ -105,6 +108,8 @@ pub struct Scheduled {
     pub step: StepId,
     /// What it computes.
     pub batch: Batch,
+    /// Which tokens may be sampled for those of its slices that keep to something.
+    pub masks: Masks,
     /// The places in traces that its stages are to tell of.
     pub traces: Vec<TraceContext>,
 }
@@ -223,6 +228,7 @@ impl Lane {
         }
         slices.iter().for_each(|slice| self.share(slice.sequence));
         let step = StepId(self.next_step);
+        let masks = self.masks(&slices);
         self.next_step += 1;
         let batch = Batch { finished: std::mem::take(&mut self.finished), slices };
         self.steps.push_back(InFlight {
@@ -235,7 +241,7 @@ impl Lane {
             early: None,
         });
         self.check_invariants();
-        Some(Scheduled { step, batch, traces })
+        Some(Scheduled { step, batch, masks, traces })
     }
 
     /// Records what a step sampled. A step that isn't under way is ignored: it came twice. One that
@@ -393,36 +399,6 @@ impl Lane {
         within.max(MIN_CHUNK).min(max_tokens)
     }
 
-    /// Blocks for the next `num_tokens` of the `i`-th, from those who give way to it if need be.
-    fn grow(&mut self, i: usize, num_tokens: usize, batch: &[Slice], told: &mut Told) -> bool {
-        loop {
-            let sequence = &mut self.running[i];
-            if sequence.blocks.is_empty() {
-                return false; // It gave way to one before it.
-            }
-            let num_needed = BlockManager::blocks_for(sequence.num_after(num_tokens));
-            let num_new = num_needed.saturating_sub(sequence.blocks.len());
-            if num_new == 0 {
-                return true;
-            }
-            if let Some(blocks) = self.blocks.allocate(num_new, &[]) {
-                self.running[i].blocks.extend(blocks);
-                return true;
-            }
-            let (ticket, priority) = (sequence.ticket, sequence.priority());
-            let in_batch = |id| batch.iter().any(|slice| slice.sequence == id);
-            let others = self.running.iter().filter(|it| !it.blocks.is_empty() && !in_batch(it.id));
-            // The oldest of the highest priority always gets on.
-            let weaker = others
-                .filter(|it| (it.priority(), Reverse(it.ticket)) < (priority, Reverse(ticket)));
-            let victim = weaker.min_by_key(|it| (it.priority(), Reverse(it.ticket)));
-            match victim.map(|it| it.id) {
-                Some(victim) => self.preempt(victim, priority, told),
-                None => return false,
-            }
-        }
-    }
-
     /// It has ended.
     fn leave(&mut self, sequence: &mut Sequence) {
         self.blocks.free(sequence.take_blocks().into_iter());
@@ -470,6 +446,11 @@ impl Lane {
             let accepted = sequence.accept(token);
             let (logprobs, text) = (output.logprobs, accepted.text);
             told.events.push((request, Event::Token { choice, token, logprobs, text }));
+            if let Some(cause) = accepted.broken {
+                let mut sequence = self.running.remove(i);
+                self.leave(&mut sequence);
+                return told.fail(sequence, RequestError::OffGrammar(cause));
+            }
             accepted.finished
         } else {
             is_scored.then(|| (FinishReason::Length, String::new()))

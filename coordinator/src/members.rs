@@ -18,6 +18,7 @@ pub(crate) struct Members {
 struct Session {
     node: NodeId,
     id: SessionId,
+    wire_version: u16,
     since: Instant,
 }
 
@@ -41,15 +42,20 @@ impl Members {
         self.sessions.iter().any(|it| (it.node, it.id) == (node, session))
     }
 
+    /// The newest wire version that a node that is here and this process speak.
+    pub(crate) fn wire_version(&self, node: NodeId) -> Option<u16> {
+        Some(self.sessions.iter().find(|session| session.node == node)?.wire_version)
+    }
+
     /// A node has connected: what it was in an older session is over.
     pub(crate) fn connect(
         &mut self,
-        node: NodeId,
-        session: SessionId,
+        (node, session): (NodeId, SessionId),
+        wire_version: u16,
         now: Instant,
     ) -> Option<Over> {
         let older = self.forget(node);
-        self.sessions.push(Session { node, id: session, since: now });
+        self.sessions.push(Session { node, id: session, wire_version, since: now });
         older
     }
 

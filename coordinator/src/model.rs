@@ -25,18 +25,24 @@ pub struct Model {
     pub hidden_size: u32,
     /// Tokens of one sequence.
     pub max_model_len: u32,
+    /// Tokens that it knows.
+    pub vocab_size: u32,
 }
 
 /// Bytes of a frame that describes a step, its rows apart.
 const MAX_DESCRIPTION_BYTES: u64 = 1 << 20;
 
+/// A frame has room for the largest step: its rows, and a mask for each sequence.
+///
 /// # Errors
 /// When the rows of the largest step that the configuration allows don't fit into a frame: they
 /// would be refused by the next stage, again and again.
 pub fn check_frames(model: &Model, config: &Config) -> Result<(), String> {
     let row = model.cost.row_bytes.max(u64::from(model.hidden_size) * ELEMENT_BYTES);
     let (tokens, max) = (config.scheduler.max_batched_tokens, config.transport.max_frame_bytes);
-    let needed = u64::from(tokens) * row + MAX_DESCRIPTION_BYTES;
+    let mask = u64::from(model.vocab_size.div_ceil(32) + 1) * 4;
+    let masks = u64::from(config.scheduler.max_num_seqs) * mask;
+    let needed = u64::from(tokens) * row + masks + MAX_DESCRIPTION_BYTES;
     if needed <= u64::from(max) {
         return Ok(());
     }
@@ -80,6 +86,7 @@ pub fn describe(
         digests: parts.map(|part| files.digest(part).map(Digest)).collect::<Result<_, _>>()?,
         hidden_size: model.row_values() as u32,
         max_model_len,
+        vocab_size: model.vocab_size as u32,
     })
 }
 

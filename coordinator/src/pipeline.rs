@@ -213,7 +213,12 @@ impl Pipeline {
     }
 
     /// What it can hold, once every stage has said what it holds, and all of them are linked.
-    pub(crate) fn capacity(&self, model: ModelId) -> Option<Capacity> {
+    /// `takes_masks` says of a node whether it hands on masks.
+    pub(crate) fn capacity(
+        &self,
+        model: ModelId,
+        takes_masks: impl Fn(NodeId) -> bool,
+    ) -> Option<Capacity> {
         if !self.stages.iter().all(|stage| stage.is_linked) {
             return None;
         }
@@ -221,7 +226,12 @@ impl Pipeline {
         for stage in &self.stages {
             num_blocks = num_blocks.min(stage.echo.as_ref()?.num_blocks as usize);
         }
-        Some(Capacity { num_blocks, num_stages: self.stages.len(), class: self.class(model) })
+        Some(Capacity {
+            num_blocks,
+            num_stages: self.stages.len(),
+            class: self.class(model),
+            takes_masks: self.stages.iter().all(|stage| takes_masks(stage.node)),
+        })
     }
 
     pub(crate) fn step(&self, model: ModelId, number: StepId, step: Step) -> Frame {

@@ -112,7 +112,8 @@ pub fn plan(name: &str, model: &Model, config: &Config, nodes: &[NodeSpec]) -> R
     for (number, spec) in nodes.iter().enumerate() {
         let report = spec.report(number);
         let (node, session) = (report.node, report.session);
-        cluster.handle(Input::Connected { node, session }, now);
+        cluster
+            .handle(Input::Connected { node, session, wire_version: protocol::WIRE_VERSION }, now);
         if let Some(speed) = spec.link() {
             cluster.handle(Input::Measured { ends: (None, Some(node)), speed }, now);
         }

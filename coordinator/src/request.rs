@@ -86,6 +86,35 @@ pub struct Piece {
     pub stopped: bool,
 }
 
+/// All that the core knows of what an answer keeps to: tokens go in, which may come next comes out.
+pub trait Constraint: fmt::Debug + Send + Sync {
+    /// Which tokens may come next, a bit for each of the vocabulary, the lowest first; none: all.
+    fn mask(&self) -> Option<&[u32]>;
+    /// The next token has come, none that ends answers: whether another may.
+    ///
+    /// # Errors
+    /// Why nobody can say what may come next.
+    fn push(&mut self, token: TokenId) -> Result<Going, String>;
+    /// A copy.
+    fn copy(&self) -> Box<dyn Constraint>;
+}
+
+impl Clone for Box<dyn Constraint> {
+    fn clone(&self) -> Self {
+        self.copy()
+    }
+}
+
+/// Whether an answer that keeps to something may go on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Going {
+    /// It may.
+    #[default]
+    On,
+    /// It is whole.
+    Over,
+}
+
 /// One completion, parsed: every value is legal for the model that is served.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -105,6 +134,8 @@ pub struct Request {
     pub stop_tokens: Arc<[TokenId]>,
     /// Turns tokens into text and notices stop strings; each choice gets a copy.
     pub text: Box<dyn AnswerText>,
+    /// What each answer keeps to, if anything; each choice gets a copy.
+    pub constraint: Option<Box<dyn Constraint>>,
     /// Its place in a trace, where it is traced.
     pub trace: Option<Box<RequestTrace>>,
     /// Who goes first.
@@ -219,6 +250,9 @@ pub enum RequestError {
     /// The step that held the request failed.
     #[error("computing this answer failed: {0}")]
     StepFailed(String),
+    /// Its answer left its grammar, or that can't say what may come next.
+    #[error("the answer can't keep to its grammar: {0}")]
+    OffGrammar(String),
     /// Somebody who may do so has cancelled it.
     #[error("the request was cancelled")]
     Cancelled,
@@ -234,6 +268,7 @@ impl RequestError {
             Self::NoPipeline { .. } => "no_pipeline",
             Self::DeadlineExceeded(_) => "deadline_exceeded",
             Self::StepFailed(_) => "step_failed",
+            Self::OffGrammar(_) => "off_grammar",
             Self::Cancelled => "cancelled",
             Self::ShuttingDown => "shutting_down",
         }

@@ -13,7 +13,7 @@ use protocol::{
 };
 
 use crate::block_manager::{BlockHash, BlockManager};
-use crate::request::{AnswerText, FinishReason, Priority, Request, Resumed};
+use crate::request::{AnswerText, Constraint, FinishReason, Going, Priority, Request, Resumed};
 use crate::trace::{PhaseEnded, SequenceTrace};
 
 /// Tokens that a sequence which had to give way computes in peace once it runs again, so that it
@@ -51,6 +51,7 @@ pub struct Sequence {
     generated: Vec<TokenId>,
     // A copy of its request's, from its first token on.
     text: Option<Box<dyn AnswerText>>,
+    constraint: Option<Box<dyn Constraint>>,
     // Logprobs of the prompt, gathered chunk by chunk, and whether the client has them.
     prompt_logprobs: Vec<Logprobs>,
     is_prompt_told: bool,
@@ -81,6 +82,8 @@ pub struct Accepted {
     pub text: String,
     /// Set when the sequence ends with this token; then all its text has been shown.
     pub finished: Option<(FinishReason, String)>,
+    /// Why it can't go on, if so.
+    pub broken: Option<String>,
 }
 
 impl Sequence {
@@ -104,6 +107,7 @@ impl Sequence {
             request: Arc::clone(request),
             generated: Vec::new(),
             text: None,
+            constraint: None,
             prompt_logprobs: Vec::new(),
             is_prompt_told: false,
             num_scheduled: 0,
@@ -271,11 +275,18 @@ impl Sequence {
     }
 
     /// The step under way that samples its next token, where that is all there is to compute and
-    /// the answer may go on after it: the token can be computed before anybody knows it.
+    /// the answer may go on after it: the token can be computed before anybody knows it. Where the
+    /// answer keeps to something, what may come after it is known no sooner than the token.
     pub fn promised_by(&self) -> Option<StepId> {
         let is_next = self.num_scheduled == self.num_tokens();
         let goes_on = self.generated.len() + 1 < self.request.max_tokens as usize;
-        self.sampled_by.filter(|_| is_next && goes_on && self.num_failures == 0)
+        let is_free = self.request.constraint.is_none() && self.num_failures == 0;
+        self.sampled_by.filter(|_| is_next && goes_on && is_free)
+    }
+
+    /// Which tokens may come next; none: all.
+    pub fn mask(&self) -> Option<&[u32]> {
+        self.constraint.as_ref().or(self.request.constraint.as_ref())?.mask()
     }
 
     /// Tokens that a slice of at most `max_tokens` would leave computed: the promised one where
@@ -395,18 +406,25 @@ impl Sequence {
         let text = self.text.get_or_insert_with(|| self.request.text.clone());
         // An end token says that the answer ends; it isn't part of its text.
         if self.request.stop_tokens.contains(&token) {
-            let rest = text.finish();
-            return Accepted { text: String::new(), finished: Some((FinishReason::Stop, rest)) };
+            let finished = Some((FinishReason::Stop, text.finish()));
+            return Accepted { text: String::new(), finished, broken: None };
         }
         let piece = text.push(token);
+        if self.constraint.is_none() {
+            self.constraint.clone_from(&self.request.constraint);
+        }
+        let going = self.constraint.as_mut().map_or(Ok(Going::On), |it| it.push(token));
         let finished = if piece.stopped {
             Some((FinishReason::Stop, String::new()))
+        } else if going == Ok(Going::Over) {
+            Some((FinishReason::Stop, text.finish()))
         } else if self.generated.len() >= self.request.max_tokens as usize {
             Some((FinishReason::Length, text.finish()))
         } else {
             None
         };
-        Accepted { text: piece.text, finished }
+        let broken = going.err().filter(|_| finished.is_none());
+        Accepted { text: piece.text, finished, broken }
     }
 
     /// Whether logprobs of its prompt are still to be computed. Every choice has the same prompt:

@@ -77,7 +77,8 @@ impl Sessions {
             return;
         };
         self.open.insert(session, control.clone());
-        tell(Input::Connected { node, session });
+        let wire_version = control.wire_version();
+        tell(Input::Connected { node, session, wire_version });
         let cause = match server.accept(stream) {
             Ok(()) => tokio::select! {
                 cause = control.closed() => cause,

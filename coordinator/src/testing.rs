@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use checkpoint::TokenizerSource;
 use protocol::{
-    Batch, ModelId, RequestId, Sampled, SamplingParams, SliceOutput, SpanId, StepId, TokenId,
-    TraceContext, TraceId, config,
+    Batch, Masks, ModelId, RequestId, Sampled, SamplingParams, SliceOutput, SpanId, StepId,
+    TokenId, TraceContext, TraceId, config,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
@@ -15,7 +15,9 @@ use tokio::sync::mpsc;
 use crate::actor::Msg;
 use crate::lane::{self, Capacity, Lane, Scheduled, Told, Update};
 use crate::queue::Queue;
-use crate::request::{AnswerText, Event, FinishReason, Piece, Priority, Request};
+use crate::request::{
+    AnswerText, Constraint, Event, FinishReason, Going, Piece, Priority, Request,
+};
 use crate::trace::RequestTrace;
 
 /// A greedy request: tokens 100, 101, … that no end token stops.
@@ -35,8 +37,27 @@ pub(crate) fn request(id: u64, num_prompt_tokens: u32, max_tokens: u32) -> Reque
         weight: 1,
         deadline: None,
         require_exact: false,
+        constraint: None,
         turn: 0,
         resumed: None,
+    }
+}
+
+/// What every answer keeps to.
+#[derive(Debug)]
+pub(crate) struct Anything;
+
+impl Constraint for Anything {
+    fn mask(&self) -> Option<&[u32]> {
+        None
+    }
+
+    fn push(&mut self, _token: TokenId) -> Result<Going, String> {
+        Ok(Going::On)
+    }
+
+    fn copy(&self) -> Box<dyn Constraint> {
+        Box::new(Self)
     }
 }
 
@@ -143,7 +164,7 @@ pub(crate) struct Pipeline {
 
 impl Pipeline {
     pub(crate) fn new(config: config::Scheduler, num_stages: usize, num_blocks: usize) -> Self {
-        let capacity = Capacity { num_blocks, num_stages, class: 1 };
+        let capacity = Capacity { num_blocks, num_stages, class: 1, takes_masks: true };
         Self {
             queue: Queue::new(config.clone()),
             lane: Lane::new(config, capacity),
@@ -174,6 +195,11 @@ impl Pipeline {
     /// As [`step`](Self::step): what the step carries of traces.
     pub(crate) fn step_traces(&mut self) -> Option<Vec<TraceContext>> {
         self.schedule().map(|scheduled| scheduled.traces)
+    }
+
+    /// As [`step`](Self::step): which tokens the step may sample.
+    pub(crate) fn step_masks(&mut self) -> Option<Masks> {
+        self.schedule().map(|scheduled| scheduled.masks)
     }
 
     /// Everything that was told since this was last asked, admissions apart.

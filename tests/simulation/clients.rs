@@ -141,6 +141,7 @@ impl Clients {
             max_tokens: ask.max_tokens,
             stop_tokens: ask.stop_tokens.clone(),
             text: Box::new(Words { stop_every: ask.stop_every, num: 0 }),
+            constraint: None,
             trace: None,
             priority: ask.sent_as.unwrap_or(ask.priority),
             tenant: ask.tenant.clone(),

@@ -106,7 +106,7 @@ impl World<'_> {
         let (session, now) = (SessionId(self.num_sessions), self.now);
         self.machines[number].rise(session, now);
         let node = self.machines[number].node;
-        self.tell(Input::Connected { node, session });
+        self.tell(Input::Connected { node, session, wire_version: protocol::WIRE_VERSION });
         let report = self.machines[number].report();
         let pause = self.scenario.cost.hop * 40;
         self.after(pause, Happening::Input(Input::Joined(report)));

@@ -89,6 +89,7 @@ impl Requests {
             weight: 1,
             deadline: None,
             require_exact: false,
+            constraint: None,
             turn: 0,
             resumed: None,
         }
@@ -115,7 +116,7 @@ pub fn schedules(num_waiting: usize, num_steps: usize) -> Result<Schedules> {
         target_step_ms: 0,
         ..Scheduler::default()
     };
-    let capacity = Capacity { num_blocks: 1 << 18, num_stages: 1, class: 1 };
+    let capacity = Capacity { num_blocks: 1 << 18, num_stages: 1, class: 1, takes_masks: true };
     let mut rig = Rig {
         queue: Queue::new(config.clone()),
         lane: Lane::new(config, capacity),

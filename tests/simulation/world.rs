@@ -440,6 +440,7 @@ fn model(max_model_len: u32) -> Model {
         digests: (0..10).map(|i| Digest([i; 32])).collect(),
         hidden_size: HIDDEN_SIZE,
         max_model_len,
+        vocab_size: 640,
     }
 }
 

@@ -16,8 +16,13 @@ impl Cluster {
         self.members.is_current(node, session)
     }
 
-    pub(super) fn connected(&mut self, node: NodeId, session: SessionId, now: Instant) {
-        let older = self.members.connect(node, session, now);
+    pub(super) fn connected(
+        &mut self,
+        session: (NodeId, SessionId),
+        wire_version: u16,
+        now: Instant,
+    ) {
+        let older = self.members.connect(session, wire_version, now);
         self.failed(older, "the node joined again", now);
     }
 

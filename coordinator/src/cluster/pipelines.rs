@@ -12,6 +12,9 @@ use crate::history::Decision;
 use crate::lane::Lane;
 use crate::pipeline::Pipeline;
 
+/// The wire version since which steps carry masks.
+const MASKS_SINCE: u16 = 5;
+
 impl Cluster {
     pub(super) fn tick(&mut self, now: Instant) {
         self.disconnect_silent(now);
@@ -238,7 +241,9 @@ impl Cluster {
         if !pipeline.link(node, id.stage, now) {
             return;
         }
-        if let Some(capacity) = pipeline.capacity(self.model.id) {
+        let members = &self.members;
+        let takes_masks = |node| members.wire_version(node) >= Some(MASKS_SINCE);
+        if let Some(capacity) = pipeline.capacity(self.model.id, takes_masks) {
             pipeline.lane =
                 Some(Lane::new(self.config.scheduler.clone(), capacity).of(id.pipeline));
             self.trouble.clear();

@@ -14,7 +14,7 @@ fn report(node: u64, held: (bool, std::ops::Range<u32>, bool), model: ModelId) -
 
 fn joins(test: &mut Test, report: NodeReport) {
     let (node, session) = (report.node, report.session);
-    test.handle(Input::Connected { node, session });
+    test.handle(Input::Connected { node, session, wire_version: protocol::WIRE_VERSION });
     test.handle(Input::Joined(report));
 }
 

@@ -2,6 +2,8 @@
 //! nobody.
 
 use super::*;
+use crate::request::{Constraint, Request};
+use crate::testing::Anything;
 
 /// A control connection that broke is told of late, when its node has long come back.
 #[test]
@@ -52,7 +54,7 @@ fn who_connects_and_does_not_say_what_it_has_is_to_connect_again() {
     let mut test = Test::new(two_stages);
     test.join(1, 1000);
     let (node, session) = (NodeId(2), SessionId(2));
-    test.handle(Input::Connected { node, session });
+    test.handle(Input::Connected { node, session, wire_version: protocol::WIRE_VERSION });
     test.wait(Duration::from_secs(9));
     assert_eq!(test.disconnected, []);
     test.wait(Duration::from_secs(2));
@@ -63,6 +65,28 @@ fn who_connects_and_does_not_say_what_it_has_is_to_connect_again() {
     test.wait(Duration::from_secs(3));
     test.load();
     assert_eq!(test.cluster.status().nodes.len(), 2);
+}
+
+#[test]
+fn what_keeps_to_a_grammar_runs_only_where_every_node_speaks_of_masks() {
+    for (wire_version, num_sent) in [(4, 1), (5, 2)] {
+        let mut test = Test::new(two_stages);
+        test.join(1, 1000);
+        let (node, session) = (NodeId(2), SessionId(2));
+        test.handle(Input::Connected { node, session, wire_version });
+        test.handle(Input::Joined(Test::report(2, 1000, session)));
+        test.load();
+        let constraint = Some(Box::new(Anything) as Box<dyn Constraint>);
+        let constrained = Request { constraint, ..request(1, 4, 1) };
+        test.handle(Input::Submit(vec![constrained]));
+        test.submit(2).unwrap();
+        let mut sequences = std::collections::HashSet::new();
+        for frame in &test.sent {
+            let Body::Step(step) = &frame.body else { panic!("{frame:?}") };
+            sequences.extend(step.batch.slices.iter().map(|slice| slice.sequence));
+        }
+        assert_eq!(sequences.len(), num_sent, "version {wire_version}");
+    }
 }
 
 #[test]

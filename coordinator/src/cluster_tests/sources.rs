@@ -68,7 +68,8 @@ fn ways_between_nodes_are_measured_and_decide_the_order() {
     assert_eq!(status.nodes[1].links, [(NodeId(1), LinkSpeed::NONE)]);
     // The third is there before anything is placed: it stands between those who can't meet.
     let (three, one) = (NodeId(3), NodeId(1));
-    test.handle(Input::Connected { node: three, session: session(three) });
+    let wire_version = protocol::WIRE_VERSION;
+    test.handle(Input::Connected { node: three, session: session(three), wire_version });
     test.handle(Input::Joined(Test::report(3, 1000, session(three))));
     let order = |test: &Test| test.plans.iter().map(|(node, _)| node.0).collect::<Vec<_>>();
     assert_eq!(order(&test)[1], 3, "{:?}", order(&test));

@@ -114,8 +114,12 @@ impl Capacity {
     pub fn can_take(&self, waiting: &Sequence) -> bool {
         let begun = waiting.class.filter(|_| waiting.num_generated() > 0);
         let may_go_on = begun.is_none_or(|class| class == self.class);
+        self.has_what_it_needs(waiting) && (may_go_on || !waiting.request().require_exact)
+    }
+
+    fn has_what_it_needs(&self, waiting: &Sequence) -> bool {
         waiting.num_blocks_needed() <= self.num_blocks
-            && (may_go_on || !waiting.request().require_exact)
+            && (self.takes_masks || waiting.request().constraint.is_none())
     }
 }
 
@@ -126,7 +130,7 @@ impl Lane {
 
     /// Whether a sequence can run here now, and how many of its blocks are there already.
     fn fit(&self, waiting: &mut Sequence) -> (Fit, usize) {
-        if waiting.num_blocks_needed() > self.capacity.num_blocks {
+        if !self.capacity.has_what_it_needs(waiting) {
             return (Fit::Later, 0);
         }
         let num_needed = waiting.num_blocks_to_begin(self.config.reserved_tokens as usize);

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use protocol::config::RunAhead;
-use protocol::{BLOCK_TOKENS, BlockId, RequestId, SliceOutput, TokenId, config};
+use protocol::{BLOCK_TOKENS, BlockId, RequestId, Slice, SliceOutput, TokenId, config};
 
 use super::*;
 use crate::request::{Priority, Request};

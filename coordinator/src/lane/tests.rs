@@ -3,7 +3,7 @@ mod simulated;
 
 use std::time::Duration;
 
-use protocol::{RequestId, SequenceId, SliceOutput, StepId};
+use protocol::{RequestId, SequenceId, Slice, SliceOutput, StepId};
 
 use super::order::MAX_STEPS_PASSED;
 use super::*;

@@ -1,11 +1,13 @@
-//! What a lane tells of what it decides, who gives way in it, and what hinders whoever waits.
+//! What a lane tells of what it decides, who gives way in it to whom, and what hinders whoever
+//! waits.
 
+use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
-use protocol::{PipelineId, RequestId, SequenceId};
+use protocol::{Masks, PipelineId, RequestId, SequenceId, Slice};
 
 use super::Lane;
-use crate::block_manager::Miss;
+use crate::block_manager::{BlockManager, Miss};
 use crate::history::Decision;
 use crate::queue::Queue;
 use crate::request::{Event, Priority, RequestError};
@@ -81,6 +83,53 @@ impl Lane {
         } else {
             Obstacle::Turn
         }
+    }
+
+    /// Blocks for the next `num_tokens` of the `i`-th, from those who give way to it if need be.
+    pub(super) fn grow(
+        &mut self,
+        i: usize,
+        num_tokens: usize,
+        batch: &[Slice],
+        told: &mut Told,
+    ) -> bool {
+        loop {
+            let sequence = &mut self.running[i];
+            if sequence.blocks.is_empty() {
+                return false; // It gave way to one before it.
+            }
+            let num_needed = BlockManager::blocks_for(sequence.num_after(num_tokens));
+            let num_new = num_needed.saturating_sub(sequence.blocks.len());
+            if num_new == 0 {
+                return true;
+            }
+            if let Some(blocks) = self.blocks.allocate(num_new, &[]) {
+                self.running[i].blocks.extend(blocks);
+                return true;
+            }
+            let (ticket, priority) = (sequence.ticket, sequence.priority());
+            let in_batch = |id| batch.iter().any(|slice| slice.sequence == id);
+            let others = self.running.iter().filter(|it| !it.blocks.is_empty() && !in_batch(it.id));
+            // The oldest of the highest priority always gets on.
+            let weaker = others
+                .filter(|it| (it.priority(), Reverse(it.ticket)) < (priority, Reverse(ticket)));
+            let victim = weaker.min_by_key(|it| (it.priority(), Reverse(it.ticket)));
+            match victim.map(|it| it.id) {
+                Some(victim) => self.preempt(victim, priority, told),
+                None => return false,
+            }
+        }
+    }
+
+    /// Which tokens may be sampled for those of these slices that keep to something.
+    pub(super) fn masks(&self, slices: &[Slice]) -> Masks {
+        let mask = |(at, slice): (usize, &Slice)| {
+            let runs = self.running.binary_search_by_key(&slice.sequence, |it| it.id);
+            let mask = self.running[runs.ok().filter(|_| slice.sample)?].mask()?;
+            Some((at, mask))
+        };
+        let masks: Vec<_> = slices.iter().enumerate().filter_map(mask).collect();
+        Masks::with(&masks)
     }
 
     /// It waits again once [`return_preempted`](Self::return_preempted) is called; until then it

@@ -133,7 +133,9 @@ impl From<RequestError> for ApiError {
             RequestError::DeadlineExceeded(_) => {
                 Self { status: 504, kind: "timeout", ..Self::internal(message) }.code(code)
             }
-            RequestError::StepFailed(_) => Self::internal(message).code(code),
+            RequestError::StepFailed(_) | RequestError::OffGrammar(_) => {
+                Self::internal(message).code(code)
+            }
             // nginx's code for a request that its client doesn't want any more.
             RequestError::Cancelled => Self::malformed(message).status(499).code(code),
         }
@@ -167,6 +169,7 @@ mod tests {
             ),
             (request(RequestError::DeadlineExceeded("x")), 504, Some("deadline_exceeded"), false),
             (request(RequestError::StepFailed("x".into())), 500, Some("step_failed"), false),
+            (request(RequestError::OffGrammar("x".into())), 500, Some("off_grammar"), false),
             (request(RequestError::Cancelled), 499, Some("cancelled"), false),
             (request(RequestError::ShuttingDown), 503, Some("shutting_down"), true),
             (
