@@ -43,7 +43,7 @@ fn step() -> Step {
         batch: Batch { finished: vec![crate::SequenceId(4)], slices: vec![slice] }.into(),
         hidden: [1.5, -0.0, f32::MIN_POSITIVE / 2.0, f32::MAX].into_iter().collect(),
         side: None,
-        masks: crate::Masks::with(&[(0, &[5, 1 << 31])]),
+        masks: Masks::with(&[(0, &[5, 1 << 31])]),
         timings: vec![StageTiming { compute_us: 5, ..StageTiming::default() }],
         traces: vec![TraceContext {
             trace: crate::TraceId([3; 16]),

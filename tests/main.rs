@@ -28,6 +28,7 @@ mod scheduling;
 mod sessions;
 mod sharing;
 mod stages;
+mod structured;
 mod tidy;
 mod traces;
 mod verification;

@@ -18,6 +18,7 @@ use telemetry::Tracer;
 
 use self::clock::Clock;
 use self::ending::Ending;
+use self::parsing::MAX_QUICK_BYTES;
 pub use self::parsing::Parsing;
 use crate::chat_template::ChatTemplate;
 use crate::durable::{Durables, Kept, Log, now_ms};
@@ -26,8 +27,8 @@ use crate::events::{Events, Heard};
 use crate::keys::{Access, Reserved};
 use crate::metrics::{Metrics, Tokens};
 use crate::openai::{
-    Answer, ApiError, Chunk, Context, Parsed, ServedModel, Style, parse_chat, parse_completion,
-    parse_messages, parse_responses,
+    Answer, ApiError, Chunk, Context, Parsed, ServedModel, Style, may_be_asked, parse_chat,
+    parse_completion, parse_messages, parse_responses,
 };
 use crate::request::{Event, Priority};
 use crate::tokenizer::Tokenizer;
@@ -182,7 +183,8 @@ impl Asked {
             }
             Ok((parsed, content))
         };
-        let given = (body.clone(), style.renders());
+        let renders = style.renders() || (body.len() <= MAX_QUICK_BYTES && may_be_asked(&body));
+        let given = (body.clone(), renders);
         let (mut parsed, content) = completions.parse(&self.access, given, parse).await?;
         if let Some(traced) = &mut self.ending.traced {
             traced.content = content;

@@ -2,6 +2,7 @@
 
 // Requests and text.
 pub mod chat_template;
+pub mod grammar;
 mod messages;
 pub mod openai;
 pub mod parser;

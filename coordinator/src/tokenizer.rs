@@ -4,12 +4,15 @@ mod gguf;
 mod pieces;
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use checkpoint::{SpecialTokens, TokenizerSource};
 use protocol::TokenId;
 use serde_json::Value;
 
 use pieces::Pieces;
+
+use crate::grammar::Vocabulary;
 
 /// A model's tokenizer.
 pub struct Tokenizer {
@@ -22,6 +25,8 @@ pub struct Tokenizer {
     is_plain: bool,
     // Bytes of text that a token can stand for, at most.
     max_token_bytes: usize,
+    // Made when the first grammar is asked for.
+    vocabulary: OnceLock<Result<Vocabulary, String>>,
 }
 
 /// Why a tokenizer can't be used, or a text not be encoded.
@@ -83,7 +88,8 @@ impl Tokenizer {
         let pieces = Pieces::of(&tokenizer, bytes.as_ref());
         let is_plain = decoder["type"] == "ByteLevel" || (is_spaces(&decoder) && !pieces.has_lone);
         let max_token_bytes = max_token_bytes(&tokenizer, bytes.is_some());
-        Ok(Self { tokenizer, bos, eos, pieces, is_plain, max_token_bytes })
+        let vocabulary = OnceLock::new();
+        Ok(Self { tokenizer, bos, eos, pieces, is_plain, max_token_bytes, vocabulary })
     }
 
     /// The tokens of a text, with those that the tokenizer puts around every text if wanted.
@@ -158,6 +164,16 @@ impl Tokenizer {
     /// the tokenizer has no entry for.
     pub(crate) fn is_hidden(&self, token: TokenId) -> bool {
         self.pieces.is_hidden(token)
+    }
+
+    /// It as grammars look at it, for the model that has so many tokens and ends answers with
+    /// these. The first call takes a while.
+    pub(crate) fn vocabulary(
+        &self,
+        vocab_size: u32,
+        ends: &[TokenId],
+    ) -> &Result<Vocabulary, String> {
+        self.vocabulary.get_or_init(|| Vocabulary::new(self, vocab_size, ends))
     }
 
     /// Tokens that the tokenizer has entries for.

@@ -7,8 +7,9 @@ use tokio::sync::Semaphore;
 
 use crate::openai::ApiError;
 
-/// Bytes of a body of which nothing is rendered that are tokens sooner than a thread wakes up.
-const MAX_QUICK_BYTES: usize = 1 << 10;
+/// Bytes of a body of which nothing is rendered or compiled that are tokens sooner than a thread
+/// wakes up.
+pub(super) const MAX_QUICK_BYTES: usize = 1 << 10;
 
 /// Bodies become tokens on threads of their own: a small one may render to much, and whoever
 /// holds up the runtime holds up health checks and the nodes' connections with it.

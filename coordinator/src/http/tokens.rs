@@ -61,7 +61,7 @@ fn tokens_of(body: &[u8], context: Context<'_>) -> Result<Vec<TokenId>, ApiError
         }
         None if fields.has("messages") => {
             let asked = Asked::take(&mut fields)?;
-            prompt_of_messages(&mut fields, &asked, context)?.0
+            prompt_of_messages(&mut fields, &asked, context)?.tokens
         }
         None => return Err(ApiError::invalid("prompt", "give prompt or messages")),
     };

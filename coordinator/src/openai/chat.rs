@@ -7,8 +7,12 @@ use serde_json::{Map, Value};
 
 use super::fields::wrong;
 use super::sampling::{Common, check_length, check_logprobs};
+use super::structured::{self, Structured};
 use super::tools::{Asked, Reading};
 use super::{ApiError, Context, Fields, Parsed, Style, known};
+use crate::chat_template::ChatTemplate;
+use crate::grammar::Begins;
+use crate::parser::{END_OF_THINK, THINK};
 
 /// The request of a body.
 ///
@@ -47,7 +51,7 @@ pub fn count_messages(body: &[u8], context: Context<'_>) -> Result<usize, ApiErr
     let mut fields = Fields::of(body);
     super::check_model(&mut fields, context)?;
     let asked = Asked::take(&mut fields)?;
-    Ok(prompt_of_messages(&mut fields, &asked, context)?.0.len())
+    Ok(prompt_of_messages(&mut fields, &asked, context)?.tokens.len())
 }
 
 fn object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
@@ -76,18 +80,32 @@ fn parse_fields(mut fields: Fields, context: Context<'_>) -> Result<Parsed, ApiE
         common.sampling.num_logprobs = Some(wanted);
     }
     let asked = Asked::take(&mut fields)?;
-    let (prompt, reading) = prompt_of_messages(&mut fields, &asked, context)?;
-    common.options.reading = reading;
+    let said = Structured::take(&mut fields)?;
+    let prompt = prompt_of_messages(&mut fields, &asked, context)?;
+    common.options.reading = prompt.reading;
     fields.finish()?;
     common.prompt_field = "messages";
     let configured = Some(context.config.default_max_tokens).filter(|&tokens| tokens > 0);
     let default = configured.or(context.model.sampling.max_new_tokens);
-    let request = common.request(prompt, default, context)?;
+    let mut request = common.request(prompt.tokens, default, context)?;
+    if let Some(structured) = structured::of_chat(asked.calls(context), said) {
+        request.constraint = Some(structured.compile(prompt.begins, context)?);
+    }
     Ok(Parsed { requests: vec![request], echoes: Vec::new(), options: common.options })
 }
 
-/// The tokens of a body's `messages`, rendered by the model's template, and how the answer to them
-/// is read.
+/// A body's `messages`, rendered by the model's template.
+#[derive(Debug)]
+pub struct ChatPrompt {
+    /// The tokens.
+    pub tokens: Vec<TokenId>,
+    /// How the answer is read; `None`: as plain text.
+    pub reading: Option<Reading>,
+    /// From where the answer keeps to a grammar, if it is to.
+    pub begins: Begins,
+}
+
+/// Renders a body's `messages`.
 ///
 /// # Errors
 /// When the model has no template, or it refuses the messages.
@@ -95,7 +113,7 @@ pub fn prompt_of_messages(
     fields: &mut Fields,
     asked: &Asked,
     context: Context<'_>,
-) -> Result<(Vec<TokenId>, Option<Reading>), ApiError> {
+) -> Result<ChatPrompt, ApiError> {
     let given = fields.required("messages")?;
     // They are as they came where a template has no use for them otherwise.
     let as_text = has_text_arguments(&given).then(|| given.clone());
@@ -131,11 +149,28 @@ pub fn prompt_of_messages(
     };
     check_length(&text, "messages", context)?;
     // The template has written the special tokens itself.
-    let prompt = context
+    let tokens = context
         .tokenizer
         .encode(&text, false)
         .map_err(|cause| ApiError::invalid("messages", cause.to_string()))?;
-    Ok((prompt, asked.reading(template, &text)))
+    let reading = asked.reading(template, &text);
+    Ok(ChatPrompt { tokens, reading, begins: begins(template, &text, context) })
+}
+
+/// From where the answer to a prompt that ends with `prompt_end` keeps to a grammar: what it thinks
+/// is free.
+fn begins(template: &ChatTemplate, prompt_end: &str, context: Context<'_>) -> Begins {
+    let prompt_end = prompt_end.trim_end();
+    if !template.format().reasons || prompt_end.ends_with(END_OF_THINK) {
+        return Begins::First;
+    }
+    if prompt_end.ends_with(THINK) {
+        return Begins::After(END_OF_THINK.into());
+    }
+    match context.tokenizer.encode(THINK, false).as_deref() {
+        Ok([opening]) => Begins::FirstOrAfter(*opening, END_OF_THINK.into()),
+        _ => Begins::First,
+    }
 }
 
 /// What the arguments of calls, which travel as JSON in a string, are to a template.
@@ -317,8 +352,7 @@ mod tests {
             special: checkpoint::SpecialTokens::default(),
             chat_template: Some(text.into()),
         };
-        let chat_template =
-            crate::chat_template::ChatTemplate::from_source(&source, &served.config);
+        let chat_template = ChatTemplate::from_source(&source, &served.config);
         Served { chat_template, ..served }
     }
 
@@ -356,13 +390,12 @@ mod tests {
             (json!({"tools": [{}]}), "tools[0].type", None),
             (json!({"tools": 1}), "tools", None),
             (json!({"tools": [{"type": "function"}]}), "tools[0].function.name", None),
-            (json!({"tool_choice": "required"}), "tool_choice", unsupported),
+            (json!({"tool_choice": "required"}), "tool_choice", None),
             (json!({"tool_choice": {"function": {"name": "f"}}}), "tool_choice", None),
             (json!({"tool_choice": 1}), "tool_choice", None),
             (json!({"thinking": true}), "thinking", None),
             (json!({"reasoning_effort": "huge"}), "reasoning_effort", None),
             (json!({"functions": [{}]}), "functions", unsupported),
-            (json!({"response_format": {"type": "json_object"}}), "response_format", unsupported),
             (json!({"modalities": ["text", "audio"]}), "modalities", unsupported),
             (json!({"audio": {}}), "audio", unsupported),
             (json!({"store": true}), "store", unsupported),

@@ -5,7 +5,9 @@ use serde_json::Value;
 
 use super::fields::wrong;
 use super::sampling::{Common, check_length, check_logprobs};
+use super::structured::Structured;
 use super::{ApiError, Context, Echo, Fields, Parsed, Style, infill, known};
+use crate::grammar::Begins;
 
 /// OpenAI's default for this endpoint.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -28,6 +30,7 @@ pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
         common.sampling.num_logprobs = wanted;
         common.sampling.num_prompt_logprobs = wanted.filter(|_| common.options.echo);
     }
+    let structured = Structured::take(&mut fields)?;
     let prompt = fields.required("prompt")?;
     let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
     let prompts = match (suffix, prompt) {
@@ -59,6 +62,10 @@ pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
         request.turn = requests.len() as u32 * request.num_choices;
         requests.push(request);
         echoes.extend(echo);
+    }
+    if let Some(structured) = structured {
+        let constraint = structured.compile(Begins::First, context)?;
+        requests.iter_mut().for_each(|request| request.constraint = Some(constraint.clone()));
     }
     Ok(Parsed { requests, echoes, options: common.options })
 }

@@ -58,6 +58,12 @@ pub(super) const FIELDS: &[(&str, &[Style], Use)] = &[
     ("priority", BOTH, Honoured),
     ("max_time_ms", BOTH, Honoured),
     ("require_exact", BOTH, Honoured),
+    ("response_format", BOTH, Honoured),
+    ("structured_outputs", BOTH, Honoured),
+    ("guided_json", BOTH, Honoured),
+    ("guided_regex", BOTH, Honoured),
+    ("guided_choice", BOTH, Honoured),
+    ("guided_grammar", BOTH, Honoured),
     ("user", BOTH, Hint),
     ("metadata", BOTH, Hint),
     ("prompt_cache_key", BOTH, Hint),
@@ -74,7 +80,6 @@ pub(super) const FIELDS: &[(&str, &[Style], Use)] = &[
     ("include_reasoning", CHAT, Honoured),
     ("functions", CHAT, Only(|| vec![json!([])])),
     ("function_call", CHAT, Only(|| vec![json!("none"), json!("auto")])),
-    ("response_format", BOTH, Only(|| vec![json!({"type": "text"})])),
     ("modalities", CHAT, Only(|| vec![json!(["text"])])),
     ("store", CHAT, Only(|| vec![json!(false)])),
     ("verbosity", CHAT, Only(|| vec![json!("medium")])),
@@ -87,11 +92,6 @@ pub(super) const FIELDS: &[(&str, &[Style], Use)] = &[
     ("audio", CHAT, Refused),
     ("reasoning", CHAT, Refused),
     ("web_search_options", CHAT, Refused),
-    ("guided_json", BOTH, Refused),
-    ("guided_regex", BOTH, Refused),
-    ("guided_choice", BOTH, Refused),
-    ("guided_grammar", BOTH, Refused),
-    ("structured_outputs", BOTH, Refused),
     ("logits_processors", BOTH, Refused),
     ("truncate_prompt_tokens", BOTH, Refused),
     ("prompt_logprobs", BOTH, Refused),
@@ -170,7 +170,8 @@ mod tests {
                     assert_eq!(asked(style, &json!({*name: null})), plain, "{name}: null is none");
                 }
                 match becomes {
-                    Honoured if *name == "chat_template_kwargs" => {}
+                    // Any object is one.
+                    Honoured if ["chat_template_kwargs", "guided_json"].contains(name) => {}
                     Honoured => {
                         let (param, code) = refused(&odd).unwrap_or_else(|| panic!("{name}"));
                         assert!(param.starts_with(name) && code != Some("unknown_parameter"));

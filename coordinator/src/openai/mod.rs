@@ -14,13 +14,14 @@ mod limit_tests;
 mod logprobs;
 mod sampling;
 mod scheduling;
+mod structured;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tools;
 
 pub use answer::{Answer, Chunk, Style};
 pub(crate) use answer::{Counts, Described, Spoken};
-pub use chat::prompt_of_messages;
+pub use chat::{ChatPrompt, prompt_of_messages};
 pub use chat::{count_messages, parse as parse_chat, parse_messages, parse_responses};
 pub use completions::parse as parse_completion;
 pub use error::ApiError;
@@ -28,6 +29,7 @@ pub use fields::Fields;
 pub(crate) use fields::wrong;
 pub use sampling::check_model;
 pub use scheduling::deadline;
+pub(crate) use structured::may_be_asked;
 pub use tools::{Asked, Reading};
 
 use std::sync::Arc;
@@ -142,7 +144,7 @@ mod tests {
         top_k min_p seed stop n best_of logprobs top_logprobs logit_bias frequency_penalty \
         presence_penalty repetition_penalty stream stream_options ignore_eos echo user \
         return_token_ids return_tokens_as_token_ids chat_template_kwargs add_generation_prompt \
-        response_format modalities store tools suffix";
+        response_format structured_outputs guided_json modalities store tools suffix";
 
     const INNER: &str = "role content name type text tool_calls function arguments include_usage \
         reasoning_content tool_call_id enable_thinking tools 5 05 640";

@@ -198,6 +198,7 @@ impl Common {
             max_tokens: max_tokens as u32,
             stop_tokens: Arc::clone(&self.stop_tokens),
             text,
+            constraint: None,
             trace: None,
             priority: self.scheduling.priority,
             tenant: Arc::clone(&context.access.tenant),

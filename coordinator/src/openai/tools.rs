@@ -5,8 +5,9 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::fields::wrong;
-use super::{ApiError, Fields};
+use super::{ApiError, Context, Fields, structured};
 use crate::chat_template::ChatTemplate;
+use crate::grammar::Calls;
 use crate::parser::{CallFormat, Format, Parser, Tools};
 
 /// What a chat asks for beside messages.
@@ -16,6 +17,8 @@ pub struct Asked {
     tools: Vec<Value>,
     /// Their arguments' schemas.
     schemas: Tools,
+    /// Whether one must be called, and which.
+    choice: Choice,
     /// Whether more than one may be called in an answer.
     parallel: bool,
     /// What the template is told of thinking.
@@ -77,15 +80,19 @@ impl Asked {
             Some(Value::Bool(parallel)) => parallel,
             Some(other) => return Err(wrong("parallel_tool_calls", "true or false", &other)),
         };
-        let may_call = choice(fields.take("tool_choice"), &schemas)?;
-        let (tools, schemas) = if may_call { (tools, schemas) } else { (Vec::new(), Map::new()) };
+        let choice = choice(fields.take("tool_choice"), &schemas)?;
+        let (tools, schemas) = match choice {
+            Choice::None => (Vec::new(), Map::new()),
+            _ => (tools, schemas),
+        };
         let hides_reasoning = match fields.take("include_reasoning") {
             None => false,
             Some(Value::Bool(include)) => !include,
             Some(other) => return Err(wrong("include_reasoning", "true or false", &other)),
         };
         let thinking = thinking(fields)?;
-        Ok(Self { tools, schemas: Arc::new(schemas), parallel, thinking, hides_reasoning })
+        let schemas = Arc::new(schemas);
+        Ok(Self { tools, schemas, choice, parallel, thinking, hides_reasoning })
     }
 
     /// The template's variables, and the messages as it can show them. `extra` are those that the
@@ -114,6 +121,19 @@ impl Asked {
         }
         variables.extend(extra.clone());
         Ok(variables)
+    }
+
+    /// The calls that the answer may consist of, and whether it must.
+    pub(super) fn calls(&self, context: Context<'_>) -> Option<(Calls, bool)> {
+        let format = context.chat_template?.format().calls?;
+        let named = match &self.choice {
+            Choice::Named(name) => Some(name.as_str()),
+            _ => None,
+        };
+        let tools = structured::tools(&self.schemas, named);
+        let must = matches!(self.choice, Choice::Required | Choice::Named(_));
+        let parallel = self.parallel && named.is_none();
+        (!tools.is_empty()).then_some((Calls { format, tools, parallel, or: None }, must))
     }
 
     /// How the answer to a prompt that ends with `prompt_end` is read; `None` is as plain text.
@@ -147,28 +167,37 @@ fn function<'a>(tool: &'a Value, place: &str) -> Result<(&'a str, Value), ApiErr
     }
 }
 
-/// Whether the model may call tools.
-fn choice(choice: Option<Value>, schemas: &Map<String, Value>) -> Result<bool, ApiError> {
-    let Some(choice) = choice else { return Ok(true) };
+/// Whether the model calls tools.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Choice {
+    /// If it likes.
+    #[default]
+    Auto,
+    /// It doesn't.
+    None,
+    /// At least one.
+    Required,
+    /// This one.
+    Named(String),
+}
+
+fn choice(choice: Option<Value>, schemas: &Map<String, Value>) -> Result<Choice, ApiError> {
+    let Some(choice) = choice else { return Ok(Choice::Auto) };
     match choice.as_str() {
-        Some("auto") => Ok(true),
-        Some("none") => Ok(false),
-        // An answer that must be a call needs its sampling restrained.
-        Some("required") => {
-            let message = "tool_choice \"required\" is not supported by this server; use \"auto\"";
-            Err(ApiError::invalid("tool_choice", message).code("unsupported_parameter"))
+        Some("auto") => Ok(Choice::Auto),
+        Some("none") => Ok(Choice::None),
+        Some("required") if schemas.is_empty() => {
+            let message = "tool_choice is \"required\" and there are no tools";
+            Err(ApiError::invalid("tool_choice", message))
         }
+        Some("required") => Ok(Choice::Required),
         _ => match choice["function"]["name"].as_str().or(choice["name"].as_str()) {
             Some(name) if !schemas.contains_key(name) => {
                 let message = format!("tool_choice names {name}, which is not among the tools");
                 Err(ApiError::invalid("tool_choice", message))
             }
-            Some(name) => {
-                let message =
-                    format!("tool_choice {name} is not supported by this server; use \"auto\"");
-                Err(ApiError::invalid("tool_choice", message).code("unsupported_parameter"))
-            }
-            None => Err(wrong("tool_choice", "\"auto\" or \"none\"", &choice)),
+            Some(name) => Ok(Choice::Named(name.to_owned())),
+            None => Err(wrong("tool_choice", "auto, none, required or a function", &choice)),
         },
     }
 }

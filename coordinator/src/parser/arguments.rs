@@ -86,6 +86,11 @@ pub(super) fn kind(schema: Option<&Value>, key: &str) -> Kind {
     if is_text(property) { Kind::Text } else { Kind::Json }
 }
 
+/// Whether the value of `key` stands as text in calls of a tool with this schema.
+pub fn is_text(schema: &Value, key: &str) -> bool {
+    kind(Some(schema), key) == Kind::Text
+}
+
 /// The JSON of a whole value that isn't text for sure. Where text is one of the things that it may
 /// be, `schema` decides.
 pub(super) fn json(schema: Option<&Value>, key: &str, text: &str) -> String {

@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use call::{Call, Step};
 use held::Held;
 
+pub use arguments::is_text;
 pub use format::{CallFormat, Format};
 
 /// The schemas of the arguments of the tools that may be called, by name.
@@ -62,8 +63,10 @@ enum Outside {
     Content,
 }
 
-const THINK: &str = "<think>";
-const END_OF_THINK: &str = "</think>";
+/// What begins reasoning.
+pub const THINK: &str = "<think>";
+/// What ends it.
+pub const END_OF_THINK: &str = "</think>";
 
 impl Parser {
     /// A parser of answers in `format` to a prompt that ends with `prompt_end`. Without `tools`

@@ -1,0 +1,98 @@
+//! Answers that keep to a grammar: JSON of a schema, a regular expression, one of several texts, a
+//! call of a tool. A grammar is compiled once, where its request is parsed; what it allows after
+//! each token is known as soon as the token is.
+
+mod calls;
+mod kept;
+mod source;
+#[cfg(test)]
+mod tests;
+
+use llguidance::api::{GrammarInit, ParserLimits};
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
+use llguidance::{Logger, Matcher, ParserFactory, panic_utils};
+use protocol::TokenId;
+use protocol::config::Http;
+
+pub use self::calls::Calls;
+pub use self::kept::{Begins, Kept};
+pub use self::source::Source;
+use crate::tokenizer::Tokenizer;
+
+/// A vocabulary, as grammars look at it: made once, which takes a while where it is large.
+pub struct Vocabulary {
+    factory: ParserFactory,
+    num_words: usize,
+}
+
+impl std::fmt::Debug for Vocabulary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vocabulary").field("num_words", &self.num_words).finish()
+    }
+}
+
+/// Parts of texts for which it is known in advance which tokens may come: strings of JSON.
+fn slices() -> Vec<String> {
+    llguidance::earley::SlicedBiasComputer::json_slices()
+}
+
+impl Vocabulary {
+    /// That of a tokenizer; the model has so many tokens, and ends answers with those.
+    ///
+    /// # Errors
+    /// When the library refuses it.
+    pub fn new(tokenizer: &Tokenizer, vocab_size: u32, ends: &[TokenId]) -> Result<Self, String> {
+        let bytes = |id: u32| {
+            let (token, mut bytes) = (TokenId(id), Vec::new());
+            if tokenizer.is_hidden(token) && !tokenizer.token_bytes(token).is_empty() {
+                // Nothing that a grammar says is one.
+                bytes.push(TokTrie::SPECIAL_TOKEN_MARKER);
+            }
+            bytes.extend_from_slice(tokenizer.token_bytes(token));
+            bytes
+        };
+        let words: Vec<_> = (0..vocab_size).map(bytes).collect();
+        let ends: Vec<_> = ends.iter().map(|end| end.0).filter(|end| *end < vocab_size).collect();
+        let made = panic_utils::catch_unwind(|| {
+            // A model without an end: its last token would be one, were it sampled.
+            let end = ends.first().copied().unwrap_or(vocab_size.saturating_sub(1));
+            let trie = TokTrie::from(&TokRxInfo::new(vocab_size, end), &words);
+            let trie = if ends.is_empty() { trie } else { trie.with_eos_tokens(&ends) };
+            let tokens: TokEnv = std::sync::Arc::new(ApproximateTokEnv::new(trie));
+            ParserFactory::new(&tokens, InferenceCapabilities::default(), &slices())
+        });
+        let mut factory = made.map_err(|cause| sentence(&cause.to_string()))?;
+        factory.quiet();
+        Ok(Self { factory, num_words: vocab_size.div_ceil(32) as usize })
+    }
+
+    /// An answer that keeps to `source` from where it `begins`.
+    ///
+    /// # Errors
+    /// When the grammar is too large, contradicts itself, or says what can't be.
+    pub fn compile(&self, source: &Source, begins: Begins, config: &Http) -> Result<Kept, String> {
+        let grammar = source.grammar(config)?;
+        let limits = ParserLimits {
+            max_grammar_size: config.max_grammar_symbols,
+            verbose_errors: false,
+            ..ParserLimits::default()
+        };
+        let made = panic_utils::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            self.factory.create_parser_from_init_ext(
+                GrammarInit::Serialized(grammar),
+                Logger::new(0, 0),
+                InferenceCapabilities::default(),
+                limits,
+            )
+        }));
+        let parser = made.map_err(|cause| sentence(&format!("{cause:#}")))?;
+        Kept::new(Matcher::new(Ok(parser)), begins, self.num_words)
+    }
+}
+
+/// What the library says, as one line without its own trace.
+fn sentence(cause: &str) -> String {
+    const MAX_CHARS: usize = 300;
+    let line = cause.split("\n<").next().unwrap_or_default();
+    line.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(MAX_CHARS).collect()
+}

@@ -1,0 +1,211 @@
+//! What grammars allow, asked with a vocabulary and answers that choose at random.
+
+use std::path::Path;
+
+use checkpoint::Checkpoint;
+use protocol::TokenId;
+use protocol::config::Http;
+use serde_json::{Map, Value, json};
+
+use super::*;
+use crate::parser::{CallFormat, Format, Parser, Said};
+use crate::request::{Constraint, Going};
+
+const END: TokenId = TokenId(595);
+
+fn tokenizer() -> Tokenizer {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/glm4/f32");
+    let source = Checkpoint::open(&folder).unwrap().tokenizer().unwrap();
+    Tokenizer::from_source(&source).unwrap()
+}
+
+/// Tokens of its own and what it makes of grammars.
+struct Model {
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+    random: u64,
+}
+
+impl Model {
+    fn new() -> Self {
+        let tokenizer = tokenizer();
+        let vocabulary = Vocabulary::new(&tokenizer, 640, &[END]).unwrap();
+        Self { tokenizer, vocabulary, random: 0x9e37_79b9_7f4a_7c15 }
+    }
+
+    fn keep(&self, source: &Source, begins: Begins) -> Kept {
+        self.vocabulary.compile(source, begins, &Http::default()).unwrap()
+    }
+
+    /// One of the tokens that may come next.
+    fn choose(&mut self, mask: &[u32]) -> TokenId {
+        let allowed: Vec<u32> =
+            (0..640).filter(|id| mask[*id as usize / 32] >> (id % 32) & 1 == 1).collect();
+        if allowed.contains(&END.0) {
+            return END;
+        }
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        TokenId(allowed[self.random as usize % allowed.len()])
+    }
+
+    /// A whole answer; it ends where it may.
+    fn answer(&mut self, source: &Source) -> String {
+        let mut kept: Box<dyn Constraint> = Box::new(self.keep(source, Begins::First));
+        let mut tokens = Vec::new();
+        for _ in 0..4000 {
+            let token = self.choose(kept.mask().unwrap());
+            if token == END {
+                break;
+            }
+            tokens.push(token);
+            if kept.push(token).unwrap() == Going::Over {
+                break;
+            }
+            // As for another choice.
+            kept = kept.copy();
+        }
+        self.tokenizer.decode(&tokens, false)
+    }
+}
+
+#[test]
+fn answers_are_what_they_keep_to() {
+    let mut model = Model::new();
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "kind": {"enum": ["a", "b"]},
+            "count": {"type": "integer", "minimum": 1, "maximum": 99},
+            "name": {"type": "string", "maxLength": 5},
+            "list": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+        },
+        "required": ["kind", "count"],
+        "additionalProperties": false,
+    });
+    for _ in 0..20 {
+        let text = model.answer(&Source::Schema(schema.clone()));
+        let value: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
+        assert!(value["kind"] == "a" || value["kind"] == "b", "{text}");
+        assert!((1..=99).contains(&value["count"].as_u64().unwrap()), "{text}");
+        let text = model.answer(&Source::Regex("[0-9]{3}-[a-c]".into()));
+        let (digits, letter) = text.split_once('-').unwrap();
+        assert!(digits.len() == 3 && digits.parse::<u32>().is_ok() && "abc".contains(letter));
+        let text = model.answer(&Source::Choice(vec!["yes".into(), "no".into()]));
+        assert!(text == "yes" || text == "no", "{text}");
+        let text = model.answer(&Source::Lark("start: \"<\" /[xy]/ \">\"".into()));
+        assert!(text == "<x>" || text == "<y>", "{text}");
+    }
+}
+
+#[test]
+fn a_token_that_no_grammar_allows_is_an_error() {
+    let model = Model::new();
+    let mut kept = model.keep(&Source::Choice(vec!["yes".into()]), Begins::First);
+    let no = model.tokenizer.encode("no", false).unwrap()[0];
+    assert!(kept.push(no).is_err());
+    assert!(kept.push(no).is_err(), "and stays one");
+}
+
+/// Goal: what is thought is free, what follows isn't. Method: a text is pushed token by token; what
+/// is masked?
+#[test]
+fn an_answer_may_think_before_it_keeps_to_anything() {
+    let model = Model::new();
+    let source = Source::Choice(vec!["yes".into()]);
+    let is_masked = |begins: Begins, text: &str| {
+        let mut kept = model.keep(&source, begins);
+        let mut masked = vec![kept.mask().is_some()];
+        for token in model.tokenizer.encode(text, false).unwrap() {
+            kept.push(token).unwrap();
+            masked.push(kept.mask().is_some());
+        }
+        masked
+    };
+    let end = "</think>".to_owned();
+    let masked = is_masked(Begins::After(end.clone()), "no </thin </think>");
+    assert!(masked[..masked.len() - 1].iter().all(|masked| !masked), "{masked:?}");
+    assert!(masked[masked.len() - 1]);
+    assert_eq!(is_masked(Begins::First, ""), [true]);
+    // A token of which an answer may begin to think, here one that no grammar has.
+    let opening = model.tokenizer.special("<|user|>").unwrap();
+    let mut kept = model.keep(&source, Begins::FirstOrAfter(opening, end.clone()));
+    assert_eq!(kept.mask().unwrap()[opening.0 as usize / 32] >> (opening.0 % 32) & 1, 1);
+    kept.push(opening).unwrap();
+    assert!(kept.mask().is_none());
+    let mut kept = model.keep(&source, Begins::FirstOrAfter(opening, end));
+    let yes = model.tokenizer.encode("yes", false).unwrap();
+    let going: Vec<_> = yes.iter().map(|token| kept.push(*token).unwrap()).collect();
+    assert_eq!(going.last(), Some(&Going::Over));
+}
+
+/// Goal: what is made by the grammar of calls is read as calls, with arguments of their schema.
+#[test]
+fn calls_are_written_as_they_are_read() {
+    let mut model = Model::new();
+    let tools: Map<String, Value> = json!({
+        "add": {
+            "type": "object",
+            "properties": {
+                "a": {"type": "integer", "minimum": 0, "maximum": 999},
+                "unit": {"type": "string", "enum": ["m", "km"]},
+                "flag": {"type": "boolean"},
+            },
+            "required": ["a", "unit"],
+            "additionalProperties": false,
+        },
+        "now": {"type": "object", "additionalProperties": false},
+    })
+    .as_object()
+    .unwrap()
+    .clone();
+    for format in [CallFormat::Json, CallFormat::NameThenJson, CallFormat::KeysAndValues] {
+        for parallel in [false, true] {
+            let calls = Calls { format, tools: tools.clone(), parallel, or: None };
+            let mut num_added = 0;
+            for _ in 0..20 {
+                let text = model.answer(&Source::Calls(calls.clone()));
+                let format = Format { reasons: false, calls: Some(format) };
+                let mut parser = Parser::new(format, tools.clone().into(), "");
+                let mut said = parser.push(&text);
+                said.extend(parser.finish());
+                let Some(Said::Call(name)) = said.first() else { panic!("{text}: {said:?}") };
+                let arguments: String = said[1..]
+                    .iter()
+                    .map(|said| match said {
+                        Said::Arguments(more) => more.as_str(),
+                        other => panic!("{text}: {other:?}"),
+                    })
+                    .collect();
+                let arguments: Value = serde_json::from_str(&arguments).unwrap();
+                if name == "add" {
+                    num_added += 1;
+                    assert!(arguments["a"].as_u64().is_some_and(|a| a <= 999), "{text}");
+                    assert!(["m", "km"].iter().any(|it| arguments["unit"] == *it), "{text}");
+                } else {
+                    assert_eq!((name.as_str(), arguments), ("now", json!({})), "{text}");
+                }
+            }
+            assert!(num_added > 0);
+        }
+    }
+}
+
+#[test]
+fn an_answer_may_be_json_where_it_need_not_call() {
+    let model = Model::new();
+    let tools = Map::from_iter([("now".to_owned(), json!({"type": "object"}))]);
+    let calls = Calls {
+        format: CallFormat::Json,
+        tools,
+        parallel: true,
+        or: Some(json!({"type": "integer"})),
+    };
+    let kept = model.keep(&Source::Calls(calls), Begins::First);
+    let first = |text: &str| {
+        let token = model.tokenizer.encode(text, false).unwrap()[0].0;
+        kept.mask().unwrap()[token as usize / 32] >> (token % 32) & 1 == 1
+    };
+    assert!(first("<tool_call>") && first("7") && !first("x"));
+}

@@ -1,0 +1,249 @@
+//! Answers that keep to a grammar, over any number of stages: each is what its schema says, and one
+//! and the same wherever it is computed.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use serde_json::{Map, Value, json};
+use tests::cluster::{Cluster, Options};
+use tests::golden;
+
+/// Schemas that are asked for; more by this variable.
+const SCHEMAS: &str = "AUTOGLM_SCHEMAS";
+
+/// A cache that holds a few of those who ask, and chunks that cut every prompt.
+const SMALL: &str = "[scheduler]\nmax_blocks = 40\nmax_num_seqs = 12\nmax_batched_tokens = 24\n\
+                     reserved_tokens = 8\n";
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+/// A schema of which every answer is short, however it is chosen.
+fn schema(random: &mut Random, depth: u32) -> Value {
+    match random.below(if depth == 0 { 6 } else { 8 }) {
+        0 => json!({"type": "boolean"}),
+        1 => {
+            let minimum = random.below(50) as i64 - 20;
+            json!({"type": "integer", "minimum": minimum, "maximum": minimum + 30})
+        }
+        2 => json!({"type": "string", "maxLength": 1 + random.below(4)}),
+        3 => json!({"enum": ["red", 7, null, "a \"b\""]}),
+        4 => json!({"type": "string", "pattern": "^[a-c]{1,3}-[0-9]{2}$"}),
+        5 => json!({"anyOf": [{"type": "null"}, {"const": "x"}, {"type": "boolean"}]}),
+        6 => {
+            let items = schema(random, depth - 1);
+            json!({"type": "array", "items": items, "minItems": 1, "maxItems": 2})
+        }
+        _ => {
+            let names = ["a", "bc", "d"];
+            let properties: Map<_, _> =
+                names.iter().map(|name| (name.to_string(), schema(random, depth - 1))).collect();
+            let required = &names[..1 + random.below(3) as usize];
+            json!({
+                "type": "object", "properties": properties, "required": required,
+                "additionalProperties": false,
+            })
+        }
+    }
+}
+
+/// Whether a value is what such a schema says.
+fn is_valid(schema: &Value, value: &Value) -> bool {
+    if let Some(values) = schema["enum"].as_array() {
+        return values.contains(value);
+    }
+    if let Some(constant) = schema.get("const") {
+        return value == constant;
+    }
+    if let Some(schemas) = schema["anyOf"].as_array() {
+        return schemas.iter().any(|schema| is_valid(schema, value));
+    }
+    let within = |number: i64, least: &str, most: &str| {
+        schema[least].as_i64().is_none_or(|least| least <= number)
+            && schema[most].as_i64().is_none_or(|most| number <= most)
+    };
+    match schema["type"].as_str().unwrap() {
+        "null" => value.is_null(),
+        "boolean" => value.is_boolean(),
+        "integer" => value.as_i64().is_some_and(|it| within(it, "minimum", "maximum")),
+        "string" => value.as_str().is_some_and(|text| {
+            let follows = |text: &str| {
+                let Some((letters, digits)) = text.split_once('-') else { return false };
+                (1..=3).contains(&letters.len())
+                    && letters.bytes().all(|it| (b'a'..=b'c').contains(&it))
+                    && digits.len() == 2
+                    && digits.bytes().all(|it| it.is_ascii_digit())
+            };
+            within(text.chars().count() as i64, "minLength", "maxLength")
+                && (schema.get("pattern").is_none() || follows(text))
+        }),
+        "array" => value.as_array().is_some_and(|items| {
+            within(items.len() as i64, "minItems", "maxItems")
+                && items.iter().all(|item| is_valid(&schema["items"], item))
+        }),
+        "object" => value.as_object().is_some_and(|fields| {
+            let properties = schema["properties"].as_object().unwrap();
+            let required = schema["required"].as_array().unwrap();
+            required.iter().all(|name| fields.contains_key(name.as_str().unwrap()))
+                && fields.iter().all(|(name, value)| {
+                    properties.get(name).is_some_and(|schema| is_valid(schema, value))
+                })
+        }),
+        other => panic!("no schema is of type {other}"),
+    }
+}
+
+#[test]
+fn the_check_knows_what_is_wrong() {
+    let schema = json!({
+        "type": "object", "required": ["a"],
+        "properties": {"a": {"type": "integer", "maximum": 3}, "b": {"type": "string",
+            "pattern": "^[a-c]{1,3}-[0-9]{2}$"}},
+    });
+    assert!(is_valid(&schema, &json!({"a": 3, "b": "ab-07"})));
+    for wrong in [json!({}), json!({"a": 4}), json!({"a": 1, "b": "d-07"}), json!({"a": 1, "c": 1})]
+    {
+        assert!(!is_valid(&schema, &wrong), "{wrong}");
+    }
+}
+
+/// All that may not differ.
+fn said(answer: &Value) -> String {
+    let usage = &answer["usage"];
+    json!([answer["choices"], usage["prompt_tokens"], usage["completion_tokens"]]).to_string()
+}
+
+async fn all(cluster: &Cluster, requests: &[Value]) -> Vec<Value> {
+    let answers = join_all(requests.iter().map(|request| cluster.complete(request)));
+    tokio::time::timeout(Duration::from_secs(500), answers).await.expect("every answer ends")
+}
+
+/// Goal: every answer is what its schema says, the same over 1 and 2 stages, given way or not; and
+/// answers that keep to nothing are what they were alone, beside those that do.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_is_what_its_schema_says_and_one_over_any_stages() {
+    let num_schemas = std::env::var(SCHEMAS).map_or(40, |num| num.parse().unwrap());
+    let folder = golden::fixture("glm4").join("f32");
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut schemas: Vec<_> = (0..num_schemas).map(|i| schema(&mut random, i % 3)).collect();
+    for schema in &mut schemas {
+        // The model's weights are random: it would write as much white space as it may.
+        schema["x-guidance"] = json!({"whitespace_flexible": false});
+    }
+    let mut expected: Vec<String> = Vec::new();
+    for (stages, config) in [(1, ""), (2, ""), (2, SMALL)] {
+        let options = Options::new(&folder).nodes(stages, stages).config(config);
+        let cluster = Cluster::start(options).await;
+        let mut requests = Vec::new();
+        for (i, schema) in schemas.iter().enumerate() {
+            let prompt: Vec<u32> =
+                (0..3 + i % 20).map(|at| (5 + at * 7 + i) as u32 % 500).collect();
+            let format =
+                json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
+            let more = json!({
+                "max_tokens": 200, "temperature": i % 3, "seed": i, "logprobs": 2,
+                "n": 1 + i % 2, "response_format": format,
+            });
+            requests.push(cluster.request(&prompt, more).await);
+        }
+        let mut plain = Vec::new();
+        for i in 0..12_usize {
+            let prompt: Vec<u32> = (0..9 + i).map(|at| (6 + at * 5 + i) as u32 % 500).collect();
+            let more = json!({
+                "max_tokens": 40, "ignore_eos": true, "temperature": i % 2, "seed": i,
+                "logprobs": 3,
+            });
+            plain.push(cluster.request(&prompt, more).await);
+        }
+        let alone: Vec<_> = all(&cluster, &plain).await.iter().map(said).collect();
+        let (answers, beside) = tokio::join!(all(&cluster, &requests), all(&cluster, &plain));
+        assert_eq!(beside.iter().map(said).collect::<Vec<_>>(), alone, "{stages} stages");
+        for (answer, schema) in answers.iter().zip(&schemas) {
+            for choice in answer["choices"].as_array().unwrap() {
+                let text = choice["text"].as_str().unwrap();
+                assert_eq!(choice["finish_reason"], "stop", "{schema}: {text}");
+                let value = serde_json::from_str(text).unwrap_or_else(|_| panic!("{text}"));
+                assert!(is_valid(schema, &value), "{schema}: {text}");
+            }
+        }
+        let answers: Vec<_> = answers.iter().map(said).collect();
+        if expected.is_empty() {
+            expected.clone_from(&answers);
+        }
+        assert_eq!(answers, expected, "{stages} stages, {config:?}");
+        if config == SMALL {
+            let metrics = cluster.get("/metrics").await.1;
+            let lines = metrics.as_str().unwrap().lines();
+            let preempted = lines.filter(|it| it.starts_with("autoglm_preempted_sequences_total"));
+            let num = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+            println!("{} gave way", preempted.map(num).sum::<f64>());
+        }
+        cluster.stop();
+    }
+}
+
+/// The fixture with a chat template that has a place for tools, calls as Hermes has them, and
+/// reasoning.
+fn with_tools() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(golden::fixture("glm4").join("f32")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let path = folder.path().join("tokenizer_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let template = "{# <tool_call> </think> #}{% for m in messages %}{{ m.content }}{% endfor %}\
+                    {% if tools %}!{% endif %}{{ open }}";
+    config["chat_template"] = template.into();
+    std::fs::write(path, config.to_string()).unwrap();
+    folder
+}
+
+/// Goal: a call that must come comes, as such, also after reasoning that is free.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tool_that_must_be_called_is_called() {
+    let model = with_tools();
+    let cluster = Cluster::start(Options::new(model.path())).await;
+    let parameters = json!({
+        "type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["n"], "additionalProperties": false,
+        "x-guidance": {"whitespace_flexible": false},
+    });
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": parameters}}]);
+    let named = json!({"type": "function", "function": {"name": "f"}});
+    for choice in [json!("required"), named] {
+        let request = json!({
+            "model": cluster.model().await, "tools": tools, "tool_choice": choice, "seed": 3,
+            "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 60,
+            "chat_template_kwargs": {"open": "<think></think>"},
+        });
+        let (status, answer) = cluster.post("/v1/chat/completions", &request).await;
+        assert_eq!(status, 200, "{answer}");
+        let message = &answer["choices"][0]["message"];
+        let call = &message["tool_calls"][0]["function"];
+        assert_eq!(call["name"], "f", "{answer}");
+        let arguments: Value = serde_json::from_str(call["arguments"].as_str().unwrap()).unwrap();
+        assert!(arguments["n"].as_u64().unwrap() <= 99, "{answer}");
+        assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls");
+    }
+    // The model's weights are random: it never stops to think.
+    let request = json!({
+        "model": cluster.model().await, "max_tokens": 30, "seed": 3, "temperature": 1,
+        "messages": [{"role": "user", "content": "Hi"}],
+        "response_format": {"type": "json_object"},
+        "chat_template_kwargs": {"open": "<think>"},
+    });
+    let (_, answer) = cluster.post("/v1/chat/completions", &request).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "length", "{answer}");
+    assert!(!choice["message"]["reasoning_content"].as_str().unwrap().starts_with('{'));
+    cluster.stop();
+}
