@@ -31,7 +31,7 @@ impl Masks {
         (is_whole && slices().is_sorted_by(|a, b| a < b)).then_some(masks)
     }
 
-    /// Adds the mask of a slice, which comes after those of slices before it and has as many words.
+    /// Each with the place of its slice, in ascending order, and of as many words as the others.
     pub fn with(masks: &[(usize, &[u32])]) -> Self {
         let Some((_, first)) = masks.first() else { return Self::default() };
         let mut bytes = Vec::with_capacity(WORD + masks.len() * WORD * (1 + first.len()));
