@@ -129,12 +129,10 @@ impl LatentTest {
     /// Those before have been run.
     fn compute(&mut self, gpu: &Gpu, tokens: Range<usize>) -> Result<Vec<u8>, GpuError> {
         let num_tokens = tokens.len();
-        let mut seed = 4;
-        for tensor in [&self.latent, &self.head_queries, &self.queries] {
+        for (seed, tensor) in (4..).zip([&self.latent, &self.head_queries, &self.queries]) {
             let width = tensor.len() / NUM_TOKENS;
             let all = Numbers(seed).take(tensor.len());
             gpu.write(tensor, 0, &all[tokens.start * width..tokens.end * width]);
-            seed += 1;
         }
         if let (Some(chosen), Some(all)) = (&self.chosen, &self.all_chosen) {
             let width = all.len() / NUM_TOKENS;

@@ -144,7 +144,7 @@ impl Making {
             _ => ("batch_expired", "this line was not computed before the batch expired"),
         };
         while let Some(input) = &mut self.input {
-            let Some(line) = input.next()? else {
+            let Some(line) = input.next_line()? else {
                 self.input = None;
                 break;
             };

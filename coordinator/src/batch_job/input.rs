@@ -32,7 +32,7 @@ impl<R: BufRead> Lines<R> {
     ///
     /// # Errors
     /// When the file can't be read.
-    pub fn next(&mut self) -> io::Result<Option<RawLine>> {
+    pub fn next_line(&mut self) -> io::Result<Option<RawLine>> {
         loop {
             let Some(mut bytes) = self.line()? else { return Ok(None) };
             self.number = self.number.saturating_add(1);
@@ -87,7 +87,7 @@ mod tests {
         // Lines go over many fills of so small a buffer.
         let mut lines = Lines::new(BufReader::with_capacity(3, text), max_bytes);
         let mut found = Vec::new();
-        while let Some(RawLine { number, bytes }) = lines.next().unwrap() {
+        while let Some(RawLine { number, bytes }) = lines.next_line().unwrap() {
             found.push((number, bytes.map(|line| String::from_utf8(line).unwrap())));
         }
         found
@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(lines(b"abcde\nabcd\r\nx", 4), [(1, None), some(2, "abcd"), some(3, "x")]);
         let long = [&vec![b'x'; 1 << 20][..], b"\ny"].concat();
         let mut lines = Lines::new(BufReader::new(&long[..]), 4);
-        assert_eq!(lines.next().unwrap(), Some(RawLine { number: 1, bytes: None }));
-        assert_eq!(lines.next().unwrap().unwrap().bytes.unwrap(), b"y");
+        assert_eq!(lines.next_line().unwrap(), Some(RawLine { number: 1, bytes: None }));
+        assert_eq!(lines.next_line().unwrap().unwrap().bytes.unwrap(), b"y");
     }
 }

@@ -64,7 +64,7 @@ pub(super) fn look(
     let (mut num, mut num_wrong) = (0, 0);
     let mut ids = HashSet::new();
     let mut lines = lines(inner, job)?;
-    while let Some(line) = lines.next()? {
+    while let Some(line) = lines.next_line()? {
         if cancel.is_cancelled() {
             return Ok(Found::Cancelled);
         }
@@ -129,7 +129,7 @@ impl Source {
     pub(super) fn window(mut self) -> io::Result<(Self, Vec<Line>, bool)> {
         let (mut read, mut num_bytes, mut is_last) = (Vec::new(), 0, false);
         while read.len() < self.max_lines && num_bytes < self.max_bytes {
-            let Some(line) = self.lines.next()? else {
+            let Some(line) = self.lines.next_line()? else {
                 is_last = true;
                 break;
             };
