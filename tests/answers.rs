@@ -88,7 +88,7 @@ async fn writes_its_golden_texts(cluster: &Cluster, golden: &Golden) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mixture_of_experts_writes_the_text_of_glass_en_in_2_processes() {
-    let cluster = Cluster::start(Options::new(&golden::model("glass-en-moe")).nodes(2, 2)).await;
+    let cluster = Cluster::start(Options::new(golden::model("glass-en-moe")).nodes(2, 2)).await;
     writes_its_golden_texts(&cluster, &Golden::open(&golden::model("glass-en"))).await;
 }
 

@@ -50,7 +50,8 @@ fn a_piece_that_was_damaged_on_disk_is_not_there_any_more() {
     let path = model.path().join("a.safetensors");
     drop(model);
     assert_eq!(held(&open()), [0, 1, 2, 4], "what is whole is still there");
-    let damages: [(&dyn Fn(&File), &[u32]); 3] = [
+    type Damage<'a> = (&'a dyn Fn(&File), &'a [u32]);
+    let damages: [Damage<'_>; 3] = [
         (&|file| file.write_all_at(b"?", PIECE as u64 + 7).unwrap(), &[0, 2, 4]),
         // Whoever opens it makes it as long as it should be, with a hole.
         (&|file| file.set_len(2 * PIECE as u64).unwrap(), &[0, 1]),

@@ -87,7 +87,7 @@ fn run(journal: &mut Journal, cut: Cut, computed: &mut [u32]) -> Option<End> {
             }
         }
         now += Duration::from_millis(100);
-        if answered.len() < 2 && !(computing.is_empty() && !answered.is_empty()) {
+        if answered.len() < 2 && (answered.is_empty() || !computing.is_empty()) {
             continue;
         }
         if cut == Cut::Before(num_groups) {

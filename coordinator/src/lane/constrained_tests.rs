@@ -28,7 +28,7 @@ fn next(said: &[TokenId]) -> TokenId {
 }
 
 impl Spelled {
-    fn new(length: usize) -> Box<dyn Constraint> {
+    fn boxed(length: usize) -> Box<dyn Constraint> {
         Box::new(Self { said: Vec::new(), length, mask: Vec::new() })
     }
 }
@@ -78,7 +78,7 @@ fn answer(prompt: usize, length: usize) -> Vec<u32> {
 }
 
 fn constrained(id: u64, prompt: u32, num_choices: u32, length: usize) -> Request {
-    let constraint = Some(Spelled::new(length));
+    let constraint = Some(Spelled::boxed(length));
     Request { constraint, num_choices, ..request(id, prompt, 40) }
 }
 

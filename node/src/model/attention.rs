@@ -157,6 +157,7 @@ impl LayerCache {
 }
 
 /// The weights of a layer's attention.
+#[expect(clippy::large_enum_variant, reason = "a stage has one for each layer")]
 pub(super) enum AttentionWeights {
     Gqa(GqaWeights),
     Mla(MlaWeights),
@@ -172,6 +173,7 @@ impl AttentionWeights {
 }
 
 /// Attention of a layer, bound to its weights and its cache.
+#[expect(clippy::large_enum_variant, reason = "a stage has one for each layer")]
 pub(super) enum BoundAttention {
     Gqa(BoundGqa),
     Mla(BoundMla),

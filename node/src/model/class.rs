@@ -128,6 +128,7 @@ impl Kernels {
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 enum Test {
     Layer(SelfTest),
     Experts(ExpertTest),

@@ -12,6 +12,7 @@ use super::weights::Loader;
 use crate::error::StageError;
 
 /// The weights of a layer's MLP.
+#[expect(clippy::large_enum_variant, reason = "a stage has one for each layer")]
 pub(super) enum MlpWeights {
     Dense(DenseWeights),
     Moe(MoeWeights),
@@ -29,6 +30,7 @@ impl MlpWeights {
 }
 
 /// The MLP of a layer, bound to its weights.
+#[expect(clippy::large_enum_variant, reason = "a stage has one for each layer")]
 pub(super) enum BoundMlp {
     Dense(BoundDense),
     Moe(BoundMoe),
@@ -58,6 +60,9 @@ impl BoundMlp {
     }
 }
 
+/// A matrix of the layer of a number.
+type InLayer = fn(usize) -> Matrix;
+
 /// The weights of an MLP that all tokens have.
 pub(super) struct DenseWeights {
     gate_up: WeightMatrix,
@@ -67,7 +72,7 @@ pub(super) struct DenseWeights {
 impl DenseWeights {
     pub(super) fn load(
         loader: &mut Loader<'_>,
-        (gate_up, down): (fn(usize) -> Matrix, fn(usize) -> Matrix),
+        (gate_up, down): (InLayer, InLayer),
     ) -> Result<Self, StageError> {
         Ok(Self { gate_up: loader.matrix(gate_up)?, down: loader.matrix(down)? })
     }
