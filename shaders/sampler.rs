@@ -9,7 +9,8 @@
 //! [`Sampler::readback`].
 //!
 //! For each group: penalties, biases and masks change logits in place; a token is sampled; the
-//! logits are put back; logprobs are taken, of raw logits. What no row of a group wants isn't dispatched.
+//! logits are put back; logprobs are taken, of raw logits. What no row of a group wants isn't
+//! dispatched.
 
 use std::ops::Range;
 
@@ -32,7 +33,8 @@ pub struct Row<'a> {
     pub sampling: Option<Sampling>,
     /// Where the row's logits are changed before it is sampled; ascending by token.
     pub adjustments: &'a [Adjustment],
-    /// Which tokens may be sampled, a bit for each ([`num_words`](crate::mask::num_words)); `None`: all.
+    /// Which tokens may be sampled, a bit for each ([`num_words`](crate::mask::num_words));
+    /// `None`: all.
     pub mask: Option<&'a [u32]>,
     /// The token whose logprob is wanted instead of the sampled one's.
     pub score: Option<u32>,

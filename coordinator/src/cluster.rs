@@ -1,8 +1,8 @@
 //! The cluster's state: nodes, pipelines, and the queue that feeds them.
 //!
 //! A pipeline that is lost gives what ran in it back to the queue; it goes on in whichever comes
-//! next. Pure: everything that can happen comes in as an [`Input`], everything to do goes out as an
-//! [`Action`]. Lost and repeated inputs are tolerated: whatever names another epoch is dropped.
+//! next. Pure: what happens comes in as an [`Input`], what is to do goes out as an [`Action`].
+//! Lost and repeated inputs are tolerated: whatever names another epoch is dropped.
 
 mod draining;
 mod duties;
@@ -54,7 +54,7 @@ pub enum Input {
     Submit(Vec<Request>),
     /// A node has joined and said what it has.
     Joined(NodeReport),
-    /// A node has opened the connections of a new session. It is about to join.
+    /// A node has opened the connections of a new session.
     Connected {
         /// Who.
         node: NodeId,
@@ -481,12 +481,9 @@ impl Cluster {
                     continue;
                 };
                 num_sent += 1;
-                let step = Step {
-                    batch: scheduled.batch.into(),
-                    masks: scheduled.masks,
-                    traces: scheduled.traces,
-                    ..Step::default()
-                };
+                let (masks, traces) = (scheduled.masks, scheduled.traces);
+                let batch = scheduled.batch.into();
+                let step = Step { batch, masks, traces, ..Step::default() };
                 let frame = pipeline.step(self.model.id, scheduled.step, step);
                 self.actions.push(Action::Send(Box::new(frame)));
             }

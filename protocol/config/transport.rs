@@ -1,4 +1,5 @@
-//! What `cluster.toml` says of connections between processes, and how a coordinator tells its nodes.
+//! What `cluster.toml` says of connections between processes, and how a coordinator tells its
+//! nodes.
 
 use serde::{Deserialize, Serialize};
 

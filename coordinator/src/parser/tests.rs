@@ -149,9 +149,8 @@ fn without_tools_and_tags_an_answer_stays_as_it_is() {
 #[test]
 fn values_are_what_the_schema_says() {
     let call = |key: &str, value: &str| {
-        let text = format!(
-            "<tool_call>get_weather<arg_key>{key}</arg_key><arg_value>{value}</arg_value></tool_call>"
-        );
+        let argument = format!("<arg_key>{key}</arg_key><arg_value>{value}</arg_value>");
+        let text = format!("<tool_call>get_weather{argument}</tool_call>");
         let whole = read(GLM45, &tools(), "", &text);
         serde_json::from_str::<Value>(&whole.calls[0].1).unwrap()[key].clone()
     };
