@@ -1,5 +1,5 @@
 //! Gets pieces of a model over the network, from the coordinator and from other nodes at once, and
-//! keeps them in the cache. Who is asked for what is decided in [`crate::fetching`].
+//! keeps them in the cache. Who is asked for what is decided in `fetching.rs`.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
