@@ -3,7 +3,7 @@
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 use super::{KindLabels, Metrics, StateLabels};
 
@@ -33,23 +33,19 @@ pub(super) struct Batches {
 
 impl Batches {
     pub(super) fn register(&self, ours: &mut Registry) {
-        let gauges = [
-            ("batch_jobs_open", "Batch jobs that haven't ended", &self.open),
-            (
-                "batch_job_lines_waiting",
-                "Lines of open batch jobs without an answer",
-                &self.waiting,
-            ),
-            ("batch_job_oldest_age_seconds", "Age of the oldest open batch job", &self.oldest),
-            (
-                "batch_job_deadline_slack_seconds",
-                "Until the first open batch job is late",
-                &self.slack,
-            ),
-        ];
-        for (name, help, gauge) in gauges {
-            ours.register(name, help, gauge.clone());
-        }
+        let help = "Batch jobs that haven't ended";
+        ours.register("batch_jobs_open", help, self.open.clone());
+        let help = "Lines of open batch jobs without an answer";
+        ours.register("batch_job_lines_waiting", help, self.waiting.clone());
+        let help = "Age of the oldest open batch job";
+        ours.register_with_unit("batch_job_oldest_age", help, Unit::Seconds, self.oldest.clone());
+        let help = "Until the first open batch job is late";
+        ours.register_with_unit(
+            "batch_job_deadline_slack",
+            help,
+            Unit::Seconds,
+            self.slack.clone(),
+        );
         for state in ["completed", "failed"] {
             drop(self.lines.get_or_create(&StateLabels { state }));
         }
