@@ -452,11 +452,12 @@ fn result_id(batch: i64, line: u32) -> i64 {
 
 async fn record(database: &mut SqliteConnection, outcome: Outcome) -> Result<(), sqlx::Error> {
     let Outcome { batch, line, is_failed, text, num_tokens } = outcome;
-    let insert = sqlx::query("INSERT OR IGNORE INTO results VALUES (?, ?, ?)")
-        .bind(result_id(batch, line))
-        .bind(is_failed)
-        .bind(text);
-    if insert.execute(&mut *database).await?.rows_affected() == 0 {
+    // A job that has ended has its files, and forgets its results: one that comes late is none.
+    let mut insert = QueryBuilder::new("INSERT OR IGNORE INTO results SELECT ");
+    let mut values = insert.separated(", ");
+    values.push_bind(result_id(batch, line)).push_bind(is_failed).push_bind(text);
+    insert.push(" FROM batches WHERE number = ").push_bind(batch).push(" AND ").push(OPEN);
+    if insert.build().execute(&mut *database).await?.rows_affected() == 0 {
         return Ok(());
     }
     sqlx::query(
