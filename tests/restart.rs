@@ -189,7 +189,9 @@ async fn a_durable_answer_survives_a_shutdown_and_its_client_is_told() {
     });
     assert!(!client.said.is_done && client.last.is_some(), "{client:?}");
     let told = client.failed.take().expect("it is told why");
-    assert!(told.contains("shutting_down"), "{told}");
+    // The actor may be gone before it has told everybody.
+    let is_told = ["shutting_down", "answer_lost"].iter().any(|code| told.contains(code));
+    assert!(is_told, "{told}");
     let cluster = cluster.replace(&options).await;
     let stream = client.come_back(&cluster, true).await;
     client.read(stream, usize::MAX).await;
