@@ -225,11 +225,14 @@ fn ends_on_both_sides(
 }
 
 /// After what length of silence a connection is over: the side that gives signs of life counts from
-/// the first that it gave since.
+/// the first that it gave since. Where its own packets got lost for a while before, that first one
+/// waits for a probe timeout which has doubled up to the time that the other took to give up.
 fn silence(scenario: &Scenario) -> Duration {
     let config = config();
     let told = Duration::from_millis(config.idle_timeout_ms + config.keep_alive_ms);
-    if scenario.weather.loss > 0.0 { told + LOSSY } else { told }
+    let one_way = |fault: &Fault| matches!(fault.damage, Damage::OneWay(..)) && !fault.is_short();
+    let probe = if scenario.faults.iter().any(one_way) { told } else { Duration::ZERO };
+    if scenario.weather.loss > 0.0 { told + probe.max(LOSSY) } else { told + probe }
 }
 
 /// Two who can't hear each other for long enough don't believe in each other for longer.

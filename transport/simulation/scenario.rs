@@ -57,6 +57,13 @@ pub(super) struct Fault {
     pub(super) until: Duration,
 }
 
+impl Fault {
+    /// Whether a connection survives it, if nothing else is lost.
+    pub(super) fn is_short(&self) -> bool {
+        self.until - self.at <= Duration::from_millis(SHORT[1])
+    }
+}
+
 /// A run, decided.
 #[derive(Clone, Debug)]
 pub(super) struct Scenario {
@@ -116,10 +123,10 @@ impl Scenario {
     /// Whether nothing happens that could end a connection.
     pub(super) fn harms_nobody(&self) -> bool {
         self.weather.loss == 0.0
-            && self.faults.iter().all(|fault| {
-                !matches!(fault.damage, Damage::Crash(_))
-                    && fault.until - fault.at <= Duration::from_millis(SHORT[1])
-            })
+            && self
+                .faults
+                .iter()
+                .all(|fault| !matches!(fault.damage, Damage::Crash(_)) && fault.is_short())
             && self
                 .faults
                 .windows(2)
