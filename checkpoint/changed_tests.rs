@@ -51,8 +51,8 @@ proptest! {
         fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
         fs::write(dir.path().join("tokenizer_config.json"), fields.to_string()).unwrap();
         let _ = tokenizer::read(dir.path());
-        let Ok((config, layout, scaling)) = huggingface::config(dir.path()) else { return Ok(()) };
-        let tensors = huggingface::tensors(&from, scaling).unwrap();
-        let _ = Weights::find(tensors, layout, &config);
+        let Ok(found) = huggingface::config(dir.path()) else { return Ok(()) };
+        let tensors = huggingface::tensors(&from, found.scaling).unwrap();
+        let _ = Weights::find(tensors, found.layout, &found.model);
     }
 }

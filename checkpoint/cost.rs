@@ -1,6 +1,11 @@
 //! What the parts of a model weigh and what a token asks of them: the one place where it is said.
 
-use crate::{Attention, Checkpoint, CheckpointError, LayerSpec, Mlp, ModelConfig, Part, Weight};
+use std::collections::HashMap;
+
+use crate::{
+    Attention, Checkpoint, CheckpointError, Format, LayerSpec, Matrix, Mlp, ModelConfig, Part,
+    Weight,
+};
 
 /// What a part of a model weighs, and what computing one token asks of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,30 +40,44 @@ impl Checkpoint {
     ///
     /// [`CheckpointError::NoSuchLayer`].
     pub fn cost(&self, part: Part) -> Result<PartCost, CheckpointError> {
-        let bytes = self.bytes(part)?;
-        let (mut read_bytes, mut multiply_adds) = (0, 0);
+        let mut formats = HashMap::new();
         for weight in self.part(part)? {
-            let Weight::Matrix(matrix) = weight else {
-                read_bytes += self.weight_bytes(weight)?;
+            if let Weight::Matrix(matrix) = weight {
+                formats.insert(matrix, self.matrix(matrix)?.format());
+            }
+        }
+        Ok(self.config().cost(part, |matrix| formats[&matrix]))
+    }
+}
+
+impl ModelConfig {
+    /// What a part costs whose matrices are handed over in these formats; there is such a part.
+    pub(crate) fn cost(&self, part: Part, format: impl Fn(Matrix) -> Format) -> PartCost {
+        let mut cost = PartCost::default();
+        for weight in self.part(part) {
+            let (role, layer) = weight.role();
+            let (rows, cols) = role.shape(self, layer.unwrap_or(0));
+            let rows: usize = rows.iter().sum();
+            let (Weight::Matrix(matrix), Some(cols)) = (weight, cols) else {
+                cost.bytes += (rows * size_of::<f32>()) as u64;
+                cost.read_bytes += (rows * size_of::<f32>()) as u64;
                 continue;
             };
             let (chosen, of) = match part {
-                Part::Layer(layer) => self.config().layer(layer).mlp.chosen(matrix),
+                Part::Layer(layer) => self.layer(layer).mlp.chosen(matrix),
                 Part::Embedding | Part::Head => (1, 1),
             };
-            let view = self.matrix(matrix)?;
-            read_bytes += view.device_bytes() / of as u64 * chosen as u64;
-            multiply_adds += view.rows() as u64 * view.cols() as u64 / of as u64 * chosen as u64;
+            let bytes = rows as u64 * format(matrix).device_row_bytes(cols) as u64;
+            cost.bytes += bytes;
+            cost.read_bytes += bytes / of as u64 * chosen as u64;
+            cost.multiply_adds += rows as u64 * cols as u64 / of as u64 * chosen as u64;
         }
-        Ok(match part {
+        match part {
             // One row of it is looked up.
-            Part::Embedding => PartCost { bytes, num_kernels: 1, ..PartCost::default() },
-            Part::Layer(layer) => {
-                let num_kernels = self.config().layer(layer).num_kernels();
-                PartCost { bytes, read_bytes, multiply_adds, num_kernels }
-            }
-            Part::Head => PartCost { bytes, read_bytes, multiply_adds, num_kernels: HEAD_KERNELS },
-        })
+            Part::Embedding => PartCost { bytes: cost.bytes, num_kernels: 1, ..Default::default() },
+            Part::Layer(layer) => PartCost { num_kernels: self.layer(layer).num_kernels(), ..cost },
+            Part::Head => PartCost { num_kernels: HEAD_KERNELS, ..cost },
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::architecture::Role;
 use crate::fp8;
 
 /// How a tensor is stored in its file. The quantised ones are ggml's block formats.
@@ -185,6 +186,12 @@ pub enum Quantize {
 }
 
 impl Quantize {
+    /// What becomes of a role's matrices.
+    pub(crate) fn of(self, role: Role) -> Self {
+        // What is chosen hangs on a router: it stays as it is.
+        if role == Role::Router { Self::None } else { self }
+    }
+
     /// The format of a matrix that its file has in `stored`.
     pub(crate) fn format(self, stored: Format, is_layer: bool) -> Format {
         match (self, stored) {

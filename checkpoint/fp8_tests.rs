@@ -214,9 +214,9 @@ fn reordered_rows_keep_their_factors() {
     };
     let model = Fp8::channels();
     model.write();
-    let (config, _, scaling) = huggingface::config(model.dir.path()).unwrap();
-    let tensors = huggingface::tensors(model.dir.path(), scaling).unwrap();
-    let weights = Weights::find(tensors, &HALF_SPLIT, &config).unwrap();
+    let config = huggingface::config(model.dir.path()).unwrap();
+    let tensors = huggingface::tensors(model.dir.path(), config.scaling).unwrap();
+    let weights = Weights::find(tensors, &HALF_SPLIT, &config.model).unwrap();
     let pieces = weights.pieces(Role::Qkv, 0);
     let view = MatrixView::new(&weights, pieces, (Quantize::None, 1), true);
     assert_eq!(view.format(), Format::Fp8);

@@ -129,7 +129,7 @@ fn smollm2() {
     // The same model as a Hugging Face directory says the same of itself.
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let dir = root.join("../tests/models/smollm2-135m-instruct");
-    let (expected, ..) = huggingface::config(&dir).unwrap();
+    let expected = huggingface::config(&dir).unwrap().model;
     assert_eq!(*checkpoint.config(), expected);
 
     let TokenizerSource::Gguf { tokens, merges, pre, chat_template, .. } =

@@ -35,35 +35,55 @@ const EOS: [u32; 3] = [151_329, 151_336, 151_338];
 /// A kernel is written out for each of them.
 const MAX_INDEX_HEADS: usize = 128;
 
-const CONFIG: &str = "config.json";
+pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
+/// What a configuration says.
+pub(crate) struct Configuration {
+    pub(crate) model: ModelConfig,
+    pub(crate) layout: &'static Layout,
+    pub(crate) scaling: Option<Scaling>,
+    /// As what weights are stored that have no factors beside them, in transformers' word.
+    pub(crate) dtype: Option<String>,
+}
+
+/// Whether the weights that belong to a configuration lie beside it.
+pub(crate) fn has_weights(dir: &Path) -> bool {
+    [SINGLE, INDEX].iter().any(|name| dir.join(name).exists())
+}
+
 /// Reads config.json and, where there is one, generation_config.json.
-pub(crate) fn config(
-    dir: &Path,
-) -> Result<(ModelConfig, &'static Layout, Option<Scaling>), CheckpointError> {
-    let path = dir.join(CONFIG);
-    let fields = read_json(&path, MAX_CONFIG_BYTES)?;
-    let layout = layout(&path, &fields)?;
+pub(crate) fn config(dir: &Path) -> Result<Configuration, CheckpointError> {
+    config_of(&dir.join(CONFIG), &dir.join(GENERATION_CONFIG))
+}
+
+/// Reads a configuration whatever it is called.
+pub(crate) fn config_of(
+    path: &Path,
+    generation_path: &Path,
+) -> Result<Configuration, CheckpointError> {
+    let fields = read_json(path, MAX_CONFIG_BYTES)?;
+    let layout = layout(path, &fields)?;
     let refused = |path: &Path| {
         let path = path.to_owned();
         |Refused { key, problem }| CheckpointError::Config { path, key, problem }
     };
-    let generation_path = dir.join(GENERATION_CONFIG);
     let generation = if generation_path.exists() {
-        read_json(&generation_path, MAX_CONFIG_BYTES)?
+        read_json(generation_path, MAX_CONFIG_BYTES)?
     } else {
         Value::Null
     };
-    let mut config = parse(&fields, layout).map_err(refused(&path))?;
+    let mut model = parse(&fields, layout).map_err(refused(path))?;
     // What was tuned for generation wins over what the model was trained with.
-    if let Some(ids) = tokens(&generation, "eos_token_id").map_err(refused(&generation_path))? {
-        config.eos_token_ids = ids;
+    if let Some(ids) = tokens(&generation, "eos_token_id").map_err(refused(generation_path))? {
+        model.eos_token_ids = ids;
     }
-    let scaling = scaling(&fields).map_err(refused(&path))?;
-    Ok((config.check().map_err(refused(&path))?, layout, scaling))
+    let scaling = scaling(&fields).map_err(refused(path))?;
+    let model = model.check().map_err(refused(path))?;
+    let dtype = ["dtype", "torch_dtype"].iter().find_map(|key| fields[key].as_str());
+    Ok(Configuration { model, layout, scaling, dtype: dtype.map(str::to_owned) })
 }
 
 /// The files that are read besides those of weights.

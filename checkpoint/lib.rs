@@ -40,6 +40,7 @@ mod huggingface;
 mod mapped;
 mod matrix;
 mod order;
+mod outline;
 mod quantize;
 mod quants;
 mod safetensors;
@@ -63,12 +64,14 @@ pub use files::ModelFile;
 pub use generation::SamplingDefaults;
 pub use gguf_model::BOS_BY_DEFAULT;
 pub use matrix::MatrixView;
+pub use outline::Outline;
 pub use spec::{Attention, Dense, Gqa, Index, LayerSpec, Mla, Mlp, Moe, Row};
 pub use tokenizer::{SpecialTokens, TokenizerSource};
 pub use weight::{Matrix, Vector, Weight};
 
 use architecture::Role;
 use digest::Sum;
+use huggingface::Configuration;
 use mapped::Mapped;
 use tensors::{Tensors, Weights};
 
@@ -166,7 +169,7 @@ impl Checkpoint {
     }
 
     fn open_directory(dir: &Path) -> Result<Self, CheckpointError> {
-        let (config, layout, scaling) = huggingface::config(dir)?;
+        let Configuration { model: config, layout, scaling, .. } = huggingface::config(dir)?;
         let weights = Weights::find(huggingface::tensors(dir, scaling)?, layout, &config)?;
         let io = |source| CheckpointError::Io { path: dir.to_owned(), source };
         // So that "." has a name too.
@@ -252,8 +255,7 @@ impl Checkpoint {
         self.check_layer(layer)?;
         let number = layer.unwrap_or(0);
         let pieces = self.weights.pieces(self.tied(role), number);
-        // What is chosen hangs on a router: it stays as it is.
-        let quantize = if role == Role::Router { Quantize::None } else { self.quantize };
+        let quantize = self.quantize.of(role);
         let stack = role.stack(&self.config, number);
         Ok(MatrixView::new(&self.weights, pieces, (quantize, stack), layer.is_some()))
     }
@@ -284,14 +286,7 @@ impl Checkpoint {
     ///
     /// [`CheckpointError::NoSuchLayer`].
     pub fn bytes(&self, part: Part) -> Result<u64, CheckpointError> {
-        self.part(part)?.into_iter().map(|weight| self.weight_bytes(weight)).sum()
-    }
-
-    fn weight_bytes(&self, weight: Weight) -> Result<u64, CheckpointError> {
-        Ok(match weight {
-            Weight::Matrix(matrix) => self.matrix(matrix)?.device_bytes(),
-            Weight::Vector(vector) => (self.vector_len(vector)? * size_of::<f32>()) as u64,
-        })
+        Ok(self.cost(part)?.bytes)
     }
 
     /// Values of a vector.

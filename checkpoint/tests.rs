@@ -385,7 +385,7 @@ fn a_configuration_that_names_no_end_has_glms() {
     });
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("config.json"), fields.to_string()).unwrap();
-    let (config, ..) = huggingface::config(dir.path()).unwrap();
+    let config = huggingface::config(dir.path()).unwrap().model;
     assert_eq!(config.eos_token_ids, [151_329, 151_336, 151_338]);
     let Gqa { head_dim, num_kv_heads, bias, .. } = gqa(&config);
     assert_eq!((head_dim, num_kv_heads, bias), (128, 2, true));
