@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::Parser;
 use hyper::Method;
+use rows::answers::{Answers, answer_columns};
 use serde_json::{Map, Value};
 use tokio::runtime::Handle;
 
@@ -20,7 +21,7 @@ use crate::object::Objects;
 use crate::run::{Job, MAX_AHEAD};
 use crate::sink::{Writing, beside};
 use crate::source::Reading;
-use crate::template::{Answers, Template, answer_columns};
+use crate::template::Template;
 
 /// From data to data: each row of a file, table or store becomes a request of a template, a running
 /// server answers it, and rows with answers go where they are wanted, each exactly once.

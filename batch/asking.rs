@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use rows::answers::Answers;
+use rows::row::{Cells, Column};
 use serde_json::{Map, Value, json};
 
 use crate::answerer::{Answerer, Failed};
@@ -9,8 +11,7 @@ use crate::clean::Labels;
 use crate::journal::{Record, State};
 use crate::progress::Progress;
 use crate::reading::told;
-use crate::row::{Cells, Column};
-use crate::template::{Answers, Request, Template};
+use crate::template::{Request, Template};
 
 /// How rows are asked for.
 pub struct Plan {
@@ -31,7 +32,7 @@ impl Plan {
     pub(crate) fn layout(&self, input: Option<Vec<Column>>) -> Option<Vec<Column>> {
         if self.template.as_ref().is_some_and(Template::is_lines) {
             let names = ["id", "custom_id", "response", "error"];
-            return Some(names.map(|name| Column::new(name, crate::row::Kind::Text)).into());
+            return Some(names.map(|name| Column::new(name, rows::row::Kind::Text)).into());
         }
         let mut columns = input?;
         if let Some(wanted) = &self.columns {

@@ -18,7 +18,7 @@ use unicode_normalization::{UnicodeNormalization as _, is_nfc_quick};
 pub use label::{Label, Labels};
 pub use seen::Seen;
 
-use crate::row::Cells;
+use rows::row::Cells;
 
 /// Counts the tokens of a text, as the model that is asked would.
 pub trait Tokens: Send {

@@ -5,6 +5,7 @@ use std::str::FromStr as _;
 use anyhow::{Context as _, Result};
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
+use rows::row::{Cells, Column, Kind};
 use serde_json::Value;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::postgres::{PgConnection, PgRow};
@@ -13,7 +14,6 @@ use sqlx::{AssertSqlSafe, Column as _, ConnectOptions as _, Connection as _};
 use sqlx::{Row as _, TypeInfo as _, ValueRef as _};
 
 use crate::address::Dialect;
-use crate::row::{Cells, Column, Kind};
 
 /// An open connection.
 pub(crate) enum Connection {

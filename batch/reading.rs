@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use anyhow::Result;
+use rows::row::{Cells, text_of};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
@@ -11,7 +12,6 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::clean::{Cleaner, Seen};
 use crate::journal::State;
 use crate::progress::Progress;
-use crate::row::{Cells, text_of};
 use crate::source::{Position, Source};
 
 /// Rows and bytes that are handed over at once, at most.
@@ -115,7 +115,7 @@ impl Reader {
         &mut self,
         row: u64,
         line: u64,
-        cells: Result<Cells, crate::source::Unreadable>,
+        cells: Result<Cells, rows::Unreadable>,
     ) -> Result<What> {
         let what = match cells {
             Err(bad) => {

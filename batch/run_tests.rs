@@ -7,12 +7,12 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
+use rows::answers::answer_columns;
 use serde_json::{Value, json};
 
 use crate::journal::{Begin, Counts};
 use crate::progress::Progress;
 use crate::run::run;
-use crate::template::answer_columns;
 use crate::testing::{Stub, Trial, interrupted, serve, sqlite};
 
 fn path(folder: &Path, name: &str) -> String {

@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use hyper::Method;
+use rows::row::{Cells, Column};
 use tokio::runtime::Handle;
 
 use crate::address::{Address, Format};
 use crate::http::Http;
 use crate::object::{ObjectWriter, Objects};
-use crate::row::{Cells, Column};
 
 /// Takes rows. It may wait for a disk or a network, so it has a thread of its own.
 pub trait Sink: Send {

@@ -12,12 +12,13 @@ use std::io::{self, Read, Seek as _, SeekFrom};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use rows::row::{Cells, Column};
+use rows::{Record, Unreadable};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
 use crate::address::{Address, Format};
 use crate::object::{ObjectReader, Objects};
-use crate::row::{Cells, Column};
 
 /// How far a source was read. What it doesn't count stays zero.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -46,22 +47,11 @@ pub struct Item {
     pub after: Position,
 }
 
-/// A row that can't be read. Reading goes on behind it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Unreadable {
-    /// Why.
-    pub why: String,
-    /// What stands there, or how it begins.
-    pub text: String,
-}
-
-impl Unreadable {
-    /// Longer texts are told by their beginning.
-    const MAX_BYTES: usize = 4096;
-
-    fn new(why: impl Into<String>, text: &[u8]) -> Self {
-        let text = String::from_utf8_lossy(&text[..text.len().min(Self::MAX_BYTES)]).into_owned();
-        Self { why: why.into(), text }
+impl Item {
+    /// A row of a text file, of which so much was read with it.
+    fn of_text(record: Record, rows: u64, (bytes, lines): (u64, u64)) -> Self {
+        let after = Position { rows, bytes, lines, mark: String::new() };
+        Self { cells: record.cells, line: record.line, after }
     }
 }
 
@@ -202,15 +192,6 @@ impl Read for Input {
 fn share_of(bytes: u64, total: Option<u64>) -> Option<f64> {
     let total = total.filter(|total| *total > 0)?;
     Some((bytes as f64 / total as f64).min(1.0))
-}
-
-/// A row of a JSON text: an object.
-fn cells_of(text: &[u8]) -> Result<Cells, Unreadable> {
-    match serde_json::from_slice::<serde_json::Value>(text) {
-        Ok(serde_json::Value::Object(cells)) => Ok(cells),
-        Ok(_) => Err(Unreadable::new("it is JSON, but no object", text)),
-        Err(cause) => Err(Unreadable::new(format!("it is no JSON: {cause}"), text)),
-    }
 }
 
 #[cfg(test)]

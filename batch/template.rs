@@ -3,11 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use minijinja::{Environment, UndefinedBehavior};
+use rows::row::Cells;
 use serde_json::{Map, Value, json};
-
-use crate::row::{Cells, Column, Kind};
 
 /// Instructions that one template may take: loops end.
 const FUEL: u64 = 1_000_000;
@@ -243,12 +242,12 @@ fn columns(fields: &[(String, String)], cells: &Cells) -> Result<Value, String> 
         let cell = cells.get(column).ok_or_else(|| format!("it has no column {column:?}"))?;
         match field.as_str() {
             "user" | "system" => {
-                let text = crate::row::text_of(cell);
+                let text = rows::row::text_of(cell);
                 let message = json!({"role": field, "content": text});
                 if field == "system" { messages.insert(0, message) } else { messages.push(message) }
             }
             "prompt" => {
-                body.insert(field.clone(), crate::row::text_of(cell).into());
+                body.insert(field.clone(), rows::row::text_of(cell).into());
             }
             _ if cell.is_null() || cell == "" => {}
             _ => {
@@ -262,124 +261,6 @@ fn columns(fields: &[(String, String)], cells: &Cells) -> Result<Value, String> 
         body.insert("messages".into(), messages.into());
     }
     Ok(Value::Object(body))
-}
-
-/// What becomes of an answer.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Answers {
-    /// Its text, in a column of this name.
-    Text(String),
-    /// It is JSON, an object: a column for each of these fields.
-    Fields(Vec<Column>),
-    /// It is told whole, as OpenAI's batches do.
-    Lines,
-}
-
-impl Answers {
-    /// As the template's `response_format` wants it: the properties of its schema are columns.
-    pub fn of_template(text: &str) -> Option<Self> {
-        let body: Value = serde_json::from_str(text).ok()?;
-        let properties = &body["response_format"]["json_schema"]["schema"]["properties"];
-        let columns = properties.as_object()?.iter().map(|(name, property)| {
-            let kind = match property["type"].as_str() {
-                Some("boolean") => Kind::Bool,
-                Some("integer") => Kind::Int,
-                Some("number") => Kind::Float,
-                _ => Kind::Text,
-            };
-            Column::new(name, kind)
-        });
-        Some(Self::Fields(columns.collect())).filter(|it| *it != Self::Fields(Vec::new()))
-    }
-
-    /// Its columns.
-    pub fn columns(&self) -> Vec<Column> {
-        match self {
-            Self::Text(name) => vec![Column::new(name, Kind::Text)],
-            Self::Fields(columns) => columns.clone(),
-            Self::Lines => Vec::new(),
-        }
-    }
-
-    /// Adds an answer to a row.
-    ///
-    /// # Errors
-    /// When the answer isn't what was asked for, with the reason.
-    pub fn fill(&self, cells: &mut Cells, answer: &Value) -> Result<(), String> {
-        let choice = &answer["choices"][0];
-        let text = choice["message"]["content"].as_str().or_else(|| choice["text"].as_str());
-        match self {
-            Self::Text(name) => {
-                let text = text.ok_or("the answer has no text")?;
-                add(cells, name, text.into())
-            }
-            Self::Fields(columns) => {
-                let text = text.ok_or("the answer has no text")?;
-                let said: Value = serde_json::from_str(inner(text))
-                    .map_err(|cause| format!("the answer is no JSON ({cause}): {text}"))?;
-                let said = said.as_object().ok_or("the answer is JSON, but no object")?;
-                for column in columns {
-                    let cell = said.get(&column.name).cloned().unwrap_or(Value::Null);
-                    // A whole number is a number, too.
-                    let fits = match (Kind::of(&cell), column.kind) {
-                        (Kind::Null, _) | (_, Kind::Text) => true,
-                        (Kind::Int, Kind::Float) => true,
-                        (one, other) => one == other,
-                    };
-                    if !fits {
-                        return Err(format!("the answer's {:?} is {cell}", column.name));
-                    }
-                    let cell = match (column.kind, cell) {
-                        (Kind::Float, Value::Number(number)) => {
-                            number.as_f64().map_or(Value::Null, Value::from)
-                        }
-                        (_, cell) => cell,
-                    };
-                    add(cells, &column.name, cell)?;
-                }
-                Ok(())
-            }
-            Self::Lines => {
-                let custom_id = cells.get("custom_id").cloned().unwrap_or(Value::Null);
-                let line = json!({
-                    "id": answer["id"], "custom_id": custom_id,
-                    "response": {"status_code": 200, "request_id": answer["id"], "body": answer},
-                    "error": null,
-                });
-                *cells = line.as_object().expect("it is one").clone();
-                Ok(())
-            }
-        }
-    }
-}
-
-fn add(cells: &mut Cells, name: &str, cell: Value) -> Result<(), String> {
-    match cells.insert(name.to_owned(), cell) {
-        None => Ok(()),
-        Some(_) => {
-            Err(format!("the row has a column {name:?} already: --answer-column names another"))
-        }
-    }
-}
-
-/// What stands in a fence of Markdown, in which models like to put JSON.
-fn inner(text: &str) -> &str {
-    let text = text.trim();
-    let fenced = text.strip_prefix("```").and_then(|text| text.strip_suffix("```"));
-    fenced.map_or(text, |text| text.trim_start_matches(char::is_alphanumeric).trim())
-}
-
-/// The columns of `--answer-columns`.
-///
-/// # Errors
-/// When one has no name, or comes twice.
-pub fn answer_columns(names: &[String]) -> Result<Answers> {
-    for (index, name) in names.iter().enumerate() {
-        if name.is_empty() || names[..index].contains(name) {
-            bail!("--answer-columns names {name:?}, which is empty or named twice");
-        }
-    }
-    Ok(Answers::Fields(names.iter().map(|name| Column::new(name, Kind::Text)).collect()))
 }
 
 #[cfg(test)]
@@ -462,7 +343,7 @@ mod tests {
         }
         let mut cells = cells(line);
         let answer = json!({"id": "cmpl-1", "choices": [{"text": "y"}]});
-        Answers::Lines.fill(&mut cells, &answer).unwrap();
+        rows::answers::Answers::Lines.fill(&mut cells, &answer).unwrap();
         let expected = json!({"id": "cmpl-1", "custom_id": "a", "error": null, "response":
             {"status_code": 200, "request_id": "cmpl-1", "body": answer}});
         assert_eq!(Value::Object(cells), expected);
@@ -478,26 +359,5 @@ mod tests {
         assert_eq!(seed(0, "a"), seed(0, "a"));
         assert_ne!(seed(0, "a"), seed(1, "a"));
         assert_ne!(seed(0, "a"), seed(0, "b"));
-    }
-
-    #[test]
-    fn the_properties_of_a_schema_are_columns_of_their_kinds() {
-        let text = r#"{"messages": [], "response_format": {"type": "json_schema", "json_schema":
-            {"schema": {"type": "object", "properties": {"name": {"type": "string"},
-            "age": {"type": "integer"}, "score": {"type": "number"}}}}}}"#;
-        let answers = Answers::of_template(text).unwrap();
-        let fill = |text: &str| {
-            let mut cells = Cells::new();
-            let answer = json!({"choices": [{"message": {"content": text}}]});
-            answers.fill(&mut cells, &answer).map(|()| Value::Object(cells))
-        };
-        let said = fill(r#"{"name": "x", "age": 3, "score": 1, "other": true}"#).unwrap();
-        assert_eq!(said, json!({"name": "x", "age": 3, "score": 1.0}));
-        assert_eq!(fill("{}").unwrap(), json!({"name": null, "age": null, "score": null}));
-        assert_eq!(fill(r#"{"age": "old"}"#).unwrap_err(), "the answer's \"age\" is \"old\"");
-        let mut taken = cells(json!({"name": "here"}));
-        let answer = json!({"choices": [{"text": "{}"}]});
-        assert!(answers.fill(&mut taken, &answer).unwrap_err().contains("already"));
-        assert_eq!(Answers::of_template("Say {{ text }}"), None);
     }
 }

@@ -15,6 +15,7 @@ use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use rows::answers::Answers;
 use serde_json::{Map, Value, json};
 use sqlx::Connection as _;
 use tokio::net::TcpListener;
@@ -31,7 +32,7 @@ use crate::progress::Progress;
 use crate::run::{Job, MAX_AHEAD, run};
 use crate::sink::{Writing, beside};
 use crate::source::Reading;
-use crate::template::{Answers, Request, Template};
+use crate::template::{Request, Template};
 
 /// What sources are opened with, and what it runs on.
 pub(crate) fn reading() -> (Runtime, Reading) {

@@ -5,12 +5,12 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use rows::row::{Cells, Column, Kind, widen};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::address::Address;
 use crate::journal::{Reader, Record, State};
-use crate::row::{Cells, Column, Kind, widen};
 use crate::sink::{self, Wants, Whole, Writing};
 
 /// Rows that are done with: all before this number; and whether there are no others.

@@ -12,6 +12,7 @@ fn sources(extension: &str) -> Vec<(PathBuf, String)> {
         "shaders",
         "node",
         "coordinator",
+        "rows",
         "batch",
         "bench",
         "tests",

@@ -2,10 +2,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 use minijinja::Environment;
+use rows::row::{Cells, Column, Kind};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::row::{Cells, Column, Kind};
 use crate::template::{Request, single};
 
 /// Tokens that a label may take.

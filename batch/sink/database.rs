@@ -4,13 +4,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rows::row::{Cells, Column, Kind, check_known, text_of};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, MySql, QueryBuilder, Sqlite};
 
 use super::{Sink, Writing};
 use crate::address::Dialect;
 use crate::database::{Connection, is_gone};
-use crate::row::{Cells, Column, Kind, check_known, text_of};
 
 /// Rows of one transaction, and values of one statement, of which SQLite takes 32,766.
 const MAX_ROWS: usize = 500;

@@ -4,10 +4,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+use rows::row::{Cells, text_of};
 
 use super::{Sink, Writing};
 use crate::http::Asked;
-use crate::row::{Cells, text_of};
 
 /// How long a request may take.
 const LIMIT: Duration = Duration::from_secs(60);

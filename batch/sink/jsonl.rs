@@ -3,9 +3,9 @@
 use std::io::Write as _;
 
 use anyhow::{Context as _, Result};
+use rows::row::Cells;
 
 use super::{Sink, Target};
-use crate::row::Cells;
 
 pub(super) struct Jsonl(Target);
 

@@ -9,10 +9,10 @@ use parquet::data_type::ByteArray;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::Type;
+use rows::row::{Cells, Column, Kind, check_known, text_of};
 use serde_json::Value;
 
 use super::{Sink, Target};
-use crate::row::{Cells, Column, Kind, check_known, text_of};
 
 /// Rows and bytes of a row group, which is in memory until it is written.
 const MAX_ROWS: usize = 50_000;

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use futures::StreamExt as _;
+use rows::Unreadable;
+use rows::row::{Cells, Column};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use super::{Item, Position, Reading, Source, Unreadable};
+use super::{Item, Position, Reading, Source};
 use crate::address::Dialect;
 use crate::database::{Connection, is_gone};
-use crate::row::{Cells, Column};
 
 /// Rows that wait to be taken.
 const MAX_WAITING: usize = 256;

@@ -6,10 +6,11 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use rows::Unreadable;
+use rows::row::{Cells, Column, Kind};
 use serde_json::Value;
 
-use super::{Item, Position, Reading, Source, Unreadable};
-use crate::row::{Cells, Column, Kind};
+use super::{Item, Position, Reading, Source};
 
 pub(super) struct Folder {
     root: PathBuf,

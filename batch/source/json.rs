@@ -4,8 +4,10 @@
 use std::io::{BufRead as _, BufReader};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rows::Unreadable;
+use rows::jsonl::cells_of;
 
-use super::{Input, Item, Position, Source, Unreadable, cells_of, share_of};
+use super::{Input, Item, Position, Source, share_of};
 
 pub(super) struct Array {
     input: BufReader<Input>,

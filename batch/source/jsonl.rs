@@ -1,16 +1,14 @@
 //! A JSON object on each line.
 
 use anyhow::{Context as _, Result};
+use rows::jsonl::Records;
 
-use super::{Input, Item, Position, Source, Unreadable, cells_of, share_of};
-use crate::lines::{Line, Lines, without_end};
+use super::{Input, Item, Position, Source, share_of};
 
 pub(super) struct Jsonl {
-    lines: Lines<Input>,
+    records: Records<Input>,
     total: Option<u64>,
-    max_bytes: usize,
     rows: u64,
-    buffer: Vec<u8>,
 }
 
 impl Jsonl {
@@ -21,38 +19,20 @@ impl Jsonl {
         max_bytes: usize,
     ) -> Result<Self> {
         input.skip(at.bytes).context("can't go on reading lines")?;
-        let lines = Lines::new(input, max_bytes, at.bytes, at.lines);
-        Ok(Self { lines, total, max_bytes, rows: at.rows, buffer: Vec::new() })
+        let records = Records::new(input, max_bytes, at.bytes, at.lines);
+        Ok(Self { records, total, rows: at.rows })
     }
 }
 
 impl Source for Jsonl {
     fn next(&mut self) -> Result<Option<Item>> {
-        loop {
-            self.buffer.clear();
-            let how = self.lines.read(&mut self.buffer).context("can't read on")?;
-            if how == Line::End {
-                return Ok(None);
-            }
-            let text = without_end(&self.buffer);
-            if text.iter().all(u8::is_ascii_whitespace) && how == Line::Whole {
-                continue;
-            }
-            let cells = if how == Line::TooLong {
-                let why = format!("the line is longer than {} bytes", self.max_bytes);
-                Err(Unreadable::new(why, text))
-            } else {
-                cells_of(text)
-            };
-            self.rows += 1;
-            let (bytes, line) = (self.lines.bytes, self.lines.lines);
-            let after = Position { rows: self.rows, bytes, lines: line, mark: String::new() };
-            return Ok(Some(Item { cells, line, after }));
-        }
+        let Some(record) = self.records.next_row()? else { return Ok(None) };
+        self.rows += 1;
+        Ok(Some(Item::of_text(record, self.rows, self.records.position())))
     }
 
     fn share(&self) -> Option<f64> {
-        share_of(self.lines.bytes, self.total)
+        share_of(self.records.position().0, self.total)
     }
 }
 

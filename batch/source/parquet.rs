@@ -8,10 +8,10 @@ use parquet::file::reader::{ChunkReader, FileReader, SerializedFileReader};
 use parquet::record::Field;
 use parquet::record::reader::{ReaderIter, TreeBuilder};
 use parquet::schema::types::Type;
+use rows::row::{Cells, Column, Kind};
 use serde_json::Value;
 
 use super::{Item, Position, Source, share_of};
-use crate::row::{Cells, Column, Kind};
 
 /// Rows whose values are decoded together.
 const ROWS_TOGETHER: usize = 1024;

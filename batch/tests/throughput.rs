@@ -21,8 +21,9 @@ use batch::progress::Progress;
 use batch::run::{Job, MAX_AHEAD, run};
 use batch::sink::Writing;
 use batch::source::Reading;
-use batch::template::{Answers, Request, Template};
+use batch::template::{Request, Template};
 use futures::future::BoxFuture;
+use rows::answers::Answers;
 use serde_json::{Map, Value, json};
 
 struct Stub;

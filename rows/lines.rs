@@ -4,7 +4,7 @@ use std::io::{self, BufRead as _, BufReader, Read};
 
 /// How a line was read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Line {
+pub enum Line {
     /// It is there, with what ends it.
     Whole,
     /// Only its beginning is there; the rest was passed over.
@@ -14,27 +14,27 @@ pub(crate) enum Line {
 }
 
 /// Reads lines and knows where it is.
-pub(crate) struct Lines<R> {
+pub struct Lines<R> {
     input: BufReader<R>,
     /// Read before, to be read again: what was taken back, from `taken` on.
     again: Vec<u8>,
     taken: usize,
     max_bytes: usize,
     /// Bytes before the next line.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// Lines before the next line.
-    pub(crate) lines: u64,
+    pub lines: u64,
 }
 
 impl<R: Read> Lines<R> {
     /// Reads on where so many bytes and lines were read.
-    pub(crate) fn new(input: R, max_bytes: usize, bytes: u64, lines: u64) -> Self {
+    pub fn new(input: R, max_bytes: usize, bytes: u64, lines: u64) -> Self {
         let input = BufReader::with_capacity(1 << 16, input);
         Self { input, again: Vec::new(), taken: 0, max_bytes, bytes, lines }
     }
 
     /// Appends the next line to `line`, which gets no longer than the bound.
-    pub(crate) fn read(&mut self, line: &mut Vec<u8>) -> io::Result<Line> {
+    pub fn read(&mut self, line: &mut Vec<u8>) -> io::Result<Line> {
         let start = self.bytes;
         let (mut too_long, mut ended) = (false, false);
         while !ended {
@@ -69,7 +69,7 @@ impl<R: Read> Lines<R> {
     }
 
     /// Passes over all before a place behind this one.
-    pub(crate) fn pass_to(&mut self, bytes: u64, lines: u64) -> io::Result<()> {
+    pub fn pass_to(&mut self, bytes: u64, lines: u64) -> io::Result<()> {
         let num = bytes.saturating_sub(self.bytes);
         let passed = io::copy(&mut self.input.by_ref().take(num), &mut io::sink())?;
         if passed < num {
@@ -81,7 +81,7 @@ impl<R: Read> Lines<R> {
     }
 
     /// Takes back the newest lines that were read, so that they are read again.
-    pub(crate) fn take_back(&mut self, text: &[u8], num_lines: u64) {
+    pub fn take_back(&mut self, text: &[u8], num_lines: u64) {
         let mut again = text.to_vec();
         again.extend_from_slice(&self.again[self.taken..]);
         (self.again, self.taken) = (again, 0);
@@ -91,7 +91,7 @@ impl<R: Read> Lines<R> {
 }
 
 /// A line without what ends it.
-pub(crate) fn without_end(line: &[u8]) -> &[u8] {
+pub fn without_end(line: &[u8]) -> &[u8] {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     line.strip_suffix(b"\r").unwrap_or(line)
 }
