@@ -36,6 +36,20 @@ impl DType {
     pub(crate) const NAMES: &'static str =
         "F32, F16, BF16, F8_E4M3, Q8_0, Q4_0, Q4_1, Q5_0, Q4_K and Q6_K";
 
+    /// All that can be read.
+    pub const ALL: &[Self] = &[
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::F8_E4M3,
+        Self::Q8_0,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q4_K,
+        Self::Q6_K,
+    ];
+
     /// Values in one block; 1 for plain floats.
     pub fn block_values(self) -> usize {
         match self {
@@ -84,6 +98,18 @@ impl DType {
 impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
+    }
+}
+
+impl std::str::FromStr for DType {
+    type Err = String;
+
+    /// By its name, in letters of any size; `fp8` is that of e4m3.
+    fn from_str(name: &str) -> Result<Self, String> {
+        let is = |it: &&Self| name.eq_ignore_ascii_case(&it.to_string());
+        let fp8 = name.eq_ignore_ascii_case("fp8").then_some(Self::F8_E4M3);
+        let found = Self::ALL.iter().find(is).copied().or(fp8);
+        found.ok_or_else(|| format!("expected one of {}", Self::NAMES))
     }
 }
 
@@ -205,5 +231,22 @@ impl Quantize {
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_are_found_by_the_names_that_messages_list() {
+        let names: Vec<_> = DType::NAMES.split(", ").flat_map(|it| it.split(" and ")).collect();
+        let all: Vec<_> = DType::ALL.iter().map(DType::to_string).collect();
+        assert_eq!(names, all);
+        for name in names {
+            assert_eq!(name.to_lowercase().parse::<DType>().unwrap().to_string(), name);
+        }
+        assert_eq!("fp8".parse(), Ok(DType::F8_E4M3));
+        assert!("q9".parse::<DType>().unwrap_err().contains("BF16"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use checkpoint::{Checkpoint, CheckpointError, Part};
+use checkpoint::{Checkpoint, CheckpointError, ModelConfig, Part, PartCost};
 use protocol::{BLOCK_TOKENS, Digest, ModelId, config::Config};
 
 use crate::placement::ModelCost;
@@ -61,29 +61,47 @@ pub fn describe(
     path: &Path,
     config: &Config,
 ) -> Result<Model, CheckpointError> {
-    let model = files.config();
+    let layers = (0..files.config().num_layers()).map(Part::Layer);
+    let parts = [Part::Embedding].into_iter().chain(layers).chain([Part::Head]);
+    Ok(Model {
+        id: ModelId::of(Digest(files.model_digest()?)),
+        path: path.to_string_lossy().into_owned(),
+        digests: parts.map(|part| files.digest(part).map(Digest)).collect::<Result<_, _>>()?,
+        ..outline(files.config(), |part| files.cost(part), config)?
+    })
+}
+
+/// What placement needs to know of a model, which is known before its weights are there; its
+/// digests are none.
+///
+/// # Errors
+/// Those of `cost`.
+pub fn outline(
+    model: &ModelConfig,
+    cost: impl Fn(Part) -> Result<PartCost, CheckpointError>,
+    config: &Config,
+) -> Result<Model, CheckpointError> {
     let layers = (0..model.num_layers()).map(Part::Layer);
-    let parts = [Part::Embedding].into_iter().chain(layers.clone()).chain([Part::Head]);
-    let max_model_len = max_model_len(files, config);
+    let max_model_len = max_model_len(model, config);
     let kv_per_token = model.kv_values() * config.model.kv_cache_dtype.num_bytes();
     let blocks = u64::from(max_model_len).div_ceil(BLOCK_TOKENS as u64);
     let activations =
         u64::from(config.scheduler.max_batched_tokens) * model.scratch_values() * ELEMENT_BYTES
             + 2 * LOGIT_ROWS * model.vocab_size as u64 * ELEMENT_BYTES;
     Ok(Model {
-        id: ModelId::of(Digest(files.model_digest()?)),
-        path: path.to_string_lossy().into_owned(),
+        id: ModelId::default(),
+        path: String::new(),
         cost: ModelCost {
-            layers: layers.map(|layer| files.cost(layer)).collect::<Result<_, _>>()?,
-            embedding: files.cost(Part::Embedding)?,
-            head: files.cost(Part::Head)?,
+            layers: layers.map(&cost).collect::<Result<_, _>>()?,
+            embedding: cost(Part::Embedding)?,
+            head: cost(Part::Head)?,
             tied: model.tie_word_embeddings,
             kv_per_layer: blocks * BLOCK_TOKENS as u64 * kv_per_token,
             kv_per_token,
             row_bytes: (model.row_values() + model.side_words()) as u64 * ELEMENT_BYTES,
             activations,
         },
-        digests: parts.map(|part| files.digest(part).map(Digest)).collect::<Result<_, _>>()?,
+        digests: vec![Digest::default(); model.num_layers() + 2],
         hidden_size: model.row_values() as u32,
         max_model_len,
         vocab_size: model.vocab_size as u32,
@@ -103,8 +121,8 @@ pub fn quantize(quantize: protocol::config::Quantize) -> checkpoint::Quantize {
 const LOGIT_ROWS: u64 = 32;
 
 /// Tokens of one sequence: what the model was made for, or less where configured.
-pub fn max_model_len(files: &Checkpoint, config: &Config) -> u32 {
-    let made_for = files.config().max_position_embeddings as u32;
+pub fn max_model_len(model: &ModelConfig, config: &Config) -> u32 {
+    let made_for = model.max_position_embeddings as u32;
     match config.model.max_model_len {
         0 => made_for,
         configured => configured.min(made_for),

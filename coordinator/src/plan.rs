@@ -3,6 +3,7 @@
 //! It is not computed twice: the cluster's own core is told of the nodes, and what it places is
 //! shown.
 
+mod model;
 mod nodes;
 mod report;
 
@@ -11,25 +12,34 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use checkpoint::Checkpoint;
+use checkpoint::DType;
 use clap::Args;
 use hyper::Method;
 use protocol::config::{Config, KvCacheDtype, Quantize};
 use protocol::{LinkSpeed, NodeId};
 
+use self::model::Planned;
 pub use self::nodes::NodeSpec;
 pub use self::report::{PlanReport, PlannedPipeline, PlannedStage, plan_table};
 use crate::asking::{Server, block_on};
 use crate::cluster::{Cluster, Input};
 use crate::data_dir;
-use crate::model::{self, Model};
+use crate::model::Model;
 
 /// Shows which node would get which layers of a model, and how fast that would be.
 #[derive(Args)]
 pub struct Arguments {
-    /// A Hugging Face directory or a GGUF file.
+    /// A Hugging Face directory, a GGUF file, or a configuration alone (config.json, without
+    /// weights beside it).
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
+    /// As what the weights of a configuration are stored: BF16, fp8, Q8_0, Q4_0, Q4_K ...
+    /// [default: what it says].
+    #[arg(long, value_name = "TYPE")]
+    stored: Option<DType>,
+    /// Tokens of a sequence [default: what the model was made for, or as many as fit].
+    #[arg(long, value_name = "N")]
+    max_model_len: Option<u32>,
     /// Round weights while they are loaded [default: none].
     #[arg(long, value_name = "none|int8|int4")]
     quantize: Option<Quantize>,
@@ -42,11 +52,12 @@ pub struct Arguments {
     /// Pipelines of the model; 0: placement decides [default: 1].
     #[arg(long, value_name = "N")]
     pipelines: Option<u32>,
-    /// Nodes that need not be there: a TOML file with a [[node]] for each kind (name, count,
-    /// memory, weight_bytes_per_s, multiply_adds_per_s, kernel_us, step_us, host_us, rtt_us,
-    /// bytes_per_s) [default: those that have joined the server].
-    #[arg(long, value_name = "FILE")]
-    nodes: Option<PathBuf>,
+    /// Nodes that need not be there: how many of which memory, as in 4x24GB or 2x24GiB,1x80GiB,
+    /// or a TOML file with a [[node]] for each kind (name, count, memory, weight_bytes_per_s,
+    /// multiply_adds_per_s, kernel_us, step_us, host_us, rtt_us, bytes_per_s) [default: those that
+    /// have joined the server].
+    #[arg(long, value_name = "NODES|FILE")]
+    nodes: Option<String>,
     /// The server whose nodes are meant, where no file says them.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
     url: String,
@@ -70,24 +81,27 @@ impl Arguments {
         }
         config.model.quantize = self.quantize.unwrap_or(config.model.quantize);
         config.model.kv_cache_dtype = self.kv_cache_dtype.unwrap_or(config.model.kv_cache_dtype);
+        config.model.max_model_len = self.max_model_len.unwrap_or(config.model.max_model_len);
         config.coordinator.stages = self.stages.unwrap_or(config.coordinator.stages);
         config.coordinator.pipelines = self.pipelines.unwrap_or(config.coordinator.pipelines);
         config.check()?;
         ensure!(!config.model.path.as_os_str().is_empty(), "no model: give --model PATH");
         let path = std::path::absolute(&config.model.path)?;
-        let files = Checkpoint::open(&path)?.quantized(model::quantize(config.model.quantize));
-        let model = model::describe(&files, &path, &config)?;
-        let nodes = match &self.nodes {
-            Some(file) => nodes::read(file)?,
+        let planned = Planned::open(&path, self.stored, config.model.quantize)?;
+        let (nodes, are_assumed) = match &self.nodes {
+            Some(said) => nodes::said(said)?,
             None => {
                 let server = Server::at(&self.url);
                 let said = block_on(server.ask(Method::GET, "/health/stages"))
                     .context("no node is known: give --nodes FILE, or the --url of a server")?;
-                nodes::of_server(&said.to_string()).with_context(|| format!("{} says", self.url))?
+                let of_server = nodes::of_server(&said.to_string());
+                (of_server.with_context(|| format!("{} says", self.url))?, false)
             }
         };
         ensure!(!nodes.is_empty(), "there are no nodes to plan for");
-        let report = plan(files.name(), &model, &config, &nodes)?;
+        let mut report = longest(&planned, &config, &nodes)?;
+        report.assumptions.extend(planned.assumption(&config));
+        report.assumptions.extend(are_assumed.then(nodes::assumption));
         match self.json {
             true => writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?,
             false => write!(out, "{}", plan_table(&report))?,
@@ -95,6 +109,40 @@ impl Arguments {
         Ok(())
     }
 }
+
+/// What the cluster would make of these nodes, with sequences as long as the model was made for
+/// or, where nobody has said how long and these don't fit, as long as do.
+///
+/// # Errors
+/// Why it would make nothing of them.
+fn longest(planned: &Planned, config: &Config, nodes: &[NodeSpec]) -> Result<PlanReport> {
+    let of = |max_model_len: u32| {
+        let mut config = config.clone();
+        config.model.max_model_len = max_model_len;
+        let mut report = plan(planned.name(), &planned.model(&config)?, &config, nodes)?;
+        report.made_for_tokens = planned.made_for();
+        report.kv_cache_dtype = model::cache(&config);
+        anyhow::Ok(report)
+    };
+    let whole = of(config.model.max_model_len);
+    if whole.is_ok() || config.model.max_model_len != 0 {
+        return whole;
+    }
+    // So many times this length fit, and so many don't.
+    let (mut fits, mut too_many) = (0, planned.made_for().div_ceil(CONTEXT_STEP));
+    let mut found = whole;
+    while too_many - fits > 1 {
+        let tried = fits + (too_many - fits) / 2;
+        match of(tried * CONTEXT_STEP) {
+            Ok(report) => (fits, found) = (tried, Ok(report)),
+            Err(_) => too_many = tried,
+        }
+    }
+    found
+}
+
+/// Lengths of sequences that are tried are multiples of it.
+const CONTEXT_STEP: u32 = 1024;
 
 /// What the cluster would make of these nodes.
 ///
@@ -148,12 +196,14 @@ fn ways(nodes: &[NodeSpec]) -> Vec<(NodeId, NodeId, LinkSpeed)> {
 
 #[cfg(test)]
 mod tests {
+    use checkpoint::Checkpoint;
+
     use super::*;
 
     fn model() -> Model {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
         let files = Checkpoint::open(std::path::Path::new(path)).unwrap();
-        model::describe(&files, std::path::Path::new(path), &Config::default()).unwrap()
+        crate::model::describe(&files, std::path::Path::new(path), &Config::default()).unwrap()
     }
 
     fn specs(text: &str) -> Vec<NodeSpec> {
@@ -224,6 +274,54 @@ mod tests {
         let lengths: Vec<_> = report.pipelines.iter().map(|it| it.stages.len()).collect();
         assert_eq!(lengths, [1, 1, 1]);
         assert_eq!(report.pipelines[0].stages[0].node, "big", "the fastest comes first");
+    }
+
+    fn configuration(name: &str) -> PathBuf {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/configurations");
+        std::path::Path::new(folder).join(format!("{name}.json"))
+    }
+
+    /// What `autoglm plan` prints.
+    fn printed(arguments: &[&str]) -> Result<String> {
+        #[derive(clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            arguments: Arguments,
+        }
+        let command = <Command as clap::Parser>::parse_from([&["plan"], arguments].concat());
+        let mut out = Vec::new();
+        command.arguments.run(&mut out)?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    /// Goal: published models are planned before anybody fetches them, and what is not known is
+    /// named. Method: the table of README.
+    #[test]
+    fn a_configuration_alone_is_planned() {
+        let plan = |name: &str, more: &[&str]| {
+            let path = configuration(name);
+            printed(&[&["--model", path.to_str().unwrap()], more].concat())
+        };
+        let text = plan("GLM-4.5-Air", &["--nodes", "8x48GB", "--stored", "fp8"]).unwrap();
+        for said in [
+            "GLM-4.5-Air: 46 layers",
+            "0..",
+            "..46",
+            "of 44.7 GiB",
+            "context 131072",
+            "assumed: its weights, which aren't there, are stored as F8_E4M3",
+            "assumed: each node reads 500 GB/s",
+        ] {
+            assert!(text.contains(said), "{said} is missing:\n{text}");
+        }
+        // Whole, the cache doesn't fit beside the weights.
+        let less = plan("GLM-4.5-Air", &["--nodes", "4x24GB", "--quantize", "int4"]).unwrap();
+        assert!(less.contains(" of 131072, the longest that fits"), "{less}");
+        assert!(less.contains("rounded to int4 while they are loaded"), "{less}");
+        let error = plan("GLM-4.6", &["--nodes", "4x24GB", "--quantize", "int4"]).unwrap_err();
+        assert!(error.to_string().contains("doesn't fit"), "{error}");
+        let wanted = ["--max-model-len", "131072", "--nodes", "4x24GB", "--quantize", "int4"];
+        assert!(plan("GLM-4.5-Air", &wanted).unwrap_err().to_string().contains("doesn't fit"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use protocol::size::parse_size;
 use protocol::{AdapterReport, Digest, LinkSpeed, NodeId, NodeReport, SessionId, Speed};
 use serde::{Deserialize, Deserializer};
@@ -66,6 +66,24 @@ fn size<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
 }
 
 impl NodeSpec {
+    /// One of which only the memory is known.
+    fn assumed(name: String, memory: u64) -> Self {
+        Self {
+            name,
+            count: 1,
+            memory,
+            weight_bytes_per_s: Some(ASSUMED.weight_bytes_per_s),
+            multiply_adds_per_s: Some(ASSUMED.multiply_adds_per_s),
+            kernel_us: Some(ASSUMED.kernel_us),
+            step_us: Some(ASSUMED.step_us),
+            host_us: None,
+            rtt_us: None,
+            bytes_per_s: None,
+            id: String::new(),
+            links: Vec::new(),
+        }
+    }
+
     /// What it would say of itself when it joined.
     pub(super) fn report(&self, number: usize) -> NodeReport {
         let default = Speed::default();
@@ -105,8 +123,59 @@ impl NodeSpec {
     }
 }
 
+/// What nodes are taken for that are named by their memory alone: nobody has measured them.
+pub(super) const ASSUMED: Speed =
+    Speed { weight_bytes_per_s: 500e9, multiply_adds_per_s: 10e12, kernel_us: 5.0, step_us: 50.0 };
+
+/// That, in words.
+pub(super) fn assumption() -> String {
+    let Speed { weight_bytes_per_s, multiply_adds_per_s, kernel_us, step_us } = ASSUMED;
+    let LinkSpeed { rtt_us, bytes_per_s } = LinkSpeed::default();
+    format!(
+        "each node reads {:.0} GB/s of weights, does {:.0} T multiply-adds a second, takes \
+         {kernel_us:.0} us a kernel and {step_us:.0} us a step; ways between them take {rtt_us:.0} \
+         us there and back, and {:.0} GB/s",
+        weight_bytes_per_s / 1e9,
+        multiply_adds_per_s / 1e12,
+        bytes_per_s / 1e9,
+    )
+}
+
+/// What `--nodes` says: a file, or how many of which memory. `true`: nothing is known of their
+/// speed.
+pub(super) fn said(text: &str) -> Result<(Vec<NodeSpec>, bool)> {
+    let path = Path::new(text);
+    match short(text) {
+        _ if path.exists() => Ok((read(path)?, false)),
+        Some(nodes) => Ok((nodes?, true)),
+        None => bail!(
+            "--nodes {text} is neither a file nor nodes and their memory, as in 4x24GB or \
+             2x24GiB,1x80GiB"
+        ),
+    }
+}
+
+/// Nodes in the form of `4x24GB,1x80GiB`; `None` if it is none.
+fn short(text: &str) -> Option<Result<Vec<NodeSpec>>> {
+    let mut kinds = Vec::new();
+    for kind in text.split(',') {
+        let (count, memory) = kind.trim().split_once(['x', 'X', '×'])?;
+        kinds.push((count.parse::<usize>().ok()?, parse_size(memory).ok()?, memory));
+    }
+    let mut nodes = Vec::new();
+    for (count, bytes, memory) in kinds {
+        if count > MAX_NODES - nodes.len() {
+            return Some(Err(anyhow!("there are more than {MAX_NODES} nodes: plan for fewer")));
+        }
+        for _ in 0..count {
+            nodes.push(NodeSpec::assumed(format!("{}-{memory}", nodes.len() + 1), bytes));
+        }
+    }
+    Some(Ok(nodes))
+}
+
 /// The nodes of a file.
-pub(super) fn read(path: &Path) -> Result<Vec<NodeSpec>> {
+fn read(path: &Path) -> Result<Vec<NodeSpec>> {
     let what = || format!("--nodes {}", path.display());
     let num_bytes = std::fs::metadata(path).with_context(what)?.len();
     ensure!(num_bytes <= MAX_FILE_BYTES, "{}: too long", what());
@@ -218,6 +287,25 @@ mod tests {
         ] {
             let error = format!("{:#}", parse(wrong).unwrap_err());
             assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn nodes_are_named_by_their_memory_alone_where_nothing_else_is_known() {
+        let (nodes, assumed) = said("2x24GB, 1x80GiB").unwrap();
+        assert!(assumed);
+        let names: Vec<_> = nodes.iter().map(|node| (node.name.as_str(), node.memory)).collect();
+        let gb = 24_000_000_000;
+        assert_eq!(names, [("1-24GB", gb), ("2-24GB", gb), ("3-80GiB", 80 << 30)]);
+        assert_eq!(nodes[2].report(0).adapters[0].speed, ASSUMED);
+        for (wrong, why) in [
+            ("no-such-file.toml", "as in 4x24GB"),
+            ("4x24 parsecs", "as in 4x24GB"),
+            ("fourx24GB", "as in 4x24GB"),
+            ("5000x1GB", "plan for fewer"),
+        ] {
+            let error = said(wrong).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
         }
     }
 

@@ -17,10 +17,18 @@ pub struct PlanReport {
     pub num_layers: usize,
     /// Bytes that it takes on one node, with the shortest KV cache.
     pub memory_bytes: u64,
+    /// Tokens of a sequence.
+    pub max_model_len: u32,
+    /// Tokens of a sequence that the model was made for.
+    pub made_for_tokens: u32,
+    /// As what keys and values are stored.
+    pub kv_cache_dtype: &'static str,
     /// Its pipelines.
     pub pipelines: Vec<PlannedPipeline>,
     /// Nodes that hold nothing.
     pub idle: Vec<String>,
+    /// What nobody has measured.
+    pub assumptions: Vec<String>,
 }
 
 /// A pipeline of a plan.
@@ -96,16 +104,28 @@ impl PlanReport {
             model: name.to_owned(),
             num_layers: model.cost.layers.len(),
             memory_bytes: model.cost.total(),
+            max_model_len: model.max_model_len,
+            made_for_tokens: model.max_model_len,
+            kv_cache_dtype: "f32",
             idle: idle.map(|node| node.hostname.clone()).collect(),
             pipelines: pipelines.collect(),
+            assumptions: Vec::new(),
         }
     }
 }
 
 /// The report for people: a line for each stage, then what it brings.
 pub fn plan_table(report: &PlanReport) -> String {
-    let PlanReport { model, num_layers, memory_bytes, pipelines, idle } = report;
-    let mut text = format!("{model}: {num_layers} layers, {} on one node\n", Size(*memory_bytes));
+    let PlanReport { model, num_layers, memory_bytes, pipelines, idle, .. } = report;
+    let PlanReport { max_model_len, made_for_tokens, kv_cache_dtype, .. } = report;
+    let mut text = format!(
+        "{model}: {num_layers} layers, {} on one node; context {max_model_len}",
+        Size(*memory_bytes)
+    );
+    if max_model_len < made_for_tokens {
+        let _ = write!(text, " of {made_for_tokens}, the longest that fits (model.max_model_len)");
+    }
+    let _ = writeln!(text, ", keys and values in {kv_cache_dtype}");
     for (number, pipeline) in pipelines.iter().enumerate() {
         let _ = writeln!(text, "pipeline {number}");
         let is_measured = pipeline.measured_token_ms.is_some();
@@ -144,6 +164,9 @@ pub fn plan_table(report: &PlanReport) -> String {
     }
     if !idle.is_empty() {
         let _ = writeln!(text, "idle: {}", idle.join(", "));
+    }
+    for assumption in &report.assumptions {
+        let _ = writeln!(text, "assumed: {assumption}");
     }
     text
 }
