@@ -26,15 +26,19 @@ pub enum DType {
     Q4_1,
     /// Blocks of 32: a scale, 32 five-bit numbers centred on 16.
     Q5_0,
+    /// Blocks of 32: a scale, a minimum, 32 five-bit numbers.
+    Q5_1,
     /// Blocks of 256: two scales, 8 six-bit scales and minimums, 256 four-bit numbers.
     Q4_K,
+    /// The same with five-bit numbers.
+    Q5_K,
     /// Blocks of 256: a scale, 16 eight-bit scales, 256 six-bit numbers centred on 32.
     Q6_K,
 }
 
 impl DType {
     pub(crate) const NAMES: &'static str =
-        "F32, F16, BF16, F8_E4M3, Q8_0, Q4_0, Q4_1, Q5_0, Q4_K and Q6_K";
+        "F32, F16, BF16, F8_E4M3, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K";
 
     /// All that can be read.
     pub const ALL: &[Self] = &[
@@ -54,8 +58,8 @@ impl DType {
     pub fn block_values(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 | Self::F8_E4M3 => 1,
-            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 => 32,
-            Self::Q4_K | Self::Q6_K => 256,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => 32,
+            Self::Q4_K | Self::Q5_K | Self::Q6_K => SUPER,
         }
     }
 
@@ -69,15 +73,14 @@ impl DType {
             Self::Q4_0 => 18,
             Self::Q4_1 => 20,
             Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
             Self::Q4_K => 144,
+            Self::Q5_K => 176,
             Self::Q6_K => 210,
         }
     }
 
-    /// As what values stored like this are handed over. The grouped formats keep their bits;
-    /// other quantised blocks become f16: their scales are f16 themselves and the numbers beside
-    /// them have at most 8 bits, so that the rounding (2⁻¹¹ of a value) is far below the
-    /// quantisation's own error.
+    /// As what values stored like this are handed over: quantised ones keep their bits.
     pub fn format(self) -> Format {
         match self {
             Self::F32 => Format::F32,
@@ -85,13 +88,17 @@ impl DType {
             Self::F8_E4M3 => Format::Fp8,
             Self::Q8_0 => Format::Int8,
             Self::Q4_0 | Self::Q4_1 => Format::Int4,
-            Self::F16 | Self::Q5_0 | Self::Q4_K | Self::Q6_K => Format::F16,
+            Self::Q5_0 | Self::Q5_1 => Format::Int5,
+            Self::Q4_K => Format::Q4K,
+            Self::Q5_K => Format::Q5K,
+            Self::Q6_K => Format::Q6K,
+            Self::F16 => Format::F16,
         }
     }
 
     /// Whether a row in its file is a row as it is handed over.
     pub(crate) fn is_handed_over_as_stored(self) -> bool {
-        matches!(self, Self::F32 | Self::F16 | Self::BF16 | Self::Q8_0 | Self::Q4_1)
+        !matches!(self, Self::F8_E4M3 | Self::Q4_0 | Self::Q5_0)
     }
 }
 
@@ -116,6 +123,9 @@ impl std::str::FromStr for DType {
 /// Values that share a scale in an integer format.
 pub(crate) const GROUP: usize = 32;
 
+/// Values of ggml's large blocks.
+const SUPER: usize = 256;
+
 /// Values that share a scale in [`Format::Fp8`].
 pub(crate) const FP8_GROUP: usize = 128;
 
@@ -135,17 +145,40 @@ pub enum Format {
     Int4,
     /// Groups of 128, each `d: f32, q: [u8; 128]`, q in e4m3: values `d q`. None of them is NaN.
     Fp8,
+    /// Groups of 32, each `d: f16, m: f16, high: u32, q: [u8; 16]` (`block_q5_1`): values `d q + m`.
+    Int5,
+    /// Blocks of 256 as ggml has them (`block_q4_K`).
+    Q4K,
+    /// The same (`block_q5_K`).
+    Q5K,
+    /// The same (`block_q6_K`).
+    Q6K,
 }
 
 impl Format {
+    /// How blocks of ggml are stored that are handed over as they are, or become such; `None` for
+    /// other formats.
+    fn blocks(self) -> Option<DType> {
+        match self {
+            Self::Int8 => Some(DType::Q8_0),
+            Self::Int4 => Some(DType::Q4_1),
+            Self::Int5 => Some(DType::Q5_1),
+            Self::Q4K => Some(DType::Q4_K),
+            Self::Q5K => Some(DType::Q5_K),
+            Self::Q6K => Some(DType::Q6_K),
+            Self::F32 | Self::F16 | Self::BF16 | Self::Fp8 => None,
+        }
+    }
+
     /// Bytes of a row of `cols` values.
     pub fn row_bytes(self, cols: usize) -> usize {
         match self {
             Self::F32 => 4 * cols,
             Self::F16 | Self::BF16 => 2 * cols,
-            Self::Int8 => cols.div_ceil(GROUP) * DType::Q8_0.block_bytes(),
-            Self::Int4 => cols.div_ceil(GROUP) * DType::Q4_1.block_bytes(),
             Self::Fp8 => cols.div_ceil(FP8_GROUP) * (4 + FP8_GROUP),
+            _ => self
+                .blocks()
+                .map_or(0, |blocks| cols.div_ceil(blocks.block_values()) * blocks.block_bytes()),
         }
     }
 
@@ -158,7 +191,13 @@ impl Format {
             Self::F16 => f16s(rows),
             Self::BF16 => none(rows, |value| u16::from_le_bytes(value) & 0x7f80 == 0x7f80),
             Self::Int8 => rows.chunks_exact(self.row_bytes(GROUP)).all(|group| f16s(&group[..2])),
-            Self::Int4 => rows.chunks_exact(self.row_bytes(GROUP)).all(|group| f16s(&group[..4])),
+            Self::Int4 | Self::Int5 => {
+                rows.chunks_exact(self.row_bytes(GROUP)).all(|group| f16s(&group[..4]))
+            }
+            Self::Q4K | Self::Q5K => {
+                rows.chunks_exact(self.row_bytes(SUPER)).all(|block| f16s(&block[..4]))
+            }
+            Self::Q6K => rows.chunks_exact(self.row_bytes(SUPER)).all(|block| f16s(&block[208..])),
             Self::Fp8 => rows.chunks_exact(4 + FP8_GROUP).all(|group| {
                 let factor = f32::from_le_bytes([group[0], group[1], group[2], group[3]]);
                 fp8::is_factor(factor) && none(&group[4..], |[code]| code & 0x7f == 0x7f)
@@ -171,6 +210,8 @@ impl Format {
         match self {
             Self::Int8 => cols.div_ceil(GROUP) * (GROUP + 4),
             Self::Fp8 => cols.next_multiple_of(GROUP) + cols.div_ceil(FP8_GROUP) * 4,
+            // The scales of 128 values take as much as their upper bits.
+            Self::Q6K => cols.div_ceil(SUPER) * (128 + 6 * 16),
             _ => self.row_bytes(cols),
         }
     }
@@ -178,7 +219,7 @@ impl Format {
     /// The narrowest floats that hold the values.
     pub(crate) fn float(self) -> Self {
         match self {
-            Self::Int8 | Self::Int4 => Self::F16,
+            Self::Int8 | Self::Int4 | Self::Int5 | Self::Q4K | Self::Q5K | Self::Q6K => Self::F16,
             Self::Fp8 => Self::F32,
             float => float,
         }
@@ -221,8 +262,9 @@ impl Quantize {
     /// The format of a matrix that its file has in `stored`.
     pub(crate) fn format(self, stored: Format, is_layer: bool) -> Format {
         match (self, stored) {
-            (Self::None, _) | (_, Format::Int4) => stored,
+            (Self::None, _) | (_, Format::Int4 | Format::Q4K) => stored,
             (Self::Int4, _) if is_layer => Format::Int4,
+            (_, Format::Int5 | Format::Q5K | Format::Q6K) => stored,
             (Self::Int8 | Self::Int4, _) => Format::Int8,
         }
     }

@@ -218,7 +218,7 @@ fn reordered_rows_keep_their_factors() {
     let tensors = huggingface::tensors(model.dir.path(), config.scaling).unwrap();
     let weights = Weights::find(tensors, &HALF_SPLIT, &config.model).unwrap();
     let pieces = weights.pieces(Role::Qkv, 0);
-    let view = MatrixView::new(&weights, pieces, (Quantize::None, 1), true);
+    let view = MatrixView::new(&weights, pieces, 1, (Quantize::None, true), false);
     assert_eq!(view.format(), Format::Fp8);
     let (bytes, values) = rows(&view);
     assert_eq!(decode(&view, &bytes), values);

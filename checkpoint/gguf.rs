@@ -215,16 +215,16 @@ fn dtype(number: u32) -> Result<DType, String> {
         2 => DType::Q4_0,
         3 => DType::Q4_1,
         6 => DType::Q5_0,
+        7 => DType::Q5_1,
         8 => DType::Q8_0,
         12 => DType::Q4_K,
+        13 => DType::Q5_K,
         14 => DType::Q6_K,
         30 => DType::BF16,
         other => {
             let name = match other {
-                7 => "Q5_1",
                 10 => "Q2_K",
                 11 => "Q3_K",
-                13 => "Q5_K",
                 _ => return Err(format!("ggml type {other}")),
             };
             return Err(name.to_owned());

@@ -257,7 +257,9 @@ impl Checkpoint {
         let pieces = self.weights.pieces(self.tied(role), number);
         let quantize = self.quantize.of(role);
         let stack = role.stack(&self.config, number);
-        Ok(MatrixView::new(&self.weights, pieces, (quantize, stack), layer.is_some()))
+        let is_paired = matches!(role, Role::GateUp | Role::ExpertsGateUp | Role::SharedGateUp);
+        let quantize = (quantize, layer.is_some());
+        Ok(MatrixView::new(&self.weights, pieces, stack, quantize, is_paired))
     }
 
     /// A vector of weights as f32.

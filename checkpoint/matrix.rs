@@ -24,7 +24,13 @@ pub struct MatrixView<'a> {
     cols: usize,
     stack: usize,
     format: Format,
+    quantize: (Quantize, bool),
+    is_paired: bool,
 }
+
+/// Parts of a matrix that are handed over in formats of their own begin with a multiple of this:
+/// kernels take so many rows at a time.
+const PART_ROWS: usize = 64;
 
 /// One of its tensors, and its bytes and those of its factors, as stored.
 #[derive(Clone, Copy, Debug)]
@@ -36,33 +42,59 @@ struct Source<'a> {
 }
 
 impl<'a> MatrixView<'a> {
-    /// `pieces`: at least one, all of the same width, stacked row upon row.
+    /// `pieces`: at least one, all of the same width, stacked row upon row; `is_paired`: the first
+    /// half of the rows is computed together with the second.
     pub(crate) fn new(
         weights: &'a Weights,
         pieces: &'a [Piece],
-        (quantize, stack): (Quantize, usize),
-        is_layer: bool,
+        stack: usize,
+        quantize: (Quantize, bool),
+        is_paired: bool,
     ) -> Self {
-        let rows = pieces.iter().map(|piece| piece.rows).sum();
         let source = |piece: &'a Piece| Source {
             files: &weights.files,
             piece,
             stored: weights.bytes(piece),
             scales: piece.scales.as_ref().map_or(&[], |scales| weights.scale_bytes(scales)),
         };
-        let sources: Vec<_> = pieces.iter().map(source).collect();
-        let format = pieces
-            .iter()
-            .map(|piece| match piece.order {
-                // Groups of its rows are none of the tensor's.
-                Order::Transposed(_) => piece.dtype.format().float(),
-                _ => piece.dtype.format(),
-            })
-            .reduce(Format::widest)
-            .unwrap_or(Format::F32);
-        let format = quantize.format(format, is_layer);
-        let cols = pieces.first().map_or(0, |piece| piece.cols);
-        Self { sources, rows, cols, stack, format }
+        Self::of(pieces.iter().map(source).collect(), stack, quantize, is_paired)
+    }
+
+    fn of(
+        sources: Vec<Source<'a>>,
+        stack: usize,
+        quantize: (Quantize, bool),
+        is_paired: bool,
+    ) -> Self {
+        let rows = sources.iter().map(|source| source.piece.rows).sum();
+        let cols = sources.first().map_or(0, |source| source.piece.cols);
+        let format = sources.iter().map(Source::format).reduce(Format::widest);
+        let format = quantize.0.format(format.unwrap_or(Format::F32), quantize.1);
+        Self { sources, rows, cols, stack, format, quantize, is_paired }
+    }
+
+    /// Its rows in as few parts as have one format each, or all of them in one where they are
+    /// computed together: gate and up, a stack, rows that are no multiple of what kernels take.
+    pub fn parts(&self) -> Vec<Self> {
+        let mut parts: Vec<Vec<Source<'a>>> = Vec::new();
+        for source in &self.sources {
+            match parts.last_mut().filter(|last| last[0].format() == source.format()) {
+                Some(last) => last.push(*source),
+                None => parts.push(vec![*source]),
+            }
+        }
+        let whole = |part: &Vec<Source<'a>>| {
+            part.iter().map(|source| source.piece.rows).sum::<usize>().is_multiple_of(PART_ROWS)
+        };
+        let num_parts = parts.len();
+        if num_parts < 2
+            || self.stack > 1
+            || self.is_paired
+            || !parts[..num_parts - 1].iter().all(whole)
+        {
+            return vec![self.clone()];
+        }
+        parts.into_iter().map(|part| Self::of(part, 1, self.quantize, false)).collect()
     }
 
     /// Values of the output.
@@ -81,9 +113,9 @@ impl<'a> MatrixView<'a> {
         self.cols
     }
 
-    /// As what the values are handed over: as stored or as quantised, f16 for blocks that we have
-    /// no format for, and the widest of them where the matrix is stored as several tensors of
-    /// several types.
+    /// As what the values are handed over: as stored or as quantised, and the narrowest floats for
+    /// all of them where the matrix is stored as several tensors of several types and isn't taken
+    /// in [`parts`](Self::parts).
     pub fn format(&self) -> Format {
         self.format
     }
@@ -93,9 +125,10 @@ impl<'a> MatrixView<'a> {
         self.format.row_bytes(self.cols)
     }
 
-    /// Bytes of the whole matrix on an adapter.
+    /// Bytes of the whole matrix on an adapter, in parts where it has such.
     pub fn device_bytes(&self) -> u64 {
-        self.rows as u64 * self.format.device_row_bytes(self.cols) as u64
+        let bytes = |part: &Self| part.rows as u64 * part.format.device_row_bytes(part.cols) as u64;
+        self.parts().iter().map(bytes).sum()
     }
 
     /// Decodes rows, packed and little-endian, into `out`, whose size must be that of the rows.
@@ -237,8 +270,10 @@ impl<'a> MatrixView<'a> {
             let range = CheckpointError::F16Range { tensor, row: number, value };
             source.not_finite(row..row + 1).unwrap_or(range)
         };
-        if source.piece.dtype == DType::Q4_0 && self.format == Format::Int4 {
-            return q4_0_as_int4(stored, out).map_err(range);
+        match (source.piece.dtype, self.format) {
+            (DType::Q4_0, Format::Int4) => return with_offset(8.0, stored, out).map_err(range),
+            (DType::Q5_0, Format::Int5) => return with_offset(16.0, stored, out).map_err(range),
+            _ => {}
         }
         // Only what is stored so becomes it.
         if self.format == Format::Fp8 {
@@ -273,17 +308,21 @@ impl<'a> MatrixView<'a> {
                     group(values, out)?;
                 }
             }
-            Format::Fp8 => unreachable!("rows in fp8 are those of their file"),
+            Format::Fp8 | Format::Int5 | Format::Q4K | Format::Q5K | Format::Q6K => {
+                unreachable!("such rows are those of their file")
+            }
         }
         Ok(())
     }
 }
 
-/// `d (q - 8)` as `d q - 8 d`: the same numbers, as 8 d has the digits of d.
-fn q4_0_as_int4(stored: &[u8], out: &mut [u8]) -> Result<(), f32> {
-    let blocks = stored.chunks_exact(DType::Q4_0.block_bytes());
-    for (block, out) in blocks.zip(out.chunks_exact_mut(DType::Q4_1.block_bytes())) {
-        let offset = -8.0 * f16::from_le_bytes([block[0], block[1]]).to_f32();
+/// Rows of Q4_0 or Q5_0, `d (q - 8)` or `d (q - 16)`, as `d q - 8 d` or `d q - 16 d`: the same
+/// numbers, as 8 d has the digits of d.
+fn with_offset(centre: f32, stored: &[u8], out: &mut [u8]) -> Result<(), f32> {
+    let dtype = if centre == 8.0 { DType::Q4_0 } else { DType::Q5_0 };
+    let blocks = stored.chunks_exact(dtype.block_bytes());
+    for (block, out) in blocks.zip(out.chunks_exact_mut(dtype.block_bytes() + 2)) {
+        let offset = -centre * f16::from_le_bytes([block[0], block[1]]).to_f32();
         let rounded = f16::from_f32(offset);
         if !rounded.is_finite() {
             return Err(offset);
@@ -296,6 +335,16 @@ fn q4_0_as_int4(stored: &[u8], out: &mut [u8]) -> Result<(), f32> {
 }
 
 impl<'a> Source<'a> {
+    /// As what its rows are handed over by themselves.
+    fn format(&self) -> Format {
+        let format = self.piece.dtype.format();
+        match self.piece.order {
+            // Groups of the matrix' rows are none of the tensor's.
+            Order::Transposed(_) => format.float(),
+            _ => format,
+        }
+    }
+
     /// The bytes of a row in the order that the matrix has, and its number in the file. Of a
     /// transposed matrix, a stored row.
     fn row(&self, row: usize) -> (usize, &'a [u8]) {
@@ -422,7 +471,9 @@ pub(crate) fn dtype_number(dtype: DType) -> u8 {
         DType::Q4_1 => 3,
         DType::Q5_0 => 6,
         DType::Q8_0 => 8,
+        DType::Q5_1 => 7,
         DType::Q4_K => 12,
+        DType::Q5_K => 13,
         DType::Q6_K => 14,
         DType::BF16 => 30,
         DType::F8_E4M3 => 200,

@@ -37,7 +37,9 @@ pub(crate) fn decode_row(dtype: DType, stored: &[u8], out: &mut [f32]) {
         DType::Q4_0 => blocks.zip(values).for_each(|(block, out)| q4_0(block, out)),
         DType::Q4_1 => blocks.zip(values).for_each(|(block, out)| q4_1(block, out)),
         DType::Q5_0 => blocks.zip(values).for_each(|(block, out)| q5_0(block, out)),
+        DType::Q5_1 => blocks.zip(values).for_each(|(block, out)| q5_1(block, out)),
         DType::Q4_K => blocks.zip(values).for_each(|(block, out)| q4_k(block, out)),
+        DType::Q5_K => blocks.zip(values).for_each(|(block, out)| q5_k(block, out)),
         DType::Q6_K => blocks.zip(values).for_each(|(block, out)| q6_k(block, out)),
     }
 }
@@ -95,6 +97,17 @@ fn q5_0(block: &[u8], out: &mut [f32]) {
     }
 }
 
+/// `d: f16, m: f16, high: u32, q: [u8; 16]`: bit i of `high` is the fifth bit of value i.
+fn q5_1(block: &[u8], out: &mut [f32]) {
+    let (d, m) = (scale(block, 0), scale(block, 2));
+    let high = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
+    let fifth = |i: usize| ((high >> i & 1) << 4) as u8;
+    for (i, &q) in block[8..].iter().enumerate() {
+        out[i] = f32::from(q & 15 | fifth(i)) * d + m;
+        out[i + 16] = f32::from(q >> 4 | fifth(i + 16)) * d + m;
+    }
+}
+
 /// `d: f16, m: f16, scales: [u8; 12], q: [u8; 128]`: four times 64 values, in each the low
 /// nibbles of 32 bytes under one scale, then the high ones under the next.
 fn q4_k(block: &[u8], out: &mut [f32]) {
@@ -108,6 +121,24 @@ fn q4_k(block: &[u8], out: &mut [f32]) {
         for (i, &q) in q.iter().enumerate() {
             out[i] = d1 * f32::from(q & 15) - m1;
             out[i + 32] = d2 * f32::from(q >> 4) - m2;
+        }
+    }
+}
+
+/// `d: f16, m: f16, scales: [u8; 12], high: [u8; 32], q: [u8; 128]`: as those of four bits; bit j
+/// of `high[i]` is the fifth bit of value i of group j.
+fn q5_k(block: &[u8], out: &mut [f32]) {
+    let (d, m) = (scale(block, 0), scale(block, 2));
+    let (scales, high) = (&block[4..16], &block[16..48]);
+    for (j, (q, out)) in block[48..].chunks_exact(32).zip(out.chunks_exact_mut(64)).enumerate() {
+        let (low_scale, low_min) = six_bits(scales, 2 * j);
+        let (high_scale, high_min) = six_bits(scales, 2 * j + 1);
+        let (d1, m1) = (d * f32::from(low_scale), m * f32::from(low_min));
+        let (d2, m2) = (d * f32::from(high_scale), m * f32::from(high_min));
+        for (i, &q) in q.iter().enumerate() {
+            let fifths = high[i] >> (2 * j);
+            out[i] = d1 * f32::from(q & 15 | (fifths & 1) << 4) - m1;
+            out[i + 32] = d2 * f32::from(q >> 4 | (fifths >> 1 & 1) << 4) - m2;
         }
     }
 }

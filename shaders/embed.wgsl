@@ -46,20 +46,23 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     }
     let index = ((row / {TILE}u) * params.num_blocks + block) * {TILE}u + row % {TILE}u;
 //! if IMAGES
-    let values = textureLoad(table, texel(index));
+    let stored = textureLoad(table, texel(index));
 //! else
-    let values = table[index];
+    let stored = table[index];
 //! end
 //! if GROUPED
-    let num_quads = (params.num_blocks + {QUAD_BLOCKS}u - 1u) / {QUAD_BLOCKS}u;
-    let quad =
-        ((row / {TILE}u) * num_quads + block / {QUAD_BLOCKS}u) * {TILE}u + row % {TILE}u;
-    let group = block / {GROUP_BLOCKS}u % 4u;
-//! if IMAGES
-    let scale = scale_of(textureLoad(scales, texel(quad))[group]);
-//! else
-    let scale = scale_of(scales[quad][group]);
+    let start = row / {TILE}u * sides_of(params.num_blocks);
+    let quad = skipped(
+        quad_of(
+//! for s in 0..SIDES
+            scales_at((start + side_at(block, {s}u)) * {TILE}u + row % {TILE}u),
 //! end
+            block),
+        block);
+    let scale = factor_of(quad);
+    let values = whole(stored, quad);
+//! else
+    let values = stored;
 //! end
 //! for p in 0..PARTS
     if (block * {PARTS}u + {p}u < params.row_vec4s) {
@@ -81,3 +84,13 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     }
 //! end
 }
+
+//! if GROUPED
+fn scales_at(index: u32) -> vec4<u32> {
+//! if IMAGES
+    return textureLoad(scales, texel(index));
+//! else
+    return scales[index];
+//! end
+}
+//! end

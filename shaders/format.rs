@@ -1,5 +1,6 @@
 //! Number formats of weights: how a row is handed over, and how kernels read it.
 
+use crate::format_k;
 use crate::weights::{BLOCK_BYTES, GROUP, GROUPS_PER_QUAD, TILE};
 
 /// How weights are stored. Products are computed in f32 whatever they are.
@@ -22,16 +23,37 @@ pub enum Format {
     /// `d q`, `q` an e4m3 number without infinities (OCP 8-bit floating point): per group of 128
     /// `d: f32, q: [u8; 128]`. Kernels don't know its NaN: whoever loads refuses it.
     Fp8,
+    /// `d q + m`, `q` from 0 to 31: per group of 32 `d: f16, m: f16, high: u32, q: [u8; 16]`, the
+    /// bits of `high` the fifth ones of the values (`block_q5_1`).
+    Int5,
+    /// `d s q - m t`, `q` from 0 to 15, `s` and `t` of six bits for each group of 32: blocks of 256
+    /// values (`block_q4_K`).
+    Q4K,
+    /// The same with `q` up to 31 (`block_q5_K`).
+    Q5K,
+    /// `d s (q - 32)`, `q` from 0 to 63, `s` a signed byte for each group of 16: blocks of 256
+    /// values (`block_q6_K`).
+    Q6K,
 }
 
 impl Format {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Int4, Self::Fp8];
+    pub const ALL: [Self; 10] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Int8,
+        Self::Int4,
+        Self::Fp8,
+        Self::Int5,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+    ];
 
     /// Whether groups of values share a scale.
     pub fn is_grouped(self) -> bool {
-        self.scale_bytes() > 0
+        self.scale_bytes() > 0 || self.unit().is_some()
     }
 
     /// Whether a weight is an integer under a scale.
@@ -41,7 +63,13 @@ impl Format {
 
     /// Whether a group's values have an offset beside their scale, or codes that take one.
     pub fn has_offset(self) -> bool {
-        matches!(self, Self::Int8 | Self::Int4)
+        matches!(self, Self::Int8 | Self::Int4 | Self::Int5 | Self::Q4K | Self::Q5K)
+    }
+
+    /// Whether codes can be decoded in the places that they have in a word, each a power of two too
+    /// large, by kernels that scale x.
+    pub fn scales_x(self) -> bool {
+        self.has_offset() || self == Self::Q6K
     }
 
     /// Size of a row before it is packed, in bytes.
@@ -50,10 +78,14 @@ impl Format {
             Self::F32 => cols * 4,
             Self::F16 | Self::Bf16 => cols * 2,
             Self::Int8 | Self::Int4 | Self::Fp8 => cols.div_ceil(self.group()) * self.group_bytes(),
+            Self::Int5 => cols.div_ceil(GROUP) * format_k::INT5_BYTES,
+            Self::Q4K | Self::Q5K | Self::Q6K => {
+                self.unit().map_or(0, |(values, bytes)| cols.div_ceil(values) * bytes)
+            }
         }
     }
 
-    /// Values that share a scale, in grouped formats.
+    /// Values that share a scale, in grouped formats, as far as kernels see.
     pub fn group(self) -> usize {
         if self == Self::Fp8 { 128 } else { GROUP }
     }
@@ -68,7 +100,7 @@ impl Format {
         match self {
             Self::Int8 => 2,
             Self::Int4 | Self::Fp8 => 4,
-            Self::F32 | Self::F16 | Self::Bf16 => 0,
+            _ => 0,
         }
     }
 
@@ -78,7 +110,7 @@ impl Format {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 8,
             Self::Int8 | Self::Fp8 => 16,
-            Self::Int4 => 32,
+            Self::Int4 | Self::Int5 | Self::Q4K | Self::Q5K | Self::Q6K => 32,
         }
     }
 
@@ -93,14 +125,46 @@ impl Format {
             Self::F32 => include_str!("decode_f32.wgsl"),
             Self::F16 => include_str!("decode_f16.wgsl"),
             Self::Bf16 => include_str!("decode_bf16.wgsl"),
-            Self::Int8 => include_str!("decode_int8.wgsl"),
-            Self::Int4 => include_str!("decode_int4.wgsl"),
-            Self::Fp8 => include_str!("decode_fp8.wgsl"),
+            Self::Int8 => concat!(
+                include_str!("decode_int8.wgsl"),
+                include_str!("decode_bytes.wgsl"),
+                include_str!("decode_scales.wgsl"),
+            ),
+            Self::Int4 => concat!(
+                include_str!("decode_int4.wgsl"),
+                include_str!("decode_nibbles.wgsl"),
+                include_str!("decode_scales.wgsl"),
+            ),
+            Self::Fp8 => {
+                concat!(include_str!("decode_fp8.wgsl"), include_str!("decode_scales.wgsl"))
+            }
+            Self::Int5 => concat!(
+                include_str!("decode_int5.wgsl"),
+                include_str!("decode_fives.wgsl"),
+                include_str!("decode_bytes.wgsl"),
+                include_str!("decode_codes.wgsl"),
+            ),
+            Self::Q4K => concat!(
+                include_str!("decode_q4_k.wgsl"),
+                include_str!("decode_nibbles.wgsl"),
+                include_str!("decode_codes.wgsl"),
+            ),
+            Self::Q5K => concat!(
+                include_str!("decode_q4_k.wgsl"),
+                include_str!("decode_fives.wgsl"),
+                include_str!("decode_bytes.wgsl"),
+                include_str!("decode_codes.wgsl"),
+            ),
+            Self::Q6K => concat!(
+                include_str!("decode_q6_k.wgsl"),
+                include_str!("decode_bytes.wgsl"),
+                include_str!("decode_codes.wgsl"),
+            ),
         }
     }
 
     /// The constants of kernels that read blocks, beside their own.
-    pub fn constants(self) -> [(&'static str, u32); 7] {
+    pub fn constants(self) -> [(&'static str, u32); 9] {
         let block = self.block() as u32;
         let group_blocks = self.group_blocks() as u32;
         [
@@ -111,6 +175,8 @@ impl Format {
             ("QUAD_BLOCKS", group_blocks * GROUPS_PER_QUAD as u32),
             ("GROUPED", self.is_grouped().into()),
             ("OFFSET", self.has_offset().into()),
+            ("SIDES", self.sides()),
+            ("HIGH_BITS", (self == Self::Q5K).into()),
         ]
     }
 
@@ -120,6 +186,10 @@ impl Format {
             |bytes: &[u8], at: usize| half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();
         let rows = bytes.chunks_exact(self.row_bytes(cols));
         let decode_row = |row: &[u8]| -> Vec<f32> {
+            if let Some((_, bytes)) = self.unit() {
+                let blocks = row.chunks(bytes);
+                return blocks.flat_map(|it| format_k::decode(self, it)).take(cols).collect();
+            }
             let groups = row.chunks_exact(self.group_bytes());
             match self {
                 Self::F32 => row.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
@@ -147,7 +217,7 @@ impl Format {
                     })
                     .take(cols)
                     .collect(),
-                Self::Fp8 => groups
+                _ => groups
                     .flat_map(|group| {
                         let d = f32::from_le_bytes([group[0], group[1], group[2], group[3]]);
                         group[4..].iter().map(move |q| d * e4m3_to_f32(*q))
@@ -174,6 +244,12 @@ impl Format {
                 .chunks(cols)
                 .flat_map(|row| row.chunks(self.group()).flat_map(|group| self.encode_group(group)))
                 .collect(),
+            Self::Int5 | Self::Q4K | Self::Q5K | Self::Q6K => {
+                let unit = if self == Self::Int5 { GROUP } else { format_k::SUPER };
+                let rows = values.chunks(cols);
+                rows.flat_map(|row| row.chunks(unit).flat_map(|it| format_k::encode(self, it)))
+                    .collect()
+            }
         }
     }
 

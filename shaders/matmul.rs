@@ -15,14 +15,16 @@ use bytemuck::{Pod, Zeroable};
 use crate::error::GpuError;
 use crate::gpu::{Caps, Gpu};
 use crate::inputs::{Inputs, StepShape};
-use crate::kernel::{Bound, Kernel, Pass};
+use crate::kernel::Kernel;
 use crate::kv_cache::KvCache;
+pub use crate::matmul_bound::BoundMatmul;
+use crate::matmul_bound::BoundPart;
 use crate::matmul_class::Class;
 use crate::matmul_variant::{Form, Kind, Order, Variant};
-use crate::quantize_rows::{self, BoundQuantizeRows, QuantizeRows, QuantizedRows};
+use crate::quantize_rows::{self, QuantizeRows, QuantizedRows};
 use crate::rotary::Rotary;
 use crate::tensor::Tensor;
-use crate::weights::{Format, RowOrder, Shard, TILE, WeightMatrix};
+use crate::weights::{Format, RowOrder, Shard, WeightMatrix};
 
 /// How a kernel of products reads its operands: `Params`, bindings and loads, to append to it.
 pub const INPUTS: &str = include_str!("matmul_in.wgsl");
@@ -35,7 +37,7 @@ pub struct Params {
     pub num_rows: u32,
     num_columns: u32,
     first_column: u32,
-    num_computed: u32,
+    pub(crate) num_computed: u32,
     row_vec4s: u32,
     num_blocks: u32,
     eps: f32,
@@ -68,6 +70,12 @@ impl Params {
     #[must_use]
     pub(crate) fn of_rows(self, num_rows: usize) -> Self {
         Self { num_rows: num_rows as u32, ..self }
+    }
+
+    /// With the block tables of a step.
+    #[must_use]
+    pub(crate) fn with_tables(self, tables_at: u32) -> Self {
+        Self { tables_at, ..self }
     }
 
     /// With the columns that a shard of the weights computes.
@@ -258,6 +266,26 @@ impl Matmul {
             "gate and up are paired for their kernel"
         );
         assert_eq!(weights.stack, 1, "a stack of matrices has a kernel of its own");
+        let mut parts = Vec::new();
+        let mut is_quantized = false;
+        for weights in weights.by_format() {
+            let mut part = self.bind_part(gpu, operand, &weights, output)?;
+            // Once is enough.
+            part.before = part.before.filter(|_| !std::mem::replace(&mut is_quantized, true));
+            parts.push(part);
+        }
+        Ok(BoundMatmul { parts })
+    }
+
+    /// The rows of one format.
+    fn bind_part(
+        &self,
+        gpu: &Gpu,
+        operand: Operand<'_>,
+        weights: &WeightMatrix,
+        output: Output<'_>,
+    ) -> Result<BoundPart, GpuError> {
+        let kind = output.kind();
         let Operand { mut x, mut norm, quantized } = operand;
         assert!(norm.is_none_or(|norm| norm.weight.len() == weights.cols), "a weight per value");
         let class = (self.class)(weights.format);
@@ -306,7 +334,7 @@ impl Matmul {
         let whole = kind == Kind::Store || weights.rows.is_multiple_of(kind.unit() as usize);
         assert!(whole, "results are whole vec4s");
         let max_rows = max_rows.min(rows_of_x);
-        let bind = |variant: Variant| -> Result<BoundMatmul, GpuError> {
+        let bind = |variant: Variant| -> Result<BoundPart, GpuError> {
             let kernel = self.compiled(gpu, form, (variant, class.order))?;
             let name = format!("{} k{} n{}", kernel.name(), weights.cols, weights.rows);
             let mut shards = Vec::new();
@@ -319,9 +347,9 @@ impl Matmul {
                 shards.push((kernel.bind(gpu, &all)?.named(&name), params));
             }
             let variants = vec![(variant, shards)];
-            Ok(BoundMatmul { before: None, variants, max_rows })
+            Ok(BoundPart { before: None, variants, max_rows })
         };
-        let mut chosen = BoundMatmul { before, variants: Vec::new(), max_rows };
+        let mut chosen = BoundPart { before, variants: Vec::new(), max_rows };
         for ways in class.choices() {
             let (k, n) = (weights.cols, weights.rows);
             // What is fastest for many rows hangs little on how many they are.
@@ -341,7 +369,8 @@ impl Matmul {
             }
             let way = gpu.tuning.choose(&what, &names, |way| {
                 let bound = bind(ways[way])?;
-                gpu.time(|pass| bound.record(pass, num_rows))
+                let step = StepShape { num_tokens: num_rows, ..StepShape::default() };
+                gpu.time(|pass| bound.record_step(pass, step))
             })?;
             chosen.variants.extend(bind(ways[way])?.variants);
             if max_rows <= ways[0].max_rows {
@@ -383,51 +412,6 @@ impl Matmul {
 
 /// Rows with which ways of computing many are compared.
 const TRIED_ROWS: usize = 64;
-
-/// A product with one matrix of a layer.
-pub struct BoundMatmul {
-    /// What quantises x.
-    before: Option<BoundQuantizeRows>,
-    /// For each variant, the kernel bound to each shard.
-    variants: Vec<(Variant, Vec<(Bound, Params)>)>,
-    max_rows: usize,
-}
-
-impl BoundMatmul {
-    /// Multiplies the first `num_rows` rows. Not for [`Output::Qkv`].
-    pub fn record(&self, pass: &mut Pass, num_rows: usize) {
-        self.record_step(pass, StepShape { num_tokens: num_rows, ..StepShape::default() });
-    }
-
-    /// How the work for so many rows is laid out: rows and columns a lane, lanes side by side,
-    /// groups of them.
-    pub fn layout(&self, num_rows: usize) -> String {
-        self.variant(num_rows).map_or_else(String::new, |(variant, _)| variant.name())
-    }
-
-    fn variant(&self, num_rows: usize) -> Option<&(Variant, Vec<(Bound, Params)>)> {
-        self.variants
-            .iter()
-            .find(|(variant, _)| num_rows <= variant.max_rows)
-            .or(self.variants.last())
-    }
-
-    /// Multiplies the rows of the tokens of a step.
-    pub fn record_step(&self, pass: &mut Pass, step: StepShape) {
-        let num_rows = step.num_tokens;
-        assert!(num_rows <= self.max_rows, "a batch fits the tensors of its stage");
-        let Some((variant, shards)) = self.variant(num_rows) else { return };
-        if let Some(before) = &self.before {
-            before.record(pass, num_rows);
-        }
-        for (bound, params) in shards {
-            let tables_at = step.tables_at();
-            let params = Params { num_rows: num_rows as u32, tables_at, ..*params };
-            let strips = params.num_computed.div_ceil(TILE as u32) * variant.strips();
-            pass.dispatch(bound, &params, [strips, params.num_rows.div_ceil(variant.rows()), 1]);
-        }
-    }
-}
 
 /// Values of k whose sums are added before those of the next, in classes that cut k. Part of what
 /// defines the bits of their results.

@@ -57,8 +57,7 @@ fn main(
     let first_row = workgroup.y * {TM}u;
 //! end
 //! if GROUPED
-    let num_quads = (p.num_blocks + {QUAD_BLOCKS}u - 1u) / {QUAD_BLOCKS}u;
-    let scales_start = stored_tile * num_quads * {TILE}u + column;
+    let scales_start = stored_tile * sides_of(p.num_blocks) * {TILE}u + column;
 //! end
 //! for m in 0..TM
     // Rows past the last one are computed like it and not stored.
@@ -140,12 +139,12 @@ fn main(
 //! if GROUPED
         for (var quad = start; quad < end; quad += {QUAD_BLOCKS}u) {
 //! for j in 0..TN
-        var scales_{j} =
-            scales_at(scales_start + (quad / {QUAD_BLOCKS}u) * {TILE}u + {j}u * {J_STRIDE}u);
-//! if HALF_QUADS
-        // A chunk has two of the four.
-        scales_{j} = select(scales_{j}, scales_{j}.zwxy, quad % {QUAD_BLOCKS}u != 0u);
+        // Of the groups from this block on, whose scales are loaded at once.
+        var quad_{j} = quad_of(
+//! for s in 0..SIDES
+            scales_at(scales_start + side_at(quad, {s}u) * {TILE}u + {j}u * {J_STRIDE}u),
 //! end
+            quad);
 //! end
         let quad_end = min(quad + {QUAD_BLOCKS}u, end);
         for (var ahead = quad; ahead < quad_end; ahead += {STEPS}u * {STEP_BLOCKS}u) {
@@ -207,9 +206,15 @@ fn main(
 //! for first in 0..TN by AT_ONCE
 //! for j in first..first+AT_ONCE
 //! if AHEAD
-            let w_{b}_{j} = ahead_{s}_{b}_{j};
+            let stored_{b}_{j} = ahead_{s}_{b}_{j};
 //! else
-            let w_{b}_{j} = weights_at(tile_start + (block + {b}u) * {TILE}u + {j}u * {J_STRIDE}u);
+            let stored_{b}_{j} =
+                weights_at(tile_start + (block + {b}u) * {TILE}u + {j}u * {J_STRIDE}u);
+//! end
+//! if GROUPED
+            let w_{b}_{j} = whole(stored_{b}_{j}, quad_{j});
+//! else
+            let w_{b}_{j} = stored_{b}_{j};
 //! end
 //! end
 //! for q in 0..PARTS
@@ -252,17 +257,9 @@ fn main(
 //! end
 //! end
 //! if GROUPED
-//! if LONG_GROUPS
-            let same_scale = (block + {STEP_BLOCKS}u) % {GROUP_BLOCKS}u != 0u;
-//! end
 //! for j in 0..TN
-            let factor_{j} = scale_of(scales_{j}.x);
-            // The next group's is the first again.
-//! if LONG_GROUPS
-            scales_{j} = select(scales_{j}.yzwx, scales_{j}, same_scale);
-//! else
-            scales_{j} = scales_{j}.yzwx;
-//! end
+            let factor_{j} = factor_of(quad_{j});
+            quad_{j} = after(quad_{j}, block);
 //! for m in 0..TM
             sum_{m}_{j} = fma(factor_{j}.x, acc_{m}_{j}, sum_{m}_{j});
 //! if OFFSET

@@ -35,8 +35,7 @@ fn main(
     let own_weights = (part * {STRIP}u + across) * {PADDED}u;
     let own_out = (part * {DOWN}u + down) * {SIDE}u * {STRIP}u + across;
 //! if GROUPED
-    let num_quads = (p.num_blocks + {QUAD_BLOCKS}u - 1u) / {QUAD_BLOCKS}u;
-    let scales_start = tile * num_quads * {TILE}u + strip;
+    let scales_start = tile * sides_of(p.num_blocks) * {TILE}u + strip;
 //! end
 //! for m in 0..MATRICES
 //! for j in 0..TN
@@ -79,10 +78,14 @@ fn main(
                 let block = chunk + of_part * {CHUNK_BLOCKS}u + step + b;
                 // Past the last one x is zero; weights must be finite there.
                 let inside = min(block, p.num_blocks - 1u);
-                let w = weights_at(tile_start + inside * {TILE}u + column);
+                let stored = weights_at(tile_start + inside * {TILE}u + column);
                 let place = (of_part * {STRIP}u + column) * {PADDED}u + b * {PARTS}u;
 //! if GROUPED
-                let factor = factor_at(scales_start, inside, column);
+                let quad = quad_at(scales_start, inside, column);
+                let factor = factor_of(quad);
+                let w = whole(stored, quad);
+//! else
+                let w = stored;
 //! end
 //! for q in 0..PARTS
 //! if GROUPED

@@ -3,6 +3,7 @@
 
 use super::tests::{Case, EPS, order};
 use super::*;
+use crate::kernel::Pass;
 use crate::kv_cache::KvFormat;
 use crate::testing::{self, Random, assert_bits_eq, assert_close, rms_share};
 

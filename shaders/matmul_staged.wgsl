@@ -49,9 +49,14 @@ fn staged_x(p: Params, first_row: u32, r: u32, index: u32) -> vec4<f32> {
 }
 
 //! if GROUPED
-// Scale and offset of the group that `block` is in, of one column.
-fn factor_at(scales_start: u32, block: u32, column: u32) -> vec2<f32> {
-    let quad = scales_at(scales_start + (block / {QUAD_BLOCKS}u) * {TILE}u + column);
-    return scale_of(quad[(block / {GROUP_BLOCKS}u) % 4u]);
+// What belongs to the group that `block` is in, of one column, beside its codes.
+fn quad_at(scales_start: u32, block: u32, column: u32) -> Quad {
+    return skipped(
+        quad_of(
+//! for s in 0..SIDES
+            scales_at(scales_start + side_at(block, {s}u) * {TILE}u + column),
+//! end
+            block),
+        block);
 }
 //! end

@@ -24,8 +24,7 @@ fn main(
     let tile_start = tile * p.num_blocks * {TILE}u + strip;
     let first_row = workgroup.y * {TILE_ROWS}u;
 //! if GROUPED
-    let num_quads = (p.num_blocks + {QUAD_BLOCKS}u - 1u) / {QUAD_BLOCKS}u;
-    let scales_start = tile * num_quads * {TILE}u + strip;
+    let scales_start = tile * sides_of(p.num_blocks) * {TILE}u + strip;
 //! end
 //! for m in 0..TM
 //! for j in 0..TN
@@ -59,7 +58,12 @@ fn main(
             for (var i = local; i < {STRIP}u * {STEP_BLOCKS}u; i += {WORKGROUP}u) {
                 let column = i % {STRIP}u;
                 let b = i / {STRIP}u;
-                let w = weights_at(tile_start + (block + b) * {TILE}u + column);
+                let stored = weights_at(tile_start + (block + b) * {TILE}u + column);
+//! if GROUPED
+                let w = whole(stored, quad_at(scales_start, block, column));
+//! else
+                let w = stored;
+//! end
                 let place = b * {PARTS}u * {STRIP}u + place_in_strip(column);
 //! for q in 0..PARTS
                 sh_weights[place + {q}u * {STRIP}u] = decode_{q}(w);
@@ -67,7 +71,7 @@ fn main(
             }
 //! if GROUPED
             for (var i = local; i < {STRIP}u; i += {WORKGROUP}u) {
-                sh_factors[place_in_strip(i)] = factor_at(scales_start, block, i);
+                sh_factors[place_in_strip(i)] = factor_of(quad_at(scales_start, block, i));
             }
 //! end
             workgroupBarrier();

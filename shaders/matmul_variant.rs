@@ -335,7 +335,7 @@ impl Variant {
             ("CHUNKED", chunked.into()),
             ("CHUNK_BLOCKS", if chunked { CHUNK / block } else { MAX_BLOCKS }),
             // Lanes that share values of x can afford to scale them.
-            ("SCALED", (subgroup && format.has_offset()).into()),
+            ("SCALED", (subgroup && format.scales_x()).into()),
             ("LONG_GROUPS", (format.group() > GROUP).into()),
             ("HALF_QUADS", (chunked && format.group() > GROUP).into()),
             ("NORM", norm.into()),

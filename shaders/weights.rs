@@ -4,13 +4,14 @@
 //! int4. Blocks are stored as `[rows / TILE][cols / block][TILE]`, so that lanes which compute
 //! neighbouring rows read neighbouring blocks. Rows are padded with zeros to a multiple of
 //! [`GROUP`] values, and their number to a multiple of [`TILE`]. The scales of grouped formats are
-//! in a plane of their own, four groups of a row side by side: `[rows / TILE][groups / 4][TILE]`. A
-//! matrix that is larger than a kernel can bind is split into shards of whole tiles.
+//! in a plane of their own, four groups of a row side by side: `[rows / TILE][groups / 4][TILE]`;
+//! those of ggml's large blocks with the upper bits of their codes (`format_k.rs`). A matrix that is larger than a kernel can bind is split into shards of whole tiles.
 
 use std::ops::Range;
 
 use crate::error::GpuError;
 pub use crate::format::Format;
+use crate::format_k::take_apart;
 use crate::gpu::Gpu;
 use crate::tensor::Tensor;
 
@@ -42,7 +43,7 @@ pub struct WeightMatrix {
     pub rows: usize,
     /// Values per row.
     pub cols: usize,
-    /// How a value is stored.
+    /// How a value is stored, of its first part.
     pub format: Format,
     /// How rows are ordered.
     pub order: RowOrder,
@@ -50,9 +51,11 @@ pub struct WeightMatrix {
     pub shards: Vec<Shard>,
 }
 
-/// Rows of a matrix that one binding holds.
+/// Rows of a matrix that one binding holds, in one format.
 #[derive(Debug, Clone)]
 pub struct Shard {
+    /// How a value is stored.
+    pub format: Format,
     /// Which they are; of a stack those of its tiles, padding included.
     pub rows: Range<usize>,
     /// Blocks, interleaved.
@@ -136,9 +139,48 @@ impl WeightMatrix {
                 gpu.flush()?;
             }
             let end = if stack == 1 { rows.min(tiles.end * TILE) } else { tiles.end * TILE };
-            shards.push(Shard { rows: start * TILE..end, blocks, scales });
+            shards.push(Shard { format, rows: start * TILE..end, blocks, scales });
         }
         Ok(Self { stack, rows, cols, format, order, shards })
+    }
+
+    /// One matrix of several, row upon row: each is computed in its own format. All but the last
+    /// have whole tiles of rows.
+    pub fn stacked(parts: Vec<Self>) -> Self {
+        let mut parts = parts.into_iter();
+        let mut whole = parts.next().expect("a matrix has parts");
+        for part in parts {
+            assert!(whole.rows.is_multiple_of(TILE), "a part begins with a tile");
+            assert!(whole.cols == part.cols && [whole.stack, part.stack] == [1, 1], "rows alike");
+            assert!([whole.order, part.order] == [RowOrder::Plain; 2], "pairs are in one part");
+            let rows = |shard: &Shard| shard.rows.start + whole.rows..shard.rows.end + whole.rows;
+            let shards: Vec<_> = part
+                .shards
+                .into_iter()
+                .map(|shard| Shard { rows: rows(&shard), ..shard })
+                .collect();
+            whole.shards.extend(shards);
+            whole.rows += part.rows;
+        }
+        whole
+    }
+
+    /// For each format that it has, the same matrix with its shards of this format alone.
+    pub(crate) fn by_format(&self) -> Vec<Self> {
+        let mut parts: Vec<Self> = Vec::new();
+        for shard in &self.shards {
+            match parts.iter_mut().find(|part| part.format == shard.format) {
+                Some(part) => part.shards.push(shard.clone()),
+                None => {
+                    parts.push(Self {
+                        format: shard.format,
+                        shards: vec![shard.clone()],
+                        ..self.clone()
+                    });
+                }
+            }
+        }
+        parts
     }
 
     /// Bytes that [`upload`](Self::upload) takes of the adapter, if one binding can hold them.
@@ -206,6 +248,7 @@ impl Packing {
     fn new(cols: usize, format: Format) -> Self {
         let num_blocks = cols.next_multiple_of(GROUP) / format.block();
         let num_quads = match format.is_grouped() {
+            true if format.unit().is_some() => format.num_sides(num_blocks),
             true => cols.div_ceil(format.group()).div_ceil(GROUPS_PER_QUAD),
             false => 0,
         };
@@ -243,6 +286,27 @@ impl Packing {
                 for (block, bytes) in bytes.chunks(BLOCK_BYTES).enumerate() {
                     let at = (block * TILE + row) * BLOCK_BYTES;
                     target[at..at + bytes.len()].copy_from_slice(bytes);
+                }
+                continue;
+            }
+            if let Some((values, unit_bytes)) = self.format.unit() {
+                let (num_blocks, num_sides) =
+                    (self.num_blocks, self.tile_scale_bytes / (BLOCK_BYTES * TILE));
+                let (codes, sides) = (values / GROUP, self.format.num_sides(values / GROUP));
+                for (number, bytes) in bytes.chunks(unit_bytes).enumerate() {
+                    // The last block may be longer than what a row is padded to.
+                    let write = |into: &mut [u8], of: usize, at: usize, bytes: [u8; 16]| {
+                        if at < of {
+                            let at = (at * TILE + row) * BLOCK_BYTES;
+                            into[at..at + BLOCK_BYTES].copy_from_slice(&bytes);
+                        }
+                    };
+                    take_apart(
+                        self.format,
+                        bytes,
+                        |at, block| write(target, num_blocks, number * codes + at, block),
+                        |at, side| write(scales, num_sides, number * sides + at, side),
+                    );
                 }
                 continue;
             }

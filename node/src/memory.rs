@@ -1,6 +1,6 @@
 //! What a stage takes of an adapter's memory, computed before anything is allocated.
 
-use checkpoint::{Checkpoint, LayerSpec, ModelConfig, Part, Weight};
+use checkpoint::{Checkpoint, LayerSpec, MatrixView, ModelConfig, Part, Weight};
 use protocol::{BLOCK_TOKENS, StageLimits, StagePlan};
 use shaders::gpu::{Gpu, READBACK_BYTES};
 use shaders::inputs::{InputLimits, Inputs};
@@ -55,9 +55,11 @@ pub fn part_bytes(gpu: &Gpu, files: &Checkpoint, part: Part) -> Result<u64, Stag
     let bytes = |weight| -> Result<u64, StageError> {
         Ok(match weight {
             Weight::Matrix(matrix) => {
-                let view = files.matrix(matrix)?;
-                let (stack, shape) = (view.stack(), (view.rows() / view.stack(), view.cols()));
-                WeightMatrix::stack_bytes(gpu, stack, shape, on_device(view.format()))
+                let bytes = |view: &MatrixView<'_>| {
+                    let (stack, shape) = (view.stack(), (view.rows() / view.stack(), view.cols()));
+                    WeightMatrix::stack_bytes(gpu, stack, shape, on_device(view.format()))
+                };
+                files.matrix(matrix)?.parts().iter().map(bytes).sum()
             }
             Weight::Vector(vector) => gpu.vec4s_bytes(files.vector_len(vector)?),
         })

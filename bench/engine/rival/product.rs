@@ -159,6 +159,7 @@ impl Way {
             ("SHARED", shared.into()),
             ("SHARED_SUMS", workgroup * tm * tn),
             ("LONG_GROUPS", (format.group() > GROUP).into()),
+            ("HALF_QUADS", 0),
             ("UNIT", self.unit(format) as u32),
             ("AT_SCALES", 2),
             ("AT_OUT", if grouped { 3 } else { 2 }),

@@ -86,12 +86,13 @@ impl Kernels {
         for layer in 0..model.num_layers() {
             for weight in files.part(Part::Layer(layer))? {
                 let Weight::Matrix(matrix) = weight else { continue };
-                let view = files.matrix(matrix)?;
-                let format = on_device(view.format());
-                // Heads' own products are laid out as those of experts are.
-                match moe::shape(model).filter(|_| view.stack() > 1) {
-                    Some(shape) => add(Form::Experts(format, shape)),
-                    None => add(Form::Layer(format, heads, kv)),
+                for view in files.matrix(matrix)?.parts() {
+                    let format = on_device(view.format());
+                    // Heads' own products are laid out as those of experts are.
+                    match moe::shape(model).filter(|_| view.stack() > 1) {
+                        Some(shape) => add(Form::Experts(format, shape)),
+                        None => add(Form::Layer(format, heads, kv)),
+                    }
                 }
             }
         }

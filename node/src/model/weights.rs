@@ -56,14 +56,17 @@ pub fn upload(
     matrix: Matrix,
     loaded: &mut dyn FnMut(u64),
 ) -> Result<WeightMatrix, StageError> {
-    let view = files.matrix(matrix)?;
-    let (stack, shape) = (view.stack(), (view.rows() / view.stack(), view.cols()));
-    let format = (on_device(view.format()), order(matrix));
-    WeightMatrix::upload_stack(gpu, stack, shape, format, |rows, bytes| {
-        view.read_rows(rows, bytes)?;
-        loaded(bytes.len() as u64);
-        Ok::<_, StageError>(())
-    })
+    let mut parts = Vec::new();
+    for view in files.matrix(matrix)?.parts() {
+        let (stack, shape) = (view.stack(), (view.rows() / view.stack(), view.cols()));
+        let format = (on_device(view.format()), order(matrix));
+        parts.push(WeightMatrix::upload_stack(gpu, stack, shape, format, |rows, bytes| {
+            view.read_rows(rows, bytes)?;
+            loaded(bytes.len() as u64);
+            Ok::<_, StageError>(())
+        })?);
+    }
+    Ok(WeightMatrix::stacked(parts))
 }
 
 /// Gate and up are computed together.
@@ -98,6 +101,10 @@ pub fn on_device(format: checkpoint::Format) -> Format {
         checkpoint::Format::Int8 => Format::Int8,
         checkpoint::Format::Int4 => Format::Int4,
         checkpoint::Format::Fp8 => Format::Fp8,
+        checkpoint::Format::Int5 => Format::Int5,
+        checkpoint::Format::Q4K => Format::Q4K,
+        checkpoint::Format::Q5K => Format::Q5K,
+        checkpoint::Format::Q6K => Format::Q6K,
     }
 }
 
@@ -110,5 +117,6 @@ pub fn format(files: &Checkpoint) -> Result<Format, StageError> {
         Weight::Matrix(matrix) => Some(matrix),
         Weight::Vector(_) => None,
     });
-    Ok(on_device(files.matrix(first.expect("a layer has products"))?.format()))
+    let first = files.matrix(first.expect("a layer has products"))?;
+    Ok(on_device(first.parts()[0].format()))
 }
