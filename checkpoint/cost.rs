@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 
 use crate::{
-    Attention, Checkpoint, CheckpointError, Format, LayerSpec, Matrix, Mlp, ModelConfig, Part,
-    Weight,
+    Attention, Checkpoint, CheckpointError, LayerSpec, Matrix, Mlp, ModelConfig, Part, Weight,
 };
 
 /// What a part of a model weighs, and what computing one token asks of it.
@@ -40,19 +39,24 @@ impl Checkpoint {
     ///
     /// [`CheckpointError::NoSuchLayer`].
     pub fn cost(&self, part: Part) -> Result<PartCost, CheckpointError> {
-        let mut formats = HashMap::new();
+        let mut bytes = HashMap::new();
         for weight in self.part(part)? {
             if let Weight::Matrix(matrix) = weight {
-                formats.insert(matrix, self.matrix(matrix)?.format());
+                bytes.insert(matrix, self.matrix(matrix)?.device_bytes());
             }
         }
-        Ok(self.config().cost(part, |matrix| formats[&matrix]))
+        Ok(self.config().cost(part, |matrix, _| bytes[&matrix]))
     }
 }
 
 impl ModelConfig {
-    /// What a part costs whose matrices are handed over in these formats; there is such a part.
-    pub(crate) fn cost(&self, part: Part, format: impl Fn(Matrix) -> Format) -> PartCost {
+    /// What a part costs whose matrices, of so many rows and columns, take these bytes on an
+    /// adapter; there is such a part.
+    pub(crate) fn cost(
+        &self,
+        part: Part,
+        device_bytes: impl Fn(Matrix, (usize, usize)) -> u64,
+    ) -> PartCost {
         let mut cost = PartCost::default();
         for weight in self.part(part) {
             let (role, layer) = weight.role();
@@ -67,7 +71,7 @@ impl ModelConfig {
                 Part::Layer(layer) => self.layer(layer).mlp.chosen(matrix),
                 Part::Embedding | Part::Head => (1, 1),
             };
-            let bytes = rows as u64 * format(matrix).device_row_bytes(cols) as u64;
+            let bytes = device_bytes(matrix, (rows, cols));
             cost.bytes += bytes;
             cost.read_bytes += bytes / of as u64 * chosen as u64;
             cost.multiply_adds += rows as u64 * cols as u64 / of as u64 * chosen as u64;

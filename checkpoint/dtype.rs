@@ -50,7 +50,9 @@ impl DType {
         Self::Q4_0,
         Self::Q4_1,
         Self::Q5_0,
+        Self::Q5_1,
         Self::Q4_K,
+        Self::Q5_K,
         Self::Q6_K,
     ];
 

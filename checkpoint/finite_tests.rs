@@ -132,7 +132,9 @@ fn scales_of_blocks_are_refused() {
         (3, DType::Q4_1, &[0, 2]),
         (6, DType::Q5_0, &[0]),
         (8, DType::Q8_0, &[0]),
+        (7, DType::Q5_1, &[0, 2]),
         (12, DType::Q4_K, &[0, 2]),
+        (13, DType::Q5_K, &[0, 2]),
         (14, DType::Q6_K, &[208]),
     ] {
         let blocks = 256 / dtype.block_values();

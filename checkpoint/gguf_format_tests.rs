@@ -47,6 +47,61 @@ fn grouped_blocks_keep_their_bits() {
     }
 }
 
+/// Goal: K-quants keep their bits, also side by side in one matrix. Method: q and k in Q4_K, v in
+/// Q6_K; rows as they are handed over are those of the file.
+#[test]
+fn large_blocks_keep_their_bits_and_parts_their_formats() {
+    let block = |seed: usize, bytes: usize| -> Vec<u8> {
+        (0..bytes).map(|i| ((i + seed) * 97 % 59) as u8).collect()
+    };
+    let mut file = tiny("llama");
+    file.u32("llama.embedding_length", 256);
+    file.u32("llama.attention.head_count", 16);
+    file.u32("llama.attention.head_count_kv", 4);
+    for tensor in &mut file.tensors {
+        let len = tensor.shape.len();
+        if tensor.name.contains("norm") {
+            tensor.shape = vec![256];
+        } else if tensor.name.contains("ffn_down") {
+            tensor.shape[0] = 256;
+        } else {
+            tensor.shape[len - 1] = 256;
+        }
+        for (name, rows) in [("attn_q.", 256), ("attn_k.", 64), ("attn_v.", 64), ("output.", 256)] {
+            if tensor.name.contains(name) {
+                tensor.shape[0] = rows;
+            }
+        }
+        let count = tensor.shape.iter().product::<u64>() as usize;
+        tensor.data = (0..count).flat_map(|n| (n as f32).to_le_bytes()).collect();
+        let (kind, bytes) = match tensor.name.as_str() {
+            "blk.0.attn_q.weight" | "blk.0.attn_k.weight" => (12, 144),
+            "blk.0.attn_v.weight" => (14, 210),
+            "blk.1.attn_output.weight" => (13, 176),
+            _ => continue,
+        };
+        tensor.kind = kind;
+        tensor.data = (0..tensor.shape[0] as usize).flat_map(|row| block(row, bytes)).collect();
+    }
+    let checkpoint = file.open().unwrap();
+    let qkv = checkpoint.matrix(Matrix::Qkv(0)).unwrap();
+    let parts = qkv.parts();
+    let found: Vec<_> = parts.iter().map(|part| (part.rows(), part.format())).collect();
+    assert_eq!(found, [(320, Format::Q4K), (64, Format::Q6K)]);
+    assert_eq!(qkv.device_bytes(), 320 * 144 + 64 * 224);
+    let mut row = vec![0; 210];
+    parts[1].read_rows(5..6, &mut row).unwrap();
+    assert_eq!(row, block(5, 210));
+    let output = checkpoint.matrix(Matrix::Output(1)).unwrap();
+    assert_eq!((output.format(), output.parts().len()), (Format::Q5K, 1));
+    assert_eq!(output.device_bytes(), 256 * 176);
+    // What is asked for is no smaller.
+    let checkpoint = checkpoint.quantized(Quantize::Int8);
+    let formats = checkpoint.matrix(Matrix::Qkv(0)).unwrap().parts();
+    let formats: Vec<_> = formats.iter().map(MatrixView::format).collect();
+    assert_eq!(formats, [Format::Q4K, Format::Q6K]);
+}
+
 /// One block a row, the codes `row`, `row + 1`, ...
 fn q4_0(scale: f32, rows: u64) -> Vec<u8> {
     let row = |row| {

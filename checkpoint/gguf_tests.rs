@@ -258,8 +258,8 @@ fn keys_that_ask_for_something_else_are_refused() {
             "tensor token_embd.weight has 0 rows",
         ),
         (
-            |f| f.find("blk.0.ffn_down.weight").kind = 13,
-            "tensor blk.0.ffn_down.weight is stored as Q5_K, readable are F32, F16",
+            |f| f.find("blk.0.ffn_down.weight").kind = 11,
+            "tensor blk.0.ffn_down.weight is stored as Q3_K, readable are F32, F16",
         ),
     ];
     for (change, expected) in cases {

@@ -100,7 +100,9 @@ impl Outline {
             Part::Layer(layer) if layer >= num_layers => {
                 Err(CheckpointError::NoSuchLayer { layer, num_layers })
             }
-            _ => Ok(self.config.cost(part, |matrix| self.format(matrix))),
+            _ => Ok(self.config.cost(part, |matrix, (rows, cols)| {
+                rows as u64 * self.format(matrix).device_row_bytes(cols) as u64
+            })),
         }
     }
 
