@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 
 import anthropic
 import openai
@@ -78,6 +79,23 @@ for name, base in [("openai/" + model, server + "/v1"), ("anthropic/" + model, s
         messages=[{"role": "user", "content": asked}],
     )
     assert got.choices[0].message.content == answer, (name, got)
+
+# LiteLLM's proxy asks what files there are before it routes batches anywhere.
+at = {"custom_llm_provider": "openai", "api_base": server + "/v1", "api_key": key}
+assert list(litellm.file_list(**at)) == []
+line = {"custom_id": "a", "method": "POST", "url": "/v1/completions",
+        "body": {"model": model, "prompt": asked, "max_tokens": 4}}
+kept = litellm.create_file(file=("in.jsonl", json.dumps(line).encode()), purpose="batch", **at)
+assert [it.id for it in litellm.file_list(**at)] == [kept.id]
+job = litellm.create_batch(
+    completion_window="24h", endpoint="/v1/completions", input_file_id=kept.id, **at
+)
+while job.status in ("validating", "in_progress", "finalizing"):
+    time.sleep(0.1)
+    job = litellm.retrieve_batch(batch_id=job.id, **at)
+assert (job.status, job.request_counts.completed) == ("completed", 1), job
+said = litellm.file_content(file_id=job.output_file_id, **at).content
+assert json.loads(said)["response"]["body"]["choices"][0]["text"], said
 
 # The llm tool, told of the server as its documentation says.
 with tempfile.TemporaryDirectory() as folder:

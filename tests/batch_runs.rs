@@ -19,13 +19,49 @@ impl Batches {
         Self { client: reqwest::Client::new(), http: cluster.http.clone() }
     }
 
-    /// Hands a file in; its id.
+    /// A client that has a key.
+    pub fn with_key(cluster: &Cluster, key: &str) -> Self {
+        let headers = [("authorization", format!("Bearer {key}"))];
+        let headers = headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+        let client = reqwest::Client::builder().default_headers(headers.into_iter().collect());
+        Self { client: client.build().unwrap(), ..Self::of(cluster) }
+    }
+
+    /// An answer, and how long it took.
+    pub async fn complete(&self, body: &Value) -> (Value, Duration) {
+        let start = Instant::now();
+        let request = self.client.post(format!("{}/v1/completions", self.http)).json(body);
+        let said = request.send().await.unwrap().text().await.unwrap();
+        let answer: Value = serde_json::from_str(&said).unwrap();
+        assert!(answer["choices"].is_array(), "{answer}");
+        (answer, start.elapsed())
+    }
+
+    /// The model that is served.
+    pub async fn model(&self) -> String {
+        let said = self.client.get(format!("{}/v1/models", self.http)).send().await.unwrap();
+        let said: Value = said.json().await.unwrap();
+        said["data"][0]["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Ends a batch early.
+    pub async fn cancel(&self, id: &str) {
+        let said = self.client.post(format!("{}/v1/batches/{id}/cancel", self.http)).send().await;
+        assert!(said.unwrap().status().is_success());
+    }
+
+    /// Hands a file of lines in; its id.
     pub async fn upload(&self, lines: &str) -> Result<String, String> {
+        self.hand_in("batch", "in.jsonl", lines).await
+    }
+
+    /// Hands a file in; its id.
+    pub async fn hand_in(&self, purpose: &str, name: &str, text: &str) -> Result<String, String> {
         let part = |name: &str| format!("--{BOUNDARY}\r\ncontent-disposition: form-data; {name}");
         let body = format!(
-            "{}\r\n\r\nbatch\r\n{}\r\n\r\n{lines}\r\n--{BOUNDARY}--\r\n",
+            "{}\r\n\r\n{purpose}\r\n{}\r\n\r\n{text}\r\n--{BOUNDARY}--\r\n",
             part("name=\"purpose\""),
-            part("name=\"file\"; filename=\"in.jsonl\""),
+            part(&format!("name=\"file\"; filename=\"{name}\"")),
         );
         let kind = format!("multipart/form-data; boundary={BOUNDARY}");
         let request = self.client.post(format!("{}/v1/files", self.http));
@@ -41,7 +77,12 @@ impl Batches {
         let asked = json!({
             "input_file_id": file, "endpoint": "/v1/completions", "completion_window": window,
         });
-        let request = self.client.post(format!("{}/v1/batches", self.http)).json(&asked);
+        self.ask(&asked).await
+    }
+
+    /// Makes the batch that a body asks for; its id.
+    pub async fn ask(&self, body: &Value) -> Result<String, String> {
+        let request = self.client.post(format!("{}/v1/batches", self.http)).json(body);
         let said = request.send().await.map_err(|cause| cause.to_string())?;
         let text = said.text().await.unwrap_or_default();
         let said: Value = serde_json::from_str(&text).unwrap_or_default();
@@ -68,11 +109,16 @@ impl Batches {
         }
     }
 
+    /// What stands in a file.
+    pub async fn text(&self, file: &Value) -> String {
+        let Some(file) = file.as_str() else { return String::new() };
+        let url = format!("{}/v1/files/{file}/content", self.http);
+        self.client.get(url).send().await.unwrap().text().await.unwrap()
+    }
+
     /// The lines of a file.
     pub async fn lines(&self, file: &Value) -> Vec<Value> {
-        let Some(file) = file.as_str() else { return Vec::new() };
-        let url = format!("{}/v1/files/{file}/content", self.http);
-        let text = self.client.get(url).send().await.unwrap().text().await.unwrap();
+        let text = self.text(file).await;
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 }
@@ -152,7 +198,21 @@ pub async fn run_with_kills(options: Options, num_lines: usize, num: usize, seed
         let share = (mixed >> 40) as f64 / f64::from(1 << 24);
         let batches = Batches::of(&cluster);
         let id = batches.create(&file, "24h").await.unwrap();
-        tokio::time::sleep(whole.mul_f64(share)).await;
+        let durable = |job: &Value| job["request_counts"]["completed"].as_i64().unwrap_or(0);
+        // By lines, not by time: a machine is faster at one moment than at another. A few runs are
+        // cut off before the first line, or after the last.
+        let kill_at = (share * 1.04 * num_lines as f64) as i64 - num_lines as i64 / 50;
+        let reached = async {
+            loop {
+                let now = batches.get(&id).await.unwrap_or_default();
+                if durable(&now) >= kill_at.min(num_lines as i64) {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(timeout, reached).await.expect("it goes on");
+        tokio::time::sleep(Duration::from_millis(mixed % 100)).await;
         if run % 4 == 3
             && let Some(pid) = cluster.node_pids().last().copied()
             && crate::cluster::is_running(pid)
@@ -161,7 +221,6 @@ pub async fn run_with_kills(options: Options, num_lines: usize, num: usize, seed
             report.num_killed_nodes += 1;
         }
         let before = batches.get(&id).await.unwrap_or_default();
-        let durable = |job: &Value| job["request_counts"]["completed"].as_i64().unwrap_or(0);
         report.at_kill.push(durable(&before));
         let killed = Instant::now();
         cluster = cluster.replace(&options).await;

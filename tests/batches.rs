@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::json;
+use tests::batch_load;
 use tests::batch_runs::{Batches, compared, lines, run_with_kills};
 use tests::cluster::{Cluster, Options, binary};
 use tests::golden;
@@ -71,6 +72,21 @@ async fn a_batch_whose_coordinator_is_killed_answers_every_line_once_and_alike()
     assert_eq!(report.num_kills, 3);
 }
 
+/// Goal: jobs leave who waits for an answer alone, and tenants share what is left. Method: ten jobs
+/// of two tenants beside one who asks again and again; a first token may take some steps of theirs
+/// longer, not as long as they do. `batch-load` says what it is on a quiet machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_jobs_of_two_tenants_leave_interactive_requests_alone() {
+    let options = one_node().nodes(2, 2);
+    let measured = batch_load::interference(options, 10, 20).await;
+    let ([p50, _], [alone, beside]) = (measured.ratios(), measured.offline);
+    // First come, first served, it would wait for answers of up to 64 tokens.
+    assert!(p50 < 8.0, "{measured:?}");
+    assert!(beside > 0.3 * alone, "{measured:?}");
+    let [one, other] = measured.of_tenants;
+    assert!(one > 0.5 * other && other > 0.5 * one, "{measured:?}");
+}
+
 /// Goal: the operator's commands say what the API does.
 #[tokio::test(flavor = "multi_thread")]
 async fn operators_list_show_cancel_and_read_batches() {
@@ -100,6 +116,40 @@ async fn operators_list_show_cancel_and_read_batches() {
     assert!(!is_done && said.contains("can't be cancelled any more"), "{said}");
     let (is_done, said) = run(&["output", &id, "--errors"]);
     assert!(!is_done && said.contains("no line without an answer"), "{said}");
+    cluster.stop();
+}
+
+/// Goal: rows of a CSV file come back with answers, by three calls that any client can make.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_csv_file_goes_in_and_comes_out_with_its_answers() {
+    let cluster = Cluster::start(one_node()).await;
+    let batches = Batches::of(&cluster);
+    let rows: String = (0..40).map(|n| format!("{n},\"Alice, {n}\"\n")).collect();
+    let file = batches.hand_in("rows", "in.csv", &format!("id,text\n{rows}")).await.unwrap();
+    let template = json!({"prompt": "{{ text }} said", "max_tokens": 8, "ignore_eos": true});
+    let asked = json!({
+        "input_file_id": file, "endpoint": "/v1/completions", "completion_window": "1h",
+        "rows": {"template": template, "answer_column": "said"},
+    });
+    let mut outputs = Vec::new();
+    for _ in 0..2 {
+        let id = batches.ask(&asked).await.unwrap();
+        let job = batches.ended(&id, Duration::from_secs(120)).await;
+        assert_eq!(
+            (&job["status"], &job["request_counts"]["completed"]),
+            (&json!("completed"), &json!(40))
+        );
+        outputs.push(batches.text(&job["output_file_id"]).await);
+    }
+    // A row without a seed is answered alike whenever it is asked.
+    assert_eq!(outputs[0], outputs[1]);
+    assert!(outputs[0].starts_with("id,text,said\n0,\"Alice, 0\","), "{}", outputs[0]);
+    let mut records = rows::csv::Records::open(outputs[0].as_bytes(), 1 << 16).unwrap();
+    for number in 0..40 {
+        let cells = records.next_row().unwrap().unwrap().cells.unwrap();
+        assert_eq!((&cells["id"], cells.len()), (&json!(number.to_string()), 3));
+        assert!(!cells["said"].as_str().unwrap().is_empty());
+    }
     cluster.stop();
 }
 

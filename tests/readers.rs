@@ -8,18 +8,21 @@ use std::path::Path;
 
 use bytes::Bytes;
 use checkpoint::{Checkpoint, Part, TokenizerSource};
+use coordinator::batch_job::row_plan::{self, Format, RowPlan};
 use coordinator::chat_template::ChatTemplate;
+use coordinator::openai::Style;
 use coordinator::tokenizer::Tokenizer;
 use protocol::config::Http;
 use protocol::message::{Leaving, Progress, StageFailed, Unload};
 use protocol::{Config, Frame, NodeReport, StageEcho, StagePlan, codec};
+use rows::Record;
 use tempfile::TempDir;
 
 /// Reads bytes, whatever they are.
 type Read = fn(&[u8]);
 
 /// A reader by its name, which is that of its folder in `tests/corpora`.
-pub const READERS: [(&str, Read); 7] = [
+pub const READERS: [(&str, Read); 8] = [
     ("frame", frame),
     ("message", message),
     ("safetensors", safetensors),
@@ -27,6 +30,7 @@ pub const READERS: [(&str, Read); 7] = [
     ("tokenizer", tokenizer),
     ("template", template),
     ("config", config),
+    ("rows", rows),
 ];
 
 /// What is read is written again, and is the same when it is read once more.
@@ -135,6 +139,38 @@ fn template(bytes: &[u8]) {
 fn config(bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {
         let _ = Config::parse(text);
+    }
+}
+
+/// What a batch says of its rows, and after a zero byte a file of them.
+fn rows(bytes: &[u8]) {
+    let at = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let (said, file) = bytes.split_at(at);
+    let Ok(said) = serde_json::from_slice(said) else { return };
+    let Ok(kept) = row_plan::complete(said, "in.csv", Style::Chat, "m") else { return };
+    let plan = RowPlan::parse(&kept).expect("what is kept is read");
+    let file = file.get(1..).unwrap_or(&[]);
+    let mut out = Vec::new();
+    let mut ask = |record: Record| {
+        let Ok(cells) = record.cells else { return };
+        if let Ok(asks) = plan.asks(&cells, 1, 1 << 12) {
+            serde_json::from_str::<serde_json::Value>(&asks.body).expect("it is JSON");
+        }
+        plan.write(&mut out, cells, "{}").expect("there is memory");
+    };
+    match plan.format {
+        Format::Jsonl => {
+            let mut records = rows::jsonl::Records::new(file, 256, 0, 0);
+            while let Ok(Some(record)) = records.next_row() {
+                ask(record);
+            }
+        }
+        Format::Csv => {
+            let Ok(mut records) = rows::csv::Records::open(file, 256) else { return };
+            while let Ok(Some(record)) = records.next_row() {
+                ask(record);
+            }
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Batch jobs: files of requests whose answers are files. A job survives any end of the process:
 //! what it has answered is durable before it counts, and nothing is answered twice.
 //!
-//! A file of lines comes in (`files`, `blobs`), a job names it (`records`), its lines are looked at
+//! A file of lines, or of rows that become such lines (`row_plan`), comes in (`files`, `blobs`), a job
+//! names it (`records`), its lines are looked at
 //! and computed as work of the lowest priority (`reading`, `window`, `job`, `runner`), what becomes
 //! of each is written down (`journal`), and files are made of that (`finishing`).
 
@@ -16,9 +17,14 @@ pub mod line;
 mod places;
 mod reading;
 pub mod records;
+pub mod row_plan;
+#[cfg(test)]
+mod row_tests;
 mod runner;
 #[cfg(test)]
-pub(crate) mod tests;
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 pub mod window;
 
 use std::collections::HashMap;

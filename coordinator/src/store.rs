@@ -20,11 +20,12 @@ use tracing::error;
 const FILE: &str = "state.sqlite";
 
 /// Every change to the tables, in order: a change that was released is never edited.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("../migrations/0001_joining.sql"),
     include_str!("../migrations/0002_duties.sql"),
     include_str!("../migrations/0003_batches.sql"),
     include_str!("../migrations/0004_durable.sql"),
+    include_str!("../migrations/0005_rows.sql"),
 ];
 
 /// Deeds of one transaction. The next wait in the queue, which is as long.

@@ -14,6 +14,8 @@ use crate::store::{Store, StoreError};
 pub enum Purpose {
     /// The input of a job.
     Batch,
+    /// The input of a job over rows.
+    Rows,
     /// What a job made.
     BatchOutput,
 }
@@ -23,13 +25,14 @@ impl Purpose {
     pub fn name(self) -> &'static str {
         match self {
             Self::Batch => "batch",
+            Self::Rows => "rows",
             Self::BatchOutput => "batch_output",
         }
     }
 
     /// By its name.
     pub fn of(name: &str) -> Option<Self> {
-        [Self::Batch, Self::BatchOutput].into_iter().find(|it| it.name() == name)
+        [Self::Batch, Self::Rows, Self::BatchOutput].into_iter().find(|it| it.name() == name)
     }
 }
 

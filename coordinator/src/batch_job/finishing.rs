@@ -1,17 +1,15 @@
 //! The files of a job, made of its durable lines, in the order of its input.
 
-use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 
 use tracing::info;
 
 use super::blobs::Unfinished;
 use super::files::{KeepError, Purpose, StoredFile, finish};
-use super::input::{Lines, RawLine};
 use super::job::End;
 use super::journal::Trouble;
 use super::line::Place;
-use super::reading::{asks, lines};
+use super::reading::{Entries, Entry, Unusable};
 use super::records::{BatchJob, State};
 use super::runner::{Runner, Stopped};
 use super::{new_id, now_s};
@@ -44,18 +42,22 @@ impl Runner {
     async fn make(&self, record: &BatchJob, end: End) -> Result<(), KeepError> {
         let files = &self.inner.files;
         let input = match end {
-            End::Completed => None,
-            End::Expired | End::Cancelled => Some(lines(&self.inner, record)?),
+            End::Completed if record.rows.is_none() => None,
+            _ => match Entries::open(&self.inner, record) {
+                Ok(entries) => Some(entries),
+                // It was cancelled before anybody looked at it.
+                Err(Unusable::Nothing(_)) => None,
+                Err(Unusable::Input(cause)) => return Err(cause.into()),
+            },
         };
         let mut making = Making {
             output: BufWriter::new(files.blobs.begin()?),
             error: BufWriter::new(files.blobs.begin()?),
             input,
-            endpoint: record.endpoint.clone(),
-            max_line_bytes: self.inner.config.max_line_bytes,
             batch: record.number,
             end,
             last: 0,
+            has_header: false,
         };
         loop {
             let after = making.last;
@@ -93,11 +95,16 @@ impl Runner {
             return Ok(None);
         }
         let created_s = now_s();
+        // Rows are written as they were read; errors are OpenAI's lines always.
+        let format = match (&record.rows, what) {
+            (Some(rows), "output") => rows["format"].as_str().unwrap_or("jsonl"),
+            _ => "jsonl",
+        };
         Ok(Some(StoredFile {
             id: new_id("file-")?,
             tenant: record.tenant.clone(),
             purpose: Purpose::BatchOutput,
-            filename: format!("{}_{what}.jsonl", record.id),
+            filename: format!("{}_{what}.{format}", record.id),
             num_bytes,
             hash: finish(bytes).await?,
             created_s,
@@ -110,22 +117,34 @@ impl Runner {
 struct Making {
     output: BufWriter<Unfinished>,
     error: BufWriter<Unfinished>,
-    // Where some lines have no outcome.
-    input: Option<Lines<BufReader<File>>>,
-    endpoint: String,
-    max_line_bytes: u32,
+    // Where some lines have no outcome, or are rows.
+    input: Option<Entries>,
     batch: i64,
     end: End,
     last: u32,
+    // Of the output.
+    has_header: bool,
 }
 
 impl Making {
     fn page(&mut self, page: Vec<(u32, bool, String)>) -> io::Result<()> {
         for (number, is_failed, text) in page {
-            self.unanswered(number)?;
-            let file = if is_failed { &mut self.error } else { &mut self.output };
-            file.write_all(text.as_bytes())?;
-            file.write_all(b"\n")?;
+            let entry = self.unanswered(number)?;
+            let rows = self.input.as_ref().and_then(Entries::rows);
+            match (rows, entry) {
+                (Some((plan, columns)), Some(entry)) if !is_failed => {
+                    if !self.has_header {
+                        plan.write_header(&mut self.output, columns)?;
+                        self.has_header = true;
+                    }
+                    plan.write(&mut self.output, entry.cells, &text)?;
+                }
+                _ => {
+                    let file = if is_failed { &mut self.error } else { &mut self.output };
+                    file.write_all(text.as_bytes())?;
+                    file.write_all(b"\n")?;
+                }
+            }
             self.last = number;
         }
         Ok(())
@@ -137,33 +156,27 @@ impl Making {
         self.error.flush()
     }
 
-    /// Lines before this one that the job's end came before.
-    fn unanswered(&mut self, before: u32) -> io::Result<()> {
+    /// Lines before this one that the job's end came before; what stands in this one, where that
+    /// is known.
+    fn unanswered(&mut self, before: u32) -> io::Result<Option<Entry>> {
         let (code, message) = match self.end {
             End::Cancelled => ("batch_cancelled", "the batch was cancelled before this line"),
             _ => ("batch_expired", "this line was not computed before the batch expired"),
         };
         while let Some(input) = &mut self.input {
-            let Some(line) = input.next_line()? else {
-                self.input = None;
-                break;
-            };
-            if line.number >= before {
-                break;
+            let Some(entry) = input.next_entry()? else { break };
+            if entry.number >= before {
+                return Ok(Some(entry));
             }
-            let custom_id = self.custom_id(&line);
-            let place = Place { batch: self.batch, line: line.number };
+            let custom_id = match entry.asks {
+                Ok(asks) => Some(asks.custom_id),
+                Err(wrong) => wrong.custom_id,
+            };
+            let place = Place { batch: self.batch, line: entry.number };
             self.error.write_all(place.ended(custom_id.as_deref(), code, message).as_bytes())?;
             self.error.write_all(b"\n")?;
         }
-        Ok(())
-    }
-
-    fn custom_id(&self, line: &RawLine) -> Option<String> {
-        match asks(line, &self.endpoint, self.max_line_bytes) {
-            Ok(asks) => Some(asks.custom_id),
-            Err(wrong) => wrong.custom_id,
-        }
+        Ok(None)
     }
 }
 

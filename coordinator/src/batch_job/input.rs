@@ -1,16 +1,13 @@
 //! A file of lines, read as a stream: one line in memory, and of one that is too long nothing.
 
-use std::io::{self, BufRead};
+use std::io::{self, Read};
 
-/// What a file may begin with that isn't part of its first line.
-const MARK: &[u8] = b"\xef\xbb\xbf";
+use rows::lines::{self, without_end};
 
 /// The lines of a file that say something, with their numbers.
-#[derive(Debug)]
 pub struct Lines<R> {
-    file: R,
+    lines: lines::Lines<R>,
     max_bytes: usize,
-    number: u32,
 }
 
 /// A line.
@@ -22,10 +19,11 @@ pub struct RawLine {
     pub bytes: Option<Vec<u8>>,
 }
 
-impl<R: BufRead> Lines<R> {
+impl<R: Read> Lines<R> {
     /// From its start.
     pub fn new(file: R, max_bytes: usize) -> Self {
-        Self { file, max_bytes, number: 0 }
+        // One that ends as Windows' do has two bytes more.
+        Self { lines: lines::Lines::new(file, max_bytes + 2, 0, 0), max_bytes }
     }
 
     /// The next line that isn't empty; none at the end.
@@ -34,58 +32,27 @@ impl<R: BufRead> Lines<R> {
     /// When the file can't be read.
     pub fn next_line(&mut self) -> io::Result<Option<RawLine>> {
         loop {
-            let Some(mut bytes) = self.line()? else { return Ok(None) };
-            self.number = self.number.saturating_add(1);
-            if let (1, Some(line)) = (self.number, &mut bytes)
-                && line.starts_with(MARK)
-            {
-                line.drain(..MARK.len());
+            let mut line = Vec::new();
+            let how = self.lines.read(&mut line)?;
+            if how == lines::Line::End {
+                return Ok(None);
             }
-            if bytes.as_ref().is_none_or(|line| !line.trim_ascii().is_empty()) {
-                return Ok(Some(RawLine { number: self.number, bytes }));
-            }
-        }
-    }
-
-    fn line(&mut self) -> io::Result<Option<Option<Vec<u8>>>> {
-        let (mut line, mut is_too_long, mut is_there) = (Vec::new(), false, false);
-        loop {
-            let chunk = self.file.fill_buf()?;
-            if chunk.is_empty() {
-                break;
-            }
-            is_there = true;
-            let end = chunk.iter().position(|byte| *byte == b'\n');
-            let more = &chunk[..end.unwrap_or(chunk.len())];
-            // One that ends as Windows does may have one byte more.
-            if line.len() + more.len() > self.max_bytes + 1 {
-                (line, is_too_long) = (Vec::new(), true);
-            }
-            if !is_too_long {
-                line.extend_from_slice(more);
-            }
-            let num_read = more.len() + usize::from(end.is_some());
-            self.file.consume(num_read);
-            if end.is_some() {
-                break;
+            line.truncate(without_end(&line).len());
+            let is_too_long = how == lines::Line::TooLong || line.len() > self.max_bytes;
+            if is_too_long || !line.trim_ascii().is_empty() {
+                let number = u32::try_from(self.lines.lines).unwrap_or(u32::MAX);
+                return Ok(Some(RawLine { number, bytes: (!is_too_long).then_some(line) }));
             }
         }
-        if line.last() == Some(&b'\r') {
-            line.pop();
-        }
-        is_too_long |= line.len() > self.max_bytes;
-        Ok(is_there.then(|| (!is_too_long).then_some(line)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::BufReader;
 
     fn lines(text: &[u8], max_bytes: usize) -> Vec<(u32, Option<String>)> {
-        // Lines go over many fills of so small a buffer.
-        let mut lines = Lines::new(BufReader::with_capacity(3, text), max_bytes);
+        let mut lines = Lines::new(text, max_bytes);
         let mut found = Vec::new();
         while let Some(RawLine { number, bytes }) = lines.next_line().unwrap() {
             found.push((number, bytes.map(|line| String::from_utf8(line).unwrap())));
@@ -108,7 +75,7 @@ mod tests {
         let some = |number, text: &str| (number, Some(text.to_owned()));
         assert_eq!(lines(b"abcde\nabcd\r\nx", 4), [(1, None), some(2, "abcd"), some(3, "x")]);
         let long = [&vec![b'x'; 1 << 20][..], b"\ny"].concat();
-        let mut lines = Lines::new(BufReader::new(&long[..]), 4);
+        let mut lines = Lines::new(&long[..], 4);
         assert_eq!(lines.next_line().unwrap(), Some(RawLine { number: 1, bytes: None }));
         assert_eq!(lines.next_line().unwrap().unwrap().bytes.unwrap(), b"y");
     }

@@ -3,8 +3,9 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io;
 
+use rows::row::Cells;
 use serde_json::{Value, json};
 
 use super::Inner;
@@ -12,11 +13,9 @@ use super::input::{Lines, RawLine};
 use super::job::{Line, Numbers};
 use super::line::{Asks, Place, Wrong};
 use super::records::{BatchJob, Outcome};
+use super::row_plan::{Format, RowPlan};
 use super::runner::Cancel;
 use super::window;
-
-/// Bytes that are read of a file at once.
-const BUFFER_BYTES: usize = 256 << 10;
 
 /// What an input is.
 pub(super) enum Found {
@@ -33,15 +32,125 @@ pub(super) enum Found {
     Cancelled,
 }
 
-/// The lines of a job's input.
-pub(super) fn lines(inner: &Inner, job: &BatchJob) -> io::Result<Lines<BufReader<File>>> {
-    let file = inner.files.blobs.read(&job.input_hash)?;
-    let max_bytes = inner.config.max_line_bytes as usize;
-    Ok(Lines::new(BufReader::with_capacity(BUFFER_BYTES, file), max_bytes))
+/// What stands in one line of a job's input, or in the lines of one row.
+pub(super) struct Entry {
+    /// The first of these lines, from 1 on.
+    pub(super) number: u32,
+    /// What it asks.
+    pub(super) asks: Result<Asks, Wrong>,
+    /// The row, where there is one.
+    pub(super) cells: Cells,
+}
+
+/// A job's input, from its first line on.
+pub(super) struct Entries {
+    form: Form,
+    endpoint: String,
+    max_line_bytes: u32,
+}
+
+enum Form {
+    Lines(Lines<File>),
+    Csv(Box<(RowPlan, rows::csv::Records<File>)>),
+    Jsonl(Box<(RowPlan, rows::jsonl::Records<File>)>),
+}
+
+/// Why an input has no entries.
+pub(super) enum Unusable {
+    /// It can't be read now.
+    Input(io::Error),
+    /// It is none; why, as OpenAI says it.
+    Nothing(Value),
+}
+
+impl From<io::Error> for Unusable {
+    fn from(cause: io::Error) -> Self {
+        Self::Input(cause)
+    }
+}
+
+impl From<Unusable> for io::Error {
+    fn from(cause: Unusable) -> Self {
+        match cause {
+            Unusable::Input(cause) => cause,
+            Unusable::Nothing(problem) => Self::other(problem["message"].to_string()),
+        }
+    }
+}
+
+impl Entries {
+    pub(super) fn open(inner: &Inner, job: &BatchJob) -> Result<Self, Unusable> {
+        let file = inner.files.blobs.read(&job.input_hash)?;
+        let max_line_bytes = inner.config.max_line_bytes;
+        let max_bytes = max_line_bytes as usize;
+        let form = match &job.rows {
+            None => Form::Lines(Lines::new(file, max_bytes)),
+            Some(rows) => {
+                let plan = RowPlan::parse(rows).map_err(|cause| {
+                    Unusable::Nothing(problem("invalid_rows", &cause.message, None))
+                })?;
+                match plan.format {
+                    Format::Csv => {
+                        let records =
+                            rows::csv::Records::open(file, max_bytes).map_err(unusable)?;
+                        if let Some(why) = plan.problem(records.header()) {
+                            return Err(Unusable::Nothing(problem("invalid_rows", &why, Some(1))));
+                        }
+                        Form::Csv(Box::new((plan, records)))
+                    }
+                    Format::Jsonl => {
+                        let records = rows::jsonl::Records::new(file, max_bytes, 0, 0);
+                        Form::Jsonl(Box::new((plan, records)))
+                    }
+                }
+            }
+        };
+        Ok(Self { form, endpoint: job.endpoint.clone(), max_line_bytes })
+    }
+
+    /// The next one; none at the end. Empty lines are none.
+    pub(super) fn next_entry(&mut self) -> io::Result<Option<Entry>> {
+        let (plan, record) = match &mut self.form {
+            Form::Lines(lines) => {
+                let Some(line) = lines.next_line()? else { return Ok(None) };
+                let asks = asks(&line, &self.endpoint, self.max_line_bytes);
+                return Ok(Some(Entry { number: line.number, asks, cells: Cells::new() }));
+            }
+            Form::Csv(form) => (&form.0, form.1.next_row()),
+            Form::Jsonl(form) => (&form.0, form.1.next_row()),
+        };
+        let Some(record) = record.map_err(|cause| io::Error::from(unusable(cause)))? else {
+            return Ok(None);
+        };
+        let number = u32::try_from(record.line).unwrap_or(u32::MAX);
+        let (asks, cells) = match record.cells {
+            Ok(cells) => (plan.asks(&cells, number, self.max_line_bytes as usize), cells),
+            Err(bad) => (Err(RowPlan::unreadable(number, bad.why)), Cells::new()),
+        };
+        Ok(Some(Entry { number, asks, cells }))
+    }
+
+    /// How its rows are written with their answers, and the columns that all of them have; none
+    /// where they are lines.
+    pub(super) fn rows(&self) -> Option<(&RowPlan, &[String])> {
+        match &self.form {
+            Form::Lines(_) => None,
+            Form::Csv(form) => Some((&form.0, form.1.header())),
+            Form::Jsonl(form) => Some((&form.0, &[])),
+        }
+    }
+}
+
+/// What a reader of rows says: that it can't read on, or that these are none.
+fn unusable(cause: anyhow::Error) -> Unusable {
+    match cause.downcast::<io::Error>() {
+        Ok(cause) => Unusable::Input(cause),
+        Err(cause) => Unusable::Nothing(problem("invalid_rows", &format!("{cause:#}"), Some(1))),
+    }
 }
 
 /// What a line asks.
-pub(super) fn asks(line: &RawLine, endpoint: &str, max_bytes: u32) -> Result<Asks, Wrong> {
+fn asks(line: &RawLine, endpoint: &str, max_bytes: u32) -> Result<Asks, Wrong> {
     match &line.bytes {
         Some(bytes) => Asks::parse(bytes, endpoint),
         None => Err(Wrong {
@@ -60,11 +169,15 @@ pub(super) fn look(
     cancel: &Cancel,
     mut note: impl FnMut(Outcome),
 ) -> io::Result<Found> {
-    let (max, max_bytes) = (inner.config.max_lines, inner.config.max_line_bytes);
+    let max = inner.config.max_lines;
     let (mut num, mut num_wrong) = (0, 0);
     let mut ids = HashSet::new();
-    let mut lines = lines(inner, job)?;
-    while let Some(line) = lines.next_line()? {
+    let mut entries = match Entries::open(inner, job) {
+        Ok(entries) => entries,
+        Err(Unusable::Nothing(problem)) => return Ok(Found::Nothing(problem)),
+        Err(Unusable::Input(cause)) => return Err(cause),
+    };
+    while let Some(entry) = entries.next_entry()? {
         if cancel.is_cancelled() {
             return Ok(Found::Cancelled);
         }
@@ -73,9 +186,9 @@ pub(super) fn look(
             let message = format!(
                 "the input has more than {max} lines (batch.max_lines); hand it in in parts"
             );
-            return Ok(Found::Nothing(problem("too_many_lines", &message, Some(line.number))));
+            return Ok(Found::Nothing(problem("too_many_lines", &message, Some(entry.number))));
         }
-        let wrong = match asks(&line, &job.endpoint, max_bytes) {
+        let wrong = match entry.asks {
             Ok(asks) if ids.insert(*blake3::hash(asks.custom_id.as_bytes()).as_bytes()) => continue,
             Ok(asks) => Wrong {
                 custom_id: Some(asks.custom_id),
@@ -86,9 +199,8 @@ pub(super) fn look(
             Err(wrong) => wrong,
         };
         num_wrong += 1;
-        let place = Place { batch: job.number, line: line.number };
-        let text = place.wrong(&wrong);
-        let (batch, line) = (job.number, line.number);
+        let (batch, line) = (job.number, entry.number);
+        let text = Place { batch, line }.wrong(&wrong);
         note(Outcome { batch, line, is_failed: true, text, num_tokens: [0; 3] });
     }
     if num == 0 {
@@ -104,24 +216,20 @@ fn problem(code: &str, message: &str, line: Option<u32>) -> Value {
 
 /// Where windows come from.
 pub(super) struct Source {
-    lines: Lines<BufReader<File>>,
+    entries: Entries,
     done: Numbers,
-    endpoint: String,
     max_lines: usize,
     max_bytes: usize,
-    max_line_bytes: u32,
 }
 
 impl Source {
     /// At the beginning of a job's input; lines that are `done` are passed over.
     pub(super) fn open(inner: &Inner, job: &BatchJob, done: Numbers) -> io::Result<Self> {
         Ok(Self {
-            lines: lines(inner, job)?,
+            entries: Entries::open(inner, job)?,
             done,
-            endpoint: job.endpoint.clone(),
             max_lines: inner.config.window_lines as usize,
             max_bytes: inner.config.window_bytes as usize,
-            max_line_bytes: inner.config.max_line_bytes,
         })
     }
 
@@ -129,17 +237,17 @@ impl Source {
     pub(super) fn window(mut self) -> io::Result<(Self, Vec<Line>, bool)> {
         let (mut read, mut num_bytes, mut is_last) = (Vec::new(), 0, false);
         while read.len() < self.max_lines && num_bytes < self.max_bytes {
-            let Some(line) = self.lines.next_line()? else {
+            let Some(Entry { number, asks, .. }) = self.entries.next_entry()? else {
                 is_last = true;
                 break;
             };
-            if self.done.contains(line.number) {
+            if self.done.contains(number) {
                 continue;
             }
             // Those that are no requests are durable as what they are.
-            let Ok(asks) = asks(&line, &self.endpoint, self.max_line_bytes) else { continue };
+            let Ok(asks) = asks else { continue };
             num_bytes += asks.body.len();
-            read.push(Some(Line { number: line.number, asks, num_tries: 0 }));
+            read.push(Some(Line { number, asks, num_tries: 0 }));
         }
         let order = window::order(read.iter().flatten().map(|line| line.asks.body.as_str()));
         let lines = order.into_iter().filter_map(|at| read[at].take()).collect();

@@ -103,6 +103,8 @@ pub struct BatchJob {
     pub input_file: String,
     /// Under which their bytes are found.
     pub input_hash: String,
+    /// How its rows become lines; none where they are lines already.
+    pub rows: Option<Value>,
     /// How long it may take, as it was said.
     pub completion_window: String,
     /// What whoever made it keeps with it.
@@ -158,6 +160,7 @@ impl BatchJob {
             endpoint: row.try_get("endpoint")?,
             input_file: row.try_get("input_file")?,
             input_hash: row.try_get("input_hash")?,
+            rows: json("rows")?,
             completion_window: row.try_get("completion_window")?,
             metadata: json("metadata")?.and_then(|it| it.as_object().cloned()),
             output_expires_s: row.try_get("output_expires_s")?,
@@ -220,8 +223,8 @@ impl Records {
                 Box::pin(async move {
                     sqlx::query(
                         "INSERT INTO batches (id, tenant, key_name, endpoint, input_file,
-                         input_hash, completion_window, metadata, output_expires_s, status,
-                         created_s, expires_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                         input_hash, rows, completion_window, metadata, output_expires_s, status,
+                         created_s, expires_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     )
                     .bind(job.id)
                     .bind(job.tenant)
@@ -229,6 +232,7 @@ impl Records {
                     .bind(job.endpoint)
                     .bind(job.input_file)
                     .bind(job.input_hash)
+                    .bind(job.rows.map(|it| it.to_string()))
                     .bind(job.completion_window)
                     .bind(job.metadata.map(|it| Value::Object(it).to_string()))
                     .bind(job.output_expires_s)

@@ -18,6 +18,7 @@ use super::journal::Disk;
 use super::line::{Place, style_of};
 use super::reading::{self, Found, Source};
 use super::records::{BatchJob, Outcome, State};
+use super::row_plan::RowPlan;
 use super::{Inner, now_s};
 use crate::completion::{Asked, Origin, Terms};
 use crate::keys::Access;
@@ -153,6 +154,7 @@ impl Runner {
         let mut job = Job::new(config, num_lines, done.clone(), deadline);
         let mut source = Some(Source::open(&self.inner, &self.record, done)?);
         let mut reading = None;
+        let plan = self.record.rows.as_ref().and_then(|rows| RowPlan::parse(rows).ok());
         let style = style_of(&self.record.endpoint).unwrap_or(Style::Completion);
         let access = self.inner.access(&self.record);
         let (told, mut heard) = mpsc::unbounded_channel();
@@ -196,7 +198,7 @@ impl Runner {
                     }
                 }
                 Some((line, answer)) = computing.next(), if !computing.is_empty() => {
-                    if let Some(outcome) = self.take(&mut job, line, answer) {
+                    if let Some(outcome) = self.take(&mut job, plan.as_ref(), line, answer) {
                         job.answered();
                         journal.record(outcome, told.clone());
                     }
@@ -243,7 +245,13 @@ impl Runner {
     }
 
     /// What is to be durable of a line; none where it is tried again.
-    fn take(&self, job: &mut Job, line: Line, answer: Result<Answer, ApiError>) -> Option<Outcome> {
+    fn take(
+        &self,
+        job: &mut Job,
+        plan: Option<&RowPlan>,
+        line: Line,
+        answer: Result<Answer, ApiError>,
+    ) -> Option<Outcome> {
         let (number, custom_id) = (line.number, line.asks.custom_id.clone());
         let place = Place { batch: self.record.number, line: number };
         let (is_failed, text, num_tokens) = match answer {
@@ -253,8 +261,13 @@ impl Runner {
                     answer.num_cached_tokens(),
                     answer.num_generated_tokens(),
                 ];
-                let text = place.answered(&custom_id, answer.finish());
-                (false, text, num.map(|num| num as i64))
+                let body = answer.finish();
+                let (is_failed, text) = match plan.map(|plan| plan.answered(&body)) {
+                    None => (false, place.answered(&custom_id, body)),
+                    Some(Ok(cells)) => (false, cells),
+                    Some(Err(why)) => (true, place.ended(Some(&custom_id), "invalid_answer", &why)),
+                };
+                (is_failed, text, num.map(|num| num as i64))
             }
             Err(error) => {
                 let trouble = trouble(&error);

@@ -16,8 +16,9 @@ use super::{ApiResult, ApiState, body, storage};
 use crate::batch_job::files::Purpose;
 use crate::batch_job::line::{ENDPOINTS, style_of};
 use crate::batch_job::records::{BatchJob, State as JobState};
+use crate::batch_job::row_plan::complete;
 use crate::batch_job::{BatchJobs, new_id, now_s};
-use crate::openai::{ApiError, Fields};
+use crate::openai::{ApiError, Fields, Style};
 
 /// Jobs of a page, and the most that a question may ask for: as OpenAI's.
 const PAGE: (u32, u32) = (20, 100);
@@ -52,10 +53,15 @@ pub(super) async fn create(
         let message = "there is no such file; hand it in at /v1/files first";
         ApiError::invalid("input_file_id", message).code("file_not_found")
     })?;
-    if input.purpose != Purpose::Batch {
-        let message = format!("the file's purpose is {}, not batch", input.purpose.name());
+    let purpose = if asked.rows.is_some() { Purpose::Rows } else { Purpose::Batch };
+    if input.purpose != purpose {
+        let (found, wanted) = (input.purpose.name(), purpose.name());
+        let message = format!("the file's purpose is {found}, not {wanted}");
         return Err(ApiError::invalid("input_file_id", message).code("invalid_purpose"));
     }
+    let style = style_of(&asked.endpoint).unwrap_or(Style::Completion);
+    let rows = asked.rows.map(|rows| complete(rows, &input.filename, style, &state.model.name));
+    let rows = rows.transpose()?;
     let created_s = now_s();
     let id = new_id("batch_").map_err(|cause| ApiError::internal(cause.to_string()))?;
     let job = BatchJob {
@@ -66,6 +72,7 @@ pub(super) async fn create(
         endpoint: asked.endpoint,
         input_file: input.id,
         input_hash: input.hash,
+        rows,
         completion_window: asked.window,
         metadata: asked.metadata,
         output_expires_s: asked.output_expires_s,
@@ -94,6 +101,8 @@ struct Asked {
     window_s: i64,
     metadata: Option<Map<String, Value>>,
     output_expires_s: Option<i64>,
+    /// Ours: the input's rows become requests so.
+    rows: Option<Value>,
 }
 
 impl Asked {
@@ -121,8 +130,9 @@ impl Asked {
         })?;
         let metadata = metadata(&mut fields)?;
         let output_expires_s = output_expires(&mut fields)?;
+        let rows = fields.take("rows");
         fields.finish()?;
-        Ok(Self { input_file, endpoint, window, window_s, metadata, output_expires_s })
+        Ok(Self { input_file, endpoint, window, window_s, metadata, output_expires_s, rows })
     }
 }
 
@@ -258,6 +268,9 @@ fn describe(state: &ApiState, job: &BatchJob) -> Value {
         },
         "metadata": job.metadata,
     });
+    if let Some(rows) = &job.rows {
+        described["rows"] = rows.clone();
+    }
     // Ours: why nothing goes on.
     if let (true, Some(problem)) = (job.state.is_open(), state.jobs.disk().problem()) {
         described["paused"] = problem.into();

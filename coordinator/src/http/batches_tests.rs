@@ -151,3 +151,31 @@ async fn a_batch_of_what_is_no_input_is_refused() {
     let left = std::fs::read_dir(server.data.path().join("blobs")).unwrap();
     assert_eq!(left.count(), 1);
 }
+
+#[tokio::test]
+async fn a_batch_over_rows_is_made_of_a_file_of_rows_and_says_how_they_are_asked_for() {
+    let server = server().await;
+    let fields = [("purpose", "rows")];
+    let file = upload(&server, &form(&fields, Some("{\"text\": \"a\"}\n"))).await;
+    assert_eq!((file.status, &file.json()["purpose"]), (200, &json!("rows")), "{}", file.body);
+    let file = file.json()["id"].as_str().unwrap().to_owned();
+    let mut asked = asks(&file);
+    let refused = server.post("/v1/batches", &asked).await;
+    assert_eq!(refused.json()["error"]["code"], "invalid_purpose", "{}", refused.body);
+    asked["rows"] = json!({"template": "{{ text"});
+    let refused = server.post("/v1/batches", &asked).await;
+    assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("rows.template")));
+    asked["rows"] = json!({"template": "Say {{ text }}"});
+    let made = server.post("/v1/batches", &asked).await;
+    assert_eq!(made.status, 200, "{}", made.body);
+    let rows = json!({"template": {"prompt": "Say {{ text }}", "model": "m"}, "format": "jsonl"});
+    let made = made.json();
+    assert_eq!(made["rows"], rows);
+    let path = format!("/v1/batches/{}", made["id"].as_str().unwrap());
+    assert_eq!(server.get(&path).await.json(), made);
+    let lines = hand_in(&server, "{}").await;
+    let mut of_lines = asks(&lines);
+    of_lines["rows"] = asked["rows"].clone();
+    let refused = server.post("/v1/batches", &of_lines).await;
+    assert_eq!(refused.json()["error"]["code"], "invalid_purpose", "{}", refused.body);
+}

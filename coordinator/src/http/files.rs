@@ -50,16 +50,16 @@ pub(super) async fn upload(
     })?;
     storage::accepts(&state.jobs)?;
     let Form { bytes, filename, purpose, expires_s } = Form::read(&state, form).await?;
-    match purpose.as_deref() {
-        Some("batch") => {}
-        Some(other) => {
+    let purpose = match (purpose.as_deref(), purpose.as_deref().and_then(Purpose::of)) {
+        (_, Some(purpose @ (Purpose::Batch | Purpose::Rows))) => purpose,
+        (Some(other), _) => {
             let shown: String = other.chars().take(40).collect();
             let message =
-                format!("purpose must be batch, not {shown}: this server keeps no others");
+                format!("purpose must be batch or rows, not {shown}: this server keeps no others");
             return Err(ApiError::invalid("purpose", message));
         }
-        None => return Err(ApiError::invalid("purpose", "purpose is missing; use batch")),
-    }
+        (None, _) => return Err(ApiError::invalid("purpose", "purpose is missing; use batch")),
+    };
     let bytes = bytes.ok_or_else(|| ApiError::invalid("file", "file is missing"))?;
     let created_s = now_s();
     let id = new_id("file-").map_err(|cause| ApiError::internal(cause.to_string()))?;
@@ -67,7 +67,7 @@ pub(super) async fn upload(
     let what = |num_bytes, hash| StoredFile {
         id,
         tenant,
-        purpose: Purpose::Batch,
+        purpose,
         filename,
         num_bytes,
         hash,

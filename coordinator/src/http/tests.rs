@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, watch};
 pub(super) use super::script::Script;
 use super::script::play;
 use super::{ApiState, serve};
-use crate::batch_job::tests::opened;
+use crate::batch_job::testing::opened;
 use crate::completion::{Completions, Parsing};
 use crate::engine::Engine;
 use crate::metrics::Metrics;
