@@ -45,6 +45,7 @@ pub mod experts;
 pub mod gather_rows;
 pub mod index;
 pub mod matmul;
+mod matmul_aside;
 mod matmul_bound;
 mod matmul_class;
 pub mod matmul_stacked;

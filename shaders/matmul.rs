@@ -17,10 +17,11 @@ use crate::gpu::{Caps, Gpu};
 use crate::inputs::{Inputs, StepShape};
 use crate::kernel::Kernel;
 use crate::kv_cache::KvCache;
+use crate::matmul_aside::{BoundScales, BoundSums, MAX_PARTS, Room, num_parts};
 pub use crate::matmul_bound::BoundMatmul;
-use crate::matmul_bound::BoundPart;
+use crate::matmul_bound::{BoundPart, BoundShard, Way};
 use crate::matmul_class::Class;
-use crate::matmul_variant::{Form, Kind, Order, Variant};
+use crate::matmul_variant::{Aside, Form, Kind, Order, Variant};
 use crate::quantize_rows::{self, QuantizeRows, QuantizedRows};
 use crate::rotary::Rotary;
 use crate::tensor::Tensor;
@@ -70,6 +71,12 @@ impl Params {
     #[must_use]
     pub(crate) fn of_rows(self, num_rows: usize) -> Self {
         Self { num_rows: num_rows as u32, ..self }
+    }
+
+    /// Of the sums of so many chunks of k.
+    #[must_use]
+    pub(crate) fn of_chunks(self, num_chunks: u32) -> Self {
+        Self { num_blocks: num_chunks, ..self }
     }
 
     /// With the block tables of a step.
@@ -215,6 +222,7 @@ pub struct Matmul {
     class: Box<dyn Fn(Format) -> Class + Send>,
     quantize_rows: QuantizeRows,
     kernels: RefCell<HashMap<(Form, Variant), Kernel>>,
+    room: Room,
 }
 
 impl Matmul {
@@ -243,6 +251,7 @@ impl Matmul {
             class: Box::new(class),
             quantize_rows: QuantizeRows::new(norm_lanes),
             kernels: RefCell::default(),
+            room: Room::default(),
         }
     }
 
@@ -334,45 +343,64 @@ impl Matmul {
         let whole = kind == Kind::Store || weights.rows.is_multiple_of(kind.unit() as usize);
         assert!(whole, "results are whole vec4s");
         let max_rows = max_rows.min(rows_of_x);
-        let bind = |variant: Variant| -> Result<BoundPart, GpuError> {
+        let num_chunks = weights.cols.div_ceil(CHUNK as usize);
+        let bind = |variant: Variant| -> Result<Way, GpuError> {
             let kernel = self.compiled(gpu, form, (variant, class.order))?;
             let name = format!("{} k{} n{}", kernel.name(), weights.cols, weights.rows);
+            let apart = norm.filter(|_| variant.aside != Aside::Nothing).map(|norm| {
+                let (lanes, rows) = (class.order.norm_lanes, (max_rows, weights.cols));
+                BoundScales::new(gpu, lanes, (x, norm), rows, &self.room)
+            });
+            let scales = apart.transpose()?;
+            let parts = variant.is_cut().then(|| {
+                let num_parts = num_parts(variant.max_rows.min(max_rows), weights.rows, num_chunks);
+                assert!(num_parts <= MAX_PARTS, "the sums of chunks fit their room");
+                self.room.parts(gpu)
+            });
+            let parts = parts.transpose()?;
             let mut shards = Vec::new();
             for shard in &weights.shards {
                 let params = common.of_shard(shard);
                 let before = [Some(x), Some(&shard.blocks), shard.scales.as_ref()];
-                let after = norm.map(|norm| norm.weight);
-                let before = before.into_iter().flatten().chain(tensors.iter().copied());
-                let all: Vec<_> = before.chain(after).collect();
-                shards.push((kernel.bind(gpu, &all)?.named(&name), params));
+                let after = parts.as_ref().map_or_else(|| tensors.clone(), |parts| vec![parts]);
+                let last = [norm.map(|norm| norm.weight), scales.as_ref().map(|it| &it.scales)];
+                let all = before.into_iter().flatten().chain(after);
+                let all: Vec<_> = all.chain(last.into_iter().flatten()).collect();
+                let sums = parts
+                    .as_ref()
+                    .map(|parts| BoundSums::new(gpu, kind, num_chunks as u32, (parts, &tensors)));
+                let (bound, sums) = (kernel.bind(gpu, &all)?.named(&name), sums.transpose()?);
+                shards.push(BoundShard { bound, sums, params });
             }
-            let variants = vec![(variant, shards)];
-            Ok(BoundPart { before: None, variants, max_rows })
+            Ok(Way { variant, scales, num_chunks: num_chunks as u32, shards })
         };
-        let mut chosen = BoundPart { before, variants: Vec::new(), max_rows };
+        let mut chosen = BoundPart { before, ways: Vec::new(), max_rows };
         for ways in class.choices() {
             let (k, n) = (weights.cols, weights.rows);
+            // A class without a choice, of a test, has it anyway.
+            let suits = |way: &&Variant| ways.len() == 1 || way.suits(max_rows, n, num_chunks);
+            let ways: Vec<_> = ways.iter().filter(suits).collect();
             // What is fastest for many rows hangs little on how many they are.
             let (num_rows, rows) = match ways[0].max_rows {
                 usize::MAX => (TRIED_ROWS.min(max_rows), "many rows".to_owned()),
                 most => (most.min(max_rows), format!("{most} rows")),
             };
             let what = format!("matmul {}{} k{k} n{n} {rows}", form.name(), class.how());
-            let names: Vec<_> = ways.iter().map(Variant::name).collect();
+            let names: Vec<_> = ways.iter().map(|way| way.name()).collect();
             let names: Vec<_> = names.iter().map(String::as_str).collect();
             if gpu.tuning.tries(&what, &names) {
                 // Side by side: one after another, as they are tried, takes most of a first start.
-                for way in ways {
-                    self.compiled(gpu, form, (*way, class.order))?;
+                for way in &ways {
+                    self.compiled(gpu, form, (**way, class.order))?;
                 }
                 gpu.compile(&mut |_, _| ())?;
             }
             let way = gpu.tuning.choose(&what, &names, |way| {
-                let bound = bind(ways[way])?;
+                let way = BoundPart { before: None, ways: vec![bind(*ways[way])?], max_rows };
                 let step = StepShape { num_tokens: num_rows, ..StepShape::default() };
-                gpu.time(|pass| bound.record_step(pass, step))
+                gpu.time(|pass| way.record_step(pass, step))
             })?;
-            chosen.variants.extend(bind(ways[way])?.variants);
+            chosen.ways.push(bind(*ways[way])?);
             if max_rows <= ways[0].max_rows {
                 break;
             }

@@ -12,6 +12,8 @@
 // The order of additions is one for all variants, and a function of K alone: one chain of fma in
 // ascending k, from zero. Where weights share a scale, the chain runs in a group of 32 values, and
 // another takes in scale * sum, then, of formats that have one, offset * (sum of the group's x).
+// CUT: workgroups have chunks side by side, whose sums matmul_sum.wgsl adds. APART: the scales of a
+// norm were computed before (row_scales.wgsl).
 // CHUNKED: K is cut into chunks of CHUNK values that have such chains each; their sums are added in
 // ascending order. LONG_GROUPS: groups that share a scale stand side by side, as many as half a
 // chunk.
@@ -19,7 +21,7 @@
 //! if SPLIT
 var<workgroup> sh_sums: array<f32, {SPLIT_SUMS}>;  // [SPLIT, TM, TN, LANES]
 //! end
-//! if NORM
+//! if OWN_NORM
 //! if SUBGROUP
 //! else
 var<workgroup> sh_squares: array<f32, {SQUARES}>;  // [TM, NORM_LANES]
@@ -72,7 +74,12 @@ fn main(
 //! end
 //! end
 
-//! if NORM
+//! if APART
+//! for m in 0..TM
+    let scale_{m} = row_scales[min(first_row + {m}u, p.num_rows - 1u)];
+//! end
+//! end
+//! if OWN_NORM
     // NORM_LANES lanes take every NORM_LANES-th vec4 of a row; their sums are added in order, eight
     // at a time.
 //! for m in 0..TM
@@ -117,6 +124,12 @@ fn main(
 //! end
 //! end
 
+//! if CUT
+    {
+        let chunk = workgroup.z * {CHUNK_BLOCKS}u * {GROUPS}u;
+        let start = chunk + group * {CHUNK_BLOCKS}u;
+        let end = min(start + {CHUNK_BLOCKS}u, p.num_blocks);
+//! else
 //! if CHUNKED
     for (var chunk = 0u; chunk < p.num_blocks; chunk += {CHUNK_BLOCKS}u * {GROUPS}u) {
         let start = chunk + group * {CHUNK_BLOCKS}u;
@@ -125,6 +138,7 @@ fn main(
     {
         let start = 0u;
         let end = p.num_blocks;
+//! end
 //! end
 //! for m in 0..TM
 //! for j in 0..TN
@@ -282,6 +296,18 @@ fn main(
 //! end
 //! end
 //! end
+//! if CUT
+        if (start < p.num_blocks) {
+//! for m in 0..TM
+            if (first_row + {m}u < p.num_rows) {
+                let part_{m} = part_at(p, start / {CHUNK_BLOCKS}u, first_row + {m}u);
+//! for j in 0..TN
+                out[part_{m} + tile * {TILE}u + column + {j}u * {J_STRIDE}u] = sum_{m}_{j};
+//! end
+            }
+//! end
+        }
+//! else
 //! if SPLIT
         // The groups took a chunk each; every group adds their sums in the same order, the first
         // one stores the total.
@@ -308,8 +334,11 @@ fn main(
 //! end
 //! end
 //! end
+//! end
     }
 
+//! if CUT
+//! else
 //! if WIDE
     // A lane has whole vec4s of columns.
     if (group == 0u) {
@@ -346,6 +375,7 @@ fn main(
     finish_part(p, part, tile * {TILE}u + strip, local);
 //! else
     finish_shared(p, first_row, tile * {TILE}u + strip, local);
+//! end
 //! end
 //! end
 }

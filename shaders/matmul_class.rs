@@ -3,7 +3,8 @@
 use crate::gpu::Caps;
 use crate::kernel::KernelSource;
 use crate::matmul::Products;
-use crate::matmul_variant::{Form, Operands, Order, Subgroups, Variant};
+use crate::matmul_aside;
+use crate::matmul_variant::{Aside, Form, Operands, Order, Subgroups, Variant};
 use crate::quantize_rows;
 use crate::weights::Format;
 
@@ -63,8 +64,17 @@ impl Class {
     /// registers: more columns at once make it no faster, and k in chunks a tenth slower.
     fn cpu(broadcast: bool, format: Format) -> Self {
         let operands = if broadcast { Operands::Broadcast } else { Operands::Loaded };
-        let one =
-            Variant { max_rows: 1, tm: 1, tn: 8, lanes: 8, groups: 1, ahead: false, operands };
+        let aside = Aside::Nothing;
+        let one = Variant {
+            max_rows: 1,
+            tm: 1,
+            tn: 8,
+            lanes: 8,
+            groups: 1,
+            ahead: false,
+            operands,
+            aside,
+        };
         // As measured.
         let tn = match format {
             Format::F32 | Format::Bf16 | Format::Fp8 => 4,
@@ -83,27 +93,46 @@ impl Class {
         Self { variants, order: Order { chunked: false, norm_lanes: 8 } }
     }
 
-    /// With few rows there are too few columns for one lane each: chunks of k run side by side.
+    /// With few rows there are too few columns for one lane each: chunks of k run side by side, in
+    /// a workgroup or over several.
     /// With many, every weight is used often, which is worth a place in a workgroup's memory.
     pub(crate) fn gpu() -> Self {
         let any = usize::MAX;
         let operands = Operands::Loaded;
-        let base =
-            Variant { max_rows: 1, tm: 1, tn: 1, lanes: 32, groups: 8, ahead: true, operands };
+        let aside = Aside::Nothing;
+        let base = Variant {
+            max_rows: 1,
+            tm: 1,
+            tn: 1,
+            lanes: 32,
+            groups: 8,
+            ahead: true,
+            operands,
+            aside,
+        };
         let laid_out = |base: Variant, lanes, groups| Variant { lanes, groups, ..base };
         // Narrow strips, where there are few columns for as many workgroups as a device runs.
         let narrow =
             |base| [(32, 8), (16, 16), (16, 8), (8, 16)].map(|(l, g)| laid_out(base, l, g));
+        let cut = |base, groups| Variant { aside: Aside::Chunks, ..laid_out(base, 32, groups) };
         let four = Variant { max_rows: 4, tm: 4, ..base };
-        let eight = Variant { max_rows: 8, tm: 8, ahead: false, ..base };
+        // From here on a norm costs more in every workgroup than once.
+        let eight = Variant { max_rows: 8, tm: 8, ahead: false, aside: Aside::Norm, ..base };
         let several = Variant { max_rows: 32, ..eight };
         let many = Variant { max_rows: any, ..laid_out(eight, 64, 1) };
         let staged = Variant { tm: 4, tn: 8, lanes: 8, operands: Operands::Staged, ..many };
         let variants = [
             &narrow(base)[..],
-            &[Variant { ahead: false, ..base }],
+            &[
+                Variant { ahead: false, ..base },
+                Variant { aside: Aside::Norm, ..base },
+                cut(base, 2),
+                cut(base, 4),
+            ],
             &narrow(four)[..3],
             &[
+                Variant { aside: Aside::Norm, ..four },
+                cut(four, 4),
                 eight,
                 laid_out(eight, 16, 16),
                 Variant { tn: 2, ..laid_out(eight, 16, 8) },
@@ -139,6 +168,7 @@ impl Class {
             groups: 1,
             ahead: false,
             operands: cooperative(split),
+            aside: Aside::Norm,
         };
         let alone_few = Variant { lanes: 64, operands: cooperative(alone), ..few };
         let half_split = cooperative(Subgroups { chunks: 4, ..split });
@@ -159,10 +189,18 @@ impl Class {
     /// As plain ones are laid out. A broadcast would gain nothing on a software driver, which has
     /// more to do for a product of four bytes than for a load.
     pub(crate) fn packed(is_cpu: bool) -> Self {
-        let (any, operands) = (usize::MAX, Operands::Packed);
+        let (any, operands, aside) = (usize::MAX, Operands::Packed, Aside::Nothing);
         if is_cpu {
-            let one =
-                Variant { max_rows: 1, tm: 1, tn: 8, lanes: 8, groups: 1, ahead: false, operands };
+            let one = Variant {
+                max_rows: 1,
+                tm: 1,
+                tn: 8,
+                lanes: 8,
+                groups: 1,
+                ahead: false,
+                operands,
+                aside,
+            };
             let variants = vec![
                 one,
                 Variant { max_rows: 4, tm: 4, ..one },
@@ -170,22 +208,42 @@ impl Class {
             ];
             return Self { variants, order: Order { chunked: true, norm_lanes: 8 } };
         }
-        let one =
-            Variant { max_rows: 1, tm: 1, tn: 1, lanes: 32, groups: 8, ahead: true, operands };
+        let one = Variant {
+            max_rows: 1,
+            tm: 1,
+            tn: 1,
+            lanes: 32,
+            groups: 8,
+            ahead: true,
+            operands,
+            aside,
+        };
         let laid_out = |base: Variant, lanes, groups| Variant { lanes, groups, ..base };
+        let cut = |base, groups| Variant { aside: Aside::Chunks, ..laid_out(base, 32, groups) };
         let few = Variant { max_rows: 8, tm: 4, ..one };
         let several = Variant { max_rows: 64, tm: 8, tn: 2, ahead: false, ..one };
         let operands = Operands::PackedStaged;
-        let staged =
-            Variant { max_rows: any, tm: 4, tn: 8, lanes: 8, groups: 16, ahead: false, operands };
+        let staged = Variant {
+            max_rows: any,
+            tm: 4,
+            tn: 8,
+            lanes: 8,
+            groups: 16,
+            ahead: false,
+            operands,
+            aside,
+        };
         let variants = vec![
             one,
             laid_out(one, 16, 16),
             laid_out(one, 16, 8),
             laid_out(one, 8, 16),
             Variant { ahead: false, ..one },
+            cut(one, 2),
+            cut(one, 4),
             few,
             laid_out(few, 16, 16),
+            cut(few, 4),
             Variant { tm: 8, ..laid_out(few, 16, 8) },
             Variant { max_rows: 64, groups: 8, ..staged },
             Variant { max_rows: 64, tm: 2, groups: 8, ..staged },
@@ -234,6 +292,12 @@ impl Class {
         if self.is_packed() {
             before.push(quantize_rows::source(self.order.norm_lanes, form.norm, images));
             form.norm = false;
+        }
+        if form.norm && self.variants.iter().any(|variant| variant.aside != Aside::Nothing) {
+            before.push(matmul_aside::scales_source(self.order.norm_lanes, images));
+        }
+        if self.variants.iter().any(Variant::is_cut) {
+            before.push(matmul_aside::sums_source(form.kind, images));
         }
         let source = |variant: &Variant| variant.source(form, self.order, images);
         before.into_iter().chain(self.variants.iter().map(source)).collect()

@@ -29,6 +29,10 @@ struct Params {
 }
 
 var<immediate> params: Params;
+//! if SUMS
+// [chunks of k, num_rows, columns in whole tiles / 4], of the chunks that matmul.wgsl summed
+@group(0) @binding(0) var<storage, read>       parts: array<vec4<f32>>;
+//! else
 //! if PACKED
 // [num_rows, groups, 3], of quantize_rows.wgsl
 //! if IMAGES
@@ -58,6 +62,7 @@ var<immediate> params: Params;
 @group(0) @binding({AT_SCALES}) var<storage, read>       scales: array<vec4<u32>>;
 //! end
 //! end
+//! end
 //! if NORM
 //! if IMAGES
 @group(0) @binding({AT_NORM}) var norm: texture_storage_2d<rgba32float, read>; // [K / 4]
@@ -65,8 +70,11 @@ var<immediate> params: Params;
 @group(0) @binding({AT_NORM}) var<storage, read>       norm: array<vec4<f32>>;   // [K / 4]
 //! end
 //! end
+//! if APART
+@group(0) @binding({AT_ROW_SCALES}) var<storage, read>       row_scales: array<f32>;  // [num_rows]
+//! end
 //! if STORE
-// [num_rows, num_columns]
+// [num_rows, num_columns], CUT: as parts of matmul_sum.wgsl
 @group(0) @binding({AT_OUT}) var<storage, read_write> out: array<f32>;
 //! else
 //! if IMAGES
@@ -126,6 +134,16 @@ var<immediate> params: Params;
 //! end
 //! end
 
+//! if CUT
+// Where the sums of a chunk and a row begin.
+fn part_at(p: Params, chunk: u32, row: u32) -> u32 {
+    let columns = (p.num_computed + {TILE}u - 1u) / {TILE}u * {TILE}u;
+    return (chunk * p.num_rows + row) * columns;
+}
+//! end
+
+//! if SUMS
+//! else
 //! if PACKED
 fn packed_x(index: u32) -> vec4<u32> {
 //! if IMAGES
@@ -179,6 +197,7 @@ fn scales_at(index: u32) -> vec4<u32> {
 }
 //! end
 
+//! end
 //! if STACKED
 // Rows that one workgroup multiplies with the same matrix of the stack. A row of x and a matrix
 // that it is multiplied with are a pair, and a row of y.

@@ -6,7 +6,7 @@
 // an f32. The order of what follows is one for all variants, and a function of K alone: in a chunk
 // one chain over its groups, from zero, takes in (weights' scale) * ((sum of codes) * (x's scale)),
 // then, of weights with an offset, offset * (x's scale * sum of x's codes); the sums of the chunks
-// are added in ascending order.
+// are added in ascending order. CUT: as in matmul.wgsl.
 
 //! if SPLIT
 var<workgroup> sh_sums: array<f32, {SPLIT_SUMS}>;  // [SPLIT, TM, TN, LANES]
@@ -35,7 +35,12 @@ fn main(
 //! end
 //! end
 
+//! if CUT
+    {
+        let chunk = workgroup.z * {CHUNK_BLOCKS}u * {GROUPS}u;
+//! else
     for (var chunk = 0u; chunk < p.num_blocks; chunk += {CHUNK_BLOCKS}u * {GROUPS}u) {
+//! end
         let start = chunk + group * {CHUNK_BLOCKS}u;
         let end = min(start + {CHUNK_BLOCKS}u, p.num_blocks);
 //! for m in 0..TM
@@ -99,6 +104,18 @@ fn main(
 //! end
         }
         }
+//! if CUT
+        if (start < p.num_blocks) {
+//! for m in 0..TM
+            if (first_row + {m}u < p.num_rows) {
+                let part_{m} = part_at(p, start / {CHUNK_BLOCKS}u, first_row + {m}u);
+//! for j in 0..TN
+                out[part_{m} + tile * {TILE}u + column + {j}u * {LANES}u] = sum_{m}_{j};
+//! end
+            }
+//! end
+        }
+//! else
 //! if SPLIT
         // The groups took a chunk each; every group adds their sums in the same order, the first
         // one stores the total.
@@ -125,8 +142,11 @@ fn main(
 //! end
 //! end
 //! end
+//! end
     }
 
+//! if CUT
+//! else
     if (group == 0u) {
 //! for m in 0..TM
 //! for j in 0..TN
@@ -136,4 +156,5 @@ fn main(
     }
     workgroupBarrier();
     finish_shared(p, first_row, tile * {TILE}u + strip, local);
+//! end
 }

@@ -1,9 +1,9 @@
 
-// What x is scaled by before it is multiplied, for the TILE_ROWS rows of a workgroup that stages x.
-// As in matmul.wgsl: NORM_LANES lanes take every NORM_LANES-th vec4 of a row; their sums are added
+// What x is scaled by before it is multiplied, for the TILE_ROWS rows of a workgroup that stages x,
+// where that wasn't computed before. As in matmul.wgsl: NORM_LANES lanes take every NORM_LANES-th vec4 of a row; their sums are added
 // in order, eight at a time.
 
-//! if NORM
+//! if OWN_NORM
 var<workgroup> sh_squares: array<f32, {WORKGROUP}>;  // [NORM_ROWS, NORM_LANES]
 var<workgroup> sh_scales: array<f32, {TILE_ROWS}>;
 
@@ -41,10 +41,15 @@ fn scale_rows(p: Params, first_row: u32, local: u32) {
 // The vec4 of x at `index` of the tile's row `r`, scaled.
 fn staged_x(p: Params, first_row: u32, r: u32, index: u32) -> vec4<f32> {
     let value = x_at(p, min(first_row + r, p.num_rows - 1u) * p.row_vec4s, index);
+//! if APART
+    let scale = row_scales[min(first_row + r, p.num_rows - 1u)];
+    return value * scale * norm_in(min(index, p.row_vec4s - 1u));
+//! else
 //! if NORM
     return value * sh_scales[r] * norm_in(min(index, p.row_vec4s - 1u));
 //! else
     return value;
+//! end
 //! end
 }
 

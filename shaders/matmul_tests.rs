@@ -15,9 +15,9 @@ use crate::weights::Format;
 /// split chunks, with results that a lane has whole and that it gets from its neighbours.
 fn variants() -> Vec<Variant> {
     let any = usize::MAX;
-    let operands = Operands::Loaded;
+    let (operands, aside) = (Operands::Loaded, Aside::Nothing);
     let plain =
-        Variant { max_rows: any, tm: 1, tn: 8, lanes: 8, groups: 1, ahead: false, operands };
+        Variant { max_rows: any, tm: 1, tn: 8, lanes: 8, groups: 1, ahead: false, operands, aside };
     let broadcast = Variant { operands: Operands::Broadcast, ..plain };
     let staged = Variant { operands: Operands::Staged, ..plain };
     vec![
@@ -35,6 +35,10 @@ fn variants() -> Vec<Variant> {
         Variant { tm: 2, tn: 2, lanes: 16, groups: 3, ..broadcast },
         Variant { tm: 4, groups: 8, ..staged },
         Variant { tm: 1, groups: 4, ..staged },
+        Variant { aside: Aside::Norm, ..plain },
+        Variant { tm: 4, groups: 8, aside: Aside::Norm, ..staged },
+        Variant { tm: 2, tn: 2, lanes: 16, groups: 3, aside: Aside::Chunks, ..plain },
+        Variant { tn: 1, lanes: 32, groups: 2, ahead: true, aside: Aside::Chunks, ..plain },
     ]
 }
 
@@ -43,9 +47,10 @@ fn classes(gpu: &Gpu, format: Format) -> impl Iterator<Item = Class> {
     let order = Class::plain(gpu.caps(), format).order;
     let subgroups = gpu.caps().subgroups && gpu.caps().min_subgroup_size >= 8;
     let can = move |variant: &Variant| {
-        order.norm_lanes <= variant.lanes * variant.groups
+        (order.norm_lanes <= variant.lanes * variant.groups || variant.aside != Aside::Nothing)
             && (variant.operands != Operands::Broadcast || (subgroups && order.norm_lanes == 8))
             && (order.chunked || variant.groups == 1 || variant.operands == Operands::Staged)
+            && (order.chunked || !variant.is_cut())
     };
     variants().into_iter().filter(can).map(move |variant| Class { variants: vec![variant], order })
 }

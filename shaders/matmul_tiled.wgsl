@@ -32,7 +32,7 @@ fn main(
 //! end
 //! end
 
-//! if NORM
+//! if OWN_NORM
     scale_rows(p, first_row, local);
 //! end
     for (var chunk = 0u; chunk < p.num_blocks; chunk += {CHUNK_BLOCKS}u) {

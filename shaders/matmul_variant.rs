@@ -7,6 +7,7 @@ use crate::inputs::BLOCK_TOKENS;
 use crate::kernel::{Access, KernelSource};
 use crate::kv_cache::KvFormat;
 use crate::matmul::{CHUNK, INPUTS, Params};
+use crate::matmul_aside::{MAX_PARTS, num_parts};
 use crate::matmul_stacked::StackedParams;
 use crate::template::expand_vec4s;
 use crate::weights::{Format, GROUP, TILE};
@@ -31,6 +32,46 @@ impl Kind {
     /// Columns that become a vec4 of results.
     pub(crate) fn unit(self) -> u32 {
         if self == Self::Swiglu { 8 } else { 4 }
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Store => "store",
+            Self::Vec4s => "vec4s",
+            Self::Residual => "residual",
+            Self::Swiglu => "swiglu",
+            Self::Qkv(_) => "qkv",
+        }
+    }
+
+    /// What a kernel writes, and reads for that.
+    pub(crate) fn bindings(self, images: bool) -> Vec<(&'static str, Access)> {
+        let (vec4s, write) = (Access::read_vec4s(images), Access::write_vec4s(images));
+        match self {
+            Self::Store => vec![("AT_OUT", Access::ReadWrite)],
+            Self::Residual => vec![("AT_OUT", write), ("AT_RESIDUAL", vec4s)],
+            Self::Swiglu | Self::Vec4s => vec![("AT_OUT", write)],
+            Self::Qkv(kv) => vec![
+                ("AT_OUT", write),
+                ("AT_INPUTS", Access::Read),
+                ("AT_BIAS", vec4s),
+                ("AT_COS_SIN", vec4s),
+                ("AT_KEYS", kv.write(images)),
+                ("AT_VALUES", kv.write(images)),
+            ],
+        }
+    }
+
+    /// What the text of a kernel is told.
+    pub(crate) fn constants(self) -> [(&'static str, u32); 6] {
+        [
+            ("STORE", (self == Self::Store).into()),
+            ("VEC4S", (self == Self::Vec4s).into()),
+            ("RESIDUAL", (self == Self::Residual).into()),
+            ("SWIGLU", (self == Self::Swiglu).into()),
+            ("QKV", matches!(self, Self::Qkv(_)).into()),
+            ("KV_F16", (self == Self::Qkv(KvFormat::F16)).into()),
+        ]
     }
 }
 
@@ -78,7 +119,24 @@ pub(crate) struct Variant {
     pub(crate) ahead: bool,
     /// How lanes come by x and weights.
     pub(crate) operands: Operands,
+    /// What other dispatches do.
+    pub(crate) aside: Aside,
 }
+
+/// What other dispatches do for a product ([`crate::matmul_aside`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Aside {
+    /// Nothing.
+    Nothing,
+    /// The scales of a norm: once, where each workgroup would compute them again.
+    Norm,
+    /// Those, and the sums of chunks of k that workgroups have side by side: where there are few
+    /// columns for as many workgroups as a device runs.
+    Chunks,
+}
+
+/// Workgroups for a row of a product from which on they are enough.
+const ENOUGH_WORKGROUPS: usize = 512;
 
 /// Loads of weights that a lane has under way at once, where it loads ahead.
 const LOADS_AHEAD: u32 = 8;
@@ -159,7 +217,12 @@ impl Variant {
     /// Rows and columns a lane, lanes side by side, groups of them.
     pub(crate) fn name(&self) -> String {
         let Self { tm, tn, lanes, groups, .. } = self;
-        match self.operands {
+        let aside = match self.aside {
+            Aside::Nothing => "",
+            Aside::Norm => " normed",
+            Aside::Chunks => " cut",
+        };
+        let name = match self.operands {
             Operands::Cooperative(Subgroups { down, chunks, .. }) => {
                 format!("{tm}x{tn}x{lanes}x{groups} cooperative {down}x{chunks}")
             }
@@ -170,7 +233,23 @@ impl Variant {
                 let ahead = if self.ahead { " ahead" } else { "" };
                 format!("{tm}x{tn}x{lanes}x{groups}{}{ahead}", self.how())
             }
-        }
+        };
+        name + aside
+    }
+
+    /// Whether k is cut over workgroups.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.aside == Aside::Chunks
+    }
+
+    /// Whether it is one for a product of so many rows, columns and chunks of k: a function of its
+    /// shape.
+    pub(crate) fn suits(&self, max_rows: usize, columns: usize, num_chunks: usize) -> bool {
+        let columns = columns.next_multiple_of(TILE);
+        let workgroups = columns / self.strip() as usize;
+        let num_parts = num_parts(self.max_rows.min(max_rows), columns, num_chunks);
+        let needs = workgroups < ENOUGH_WORKGROUPS && num_chunks > self.groups as usize;
+        !self.is_cut() || (needs && num_parts <= MAX_PARTS)
     }
 
     /// How it multiplies, which the variants of a class have in common.
@@ -261,17 +340,27 @@ impl Variant {
         images: bool,
     ) -> KernelSource {
         let Order { chunked, norm_lanes } = order;
-        let Self { tm, tn, lanes, groups, ahead, operands, .. } = *self;
+        let Self { tm, tn, lanes, groups, ahead, operands, aside, .. } = *self;
+        let is_cut = aside == Aside::Chunks;
         let (subgroup, staged) = (operands == Operands::Broadcast, operands.are_staged());
         let packed = operands.are_packed();
         let workgroup = self.workgroup();
-        let Form { format, norm, kind } = form;
+        let Form { format, norm, mut kind } = form;
+        if is_cut {
+            kind = Kind::Store;
+        }
+        let apart = norm && aside != Aside::Nothing;
+        assert!(!is_cut || chunked, "what is cut has chunks");
+        assert!(aside == Aside::Nothing || stacked.is_none(), "a stack's kernels do it all");
         assert!((TILE as u32).is_multiple_of(self.strip()), "strips fill a tile");
         assert!(norm_lanes.is_multiple_of(8), "squares are summed by eights");
         assert!(!subgroup || norm_lanes == 8, "eight lanes sum the squares");
-        assert!(norm_lanes <= workgroup, "a workgroup sums the squares");
+        assert!(norm_lanes <= workgroup || apart || !norm, "a workgroup sums the squares");
         assert!(chunked || groups == 1 || staged, "groups share chunks");
-        assert!(!staged || workgroup.is_multiple_of(norm_lanes), "by whole rows where it stages");
+        assert!(
+            !staged || apart || workgroup.is_multiple_of(norm_lanes),
+            "by whole rows where it stages"
+        );
         assert!(!packed || (format.is_integer() && !norm), "x was normalised as it was quantised");
         let group_vec4s = GROUP as u32 / 4;
         let shared = operands.subgroups();
@@ -288,6 +377,7 @@ impl Variant {
         let needs_wide = matches!(operands, Operands::Staged | Operands::PackedStaged);
         assert!(wide || !needs_wide, "lanes of a tile have whole results");
         let out_rows = match operands {
+            _ if is_cut => 0,
             Operands::Loaded | Operands::Broadcast if wide => 0,
             Operands::Staged | Operands::PackedStaged => 0,
             _ => shared.down * tm,
@@ -327,7 +417,11 @@ impl Variant {
             ("X_FACTORS", STAGED_GROUPS * self.rows()),
             ("PACKED_WEIGHTS", 2 * STAGED_GROUPS * self.strip()),
             ("FACTORS", STAGED_GROUPS * self.strip()),
-            ("SPLIT", (if staged { shared.chunks } else { groups } > 1).into()),
+            ("CUT", is_cut.into()),
+            ("SUMS", 0),
+            ("APART", apart.into()),
+            ("OWN_NORM", (norm && !apart).into()),
+            ("SPLIT", (!is_cut && if staged { shared.chunks } else { groups } > 1).into()),
             ("SPLIT_SUMS", groups * tm * tn * lanes),
             ("SUBGROUP", subgroup.into()),
             ("STRIP", self.strip()),
@@ -352,37 +446,20 @@ impl Variant {
             ("STACKED", stacked.is_some().into()),
             ("ROUTED", (stacked == Some(Stacked::Routed)).into()),
             ("LONE", (tm == 1).into()),
-            ("STORE", (kind == Kind::Store).into()),
-            ("VEC4S", (kind == Kind::Vec4s).into()),
-            ("RESIDUAL", (kind == Kind::Residual).into()),
-            ("SWIGLU", (kind == Kind::Swiglu).into()),
-            ("QKV", matches!(kind, Kind::Qkv(_)).into()),
-            ("KV_F16", (kind == Kind::Qkv(KvFormat::F16)).into()),
         ];
         let (vec4s, blocks) = (Access::read_vec4s(images), Access::read_blocks(images));
         let x = if packed { blocks } else { vec4s };
-        let write = Access::write_vec4s(images);
         let mut bindings = vec![("AT_X", x), ("AT_WEIGHTS", blocks)];
         bindings.extend(format.is_grouped().then_some(("AT_SCALES", blocks)));
-        match kind {
-            Kind::Store => bindings.push(("AT_OUT", Access::ReadWrite)),
-            Kind::Residual => bindings.extend([("AT_OUT", write), ("AT_RESIDUAL", vec4s)]),
-            Kind::Swiglu | Kind::Vec4s => bindings.push(("AT_OUT", write)),
-            Kind::Qkv(kv) => bindings.extend([
-                ("AT_OUT", write),
-                ("AT_INPUTS", Access::Read),
-                ("AT_BIAS", vec4s),
-                ("AT_COS_SIN", vec4s),
-                ("AT_KEYS", kv.write(images)),
-                ("AT_VALUES", kv.write(images)),
-            ]),
-        }
+        bindings.extend(kind.bindings(images));
         // Last, so that a product with a norm and a gate is bound as one with a residual is.
         bindings.extend(norm.then_some(("AT_NORM", vec4s)));
+        bindings.extend(apart.then_some(("AT_ROW_SCALES", Access::Read)));
         let is_routed = stacked == Some(Stacked::Routed);
         bindings.extend(is_routed.then_some(("AT_ROUTES", Access::Read)));
         let places = (0..).zip(&bindings).map(|(place, (name, _))| (*name, place));
-        let constants: Vec<_> = own.into_iter().chain(format.constants()).chain(places).collect();
+        let constants = own.into_iter().chain(kind.constants()).chain(format.constants());
+        let constants: Vec<_> = constants.chain(places).collect();
         let template = [
             match operands {
                 Operands::Loaded | Operands::Broadcast => include_str!("matmul.wgsl"),
