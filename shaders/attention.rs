@@ -1,17 +1,15 @@
 //! Attention over the paged cache, for prefill and decode alike.
 
-use std::num::NonZero;
-
 use bytemuck::{Pod, Zeroable};
 
+use crate::attention_beside::{Beside, BoundBeside, Parts};
+use crate::attention_variant::Variant;
 pub use crate::attention_variant::lanes;
-use crate::attention_variant::{PARTS_OF_STATE, Variant};
 use crate::error::GpuError;
-use crate::gpu::{Caps, Gpu};
+use crate::gpu::Gpu;
 use crate::inputs::{Inputs, StepShape};
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
+use crate::kernel::{Bound, Kernel, Pass};
 use crate::kv_cache::{HeadShape, KvCache, KvFormat};
-use crate::template::expand_vec4s;
 use crate::tensor::Tensor;
 
 /// How a kernel of attention reads its operands: `Params`, bindings and loads, to append to it.
@@ -69,15 +67,6 @@ pub struct Attention {
     beside: Option<Beside>,
 }
 
-/// What computes partitions side by side, layer after layer.
-struct Beside {
-    merge: Kernel,
-    /// [max_parts, num_heads, head_dim + 4], vec4s
-    parts: Tensor,
-    max_parts: usize,
-    below: u32,
-}
-
 /// The kernels bound to a layer's cache.
 pub struct BoundAttention {
     /// The last one for many tokens.
@@ -85,24 +74,6 @@ pub struct BoundAttention {
     beside: Option<BoundBeside>,
     params: Params,
     max_tokens: usize,
-}
-
-/// The kernel for lone tokens bound to what partitions leave, and the one that merges it.
-struct BoundBeside {
-    partition: Bound,
-    merge: Bound,
-    max_parts: usize,
-    below: u32,
-}
-
-/// The parameters of `attention_merge.wgsl`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-struct MergeParams {
-    num_tokens: u32,
-    first_token: u32,
-    num_partitions: u32,
-    num_heads: u32,
 }
 
 impl Attention {
@@ -133,16 +104,7 @@ impl Attention {
         let compiled = |variant: Variant| -> Result<_, GpuError> {
             Ok((variant, Kernel::new(gpu, &variant.source(shape, format, images))?))
         };
-        let max_parts = max_parts(gpu.caps(), partition, max_positions);
-        let beside = (max_parts > 0).then(|| -> Result<_, GpuError> {
-            Ok(Beside {
-                merge: Kernel::new(gpu, &merge_source(gpu.caps(), shape, partition))?,
-                parts: gpu.alloc_vec4s(max_parts * part_len(shape))?,
-                max_parts,
-                below: worth_it(gpu.caps()),
-            })
-        });
-        let beside = beside.transpose()?;
+        let beside = Beside::new(gpu, parts(shape, partition), max_positions)?;
         let kernels = variants.into_iter().map(compiled).collect::<Result<_, _>>()?;
         Ok(Self { shape, format, kernels, beside })
     }
@@ -150,10 +112,7 @@ impl Attention {
     /// Bytes that [`new`](Self::new) takes.
     pub fn num_bytes(gpu: &Gpu, shape: HeadShape, max_positions: usize) -> u64 {
         let partition = Variant::choose(gpu.caps(), shape)[0].order.partition;
-        match max_parts(gpu.caps(), partition, max_positions) {
-            0 => 0,
-            max_parts => gpu.vec4s_bytes(max_parts * part_len(shape)),
-        }
+        Beside::num_bytes(gpu, parts(shape, partition), max_positions)
     }
 
     /// A number of tokens for each kernel: a driver compiles one when it first runs.
@@ -178,18 +137,14 @@ impl Attention {
     ) -> Result<BoundAttention, GpuError> {
         let own = (self.shape, self.format);
         assert_eq!((cache.shape, cache.format), own, "the kernel was compiled for the cache");
-        let bind = |kernel: &Kernel, out| {
+        let bind = |kernel: &Kernel, out: &Tensor| {
             kernel.bind(gpu, &[&inputs.tensor, q, &cache.keys, &cache.values, out])
         };
         let variants = self.kernels.iter();
         let variants = variants.map(|(variant, kernel)| Ok((*variant, bind(kernel, out)?)));
-        let beside = self.beside.as_ref().map(|beside| -> Result<_, GpuError> {
-            Ok(BoundBeside {
-                partition: bind(&self.kernels[0].1, &beside.parts)?,
-                merge: beside.merge.bind(gpu, &[&inputs.tensor, &beside.parts, out])?,
-                max_parts: beside.max_parts,
-                below: beside.below,
-            })
+        let beside = self.beside.as_ref().map(|beside| {
+            let partition = |room: &Tensor| bind(&self.kernels[0].1, room);
+            beside.bind(gpu, partition, (inputs, out, None))
         });
         Ok(BoundAttention {
             variants: variants.collect::<Result<_, GpuError>>()?,
@@ -218,11 +173,9 @@ impl BoundAttention {
     /// What computes partitions side by side, where there are several and too few workgroups
     /// without that.
     fn beside(&self, variant: &Variant, step: StepShape) -> Option<(&BoundBeside, u32)> {
-        let num_partitions = (step.num_positions as u32).div_ceil(variant.order.partition);
+        let beside = self.beside.as_ref().filter(|_| variant.tokens == 1)?;
         let num_workgroups = step.num_tokens as u32 * self.params.num_heads / variant.queries;
-        let pays = variant.tokens == 1 && num_partitions > 1;
-        let beside = self.beside.as_ref().filter(|it| pays && num_workgroups < it.below)?;
-        Some((beside, num_partitions))
+        Some((beside, beside.num_partitions(step.num_positions as u32, num_workgroups)?))
     }
 
     /// Takes the tokens of a step.
@@ -236,59 +189,22 @@ impl BoundAttention {
             let tiles = num_tokens.div_ceil(variant.tokens);
             return pass.dispatch(bound, &params, [tiles_of_heads, 1, tiles]);
         };
-        let at_once = beside.max_parts as u32 / num_partitions;
-        assert!(at_once > 0, "a sequence's partitions have room");
-        for first_token in (0..num_tokens).step_by(at_once as usize) {
-            let tokens = at_once.min(num_tokens - first_token);
-            let params = Params { first_token, num_partitions, ..params };
-            pass.dispatch(&beside.partition, &params, [tiles_of_heads, num_partitions, tokens]);
-            let params = MergeParams { num_tokens, first_token, num_partitions, num_heads };
-            pass.dispatch(&beside.merge, &params, [tokens, num_heads, 1]);
-        }
+        beside.record(pass, (num_tokens, num_partitions), tiles_of_heads, |first_token| Params {
+            first_token,
+            num_partitions,
+            ..params
+        });
     }
 }
 
-/// Words that a partition leaves of a token.
-fn part_len(shape: HeadShape) -> usize {
-    shape.num_heads * (shape.head_dim + 4)
-}
-
-/// Partitions of tokens that are computed side by side at a time: a whole sequence's at least. None
-/// where no sequence has two.
-fn max_parts(caps: Caps, partition: u32, max_positions: usize) -> usize {
-    let most = max_positions.div_ceil(partition as usize);
-    let worth = if caps.is_cpu { CPU_PARTS } else { GPU_PARTS };
-    if most > 1 { most.max(worth) } else { 0 }
-}
-
-/// The number of workgroups below which partitions are computed side by side. On a software driver
-/// two for each thread are enough.
-fn worth_it(caps: Caps) -> u32 {
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    if caps.is_cpu { 2 * threads as u32 } else { GPU_WORKGROUPS }
-}
-
-/// The kernel that merges partitions of `partition` positions.
-pub(crate) fn merge_source(caps: Caps, shape: HeadShape, partition: u32) -> KernelSource {
-    let (lanes, _) = lanes(caps);
-    let constants =
-        [("LANES", lanes), ("PARTITION", partition), ("VALUE_VEC4S", shape.head_vec4s() as u32)];
-    let template = [include_str!("attention_merge.wgsl"), PARTS_OF_STATE].concat();
-    let wgsl = expand_vec4s(&template, caps.images, &constants);
-    let (read, write) = (Access::read_vec4s(caps.images), Access::write_vec4s(caps.images));
-    KernelSource::new::<MergeParams>("attention merge", wgsl, &[Access::Read, read, write])
+/// What its partitions leave.
+pub(crate) fn parts(shape: HeadShape, partition: u32) -> Parts {
+    Parts { num_heads: shape.num_heads, width: shape.head_dim, partition, chosen: None }
 }
 
 /// Most tokens of a step that is taken to be of many sequences: where it isn't, time is lost and
 /// nothing else.
 const MAX_LONE_TOKENS: usize = 16;
-
-/// Partitions of tokens that are computed side by side at a time.
-const CPU_PARTS: usize = 16;
-const GPU_PARTS: usize = 1024;
-
-/// Fewer workgroups leave a large GPU idle.
-const GPU_WORKGROUPS: u32 = 1024;
 
 /// What one query head of a token attends to.
 ///

@@ -22,13 +22,21 @@ var<immediate> params: Params;
 // [num_tokens, num_heads, VALUE_VEC4S]
 @group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;
 //! end
+//! if CHOSEN
+// for each token how many positions, and which [num_tokens, 1 + MOST]
+@group(0) @binding(3) var<storage, read>       chosen: array<u32>;
+//! end
 
 @compute @workgroup_size({LANES})
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let p = params;
     let token = p.first_token + workgroup.x;
     let head = workgroup.y;
+//! if CHOSEN
+    let end = (chosen[token * {CHOSEN_STRIDE}u] - 1u) / {PARTITION}u + 1u;
+//! else
     let end = inputs[p.num_tokens + token] / {PARTITION}u + 1u;
+//! end
     let step = p.num_heads * ({VALUE_VEC4S}u + 1u);
     let first = workgroup.x * p.num_partitions * step + head * ({VALUE_VEC4S}u + 1u);
     for (var d = lane; d < {VALUE_VEC4S}u; d += {LANES}u) {

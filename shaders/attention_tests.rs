@@ -3,7 +3,9 @@
 use std::mem::offset_of;
 
 use super::*;
+use crate::attention_beside::{MergeParams, merge_source};
 use crate::attention_variant::{CPU_KEYS, Exchange, Order, SHORT_HEAD_CPU_KEYS, Within};
+use crate::gpu::Caps;
 use crate::inputs::{BLOCK_TOKENS, StepInputs};
 use crate::matmul::{Matmul, Output, Products, Qkv};
 use crate::rotary::{Rotary, inverse_frequencies};
@@ -96,7 +98,7 @@ fn params_are_the_shader_s() {
             }
         }
         for images in [false, true] {
-            let source = merge_source(Caps { images, ..gpu_caps() }, shape, 128);
+            let source = merge_source(Caps { images, ..gpu_caps() }, parts(shape, 128));
             testing::assert_kernel(&source);
             testing::assert_params(
                 &source,

@@ -158,7 +158,7 @@ impl Variant {
             Within::Whole => include_str!("attention_wide.wgsl"),
         };
         let template =
-            [kernel, include_str!("attention_main.wgsl"), PARTS_OF_STATE, INPUTS].concat();
+            [kernel, include_str!("attention_main.wgsl"), STORE, PARTS_OF_STATE, INPUTS].concat();
         let wgsl = expand_vec4s(&template, images, &constants);
         let (read, cached) = (Access::read_vec4s(images), format.read(images));
         let bindings = [Access::Read, read, cached, cached, Access::write_vec4s(images)];
@@ -176,6 +176,9 @@ impl Variant {
         format!("{tokens}x{queries}x{lanes}x{}", order.partition)
     }
 }
+
+/// Where what is found goes: to append to kernels that have partitions.
+pub(crate) const STORE: &str = include_str!("attention_store.wgsl");
 
 /// What is known of some positions, and how it is merged: to append to kernels that do.
 pub(crate) const PARTS_OF_STATE: &str = include_str!("attention_parts.wgsl");

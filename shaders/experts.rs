@@ -12,6 +12,7 @@ use crate::error::GpuError;
 use crate::gpu::{Caps, Gpu};
 use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
 use crate::matmul_class::Class;
+use crate::matmul_variant::Variant;
 use crate::template::{expand, expand_vec4s};
 use crate::tensor::Tensor;
 use crate::weights::Format;
@@ -53,7 +54,7 @@ impl RouteShape {
         let of_one = if num_tokens > 1 { of_one } else { 1 };
         let variants = Class::stacked(caps, Format::F32).variants;
         let part = variants.iter().find(|variant| of_one <= variant.max_rows);
-        let rows_of_part = part.or(variants.last()).map_or(1, |variant| variant.tm);
+        let rows_of_part = part.or(variants.last()).map_or(1, Variant::rows);
         Self { num_tokens, top_k, num_experts, rows_of_part }
     }
 

@@ -229,13 +229,19 @@ impl Gpu {
         readback: Option<Readback<'_>>,
     ) -> Result<Encoded, GpuError> {
         self.check()?;
-        let began = processor_time();
-        let mut encoder =
-            self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        match &self.profile {
-            None => pass.encode(&self.compiler, &mut encoder)?,
-            Some(profile) => *profile.borrow_mut() = self.profile(pass)?,
+        let encoder = || self.device.create_command_encoder(&Default::default());
+        if let Some(profile) = &self.profile {
+            *profile.borrow_mut() = self.profile(pass)?;
         }
+        let began = processor_time();
+        let mut commands = encoder();
+        pass.encode(&self.compiler, &mut commands)?;
+        if self.is_profiled() {
+            // Only for how long it takes: the pass has run.
+            drop(commands.finish());
+            commands = encoder();
+        }
+        let mut encoder = commands;
         let mut staging = None;
         if let Some((tensor, range)) = readback.filter(|(_, range)| !range.is_empty()) {
             let num_bytes = range.len() as u64 * 4;
@@ -305,6 +311,12 @@ impl Gpu {
     /// As if nothing had been asked of it since.
     pub(crate) fn set_usage(&self, usage: Usage) {
         self.usage.set(usage);
+    }
+
+    /// With the kernels of a GPU, whatever it is.
+    #[cfg(test)]
+    pub(crate) fn as_a_gpu(self) -> Self {
+        Self { caps: Caps { is_cpu: false, ..self.caps }, ..self }
     }
 
     /// Whether dispatches are timed one by one.

@@ -38,6 +38,7 @@ pub mod weights;
 
 // The kernels.
 pub mod attention;
+pub mod attention_beside;
 mod attention_variant;
 pub mod copy_blocks;
 pub mod embed;

@@ -2,29 +2,21 @@
 
 use std::ops::Range;
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::error::GpuError;
 use crate::gpu::Gpu;
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
-use crate::sampler::shared_source;
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
+use crate::sample::{self, Params};
 use crate::tensor::Tensor;
 
-/// The parameters of `logprobs.wgsl`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct Params {
-    vocab_size: u32,
-    first_row: u32,
-}
-
-/// The compiled kernel.
-pub struct Logprobs(Kernel);
+/// The compiled kernels: of partitions, and of rows.
+pub struct Logprobs([Kernel; 2], u32);
 
 impl Logprobs {
-    /// Compiles it.
+    /// Compiles them.
     pub(crate) fn new(gpu: &Gpu, lanes: u32) -> Result<Self, GpuError> {
-        Ok(Self(Kernel::new(gpu, &source(lanes))?))
+        let [parts, ..] = sample::sources(lanes);
+        let kernels = [Kernel::new(gpu, &parts)?, Kernel::new(gpu, &source(lanes))?];
+        Ok(Self(kernels, sample::partition(lanes)))
     }
 
     /// Takes logprobs of the rows that want them; those of sampled tokens after they were sampled.
@@ -32,19 +24,25 @@ impl Logprobs {
     /// * `rows`: `[num_rows]` of [`crate::sampler::RowParams`]
     /// * `logits`: [group_rows, vocab_size]
     /// * `results`: the records of all rows, each where its parameters say
-    pub(crate) fn bind(&self, gpu: &Gpu, tensors: [&Tensor; 3]) -> Result<BoundLogprobs, GpuError> {
-        Ok(BoundLogprobs(self.0.bind(gpu, &tensors)?))
+    /// * `work`: `[work_words]`
+    pub(crate) fn bind(&self, gpu: &Gpu, tensors: [&Tensor; 4]) -> Result<BoundLogprobs, GpuError> {
+        let Self([parts, logprobs], partition) = self;
+        let kernels = [parts.bind(gpu, &tensors)?, logprobs.bind(gpu, &tensors)?];
+        Ok(BoundLogprobs(kernels, *partition))
     }
 }
 
-/// The kernel bound to a sampler's tensors.
-pub struct BoundLogprobs(Bound);
+/// The kernels bound to a sampler's tensors.
+pub struct BoundLogprobs([Bound; 2], u32);
 
 impl BoundLogprobs {
     /// Takes the logprobs of a group: the rows of a step whose logits start at row 0.
     pub(crate) fn record(&self, pass: &mut Pass, vocab_size: u32, rows: Range<usize>) {
-        let params = Params { vocab_size, first_row: rows.start as u32 };
-        pass.dispatch(&self.0, &params, [rows.len() as u32, 1, 1]);
+        let Self([parts, logprobs], partition) = self;
+        let params = Params { vocab_size, first_row: rows.start as u32, is_raw: 1 };
+        let num_rows = rows.len() as u32;
+        pass.dispatch(parts, &params, [vocab_size.div_ceil(*partition), num_rows, 1]);
+        pass.dispatch(logprobs, &params, [num_rows, 1, 1]);
     }
 }
 
@@ -66,8 +64,7 @@ pub fn reference(logits: &[f32]) -> Vec<f64> {
 }
 
 pub(crate) fn source(lanes: u32) -> KernelSource {
-    let wgsl = shared_source(include_str!("logprobs.wgsl"), lanes, &[]);
-    KernelSource::new::<Params>("logprobs", wgsl, &[Access::Read, Access::Read, Access::ReadWrite])
+    sample::source("logprobs", include_str!("logprobs.wgsl"), lanes, 0)
 }
 
 #[cfg(test)]
@@ -87,6 +84,7 @@ mod tests {
             &[
                 ("vocab_size", offset_of!(Params, vocab_size)),
                 ("first_row", offset_of!(Params, first_row)),
+                ("is_raw", offset_of!(Params, is_raw)),
             ],
         );
     }

@@ -255,6 +255,12 @@ impl Matmul {
         }
     }
 
+    /// Bytes that products of so many rows take beside their tensors.
+    pub fn num_bytes(gpu: &Gpu, max_rows: usize) -> u64 {
+        let parts = if gpu.caps().is_cpu { 0 } else { MAX_PARTS };
+        4 * (max_rows + parts) as u64
+    }
+
     /// Whether activations are rounded to eight bits before products with such weights.
     pub fn quantizes(&self, format: Format) -> bool {
         (self.class)(format).is_packed()

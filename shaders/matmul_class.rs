@@ -53,7 +53,8 @@ impl Class {
             vec![
                 one,
                 Variant { tm: 4, max_rows: 4, ..one },
-                Variant { tm: 8, max_rows: any, lanes: 64, groups: 1, ..one },
+                Variant { tm: 8, max_rows: 8, lanes: 64, groups: 1, ..one },
+                Self::gpu().staged(),
             ]
         };
         Self { variants, order }
@@ -149,6 +150,14 @@ impl Class {
         ]
         .concat();
         Self { variants, order: Order { chunked: true, norm_lanes: 64 } }
+    }
+
+    /// What takes 32 rows a workgroup, or any number of them.
+    fn staged(&self) -> Variant {
+        let is_staged =
+            |it: &&Variant| it.operands == Operands::Staged && it.tm == 4 && it.groups == 8;
+        let staged = self.variants.iter().find(is_staged).expect("a GPU has it");
+        Variant { max_rows: usize::MAX, aside: Aside::Nothing, ..*staged }
     }
 
     /// Matrix cores take `side` rows or none: with fewer, the others are computed and not stored.

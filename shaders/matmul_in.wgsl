@@ -229,8 +229,8 @@ fn pair_of(p: Params, part: Part, m: u32) -> u32 {
 //! else
 // Every row has a part for each matrix.
 fn part_of(p: Params, number: u32) -> Part {
-    let first = number / p.num_matrices * {TM}u;
-    return Part(number % p.num_matrices, first, min({TM}u, p.num_rows - first));
+    let first = number / p.num_matrices * {TILE_ROWS}u;
+    return Part(number % p.num_matrices, first, min({TILE_ROWS}u, p.num_rows - first));
 }
 
 fn pair_of(p: Params, part: Part, m: u32) -> u32 {

@@ -134,7 +134,7 @@ impl BoundStacked {
     pub fn record_routed(&self, pass: &mut Pass, step: &RouteShape) {
         assert!(step.num_pairs() <= self.max_pairs, "a batch fits the tensors of its stage");
         let rows_of_part = step.rows_of_part;
-        let found = self.variants.iter().find(|(variant, _)| variant.tm == rows_of_part);
+        let found = self.variants.iter().find(|(variant, _)| variant.rows() == rows_of_part);
         let (variant, shards) = found.expect("all products have parts of the same sizes");
         for (bound, params) in shards {
             let params = StackedParams {
@@ -159,7 +159,7 @@ impl BoundStacked {
             let num_matrices = params.num_matrices;
             assert!(num_rows * num_matrices as usize <= self.max_pairs, "a batch fits its stage");
             let strips = params.matrix_tiles * variant.strips();
-            let num_parts = (num_rows as u32).div_ceil(variant.tm) * num_matrices;
+            let num_parts = (num_rows as u32).div_ceil(variant.rows()) * num_matrices;
             pass.dispatch(bound, &params, [strips, num_parts, 1]);
         }
     }

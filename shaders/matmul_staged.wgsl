@@ -8,10 +8,14 @@ var<workgroup> sh_squares: array<f32, {WORKGROUP}>;  // [NORM_ROWS, NORM_LANES]
 var<workgroup> sh_scales: array<f32, {TILE_ROWS}>;
 
 fn scale_rows(p: Params, first_row: u32, local: u32) {
+//! if STACKED
+    let num_rows = {TILE_ROWS}u;
+//! else
     let num_rows = min(p.num_rows - first_row, {TILE_ROWS}u);
+//! end
     for (var first = 0u; first < num_rows; first += {NORM_ROWS}u) {
         let r = first + local / {NORM_LANES}u;
-        let row = min(first_row + r, p.num_rows - 1u) * p.row_vec4s;
+        let row = row_start(p, first_row, min(r, {TILE_ROWS}u - 1u));
         var squares = 0.0;
         for (var i = local % {NORM_LANES}u; i < p.row_vec4s; i += {NORM_LANES}u) {
             let s = x_in(row + i);
@@ -38,9 +42,21 @@ fn scale_rows(p: Params, first_row: u32, local: u32) {
 }
 //! end
 
+//! if STACKED
+var<workgroup> sh_rows: array<u32, {TILE_ROWS}>;  // where those of a part begin
+
+fn row_start(p: Params, first_row: u32, r: u32) -> u32 {
+    return sh_rows[r];
+}
+//! else
+fn row_start(p: Params, first_row: u32, r: u32) -> u32 {
+    return min(first_row + r, p.num_rows - 1u) * p.row_vec4s;
+}
+//! end
+
 // The vec4 of x at `index` of the tile's row `r`, scaled.
 fn staged_x(p: Params, first_row: u32, r: u32, index: u32) -> vec4<f32> {
-    let value = x_at(p, min(first_row + r, p.num_rows - 1u) * p.row_vec4s, index);
+    let value = x_at(p, row_start(p, first_row, r), index);
 //! if APART
     let scale = row_scales[min(first_row + r, p.num_rows - 1u)];
     return value * scale * norm_in(min(index, p.row_vec4s - 1u));

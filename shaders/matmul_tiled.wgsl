@@ -21,10 +21,25 @@ fn main(
     let group = local / {LANES}u;
     let tile = workgroup.x / {STRIPS}u;
     let strip = (workgroup.x % {STRIPS}u) * {STRIP}u;
-    let tile_start = tile * p.num_blocks * {TILE}u + strip;
+//! if STACKED
+    let part = part_of(p, workgroup.y);
+    let stored_tile = part.matrix * p.matrix_tiles + tile - p.first_tile;
+    // Less than none is more than all.
+    if (part.count == 0u || stored_tile >= p.num_tiles) {
+        return;
+    }
+    let first_row = 0u;
+    for (var r = local; r < {TILE_ROWS}u; r += {WORKGROUP}u) {
+        sh_rows[r] = pair_of(p, part, min(r, part.count - 1u)) / p.pairs_per_row * p.x_stride;
+    }
+    workgroupBarrier();
+//! else
+    let stored_tile = tile;
     let first_row = workgroup.y * {TILE_ROWS}u;
+//! end
+    let tile_start = stored_tile * p.num_blocks * {TILE}u + strip;
 //! if GROUPED
-    let scales_start = tile * sides_of(p.num_blocks) * {TILE}u + strip;
+    let scales_start = stored_tile * sides_of(p.num_blocks) * {TILE}u + strip;
 //! end
 //! for m in 0..TM
 //! for j in 0..TN
@@ -129,8 +144,14 @@ fn main(
     }
 
 //! for m in 0..TM
+//! if STACKED
+    let of_part_{m} = {m}u * {GROUPS}u + group;
+    if (of_part_{m} < part.count) {
+        let row_{m} = pair_of(p, part, of_part_{m});
+//! else
     let row_{m} = first_row + {m}u * {GROUPS}u + group;
     if (row_{m} < p.num_rows) {
+//! end
         let place_{m} = place_of(p, row_{m});
 //! for j in 0..TN by UNIT
         finish(p, row_{m}, tile * {TILE}u + strip + lane * {TN}u + {j}u, place_{m},

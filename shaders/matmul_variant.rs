@@ -326,10 +326,8 @@ impl Variant {
         order: Order,
         images: bool,
     ) -> KernelSource {
-        assert!(
-            !self.operands.are_staged() && !self.operands.are_packed(),
-            "lanes load what they need"
-        );
+        let own = [Operands::Loaded, Operands::Broadcast, Operands::Staged];
+        assert!(own.contains(&self.operands), "stacks are multiplied in f32");
         self.text::<StackedParams>((form.0, Some(form.1)), order, images)
     }
 
@@ -445,7 +443,7 @@ impl Variant {
             ("BLOCK", BLOCK_TOKENS as u32),
             ("STACKED", stacked.is_some().into()),
             ("ROUTED", (stacked == Some(Stacked::Routed)).into()),
-            ("LONE", (tm == 1).into()),
+            ("LONE", (self.rows() == 1).into()),
         ];
         let (vec4s, blocks) = (Access::read_vec4s(images), Access::read_blocks(images));
         let x = if packed { blocks } else { vec4s };

@@ -7,6 +7,8 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::attention;
+use crate::attention_beside::{Beside, BoundBeside, Parts};
+use crate::attention_variant::{PARTS_OF_STATE, STORE};
 use crate::error::GpuError;
 use crate::gpu::{Caps, Gpu};
 use crate::index::Choice;
@@ -58,6 +60,8 @@ struct AttendParams {
     tables_at: u32,
     num_heads: u32,
     scale: f32,
+    first_token: u32,
+    num_partitions: u32,
 }
 
 /// What a layer's latent attention works on.
@@ -82,6 +86,7 @@ pub struct BoundLatentAttention {
     shape: LatentShape,
     store: (Bound, StoreParams),
     attend: (Bound, AttendParams),
+    beside: Option<BoundBeside>,
     max_tokens: usize,
 }
 
@@ -96,6 +101,7 @@ impl BoundLatentAttention {
         shape: LatentShape,
         (inputs, rotary, cache): (&Inputs, &Rotary, &LatentCache),
         tensors: LatentTensors<'_>,
+        beside: Option<&Beside>,
     ) -> Result<Self, GpuError> {
         let LatentTensors { latent, norm: (norm, eps), head_queries, queries, out, chosen } =
             tensors;
@@ -129,13 +135,24 @@ impl BoundLatentAttention {
         };
         // By the head's own width, before its query was multiplied.
         let scale = ((nope + rope) as f32).sqrt().recip();
-        let attend_params = AttendParams { num_tokens: 0, tables_at: 0, num_heads, scale };
-        let attended = [&inputs.tensor, queries, &cache.rows, out].into_iter().chain(chosen);
-        let attended: Vec<_> = attended.collect();
+        let attend_params = AttendParams {
+            num_tokens: 0,
+            tables_at: 0,
+            num_heads,
+            scale,
+            first_token: 0,
+            num_partitions: 0,
+        };
+        let attends = |out: &Tensor| {
+            let tensors = [&inputs.tensor, queries, &cache.rows, out].into_iter();
+            attend.bind(gpu, &tensors.chain(chosen).collect::<Vec<_>>())
+        };
+        let beside = beside.map(|it| it.bind(gpu, attends, (inputs, out, chosen)));
         Ok(Self {
             shape,
             store: (store.bind(gpu, &all)?, store_params),
-            attend: (attend.bind(gpu, &attended)?, attend_params),
+            attend: (attends(out)?, attend_params),
+            beside: beside.transpose()?,
             max_tokens,
         })
     }
@@ -150,7 +167,17 @@ impl BoundLatentAttention {
         pass.dispatch(bound, &params, [num_tokens, 1 + num_heads, 1]);
         let (bound, params) = &self.attend;
         let params = AttendParams { num_tokens, tables_at, ..*params };
-        pass.dispatch(bound, &params, [num_tokens, num_heads / queries(self.shape), 1]);
+        let tiles = num_heads / queries(self.shape);
+        let num_positions = step.num_positions as u32;
+        let beside = self.beside.as_ref();
+        let beside = beside.and_then(|it| {
+            it.num_partitions(num_positions, num_tokens * tiles).map(|count| (it, count))
+        });
+        let Some((beside, num_partitions)) = beside else {
+            return pass.dispatch(bound, &params, [tiles, 1, num_tokens]);
+        };
+        let of = |first_token| AttendParams { first_token, num_partitions, ..params };
+        beside.record(pass, (num_tokens, num_partitions), tiles, of);
     }
 }
 
@@ -169,8 +196,20 @@ pub fn reference(scale: f32, lora: usize, q: &[f32], rows: &[f32]) -> Vec<f32> {
     (0..lora).map(|d| at(d) / sum).collect()
 }
 
+/// What partitions of such attention leave.
+pub fn parts(gpu: &Gpu, shape: LatentShape) -> Parts {
+    let LatentShape { num_heads, lora, chosen, .. } = shape;
+    Parts { num_heads, width: lora, partition: partition(gpu.caps()), chosen }
+}
+
+/// Positions of a partition: on a software driver, which has few workgroups to run side by side,
+/// more of them. Part of what defines the bits of results.
+fn partition(caps: Caps) -> u32 {
+    if caps.is_cpu { 256 } else { 128 }
+}
+
 /// Positions that all lanes score at a time. Part of what defines the bits of results.
-const PARTITION: u32 = 32;
+const STEP: u32 = 32;
 
 /// Most heads of a workgroup, which share a reading of the rows: the text of the kernel is written
 /// out for each.
@@ -202,20 +241,23 @@ pub(crate) fn attend_source(caps: Caps, shape: LatentShape, kv: KvFormat) -> Ker
     let (queries, lora) = (queries(shape), (shape.lora / 4) as u32);
     let constants = [
         ("LANES", lanes),
-        ("KEYS", PARTITION / lanes),
-        ("PARTITION", PARTITION),
+        ("KEYS", STEP / lanes),
+        ("STEP", STEP),
+        ("PARTITION", partition(caps)),
         ("QUERIES", queries),
         ("BLOCK", BLOCK_TOKENS as u32),
         ("LATENT", (shape.width() / 4) as u32),
         ("LORA", lora),
+        ("VALUE_VEC4S", lora),
         ("SLICES", lora.div_ceil(lanes)),
         ("SHARED_LANE", queries * lanes),
-        ("SHARED_P", queries * PARTITION),
+        ("SHARED_P", queries * STEP),
         ("KV_F16", (kv == KvFormat::F16).into()),
         ("CHOSEN", shape.chosen.is_some().into()),
         ("CHOSEN_STRIDE", shape.chosen.map_or(0, |most| Choice::stride(most) as u32)),
     ];
-    let wgsl = expand_vec4s(include_str!("mla_attend.wgsl"), images, &constants);
+    let template = [include_str!("mla_attend.wgsl"), STORE, PARTS_OF_STATE].concat();
+    let wgsl = expand_vec4s(&template, images, &constants);
     let (read, write) = (Access::read_vec4s(images), Access::write_vec4s(images));
     let mut bindings = vec![Access::Read, read, kv.read(images), write];
     bindings.extend(shape.chosen.map(|_| Access::Read));

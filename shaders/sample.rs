@@ -1,6 +1,8 @@
 //! Tokens drawn from rows of logits: temperature, min_p, top_k, top_p, then one random number.
 //!
-//! The filters and their order are vLLM's (V1).
+//! The filters and their order are vLLM's (V1). Workgroups have fixed partitions of the vocabulary
+//! side by side; what they leave is merged in ascending order by one for each row
+//! (`sample_in.wgsl`).
 
 use std::ops::Range;
 
@@ -13,22 +15,38 @@ use crate::rng;
 use crate::sampler::{Sampling, shared_source};
 use crate::tensor::Tensor;
 
-/// The parameters of `sample.wgsl`.
+/// The parameters of `sample_in.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct Params {
-    vocab_size: u32,
-    first_row: u32,
+    pub(crate) vocab_size: u32,
+    pub(crate) first_row: u32,
+    pub(crate) is_raw: u32,
 }
 
-/// The compiled kernels: for rows that don't filter tokens, and for those that do.
-pub struct Sample([Kernel; 2]);
+/// Tokens of a partition of the vocabulary, by the lanes of a workgroup.
+pub(crate) fn partition(lanes: u32) -> u32 {
+    16 * lanes
+}
+
+/// Words that kernels with so many lanes leave each other, of rows that are sampled at once.
+pub(crate) fn work_words(lanes: u32, group_rows: usize, vocab_size: usize) -> usize {
+    let num_partitions = vocab_size.div_ceil(partition(lanes) as usize);
+    group_rows * (num_partitions * PART_WORDS + vocab_size)
+}
+
+/// Those of a partition, beside its list.
+const PART_WORDS: usize = 36;
+
+/// The compiled kernels.
+pub struct Sample([Kernel; 5], u32);
 
 impl Sample {
-    /// Compiles both.
+    /// Compiles them.
     pub(crate) fn new(gpu: &Gpu, lanes: u32) -> Result<Self, GpuError> {
-        let [plain, filtering] = sources(lanes);
-        Ok(Self([Kernel::new(gpu, &plain)?, Kernel::new(gpu, &filtering)?]))
+        let [parts, bins, list, plain, filtering] =
+            sources(lanes).map(|source| Kernel::new(gpu, &source));
+        Ok(Self([parts?, bins?, list?, plain?, filtering?], partition(lanes)))
     }
 
     /// Samples a token of each row, from logits that penalties and biases are in.
@@ -36,22 +54,46 @@ impl Sample {
     /// * `rows`: `[num_rows]` of [`crate::sampler::RowParams`]
     /// * `logits`: [group_rows, vocab_size]
     /// * `results`: the records of all rows, each where its parameters say
-    pub(crate) fn bind(&self, gpu: &Gpu, tensors: [&Tensor; 3]) -> Result<BoundSample, GpuError> {
-        let Self([plain, filtering]) = self;
-        Ok(BoundSample([plain.bind(gpu, &tensors)?, filtering.bind(gpu, &tensors)?]))
+    /// * `work`: `[work_words]`
+    pub(crate) fn bind(&self, gpu: &Gpu, tensors: [&Tensor; 4]) -> Result<BoundSample, GpuError> {
+        let [parts, bins, list, plain, filtering] =
+            self.0.each_ref().map(|kernel| kernel.bind(gpu, &tensors));
+        let kernels = [parts?, bins?, list?, plain?, filtering?];
+        Ok(BoundSample { kernels, partition: self.1 })
     }
 }
 
 /// The kernels bound to a sampler's tensors.
-pub struct BoundSample([Bound; 2]);
+pub struct BoundSample {
+    kernels: [Bound; 5],
+    partition: u32,
+}
 
 impl BoundSample {
-    /// Samples the rows of one kind from a group: the rows of a step whose logits start at row 0.
-    pub(crate) fn record(&self, pass: &mut Pass, kind: Kind, vocab_size: u32, rows: Range<usize>) {
-        let params = Params { vocab_size, first_row: rows.start as u32 };
-        let Self([plain, filtering]) = self;
-        let bound = if kind == Kind::Plain { plain } else { filtering };
-        pass.dispatch(bound, &params, [rows.len() as u32, 1, 1]);
+    /// Samples from a group, the rows of a step whose logits start at row 0: those that don't
+    /// filter tokens, and those that do, where there are some.
+    pub(crate) fn record(
+        &self,
+        pass: &mut Pass,
+        vocab_size: u32,
+        rows: Range<usize>,
+        [is_plain, filters]: [bool; 2],
+    ) {
+        let [parts, bins, list, plain, filtering] = &self.kernels;
+        let params = Params { vocab_size, first_row: rows.start as u32, is_raw: 0 };
+        let num_rows = rows.len() as u32;
+        let by_partition = [vocab_size.div_ceil(self.partition), num_rows, 1];
+        let by_row = [num_rows, 1, 1];
+        let all = [
+            (parts, by_partition, is_plain || filters),
+            (bins, by_partition, filters),
+            (list, by_partition, filters),
+            (plain, by_row, is_plain),
+            (filtering, by_row, filters),
+        ];
+        for (bound, grid, _) in all.into_iter().filter(|(.., is_wanted)| *is_wanted) {
+            pass.dispatch(bound, &params, grid);
+        }
     }
 }
 
@@ -110,10 +152,10 @@ pub fn survivors(sampling: &Sampling, logits: &[f32]) -> Vec<(u32, f64)> {
 }
 
 /// The token that the number `uniform` in [0, 1) stands for: probabilities are added in the order
-/// of a kernel with so many lanes, lane after lane.
+/// of kernels with so many lanes, partition after partition, in each lane after lane.
 pub fn reference(lanes: u32, survivors: &[(u32, f64)], uniform: f64) -> u32 {
     let mut in_order = survivors.to_vec();
-    in_order.sort_by_key(|(token, _)| (token % lanes, *token));
+    in_order.sort_by_key(|(token, _)| (token / partition(lanes), token % lanes, *token));
     let mut sum = 0.0;
     let mut chosen = in_order[0].0;
     for (token, probability) in in_order {
@@ -128,22 +170,37 @@ pub fn reference(lanes: u32, survivors: &[(u32, f64)], uniform: f64) -> u32 {
     chosen
 }
 
-/// Tokens that a lane can list: as many as workgroup memory, 32 KiB everywhere, has room for.
-const LIST_SLOTS: u32 = 12;
+/// Of partitions: their best, their bins, their lists; then of rows that don't filter tokens and of
+/// those that do.
+pub(crate) fn sources(lanes: u32) -> [KernelSource; 5] {
+    let binned = include_str!("sample_binned.wgsl");
+    let random = [include_str!("sample.wgsl"), rng::WGSL].concat();
+    let filtering = Kind::Filtering as u32;
+    [
+        source("sample parts", include_str!("sample_parts.wgsl"), lanes, 0),
+        source("sample bins", &[include_str!("sample_bins.wgsl"), binned].concat(), lanes, 0),
+        source("sample list", &[include_str!("sample_list.wgsl"), binned].concat(), lanes, 0),
+        source("sample", &random, lanes, Kind::Plain as u32),
+        source("sample filtering", &[&random, binned].concat(), lanes, filtering),
+    ]
+}
 
-pub(crate) fn sources(lanes: u32) -> [KernelSource; 2] {
-    [("sample", Kind::Plain), ("sample filtering", Kind::Filtering)].map(|(name, kind)| {
-        let constants = [
-            ("SAMPLES", kind as u32),
-            ("FILTERS", (kind == Kind::Filtering).into()),
-            ("BINS", 16 * lanes),
-            ("LIST", LIST_SLOTS * lanes),
-            ("LIST_SLOTS", LIST_SLOTS),
-        ];
-        let source = shared_source(include_str!("sample.wgsl"), lanes, &constants);
-        let wgsl = [&source, rng::WGSL].concat();
-        KernelSource::new::<Params>(name, wgsl, &[Access::Read, Access::Read, Access::ReadWrite])
-    })
+/// A kernel that has what `sample_in.wgsl` has.
+pub(crate) fn source(name: &str, text: &str, lanes: u32, samples: u32) -> KernelSource {
+    let constants = [
+        ("SAMPLES", samples),
+        ("PLAIN", Kind::Plain as u32),
+        ("FILTERING", Kind::Filtering as u32),
+        ("FILTERS", (samples == Kind::Filtering as u32).into()),
+        ("PARTITION", partition(lanes)),
+        ("SIXTEENTH", lanes / 16),
+        ("BINS", 16 * lanes),
+        ("HALF_BINS", 8 * lanes),
+    ];
+    let text = [text, include_str!("sample_in.wgsl")].concat();
+    let wgsl = shared_source(&text, lanes, &constants);
+    let bindings = [Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite];
+    KernelSource::new::<Params>(name, wgsl, &bindings)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ fn params_are_the_shader_s() {
             &[
                 ("vocab_size", offset_of!(Params, vocab_size)),
                 ("first_row", offset_of!(Params, first_row)),
+                ("is_raw", offset_of!(Params, is_raw)),
             ],
         );
     }
@@ -123,6 +124,70 @@ fn filters_keep_exactly_what_the_reference_keeps() {
         let mut expected: Vec<u32> = survivors(&filter, &logits).iter().map(|(t, _)| *t).collect();
         expected.sort_unstable();
         assert_eq!(drawn, expected, "{filter:?}");
+    }
+}
+
+/// The largest vocabulary of a GLM: all filters, penalties and masks together, with logprobs, of
+/// rows that have a winner and of rows that are nearly flat.
+#[test]
+fn many_partitions_agree_with_the_reference() {
+    let Some(gpu) = testing::gpu() else { return };
+    let vocab_size = 151_552;
+    let mut random = testing::Random::new(7);
+    let plain = Sampling { repetition_penalty: 1.3, presence_penalty: 0.5, ..sampling(12) };
+    let cases = [
+        Sampling { temperature: 0.0, ..plain },
+        plain,
+        Sampling { top_k: 40, ..plain },
+        Sampling { top_p: 0.9, ..plain },
+        Sampling { top_p: 0.95, temperature: 30.0, ..plain },
+        Sampling { min_p: 0.02, ..plain },
+        Sampling { top_k: 3000, top_p: 0.7, min_p: 1e-4, temperature: 1.7, ..plain },
+    ];
+    let logits = realistic(&mut random, cases.len() * vocab_size);
+    let mut mask = vec![u32::MAX; vocab_size.div_ceil(32)];
+    mask.iter_mut().step_by(3).for_each(|word| *word = 0x5555_5555);
+    let adjustments: Vec<Adjustment> = (0..vocab_size as u32)
+        .step_by(97)
+        .map(|token| Adjustment { token, num_in_answer: token % 3, in_prompt: true, bias: 0.25 })
+        .collect();
+    let rows: Vec<Row<'_>> = (0..)
+        .zip(&cases)
+        .map(|(row, sampling)| Row {
+            sampling: Some(*sampling),
+            adjustments: &adjustments,
+            mask: (row % 2 == 1).then_some(&mask),
+            num_logprobs: Some(5),
+            ..Row::default()
+        })
+        .collect();
+    let results = run(&gpu, vocab_size, &logits, &rows);
+    for (index, (row, result)) in rows.iter().zip(&results).enumerate() {
+        let sampling = row.sampling.unwrap();
+        let raw = &logits[index * vocab_size..][..vocab_size];
+        let mut changed = raw.to_vec();
+        for adjustment in row.adjustments {
+            let z = &mut changed[adjustment.token as usize];
+            *z = penalize::reference(&sampling, adjustment, *z);
+        }
+        if let Some(mask) = row.mask {
+            let masked = |(token, z): (usize, f32)| crate::mask::reference(mask, token, z);
+            changed = changed.into_iter().enumerate().map(masked).collect();
+        }
+        let (token, allowed) = (result.token.unwrap(), allowed(&sampling, &changed));
+        assert!(allowed.contains(&token), "{sampling:?}: {token} of {allowed:?}");
+        let expected = crate::logprobs::reference(raw);
+        let mut best: Vec<usize> = (0..vocab_size).collect();
+        best.sort_by(|&a, &b| raw[b].total_cmp(&raw[a]));
+        let top: Vec<usize> = result.top.iter().map(|(token, _)| *token as usize).collect();
+        assert_eq!(top, best[..5]);
+        let own = (token, result.logprob.unwrap());
+        for (token, logprob) in result.top.iter().chain([&own]) {
+            assert!((f64::from(*logprob) - expected[*token as usize]).abs() < 1e-5);
+        }
+        // Alone, it is the same.
+        let alone = run(&gpu, vocab_size, raw, &rows[index..=index]);
+        assert_eq!(alone[0], *result);
     }
 }
 

@@ -22,7 +22,7 @@ use crate::kernel::Pass;
 use crate::logprobs::{BoundLogprobs, Logprobs};
 use crate::mask::Masks;
 use crate::penalize::{self, Adjustment, AdjustmentWords, BoundPenalize, Penalize};
-use crate::sample::{BoundSample, Kind, Sample};
+use crate::sample::{BoundSample, Kind, Sample, work_words};
 use crate::template::expand;
 use crate::tensor::Tensor;
 
@@ -146,7 +146,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Compiles the kernels and takes memory for `limits`: 64 bytes a row, 8 bytes a logprob.
+    /// Compiles the kernels and takes memory for `limits`: 64 bytes a row, 8 bytes a logprob; and as
+    /// much again as the logits take.
     ///
     /// * `logits`: [group_rows, vocab_size], of as many rows as are computed at a time
     pub fn new(gpu: &Gpu, limits: SamplerLimits, logits: &Tensor) -> Result<Self, GpuError> {
@@ -171,7 +172,8 @@ impl Sampler {
         let max_top = limits.max_logprobs.min(limits.vocab_size);
         let results = gpu.alloc_u32(limits.max_rows * result_words(max_top))?;
         let (adjustments, raw) = alloc_adjustments(gpu, MIN_ADJUSTMENTS)?;
-        let tensors = [&rows, logits, &results];
+        let work = gpu.alloc_u32(work_words(lanes, group_rows, limits.vocab_size))?;
+        let tensors = [&rows, logits, &results, &work];
         Ok(Self {
             limits,
             group_rows,
@@ -191,12 +193,13 @@ impl Sampler {
     }
 
     /// Bytes that [`new`](Self::new) takes, before a step has more adjustments or masks than any
-    /// before.
-    pub fn num_bytes(limits: &SamplerLimits) -> u64 {
+    /// before, for logits of so many rows at a time.
+    pub fn num_bytes(gpu: &Gpu, limits: &SamplerLimits, group_rows: usize) -> u64 {
         let max_top = limits.max_logprobs.min(limits.vocab_size);
         let row = size_of::<RowParams>() + result_words(max_top) * 4;
         let adjustments = MIN_ADJUSTMENTS * (size_of::<AdjustmentWords>() + 4);
-        (limits.max_rows * row + adjustments) as u64
+        let work = 4 * work_words(lanes(gpu.caps()), group_rows, limits.vocab_size);
+        (limits.max_rows * row + adjustments + work) as u64
     }
 
     /// Rows that fit the tensor of logits: all groups of a step but its last have as many.
@@ -249,11 +252,7 @@ impl Sampler {
         // Without adjustments and masks these record nothing.
         self.bound_penalize.record_apply(pass, &params);
         self.masks.record_apply(pass, rows.start, masks.clone());
-        for (kind, is_present) in [Kind::Plain, Kind::Filtering].into_iter().zip(*samples) {
-            if is_present {
-                self.bound_sample.record(pass, kind, vocab_size, rows.clone());
-            }
-        }
+        self.bound_sample.record(pass, vocab_size, rows.clone(), *samples);
         self.masks.record_restore(pass, rows.start, masks.clone());
         self.bound_penalize.record_restore(pass, &params);
         if *takes_logprobs {
@@ -454,7 +453,7 @@ impl RowParams {
 /// number for all devices that have room for so many.
 pub(crate) const LANES: u32 = 256;
 
-/// As many as a device has room for: each takes 124 bytes of workgroup memory.
+/// As many as a device has room for: each takes up to 112 bytes of workgroup memory.
 pub(crate) fn lanes(caps: Caps) -> u32 {
     let fits = caps.max_workgroup_bytes >= 32 << 10 && caps.max_workgroup_lanes >= LANES;
     if fits { LANES } else { LANES / 2 }

@@ -9,9 +9,9 @@ use crate::testing::{self as common, Random};
 
 #[test]
 fn row_params_are_the_shader_s() {
-    let [plain, filtering] = crate::sample::sources(LANES);
+    let [parts, .., filtering] = crate::sample::sources(LANES);
     let [apply, restore] = penalize::sources();
-    for source in [plain, filtering, apply, restore, crate::logprobs::source(LANES)] {
+    for source in [parts, filtering, apply, restore, crate::logprobs::source(LANES)] {
         assert_struct::<RowParams>(
             &source,
             "RowParams",
@@ -180,12 +180,15 @@ fn only_what_is_wanted_is_dispatched() {
         sampling: Some(Sampling { temperature: 0.0, ..Sampling::default() }),
         ..Row::default()
     };
+    let filtered =
+        Row { sampling: Some(Sampling { top_k: 2, ..Sampling::default() }), ..Row::default() };
     let cases = [
         (Row::default(), 0),
-        (greedy, 1),
-        (Row { adjustments: &adjustments, ..greedy }, 3),
-        (Row { score: Some(0), ..Row::default() }, 1),
-        (Row { num_logprobs: Some(0), ..greedy }, 2),
+        (greedy, 2),
+        (filtered, 4),
+        (Row { adjustments: &adjustments, ..greedy }, 4),
+        (Row { score: Some(0), ..Row::default() }, 2),
+        (Row { num_logprobs: Some(0), ..greedy }, 4),
     ];
     let mut step = SampleStep::default();
     for (row, num_dispatches) in cases {

@@ -148,7 +148,8 @@ fn sources(caps: Caps, format: Format, shape: HeadShape, kv: KvFormat) -> Vec<Ke
         crate::qk_norm::source(caps, kv),
     ];
     let attention = Variant::choose(caps, shape);
-    sources.push(crate::attention::merge_source(caps, shape, attention[0].order.partition));
+    let parts = crate::attention::parts(shape, attention[0].order.partition);
+    sources.push(crate::attention_beside::merge_source(caps, parts));
     for variant in attention {
         sources.push(variant.source(shape, kv, images));
     }

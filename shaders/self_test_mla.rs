@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use crate::attention_beside::{self, Beside};
 use crate::error::GpuError;
 use crate::gpu::Gpu;
 use crate::index::{self, IndexShape};
@@ -14,8 +15,8 @@ use crate::rotary::{Rotary, inverse_frequencies};
 use crate::self_test::{Numbers, class_of, name_of};
 use crate::tensor::Tensor;
 
-/// More positions than attention takes at a time.
-const NUM_TOKENS: usize = 67;
+/// More positions than a partition of attention has.
+const NUM_TOKENS: usize = 267;
 
 /// The test of latent attention, whose kernels may be compiled with others before it runs.
 pub struct LatentTest {
@@ -91,7 +92,10 @@ impl LatentTest {
             chosen: chosen.as_ref(),
         };
         let on = (&inputs, &rotary, &cache);
-        let attention = BoundLatentAttention::new(gpu, shape, on, tensors)?;
+        let parts = mla::parts(gpu, shape);
+        sources.push(attention_beside::merge_source(caps, parts));
+        let beside = Beside::new(gpu, parts, NUM_TOKENS)?;
+        let attention = BoundLatentAttention::new(gpu, shape, on, tensors, beside.as_ref())?;
         let name = name_of(gpu, &sources);
         Ok(Self {
             name,

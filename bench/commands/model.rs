@@ -208,10 +208,12 @@ fn profile(engine: &mut Engine, about: &About, num_tokens: usize, file: &Path) -
     sequence.into_iter().for_each(|first| engine.end(first));
     let mut sequence = [engine.begin(None)];
     for (name, num_tokens) in [("prompt", num_tokens), ("token", 1)] {
+        let before = engine.gpu().usage().encoding;
         engine.step(&mut sequence, num_tokens)?;
+        let encoding = engine.gpu().usage().encoding.saturating_sub(before);
         let timed = engine.gpu().take_profile();
         say(&format!("{}, {}: {name}, {num_tokens} tokens\n", about.model, about.adapter));
-        say(&profile_table(&timed));
+        say(&profile_table(&timed, encoding));
         let end = timed.last().map_or(Duration::ZERO, |last| last.start + last.duration);
         events.extend(timed.iter().map(|one| {
             json!({
@@ -227,7 +229,7 @@ fn profile(engine: &mut Engine, about: &About, num_tokens: usize, file: &Path) -
     Ok(ExitCode::SUCCESS)
 }
 
-fn profile_table(timed: &[Timed]) -> String {
+fn profile_table(timed: &[Timed], encoding: Duration) -> String {
     let mut kernels = BTreeMap::<&str, (usize, Duration)>::new();
     for one in timed {
         let (count, time) = kernels.entry(&one.kernel).or_default();
@@ -246,7 +248,12 @@ fn profile_table(timed: &[Timed]) -> String {
             time.as_secs_f64() * 1e6 / count as f64,
         );
     }
-    text + &format!("{:>9.2}  in {} dispatches\n\n", all.as_secs_f64() * 1e3, timed.len())
+    text + &format!(
+        "{:>9.2}  in {} dispatches, encoded in {} µs of processor time\n\n",
+        all.as_secs_f64() * 1e3,
+        timed.len(),
+        encoding.as_micros(),
+    )
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use checkpoint::{Checkpoint, LayerSpec, MatrixView, ModelConfig, Part, Weight};
 use protocol::{BLOCK_TOKENS, StageLimits, StagePlan};
 use shaders::gpu::{Gpu, READBACK_BYTES};
 use shaders::inputs::{InputLimits, Inputs};
+use shaders::matmul::Matmul;
 use shaders::sampler::{Sampler, SamplerLimits};
 use shaders::weights::WeightMatrix;
 
@@ -26,6 +27,7 @@ pub fn stage_bytes(gpu: &Gpu, files: &Checkpoint, plan: &StagePlan) -> Result<u6
     let kv = kv_format(plan.kv_cache_dtype);
     let mut total = Scratch::num_bytes(gpu, model, max_tokens)
         + AttentionKernels::num_bytes(gpu, model, kv, (max_tokens, max_positions))
+        + Matmul::num_bytes(gpu, max_tokens)
         + Inputs::num_bytes(&input_limits(model, &plan.limits, 0))
         + READBACK_BYTES;
     if plan.embeds() {
@@ -42,7 +44,7 @@ pub fn stage_bytes(gpu: &Gpu, files: &Checkpoint, plan: &StagePlan) -> Result<u6
         };
         total += vector(MAX_ROWS * model.hidden_size)
             + (MAX_ROWS * model.vocab_size * 4) as u64
-            + Sampler::num_bytes(&sampler_limits(model, &plan.limits));
+            + Sampler::num_bytes(gpu, &sampler_limits(model, &plan.limits), MAX_ROWS);
     }
     Ok(total)
 }

@@ -2,6 +2,7 @@
 
 use checkpoint::{Attention, ModelConfig};
 use shaders::attention;
+use shaders::attention_beside::Beside;
 use shaders::copy_blocks::CopyBlocks;
 use shaders::error::GpuError;
 use shaders::gpu::Gpu;
@@ -16,13 +17,15 @@ use shaders::tensor::Tensor;
 use super::Shared;
 use super::gqa::{self, BoundGqa, GqaWeights};
 use super::index;
-use super::mla::{BoundMla, MlaWeights};
+use super::mla::{self, BoundMla, MlaWeights};
 use super::weights::Loader;
 use crate::error::StageError;
 
 /// What the layers of a stage share, compiled for the model's heads.
 pub struct AttentionKernels {
     pub(super) gqa: Option<attention::Attention>,
+    /// What has partitions of latent attention side by side.
+    pub(super) beside: Option<Beside>,
     pub(super) copy_blocks: CopyBlocks,
     pub(super) rotary: Rotary,
     /// Of caches of what positions are chosen by.
@@ -43,19 +46,24 @@ impl AttentionKernels {
         (max_tokens, max_positions): (usize, usize),
     ) -> Result<Self, GpuError> {
         let inv_freq = inverse_frequencies(model.rope_theta.into(), model.rotary_dim());
-        let (gqa, copy_blocks) = match of_all(model) {
+        let (gqa, beside, copy_blocks) = match of_all(model) {
             Attention::Gqa(gqa) => {
                 let heads = gqa::shape(&gqa);
                 let attention = attention::Attention::new(gpu, heads, kv, max_positions)?;
-                (Some(attention), CopyBlocks::new(gpu, heads, kv)?)
+                (Some(attention), None, CopyBlocks::new(gpu, heads, kv)?)
             }
-            Attention::Mla(mla) => (None, CopyBlocks::of_latents(gpu, mla.latent(), kv)?),
+            Attention::Mla(latent) => {
+                let parts = shaders::mla::parts(gpu, mla::shape(&latent));
+                let beside = Beside::new(gpu, parts, max_positions)?;
+                (None, beside, CopyBlocks::of_latents(gpu, latent.latent(), kv)?)
+            }
         };
         let index = index::shape(model);
         let index_blocks = index.map(|it| CopyBlocks::of_latents(gpu, it.head_dim, kv));
         let choice = index.map(|it| Choice::new(gpu, it.top_k, (max_tokens, max_positions)));
         Ok(Self {
             gqa,
+            beside,
             copy_blocks,
             rotary: Rotary::new(gpu, &inv_freq, max_positions)?,
             index_blocks: index_blocks.transpose()?,
@@ -76,7 +84,11 @@ impl AttentionKernels {
                 attention::Attention::num_bytes(gpu, heads, max_positions)
                     + CopyBlocks::num_bytes(gpu, heads, kv)
             }
-            Attention::Mla(mla) => CopyBlocks::latent_bytes(gpu, mla.latent(), kv),
+            Attention::Mla(latent) => {
+                let parts = shaders::mla::parts(gpu, mla::shape(&latent));
+                Beside::num_bytes(gpu, parts, max_positions)
+                    + CopyBlocks::latent_bytes(gpu, latent.latent(), kv)
+            }
         };
         let index = index::shape(model).map_or(0, |it| {
             CopyBlocks::latent_bytes(gpu, it.head_dim, kv)

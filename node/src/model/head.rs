@@ -25,6 +25,8 @@ pub const MAX_ROWS: usize = 32;
 pub struct Head {
     gather: BoundGatherRows,
     lm_head: BoundMatmul,
+    /// The same of rows where they are.
+    lm_head_in_place: BoundMatmul,
     sampler: Sampler,
     logits: Tensor,
     // Of the step that is under way; kept, so that a step allocates nothing.
@@ -76,10 +78,14 @@ impl Head {
         let logits = gpu.alloc_f32(MAX_ROWS * model.vocab_size)?;
         let norm = Norm { weight: &weights.norm, eps: model.rms_norm_eps };
         let quantized = scratch.quantized.as_ref();
-        let operand = Operand { x: &rows, norm: Some(norm), quantized };
+        let lm_head = |x| {
+            let operand = Operand { x, norm: Some(norm), quantized };
+            kernels.matmul.bind(gpu, operand, &weights.table, Output::Store(&logits))
+        };
         Ok(Self {
             gather: BoundGatherRows::new(gpu, model.hidden_size, inputs, hidden, &rows)?,
-            lm_head: kernels.matmul.bind(gpu, operand, &weights.table, Output::Store(&logits))?,
+            lm_head: lm_head(&rows)?,
+            lm_head_in_place: lm_head(hidden)?,
             sampler: Sampler::new(gpu, sampler_limits(model, limits), &logits)?,
             logits,
             rows: Rows::default(),
@@ -108,8 +114,13 @@ impl Head {
         self.sampler.write(gpu, self.rows.rows(), &mut self.sampled)?;
         for (group, outputs) in self.sampled.groups().enumerate() {
             let num_rows = outputs.len();
-            self.gather.record(pass, step, outputs);
-            self.lm_head.record(pass, num_rows);
+            // As when every sequence has one token: nothing is to be gathered.
+            if self.rows.indexes.iter().copied().eq(0..num_rows as u32) {
+                self.lm_head_in_place.record(pass, num_rows);
+            } else {
+                self.gather.record(pass, step, outputs);
+                self.lm_head.record(pass, num_rows);
+            }
             self.sampler.record(pass, &self.sampled, group);
         }
         Ok(())

@@ -123,7 +123,13 @@ impl BoundMla {
                 None => None,
             },
             keys: BoundStacked::new(gpu, (head_queries, None), &weights.keys, to_keys, to_queries)?,
-            attention: BoundLatentAttention::new(gpu, shape(&weights.spec), on, tensors)?,
+            attention: BoundLatentAttention::new(
+                gpu,
+                shape(&weights.spec),
+                on,
+                tensors,
+                shared.attention.beside.as_ref(),
+            )?,
             values: BoundStacked::new(
                 gpu,
                 (attends, None),
