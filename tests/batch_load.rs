@@ -56,7 +56,12 @@ pub async fn interference(options: Options, num_jobs: usize, num_requests: usize
         String::from_utf8(said).unwrap().trim().to_owned()
     };
     let [waits, one, other] = ["waits", "one", "other"].map(key);
-    let config = format!("{}\n[http]\napi_keys = {:?}\n", options.config, keys.to_str().unwrap());
+    // As many at once as the figures of single requests are measured with, for a model so small.
+    let config = format!(
+        "{}\n[scheduler]\nmax_num_seqs = 16\n[http]\napi_keys = {:?}\n",
+        options.config,
+        keys.to_str().unwrap()
+    );
     let cluster = Cluster::start(options.config(&config)).await;
     let [waits, one, other] = [waits, one, other].map(|key| Batches::with_key(&cluster, &key));
     let model = waits.model().await;
@@ -65,7 +70,7 @@ pub async fn interference(options: Options, num_jobs: usize, num_requests: usize
         for number in from..from + num_requests {
             tokio::time::sleep(Duration::from_millis(100 + number as u64 * 37 % 200)).await;
             // Never a prompt that was asked before.
-            let prompt: Vec<_> = (0..64).map(|at| 100 + (number * 31 + at * 7) % 500).collect();
+            let prompt: Vec<_> = (0..100).map(|at| 100 + (number * 31 + at * 7) % 500).collect();
             let body = json!({
                 "model": model, "prompt": prompt, "max_tokens": 1, "service_tier": "interactive",
             });

@@ -10,12 +10,13 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use serde_json::json;
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
+use tokio::sync::{Notify, mpsc};
 use tracing::info;
 
 use super::job::{End, Job, Line, Trouble};
 use super::journal::Disk;
-use super::line::{Place, style_of};
+use super::line::{self, style_of};
+use super::places::Place;
 use super::reading::{self, Found, Source};
 use super::records::{BatchJob, Outcome, State};
 use super::row_plan::RowPlan;
@@ -191,7 +192,7 @@ impl Runner {
                     source = Some(from);
                     job.read(lines, is_last);
                 }
-                place = places.take(), if wants_place && is_ready => {
+                place = places.take(&self.record.tenant), if wants_place && is_ready => {
                     if let Some(line) = job.next(now) {
                         let terms = self.terms(&line, deadline);
                         computing.push(self.answer(line, (&access, style), terms, place));
@@ -229,7 +230,7 @@ impl Runner {
         line: Line,
         (access, style): (&Arc<Access>, Style),
         terms: Terms,
-        _place: OwnedSemaphorePermit,
+        _place: Place,
     ) -> (Line, Result<Answer, ApiError>) {
         let origin = Origin {
             start: Instant::now(),
@@ -253,7 +254,7 @@ impl Runner {
         answer: Result<Answer, ApiError>,
     ) -> Option<Outcome> {
         let (number, custom_id) = (line.number, line.asks.custom_id.clone());
-        let place = Place { batch: self.record.number, line: number };
+        let place = line::Place { batch: self.record.number, line: number };
         let (is_failed, text, num_tokens) = match answer {
             Ok(answer) => {
                 let num = [
