@@ -7,7 +7,10 @@
 //! the next.
 
 mod admission;
+#[cfg(test)]
+mod busy_tests;
 mod check;
+mod chunk;
 #[cfg(test)]
 mod constrained_tests;
 mod order;
@@ -27,6 +30,7 @@ use protocol::{
 };
 
 pub use self::admission::admit;
+use self::chunk::MIN_CHUNK;
 use self::pace::Pace;
 pub use self::told::{Obstacle, Prefix, Told};
 use crate::block_manager::{BlockHash, BlockManager};
@@ -35,9 +39,6 @@ use crate::queue::Queue;
 use crate::request::{Event, FinishReason, RequestError};
 use crate::sequence::Sequence;
 use crate::step_cost::StepCost;
-
-/// A prefill gets so many tokens of a step however long the step will take.
-const MIN_CHUNK: usize = 32;
 
 /// Accounts among which a slice's own is looked for, so that each is charged once for a step.
 const MAX_ACCOUNTS: usize = 32;
@@ -186,22 +187,29 @@ impl Lane {
         // A group: with every stage busy, each gets its share of the sequences.
         let max_slices = self.running.len().div_ceil(self.capacity.num_stages);
         let max_tokens = self.config.max_batched_tokens as usize;
-        let limit = self.limit();
-        let (mut num_tokens, mut has_prefill) = (0, false);
+        let (limit, chunk) = (self.limit(), self.chunk());
+        let (mut num_tokens, mut num_members, mut has_prefill) = (0, 0, false);
         let (mut slices, mut traces) = (Vec::with_capacity(max_slices), Vec::new());
         let mut charges: Vec<(usize, usize)> = Vec::new();
         for (.., i) in order {
-            let room =
-                if has_prefill || self.running[i].num_pending() > 1 { limit } else { max_tokens };
-            let room = room.saturating_sub(num_tokens);
-            if slices.len() == max_slices || num_tokens == max_tokens {
+            if num_tokens == max_tokens {
                 break;
             }
-            if room == 0 || !self.grow(i, room, &slices, told) {
+            let is_prefill = self.running[i].num_pending() > 1;
+            // A chunk right behind another of its prompt is no further member of the group.
+            let is_member = !is_prefill || self.running[i].num_in_flight == 0;
+            let room = if has_prefill || is_prefill { limit } else { max_tokens };
+            let mut room = room.saturating_sub(num_tokens);
+            if is_prefill {
+                room = room.min(chunk.saturating_sub(num_tokens).max(MIN_CHUNK));
+            }
+            let is_full = is_member && num_members == max_slices;
+            if is_full || room == 0 || !self.grow(i, room, &slices, told) {
                 continue;
             }
+            num_members += usize::from(is_member);
             let sequence = &mut self.running[i];
-            has_prefill |= sequence.num_pending() > 1;
+            has_prefill |= is_prefill;
             let (slice, num_new) = sequence.take_slice(room, StepId(self.next_step));
             told.chunk(sequence);
             sequence.last_step = self.next_step;
@@ -289,7 +297,7 @@ impl Lane {
             ahead.began = now;
         }
         let duration = now.saturating_duration_since(in_flight.since);
-        self.pace.record(duration, &sampled.timings);
+        self.pace.record(in_flight.num_tokens, duration, &sampled.timings);
         let alone = is_alone.then(|| now.saturating_duration_since(began));
         Update { duration, alone, num_tokens: in_flight.num_tokens }
     }
@@ -384,19 +392,6 @@ impl Lane {
     /// Tokens that are yet to be computed of what runs, at most.
     pub fn num_outstanding_tokens(&self) -> usize {
         self.running.iter().map(Sequence::num_outstanding).sum()
-    }
-
-    /// Tokens of a step with a prefill in it, so that those who wait for their next token don't
-    /// wait long.
-    fn limit(&self) -> usize {
-        let max_tokens = self.config.max_batched_tokens as usize;
-        if self.config.target_step_ms == 0 || self.running.iter().all(|it| it.num_generated() == 0)
-        {
-            return max_tokens;
-        }
-        let target = Duration::from_millis(self.config.target_step_ms);
-        let within = self.cost.tokens_within(target).unwrap_or(max_tokens);
-        within.max(MIN_CHUNK).min(max_tokens)
     }
 
     /// It has ended.

@@ -37,13 +37,24 @@ impl StepCost {
     /// Tokens of a step that takes `target`, 0 when the fixed part alone takes longer; `None` while
     /// too little is known.
     pub(crate) fn tokens_within(&self, target: Duration) -> Option<usize> {
+        let (fixed, slope) = self.line()?;
+        Some(((target.as_secs_f64() - fixed) / slope).max(0.0) as usize)
+    }
+
+    /// Tokens that take as long as the fixed part; `None` while too little is known.
+    pub(crate) fn fixed_tokens(&self) -> Option<f64> {
+        self.line().map(|(fixed, slope)| (fixed / slope).max(0.0))
+    }
+
+    /// Seconds of the fixed part, and of each token.
+    fn line(&self) -> Option<(f64, f64)> {
         let spread = self.n * self.xx - self.x * self.x;
         if self.n < MIN_WEIGHT || spread < self.xx * 0.01 {
             return None;
         }
         let slope = (self.n * self.xy - self.x * self.y) / spread;
         let fixed = (self.y - slope * self.x) / self.n;
-        (slope > 0.0).then(|| ((target.as_secs_f64() - fixed) / slope).max(0.0) as usize)
+        (slope > 0.0).then_some((fixed, slope))
     }
 }
 
@@ -67,6 +78,8 @@ mod tests {
         }
         assert!(cost.tokens_within(target).unwrap().abs_diff(20) <= 1);
         assert_eq!(cost.tokens_within(Duration::from_millis(5)), Some(0));
+        let fixed = cost.fixed_tokens().unwrap();
+        assert!((fixed - 5.0).abs() < 0.5, "{fixed}");
     }
 
     #[test]
@@ -74,5 +87,6 @@ mod tests {
         let mut cost = StepCost::default();
         (0..99).for_each(|_| cost.record(16, Duration::from_millis(40)));
         assert_eq!(cost.tokens_within(Duration::from_millis(100)), None);
+        assert_eq!(cost.fixed_tokens(), None);
     }
 }

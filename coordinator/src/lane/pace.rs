@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use protocol::StageTiming;
 
+use crate::step_cost::StepCost;
+
 /// What a measurement still counts for when the next has come.
 const DECAY: f64 = 0.95;
 
@@ -16,11 +18,17 @@ const WORTH: f64 = 1.0 / 32.0;
 pub(super) struct Pace {
     computing: f64,
     on_the_way: f64,
+    cost: StepCost,
 }
 
 impl Pace {
-    /// A step has come back after this time, of which its stages tell their parts.
-    pub(super) fn record(&mut self, duration: Duration, timings: &[StageTiming]) {
+    /// A step of so many tokens has come back after this time, of which its stages tell their parts.
+    pub(super) fn record(
+        &mut self,
+        num_tokens: usize,
+        duration: Duration,
+        timings: &[StageTiming],
+    ) {
         if timings.is_empty() {
             return;
         }
@@ -30,10 +38,17 @@ impl Pace {
         let computing = micros(|it| {
             u64::from(it.upload_us) + u64::from(it.compute_us) + u64::from(it.readback_us)
         });
+        self.cost.record(num_tokens, computing);
         let on_the_way = duration.saturating_sub(micros(StageTiming::total_us));
         for (sum, new) in [(&mut self.computing, computing), (&mut self.on_the_way, on_the_way)] {
             *sum = *sum * DECAY + new.as_secs_f64();
         }
+    }
+
+    /// Tokens that take as long to compute as what each step takes beside them; `None` while too
+    /// little is known.
+    pub(super) fn fixed_tokens(&self) -> Option<f64> {
+        self.cost.fixed_tokens()
     }
 
     /// Whether stages would wait for the coordinator for long enough to run ahead of it. Of the
@@ -61,7 +76,7 @@ mod tests {
         let within: u32 = stages.iter().sum();
         let duration = Duration::from_millis(u64::from(within) * 2 + way);
         let mut pace = Pace::default();
-        (0..100).for_each(|_| pace.record(duration, &timings));
+        (0..100).for_each(|_| pace.record(1, duration, &timings));
         pace
     }
 
@@ -79,10 +94,10 @@ mod tests {
     fn it_follows_what_changes() {
         let mut pace = pace(&[64], 3);
         let timing = StageTiming { compute_us: 640_000, ..StageTiming::default() };
-        (0..20).for_each(|_| pace.record(Duration::from_millis(643), &[timing]));
+        (0..20).for_each(|_| pace.record(1, Duration::from_millis(643), &[timing]));
         assert!(!pace.is_worth_hiding(1));
         // Who tells nothing changes nothing.
-        (0..20).for_each(|_| pace.record(Duration::from_millis(643), &[]));
+        (0..20).for_each(|_| pace.record(1, Duration::from_millis(643), &[]));
         assert!(!pace.is_worth_hiding(1));
     }
 }
