@@ -39,6 +39,9 @@ use crate::tokens::command::CLUSTER_ADDR;
 use crate::weights::Weights;
 use crate::{duty, model, placed, scaling, start_number};
 
+/// What those get who are to hear of the end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// A configuration that can't work: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:#}")]
@@ -95,6 +98,10 @@ pub async fn serve(
         Err(cause) => error!(cause = format!("{cause:#}"), "the coordinator can't go on"),
     }
     started.stop().await;
+    // Those who were told that their answer ends here are to hear it.
+    if !server.is_finished() {
+        let _ = tokio::time::timeout(LAST_WORDS, server).await;
+    }
     info!("stopped");
     ended
 }
@@ -360,7 +367,8 @@ impl Started {
         happened(&self.coordinator, Input::ShutDown);
         // The actor is still there for the nodes to say goodbye to.
         self.local_nodes.stop().await;
-        let _ = self.coordinator.stop_and_wait(None, Some(Duration::from_secs(1))).await;
+        // Whatever it was told is heard before it ends: that it is to fail what is open, too.
+        let _ = self.coordinator.drain_and_wait(Some(LAST_WORDS)).await;
         self.accepting.abort();
         self.renewal.abort();
         self.watching_keys.abort();
@@ -395,6 +403,7 @@ pub(crate) async fn started(more: impl FnOnce(&mut Config)) -> (Started, tempfil
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::actor::Look;
 
     #[tokio::test]
     async fn without_keys_the_api_is_open_to_this_machine_only() {
@@ -430,6 +439,21 @@ mod tests {
         std::fs::remove_file(dir.path().join("keys.toml")).unwrap();
         config.http.addr = "127.0.0.1:0".parse().unwrap();
         listens(&config).await.unwrap();
+    }
+
+    /// Whoever waits for an answer hears that it ends here only if the actor hears it before.
+    #[tokio::test]
+    async fn what_the_actor_was_told_before_it_is_stopped_it_hears() {
+        let (started, _data) = started(|_| {}).await;
+        let (hears, heard) = tokio::sync::oneshot::channel();
+        let actor = started.coordinator.clone();
+        let look = Look(Box::new(move |_, _| {
+            let _ = hears.send(());
+        }));
+        actor.cast(Msg::Look(look)).unwrap();
+        started.stop().await;
+        heard.await.expect("the actor is gone before it has heard everything");
+        assert!(actor.cast(Msg::Happened(Input::Tick)).is_err(), "it has ended");
     }
 
     /// Goal: no process is left that looks healthy and serves nobody. Method: each thing that it

@@ -9,7 +9,7 @@ use dashmap::DashMap;
 use protocol::message::Measure;
 use protocol::{Frame, LinkSpeed, ModelId, NodeId, Peer, StageId, StagePlan};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use transport::{
     Connection, Endpoint, FrameSender, PeerName, Purpose, Received, Sent, TransportError,
 };
@@ -95,6 +95,7 @@ impl Links {
 
     /// Has nothing to do with these nodes from now on.
     pub fn keep_out(&self, nodes: Vec<NodeId>) {
+        info!(num_nodes = nodes.len(), "the coordinator names the nodes that are revoked");
         self.endpoint.set_revoked(nodes.into_iter().collect());
     }
 
