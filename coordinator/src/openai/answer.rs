@@ -5,13 +5,13 @@ mod style;
 mod voice;
 
 use std::iter::repeat;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use protocol::{Logprobs, TokenId};
 use serde_json::{Value, json};
 
-use super::body::{Body, Choice as ChoiceBody, Details, Message, Usage};
+use super::body::{Body, Choice as ChoiceBody, Details, Head, Message, Usage};
 use super::logprobs::{Naming, Offset, Shown};
 use super::{ApiError, Echo, Options, Parsed};
 use crate::events::Heard;
@@ -35,6 +35,8 @@ pub struct Answer {
     model: String,
     created: u64,
     system_fingerprint: String,
+    // What each chunk begins with, once there was one.
+    head: OnceLock<String>,
     options: Options,
     tokenizer: Arc<Tokenizer>,
     num_choices: u32,
@@ -114,6 +116,7 @@ impl Answer {
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| since.as_secs()),
             system_fingerprint,
+            head: OnceLock::new(),
             options: parsed.options.clone(),
             tokenizer,
             num_choices,
@@ -142,7 +145,7 @@ impl Answer {
 
     /// As one that was asked for then.
     pub fn created_at(self, created: u64) -> Self {
-        Self { created, ..self }
+        Self { created, head: OnceLock::new(), ..self }
     }
 
     /// What it says of the pipelines.
@@ -201,7 +204,7 @@ impl Answer {
             let delta = Some(said);
             let mut chunk = self.chunk(vec![ChoiceBody { index, delta, ..ChoiceBody::default() }]);
             chunk.prompt_token_ids = self.prompt_ids(0).filter(|_| index == 0);
-            Chunk::from(chunk.text())
+            Chunk::from(chunk.text(self.head()))
         };
         (0..self.choices.len()).map(chunk).collect()
     }
@@ -321,7 +324,7 @@ impl Answer {
             prompt_token_ids: self.prompt_ids(index).filter(|_| !is_chat && !begun),
             message: None,
         };
-        Some(self.chunk(vec![choice]).text())
+        Some(self.chunk(vec![choice]).text(self.head()))
     }
 
     /// What comes after the last piece: token counts, where they are wanted, and the end.
@@ -332,7 +335,7 @@ impl Answer {
         let counts = self.options.include_usage.then(|| {
             let mut chunk = self.chunk(Vec::new());
             chunk.usage = Some(Some(self.usage()));
-            chunk.text()
+            chunk.text(self.head())
         });
         counts.into_iter().chain(["[DONE]".to_owned()]).map(Chunk::from).collect()
     }
@@ -384,9 +387,9 @@ impl Answer {
                 delta: None,
             }
         });
-        let object = if is_chat { "chat.completion" } else { "text_completion" };
+        let head = self.head_of(if is_chat { "chat.completion" } else { "text_completion" });
         let prompt_token_ids = self.prompt_ids(0).filter(|_| is_chat);
-        Body { usage, prompt_token_ids, ..self.body(object, choices.collect()) }.text()
+        Body { usage, prompt_token_ids, choices: choices.collect(), exact: None }.text(&head)
     }
 
     fn logprobs(&self, piece: &Piece, offset: &mut Offset) -> Option<Value> {
@@ -462,27 +465,23 @@ impl Answer {
         (!self.is_exact).then_some(false)
     }
 
-    fn chunk<'a>(&'a self, choices: Vec<ChoiceBody<'a>>) -> Body<'a> {
-        let object =
-            if self.style == Style::Chat { "chat.completion.chunk" } else { "text_completion" };
+    fn chunk<'a>(&self, choices: Vec<ChoiceBody<'a>>) -> Body<'a> {
         // The last chunk has the numbers; OpenAI's others have the field.
         let so_far = || self.options.continuous_usage.then(|| self.usage());
         let usage = self.options.include_usage.then(so_far);
-        Body { usage, exact: self.exact(), ..self.body(object, choices) }
+        Body { choices, exact: self.exact(), usage, prompt_token_ids: None }
     }
 
-    fn body<'a>(&'a self, object: &'static str, choices: Vec<ChoiceBody<'a>>) -> Body<'a> {
-        Body {
-            id: &self.id,
-            object,
-            created: self.created,
-            model: &self.model,
-            system_fingerprint: &self.system_fingerprint,
-            choices,
-            exact: None,
-            usage: None,
-            prompt_token_ids: None,
-        }
+    fn head(&self) -> &str {
+        let is_chat = self.style == Style::Chat;
+        let object = if is_chat { "chat.completion.chunk" } else { "text_completion" };
+        self.head.get_or_init(|| self.head_of(object))
+    }
+
+    fn head_of(&self, object: &'static str) -> String {
+        let (id, model, created) = (&self.id, &self.model, self.created);
+        let system_fingerprint = &self.system_fingerprint;
+        Head { id, object, created, model, system_fingerprint }.text()
     }
 }
 

@@ -3,14 +3,19 @@
 use serde::Serialize;
 use serde_json::Value;
 
-/// An answer, or a chunk of one.
+/// What an answer and each of its chunks begin with.
 #[derive(Serialize)]
-pub(super) struct Body<'a> {
+pub(super) struct Head<'a> {
     pub(super) id: &'a str,
     pub(super) object: &'static str,
     pub(super) created: u64,
     pub(super) model: &'a str,
     pub(super) system_fingerprint: &'a str,
+}
+
+/// An answer, or a chunk of one: what follows its head.
+#[derive(Serialize)]
+pub(super) struct Body<'a> {
     pub(super) choices: Vec<Choice<'a>>,
     /// Only where it isn't: bits may have changed on the way.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -95,12 +100,24 @@ pub(super) struct Details {
     pub(super) cached_tokens: usize,
 }
 
-impl Body<'_> {
-    /// As JSON.
+impl Head<'_> {
+    /// As JSON, without its end: every chunk of an answer has the same.
     pub(super) fn text(&self) -> String {
-        // Most are short, and few allocations are enough for them.
-        let mut text = Vec::with_capacity(512);
+        let mut text = serde_json::to_string(self).expect("it is written to memory");
+        text.pop();
+        text
+    }
+}
+
+impl Body<'_> {
+    /// As JSON, behind a head's.
+    pub(super) fn text(&self, head: &str) -> String {
+        // Most are short, and one allocation is enough for them.
+        let mut text = Vec::with_capacity(head.len() + 256);
+        text.extend_from_slice(head.as_bytes());
         serde_json::to_writer(&mut text, self).expect("it is written to memory");
+        // The head's fields and these are one object's.
+        text[head.len()] = b',';
         String::from_utf8(text).expect("JSON is UTF-8")
     }
 }
