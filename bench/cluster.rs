@@ -6,9 +6,9 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 use tokio::process::Command as Process;
 
-use crate::experiments::configuration::Command;
-use crate::experiments::server::{Started, program};
-use crate::overhead::processes;
+use crate::processes;
+use loadgen::experiments::configuration::Command;
+use loadgen::experiments::server::{Started, program};
 
 /// What a cluster gets to load a model and compile its kernels.
 const READY_SECONDS: u64 = 300;

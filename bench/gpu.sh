@@ -112,7 +112,4 @@ for shape in ${SHAPES:-glm-edge-1.5b glm-4-9b}; do
   done
 done
 [ -z "${LIMIT:-}" ] || kernels
-section 'What row invariance costs' "$bench" kernels ${choice[@]+"${choice[@]}"} \
-  --rival glm-edge-1.5b --formats bf16,int4 --contexts 512,4096 --rounds "$rounds" \
-  --json "$results/rival.json"
 printf 'written: %s\n' "$page" >&2

@@ -9,9 +9,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::experiments::configuration::Command;
-use crate::numbers::median;
-use crate::report::statistics::{Slope, slope_interval};
+use loadgen::experiments::configuration::Command;
+use loadgen::numbers::median;
+use loadgen::report::statistics::{Slope, slope_interval};
 
 /// What a cluster gets to load a model and compile its kernels.
 const READY_SECONDS: u64 = 180;

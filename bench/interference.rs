@@ -8,9 +8,9 @@ use rand_distr::Distribution as _;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::distribution::{Purpose, random};
-use crate::numbers::{decimal, time};
 use crate::users::{Arrivals, Crowd, Users, Wish};
+use loadgen::distribution::{Purpose, random};
+use loadgen::numbers::{decimal, time};
 
 /// How long a server gets to notice who has gone away.
 const REST: Duration = Duration::from_secs(1);

@@ -10,17 +10,17 @@ use rand::RngExt;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::client::Server;
-use crate::client::request::{Endpoint, Parameters, Prompt};
-use crate::distribution::{Purpose, random};
-use crate::load::pace::{Arrivals, Gaps, Pace, Ramp};
-use crate::load::slo::Slo;
-use crate::load::workload::Workload;
-use crate::load::{Extent, Load, Progress};
-use crate::numbers::{decimal, percent, time};
-use crate::overhead::processes;
-use crate::report::result::Metric;
-use crate::report::statistics::slope_interval;
+use crate::processes;
+use loadgen::client::Server;
+use loadgen::client::request::{Endpoint, Parameters, Prompt};
+use loadgen::distribution::{Purpose, random};
+use loadgen::load::pace::{Arrivals, Gaps, Pace, Ramp};
+use loadgen::load::slo::Slo;
+use loadgen::load::workload::Workload;
+use loadgen::load::{Extent, Load, Progress};
+use loadgen::numbers::{decimal, percent, time};
+use loadgen::report::result::Metric;
+use loadgen::report::statistics::slope_interval;
 
 /// Prompts that differ from each other.
 const MAX_PROMPTS: usize = 8192;

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
-use crate::numbers::{decimal, median};
-use crate::overhead::processes;
+use crate::processes;
 use crate::users::{Arrivals, Users, Wish};
+use loadgen::numbers::{decimal, median};
 
 /// A cluster under measurement.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl Side {
         let seconds = (end - begin).as_secs_f64();
         let mut cores = [0.0; 2];
         for (cores, (before, after)) in cores.iter_mut().zip(before.into_iter().zip(after)) {
-            *cores = (after?.own - before?.own) / seconds;
+            *cores = (after? - before?) / seconds;
         }
         let tokens = crowd.arrivals().between(begin, end) as f64 / seconds;
         drop(crowd);

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::client::request::Endpoint;
-use crate::client::{Listen, Server};
-use crate::distribution::{Purpose, random};
+use loadgen::client::request::Endpoint;
+use loadgen::client::{Listen, Server};
+use loadgen::distribution::{Purpose, random};
 
 /// How long one answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);

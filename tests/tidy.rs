@@ -14,6 +14,7 @@ fn sources(extension: &str) -> Vec<(PathBuf, String)> {
         "coordinator",
         "rows",
         "batch",
+        "loadgen",
         "bench",
         "tests",
     ];
@@ -63,8 +64,8 @@ fn libraries_are_named_only_where_they_belong() {
         // The peer is burn_wgpu, which gets the device from `shaders`.
         ("wgpu::", &["shaders/", "bench/engine/peer_burn.rs"]),
         ("quinn::", &["transport/"]),
-        ("rustls::", &["transport/", "bench/client/", "bench/tests/", "batch/http.rs"]),
-        ("axum::", &["coordinator/src/http", "bench/mock/", "bench/overhead/", "bench/tests/"]),
+        ("rustls::", &["transport/", "loadgen/client/", "bench/tests/", "batch/http.rs"]),
+        ("axum::", &["coordinator/src/http", "loadgen/mock/", "bench/tests/"]),
         ("opentelemetry", &["telemetry/"]),
         ("bincode::encode_to_vec", &["protocol/codec.rs"]),
         ("llguidance::", &["coordinator/src/grammar/"]),

@@ -25,16 +25,9 @@ impl Loaded {
         self.result["verification"][name].as_u64().unwrap()
     }
 
-    /// Broken streams; lost, repeated and differing tokens; differing ends.
-    fn found(&self) -> [u64; 5] {
-        let names = [
-            "broken_streams",
-            "lost_tokens",
-            "repeated_tokens",
-            "differing_tokens",
-            "differing_ends",
-        ];
-        names.map(|name| self.verified(name))
+    /// Broken streams, differing tokens, differing ends.
+    fn found(&self) -> [u64; 3] {
+        ["broken_streams", "differing_tokens", "differing_ends"].map(|name| self.verified(name))
     }
 }
 
@@ -71,7 +64,7 @@ fn five_harms(first: u64) -> [(u64, usize, Harm); 5] {
 }
 
 /// Nothing is found on a healthy cluster, greedy or sampled; of a proxy's harm each kind is found,
-/// in one token or one stream as it was done.
+/// in the answer to which it was done.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_healthy_cluster_is_clean_and_a_proxys_harm_is_found_exactly() {
     let cluster = Cluster::start(two_nodes()).await;
@@ -80,7 +73,7 @@ async fn a_healthy_cluster_is_clean_and_a_proxys_harm_is_found_exactly() {
     assert_eq!(healthy.result["verification"]["compared"], "token ids and logprobs");
     assert_eq!(["checked", "identical"].map(|name| healthy.verified(name)), [200, 200]);
     assert_eq!(healthy.verified("references"), NUM_REFERENCES);
-    assert_eq!(healthy.found(), [0; 5]);
+    assert_eq!(healthy.found(), [0; 3]);
     assert!(healthy.table.contains("200 checked by token ids and logprobs"), "{}", healthy.table);
     assert!(healthy.table.contains(": all identical"), "{}", healthy.table);
     assert_eq!(healthy.code, Some(0));
@@ -92,7 +85,9 @@ async fn a_healthy_cluster_is_clean_and_a_proxys_harm_is_found_exactly() {
     done.sort_by_key(|harm| format!("{harm:?}"));
     let all = [Harm::Alter, Harm::Break, Harm::Double, Harm::Drop, Harm::End];
     assert_eq!(done, all, "the proxy did what it should");
-    assert_eq!(harmed.found(), [2, 1, 1, 1, 0], "{}", harmed.table);
+    let [broken, differing, ends] = harmed.found();
+    assert_eq!((broken, ends), (2, 0), "{}", harmed.table);
+    assert!(differing >= 3, "{}", harmed.table);
     assert_eq!(["checked", "identical"].map(|name| harmed.verified(name)), [200, 195]);
     assert_eq!(harmed.result["verification"]["examples"].as_array().unwrap().len(), 5);
     assert_eq!(harmed.result["failed"], 2);
@@ -116,7 +111,9 @@ async fn a_server_without_logprobs_is_verified_by_its_text() {
     let loaded = load(&proxy.url, &["--requests", "400", "--max-tokens", "24"]).await;
     assert_eq!(proxy.done().len(), 5);
     assert_eq!(loaded.result["verification"]["compared"], "text");
-    assert_eq!(loaded.found(), [2, 1, 1, 1, 0], "{}", loaded.table);
+    let [broken, differing, ends] = loaded.found();
+    assert_eq!((broken, ends), (2, 0), "{}", loaded.table);
+    assert!(differing >= 3, "{}", loaded.table);
     assert_eq!(["checked", "identical"].map(|name| loaded.verified(name)), [400, 395]);
 }
 
@@ -130,7 +127,7 @@ async fn a_killed_node_breaks_no_stream() {
     let arguments = ["--requests", "400", "--max-tokens", "64", "--references", "8"];
     let loaded = load(&proxy.url, &[&arguments[..], &["--fault", &kill]].concat()).await;
     assert_eq!((proxy.num_streams(), proxy.num_refused()), (proxy.num_whole(), 0));
-    assert_eq!(loaded.found(), [0; 5], "{}", loaded.table);
+    assert_eq!(loaded.found(), [0; 3], "{}", loaded.table);
     assert_eq!(loaded.verified("identical"), loaded.verified("checked"));
     assert_eq!(loaded.result["failed"], 0);
     assert_eq!(requests_with_another_code_than_200(&cluster).await, 0);
@@ -162,7 +159,7 @@ async fn a_pause_breaks_nothing_and_its_length_is_told() {
     let hook = "command:'exit 3'@600ms";
     let faults = ["--fault", &stop, "--fault", &cont, "--fault", hook];
     let loaded = load(&cluster.http, &[&arguments[..], &faults].concat()).await;
-    assert_eq!(loaded.found(), [0; 5], "{}", loaded.table);
+    assert_eq!(loaded.found(), [0; 3], "{}", loaded.table);
     assert_eq!(loaded.verified("identical"), 100);
     let [stop, cont, hook] = [0, 1, 2].map(|index| &loaded.result["faults"][index]);
     assert_eq!([stop, cont, hook].map(|fault| fault["failed"].as_u64()), [Some(0); 3]);

@@ -4,8 +4,8 @@ use std::num::NonZeroU32;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use bench::client::request::{Endpoint, Prompt};
-use bench::numbers;
+use loadgen::client::request::{Endpoint, Prompt};
+use loadgen::numbers;
 
 use super::server::ServerArguments;
 use super::terminal::{dim, say};

@@ -4,14 +4,14 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use bench::client::Server;
-use bench::load::fault::{self, Fault};
-use bench::load::inject::Injection;
-use bench::load::observe::{All, Observe};
-use bench::load::verify::{self, Verifier};
-use bench::load::{Extent, Load, Progress};
-use bench::report::answers;
-use bench::report::result::RunResult;
+use loadgen::client::Server;
+use loadgen::load::fault::{self, Fault};
+use loadgen::load::inject::Injection;
+use loadgen::load::observe::{All, Observe};
+use loadgen::load::verify::{self, Verifier};
+use loadgen::load::{Extent, Load, Progress};
+use loadgen::report::answers;
+use loadgen::report::result::RunResult;
 
 use super::terminal::show;
 

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use bench::experiments::configuration::{Configuration, Target};
-use bench::experiments::outcome::Outcome;
-use bench::experiments::server::Started;
-use bench::numbers::{decimal, time};
-use bench::report::compare::{Against, Source};
-use bench::report::result::{FORMAT, Metric, RunResult, Series};
+use loadgen::experiments::configuration::{Configuration, Target};
+use loadgen::experiments::outcome::Outcome;
+use loadgen::experiments::server::Started;
+use loadgen::numbers::{decimal, time};
+use loadgen::report::compare::{Against, Source};
+use loadgen::report::result::{FORMAT, Metric, RunResult, Series};
 
 use super::checks;
 use super::load::{self, LoadArguments, write_json};
@@ -136,7 +136,7 @@ fn flags(configuration: &Configuration) -> Vec<String> {
         Target::Command(command) => vec![format!("--server={}", command.words.join(" "))],
     };
     let load = ["load".to_string()].into_iter().chain(server).chain(configuration.load.clone());
-    bench::report::provenance::without_secrets(load)
+    loadgen::report::provenance::without_secrets(load)
 }
 
 fn in_file(path: &std::path::Path) -> String {

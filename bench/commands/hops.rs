@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use bench::client::Server;
-use bench::client::request::{Endpoint, Parameters, Prompt};
-use bench::experiments::server::Started;
 use bench::hops::{Sample, StepTimes, cluster, report, rows, table};
+use loadgen::client::Server;
+use loadgen::client::request::{Endpoint, Parameters, Prompt};
+use loadgen::experiments::server::Started;
 
 use super::terminal::{dim, say};
 

@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use bench::cluster::{Cluster, Setup, check_programs};
 use bench::engine::random_model::Storage;
 use bench::interference::{Measured, Work, report, table};
-use bench::numbers::parse_time;
 use bench::users::{Users, Wish};
+use loadgen::numbers::parse_time;
 
 use super::model::find_or_write;
 use super::terminal::{dim, say};

@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use bench::engine::kernels::{self, Kernel};
 use bench::engine::random_model::{SHAPES, Shape};
-use bench::engine::rival;
 use clap::builder::ArgPredicate;
 use protocol::config::KvCacheDtype;
 use shaders::gpu::{Gpu, GpuOptions};
@@ -31,8 +30,13 @@ pub(crate) struct KernelsArguments {
     formats: Vec<Format>,
     /// How products are computed: plain, f16, cooperative-matrix, packed-dot, as by
     /// `autoglm-node --products`.
-    #[arg(long, value_name = "HOW", value_delimiter = ',', default_value = "plain",
-          conflicts_with_all = ["rival", "peer"])]
+    #[arg(
+        long,
+        value_name = "HOW",
+        value_delimiter = ',',
+        default_value = "plain",
+        conflicts_with = "peer"
+    )]
     products: Vec<Products>,
     /// Shapes of weights: values of a row, rows; or a model's, as in glm-0.3b.
     #[arg(long, value_name = "KxN|SHAPE", value_delimiter = ',', value_parser = matrices,
@@ -63,15 +67,9 @@ pub(crate) struct KernelsArguments {
     #[arg(long, value_name = "TOKENS", default_value = "151552",
           value_parser = clap::value_parser!(u32).range(1..1 << 24))]
     vocabulary: u32,
-    /// Instead of all this: what row invariance costs a model of this shape, against kernels that
-    /// add in any order, tuned for each shape; with --formats, --kv-cache-dtype, --contexts and
-    /// --rounds.
-    #[arg(long, value_name = "SHAPE", num_args = 0..=1, default_missing_value = "glm-0.3b",
-          value_parser = super::model::shape)]
-    rival: Option<Shape>,
     /// Products only, beside those of another library on the same device: of glm-0.3b, in f32, f16
     /// and bf16, of 1, 16 and 512 rows, unless --shapes, --formats and --rows say otherwise.
-    #[arg(long, value_name = "PEER", conflicts_with = "rival")]
+    #[arg(long, value_name = "PEER")]
     peer: Option<Peer>,
     /// Rounds, of which medians are taken.
     #[arg(long, value_name = "N", default_value = "5")]
@@ -140,19 +138,6 @@ pub(crate) fn time_kernels(arguments: &KernelsArguments) -> Result<ExitCode> {
     let opened = GpuOptions { products, ..GpuOptions::kept() };
     let gpu = Gpu::open_with(arguments.adapter.as_deref(), opened)?;
     let adapter = kernels::report::adapter(&gpu);
-    if let Some(model) = arguments.rival {
-        let options = rival::Options {
-            model,
-            formats: arguments.formats.clone(),
-            kv: kv_format(arguments),
-            contexts: sizes(&arguments.contexts),
-            num_rounds: arguments.rounds.get(),
-        };
-        let pairs = rival::compare(&gpu, &options, &mut |text| eprintln!("{}", dim(text)))?;
-        say(&rival::report::table(&adapter, &options, &pairs));
-        write_json(arguments, &rival::report::json(&adapter, &options, &pairs))?;
-        return Ok(ExitCode::SUCCESS);
-    }
     let (limits, measured) = kernels::measure(&gpu, &options(arguments), |done, all| {
         eprintln!("{}", dim(&format!("round {done} of {all}")));
     })?;

@@ -7,17 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use bench::load::client_use::raise_file_limit;
-use bench::load::pace::{Arrivals, Gaps, Growth, Pace, Ramp};
-use bench::load::slo::Slo;
-use bench::load::sweep::{self, Steps};
-use bench::load::trace::{Trace, Unit};
-use bench::load::{Extent, Load, Measured, Progress, report};
-use bench::numbers::parse_time;
-use bench::report::compare::{Against, Source};
-use bench::report::provenance;
-use bench::report::result::{FORMAT, Metric, RunResult, Series};
 use clap::{ArgGroup, Parser as _};
+use loadgen::load::client_use::raise_file_limit;
+use loadgen::load::pace::{Arrivals, Gaps, Growth, Pace, Ramp};
+use loadgen::load::slo::Slo;
+use loadgen::load::sweep::{self, Steps};
+use loadgen::load::trace::{Trace, Unit};
+use loadgen::load::{Extent, Load, Measured, Progress, report};
+use loadgen::numbers::parse_time;
+use loadgen::report::compare::{Against, Source};
+use loadgen::report::provenance;
+use loadgen::report::result::{FORMAT, Metric, RunResult, Series};
 use serde::Serialize;
 
 use super::checks::{self, CheckArguments};

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use bench::distribution::{Delays, Lengths};
-use bench::mock::{Mock, Stall, serve};
+use loadgen::distribution::{Delays, Lengths};
+use loadgen::mock::{Mock, Stall, serve};
 
 use super::interrupt::interrupted;
 use super::terminal::say;

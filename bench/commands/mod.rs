@@ -11,7 +11,6 @@ mod kernels;
 mod load;
 mod mock;
 mod model;
-mod overhead;
 mod overload;
 mod quality;
 mod report;
@@ -50,8 +49,6 @@ pub(crate) enum Command {
     Model(model::ModelArguments),
     /// Compares what a model says in int8 and int4 with what it says in its own format.
     Quality(quality::QualityArguments),
-    /// Measures what metrics and traces cost: two clusters do the same work in turns.
-    Overhead(overhead::OverheadArguments),
     /// Asks a cluster of this machine for several times what it can do.
     Overload(overload::OverloadArguments),
     /// Sets two stages on a core each beside one node on one core, on this machine.
@@ -87,9 +84,6 @@ impl Command {
             Self::Kernels(arguments) => kernels::time_kernels(&arguments),
             Self::Model(arguments) => model::time_model(&arguments),
             Self::Quality(arguments) => quality::compare_formats(&arguments),
-            Self::Overhead(arguments) => {
-                runtime()?.block_on(unless_interrupted(overhead::overhead(arguments)))
-            }
             Self::Overload(arguments) => {
                 runtime()?.block_on(unless_interrupted(overload::overload(arguments)))
             }

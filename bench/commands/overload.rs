@@ -6,14 +6,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use bench::client::Server;
 use bench::cluster::Setup;
 use bench::engine::random_model::Storage;
-use bench::load::client_use::raise_file_limit;
-use bench::load::slo::Slo;
-use bench::load::sweep::Steps;
-use bench::numbers::{decimal, parse_time, time};
 use bench::overload::{Asked, Memory, closed, open, report, summary, table};
+use loadgen::client::Server;
+use loadgen::load::client_use::raise_file_limit;
+use loadgen::load::slo::Slo;
+use loadgen::load::sweep::Steps;
+use loadgen::numbers::{decimal, parse_time, time};
 
 use super::model::find_or_write;
 use super::terminal::{dim, say};

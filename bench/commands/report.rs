@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use bench::experiments::outcome::Outcome;
-use bench::report::compare::{Against, Comparison, Source};
-use bench::report::{html, result};
+use loadgen::experiments::outcome::Outcome;
+use loadgen::report::compare::{Against, Comparison, Source};
+use loadgen::report::{html, result};
 
 use super::terminal::say;
 

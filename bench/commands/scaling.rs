@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bench::cluster::Setup;
 use bench::engine::random_model::Storage;
-use bench::numbers::{decimal, parse_time};
 use bench::scaling::{Comparison, Goal, Rate, Side, best, report, table};
 use bench::users::{Users, Wish};
+use loadgen::numbers::{decimal, parse_time};
 
 use super::model::find_or_write;
 use super::terminal::{dim, say};

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use bench::client::request::{Endpoint, Parameters};
-use bench::client::{Connections, HeaderMap, HeaderName, HeaderValue, Manner, Server, Trust};
+use loadgen::client::request::{Endpoint, Parameters};
+use loadgen::client::{Connections, HeaderMap, HeaderName, HeaderValue, Manner, Server, Trust};
 
 #[derive(clap::Args)]
 pub(crate) struct ServerArguments {

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bench::load::{Extent, Progress};
+use loadgen::load::{Extent, Progress};
 
 /// Shows how far a load is on one line of the terminal, for as long as it is polled. Without a
 /// terminal it shows nothing.

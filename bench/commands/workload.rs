@@ -4,12 +4,12 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use bench::client::request::{Endpoint, Parameters};
-use bench::distribution::{Delays, Lengths};
-use bench::load::mix::Mix;
-use bench::load::prompts;
-use bench::load::trace::Trace;
-use bench::load::workload::{Prefix, Source, Workload};
+use loadgen::client::request::{Endpoint, Parameters};
+use loadgen::distribution::{Delays, Lengths};
+use loadgen::load::mix::Mix;
+use loadgen::load::prompts;
+use loadgen::load::trace::Trace;
+use loadgen::load::workload::{Prefix, Source, Workload};
 use serde_json::Value;
 
 #[derive(clap::Args)]

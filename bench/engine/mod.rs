@@ -1,8 +1,7 @@
 //! A whole model on one adapter, stepped by hand: the engine without its cluster.
 //!
 //! [`model`] times it, perhaps a [`random_model`]; [`kernels`] times its kernels,
-//! [`rival`] what their row invariance costs; [`quality`] compares what it says in one format and
-//! another.
+//! [`quality`] compares what it says in one format and another.
 
 pub mod kernels;
 pub mod model;
@@ -10,7 +9,6 @@ pub mod model;
 pub mod peer_burn;
 pub mod quality;
 pub mod random_model;
-pub mod rival;
 
 use std::path::Path;
 use std::time::Duration;
@@ -235,7 +233,7 @@ impl Engine {
     ///
     /// # Errors
     /// When they don't fit one step, or the device fails.
-    pub fn score(&mut self, tokens: &[TokenId]) -> Result<Vec<f32>> {
+    pub(crate) fn score(&mut self, tokens: &[TokenId]) -> Result<Vec<f32>> {
         let mut sequence = self.begin(None);
         for _ in 0..tokens.len().div_ceil(BLOCK_TOKENS) {
             let block = self.free.pop().context("the KV cache is too small for this")?;
@@ -296,7 +294,7 @@ pub fn token(at: usize, vocab_size: usize) -> TokenId {
 }
 
 /// Processor time of this process so far; `None` where the system doesn't say.
-pub fn processor_time() -> Option<Duration> {
+pub(crate) fn processor_time() -> Option<Duration> {
     // Fields 14 and 15 of proc(5)'s `stat`, in hundredths of a second; the name before them may
     // hold anything but ends with the last parenthesis.
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
@@ -307,7 +305,7 @@ pub fn processor_time() -> Option<Duration> {
 
 /// Processor time of the threads that this process has now, finer than [`processor_time`]; `None`
 /// where the system doesn't say. Comparable only while no thread ends.
-pub fn processor_nanoseconds() -> Option<u64> {
+pub(crate) fn processor_nanoseconds() -> Option<u64> {
     let mut sum = 0;
     for thread in std::fs::read_dir("/proc/self/task").ok()? {
         // A thread may end meanwhile.

@@ -11,7 +11,7 @@ use protocol::BLOCK_TOKENS;
 use serde_json::{Value, json};
 
 use crate::engine::{Engine, Matrices, OWN_TOKENS, Sequence, processor_time};
-use crate::numbers::median;
+use loadgen::numbers::median;
 
 /// One test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +81,7 @@ impl Measured {
     }
 
     /// Tokens a second of processor time.
-    pub fn processor_rate(&self) -> Option<f64> {
+    pub(crate) fn processor_rate(&self) -> Option<f64> {
         (!self.processor_seconds.is_empty())
             .then(|| self.test.num_tokens() as f64 / median(&self.processor_seconds))
     }

@@ -19,7 +19,7 @@ use shaders::weights::{Format, RowOrder, WeightMatrix};
 use crate::engine::kernels::matmul::{format_name, work};
 use crate::engine::kernels::rounds::Task;
 use crate::engine::kernels::{About, Limits, Measured, Options, measure_ready, numbers, report};
-use crate::numbers::median;
+use loadgen::numbers::median;
 
 type Device = <CubeBackend as BackendTypes>::Device;
 

@@ -57,7 +57,7 @@ impl Said {
     }
 
     /// The largest difference of logits.
-    pub fn worst_logit(&self, other: &Self) -> f32 {
+    pub(crate) fn worst_logit(&self, other: &Self) -> f32 {
         let pairs = self.logits.iter().zip(&other.logits);
         pairs.map(|(own, other)| (own - other).abs()).fold(0.0, f32::max)
     }

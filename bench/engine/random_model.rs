@@ -231,13 +231,8 @@ impl Shape {
         SHAPES.into_iter().find(|shape| shape.name == name)
     }
 
-    /// Decoder layers.
-    pub fn num_layers(&self) -> usize {
-        self.layers as usize
-    }
-
     /// Heads of attention.
-    pub fn head_shape(&self) -> HeadShape {
+    pub(crate) fn head_shape(&self) -> HeadShape {
         let [num_heads, num_kv_heads, head_dim] =
             [self.heads, self.kv_heads, self.head_dim].map(|size| size as usize);
         HeadShape { num_heads, num_kv_heads, head_dim }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bench::client::request::Endpoint;
-use bench::client::{Connections, Manner, Server};
+use loadgen::client::request::Endpoint;
+use loadgen::client::{Connections, Manner, Server};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
-use bench::report::result::{self, FORMAT, RunResult};
+use loadgen::report::result::{self, FORMAT, RunResult};
 
 async fn bench(arguments: &[&str]) -> Output {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_autoglm-bench"));

@@ -4,8 +4,8 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use bench::distribution::{Delays, Purpose, random};
-use bench::report::result::{Metric, RunResult, Series, read};
+use loadgen::distribution::{Delays, Purpose, random};
+use loadgen::report::result::{Metric, RunResult, Series, read};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 

@@ -6,17 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bench::client::Server;
-use bench::client::failure::FailureKind;
-use bench::client::request::{Parameters, Prompt};
-use bench::load::pace::{Pace, Ramp};
-use bench::load::result::result;
-use bench::load::slo::Slo;
-use bench::load::workload::Workload;
-use bench::load::{Extent, Load, Progress, report};
-use bench::report::compare::{Against, Source};
-use bench::report::html::page;
-use bench::report::result::{FORMAT, Metric, Series};
+use loadgen::client::Server;
+use loadgen::client::failure::FailureKind;
+use loadgen::client::request::{Parameters, Prompt};
+use loadgen::load::pace::{Pace, Ramp};
+use loadgen::load::result::result;
+use loadgen::load::slo::Slo;
+use loadgen::load::workload::Workload;
+use loadgen::load::{Extent, Load, Progress, report};
+use loadgen::report::compare::{Against, Source};
+use loadgen::report::html::page;
+use loadgen::report::result::{FORMAT, Metric, Series};
 
 use crate::fake_server;
 

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use bench::report::compare::{Against, Source};
-use bench::report::html;
-use bench::report::result::{
+use loadgen::report::compare::{Against, Source};
+use loadgen::report::html;
+use loadgen::report::result::{
     ClientUse, FORMAT, FailureCount, FaultOutcome, Group, Provenance, RunResult, Second, Series,
     Verification,
 };

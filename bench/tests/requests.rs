@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use bench::client::failure::{Failure, FailureKind};
-use bench::client::request::{Endpoint, Parameters, Prompt};
-use bench::client::{Answer, HeaderValue, Manner, Server, Trust};
+use loadgen::client::failure::{Failure, FailureKind};
+use loadgen::client::request::{Endpoint, Parameters, Prompt};
+use loadgen::client::{Answer, HeaderValue, Manner, Server, Trust};
 
 use crate::fake_server;
 

@@ -46,7 +46,7 @@ async fn an_answer_that_changes_is_found() {
     assert_eq!((&found["checked"], &found["identical"]), (&6.into(), &0.into()));
     assert_eq!(found["differing_tokens"], 6, "a piece each");
     assert_eq!(found["broken_streams"], 0);
-    assert_eq!(found["examples"][0], "\"fickle\": after 0 equal tokens: 1 other");
+    assert_eq!(found["examples"][0], "\"fickle\": 0 equal tokens, then 1 that differ");
     assert_eq!(ran.status.code(), Some(1));
     let table = String::from_utf8(ran.stdout).unwrap();
     assert!(

@@ -12,7 +12,7 @@ use shaders::tensor::Tensor;
 use super::{About, Options, Work, numbers};
 
 /// Tokens of the prompt whose attention is measured.
-pub const PROMPT_TOKENS: usize = 512;
+pub(crate) const PROMPT_TOKENS: usize = 512;
 
 /// Tokens that attend in one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,13 +41,13 @@ impl Step {
     }
 
     /// Blocks that the cache of the step has.
-    pub fn num_blocks(self) -> usize {
+    pub(crate) fn num_blocks(self) -> usize {
         let (sequences, context) = self.extent();
         sequences * context.div_ceil(BLOCK_TOKENS)
     }
 
     /// Rows that are computed.
-    pub fn num_rows(self) -> usize {
+    pub(crate) fn num_rows(self) -> usize {
         match self {
             Self::Decode { sequences, .. } => sequences,
             Self::Prefill { num_tokens } => num_tokens,
@@ -146,7 +146,7 @@ fn words(format: KvFormat, len: usize) -> Vec<u32> {
 }
 
 /// What a cache other than the usual one is called, after a comma.
-pub fn cache_name(format: KvFormat) -> &'static str {
+pub(crate) fn cache_name(format: KvFormat) -> &'static str {
     match format {
         KvFormat::F32 => "",
         KvFormat::F16 => ", f16 cache",
@@ -154,7 +154,7 @@ pub fn cache_name(format: KvFormat) -> &'static str {
 }
 
 /// What scores are multiplied with.
-pub fn scale(heads: HeadShape) -> f32 {
+pub(crate) fn scale(heads: HeadShape) -> f32 {
     (heads.head_dim as f32).sqrt().recip()
 }
 

@@ -72,7 +72,7 @@ fn num_bytes(weights: &WeightMatrix, batch: usize) -> f64 {
 }
 
 /// The name of a format in options and results.
-pub fn format_name(format: Format) -> String {
+pub(crate) fn format_name(format: Format) -> String {
     format!("{format:?}").to_lowercase()
 }
 

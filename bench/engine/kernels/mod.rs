@@ -24,7 +24,7 @@ use shaders::weights::Format;
 
 use rounds::{Task, interleave};
 
-use crate::numbers::median;
+use loadgen::numbers::median;
 
 /// A kernel that can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -136,22 +136,22 @@ impl Measured {
     }
 
     /// Bytes a second.
-    pub fn bytes_rate(&self) -> f64 {
+    pub(crate) fn bytes_rate(&self) -> f64 {
         self.about.num_bytes / self.seconds()
     }
 
     /// Floating-point operations a second.
-    pub fn operations_rate(&self) -> f64 {
+    pub(crate) fn operations_rate(&self) -> f64 {
         self.about.num_operations / self.seconds()
     }
 
     /// Of the device's memory speed, in percent.
-    pub fn memory_percent(&self, limits: &Limits) -> f64 {
+    pub(crate) fn memory_percent(&self, limits: &Limits) -> f64 {
         100.0 * self.bytes_rate() / limits.copy_bytes
     }
 
     /// Of the device's arithmetic, in percent.
-    pub fn arithmetic_percent(&self, limits: &Limits) -> f64 {
+    pub(crate) fn arithmetic_percent(&self, limits: &Limits) -> f64 {
         100.0 * self.operations_rate() / limits.fma_operations
     }
 }
@@ -183,7 +183,7 @@ pub fn measure(
 ///
 /// # Errors
 /// When the device has no room or fails.
-pub fn measure_ready<'a>(
+pub(crate) fn measure_ready<'a>(
     gpu: &'a Gpu,
     ready: Vec<(About, Task<'a>)>,
     num_rounds: usize,

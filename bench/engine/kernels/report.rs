@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use shaders::gpu::Gpu;
 
 use super::{Limits, Measured};
-use crate::numbers;
+use loadgen::numbers;
 
 /// What an adapter is called.
 pub fn adapter(gpu: &Gpu) -> String {

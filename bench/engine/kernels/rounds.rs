@@ -8,7 +8,7 @@ use shaders::gpu::Gpu;
 use shaders::kernel::Pass;
 
 use crate::engine::processor_nanoseconds;
-use crate::numbers::median;
+use loadgen::numbers::median;
 
 /// How long one measurement lasts at least; short work is repeated.
 const MEASUREMENT: Duration = Duration::from_millis(60);
@@ -54,7 +54,7 @@ impl<'a> Task<'a> {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn of_pass(gpu: &'a Gpu, record: impl Fn(&mut Pass) + 'a) -> Result<Self> {
+    pub(crate) fn of_pass(gpu: &'a Gpu, record: impl Fn(&mut Pass) + 'a) -> Result<Self> {
         Self::new(move |repetitions| {
             let mut pass = Pass::new();
             (0..repetitions).for_each(|_| record(&mut pass));
@@ -92,7 +92,7 @@ impl<'a> Task<'a> {
 ///
 /// # Errors
 /// When one fails.
-pub fn interleave(
+pub(crate) fn interleave(
     tasks: &mut [Task<'_>],
     num_rounds: usize,
     mut progress: impl FnMut(usize, usize),
