@@ -324,6 +324,13 @@ pub struct Metrics {
     pub enabled: bool,
     /// Names of another server under which metrics are told as well: `none` or `vllm`.
     pub compat: MetricsCompat,
+    /// Milliseconds that a point of the curves at /ui stands for.
+    pub history_interval_ms: u64,
+    /// Points that are kept in memory; at the default interval, an hour's.
+    pub history_points: u32,
+    /// Events that are kept for the time line at /ui: nodes that joined or were lost, pipelines
+    /// that moved.
+    pub max_events: u32,
 }
 
 /// Whose names metrics have besides our own.
@@ -385,7 +392,13 @@ impl Default for Log {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self { enabled: true, compat: MetricsCompat::None }
+        Self {
+            enabled: true,
+            compat: MetricsCompat::None,
+            history_interval_ms: 10_000,
+            history_points: 360,
+            max_events: 500,
+        }
     }
 }
 

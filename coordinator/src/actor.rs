@@ -3,6 +3,7 @@
 //! face.
 
 mod gate;
+mod noting;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -20,12 +21,11 @@ use tracing::{debug, error, info, warn};
 use transport::Remote;
 
 pub use self::gate::GateActor;
-use crate::autoscaler::{Decision, Observation};
 use crate::cluster::{Action, Cluster, Input, Staffing};
 use crate::duty::{self, Duty};
 use crate::engine::Submission;
 use crate::events::Teller;
-use crate::metrics::{Metrics, StepReport};
+use crate::metrics::Metrics;
 use crate::request::{Event, SubmitError};
 use crate::sessions::Sessions;
 use crate::spans;
@@ -237,6 +237,7 @@ impl State {
             adapter = report.adapters.first().map(|adapter| adapter.name.as_str()),
             "node joined"
         );
+        self.noted_join(&report);
         self.nodes.insert(node, (session, actor));
         if !self.revoked.is_empty() {
             self.cast(node, NodeMsg::Revoked(self.revoked.clone().into()));
@@ -255,6 +256,9 @@ impl State {
     }
 
     fn handle(&mut self, input: Input, myself: &ActorRef<Msg>) {
+        if matches!(input, Input::Tick) {
+            self.arguments.metrics.tick(Instant::now());
+        }
         if let Input::Cancel(request) = &input {
             self.clients.remove(request);
         }
@@ -265,6 +269,7 @@ impl State {
     fn perform(&mut self, actions: Vec<Action>, myself: &ActorRef<Msg>) {
         let changed = !actions.is_empty();
         for action in actions {
+            self.note(&action);
             match action {
                 Action::Submitted(requests, result) => self.submitted(&requests, &result),
                 Action::Load(node, plan) => {
@@ -308,36 +313,9 @@ impl State {
                     }
                 }
                 Action::Tell(request, event) => self.tell(request, event),
-                Action::Measured { epoch, step, duration, num_tokens, timings } => {
-                    let trip = self.arguments.stages.trips().take(epoch, step);
-                    let (ended, timings) = (Instant::now(), timings.as_slice());
-                    let step = StepReport { ended, duration, num_tokens, timings, trip };
-                    self.arguments.metrics.step(&step);
-                }
-                Action::Admitted(wait) => self.arguments.metrics.admitted(wait),
-                Action::Preempted(priority) => self.arguments.metrics.preempted(priority),
-                Action::Moved { pipeline, cause, num_sequences } => {
-                    warn!(%pipeline, cause, num_sequences, "a pipeline is lost");
-                    self.arguments.metrics.pipeline_lost();
-                    self.arguments.metrics.moved(num_sequences);
-                }
-                Action::Drained { pipeline, cause, num_sequences } => {
-                    info!(%pipeline, cause, num_sequences, "a pipeline is drained");
-                    self.arguments.metrics.drained(num_sequences);
-                }
-                Action::Found(prefix) => self.arguments.metrics.prefix(prefix),
                 Action::Traced(ended) => {
                     self.arguments.tracer.record(spans::of_phase(*ended, Instant::now()));
                 }
-                Action::Quarantined { node, pause, cause } => {
-                    let pause_s = pause.as_secs();
-                    warn!(%node, pause_s, cause, "a node keeps failing: it is left out");
-                }
-                Action::LetIn(node) => info!(%node, "a node that failed may serve again"),
-                Action::Observed(seen) => {
-                    self.arguments.metrics.observed(seen.num_tokens, seen.num_serving);
-                }
-                Action::Scaled(decision) => self.scaled(&decision),
                 Action::Staff(staffing) => {
                     let Staffing { num_pipelines, num_nodes, .. } = staffing;
                     self.arguments.metrics.wanted(num_pipelines, num_nodes);
@@ -345,6 +323,18 @@ impl State {
                 }
                 Action::Publish => self.publish(),
                 Action::Stuck(cause) => error!(%cause, "the model can't be placed"),
+                // Noted, and nothing to be done about.
+                Action::Measured { .. }
+                | Action::Admitted(_)
+                | Action::Preempted(_)
+                | Action::Moved { .. }
+                | Action::Drained { .. }
+                | Action::Found(_)
+                | Action::Quarantined { .. }
+                | Action::LetIn(_)
+                | Action::Gone { .. }
+                | Action::Observed(_)
+                | Action::Scaled(_) => {}
             }
         }
         if changed {
@@ -354,24 +344,6 @@ impl State {
             metrics.running(load.lanes.num_running);
             metrics.kv(load.lanes.num_used_blocks, load.lanes.num_blocks);
         }
-    }
-
-    fn scaled(&self, decision: &Decision) {
-        let &Decision { from, to, cause, load, seen, .. } = decision;
-        let Observation { num_serving, num_tokens, num_sequences, longest_wait, .. } = seen;
-        let (load, longest_wait_ms) = (format!("{load:.2}"), longest_wait.as_millis() as u64);
-        info!(
-            from,
-            to,
-            %cause,
-            load,
-            num_tokens,
-            num_sequences,
-            longest_wait_ms,
-            num_serving,
-            "another number of pipelines is wanted"
-        );
-        self.arguments.metrics.scaled(from, to);
     }
 
     /// Tells a node what it understands. One that is gone is noticed by its connection; nothing
@@ -440,29 +412,6 @@ impl State {
         if client.num_choices_left == 0 {
             self.clients.remove(&request);
         }
-    }
-
-    fn publish(&mut self) {
-        let status = self.arguments.cluster.status();
-        let before = self.arguments.status.borrow().clone();
-        let served = |id| before.pipelines.iter().any(|it| it.pipeline == id && it.is_ready());
-        for pipeline in &status.pipelines {
-            if !pipeline.is_ready() || served(pipeline.pipeline) {
-                continue;
-            }
-            let (id, stages) = (pipeline.pipeline, pipeline.stages.len());
-            info!(pipeline = %id, stages, "the pipeline serves");
-            if let Some(classes) = pipeline.mixed_classes() {
-                warn!(
-                    classes,
-                    "stages of several device classes serve, their answers are not bit-equal to \
-                     those of a pipeline of one class"
-                );
-            }
-        }
-        let joined = status.nodes.iter().map(|node| node.node);
-        self.arguments.metrics.nodes(joined, status.is_ready());
-        self.arguments.status.send_replace(Arc::new(status));
     }
 }
 

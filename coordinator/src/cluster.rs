@@ -11,9 +11,11 @@ mod nodes;
 mod pipelines;
 mod returning;
 mod scaling;
+mod seen;
 mod show;
 mod sources;
 mod spares;
+mod submitting;
 mod tell;
 mod waiting;
 mod ways;
@@ -166,7 +168,9 @@ pub enum Action {
     Tell(RequestId, Event),
     /// A step has returned.
     Measured {
-        /// Of which pipeline's plan.
+        /// Through which pipeline.
+        pipeline: PipelineId,
+        /// Of which plan of it.
         epoch: Epoch,
         /// Which.
         step: StepId,
@@ -214,6 +218,15 @@ pub enum Action {
     },
     /// A node that was left out is let in again.
     LetIn(NodeId),
+    /// A node that had joined is here no more.
+    Gone {
+        /// Who.
+        node: NodeId,
+        /// One sentence for a person.
+        cause: String,
+        /// Whether it went on purpose.
+        on_purpose: bool,
+    },
     /// The load, when it isn't what it was.
     Observed(Observation),
     /// Another number of pipelines is wanted.
@@ -362,44 +375,6 @@ impl Cluster {
         pipeline.filter(|pipeline| pipeline.epoch == stage.epoch)
     }
 
-    fn submit(&mut self, requests: Vec<Request>, now: Instant) {
-        let ids = requests.iter().map(|request| request.id).collect();
-        let may = self.may_wait(&requests);
-        if may.is_ok() {
-            self.history.submit(&requests, now);
-            for request in requests {
-                self.requests.insert(request.id, request.num_choices);
-                self.queue.submit(request, now);
-            }
-        }
-        self.actions.push(Action::Submitted(ids, may));
-    }
-
-    /// Whether all of a body may wait: there is no answer to a part of it.
-    fn may_wait(&self, requests: &[Request]) -> Result<(), SubmitError> {
-        if self.is_stopping {
-            return Err(SubmitError::ShuttingDown);
-        }
-        // They were taken in long ago.
-        if requests.iter().all(|request| request.resumed.is_some()) {
-            return Ok(());
-        }
-        // Whoever comes while a lost pipeline is replaced waits like those who were there.
-        if !self.has_served {
-            return Err(SubmitError::NoPipeline(self.waiting_for()));
-        }
-        let max = self.config.scheduler.max_queued_requests;
-        if self.queue.num_requests() + requests.len() > max {
-            return Err(SubmitError::QueueFull { max });
-        }
-        let held =
-            self.open_lanes().map(|lane| lane.capacity().num_blocks).max().unwrap_or(usize::MAX);
-        match requests.iter().map(Request::num_blocks).max() {
-            Some(needed) if needed > held => Err(SubmitError::TooLarge { needed, held }),
-            _ => Ok(()),
-        }
-    }
-
     fn frame(&mut self, frame: Frame, now: Instant) {
         let StageId { pipeline: id, epoch, stage } = frame.stage;
         let pipeline = self.pipelines.get_mut(&id).filter(|pipeline| pipeline.epoch == epoch);
@@ -431,11 +406,13 @@ impl Cluster {
                         let (reports, stages) = (self.members.joined(), &pipeline.stages);
                         self.known.learn(&self.model.cost, reports, stages, &timings, num_outputs);
                     }
+                    let (step, lane::Update { duration, num_tokens, .. }) = (frame.step, update);
                     self.actions.push(Action::Measured {
+                        pipeline: id,
                         epoch,
-                        step: frame.step,
-                        duration: update.duration,
-                        num_tokens: update.num_tokens,
+                        step,
+                        duration,
+                        num_tokens,
                         timings,
                     });
                 }

@@ -203,6 +203,16 @@ impl History {
         let end = before.and_then(|body| self.story(body)).map_or(u64::MAX, |it| it.number);
         self.open.range(..end).rev().map(|(_, body)| (*body, &self.stories[body]))
     }
+
+    /// Open bodies, oldest first.
+    pub fn oldest_open(&self) -> impl Iterator<Item = (RequestId, &Story)> {
+        self.open.values().map(|body| (*body, &self.stories[body]))
+    }
+
+    /// Bodies that are open.
+    pub fn num_open(&self) -> usize {
+        self.open.len()
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use clap::builder::RangedI64ValueParser;
 use clap::{Parser, Subcommand};
 use coordinator::operator::{self, Show};
 use coordinator::serve::{self, Misconfigured};
-use coordinator::{batch_job, data_dir, doctor, explain, hand_over, keys, plan, tokens};
+use coordinator::{batch_job, data_dir, doctor, explain, hand_over, keys, plan, tokens, top};
 use protocol::config::{
     Config, Extent, GenerationConfig, KvCacheDtype, LogFormat, MetricsCompat, Quantize,
 };
@@ -35,6 +35,8 @@ enum Command {
     Doctor(doctor::Arguments),
     /// How it is with a running cluster, and what it waits for.
     Status(operator::ShowArguments),
+    /// All of that in a terminal, once a second.
+    Top(top::Arguments),
     /// Its nodes.
     Nodes(operator::ShowArguments),
     /// Its pipelines and their stages.
@@ -181,6 +183,7 @@ fn main() -> ExitCode {
         Command::Status(it) => it.run(Show::Status, &mut std::io::stdout().lock()),
         Command::Nodes(it) => it.run(Show::Nodes, &mut std::io::stdout().lock()),
         Command::Pipelines(it) => it.run(Show::Pipelines, &mut std::io::stdout().lock()),
+        Command::Top(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Node(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Explain(arguments) => arguments.run(&mut std::io::stdout().lock()),
         Command::Batch(BatchCommand::Run { arguments }) => hand_over::run(&arguments),

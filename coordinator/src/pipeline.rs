@@ -284,6 +284,7 @@ impl Pipeline {
                 class: stage.echo.as_ref().map(|echo| echo.fingerprint),
                 num_blocks: stage.echo.as_ref().map_or(0, |echo| echo.num_blocks),
                 memory_bytes: stage.loading.loaded_bytes,
+                of_bytes: stage.loading.total_bytes,
                 measured_s: self.measured.stage_s(number),
             }
         });

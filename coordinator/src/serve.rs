@@ -12,6 +12,7 @@ use protocol::config::{Config, GenerationConfig};
 use ractor::{Actor, ActorRef};
 use telemetry::Tracer;
 use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use transport::{Authority, Endpoint, Token};
 
@@ -314,7 +315,8 @@ async fn start(
         BatchJobs::open(&data_dir.path, store, completions, keys, config).await?
     };
     let batches = tokio::spawn(jobs.clone().run());
-    let api = Arc::new(ApiState { completions, keys, jobs, permits });
+    let closing = CancellationToken::new();
+    let api = Arc::new(ApiState { completions, keys, jobs, permits, closing });
     Ok(Started {
         api,
         endpoint,

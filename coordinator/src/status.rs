@@ -169,6 +169,8 @@ pub struct StageStatus {
     pub num_blocks: u32,
     /// Bytes on its adapter; while loading, what is there so far.
     pub memory_bytes: u64,
+    /// Bytes that it is to have there, once it is known.
+    pub of_bytes: u64,
     /// Seconds that it is busy with one sequence's next token, once it was measured. What was
     /// expected stands in [`PipelineStatus::predicted`].
     pub measured_s: Option<f64>,
@@ -183,4 +185,15 @@ pub enum StageState {
     Linking,
     /// Loaded and linked: routed to, as soon as all stages are.
     Serving,
+}
+
+impl StageState {
+    /// Its name in answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::Linking => "linking",
+            Self::Serving => "serving",
+        }
+    }
 }

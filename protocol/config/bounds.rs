@@ -119,6 +119,10 @@ const BOUNDS: &[(&str, u64, u64)] = &[
     ("transport.piece_bytes", 4 << 10, 64 << 20),
     ("transport.max_pieces", 1, 256),
     ("transport.piece_timeout_ms", 1, HOUR_MS),
+    // A point is closed at a tick, of which there are two a second.
+    ("metrics.history_interval_ms", 500, DAY_MS),
+    ("metrics.history_points", 0, 1 << 16),
+    ("metrics.max_events", 0, 1 << 16),
     ("traces.steps_every", 1, 1 << 30),
     ("traces.max_content_bytes", 0, 1 << 24),
     ("traces.max_queued_spans", 1, 1 << 20),

@@ -140,12 +140,12 @@ impl Cluster {
     }
 
     /// Whether more of it is open than waits.
-    fn runs(&self, story: &Story) -> bool {
+    pub(super) fn runs(&self, story: &Story) -> bool {
         let num_waiting = |request: &RequestId| self.queue.num_waiting_of(*request);
         story.requests.iter().map(num_waiting).sum::<usize>() < story.num_open as usize
     }
 
-    fn why_waiting(&self, waiting: &Sequence) -> String {
+    pub(super) fn why_waiting(&self, waiting: &Sequence) -> String {
         match self.open_lanes().map(|lane| lane.obstacle(waiting)).min() {
             None => format!("no pipeline serves: {}", self.waiting_for()),
             Some(Obstacle::Turn) => {

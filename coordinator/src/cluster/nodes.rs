@@ -42,6 +42,9 @@ impl Cluster {
     /// It goes on purpose, which is no failure.
     pub(super) fn leaves(&mut self, node: NodeId, session: SessionId, cause: &str, now: Instant) {
         let over = self.members.lose(node, session);
+        if over.as_ref().is_some_and(|over| over.had_joined) {
+            self.actions.push(Action::Gone { node, cause: cause.to_owned(), on_purpose: true });
+        }
         self.left(over, cause, now);
     }
 
@@ -68,8 +71,9 @@ impl Cluster {
 
     /// A session is over that should not be.
     fn failed(&mut self, over: Option<Over>, cause: &str, now: Instant) {
-        if let Some(over) = over.filter(|over| over.had_joined) {
-            self.node_failed(over.node, cause, now);
+        if let Some(Over { node, .. }) = over.filter(|over| over.had_joined) {
+            self.actions.push(Action::Gone { node, cause: cause.to_owned(), on_purpose: false });
+            self.node_failed(node, cause, now);
         }
         self.left(over, cause, now);
     }

@@ -1,7 +1,8 @@
 //! Who asks: the key of a request is looked at before anything of its body is read. Every handler
 //! finds a [`Caller`] among the extensions of its request.
 //!
-//! Health needs no key, since what asks for it has none. Everything else does, once there are keys:
+//! Health needs no key, since what asks for it has none, and neither do the files of the page at /ui,
+//! which hold nothing of the cluster. Everything else does, once there are keys:
 //! /metrics one for metrics, /v1/admin one for admin, the rest, what isn't there included, one for
 //! inference.
 
@@ -12,7 +13,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 
-use super::ApiState;
+use super::{ApiState, ui};
 use crate::keys::{Access, Limits, OverQuota, Refusal, Scope};
 use crate::openai::ApiError;
 use crate::request::Tenant;
@@ -71,7 +72,9 @@ pub(super) fn over(state: &ApiState, quota: OverQuota) -> ApiError {
 /// With the answer to those who may not.
 pub(super) fn identify(state: &ApiState, request: &mut Request) -> Result<Caller, Box<Response>> {
     let scope = match request.uri().path() {
-        path if path.starts_with("/health/") => return Ok(Caller(state.keys.anybody())),
+        path if path.starts_with("/health/") || ui::is_page(path) => {
+            return Ok(Caller(state.keys.anybody()));
+        }
         "/metrics" => Scope::Metrics,
         path if path.starts_with(ADMIN) => Scope::Admin,
         _ => Scope::Inference,

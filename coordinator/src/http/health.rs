@@ -11,7 +11,7 @@ use protocol::{LinkSpeed, NodeId};
 use serde_json::{Value, json};
 
 use super::ApiState;
-use crate::status::{StageState, Status};
+use crate::status::Status;
 
 pub(super) async fn live() -> Response {
     Json(json!({"status": "live"})).into_response()
@@ -89,11 +89,7 @@ pub(super) fn describe(status: &Status) -> Value {
                 "adapter": stage.adapter,
                 "driver": stage.driver,
                 "layers": [stage.layers.first, stage.layers.end],
-                "state": match stage.state {
-                    StageState::Loading => "loading",
-                    StageState::Linking => "linking",
-                    StageState::Serving => "serving",
-                },
+                "state": stage.state.name(),
                 "class": stage.class.map(|class| class.to_string()),
                 "num_blocks": stage.num_blocks,
                 "memory_bytes": stage.memory_bytes,

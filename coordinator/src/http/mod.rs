@@ -35,11 +35,15 @@ mod script;
 mod server;
 #[cfg(test)]
 mod server_tests;
+mod snapshot;
+#[cfg(test)]
+mod snapshot_tests;
 mod socket;
 mod storage;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod ui;
 
 use std::future::Future;
 use std::ops::Deref;
@@ -55,6 +59,7 @@ use axum::routing::{MethodRouter, get, post};
 use futures::StreamExt;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::batch_job::BatchJobs;
@@ -74,6 +79,8 @@ pub struct ApiState {
     pub jobs: BatchJobs,
     /// A permit for each request that may be answered at once.
     pub permits: Arc<Semaphore>,
+    /// Cancelled when the server is to end: what would never end by itself ends then.
+    pub closing: CancellationToken,
 }
 
 impl Deref for ApiState {
@@ -85,7 +92,7 @@ impl Deref for ApiState {
 }
 
 /// Every route.
-fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 26] {
+fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 30] {
     [
         ("/v1/models", get(models::list)),
         ("/v1/models/{*id}", get(models::retrieve)),
@@ -108,11 +115,15 @@ fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 26] {
         ("/v1/requests/{id}", get(requests::retrieve).delete(requests::cancel)),
         ("/v1/requests/{id}/events", get(durable::events)),
         ("/v1/admin/status", get(admin::status)),
+        ("/v1/admin/snapshot", get(snapshot::one)),
+        ("/v1/admin/snapshot/events", get(snapshot::events)),
         ("/v1/admin/cordon/{node}", post(admin::cordon)),
         ("/v1/admin/uncordon/{node}", post(admin::uncordon)),
         ("/v1/admin/drain/{node}", post(admin::drain)),
         ("/tokenize", post(tokens::tokenize)),
         ("/detokenize", post(tokens::detokenize)),
+        ("/ui", get(ui::page)),
+        ("/ui/{file}", get(ui::part)),
         ("/health/live", get(health::live)),
         ("/health/ready", get(health::ready)),
         ("/health/stages", get(health::stages)),
@@ -203,6 +214,11 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let api = Arc::new(Api::new(Arc::clone(&state)));
+    let closing = state.closing.clone();
+    let shutdown = async move {
+        shutdown.await;
+        closing.cancel();
+    };
     server::serve(listener, api, &state.config, shutdown).await
 }
 

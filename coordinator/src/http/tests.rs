@@ -91,7 +91,8 @@ impl Server {
         });
         let keys = Arc::new(served.keys);
         let (jobs, data) = opened(&completions, &keys, served.batch).await;
-        let state = Arc::new(ApiState { completions, keys, jobs, permits });
+        let state =
+            Arc::new(ApiState { completions, keys, jobs, permits, closing: Default::default() });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         tokio::spawn(serve(listener, state, std::future::pending()));
@@ -99,7 +100,7 @@ impl Server {
     }
 
     /// A connection on which a request was sent.
-    async fn open(&self, method: &str, path: &str, body: &[u8]) -> TcpStream {
+    pub(super) async fn open(&self, method: &str, path: &str, body: &[u8]) -> TcpStream {
         let mut stream = TcpStream::connect(self.addr).await.unwrap();
         let (close, length) = ("connection: close", body.len());
         let head =

@@ -31,6 +31,7 @@ fn counting_a_step_takes_microseconds() {
         let start = Instant::now();
         for _ in 0..STEPS {
             metrics.step(&StepReport {
+                pipeline: protocol::PipelineId(0),
                 ended: Instant::now(),
                 duration: Duration::from_millis(3),
                 num_tokens: 1,

@@ -7,6 +7,7 @@ mod batches;
 #[cfg(test)]
 mod cost;
 mod latency;
+mod nodes;
 mod scaling;
 mod scheduling;
 mod stages;
@@ -16,8 +17,8 @@ mod text;
 mod vllm;
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -26,18 +27,20 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use protocol::TraceId;
 use protocol::config::{self, MetricsCompat};
-use protocol::{NodeId, TraceId};
 
 use crate::lane::Prefix;
+use crate::recent::Recent;
 use crate::request::Priority;
 use batches::Batches;
 pub use batches::OpenJobs;
 use latency::Latency;
+use nodes::Nodes;
 use scaling::Scaling;
 use scheduling::Scheduling;
 use stages::StageMetrics;
-pub use stages::StepReport;
+pub use stages::{StepReport, Ways};
 pub use text::{OPEN_METRICS, PLAIN, wants_plain};
 
 type Float = Gauge<f64, AtomicU64>;
@@ -51,9 +54,6 @@ const SECONDS: [f64; 20] = [
     1.0, 3.0, 10.0, 60.0, 300.0,
 ];
 
-/// Nodes that may come and go without a pipeline, and still be told of.
-const MAX_LOST: usize = 64;
-
 const TOKENS: [f64; 14] =
     [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0];
 
@@ -62,11 +62,6 @@ struct RequestLabels {
     model: Arc<str>,
     class: &'static str,
     code: u32,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct NodeLabels {
-    node: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -126,15 +121,14 @@ pub struct Metrics {
     step: Histogram,
     batch_tokens: Histogram,
     stages: StageMetrics,
-    node_up: Family<NodeLabels, Gauge>,
-    // Nodes with a series, and whether they are there.
-    nodes: Mutex<Vec<(NodeId, bool)>>,
-    pipeline_ready: Gauge,
+    nodes: Nodes,
     pipelines_lost: Counter,
     shed: Family<ReasonLabels, Counter>,
     refused: Family<ReasonLabels, Counter>,
     joins_refused: Family<ReasonLabels, Counter>,
     http: Family<HttpLabels, Histogram>,
+    // For whoever looks at the server itself, and not at what is scraped of it.
+    recent: Mutex<Recent>,
 }
 
 fn seconds() -> Histogram {
@@ -174,14 +168,13 @@ impl Metrics {
             step: seconds(),
             batch_tokens: Histogram::new(TOKENS),
             stages: StageMetrics::new(),
-            node_up: Family::default(),
-            nodes: Mutex::default(),
-            pipeline_ready: Gauge::default(),
+            nodes: Nodes::default(),
             pipelines_lost: Counter::default(),
             shed: Family::default(),
             refused: Family::default(),
             joins_refused: Family::default(),
             http: Family::new_with_constructor(seconds),
+            recent: Mutex::new(Recent::new(config)),
         };
         let mut registry = Registry::default();
         metrics.register(&mut registry);
@@ -241,15 +234,24 @@ impl Metrics {
             self.kv_blocks.clone(),
         );
         self.stages.register(ours);
-        let help = "1 while a node is joined; 0 from its loss until a pipeline serves again";
-        ours.register("node_up", help, self.node_up.clone());
-        let help = "Whether a pipeline serves";
-        ours.register("pipeline_ready", help, self.pipeline_ready.clone());
+        self.nodes.register(ours);
         ours.register("pipeline_lost", "Pipelines that were lost", self.pipelines_lost.clone());
         ours.register("shed", "Requests that were refused for load", self.shed.clone());
         ours.register("refused", "Requests that no API key allows, by cause", self.refused.clone());
         let help = "Nodes that asked to join and may not, by cause";
         ours.register("joins_refused", help, self.joins_refused.clone());
+    }
+
+    /// The last hour.
+    pub fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Time passed.
+    pub fn tick(&self, now: Instant) {
+        if self.is_on {
+            self.recent().tick(now);
+        }
     }
 
     /// All of it, in OpenMetrics text.
@@ -270,7 +272,9 @@ impl Metrics {
         if !self.is_on {
             return;
         }
-        self.waiting.set(num_waiting.iter().sum::<usize>() as i64);
+        let num_all = num_waiting.iter().sum::<usize>();
+        self.waiting.set(num_all as i64);
+        self.recent().queued(num_all);
         self.scheduling.queued(num_waiting);
     }
 
@@ -280,6 +284,7 @@ impl Metrics {
             return;
         }
         self.running.set(num_running as i64);
+        self.recent().running(num_running);
     }
 
     /// A sequence was admitted after this wait.
@@ -288,6 +293,7 @@ impl Metrics {
             return;
         }
         self.queue_wait.observe(wait.as_secs_f64());
+        self.recent().admitted(wait);
     }
 
     /// Blocks of the KV cache.
@@ -298,7 +304,9 @@ impl Metrics {
         let [used, free] = &self.kv_states;
         used.set(num_used as i64);
         free.set(num_blocks.saturating_sub(num_used) as i64);
-        self.kv_usage.set(if num_blocks == 0 { 0.0 } else { num_used as f64 / num_blocks as f64 });
+        let share = if num_blocks == 0 { 0.0 } else { num_used as f64 / num_blocks as f64 };
+        self.kv_usage.set(share);
+        self.recent().kv(share);
     }
 
     /// A step has returned.
@@ -308,33 +316,9 @@ impl Metrics {
         }
         self.step.observe(step.duration.as_secs_f64());
         self.batch_tokens.observe(step.num_tokens as f64);
-        self.stages.step(step);
-    }
-
-    /// The nodes that are joined, and whether a pipeline serves on them. A node that is lost is
-    /// told of until one does; it may never come back, so its series ends then.
-    pub fn nodes(&self, joined: impl Iterator<Item = NodeId>, is_ready: bool) {
-        self.pipeline_ready.set(is_ready.into());
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        nodes.iter_mut().for_each(|(_, up)| *up = false);
-        for node in joined {
-            match nodes.iter_mut().find(|(known, _)| *known == node) {
-                Some((_, up)) => *up = true,
-                None => nodes.push((node, true)),
-            }
-        }
-        let num_lost = nodes.iter().filter(|(_, up)| !up).count();
-        let mut num_forgotten = if is_ready { num_lost } else { num_lost.saturating_sub(MAX_LOST) };
-        nodes.retain(|&(node, up)| {
-            let labels = NodeLabels { node: node.to_string() };
-            if !up && num_forgotten > 0 {
-                num_forgotten -= 1;
-                self.node_up.remove(&labels);
-                return false;
-            }
-            self.node_up.get_or_create(&labels).set(up.into());
-            true
-        });
+        let ways = Ways::of(step);
+        self.stages.step(step, ways.as_ref());
+        self.recent().step(step, ways.as_ref());
     }
 
     /// A running sequence had to give way.
@@ -350,6 +334,9 @@ impl Metrics {
     /// What the prefix cache had.
     pub fn prefix(&self, prefix: Prefix) {
         self.scheduling.prefix(prefix);
+        if self.is_on {
+            self.recent().prefix(prefix);
+        }
     }
 
     /// The pipeline was lost.
@@ -388,6 +375,7 @@ impl Metrics {
             return;
         }
         self.first_token.observe(after.as_secs_f64(), trace);
+        self.recent().first_token(after);
     }
 
     /// Another token of a choice, after this time.
@@ -396,6 +384,7 @@ impl Metrics {
             return;
         }
         self.between_tokens.observe(after.as_secs_f64(), trace);
+        self.recent().next_token(after);
     }
 
     /// A choice has ended, its last token this time after its first.
@@ -436,6 +425,7 @@ impl Metrics {
         let labels =
             RequestLabels { model: Arc::clone(&self.model), class: CLASS, code: code.into() };
         self.requests.get_or_create(&labels).inc();
+        self.recent().ended(code);
     }
 
     /// A request has failed.

@@ -21,7 +21,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-use protocol::StageTiming;
+use protocol::{PipelineId, StageTiming};
 
 use super::Float;
 use crate::trips::Trip;
@@ -38,6 +38,8 @@ const BUBBLE_SECONDS: f64 = 10.0;
 /// One pass of one batch through the pipeline.
 #[derive(Clone, Copy, Debug)]
 pub struct StepReport<'a> {
+    /// Through which.
+    pub pipeline: PipelineId,
     /// When what came of it was recorded.
     pub ended: Instant,
     /// Since it was scheduled.
@@ -48,6 +50,45 @@ pub struct StepReport<'a> {
     pub timings: &'a [StageTiming],
     /// Its way, if all of it was seen.
     pub trip: Option<Trip>,
+}
+
+/// What the stages of a step don't know of: the network, and the coordinator's own part. Seconds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ways {
+    /// Round trips of the ways to each stage in order, and back to the coordinator.
+    pub rtts: Vec<f64>,
+    /// What the network took on each of them.
+    pub transfers: Vec<f64>,
+    /// Between the coordinator's tasks.
+    pub handoff: f64,
+    /// Between its frames and bytes.
+    pub serialise: f64,
+    /// Until QUIC took its bytes.
+    pub send: f64,
+    /// Bytes of what came back.
+    pub num_bytes: u64,
+}
+
+impl Ways {
+    /// Of a step, if all of its way was seen.
+    pub fn of(step: &StepReport<'_>) -> Option<Self> {
+        let Trip { away, sent, decode, num_bytes } = step.trip?;
+        let known = away + sent.encode + sent.write + decode;
+        let within = step.timings.iter().map(StageTiming::total_us).sum();
+        let transfer = away.saturating_sub(Duration::from_micros(within)).as_secs_f64();
+        // The round trip of the way to each stage is known where the way begins.
+        let begins = step.timings.iter().map(|timing| f64::from(timing.rtt_us) / 1e6);
+        let rtts: Vec<_> = std::iter::once(sent.rtt.as_secs_f64()).chain(begins).collect();
+        let all = rtts.iter().sum::<f64>().max(1e-9);
+        Some(Self {
+            transfers: rtts.iter().map(|rtt| transfer * rtt / all).collect(),
+            rtts,
+            handoff: step.duration.saturating_sub(known).as_secs_f64(),
+            serialise: (sent.encode + decode).as_secs_f64(),
+            send: sent.write.as_secs_f64(),
+            num_bytes: num_bytes as u64,
+        })
+    }
 }
 
 /// Whose part it is: as many values as the pipeline has stages, and one.
@@ -163,7 +204,7 @@ impl StageMetrics {
         *self.recent.lock().unwrap_or_else(PoisonError::into_inner) = Recent::default();
     }
 
-    pub(super) fn step(&self, step: &StepReport<'_>) {
+    pub(super) fn step(&self, step: &StepReport<'_>, ways: Option<&Ways>) {
         let micros = |micros: u32| f64::from(micros) / 1e6;
         for timing in step.timings {
             let at = Labels { stage: Place::Stage(timing.stage.0) };
@@ -179,37 +220,25 @@ impl StageMetrics {
             self.bytes.get_or_create(&at).inc_by(timing.received_bytes.into());
             self.busy.get_or_create(&at).inc_by(busy.iter().sum::<f64>());
         }
-        if let Some(trip) = &step.trip {
-            self.way(step, trip);
+        if let Some(ways) = ways {
+            self.ways(step, ways);
         }
         self.idle(step);
     }
 
     /// What the stages don't know of: the network, and the coordinator's own part.
-    fn way(&self, step: &StepReport<'_>, trip: &Trip) {
-        let Trip { away, sent, decode, num_bytes } = *trip;
+    fn ways(&self, step: &StepReport<'_>, ways: &Ways) {
         let at = Labels { stage: Place::Coordinator };
-        self.serialise.get_or_create(&at).observe((sent.encode + decode).as_secs_f64());
-        self.send.get_or_create(&at).observe(sent.write.as_secs_f64());
-        let known = away + sent.encode + sent.write + decode;
-        let handoff = step.duration.saturating_sub(known);
-        self.handoff.get_or_create(&at).observe(handoff.as_secs_f64());
-        self.bytes.get_or_create(&at).inc_by(num_bytes as u64);
-
-        let within = step.timings.iter().map(StageTiming::total_us).sum();
-        let transfer = away.saturating_sub(Duration::from_micros(within)).as_secs_f64();
-        // The round trip of the way to each stage is known where the way begins.
-        let begins = step.timings.iter().map(|timing| f64::from(timing.rtt_us) / 1e6);
+        self.serialise.get_or_create(&at).observe(ways.serialise);
+        self.send.get_or_create(&at).observe(ways.send);
+        self.handoff.get_or_create(&at).observe(ways.handoff);
+        self.bytes.get_or_create(&at).inc_by(ways.num_bytes);
         let ends = step.timings.iter().map(|timing| Place::Stage(timing.stage.0));
-        let ways = || {
-            let rtts = std::iter::once(sent.rtt.as_secs_f64()).chain(begins.clone());
-            rtts.zip(ends.clone().chain(std::iter::once(Place::Coordinator)))
-        };
-        let all: f64 = ways().map(|(rtt, _)| rtt).sum();
-        for (rtt, stage) in ways() {
+        let ends = ends.chain(std::iter::once(Place::Coordinator));
+        for ((rtt, transfer), stage) in ways.rtts.iter().zip(&ways.transfers).zip(ends) {
             let at = Labels { stage };
-            self.rtt.get_or_create(&at).set(rtt);
-            self.transfer.get_or_create(&at).observe(transfer * rtt / all.max(1e-9));
+            self.rtt.get_or_create(&at).set(*rtt);
+            self.transfer.get_or_create(&at).observe(*transfer);
         }
     }
 
@@ -272,7 +301,7 @@ mod tests {
     fn counted(steps: &[StepReport<'_>]) -> String {
         let (stages, mut registry) = (StageMetrics::new(), Registry::with_prefix("autoglm"));
         stages.register(&mut registry);
-        steps.iter().for_each(|step| stages.step(step));
+        steps.iter().for_each(|step| stages.step(step, Ways::of(step).as_ref()));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         text
@@ -287,6 +316,7 @@ mod tests {
         let trip = Trip { away: micros(3000), sent, decode: micros(7), num_bytes: 80 };
         let timings = [timing(0, 600), timing(1, 300)];
         let text = counted(&[StepReport {
+            pipeline: PipelineId(0),
             ended: Instant::now(),
             duration: micros(3100),
             num_tokens: 1,
@@ -329,6 +359,7 @@ mod tests {
         let timings = [quick(0), quick(1)];
         let steps: Vec<_> = (0..30_000)
             .map(|number| StepReport {
+                pipeline: PipelineId(0),
                 ended: start + Duration::from_millis(2 + number),
                 duration: Duration::from_millis(2),
                 num_tokens: 1,

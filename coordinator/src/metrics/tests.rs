@@ -1,5 +1,6 @@
+use super::nodes::MAX_LOST;
 use super::*;
-use protocol::StageTiming;
+use protocol::{NodeId, StageTiming};
 use std::collections::HashSet;
 use std::time::Instant;
 
@@ -8,6 +9,7 @@ fn counted(compat: MetricsCompat) -> Metrics {
     metrics.pipeline_lost();
     let timing = StageTiming { compute_us: 1500, received_bytes: 64, ..StageTiming::default() };
     metrics.step(&StepReport {
+        pipeline: protocol::PipelineId(0),
         ended: Instant::now(),
         duration: Duration::from_millis(3),
         num_tokens: 7,

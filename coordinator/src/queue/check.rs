@@ -1,6 +1,7 @@
 //! What a watcher sees of the queue, and whether its books agree.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use super::{Queue, turn};
 use crate::request::{Priority, Tenant};
@@ -11,6 +12,8 @@ use crate::sequence::Sequence;
 pub struct Waits<'a> {
     /// Who.
     pub sequence: &'a Sequence,
+    /// Since when.
+    pub since: Instant,
     /// The priority that it was lifted to.
     pub level: Priority,
     /// Whether it was passed so often that blocks are kept for it.
@@ -32,6 +35,7 @@ impl Queue {
         let waiting = &self.waiting[&ticket];
         Waits {
             sequence: &waiting.sequence,
+            since: waiting.since,
             level: waiting.level,
             keeps_blocks: waiting.sequence.num_passed >= self.config.max_passed,
         }

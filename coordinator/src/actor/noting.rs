@@ -1,0 +1,139 @@
+//! What is counted, logged and kept on the time line of what the cluster does.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use protocol::{NodeId, NodeReport, PipelineId};
+use tracing::{info, warn};
+
+use super::State;
+use crate::autoscaler::{Decision, Observation};
+use crate::cluster::Action;
+use crate::duty::Duty;
+use crate::metrics::StepReport;
+use crate::snapshot::{Happened, Kind};
+
+impl State {
+    pub(super) fn note(&self, action: &Action) {
+        let metrics = &self.arguments.metrics;
+        match action {
+            Action::Measured { pipeline, epoch, step, duration, num_tokens, timings } => {
+                let trip = self.arguments.stages.trips().take(*epoch, *step);
+                metrics.step(&StepReport {
+                    pipeline: *pipeline,
+                    ended: Instant::now(),
+                    duration: *duration,
+                    num_tokens: *num_tokens,
+                    timings,
+                    trip,
+                });
+            }
+            Action::Admitted(wait) => metrics.admitted(*wait),
+            Action::Preempted(priority) => metrics.preempted(*priority),
+            Action::Found(prefix) => metrics.prefix(*prefix),
+            Action::Observed(seen) => metrics.observed(seen.num_tokens, seen.num_serving),
+            Action::Moved { pipeline, cause, num_sequences } => {
+                warn!(%pipeline, cause, num_sequences, "a pipeline is lost");
+                metrics.pipeline_lost();
+                metrics.moved(*num_sequences);
+                let text = format!("{num_sequences} sequences move: {cause}");
+                self.of_pipeline(Kind::Moved, *pipeline, text);
+                metrics.recent().forget(*pipeline);
+            }
+            Action::Drained { pipeline, cause, num_sequences } => {
+                info!(%pipeline, cause, num_sequences, "a pipeline is drained");
+                metrics.drained(*num_sequences);
+                let text = match num_sequences {
+                    0 => cause.clone(),
+                    _ => format!("{cause}; {num_sequences} sequences move"),
+                };
+                self.of_pipeline(Kind::Drained, *pipeline, text);
+                metrics.recent().forget(*pipeline);
+            }
+            Action::Quarantined { node, pause, cause } => {
+                let pause_s = pause.as_secs();
+                warn!(%node, pause_s, cause, "a node keeps failing: it is left out");
+                self.of_node(Kind::Quarantined, *node, format!("for {pause_s} s: {cause}"));
+            }
+            Action::LetIn(node) => {
+                info!(%node, "a node that failed may serve again");
+                self.of_node(Kind::Duty, *node, "it may serve again".to_owned());
+            }
+            Action::Gone { node, cause, on_purpose } => {
+                let kind = if *on_purpose { Kind::Left } else { Kind::Lost };
+                self.of_node(kind, *node, cause.clone());
+            }
+            Action::Relieved(node, duty) => {
+                let text = match duty {
+                    Duty::Active => "an operator takes it back",
+                    Duty::Cordoned => "an operator cordons it",
+                    Duty::Draining => "an operator drains it",
+                };
+                self.of_node(Kind::Duty, *node, text.to_owned());
+            }
+            Action::Scaled(decision) => self.scaled(decision),
+            _ => {}
+        }
+    }
+
+    pub(super) fn noted_join(&self, report: &NodeReport) {
+        let adapters: Vec<_> = report.adapters.iter().map(|it| it.name.as_str()).collect();
+        let text = format!("{} with {}", report.hostname, adapters.join(", "));
+        self.of_node(Kind::Joined, report.node, text);
+    }
+
+    fn of_node(&self, kind: Kind, node: NodeId, text: String) {
+        let happened = Happened { node: node.to_string(), text, ..Happened::default() };
+        self.arguments.metrics.recent().happened(Instant::now(), kind, happened);
+    }
+
+    fn of_pipeline(&self, kind: Kind, pipeline: PipelineId, text: String) {
+        let happened = Happened { pipeline: Some(pipeline.0), text, ..Happened::default() };
+        self.arguments.metrics.recent().happened(Instant::now(), kind, happened);
+    }
+
+    fn scaled(&self, decision: &Decision) {
+        let &Decision { from, to, cause, load, seen, .. } = decision;
+        let Observation { num_serving, num_tokens, num_sequences, longest_wait, .. } = seen;
+        let (load, longest_wait_ms) = (format!("{load:.2}"), longest_wait.as_millis() as u64);
+        info!(
+            from,
+            to,
+            %cause,
+            load,
+            num_tokens,
+            num_sequences,
+            longest_wait_ms,
+            num_serving,
+            "another number of pipelines is wanted"
+        );
+        self.arguments.metrics.scaled(from, to);
+        let text = format!("{to} pipelines are wanted, {from} were: {cause}");
+        let happened = Happened { text, ..Happened::default() };
+        self.arguments.metrics.recent().happened(Instant::now(), Kind::Scaled, happened);
+    }
+
+    pub(super) fn publish(&mut self) {
+        let status = self.arguments.cluster.status();
+        let before = self.arguments.status.borrow().clone();
+        let served = |id| before.pipelines.iter().any(|it| it.pipeline == id && it.is_ready());
+        for pipeline in &status.pipelines {
+            if !pipeline.is_ready() || served(pipeline.pipeline) {
+                continue;
+            }
+            let (id, stages) = (pipeline.pipeline, pipeline.stages.len());
+            info!(pipeline = %id, stages, "the pipeline serves");
+            self.of_pipeline(Kind::Serves, id, format!("with {stages} stages"));
+            if let Some(classes) = pipeline.mixed_classes() {
+                warn!(
+                    classes,
+                    "stages of several device classes serve, their answers are not bit-equal to \
+                     those of a pipeline of one class"
+                );
+            }
+        }
+        let joined = status.nodes.iter().map(|node| node.node);
+        self.arguments.metrics.nodes(joined, status.is_ready());
+        self.arguments.status.send_replace(Arc::new(status));
+    }
+}
