@@ -3,6 +3,7 @@
 
 pub mod batch_load;
 pub mod batch_runs;
+pub mod browser;
 pub mod chaos;
 pub mod cluster;
 pub mod collector;

@@ -31,6 +31,7 @@ mod stages;
 mod structured;
 mod tidy;
 mod traces;
+mod ui;
 mod verification;
 mod versions;
 mod weights;

@@ -143,7 +143,8 @@ class StageCard {
     this.memoryText = element("span", "line dim");
     this.time = new Bar("Of a step", "compute", "wait", "network");
     this.times = ["compute", "wait", "network"].map(() => element("b"));
-    const named = ["computing ", "waiting ", "network "].map((name, at) => element("span", "", name, this.times[at]));
+    const named = ["compute", "wait", "network"].map((kind, at) => element("span", `key-${kind}`,
+      element("i"), element("span", "unseen", ["computing ", "waiting ", "network "][at]), this.times[at]));
     this.timeText = element("span", "line parts", ...named);
     this.element = element("div", "stage", element("div", "line", this.title, this.busy), this.node, this.adapter,
       this.memory.element, this.memoryText, this.time.element, this.timeText);
