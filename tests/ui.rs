@@ -1,5 +1,5 @@
-//! The page at `/ui` in a real browser, in front of a real cluster under load, and of a simulated one
-//! that is far larger; `autoglm top` beside it.
+//! The page at `/ui` in a real browser, in front of a real cluster under load, and of a simulated
+//! one that is far larger; `autoglm top` beside it.
 
 use std::path::Path;
 use std::process::Command;
@@ -43,8 +43,8 @@ fn load(cluster: &Cluster, body: Value, num: usize) -> Arc<AtomicBool> {
     stop
 }
 
-/// Goal: every panel shows what the API says, and what breaks is seen at once. Method: two pipelines
-/// of one stage under load, a batch job; then a node is killed, another cordoned from the page.
+/// Goal: every panel shows what the API says, and what breaks is seen at once. Method: two
+/// pipelines of one stage under load; a node is cordoned from the page, and another killed.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_panel_shows_what_the_server_says_and_a_killed_node_within_two_seconds() {
     let Some(program) = chromium() else {

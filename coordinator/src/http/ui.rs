@@ -1,5 +1,5 @@
 //! `/ui`: a page that shows what `/v1/admin/snapshot` tells, and says what operators say. Its files
-//! are in the binary, and hold nothing of the cluster: what they ask for needs a key like any other.
+//! are in the binary, and hold nothing of the cluster: what they ask for needs a key as any other.
 
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;

@@ -60,8 +60,8 @@ fn events_have_numbers_by_which_whoever_saw_some_hears_the_rest() {
     assert_eq!(told(recent.seen()), []);
 }
 
-/// Goal: the parts of a step are those of the newest seconds, as a mean over steps. Method: steps of
-/// 10 ms, of which the stages compute 4 and 2, then much longer ones.
+/// Goal: the parts of a step are those of the newest seconds, as a mean over steps. Method: steps
+/// of 10 ms, of which the stages compute 4 and 2, then much longer ones.
 #[test]
 fn a_pipelines_steps_are_told_as_a_mean_of_its_last_seconds() {
     let (mut recent, start) = (recent(1, 0), Instant::now());
