@@ -4,6 +4,7 @@ mod duties;
 mod failures;
 mod returning;
 mod scaling;
+mod seen;
 mod sessions;
 mod sources;
 
