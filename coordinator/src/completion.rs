@@ -28,7 +28,7 @@ use crate::keys::{Access, Reserved};
 use crate::metrics::{Metrics, Tokens};
 use crate::openai::{
     Answer, ApiError, Chunk, Context, Parsed, ServedModel, Style, may_be_asked, parse_chat,
-    parse_completion, parse_messages, parse_responses,
+    parse_completion, parse_infill, parse_messages, parse_responses,
 };
 use crate::request::{Event, Priority};
 use crate::tokenizer::Tokenizer;
@@ -228,6 +228,7 @@ impl Style {
             Self::Completion => parse_completion(body, context),
             Self::Messages => parse_messages(body, context),
             Self::Responses => parse_responses(body, context),
+            Self::Infill => parse_infill(body, context),
         }
     }
 }

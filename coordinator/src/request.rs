@@ -82,8 +82,8 @@ impl Clone for Box<dyn AnswerText> {
 pub struct Piece {
     /// Text that may be shown.
     pub text: String,
-    /// Whether a stop string has appeared: the answer ends before it.
-    pub stopped: bool,
+    /// The number of the stop string that has appeared: the answer ends before it.
+    pub stopped: Option<u32>,
 }
 
 /// All that the core knows of what an answer keeps to: tokens go in, which may come next comes out.
@@ -217,8 +217,10 @@ pub enum Event {
 /// Why a choice ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// An end token or a stop string.
+    /// An end token, or the end of what the answer keeps to.
     Stop,
+    /// The stop string of this number.
+    StopString(u32),
     /// `max_tokens`.
     Length,
 }
@@ -227,7 +229,7 @@ impl FinishReason {
     /// OpenAI's word for it.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Stop => "stop",
+            Self::Stop | Self::StopString(_) => "stop",
             Self::Length => "length",
         }
     }

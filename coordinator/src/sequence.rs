@@ -414,8 +414,8 @@ impl Sequence {
             self.constraint.clone_from(&self.request.constraint);
         }
         let going = self.constraint.as_mut().map_or(Ok(Going::On), |it| it.push(token));
-        let finished = if piece.stopped {
-            Some((FinishReason::Stop, String::new()))
+        let finished = if let Some(number) = piece.stopped {
+            Some((FinishReason::StopString(number), String::new()))
         } else if going == Ok(Going::Over) {
             Some((FinishReason::Stop, text.finish()))
         } else if self.generated.len() >= self.request.max_tokens as usize {

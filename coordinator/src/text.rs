@@ -20,7 +20,9 @@ pub struct TextStream {
     taken: usize,
     // Text that may be the beginning of a stop string.
     held: String,
-    stopped: bool,
+    // The stop string that has appeared.
+    stopped: Option<u32>,
+    is_finished: bool,
 }
 
 const INCOMPLETE: char = '\u{fffd}';
@@ -38,7 +40,8 @@ impl TextStream {
             read: 0,
             taken: 0,
             held: String::new(),
-            stopped: false,
+            stopped: None,
+            is_finished: false,
         }
     }
 
@@ -53,8 +56,8 @@ impl TextStream {
 
     /// The next token.
     pub fn push(&mut self, token: TokenId) -> Piece {
-        if self.stopped {
-            return Piece { text: String::new(), stopped: true };
+        if self.is_finished {
+            return Piece { text: String::new(), stopped: self.stopped };
         }
         // It changes nothing about the text, and would only make the window longer.
         if self.tokenizer.is_hidden(token) {
@@ -78,13 +81,13 @@ impl TextStream {
 
     /// What was held back, once the answer ends for another reason.
     pub fn finish(&mut self) -> String {
-        if self.stopped {
+        if self.is_finished {
             return String::new();
         }
         let text = self.decode_new();
         let rest = text.get(self.taken..).unwrap_or_default();
         let shown = self.show(rest).text;
-        self.stopped = true;
+        self.is_finished = true;
         shown + &std::mem::take(&mut self.held)
     }
 
@@ -109,13 +112,13 @@ impl TextStream {
 
     fn show(&mut self, new: &str) -> Piece {
         self.held.push_str(new);
-        let stops = self.stop.iter().filter(|stop| !stop.is_empty());
-        let found = stops.filter_map(|stop| self.held.find(stop.as_str())).min();
-        if let Some(at) = found {
-            self.stopped = true;
+        let stops = (0..).zip(&*self.stop).filter(|(_, stop)| !stop.is_empty());
+        let found = stops.filter_map(|(number, stop)| Some((self.held.find(stop)?, number))).min();
+        if let Some((at, number)) = found {
+            (self.stopped, self.is_finished) = (Some(number), true);
             let mut text = std::mem::take(&mut self.held);
             text.truncate(at);
-            return Piece { text, stopped: true };
+            return Piece { text, stopped: self.stopped };
         }
         let begins_stop = |at: &usize| {
             let tail = &self.held[*at..];
@@ -131,7 +134,7 @@ impl TextStream {
             .find(begins_stop)
             .unwrap_or(self.held.len());
         let held = self.held.split_off(keep);
-        Piece { text: std::mem::replace(&mut self.held, held), stopped: false }
+        Piece { text: std::mem::replace(&mut self.held, held), stopped: None }
     }
 }
 
@@ -167,19 +170,19 @@ mod tests {
     static GLM: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| tokenizer("fixtures/glm4/f32"));
     static GLASS: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| tokenizer("models/glass-en"));
 
-    fn stream(tokens: &[TokenId], stop: &[&str]) -> (Vec<String>, bool) {
+    fn stream(tokens: &[TokenId], stop: &[&str]) -> (Vec<String>, Option<u32>) {
         let stop: Vec<_> = stop.iter().map(|text| (*text).to_owned()).collect();
         let mut text = TextStream::new(Arc::clone(&GLM), stop.into());
         let mut pieces = Vec::new();
         for token in tokens {
             let piece = text.push(*token);
             pieces.push(piece.text);
-            if piece.stopped {
-                return (pieces, true);
+            if piece.stopped.is_some() {
+                return (pieces, piece.stopped);
             }
         }
         pieces.push(text.finish());
-        (pieces, false)
+        (pieces, None)
     }
 
     #[test]
@@ -196,10 +199,10 @@ mod tests {
     fn a_stop_string_may_span_tokens_and_never_shows() {
         let tokens = GLM.encode("one two three", false).unwrap();
         let (pieces, stopped) = stream(&tokens, &["o th", "wo t"]);
-        assert!(stopped);
-        assert_eq!(pieces.concat(), "one t", "the earliest wins");
+        assert_eq!(stopped, Some(1), "the earliest wins");
+        assert_eq!(pieces.concat(), "one t");
         let (pieces, stopped) = stream(&tokens, &["threes"]);
-        assert!(!stopped);
+        assert_eq!(stopped, None);
         assert_eq!(pieces.concat(), "one two three", "what was held back is shown at the end");
     }
 

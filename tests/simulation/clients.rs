@@ -67,7 +67,7 @@ impl Words {
 impl AnswerText for Words {
     fn push(&mut self, token: TokenId) -> Piece {
         self.num += 1;
-        Piece { text: format!("{}:{token} ", self.num), stopped: self.is_stop(token) }
+        Piece { text: format!("{}:{token} ", self.num), stopped: self.is_stop(token).then_some(0) }
     }
 
     fn finish(&mut self) -> String {

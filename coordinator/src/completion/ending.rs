@@ -78,6 +78,7 @@ impl Ending {
             Style::Completion => ("/v1/completions", "text_completion"),
             Style::Messages => ("/v1/messages", "chat"),
             Style::Responses => ("/v1/responses", "chat"),
+            Style::Infill => ("/infill", "text_completion"),
         };
         let traced = Traced::begin(state, &origin);
         let facts = Facts {

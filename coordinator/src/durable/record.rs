@@ -126,6 +126,9 @@ impl Record {
             Said::Finished { reason: FinishReason::Stop, text } => {
                 (4, 0, no_tokens, no_logprobs, text)
             }
+            Said::Finished { reason: FinishReason::StopString(number), text } => {
+                (7, number.into(), no_tokens, no_logprobs, text)
+            }
             Said::Finished { reason: FinishReason::Length, text } => {
                 (5, 0, no_tokens, no_logprobs, text)
             }
@@ -147,6 +150,10 @@ impl Record {
             3 => Said::Tokens { tokens, logprobs, text },
             4 => Said::Finished { reason: FinishReason::Stop, text },
             5 => Said::Finished { reason: FinishReason::Length, text },
+            7 => {
+                let number = u32::try_from(number).unwrap_or_default();
+                Said::Finished { reason: FinishReason::StopString(number), text }
+            }
             6 => {
                 let mut words = text.splitn(3, '\n').map(str::to_owned);
                 let mut word = || words.next().unwrap_or_default();
@@ -218,7 +225,8 @@ pub struct Kept {
 }
 
 /// Endpoints, by their numbers on the disk.
-const STYLES: [Style; 4] = [Style::Chat, Style::Completion, Style::Messages, Style::Responses];
+const STYLES: [Style; 5] =
+    [Style::Chat, Style::Completion, Style::Messages, Style::Responses, Style::Infill];
 
 type KeptWritten = (
     (u8, Vec<u8>, RequestId, u64),
@@ -343,6 +351,11 @@ mod tests {
             heard(Event::Inexact),
             heard(Event::Finished { choice: 0, reason: FinishReason::Stop, text: "a".into() }),
             heard(Event::Finished { choice: 0, reason: FinishReason::Length, text: "".into() }),
+            heard(Event::Finished {
+                choice: 0,
+                reason: FinishReason::StopString(3),
+                text: "".into(),
+            }),
         ]
     }
 

@@ -14,9 +14,24 @@ pub struct Calls {
     pub tools: Map<String, Value>,
     /// Whether there may be several.
     pub parallel: bool,
-    /// JSON of which schema the answer may be instead, if it need not call.
-    pub or: Option<Value>,
+    /// What else the answer may be.
+    pub or: Or,
 }
+
+/// What an answer may be in place of calls, or beside them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Or {
+    /// It must call.
+    #[default]
+    Nothing,
+    /// JSON of this schema, if it doesn't call.
+    Json(Value),
+    /// Any text, in which calls may begin.
+    Text,
+}
+
+/// What begins a call in the formats that have tags.
+const OPENING: &str = "<tool_call>";
 
 impl Calls {
     /// Lark's rules for them.
@@ -25,28 +40,65 @@ impl Calls {
         // GLM-4 calls one tool in an answer: the call is all of it.
         let several = self.parallel && self.format != CallFormat::NameThenJson;
         let more = if several { " (\"\\n\"? call)*" } else { "" };
-        let mut rules = format!("calls: call{more}\ncall: {}\n", names.join(" | "));
-        match &self.or {
-            None => rules += "start: calls\n",
-            Some(schema) => {
-                rules += &format!("start: calls | content\ncontent: %json {}\n", spaced(schema));
+        let calls = names.join(" | ");
+        let mut rules = match (&self.or, self.format) {
+            (Or::Nothing, _) => format!("start: call{more}\ncall: {calls}\n"),
+            (Or::Json(schema), _) => {
+                let schema = spaced(schema);
+                format!("start: call{more} | content\ncall: {calls}\ncontent: %json {schema}\n")
             }
-        }
+            // What names a tool and goes on with an object is a call, and all of the answer.
+            (Or::Text, CallFormat::NameThenJson) => {
+                let names: Vec<_> = self.tools.keys().map(|name| escaped(name)).collect();
+                let names = names.join("|");
+                format!(
+                    "start: call | TEXT\ncall: {calls}\n\
+                     TEXT: /(?s:.+)/ & ~/(?s:\\s*({names})\\s*\\{{.*)/\n"
+                )
+            }
+            // The text before a call ends with the tag that begins it.
+            (Or::Text, _) => {
+                let opening = quoted(OPENING);
+                format!(
+                    "start: (text call)* TAIL?\ncall: {calls}\n\
+                     text[suffix={opening}]: /(?s:.*)/\n\
+                     TAIL: /(?s:.+)/ & ~/(?s:.*{OPENING}.*)/\n"
+                )
+            }
+        };
+        let free = self.or == Or::Text;
         for (i, (name, schema)) in self.tools.iter().enumerate() {
             match self.format {
                 CallFormat::Json => {
-                    let head =
-                        format!("<tool_call>\n{{\"name\": {}, \"arguments\": ", quoted(name));
-                    let (head, tail) = (quoted(&head), quoted("}\n</tool_call>"));
+                    let name = quoted(name);
+                    let (head, tail) = if free {
+                        let head = format!("{{ ?\"name\": ?{name}, ?\"arguments\": ?");
+                        let head = format!("/[ \\n]{{0,4}}{}/", escaped(&head));
+                        (head, r"/[ \n]{0,4}\}[ \n]{0,4}<\x2ftool_call>/".to_owned())
+                    } else {
+                        let head = format!("<tool_call>\n{{\"name\": {name}, \"arguments\": ");
+                        (quoted(&head), quoted("}\n</tool_call>"))
+                    };
                     rules += &format!("call{i}: {head} args{i} {tail}\n");
                     rules += &format!("args{i}: %json {}\n", object(schema));
                 }
                 CallFormat::NameThenJson => {
-                    rules += &format!("call{i}: {} args{i}\n", quoted(&format!("{name}\n")));
+                    let name = format!("{name}\n");
+                    let head = if free {
+                        format!("/\\s*{}\\s*/", escaped(name.trim_end()))
+                    } else {
+                        quoted(&name)
+                    };
+                    rules += &format!("call{i}: {head} args{i}\n");
                     rules += &format!("args{i}: %json {}\n", object(schema));
                 }
                 CallFormat::KeysAndValues => {
-                    let (head, tail) = (quoted(&format!("<tool_call>{name}")), "\"</tool_call>\"");
+                    let head = if free {
+                        format!("/\\n?{}/", escaped(name))
+                    } else {
+                        quoted(&format!("{OPENING}{name}"))
+                    };
+                    let tail = "\"</tool_call>\"";
                     let pairs = pairs(i, schema, &mut rules);
                     rules += &format!("call{i}: {head} \"\\n\"?{pairs} {tail}\n");
                 }
@@ -54,6 +106,11 @@ impl Calls {
         }
         rules
     }
+}
+
+/// A text as a regular expression has it; the names of tools have no other signs than these.
+fn escaped(text: &str) -> String {
+    text.replace('.', "\\.").replace('{', "\\{")
 }
 
 /// A schema of objects: what a tool without one takes, too.

@@ -14,7 +14,7 @@ use llguidance::{Logger, Matcher, ParserFactory, panic_utils};
 use protocol::TokenId;
 use protocol::config::Http;
 
-pub use self::calls::Calls;
+pub use self::calls::{Calls, Or};
 pub use self::kept::{Begins, Kept};
 pub use self::source::Source;
 use crate::tokenizer::Tokenizer;

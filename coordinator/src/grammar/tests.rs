@@ -162,7 +162,7 @@ fn calls_are_written_as_they_are_read() {
     .clone();
     for format in [CallFormat::Json, CallFormat::NameThenJson, CallFormat::KeysAndValues] {
         for parallel in [false, true] {
-            let calls = Calls { format, tools: tools.clone(), parallel, or: None };
+            let calls = Calls { format, tools: tools.clone(), parallel, or: Or::Nothing };
             let mut num_added = 0;
             for _ in 0..20 {
                 let text = model.answer(&Source::Calls(calls.clone()));
@@ -200,7 +200,7 @@ fn an_answer_may_be_json_where_it_need_not_call() {
         format: CallFormat::Json,
         tools,
         parallel: true,
-        or: Some(json!({"type": "integer"})),
+        or: Or::Json(json!({"type": "integer"})),
     };
     let kept = model.keep(&Source::Calls(calls), Begins::First);
     let first = |text: &str| {
@@ -208,4 +208,74 @@ fn an_answer_may_be_json_where_it_need_not_call() {
         kept.mask().unwrap()[token as usize / 32] >> (token % 32) & 1 == 1
     };
     assert!(first("<tool_call>") && first("7") && !first("x"));
+}
+
+/// Goal: an answer that may call writes what it likes, and gets the arguments right once it calls.
+/// Method: a text is pushed, then tokens are chosen at random until the call has ended.
+#[test]
+fn text_is_free_until_a_call_begins() {
+    let schema = json!({
+        "type": "object",
+        "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["a"],
+        "additionalProperties": false,
+    });
+    let tools = Map::from_iter([
+        ("add".to_owned(), schema),
+        ("add.up".to_owned(), json!({"type": "object", "additionalProperties": false})),
+    ]);
+    let text = "Let me <b>see</b> add, <tool_box>.\n";
+    for (format, before, opening) in [
+        (CallFormat::Json, text, "<tool_call>"),
+        (CallFormat::KeysAndValues, text, "<tool_call>"),
+        (CallFormat::NameThenJson, "", "add\n{"),
+    ] {
+        let mut model = Model::new();
+        let calls = Calls { format, tools: tools.clone(), parallel: true, or: Or::Text };
+        let source = Source::Calls(calls);
+        let all: Vec<_> = model.tokenizer.encode(text, false).unwrap();
+        let mut plain = model.keep(&source, Begins::First);
+        for token in all {
+            assert!(plain.mask().unwrap()[token.0 as usize / 32] >> (token.0 % 32) & 1 == 1);
+            assert_eq!(plain.push(token), Ok(Going::On), "{format:?}");
+        }
+        let mask = plain.mask().unwrap();
+        assert!(mask[END.0 as usize / 32] >> (END.0 % 32) & 1 == 1, "it may end");
+        for _ in 0..20 {
+            let mut kept = model.keep(&source, Begins::First);
+            let begun = format!("{before}{opening}");
+            let mut tokens = model.tokenizer.encode(&begun, false).unwrap();
+            assert!(tokens.iter().all(|token| kept.push(*token) == Ok(Going::On)));
+            let may_end =
+                |kept: &Kept| kept.mask().unwrap()[END.0 as usize / 32] >> (END.0 % 32) & 1;
+            while may_end(&kept) == 0 {
+                let token = model.choose(kept.mask().unwrap());
+                tokens.push(token);
+                if kept.push(token).unwrap() == Going::Over {
+                    break;
+                }
+            }
+            let text = model.tokenizer.decode(&tokens, false);
+            let format = Format { reasons: false, calls: Some(format) };
+            let mut parser = Parser::new(format, tools.clone().into(), "");
+            let mut said = parser.push(&text);
+            said.extend(parser.finish());
+            let at = said.iter().position(|it| matches!(it, Said::Call(_)));
+            let arguments: String = said[at.unwrap_or_else(|| panic!("{text}: {said:?}")) + 1..]
+                .iter()
+                .filter_map(|it| match it {
+                    Said::Arguments(more) => Some(more.as_str()),
+                    _ => None,
+                })
+                .collect();
+            let arguments: Value =
+                serde_json::from_str(&arguments).unwrap_or_else(|_| panic!("{text}"));
+            let expected = if said[at.unwrap()] == Said::Call("add".into()) {
+                arguments["a"].as_u64().is_some_and(|a| a < 100)
+            } else {
+                arguments == json!({})
+            };
+            assert!(expected, "{text}");
+        }
+    }
 }

@@ -61,6 +61,14 @@ pub(super) async fn responses(
     respond(state, caller, request, Style::Responses).await
 }
 
+pub(super) async fn infill(
+    State(state): State<Arc<ApiState>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> ApiResult {
+    respond(state, caller, request, Style::Infill).await
+}
+
 /// How long a prompt is, in Anthropic's form.
 pub(super) async fn count_tokens(
     State(state): State<Arc<ApiState>>,

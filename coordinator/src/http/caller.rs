@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 
-use super::{ApiState, ui};
+use super::{ApiState, error, ui};
 use crate::keys::{Access, Limits, OverQuota, Refusal, Scope};
 use crate::openai::ApiError;
 use crate::request::Tenant;
@@ -86,7 +86,7 @@ pub(super) fn identify(state: &ApiState, request: &mut Request) -> Result<Caller
             Refusal::Expired(_) => "expired_key",
             Refusal::Revoked(_) => "revoked_key",
         });
-        let mut response = ApiError::from(refusal).into_response();
+        let mut response = error::told(refusal.into(), error::style_of(request.uri().path()));
         let scheme = HeaderValue::from_static("Bearer");
         response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         Box::new(response)
@@ -108,7 +108,8 @@ pub(super) fn identify(state: &ApiState, request: &mut Request) -> Result<Caller
             }
         };
         let error = ApiError::malformed(message).status(403).code("insufficient_scope");
-        return Err(Box::new(error.into_response()));
+        let style = error::style_of(request.uri().path());
+        return Err(Box::new(error::told(error, style)));
     }
     let caller = Caller(access);
     request.extensions_mut().insert(caller.clone());

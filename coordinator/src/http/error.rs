@@ -29,12 +29,33 @@ pub(super) fn told(error: ApiError, style: Style) -> Response {
     response
 }
 
+/// The style in which whoever asks at a path expects errors, whatever is there.
+pub(super) fn style_of(path: &str) -> Style {
+    if path.starts_with("/v1/messages") { Style::Messages } else { Style::Chat }
+}
+
 pub(super) async fn not_found(uri: Uri) -> ApiError {
-    let message = format!("there is no {}; the API is under /v1", uri.path());
+    let path = uri.path();
+    let is_there = |path: &str| super::is_route(path);
+    let twice = path.strip_prefix("/v1").filter(|path| is_there(path));
+    let message = if let Some(meant) = twice {
+        format!(
+            "there is no {path}, but {meant}: this client adds /v1 itself; let its base URL end \
+             before /v1"
+        )
+    } else if is_there(&format!("/v1{path}")) {
+        format!(
+            "there is no {path}, but /v1{path}: this client adds no /v1; let its base URL end \
+             with /v1"
+        )
+    } else {
+        format!("there is no {path}; the API is under /v1")
+    };
     ApiError::malformed(message).status(404).code("unknown_url")
 }
 
-pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> Response {
     let message = format!("{} doesn't take {method}", uri.path());
-    ApiError::malformed(message).status(405).code("method_not_allowed")
+    let error = ApiError::malformed(message).status(405).code("method_not_allowed");
+    told(error, style_of(uri.path()))
 }

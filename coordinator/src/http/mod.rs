@@ -3,6 +3,8 @@
 mod admin;
 #[cfg(test)]
 mod admin_tests;
+#[cfg(test)]
+mod agents_tests;
 mod answer;
 mod batches;
 #[cfg(test)]
@@ -92,7 +94,7 @@ impl Deref for ApiState {
 }
 
 /// Every route.
-fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 30] {
+fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 31] {
     [
         ("/v1/models", get(models::list)),
         ("/v1/models/{*id}", get(models::retrieve)),
@@ -120,6 +122,7 @@ fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 30] {
         ("/v1/admin/cordon/{node}", post(admin::cordon)),
         ("/v1/admin/uncordon/{node}", post(admin::uncordon)),
         ("/v1/admin/drain/{node}", post(admin::drain)),
+        ("/infill", post(answer::infill)),
         ("/tokenize", post(tokens::tokenize)),
         ("/detokenize", post(tokens::detokenize)),
         ("/ui", get(ui::page)),
@@ -189,6 +192,12 @@ impl Api {
         });
         Response::from_parts(parts, Body::from_stream(inner))
     }
+}
+
+/// Whether there is something at this path.
+fn is_route(path: &str) -> bool {
+    let paths = routes().map(|(path, _)| path);
+    route_of(&paths, path) != OTHER
 }
 
 /// The route of a path, as a label.

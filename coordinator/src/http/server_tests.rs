@@ -272,3 +272,44 @@ async fn a_chat_that_is_long_in_rendering_holds_up_no_health_check() {
     let chat = start.elapsed();
     assert!(!longest.is_zero() && longest < chat / 2, "{longest:?} of {chat:?}");
 }
+
+/// What clients do before they ask, or ask in vain.
+#[tokio::test]
+async fn heads_continues_and_wrong_base_urls_are_answered() {
+    let server = Server::start(|request| Script::Say(say(request, "one"))).await;
+    for path in ["/v1/models", "/health/live"] {
+        let whole = server.get(path).await;
+        let head = server.call("HEAD", path, b"").await;
+        assert_eq!((head.status, head.body.as_str()), (whole.status, ""), "{path}");
+        assert_eq!(head.header("content-length"), whole.header("content-length"));
+    }
+    let head = server.call("HEAD", "/v1/nothing", b"").await;
+    assert_eq!((head.status, head.body.as_str()), (404, ""));
+
+    // Who waits to be told to go on is.
+    let mut waits = TcpStream::connect(server.addr).await.unwrap();
+    let (body, head) = (completion(), "host: x\r\nexpect: 100-continue\r\nconnection: close");
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\n{head}\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    waits.write_all(head.as_bytes()).await.unwrap();
+    let mut told = [0; 25];
+    waits.read_exact(&mut told).await.unwrap();
+    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    waits.write_all(body.as_bytes()).await.unwrap();
+    assert!(rest(&mut waits).await.starts_with("HTTP/1.1 200"));
+
+    for (path, says) in [
+        ("/chat/completions", "/v1/chat/completions: this client adds no /v1"),
+        ("/models", "its base URL end with /v1"),
+        ("/v1/v1/messages", "/v1/messages: this client adds /v1 itself"),
+        ("/v1/infill", "/infill: this client adds /v1 itself"),
+        ("/api/generate", "the API is under /v1"),
+    ] {
+        let answer = server.call("POST", path, b"{}").await;
+        let error = answer.json()["error"].clone();
+        assert_eq!((answer.status, &error["code"]), (404, &json!("unknown_url")), "{path}");
+        assert!(error["message"].as_str().unwrap().contains(says), "{path}: {error}");
+    }
+}

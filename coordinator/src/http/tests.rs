@@ -186,8 +186,8 @@ pub(super) fn say(request: &Request, text: &str) -> Vec<Event> {
             }
             let piece = stream.push(token);
             events.push(Event::Token { choice, token, logprobs: None, text: piece.text });
-            if piece.stopped {
-                events.push(finish(FinishReason::Stop, String::new()));
+            if let Some(number) = piece.stopped {
+                events.push(finish(FinishReason::StopString(number), String::new()));
             } else if number == last {
                 events.push(finish(FinishReason::Length, stream.finish()));
             }

@@ -86,11 +86,17 @@ fn tools(tools: Value) -> Result<Value, ApiError> {
         // Tools of other types are computed by Anthropic, not by the client.
         let is_client = tool["type"].is_null() || tool["type"] == "custom";
         is_client.then(|| match &tool["name"] {
-            Value::String(name) => Ok(json!({"type": "function", "function": {
-                "name": name,
-                "description": tool["description"].as_str().unwrap_or_default(),
-                "parameters": tool["input_schema"],
-            }})),
+            Value::String(name) => {
+                let mut function = json!({
+                    "name": name,
+                    "description": tool["description"].as_str().unwrap_or_default(),
+                    "parameters": tool["input_schema"],
+                });
+                if tool["strict"] == true {
+                    function["strict"] = true.into();
+                }
+                Ok(json!({"type": "function", "function": function}))
+            }
             other => Err(wrong(&format!("tools[{number}].name"), "a string", other)),
         })
     });

@@ -56,7 +56,9 @@ impl Stream {
         self.close(&mut chunks);
         let ends = json!({
             "type": "message_delta",
-            "delta": {"stop_reason": stop_reason(reason), "stop_sequence": null},
+            "delta": {
+                "stop_reason": stop_reason(reason, answer.stop), "stop_sequence": answer.stop,
+            },
             "usage": usage(answer.counts),
         });
         chunks.push(chunk("message_delta", &ends));
@@ -104,13 +106,14 @@ pub(crate) fn message(spoken: &Spoken, reason: &str, answer: &Described<'_>) -> 
             "type": "tool_use", "id": answer.call(call.index), "name": call.name, "input": input,
         }));
     }
-    body(answer, content, stop_reason(reason).into(), answer.counts)
+    body(answer, content, stop_reason(reason, answer.stop).into(), answer.counts)
 }
 
 fn body(answer: &Described<'_>, content: Vec<Value>, reason: Value, counts: Counts) -> Value {
     json!({
         "id": answer.id, "type": "message", "role": "assistant", "model": answer.model,
-        "content": content, "stop_reason": reason, "stop_sequence": null, "usage": usage(counts),
+        "content": content, "stop_reason": reason, "stop_sequence": answer.stop,
+        "usage": usage(counts),
     })
 }
 
@@ -123,11 +126,12 @@ fn usage(counts: Counts) -> Value {
     })
 }
 
-fn stop_reason(reason: &str) -> &'static str {
-    match reason {
-        "length" => "max_tokens",
-        "tool_calls" => "tool_use",
-        _ => "end_turn",
+fn stop_reason(reason: &str, stop: Option<&str>) -> &'static str {
+    match (reason, stop) {
+        ("length", _) => "max_tokens",
+        ("tool_calls", _) => "tool_use",
+        (_, Some(_)) => "stop_sequence",
+        (_, None) => "end_turn",
     }
 }
 

@@ -60,6 +60,9 @@ struct Prompt {
 struct Choice {
     begun: bool,
     ended: bool,
+    last: TokenId,
+    // The number of the stop string that has ended it.
+    stopped: Option<u32>,
     num_tokens: usize,
     // Where the next token begins in its text.
     offset: Offset,
@@ -225,6 +228,8 @@ impl Answer {
             }
             Event::Finished { choice, reason, text } => {
                 let finish_reason = Some(reason.name());
+                let index = self.index(request, choice);
+                self.choices[index].stopped = self.stop_of(reason, self.choices[index].last);
                 (choice, Piece { text, finish_reason, ..Piece::default() })
             }
             Event::Admitted { choice, num_cached_tokens, .. } => {
@@ -244,6 +249,7 @@ impl Answer {
         let index = self.index(request, choice);
         let choice = &mut self.choices[index];
         choice.num_tokens += piece.tokens.len();
+        choice.last = piece.tokens.last().map_or(choice.last, |(token, _)| *token);
         choice.ended |= piece.finish_reason.is_some();
         if let Some(reader) = &mut choice.reader {
             if reader.is_reasoning() {
@@ -306,7 +312,7 @@ impl Answer {
         let is_chat = self.style == Style::Chat;
         let is_empty = piece.text.is_empty() && piece.tokens.is_empty();
         let number = self.part_number(index);
-        let answer = self.described(&number);
+        let answer = self.described(index, &number);
         let delta = || match &piece.spoken {
             Some(spoken) => spoken.delta(&answer),
             None => {
@@ -368,7 +374,7 @@ impl Answer {
         let choices = gathered.iter().enumerate().map(|(index, piece)| {
             let said = Some(piece.text.as_str());
             let message = match &piece.spoken {
-                Some(spoken) => spoken.message(&self.described(&numbers[index])),
+                Some(spoken) => spoken.message(&self.described(index, &numbers[index])),
                 None => Message {
                     role: Some("assistant"),
                     content: Some(said),
@@ -398,7 +404,7 @@ impl Answer {
         }
         let naming = Naming { tokenizer: &self.tokenizer, as_ids: self.options.tokens_as_ids };
         Some(match self.style {
-            Style::Chat | Style::Messages | Style::Responses => {
+            Style::Chat | Style::Messages | Style::Responses | Style::Infill => {
                 let content = piece.tokens.iter().filter_map(|(_, of)| of.as_ref());
                 let content: Vec<_> = content.map(|of| naming.chat(of)).collect();
                 json!({"content": content, "refusal": null})
@@ -422,31 +428,6 @@ impl Answer {
             let ids = &self.prompts[index / self.num_choices as usize].ids;
             ids.iter().map(|token| token.0).collect()
         })
-    }
-
-    /// What the parts of a choice are named after: as unique as the answer's id.
-    fn part_number(&self, index: usize) -> String {
-        format!("{:016x}{index:02x}", self.number)
-    }
-
-    fn describe<T>(&self, index: usize, tell: impl FnOnce(&Described<'_>) -> T) -> T {
-        tell(&self.described(&self.part_number(index)))
-    }
-
-    fn described<'a>(&'a self, number: &'a str) -> Described<'a> {
-        Described {
-            id: &self.id,
-            number,
-            model: &self.model,
-            created: self.created,
-            counts: Counts {
-                num_prompt: self.num_prompt_tokens(),
-                num_cached: self.num_cached_tokens,
-                num_generated: self.num_generated_tokens(),
-                num_reasoning: self.num_reasoning_tokens,
-            },
-            repeated: &self.options.repeated,
-        }
     }
 
     fn usage(&self) -> Usage {

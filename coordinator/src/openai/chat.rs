@@ -88,8 +88,10 @@ fn parse_fields(mut fields: Fields, context: Context<'_>) -> Result<Parsed, ApiE
     let configured = Some(context.config.default_max_tokens).filter(|&tokens| tokens > 0);
     let default = configured.or(context.model.sampling.max_new_tokens);
     let mut request = common.request(prompt.tokens, default, context)?;
-    if let Some(structured) = structured::of_chat(asked.calls(context), said) {
-        request.constraint = Some(structured.compile(prompt.begins, context)?);
+    if let Some(structured) = structured::of_chat(asked.calls(context), said)? {
+        // Calls may begin in thoughts, too.
+        let begins = if structured.is_free() { Begins::First } else { prompt.begins };
+        request.constraint = Some(structured.compile(begins, context)?);
     }
     Ok(Parsed { requests: vec![request], echoes: Vec::new(), options: common.options })
 }

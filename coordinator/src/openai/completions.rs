@@ -8,6 +8,7 @@ use super::sampling::{Common, check_length, check_logprobs};
 use super::structured::Structured;
 use super::{ApiError, Context, Echo, Fields, Parsed, Style, infill, known};
 use crate::grammar::Begins;
+use crate::infill::Between;
 
 /// OpenAI's default for this endpoint.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -36,9 +37,8 @@ pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
     let prompts = match (suffix, prompt) {
         (None, prompt) => prompts(prompt, common.options.echo, context)?,
         (Some(suffix), Value::String(prompt)) if !common.options.echo => {
-            check_length(&prompt, "prompt", context)?;
-            check_length(&suffix, "suffix", context)?;
-            vec![(infill::prompt(&prompt, &suffix, context)?, None)]
+            let between = Between { before: prompt, after: suffix, ..Between::default() };
+            vec![(infill::prompt(&between, ["prompt", "suffix"], context)?, None)]
         }
         (Some(_), _) => {
             let message = "suffix needs one prompt of text, and no echo";

@@ -37,6 +37,11 @@ impl Fields {
         Some(self.0.swap_remove(at).1)
     }
 
+    /// Gives a field a value.
+    pub(crate) fn put(&mut self, name: &str, value: Value) {
+        self.0.push((name.to_owned(), value));
+    }
+
     /// Whether a field has a value.
     pub fn has(&self, name: &str) -> bool {
         self.0.iter().any(|(field, _)| field == name)

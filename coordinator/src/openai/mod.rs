@@ -27,6 +27,7 @@ pub use completions::parse as parse_completion;
 pub use error::ApiError;
 pub use fields::Fields;
 pub(crate) use fields::wrong;
+pub use infill::parse as parse_infill;
 pub use sampling::check_model;
 pub use scheduling::deadline;
 pub(crate) use structured::may_be_asked;
@@ -115,6 +116,8 @@ pub struct Options {
     pub tokens_as_ids: bool,
     /// Whether logprobs are wanted.
     pub logprobs: bool,
+    /// Strings that end an answer.
+    pub stops: Arc<[String]>,
     /// What a response repeats of its request.
     pub repeated: Arc<serde_json::Map<String, serde_json::Value>>,
     /// Whether the answer outlives the coordinator.

@@ -17,6 +17,8 @@ pub(crate) struct Common {
     pub(crate) sampling: SamplingParams,
     /// The field that the prompt comes from.
     pub(crate) prompt_field: &'static str,
+    /// Whether the answer may have no token.
+    pub(crate) may_say_nothing: bool,
     max_tokens: Option<u32>,
     num_choices: u32,
     stop_strings: Arc<[String]>,
@@ -89,16 +91,17 @@ impl Common {
                            and leave n at 1";
             return Err(ApiError::invalid("durable", message).code("unsupported_parameter"));
         }
+        let stop_strings: Arc<[String]> = stop(fields, context)?.into();
         let options = Options {
             stream,
             durable,
+            stops: Arc::clone(&stop_strings),
             include_usage,
             continuous_usage,
             return_token_ids: fields.bool("return_token_ids")?,
             tokens_as_ids: fields.bool("return_tokens_as_token_ids")?,
             ..Options::default()
         };
-        let stop_strings: Arc<[String]> = stop(fields, context)?.into();
         // A special token isn't part of the text in which strings are looked for.
         stop_tokens.extend(stop_strings.iter().filter_map(|it| context.tokenizer.special(it)));
         let prompt_field = "prompt";
@@ -107,6 +110,7 @@ impl Common {
             options,
             sampling,
             prompt_field,
+            may_say_nothing: false,
             max_tokens,
             num_choices,
             stop_strings,
@@ -178,7 +182,7 @@ impl Common {
             );
             return Err(ApiError::invalid("max_tokens", message).code("context_length_exceeded"));
         }
-        if max_tokens == 0 && !self.options.echo {
+        if max_tokens == 0 && !self.options.echo && !self.may_say_nothing {
             let message = "max_tokens must be at least 1, except with echo";
             return Err(ApiError::invalid("max_tokens", message));
         }

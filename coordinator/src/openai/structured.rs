@@ -4,8 +4,9 @@
 use serde_json::{Map, Value};
 
 use super::fields::wrong;
+use super::tools::Must;
 use super::{ApiError, Context, Fields};
-use crate::grammar::{Begins, Source};
+use crate::grammar::{Begins, Calls, Or, Source};
 use crate::request::Constraint;
 
 /// What an answer is to keep to, and the field that says so.
@@ -65,6 +66,11 @@ impl Structured {
             Some(other) => return Err(wrong("structured_outputs", "an object", &other)),
         }
         Ok(found)
+    }
+
+    /// Whether only calls within the answer keep to something, wherever they begin.
+    pub(super) fn is_free(&self) -> bool {
+        matches!(&self.source, Source::Calls(calls) if calls.or == Or::Text)
     }
 
     /// What each answer keeps to, once it `begins`.
@@ -150,19 +156,26 @@ fn source(kind: &str, field: &str, value: Value) -> Result<Source, ApiError> {
 /// What the answer of a chat keeps to: calls where it must call, calls or JSON where it may do
 /// either, or else what its body says.
 pub(super) fn of_chat(
-    calls: Option<(crate::grammar::Calls, bool)>,
+    calls: Option<(Calls, Must)>,
     said: Option<Structured>,
-) -> Option<Structured> {
-    let by_choice =
-        |calls| Structured { field: "tool_choice".into(), source: Source::Calls(calls) };
-    match (calls, said) {
-        (Some((calls, true)), _) => Some(by_choice(calls)),
-        (Some((calls, false)), Some(Structured { field, source: Source::Schema(schema) })) => {
-            let calls = crate::grammar::Calls { or: Some(schema), ..calls };
-            Some(Structured { field, source: Source::Calls(calls) })
+) -> Result<Option<Structured>, ApiError> {
+    let of = |field: &str, calls| Structured { field: field.into(), source: Source::Calls(calls) };
+    Ok(match (calls, said) {
+        (Some((calls, Must::Call)), _) => Some(of("tool_choice", calls)),
+        (Some((calls, _)), Some(Structured { field, source: Source::Schema(schema) })) => {
+            Some(of(&field, Calls { or: Or::Json(schema), ..calls }))
         }
+        (Some((_, Must::BeStrict)), Some(said)) => {
+            let field = said.field;
+            let message = format!(
+                "{field} and strict tools don't go together; set tool_choice to none or required, \
+                 or leave strict out"
+            );
+            return Err(ApiError::invalid(field, message).code("unsupported_parameter"));
+        }
+        (Some((calls, Must::BeStrict)), None) => Some(of("tools", Calls { or: Or::Text, ..calls })),
         (_, said) => said,
-    }
+    })
 }
 
 /// Whether a short body may ask for a grammar: compiling one is no work for the runtime.

@@ -52,6 +52,11 @@ impl Served {
         }
     }
 
+    /// The same, with tokens for filling in.
+    pub(crate) fn infill() -> Self {
+        super::infill::tests::served(["<fim_prefix>", "<fim_suffix>", "<fim_middle>"])
+    }
+
     pub(crate) fn context(&self) -> Context<'_> {
         Context {
             model: &self.model,

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::fields::wrong;
 use super::{ApiError, Context, Fields, structured};
 use crate::chat_template::ChatTemplate;
-use crate::grammar::Calls;
+use crate::grammar::{Calls, Or};
 use crate::parser::{CallFormat, Format, Parser, Tools};
 
 /// What a chat asks for beside messages.
@@ -17,6 +17,8 @@ pub struct Asked {
     tools: Vec<Value>,
     /// Their arguments' schemas.
     schemas: Tools,
+    /// The names of those whose arguments are to keep to them even where none must be called.
+    strict: Vec<String>,
     /// Whether one must be called, and which.
     choice: Choice,
     /// Whether more than one may be called in an answer.
@@ -25,6 +27,17 @@ pub struct Asked {
     thinking: Map<String, Value>,
     /// Whether reasoning is left out of the answer.
     hides_reasoning: bool,
+}
+
+/// What an answer must do of the calls that it may make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Must {
+    /// It may call as it likes.
+    Nothing,
+    /// Whatever it calls, it must get the arguments right.
+    BeStrict,
+    /// It must call.
+    Call,
 }
 
 /// How an answer is read.
@@ -67,9 +80,17 @@ impl Asked {
             }
             Some(other) => return Err(wrong("tools", "a list of tools", &other)),
         };
-        let mut schemas = Map::new();
+        let (mut schemas, mut strict) = (Map::new(), Vec::new());
         for (number, tool) in tools.iter().enumerate() {
             let (name, schema) = function(tool, &format!("tools[{number}]"))?;
+            match &tool["function"]["strict"] {
+                Value::Null | Value::Bool(false) => {}
+                Value::Bool(true) => strict.push(name.to_owned()),
+                other => {
+                    let field = format!("tools[{number}].function.strict");
+                    return Err(wrong(&field, "true or false", other));
+                }
+            }
             if schemas.insert(name.to_owned(), schema).is_some() {
                 let message = format!("tools[{number}]: there are two tools called {name}");
                 return Err(ApiError::invalid(format!("tools[{number}]"), message));
@@ -92,7 +113,7 @@ impl Asked {
         };
         let thinking = thinking(fields)?;
         let schemas = Arc::new(schemas);
-        Ok(Self { tools, schemas, choice, parallel, thinking, hides_reasoning })
+        Ok(Self { tools, schemas, strict, choice, parallel, thinking, hides_reasoning })
     }
 
     /// The template's variables, and the messages as it can show them. `extra` are those that the
@@ -123,17 +144,26 @@ impl Asked {
         Ok(variables)
     }
 
-    /// The calls that the answer may consist of, and whether it must.
-    pub(super) fn calls(&self, context: Context<'_>) -> Option<(Calls, bool)> {
+    /// The calls that the answer may consist of, and what it must do of them.
+    pub(super) fn calls(&self, context: Context<'_>) -> Option<(Calls, Must)> {
         let format = context.chat_template?.format().calls?;
         let named = match &self.choice {
             Choice::Named(name) => Some(name.as_str()),
             _ => None,
         };
-        let tools = structured::tools(&self.schemas, named);
-        let must = matches!(self.choice, Choice::Required | Choice::Named(_));
+        let mut tools = structured::tools(&self.schemas, named);
+        let must = match self.choice {
+            Choice::Required | Choice::Named(_) => Must::Call,
+            _ if self.strict.iter().any(|name| tools.contains_key(name)) => {
+                // The others may have whatever arguments the model gives them.
+                let others = tools.iter_mut().filter(|(name, _)| !self.strict.contains(name));
+                others.for_each(|(_, schema)| *schema = json!({}));
+                Must::BeStrict
+            }
+            _ => Must::Nothing,
+        };
         let parallel = self.parallel && named.is_none();
-        (!tools.is_empty()).then_some((Calls { format, tools, parallel, or: None }, must))
+        (!tools.is_empty()).then_some((Calls { format, tools, parallel, or: Or::Nothing }, must))
     }
 
     /// How the answer to a prompt that ends with `prompt_end` is read; `None` is as plain text.
@@ -327,6 +357,41 @@ mod tests {
                 let text = rendered(&served, more);
                 assert!(!text.contains("Adds."), "{template}: {text}");
             }
+        }
+    }
+
+    /// Goal: who says strict gets arguments of the schema also where the model may answer anything.
+    #[test]
+    fn strict_tools_are_called_right_or_not_at_all() {
+        let tool = |name: &str, strict: Value| {
+            json!({"type": "function", "function": {
+                "name": name, "strict": strict, "parameters": {"type": "object"},
+            }})
+        };
+        for template in ["glm4.jinja", "glm45.jinja", "glm47.jinja", "chatml.jinja"] {
+            let served = served(template);
+            let keeps =
+                |more: Value| parse(&served, more).unwrap().requests[0].constraint.is_some();
+            let (strict, loose) = (tool("a", json!(true)), tool("b", json!(false)));
+            assert!(keeps(json!({"tools": [loose, strict]})), "{template}");
+            assert!(keeps(json!({"tools": [strict], "tool_choice": "auto"})));
+            let object = json!({"type": "json_object"});
+            assert!(keeps(json!({"tools": [strict], "response_format": object})));
+            assert!(!keeps(json!({"tools": [loose]})));
+            assert!(!keeps(json!({"tools": [strict], "tool_choice": "none"})));
+            let refused = |more: Value| parse(&served, more).unwrap_err();
+            let error = refused(json!({"tools": [strict], "guided_regex": "[a-z]+"}));
+            assert_eq!(error.param.as_deref(), Some("guided_regex"), "{error}");
+            let error = refused(json!({"tools": [tool("a", json!(1))]}));
+            assert_eq!(error.param.as_deref(), Some("tools[0].function.strict"), "{error}");
+            let broken = json!({"type": "function", "function": {
+                "name": "a", "strict": true, "parameters": {"type": "wibble"},
+            }});
+            let error = refused(json!({"tools": [broken]}));
+            assert_eq!(
+                (error.param.as_deref(), error.code),
+                (Some("tools"), Some("invalid_grammar"))
+            );
         }
     }
 

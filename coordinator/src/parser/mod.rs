@@ -4,6 +4,8 @@
 
 mod arguments;
 mod call;
+#[cfg(test)]
+mod fault_tests;
 mod format;
 mod held;
 #[cfg(test)]

@@ -2,9 +2,9 @@ use super::*;
 use proptest::prelude::*;
 use serde_json::json;
 
-const GLM45: Format = Format { reasons: true, calls: Some(CallFormat::KeysAndValues) };
-const GLM4: Format = Format { reasons: false, calls: Some(CallFormat::NameThenJson) };
-const HERMES: Format = Format { reasons: true, calls: Some(CallFormat::Json) };
+pub(super) const GLM45: Format = Format { reasons: true, calls: Some(CallFormat::KeysAndValues) };
+pub(super) const GLM4: Format = Format { reasons: false, calls: Some(CallFormat::NameThenJson) };
+pub(super) const HERMES: Format = Format { reasons: true, calls: Some(CallFormat::Json) };
 
 fn tools() -> Tools {
     let weather = json!({"type": "object", "properties": {
@@ -19,10 +19,10 @@ fn tools() -> Tools {
 
 /// All that an answer said.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Whole {
+pub(super) struct Whole {
     reasoning: String,
     content: String,
-    calls: Vec<(String, String)>,
+    pub(super) calls: Vec<(String, String)>,
 }
 
 impl Whole {
@@ -54,7 +54,7 @@ fn read_pieces<'a>(
 }
 
 /// What `text` says: the same whole, sign by sign, and cut in two at every place.
-fn read(format: Format, tools: &Tools, prompt_end: &str, text: &str) -> Whole {
+pub(super) fn read(format: Format, tools: &Tools, prompt_end: &str, text: &str) -> Whole {
     let whole = read_pieces(format, tools, prompt_end, [text]);
     let signs = text.char_indices().map(|(at, sign)| &text[at..at + sign.len_utf8()]);
     assert_eq!(read_pieces(format, tools, prompt_end, signs), whole, "sign by sign: {text}");
@@ -66,7 +66,7 @@ fn read(format: Format, tools: &Tools, prompt_end: &str, text: &str) -> Whole {
     whole
 }
 
-fn said(reasoning: &str, content: &str, calls: &[(&str, &str)]) -> Whole {
+pub(super) fn said(reasoning: &str, content: &str, calls: &[(&str, &str)]) -> Whole {
     let calls = calls.iter().map(|(name, json)| ((*name).to_owned(), (*json).to_owned()));
     Whole { reasoning: reasoning.into(), content: content.into(), calls: calls.collect() }
 }
@@ -286,22 +286,40 @@ proptest! {
     /// something, cut at random; and no text panics.
     #[test]
     fn any_cut_says_the_same(text in text(), sizes in proptest::collection::vec(1usize..9, 200)) {
-        let mut sizes = sizes.into_iter();
-        let mut pieces = Vec::new();
-        let mut rest = text.as_str();
-        while !rest.is_empty() {
-            let signs = sizes.next().unwrap_or(1);
-            let at = rest.char_indices().nth(signs).map_or(rest.len(), |(at, _)| at);
-            let (piece, after) = rest.split_at(at);
-            pieces.push(piece);
-            rest = after;
-        }
-        for format in [GLM45, GLM4, HERMES] {
-            for prompt_end in ["", "<think>"] {
-                let whole = read_pieces(format, &tools(), prompt_end, [text.as_str()]);
-                let cut = read_pieces(format, &tools(), prompt_end, pieces.iter().copied());
-                prop_assert_eq!(&cut, &whole, "{:?} {:?}", format, pieces);
-            }
+        same_however_cut(&text, sizes)?;
+    }
+}
+
+/// As many as the goal has, which takes minutes: `cargo test -p coordinator --lib -- --ignored
+/// a_hundred_thousand`.
+#[test]
+#[ignore = "minutes; the test above does 4,096 in CI"]
+fn a_hundred_thousand_random_cuts_say_the_same() {
+    let config =
+        ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(100_000) };
+    let given = (text(), proptest::collection::vec(1usize..9, 200));
+    let ran = proptest::test_runner::TestRunner::new(config)
+        .run(&given, |(text, sizes)| same_however_cut(&text, sizes));
+    ran.unwrap_or_else(|fault| panic!("{fault}"));
+}
+
+fn same_however_cut(text: &str, sizes: Vec<usize>) -> Result<(), TestCaseError> {
+    let mut sizes = sizes.into_iter();
+    let mut pieces = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let signs = sizes.next().unwrap_or(1);
+        let at = rest.char_indices().nth(signs).map_or(rest.len(), |(at, _)| at);
+        let (piece, after) = rest.split_at(at);
+        pieces.push(piece);
+        rest = after;
+    }
+    for format in [GLM45, GLM4, HERMES] {
+        for prompt_end in ["", "<think>"] {
+            let whole = read_pieces(format, &tools(), prompt_end, [text]);
+            let cut = read_pieces(format, &tools(), prompt_end, pieces.iter().copied());
+            prop_assert_eq!(&cut, &whole, "{:?} {:?}", format, pieces);
         }
     }
+    Ok(())
 }

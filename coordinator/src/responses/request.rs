@@ -135,11 +135,15 @@ fn tools(tools: Value) -> Result<Value, ApiError> {
     let Value::Array(tools) = tools else { return Err(wrong("tools", "a list of tools", &tools)) };
     // Tools of other types run at OpenAI's: models that know nothing of them do without.
     let functions = tools.iter().filter(|tool| tool["type"] == "function").map(|tool| {
-        json!({"type": "function", "function": {
+        let mut function = json!({
             "name": tool["name"],
             "description": tool["description"].as_str().unwrap_or_default(),
             "parameters": tool["parameters"],
-        }})
+        });
+        if tool["strict"] == true {
+            function["strict"] = true.into();
+        }
+        json!({"type": "function", "function": function})
     });
     Ok(functions.collect())
 }

@@ -15,12 +15,14 @@ pub enum Style {
     Messages,
     /// `/v1/responses`
     Responses,
+    /// `/infill`
+    Infill,
 }
 
 impl Style {
     /// Whether messages go through the model's template.
     pub fn renders(self) -> bool {
-        self != Self::Completion
+        !matches!(self, Self::Completion | Self::Infill)
     }
 
     /// What an answer's id begins with.
@@ -30,6 +32,7 @@ impl Style {
             Self::Completion => "cmpl-",
             Self::Messages => "msg_",
             Self::Responses => "resp_",
+            Self::Infill => "infill-",
         }
     }
 
@@ -37,7 +40,7 @@ impl Style {
     pub fn error(self, error: &ApiError) -> Value {
         match self {
             Self::Messages => crate::messages::error(error),
-            Self::Chat | Self::Completion | Self::Responses => error.body(),
+            Self::Chat | Self::Completion | Self::Responses | Self::Infill => error.body(),
         }
     }
 }
