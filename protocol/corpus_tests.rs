@@ -120,6 +120,8 @@ fn step() -> Step {
         hidden: [1.5, -0.0, f32::MIN_POSITIVE / 2.0, f32::MAX].into_iter().collect(),
         side: None,
         masks: Masks::default(),
+        awaits_masks: false,
+        tells_hidden: vec![],
         timings: vec![timing()],
         traces: vec![TraceContext { trace: TraceId([3; 16]), span: SpanId(8), sampled: true }],
     }
@@ -151,7 +153,7 @@ fn sampled() -> Sampled {
         logprobs: Some(logprobs.clone()),
         prompt_logprobs: vec![logprobs],
     };
-    Sampled { outputs: vec![output], timings: vec![timing()] }
+    Sampled { outputs: vec![output], timings: vec![timing()], ..Sampled::default() }
 }
 
 fn plan() -> StagePlan {

@@ -18,7 +18,7 @@
 
 use crate::{
     Batch, Carried, Epoch, Hidden, Masks, ModelId, PipelineId, SliceOutput, StageId, StageIndex,
-    StepId, TraceContext, WIRE_VERSION,
+    StageTiming, StepId, TraceContext, WIRE_VERSION,
     codec::{self, CodecError},
 };
 use bincode::{Decode, Encode};
@@ -61,6 +61,8 @@ pub enum Body {
     Sampled(Sampled),
     /// From a stage: this step can't be computed.
     Failed(Failed),
+    /// To the last stage: which tokens it may sample in a step that waits for this.
+    Masks(Masks),
 }
 
 /// A batch on its way through the stages.
@@ -74,6 +76,11 @@ pub struct Step {
     pub side: Option<Side>,
     /// Which tokens the last stage may sample, where not all.
     pub masks: Masks,
+    /// Whether that comes on a way of its own, keyed by the step.
+    pub awaits_masks: bool,
+    /// Slices, by their places in the batch, of whose last token the last stage is to tell the
+    /// hidden state.
+    pub tells_hidden: Vec<u32>,
     /// Of the stages so far.
     pub timings: Vec<StageTiming>,
     /// Under which spans the stages' own are to stand: one for each sequence whose trace keeps this
@@ -95,8 +102,19 @@ pub struct Side {
 pub struct Sampled {
     /// One for each slice, in the batch's order.
     pub outputs: Vec<SliceOutput>,
+    /// One for each slice whose hidden state was to be told.
+    pub hidden: Vec<HiddenRow>,
     /// Of all stages.
     pub timings: Vec<StageTiming>,
+}
+
+/// The hidden state of a slice's last token after the last layer and the final norm.
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+pub struct HiddenRow {
+    /// The slice, by its place in the batch.
+    pub slice: u32,
+    /// Its values.
+    pub values: Vec<f32>,
 }
 
 /// A step that a stage could not compute.
@@ -120,60 +138,6 @@ pub enum Blame {
     Before,
     /// The stage after it is gone, or can't be reached; after the last it is the first.
     Next,
-}
-
-/// Where a stage's part of a step went, in microseconds.
-///
-/// The parts follow each other without a gap, from the arrival of the frame's last byte until QUIC
-/// has taken the last byte of what the stage makes of it: decode, wait, hand-off, upload, compute,
-/// readback, hand-off, encode, send. Clocks of two machines are never compared: what is left of
-/// the time that a step was away from the coordinator, once the parts of all its stages are taken
-/// off, was spent in the network.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
-pub struct StageTiming {
-    /// Which stage.
-    pub stage: StageIndex,
-    /// Making a frame of bytes; 0 when it never left the process.
-    pub decode_us: u32,
-    /// Behind other steps, in the stage's inbox and before its device.
-    pub wait_us: u32,
-    /// From one task to the next, to the device's thread and back, with nothing in the way.
-    pub handoff_us: u32,
-    /// Taking in the batch, and writing it and the hidden state into the device's buffers.
-    pub upload_us: u32,
-    /// Handing over commands, and the device's time, its copies from and to host memory included.
-    pub compute_us: u32,
-    /// Making values of the bytes that the device left in host memory.
-    pub readback_us: u32,
-    /// Making bytes of a frame; of the one that the stage sent before, since a frame can't tell
-    /// how long it takes itself. 0 within a process.
-    pub encode_us: u32,
-    /// Until QUIC had taken those bytes: what flow control held up. Of the frame before, too.
-    pub send_us: u32,
-    /// Smoothed round trip of the connection on which the stage's frames leave; 0 within a
-    /// process.
-    pub rtt_us: u32,
-    /// Bytes of the frame that arrived; 0 within a process.
-    pub received_bytes: u32,
-}
-
-impl StageTiming {
-    /// Everything between a frame's arrival and the departure of the next.
-    pub fn total_us(&self) -> u64 {
-        [
-            self.decode_us,
-            self.wait_us,
-            self.handoff_us,
-            self.upload_us,
-            self.compute_us,
-            self.readback_us,
-            self.encode_us,
-            self.send_us,
-        ]
-        .into_iter()
-        .map(u64::from)
-        .sum()
-    }
 }
 
 /// Why bytes are not a frame.
@@ -241,13 +205,17 @@ enum Section {
     Side = 9,
     // Left out where there are none.
     Masks = 10,
+    // Left out where masks are with the step, or nowhere: it has no content.
+    AwaitsMasks = 11,
+    // Left out where no hidden state is to be told.
+    TellsHidden = 12,
+    HiddenRows = 13,
 }
 
 impl Section {
     fn is_known(kind: u16) -> bool {
-        use Section::{Batch, Blame, Failed, Hidden, Masks, Outputs, Side, Timings, Traces};
-        let known = [Batch, Hidden, Outputs, Failed, Traces, Timings, Blame, Side, Masks];
-        known.into_iter().any(|section| section as u16 == kind)
+        // 3 is none any more.
+        (Self::Batch as u16..=Self::HiddenRows as u16).contains(&kind) && kind != 3
     }
 }
 
@@ -273,12 +241,22 @@ impl Frame {
                 if !step.masks.is_empty() {
                     add_section(&mut head, Section::Masks, CRITICAL, step.masks.bytes());
                 }
+                if step.awaits_masks {
+                    add_section(&mut head, Section::AwaitsMasks, CRITICAL, &[]);
+                }
+                if !step.tells_hidden.is_empty() {
+                    let slices = codec::encode(&step.tells_hidden);
+                    add_section(&mut head, Section::TellsHidden, CRITICAL, &slices);
+                }
                 hidden = step.hidden.bytes().clone();
                 begin_section(&mut head, Section::Hidden, CRITICAL, hidden.len());
                 1
             }
-            Body::Sampled(Sampled { outputs, timings }) => {
+            Body::Sampled(Sampled { outputs, hidden: rows, timings }) => {
                 add_section(&mut head, Section::Outputs, CRITICAL, &codec::encode(outputs));
+                if !rows.is_empty() {
+                    add_section(&mut head, Section::HiddenRows, CRITICAL, &codec::encode(rows));
+                }
                 add_section(&mut head, Section::Timings, 0, &codec::encode(timings));
                 2
             }
@@ -288,6 +266,10 @@ impl Frame {
                     add_section(&mut head, Section::Blame, 0, &codec::encode(blame));
                 }
                 3
+            }
+            Body::Masks(masks) => {
+                add_section(&mut head, Section::Masks, CRITICAL, masks.bytes());
+                4
             }
         };
         let length = u32_of(head.len() - HEADER_BYTES + hidden.len());
@@ -344,18 +326,22 @@ impl Frame {
                     hidden: Hidden::new(bytes.slice_ref(hidden)).ok_or(FrameError::WrongLengths)?,
                     side: sections.all(Section::Side).next().map(codec::decode).transpose()?,
                     masks: sections.masks(bytes)?,
+                    awaits_masks: sections.all(Section::AwaitsMasks).next().is_some(),
+                    tells_hidden: sections.optional(Section::TellsHidden)?,
                     timings: sections.optional(Section::Timings)?,
                     traces: sections.optional(Section::Traces)?,
                 })
             }
             2 => Body::Sampled(Sampled {
                 outputs: codec::decode(sections.one(Section::Outputs, "outputs")?)?,
+                hidden: sections.optional(Section::HiddenRows)?,
                 timings: sections.optional(Section::Timings)?,
             }),
             3 => {
                 let (cause, fatal) = codec::decode(sections.one(Section::Failed, "failed")?)?;
                 Body::Failed(Failed { cause, fatal, blame: sections.optional(Section::Blame)? })
             }
+            4 => Body::Masks(sections.masks(bytes)?),
             kind => return Err(FrameError::UnknownKind(kind)),
         };
         let u32_at =
@@ -380,7 +366,11 @@ impl Frame {
                 let batch = step.batch.bytes().map_or(step.batch.slices.len() * 64, Bytes::len);
                 batch + step.masks.bytes().len() + step.timings.len() * 32 + 256
             }
-            Body::Sampled(sampled) => sampled.outputs.len() * 64 + 256,
+            Body::Sampled(sampled) => {
+                let rows = sampled.hidden.iter().map(|row| row.values.len() * 4 + 16);
+                sampled.outputs.len() * 64 + rows.sum::<usize>() + 256
+            }
+            Body::Masks(masks) => masks.bytes().len() + 256,
             Body::Failed(_) => 256,
         }
     }

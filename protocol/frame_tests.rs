@@ -44,6 +44,8 @@ fn step() -> Step {
         hidden: [1.5, -0.0, f32::MIN_POSITIVE / 2.0, f32::MAX].into_iter().collect(),
         side: None,
         masks: Masks::with(&[(0, &[5, 1 << 31])]),
+        awaits_masks: true,
+        tells_hidden: vec![0],
         timings: vec![StageTiming { compute_us: 5, ..StageTiming::default() }],
         traces: vec![TraceContext {
             trace: crate::TraceId([3; 16]),
@@ -63,13 +65,18 @@ fn sampled() -> Sampled {
         logprobs: Some(logprobs.clone()),
         prompt_logprobs: vec![logprobs],
     };
-    Sampled { outputs: vec![output], timings: vec![] }
+    Sampled {
+        outputs: vec![output],
+        hidden: vec![HiddenRow { slice: 0, values: vec![1.5, -0.0] }],
+        timings: vec![],
+    }
 }
 
 #[test]
 fn every_kind_comes_back_bit_for_bit() {
     let failed = Failed { cause: "device lost".into(), fatal: true, blame: Blame::Next };
-    for body in [Body::Step(step()), Body::Sampled(sampled()), Body::Failed(failed)] {
+    let masks = Body::Masks(Masks::with(&[(3, &[7])]));
+    for body in [Body::Step(step()), Body::Sampled(sampled()), Body::Failed(failed), masks] {
         let sent = frame(body);
         assert_eq!(decode(&bytes(&sent)).unwrap(), sent);
     }

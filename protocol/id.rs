@@ -116,6 +116,11 @@ impl StageId {
         Self { stage: StageIndex(0), ..self }
     }
 
+    /// The name under which the last of `num_stages` stages is told which tokens it may sample.
+    pub fn beside_last(self, num_stages: u32) -> Self {
+        Self { stage: StageIndex(num_stages + 1), ..self }
+    }
+
     /// The stage after this one.
     pub fn next(self) -> Self {
         Self { stage: StageIndex(self.stage.0.saturating_add(1)), ..self }

@@ -18,14 +18,15 @@ pub mod pieces;
 pub mod plan;
 pub mod size;
 pub mod speed;
-pub mod trace;
+pub mod timing;
+mod trace;
 
 pub use address::Address;
 pub use batch::{Batch, Begin, Input, Logprobs, SamplingParams, Slice, SliceOutput, TokenLogprob};
 pub use carried::{Carried, Hidden};
 pub use config::{Config, ConfigError};
 pub use finding::{Finding, Findings, Severity};
-pub use frame::{Blame, Body, Failed, Frame, FrameError, Sampled, Side, StageTiming, Step};
+pub use frame::{Blame, Body, Failed, Frame, FrameError, HiddenRow, Sampled, Side, Step};
 pub use id::{
     BlockId, Digest, Epoch, ModelId, NodeId, PipelineId, RequestId, SequenceId, SessionId, StageId,
     StageIndex, StepId, TokenId,
@@ -35,6 +36,7 @@ pub use node::{AdapterReport, HeldParts, NodeReport};
 pub use pieces::{Ask, Extent, FileManifest, Manifest, PieceId, PieceSet};
 pub use plan::{LayerRange, Peer, StageEcho, StageLimits, StagePlan};
 pub use speed::{LinkSpeed, Speed};
+pub use timing::StageTiming;
 pub use trace::{SpanId, TraceContext, TraceId};
 
 /// Version of everything that two processes say to each other: the newest that this one speaks. Two

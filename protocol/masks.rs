@@ -1,5 +1,5 @@
 //! Which tokens may be sampled, where an answer keeps to a grammar: a bit for each token of the
-//! vocabulary. Masks ride with a step to the last stage, the only one that looks at them.
+//! vocabulary. Only the last stage looks at masks: where there are others they go straight to it.
 
 use bytes::Bytes;
 
@@ -35,12 +35,15 @@ impl Masks {
     pub fn with(masks: &[(usize, &[u32])]) -> Self {
         let Some((_, first)) = masks.first() else { return Self::default() };
         let mut bytes = Vec::with_capacity(WORD + masks.len() * WORD * (1 + first.len()));
-        let mut put = |word: u32| bytes.extend_from_slice(&word.to_le_bytes());
-        put(first.len() as u32);
+        bytes.extend_from_slice(&(first.len() as u32).to_le_bytes());
         for (slice, words) in masks {
             debug_assert_eq!(words.len(), first.len());
-            put(*slice as u32);
-            words.iter().for_each(|word| put(*word));
+            bytes.extend_from_slice(&(*slice as u32).to_le_bytes());
+            // In one piece: a mask has thousands of words.
+            let at = bytes.len();
+            bytes.resize(at + words.len() * WORD, 0);
+            let (room, _) = bytes[at..].as_chunks_mut();
+            room.iter_mut().zip(*words).for_each(|(room, word)| *room = word.to_le_bytes());
         }
         Self(bytes.into())
     }

@@ -76,6 +76,17 @@ impl StagePlan {
         StageId { stage: StageIndex(self.num_stages), ..self.id }
     }
 
+    /// What else brings it frames, under which name: the first of several stages hears what is
+    /// sampled, the last what may be.
+    pub fn also_hears(&self) -> Option<StageId> {
+        match self.num_stages {
+            0 | 1 => None,
+            _ if self.embeds() => Some(self.behind_last()),
+            _ if self.samples() => Some(self.id.beside_last(self.num_stages)),
+            _ => None,
+        }
+    }
+
     /// Whether this stage holds the head and samples.
     pub fn samples(&self) -> bool {
         self.id.stage.0 + 1 == self.num_stages

@@ -7,6 +7,7 @@ mod batch_run;
 mod batches;
 mod deploy;
 mod doctor;
+mod embeddings;
 mod explain;
 mod failover;
 mod faults;

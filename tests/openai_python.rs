@@ -1,4 +1,4 @@
-//! Unmodified Python packages of clients against a real cluster.
+//! Unmodified packages of clients against a real cluster.
 
 use std::process::Command;
 
@@ -15,6 +15,29 @@ async fn the_openai_package_works_unmodified() {
 async fn the_packages_that_agents_use_work_unmodified() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/agents_client.py");
     run("anthropic, litellm and llm packages", "AUTOGLM_AGENTS_PYTHON", script).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_openai_package_for_node_does_what_agents_do() {
+    let Some(folder) = std::env::var_os("AUTOGLM_OPENAI_NODE") else {
+        eprintln!("skipped: openai package for Node (AUTOGLM_OPENAI_NODE names no folder with it)");
+        return;
+    };
+    // It takes a model that knows tools.
+    let Some(model) = golden::smollm2() else { return };
+    let cluster = Cluster::start(Options::new(model).nodes(2, 2)).await;
+    // A module finds packages beside itself.
+    let script = std::path::PathBuf::from(folder).join("agents_client.mjs");
+    let ours = concat!(env!("CARGO_MANIFEST_DIR"), "/agents_client.mjs");
+    std::fs::copy(ours, &script).unwrap();
+    let output = Command::new("node").arg(script).args([&cluster.http, "none"]).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    cluster.stop();
 }
 
 /// Runs a script against a cluster with API keys, where the variable names a Python for it.

@@ -136,7 +136,7 @@ impl<'a> Pipeline<'a> {
                     hidden_states.push(state.values().collect());
                     hidden = state;
                 }
-                StepOutput::Sampled(outputs) => return (hidden_states, outputs),
+                StepOutput::Sampled(outputs, _) => return (hidden_states, outputs),
             }
         }
         panic!("the last stage samples");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use serde_json::{Map, Value, json};
-use tests::cluster::{Cluster, Options};
+use tests::cluster::{Cluster, Options, signal};
 use tests::golden;
 
 /// Schemas that are asked for; more by this variable.
@@ -43,10 +43,11 @@ fn schema(random: &mut Random, depth: u32) -> Value {
             json!({"type": "array", "items": items, "minItems": 1, "maxItems": 2})
         }
         _ => {
-            let names = ["a", "bc", "d"];
+            // Where it is deep, it isn't wide.
+            let names = &["a", "bc", "d"][..if depth > 2 { 1 } else { 3 }];
             let properties: Map<_, _> =
                 names.iter().map(|name| (name.to_string(), schema(random, depth - 1))).collect();
-            let required = &names[..1 + random.below(3) as usize];
+            let required = &names[..1 + random.below(names.len() as u64) as usize];
             json!({
                 "type": "object", "properties": properties, "required": required,
                 "additionalProperties": false,
@@ -126,20 +127,22 @@ async fn all(cluster: &Cluster, requests: &[Value]) -> Vec<Value> {
     tokio::time::timeout(Duration::from_secs(500), answers).await.expect("every answer ends")
 }
 
-/// Goal: every answer is what its schema says, the same over 1 and 2 stages, given way or not; and
-/// answers that keep to nothing are what they were alone, beside those that do.
+/// Goal: every answer is what its schema says, the same over 1, 2 and 4 stages, given way or not,
+/// also where a node is killed meanwhile; and answers that keep to nothing are what they were alone, beside those that do.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_answer_is_what_its_schema_says_and_one_over_any_stages() {
     let num_schemas = std::env::var(SCHEMAS).map_or(40, |num| num.parse().unwrap());
     let folder = golden::fixture("glm4").join("f32");
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    let mut schemas: Vec<_> = (0..num_schemas).map(|i| schema(&mut random, i % 3)).collect();
+    let mut schemas: Vec<_> = (0..num_schemas).map(|i| schema(&mut random, i % 5)).collect();
     for schema in &mut schemas {
         // The model's weights are random: it would write as much white space as it may.
         schema["x-guidance"] = json!({"whitespace_flexible": false});
     }
     let mut expected: Vec<String> = Vec::new();
-    for (stages, config) in [(1, ""), (2, ""), (2, SMALL)] {
+    for (stages, config, is_killed) in
+        [(1, "", false), (2, "", false), (2, SMALL, true), (4, "", false)]
+    {
         let options = Options::new(&folder).nodes(stages, stages).config(config);
         let cluster = Cluster::start(options).await;
         let mut requests = Vec::new();
@@ -164,7 +167,14 @@ async fn every_answer_is_what_its_schema_says_and_one_over_any_stages() {
             plain.push(cluster.request(&prompt, more).await);
         }
         let alone: Vec<_> = all(&cluster, &plain).await.iter().map(said).collect();
-        let (answers, beside) = tokio::join!(all(&cluster, &requests), all(&cluster, &plain));
+        let killed = async {
+            if is_killed {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                signal(cluster.node_pids()[0], "KILL");
+            }
+        };
+        let (answers, beside, ()) =
+            tokio::join!(all(&cluster, &requests), all(&cluster, &plain), killed);
         assert_eq!(beside.iter().map(said).collect::<Vec<_>>(), alone, "{stages} stages");
         for (answer, schema) in answers.iter().zip(&schemas) {
             for choice in answer["choices"].as_array().unwrap() {

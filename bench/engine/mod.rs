@@ -271,7 +271,7 @@ impl Engine {
         let batch = Batch { finished: std::mem::take(&mut self.finished), slices };
         let step = Step { batch: batch.into(), ..Step::default() };
         match self.stage.step(&self.gpu, &step)? {
-            StepOutput::Sampled(outputs) => Ok(outputs),
+            StepOutput::Sampled(outputs, _) => Ok(outputs),
             StepOutput::Hidden(..) => bail!("a stage with a head samples"),
         }
     }

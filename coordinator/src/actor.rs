@@ -406,7 +406,11 @@ impl State {
             Event::Finished { .. } => client.num_choices_left -= 1,
             // Said once.
             Event::Inexact if !std::mem::take(&mut client.is_exact) => return,
-            Event::Inexact | Event::Admitted { .. } | Event::Prompt(_) | Event::Token { .. } => {}
+            Event::Inexact
+            | Event::Admitted { .. }
+            | Event::Hidden(_)
+            | Event::Prompt(_)
+            | Event::Token { .. } => {}
         }
         client.teller.tell(event);
         if client.num_choices_left == 0 {

@@ -27,7 +27,7 @@ use protocol::config::Config;
 use protocol::message::{Fetching, Measure, Progress, StageFailed, Ways};
 use protocol::{
     Body, Epoch, Frame, LinkSpeed, NodeId, NodeReport, PipelineId, RequestId, SessionId, StageEcho,
-    StageId, StagePlan, StageTiming, Step, StepId,
+    StageId, StagePlan, StageTiming, StepId,
 };
 
 pub use self::explain::{Explained, State, Waiting};
@@ -424,7 +424,7 @@ impl Cluster {
             Body::Failed(failed) => {
                 lane.fail(frame.step, &failed.cause, &mut self.queue, now, &mut told);
             }
-            Body::Step(_) => {}
+            Body::Step(_) | Body::Masks(_) => {}
         }
         self.tell(told, now);
     }
@@ -458,11 +458,7 @@ impl Cluster {
                     continue;
                 };
                 num_sent += 1;
-                let (masks, traces) = (scheduled.masks, scheduled.traces);
-                let batch = scheduled.batch.into();
-                let step = Step { batch, masks, traces, ..Step::default() };
-                let frame = pipeline.step(self.model.id, scheduled.step, step);
-                self.actions.push(Action::Send(Box::new(frame)));
+                pipeline.send(self.model.id, scheduled, &mut self.actions);
             }
             // Whoever gave way to somebody in one lane may fit into another.
             let has_moved = num_sent > 0 || !told.preempted.is_empty();

@@ -28,7 +28,7 @@ use crate::keys::{Access, Reserved};
 use crate::metrics::{Metrics, Tokens};
 use crate::openai::{
     Answer, ApiError, Chunk, Context, Parsed, ServedModel, Style, may_be_asked, parse_chat,
-    parse_completion, parse_infill, parse_messages, parse_responses,
+    parse_completion, parse_embeddings, parse_infill, parse_messages, parse_responses,
 };
 use crate::request::{Event, Priority};
 use crate::tokenizer::Tokenizer;
@@ -229,6 +229,7 @@ impl Style {
             Self::Messages => parse_messages(body, context),
             Self::Responses => parse_responses(body, context),
             Self::Infill => parse_infill(body, context),
+            Self::Embeddings => parse_embeddings(body, context),
         }
     }
 }

@@ -111,6 +111,8 @@ pub struct Scheduled {
     pub batch: Batch,
     /// Which tokens may be sampled for those of its slices that keep to something.
     pub masks: Masks,
+    /// Those of its slices whose hidden state is to be told.
+    pub tells_hidden: Vec<u32>,
     /// The places in traces that its stages are to tell of.
     pub traces: Vec<TraceContext>,
 }
@@ -190,6 +192,7 @@ impl Lane {
         let (limit, chunk) = (self.limit(), self.chunk());
         let (mut num_tokens, mut num_members, mut has_prefill) = (0, 0, false);
         let (mut slices, mut traces) = (Vec::with_capacity(max_slices), Vec::new());
+        let mut tells_hidden = Vec::new();
         let mut charges: Vec<(usize, usize)> = Vec::new();
         for (.., i) in order {
             if num_tokens == max_tokens {
@@ -218,6 +221,9 @@ impl Lane {
                 Input::SampledBy(_) => trace.decode_step(now),
             }));
             num_tokens += slice.num_tokens();
+            if sequence.tells_hidden() {
+                tells_hidden.push(slices.len() as u32);
+            }
             slices.push(slice);
             // A few accounts, most of the time: each is charged once.
             let pays =
@@ -249,7 +255,7 @@ impl Lane {
             early: None,
         });
         self.check_invariants();
-        Some(Scheduled { step, batch, masks, traces })
+        Some(Scheduled { step, batch, masks, tells_hidden, traces })
     }
 
     /// Records what a step sampled. A step that isn't under way is ignored: it came twice. One that
@@ -285,8 +291,24 @@ impl Lane {
         let began =
             self.returned.replace(now).map_or(in_flight.since, |it| it.max(in_flight.since));
         let is_alone = self.running.len() == 1;
-        for output in sampled.outputs {
+        let mut hidden = sampled.hidden.into_iter().peekable();
+        for (slice, output) in (0..).zip(sampled.outputs) {
+            let hidden = hidden.next_if(|row| row.slice == slice);
             if let Ok(i) = self.running.binary_search_by_key(&output.sequence, |it| it.id) {
+                let sequence = &self.running[i];
+                match hidden {
+                    Some(row) => {
+                        told.events.push((sequence.request_id(), Event::Hidden(row.values)));
+                    }
+                    None if sequence.tells_hidden() && sequence.is_scored() => {
+                        let mut sequence = self.running.remove(i);
+                        self.leave(&mut sequence);
+                        let cause = "the last stage told no hidden state".to_owned();
+                        told.fail(sequence, RequestError::StepFailed(cause));
+                        continue;
+                    }
+                    None => {}
+                }
                 self.record(i, output, now, told);
             }
         }

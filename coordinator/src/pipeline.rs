@@ -6,11 +6,12 @@ use protocol::config::{Config, RunAhead};
 use protocol::message::{Loading, Progress};
 use protocol::{
     Body, Epoch, Frame, ModelId, NodeId, NodeReport, PipelineId, StageEcho, StageId, StageIndex,
-    StageLimits, StagePlan, Step, StepId,
+    StageLimits, StagePlan, Step,
 };
 
+use crate::cluster::Action;
 use crate::known::{Known, Measured};
-use crate::lane::{Capacity, Lane};
+use crate::lane::{Capacity, Lane, Scheduled};
 use crate::model::Model;
 use crate::placement::predict::Prediction;
 use crate::placement::{self, Placed, PlacementError};
@@ -24,6 +25,8 @@ pub(crate) struct Pipeline {
     pub(crate) last_progress: Instant,
     /// What runs in it, from the moment on when it serves.
     pub(crate) lane: Option<Lane>,
+    /// Whether a link for masks was opened to its last stage.
+    pub(crate) links_masks: bool,
     /// Since when and why nothing begins in it any more.
     pub(crate) draining: Option<(Instant, String)>,
     /// What was expected of it when it was placed.
@@ -113,6 +116,7 @@ impl Pipeline {
             stages,
             last_progress: now,
             lane: None,
+            links_masks: false,
             draining: None,
             predicted,
             measured: Measured::default(),
@@ -234,9 +238,25 @@ impl Pipeline {
         })
     }
 
-    pub(crate) fn step(&self, model: ModelId, number: StepId, step: Step) -> Frame {
-        let stage = StageId { pipeline: self.id, epoch: self.epoch, stage: StageIndex(0) };
-        Frame { model, stage, step: number, body: Body::Step(step) }
+    /// A step goes to the first stage. Masks go straight to the last, where that is another.
+    pub(crate) fn send(&mut self, model: ModelId, step: Scheduled, actions: &mut Vec<Action>) {
+        let Scheduled { step: number, batch, masks, tells_hidden, traces } = step;
+        let frame =
+            |stage, body| Action::Send(Box::new(Frame { model, stage, step: number, body }));
+        let first = StageId { pipeline: self.id, epoch: self.epoch, stage: StageIndex(0) };
+        let mut step = Step { batch: batch.into(), tells_hidden, traces, ..Step::default() };
+        match self.stages.last() {
+            Some(last) if self.stages.len() > 1 && !masks.is_empty() => {
+                let beside = first.beside_last(self.stages.len() as u32);
+                if !std::mem::replace(&mut self.links_masks, true) {
+                    actions.push(Action::Connect(last.node, beside));
+                }
+                actions.push(frame(beside, Body::Masks(masks)));
+                step.awaits_masks = true;
+            }
+            _ => step.masks = masks,
+        }
+        actions.push(frame(first, Body::Step(step)));
     }
 
     /// The model and the device class of each layer, as one short hash: answers are bit-equal

@@ -136,6 +136,8 @@ pub struct Request {
     pub text: Box<dyn AnswerText>,
     /// What each answer keeps to, if anything; each choice gets a copy.
     pub constraint: Option<Box<dyn Constraint>>,
+    /// Whether the hidden state of its prompt's last token is wanted, which takes `max_tokens` 0.
+    pub tells_hidden: bool,
     /// Its place in a trace, where it is traced.
     pub trace: Option<Box<RequestTrace>>,
     /// Who goes first.
@@ -165,6 +167,11 @@ pub struct Resumed {
 }
 
 impl Request {
+    /// Whether stages must know what the release before doesn't: masks, or to tell hidden states.
+    pub fn needs_newest(&self) -> bool {
+        self.constraint.is_some() || self.tells_hidden
+    }
+
     /// Blocks that prompt and longest answer of a choice fill. The last token is never computed, so
     /// it needs no place.
     pub fn num_blocks(&self) -> usize {
@@ -188,6 +195,8 @@ pub enum Event {
     },
     /// It went on where other bits may come out: from here on the answer isn't exact.
     Inexact,
+    /// The hidden state of the prompt's last token, normed.
+    Hidden(Vec<f32>),
     /// The logprobs of the prompt's tokens after the first; before the first token of choice 0.
     Prompt(Vec<Logprobs>),
     /// A token was sampled and recorded.

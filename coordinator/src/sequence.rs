@@ -370,6 +370,11 @@ impl Sequence {
         (self.request.prompt.len() - 1) % BLOCK_TOKENS
     }
 
+    /// Whether the slice that was made last is to tell its hidden state.
+    pub fn tells_hidden(&self) -> bool {
+        self.request.tells_hidden && self.num_scheduled == self.num_tokens()
+    }
+
     /// Whether the whole prompt was computed and nothing is to follow.
     pub fn is_scored(&self) -> bool {
         self.request.max_tokens == 0

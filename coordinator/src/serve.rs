@@ -292,6 +292,7 @@ async fn start(
             id: described.id,
             max_model_len: described.max_model_len,
             vocab_size: files.vocab_size as u32,
+            hidden_size: files.hidden_size as u32,
             sampling,
             eos: files.eos_token_ids.iter().copied().map(TokenId).collect(),
             created: std::time::SystemTime::now()

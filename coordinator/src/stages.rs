@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use protocol::{Body, Epoch, Frame, NodeId, PipelineId, SessionId, StageId};
+use protocol::{Body, Epoch, Frame, NodeId, PipelineId, SessionId, StageId, StageIndex};
 use tokio::sync::{Notify, mpsc};
 use tracing::{debug, warn};
 use transport::{Connection, FrameReceiver, Received, TransportError};
@@ -12,13 +12,15 @@ use transport::{Connection, FrameReceiver, Received, TransportError};
 use crate::cluster::Input;
 use crate::trips::Trips;
 
-/// Data connections of nodes, and each pipeline's link to its first stage.
+/// Data connections of nodes, and each pipeline's links to its stages: one to the first for steps,
+/// and one to the last for masks.
 #[derive(Debug)]
 pub struct Stages {
     // The newest of each node.
     connections: DashMap<NodeId, (SessionId, Connection)>,
     arrived: Notify,
-    links: DashMap<PipelineId, Link>,
+    // By the stage's name on the link: the last has one for masks.
+    links: DashMap<(PipelineId, StageIndex), Link>,
     trips: Arc<Trips>,
     max_buffered_frames: usize,
     connect_timeout: Duration,
@@ -95,7 +97,7 @@ impl Stages {
         self.connections.remove_if(&node, |_, (_, known)| known.is(&connection));
     }
 
-    /// Opens the link to the first stage in the background; `lost` hears why it ended.
+    /// Opens a link to a stage in the background; `lost` hears why it ended.
     pub fn connect(
         self: &Arc<Self>,
         node: NodeId,
@@ -103,7 +105,8 @@ impl Stages {
         lost: impl FnOnce(String) + Send + 'static,
     ) {
         let (frames, queued) = mpsc::channel::<Frame>(self.max_buffered_frames);
-        self.links.insert(stage.pipeline, Link { epoch: stage.epoch, frames });
+        let link = Link { epoch: stage.epoch, frames };
+        self.links.insert((stage.pipeline, stage.stage), link);
         let Some(connection) = self.connections.get(&node).map(|known| known.1.clone()) else {
             lost(format!("node {node} has no data connection"));
             return;
@@ -132,9 +135,14 @@ impl Stages {
                 cause = &mut ended => return Err(cause),
             };
             let Some(frame) = frame else { return Ok(()) };
-            self.trips.leaves(stage.epoch, frame.step);
+            let is_step = matches!(frame.body, Body::Step(_));
+            if is_step {
+                self.trips.leaves(stage.epoch, frame.step);
+            }
             let sent = sender.send(&frame).await?;
-            self.trips.left(stage.epoch, frame.step, Instant::now(), sent);
+            if is_step {
+                self.trips.left(stage.epoch, frame.step, Instant::now(), sent);
+            }
         }
     }
 
@@ -149,7 +157,7 @@ impl Stages {
     /// When there is no link of the frame's epoch, or its buffer is full.
     pub fn send(&self, frame: Frame) -> Result<(), SendError> {
         let stage = frame.stage;
-        let link = self.links.get(&stage.pipeline);
+        let link = self.links.get(&(stage.pipeline, stage.stage));
         let link = link
             .filter(|link| link.epoch == stage.epoch)
             .ok_or(SendError { stage, reason: "there is no link to it" })?;
@@ -279,7 +287,7 @@ mod tests {
         let (frames, _queued) = mpsc::channel(stages.max_buffered_frames);
         let epoch = Epoch { start: 1, counter: 1 };
         let stage = StageId { pipeline: PipelineId(0), epoch, stage: StageIndex(0) };
-        stages.links.insert(stage.pipeline, Link { epoch, frames });
+        stages.links.insert((stage.pipeline, stage.stage), Link { epoch, frames });
         let send = |stage: StageId| {
             let (model, step) = Default::default();
             stages.send(Frame { model, stage, step, body: Body::Step(Step::default()) })

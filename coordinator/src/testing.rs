@@ -38,6 +38,7 @@ pub(crate) fn request(id: u64, num_prompt_tokens: u32, max_tokens: u32) -> Reque
         deadline: None,
         require_exact: false,
         constraint: None,
+        tells_hidden: false,
         turn: 0,
         resumed: None,
     }
@@ -220,7 +221,7 @@ impl Pipeline {
                 prompt_logprobs: Vec::new(),
             }
         });
-        Sampled { outputs: outputs.collect(), timings: Vec::new() }
+        Sampled { outputs: outputs.collect(), ..Sampled::default() }
     }
 
     pub(crate) fn answer(&mut self) -> Vec<(RequestId, Event)> {

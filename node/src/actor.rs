@@ -222,7 +222,7 @@ pub enum StageMsg {
 pub struct StageState {
     node: Arc<Node>,
     plan: Arc<StagePlan>,
-    // What brings it steps, and what tells the first of several stages what was sampled.
+    // What brings it steps, and what else it hears.
     inlets: Option<(Inlet, Option<mpsc::Receiver<Arrived>>)>,
     // What loads it, then what moves its frames: ends with this.
     task: JoinSet<()>,
@@ -239,15 +239,14 @@ impl Actor for StageActor {
         (node, plan): Self::Arguments,
     ) -> Result<StageState, ActorProcessingErr> {
         let inlet = node.links.open(plan.id);
-        let samples = (plan.embeds() && plan.num_stages > 1)
-            .then(|| node.links.open(plan.behind_last()).frames);
+        let also = plan.also_hears().map(|name| node.links.open(name).frames);
         let loading = load(Arc::clone(&node), Arc::clone(&plan));
         let mut task = JoinSet::new();
         task.spawn(async move {
             let loaded = loading.await;
             let _ = myself.cast(StageMsg::Loaded(loaded));
         });
-        Ok(StageState { node, plan, inlets: Some((inlet, samples)), task })
+        Ok(StageState { node, plan, inlets: Some((inlet, also)), task })
     }
 
     async fn handle(
@@ -295,7 +294,7 @@ impl Actor for StageActor {
         state.task.abort_all();
         let id = state.plan.id;
         state.node.links.close(id);
-        state.node.links.close(state.plan.behind_last());
+        state.plan.also_hears().into_iter().for_each(|name| state.node.links.close(name));
         if let Some(device) = state.node.devices.get(state.plan.adapter as usize) {
             device.unload(id).await;
         }

@@ -1,8 +1,10 @@
 //! Moves a stage's frames: from the link that brings them through its device, and on to the next
 //! stage. The last stage tells the coordinator what was sampled, and the first stage at the same
-//! time, where steps may wait for it already. A step that fails goes the same way, so that results
+//! time, where steps may wait for it already. Which tokens it may sample it hears from the
+//! coordinator, beside its steps. A step that fails goes the same way, so that results
 //! come back in the order of their steps.
 
+use std::collections::VecDeque;
 use std::future::pending;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use protocol::{
-    Batch, Blame, Body, Carried, Failed, Frame, Sampled, StagePlan, StageTiming, Step, StepId,
+    Batch, Blame, Body, Carried, Failed, Frame, Masks, Sampled, StagePlan, StageTiming, Step,
+    StepId,
 };
 use tokio::sync::mpsc;
 use tracing::warn;
@@ -32,7 +35,7 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) async fn carry(
     node: Arc<Node>,
     plan: Arc<StagePlan>,
-    (inlet, samples): (Inlet, Option<mpsc::Receiver<Arrived>>),
+    (inlet, told): (Inlet, Option<mpsc::Receiver<Arrived>>),
 ) -> Over {
     let Inlet { linked, frames } = inlet;
     if linked.await.is_err() {
@@ -60,7 +63,8 @@ pub(crate) async fn carry(
                 coordinator: &mut coordinator,
                 next,
                 samples: Samples::new(plan.num_stages),
-                told: samples,
+                told,
+                masks: VecDeque::new(),
                 node,
                 plan: Arc::clone(&plan),
                 sent: Sent::default(),
@@ -117,9 +121,12 @@ struct Courier<'a> {
     next: Option<Outlet>,
     coordinator: &'a mut Outlet,
     ended: Ended,
-    // On the first stage: what is known of steps under way, and who tells if it isn't the last.
-    samples: Samples,
+    // What else it hears.
     told: Option<mpsc::Receiver<Arrived>>,
+    // On the first stage: what is known of steps under way.
+    samples: Samples,
+    // On the last of several: masks that came before their steps, in the order of those.
+    masks: VecDeque<(StepId, Masks)>,
     // Of the last frame: what the next one tells.
     sent: Sent,
     // Since when it waits for a frame.
@@ -160,11 +167,14 @@ impl Courier<'_> {
         let mut step = match body {
             Body::Step(step) => step,
             Body::Failed(_) => return self.send_on(number, body).await,
-            Body::Sampled(_) => return Ok(()),
+            Body::Sampled(_) | Body::Masks(_) => return Ok(()),
         };
         let mut known = Ok(());
         if self.plan.embeds() {
             known = self.resolve(number, &mut step.batch).await?;
+        }
+        if self.plan.samples() && step.awaits_masks {
+            step.masks = self.masks_of(number).await?;
         }
         let free = self.free.max(at);
         let (queued, woken) = (free - at, free.elapsed());
@@ -196,8 +206,8 @@ impl Courier<'_> {
                 }
                 match output {
                     StepOutput::Hidden(hidden, side) => Body::Step(Step { hidden, side, ..step }),
-                    StepOutput::Sampled(outputs) => {
-                        Body::Sampled(Sampled { outputs, timings: step.timings })
+                    StepOutput::Sampled(outputs, hidden) => {
+                        Body::Sampled(Sampled { outputs, hidden, timings: step.timings })
                     }
                 }
             }
@@ -237,12 +247,38 @@ impl Courier<'_> {
         }
     }
 
-    /// What the last stage says of a step, and when it came.
+    /// Which tokens may be sampled in a step, once that is known.
+    async fn masks_of(&mut self, step: StepId) -> Result<Masks, Over> {
+        loop {
+            // What failed on its way here needs none any more.
+            while self.masks.front().is_some_and(|(of, _)| *of < step) {
+                self.masks.pop_front();
+            }
+            if let Some((_, masks)) = self.masks.pop_front_if(|(of, _)| *of == step) {
+                return Ok(masks);
+            }
+            let told = tokio::select! {
+                told = hear(&mut self.told) => told,
+                cause = &mut self.ended => return Err(cause),
+            };
+            self.free = self.take_in(told)?;
+        }
+    }
+
+    /// What is heard of a step beside the steps themselves, and when it came.
     fn take_in(&mut self, told: Option<Arrived>) -> Result<Instant, Over> {
-        let Arrived { frame, at, .. } = told
-            .ok_or_else(|| ("the link from the last stage has ended".to_owned(), Blame::Before))?;
-        if frame.stage == self.plan.behind_last() {
-            self.samples.hear(frame.step, &frame.body);
+        let Some(Arrived { frame, at, .. }) = told else {
+            return Err(if self.plan.embeds() {
+                ("the link from the last stage has ended".to_owned(), Blame::Before)
+            } else {
+                ("the link that brings masks has ended".to_owned(), Blame::Own)
+            });
+        };
+        if Some(frame.stage) == self.plan.also_hears() {
+            match frame.body {
+                Body::Masks(masks) => self.masks.push_back((frame.step, masks)),
+                body => self.samples.hear(frame.step, &body),
+            }
         }
         Ok(at)
     }

@@ -67,7 +67,7 @@ impl Samples {
                 Outcome::Sampled(tokens.collect())
             }
             Body::Failed(_) => Outcome::Failed,
-            Body::Step(_) => return,
+            Body::Step(_) | Body::Masks(_) => return,
         };
     }
 
@@ -113,7 +113,7 @@ pub fn tokens_of(result: &Body) -> Body {
         prompt_logprobs: Vec::new(),
     };
     let outputs = sampled.outputs.iter().map(only_token).collect();
-    Body::Sampled(Sampled { outputs, timings: Vec::new() })
+    Body::Sampled(Sampled { outputs, ..Sampled::default() })
 }
 
 #[cfg(test)]
@@ -146,7 +146,7 @@ mod tests {
             prompt_logprobs: Vec::new(),
         };
         let outputs = tokens.iter().enumerate().map(output).collect();
-        Body::Sampled(Sampled { outputs, timings: Vec::new() })
+        Body::Sampled(Sampled { outputs, ..Sampled::default() })
     }
 
     #[test]

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use checkpoint::{Checkpoint, Row};
 use protocol::message::Loading;
 use protocol::{
-    BLOCK_TOKENS, Batch, Digest, Hidden, Input, LayerRange, Side, SliceOutput, StagePlan, Step,
+    BLOCK_TOKENS, Batch, Digest, Hidden, HiddenRow, Input, LayerRange, Side, SliceOutput,
+    StagePlan, Step,
 };
 use shaders::ahead::Ahead;
 use shaders::attention::Attention;
@@ -46,8 +47,8 @@ pub enum StepOutput {
     /// The hidden state for the next stage, [num_tokens, row_values], and what that needs beside
     /// it.
     Hidden(Hidden, Option<Side>),
-    /// What the last stage sampled.
-    Sampled(Vec<SliceOutput>),
+    /// What the last stage sampled, and hidden states that it was to tell.
+    Sampled(Vec<SliceOutput>, Vec<HiddenRow>),
 }
 
 /// Where the time of a step went.
@@ -232,6 +233,11 @@ impl Stage {
         }
         if self.head.is_some() {
             self.sequences.check_masks(batch, masks)?;
+            let num_slices = batch.slices.len();
+            if let Some(slice) = step.tells_hidden.iter().find(|it| **it as usize >= num_slices) {
+                let what = format!("the hidden state of slice {slice}, of {num_slices}");
+                return Err(StageError::BadBatch(what));
+            }
         }
         self.sequences.apply(batch)?;
         fill(&mut self.step, batch, &self.sequences);
@@ -269,12 +275,15 @@ impl Stage {
             drop(turn);
             computed = Instant::now();
             match &self.head {
-                Some(head) => StepOutput::Sampled(head.outputs(batch, bytes)),
+                Some(head) => StepOutput::Sampled(head.outputs(batch, bytes), Vec::new()),
                 None => StepOutput::Hidden(hidden_of(bytes), None),
             }
         })?;
         if let (StepOutput::Hidden(_, side), Some(choice)) = (&mut output, &self.choice) {
             *side = choice.after(gpu, shape.num_tokens)?;
+        }
+        if let (StepOutput::Sampled(_, rows), Some(head)) = (&mut output, &self.head) {
+            *rows = head.hidden_rows(gpu, step, self.scratch.row(Row::Hidden))?;
         }
         self.times = StepTimes {
             upload: uploaded - start,

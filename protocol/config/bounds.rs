@@ -56,6 +56,7 @@ const BOUNDS: &[(&str, u64, u64)] = &[
     ("http.max_rendered_bytes", 1, 1 << 30),
     ("http.max_grammar_bytes", 1, 1 << 24),
     ("http.max_grammar_symbols", 1, 1 << 24),
+    ("http.max_kept_grammars", 0, 1 << 16),
     ("scheduler.max_queued_requests", 1, 1 << 20),
     ("scheduler.max_num_seqs", 1, 1 << 16),
     ("scheduler.max_batched_tokens", 1, 1 << 20),

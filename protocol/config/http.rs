@@ -67,6 +67,8 @@ pub struct Http {
     pub max_grammar_bytes: usize,
     /// Symbols that such a grammar may become.
     pub max_grammar_symbols: usize,
+    /// Compiled grammars that are kept for who asks for the same one again.
+    pub max_kept_grammars: usize,
 }
 
 impl Default for Http {
@@ -97,6 +99,7 @@ impl Default for Http {
             max_rendered_bytes: 16 << 20,
             max_grammar_bytes: 64 << 10,
             max_grammar_symbols: 100_000,
+            max_kept_grammars: 64,
         }
     }
 }

@@ -142,6 +142,7 @@ impl Clients {
             stop_tokens: ask.stop_tokens.clone(),
             text: Box::new(Words { stop_every: ask.stop_every, num: 0 }),
             constraint: None,
+            tells_hidden: false,
             trace: None,
             priority: ask.sent_as.unwrap_or(ask.priority),
             tenant: ask.tenant.clone(),

@@ -90,6 +90,7 @@ impl Requests {
             deadline: None,
             require_exact: false,
             constraint: None,
+            tells_hidden: false,
             turn: 0,
             resumed: None,
         }
@@ -162,7 +163,7 @@ impl Rig {
             logprobs: None,
             prompt_logprobs: Vec::new(),
         });
-        let sampled = Sampled { outputs: outputs.collect(), timings: Vec::new() };
+        let sampled = Sampled { outputs: outputs.collect(), ..Sampled::default() };
         self.lane.update(scheduled.step, sampled, self.now, &mut self.told);
         self.told = Told::default();
         took

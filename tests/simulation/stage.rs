@@ -174,7 +174,7 @@ impl Stage {
             return Err(Trouble::NotFinite);
         }
         let output = if self.plan.samples() {
-            Output::Sampled(Sampled { outputs, timings: Vec::new() })
+            Output::Sampled(Sampled { outputs, ..Sampled::default() })
         } else {
             Output::Rows(after)
         };

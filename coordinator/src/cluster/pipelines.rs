@@ -291,7 +291,8 @@ impl Cluster {
             Blame::Before => num_stages - 1,
             Blame::Next => 1,
         };
-        let stage = pipeline.stages.get(id.stage.index())?;
+        // Masks have a link of their own to the last.
+        let stage = pipeline.stages.get(id.stage.index().min(num_stages - 1))?;
         let at = (stage.plan.id.stage.index() + away) % num_stages;
         Some(pipeline.stages[at].node)
     }

@@ -79,6 +79,7 @@ impl Ending {
             Style::Messages => ("/v1/messages", "chat"),
             Style::Responses => ("/v1/responses", "chat"),
             Style::Infill => ("/infill", "text_completion"),
+            Style::Embeddings => ("/v1/embeddings", "embeddings"),
         };
         let traced = Traced::begin(state, &origin);
         let facts = Facts {
@@ -143,7 +144,11 @@ impl Ending {
                 facts.num_open = facts.num_open.saturating_sub(1);
                 self.state.metrics.finished(reason.name(), 1);
             }
-            Event::Admitted { .. } | Event::Inexact | Event::Prompt(_) | Event::Failed(_) => {}
+            Event::Admitted { .. }
+            | Event::Inexact
+            | Event::Hidden(_)
+            | Event::Prompt(_)
+            | Event::Failed(_) => {}
         }
         if let Some(content) = self.traced.as_mut().and_then(|traced| traced.content.as_mut()) {
             content.heard(choice, &heard.event);

@@ -19,6 +19,7 @@ pub enum Begins {
 }
 
 /// An answer that keeps to a grammar.
+#[derive(Clone)]
 pub struct Kept {
     matcher: Matcher,
     place: Place,
@@ -122,11 +123,6 @@ impl Constraint for Kept {
     }
 
     fn copy(&self) -> Box<dyn Constraint> {
-        Box::new(Self {
-            matcher: self.matcher.clone(),
-            place: self.place.clone(),
-            mask: self.mask.clone(),
-            num_words: self.num_words,
-        })
+        Box::new(self.clone())
     }
 }

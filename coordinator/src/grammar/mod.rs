@@ -8,6 +8,10 @@ mod source;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Mutex, PoisonError};
+
 use llguidance::api::{GrammarInit, ParserLimits};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Logger, Matcher, ParserFactory, panic_utils};
@@ -23,6 +27,8 @@ use crate::tokenizer::Tokenizer;
 pub struct Vocabulary {
     factory: ParserFactory,
     num_words: usize,
+    // Compiled already, those that were asked for last at the end.
+    compiled: Mutex<VecDeque<(u64, (Source, Begins), Kept)>>,
 }
 
 impl std::fmt::Debug for Vocabulary {
@@ -63,7 +69,8 @@ impl Vocabulary {
         });
         let mut factory = made.map_err(|cause| sentence(&cause.to_string()))?;
         factory.quiet();
-        Ok(Self { factory, num_words: vocab_size.div_ceil(32) as usize })
+        let num_words = vocab_size.div_ceil(32) as usize;
+        Ok(Self { factory, num_words, compiled: Mutex::default() })
     }
 
     /// An answer that keeps to `source` from where it `begins`.
@@ -71,6 +78,32 @@ impl Vocabulary {
     /// # Errors
     /// When the grammar is too large, contradicts itself, or says what can't be.
     pub fn compile(&self, source: &Source, begins: Begins, config: &Http) -> Result<Kept, String> {
+        let asked = (source.clone(), begins);
+        let mut hasher = DefaultHasher::new();
+        format!("{asked:?}").hash(&mut hasher);
+        let hash = hasher.finish();
+        let compiled = || self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = {
+            let mut compiled = compiled();
+            let at = compiled.iter().position(|(of, it, _)| *of == hash && *it == asked);
+            at.and_then(|at| compiled.remove(at))
+        };
+        let kept = match found {
+            Some((.., kept)) => kept,
+            // Nobody else waits meanwhile.
+            None => self.compile_anew(source, asked.1.clone(), config)?,
+        };
+        if config.max_kept_grammars > 0 {
+            let mut compiled = compiled();
+            while compiled.len() >= config.max_kept_grammars {
+                compiled.pop_front();
+            }
+            compiled.push_back((hash, asked, kept.clone()));
+        }
+        Ok(kept)
+    }
+
+    fn compile_anew(&self, source: &Source, begins: Begins, config: &Http) -> Result<Kept, String> {
         let grammar = source.grammar(config)?;
         let limits = ParserLimits {
             max_grammar_size: config.max_grammar_symbols,

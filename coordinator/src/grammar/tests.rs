@@ -279,3 +279,26 @@ fn text_is_free_until_a_call_begins() {
         }
     }
 }
+
+/// Goal: who asks again waits for nothing, and what is kept is bounded. Method: three grammars where
+/// two are kept; what is found again is what a new one would be.
+#[test]
+fn a_grammar_that_was_compiled_before_is_not_compiled_again() {
+    let model = Model::new();
+    let config = Http { max_kept_grammars: 2, ..Http::default() };
+    let of = |text: &str| Source::Choice(vec![text.to_owned()]);
+    let compile = |text: &str| {
+        let mut kept = model.vocabulary.compile(&of(text), Begins::First, &config).unwrap();
+        let token = model.tokenizer.encode(text, false).unwrap()[0];
+        kept.push(token).unwrap();
+        kept.mask().unwrap().to_vec()
+    };
+    let first = compile("yes");
+    assert_eq!(compile("yes"), first, "what one answer has said is not in another's state");
+    compile("none");
+    compile("yes");
+    compile("maybe");
+    let kept = model.vocabulary.compiled.lock().unwrap();
+    let sources: Vec<_> = kept.iter().map(|(_, (source, _), _)| source.clone()).collect();
+    assert_eq!(sources, [of("yes"), of("maybe")], "who asked last");
+}

@@ -48,9 +48,9 @@ fn events(response: &Response) -> Vec<Value> {
     assert_eq!(response.header("content-type"), Some("text/event-stream"), "{}", response.body);
     let blocks = response.body.trim_end().split("\n\n");
     let event = |block: &str| {
-        let (name, data) = block.split_once('\n').unwrap_or_else(|| panic!("{block}"));
-        let data: Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();
-        assert_eq!(name.strip_prefix("event: "), data["type"].as_str());
+        let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
+        let data: Value = serde_json::from_str(field("data: ").unwrap()).unwrap();
+        assert_eq!(field("event: "), data["type"].as_str(), "{block}");
         data
     };
     blocks.map(event).collect()

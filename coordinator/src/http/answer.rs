@@ -61,6 +61,14 @@ pub(super) async fn responses(
     respond(state, caller, request, Style::Responses).await
 }
 
+pub(super) async fn embeddings(
+    State(state): State<Arc<ApiState>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> ApiResult {
+    respond(state, caller, request, Style::Embeddings).await
+}
+
 pub(super) async fn infill(
     State(state): State<Arc<ApiState>>,
     Extension(caller): Extension<Caller>,

@@ -94,7 +94,7 @@ impl Deref for ApiState {
 }
 
 /// Every route.
-fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 31] {
+fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 32] {
     [
         ("/v1/models", get(models::list)),
         ("/v1/models/{*id}", get(models::retrieve)),
@@ -122,6 +122,7 @@ fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 31] {
         ("/v1/admin/cordon/{node}", post(admin::cordon)),
         ("/v1/admin/uncordon/{node}", post(admin::uncordon)),
         ("/v1/admin/drain/{node}", post(admin::drain)),
+        ("/v1/embeddings", post(answer::embeddings)),
         ("/infill", post(answer::infill)),
         ("/tokenize", post(tokens::tokenize)),
         ("/detokenize", post(tokens::detokenize)),

@@ -119,7 +119,7 @@ impl Capacity {
 
     fn has_what_it_needs(&self, waiting: &Sequence) -> bool {
         waiting.num_blocks_needed() <= self.num_blocks
-            && (self.takes_masks || waiting.request().constraint.is_none())
+            && (self.takes_masks || !waiting.request().needs_newest())
     }
 }
 

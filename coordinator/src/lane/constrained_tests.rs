@@ -65,7 +65,7 @@ fn sampled(batch: &Batch, masks: &Masks) -> Sampled {
         let (at, word) = words.next().expect("something is allowed");
         outputs[slice].token = Some(TokenId(at as u32 * 32 + word.trailing_zeros()));
     }
-    Sampled { outputs, timings: Vec::new() }
+    Sampled { outputs, ..Sampled::default() }
 }
 
 /// The answer to a request, whoever computes it.

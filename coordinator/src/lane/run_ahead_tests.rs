@@ -49,7 +49,7 @@ impl Stages {
             }
         }
         let outputs = batch.slices.iter().map(|slice| self.slice(step, slice)).collect();
-        Sampled { outputs, timings: Vec::new() }
+        Sampled { outputs, ..Sampled::default() }
     }
 
     fn slice(&mut self, step: StepId, slice: &Slice) -> SliceOutput {

@@ -432,7 +432,7 @@ fn an_output_for_nobody_is_ignored() {
         logprobs: None,
         prompt_logprobs: Vec::new(),
     };
-    let sampled = Sampled { outputs: vec![output], timings: Vec::new() };
+    let sampled = Sampled { outputs: vec![output], ..Sampled::default() };
     assert_eq!(pipeline.update(StepId(0), sampled).num_tokens, 4);
     assert_eq!(pipeline.events(), []);
 }

@@ -54,6 +54,7 @@ struct Prompt {
     ids: Arc<[TokenId]>,
     logprobs: Option<Vec<Logprobs>>,
     echo: Option<Echo>,
+    hidden: Vec<f32>,
 }
 
 #[derive(Debug, Default)]
@@ -108,6 +109,7 @@ impl Answer {
             ids: request.prompt.clone(),
             logprobs: None,
             echo: echoes.next(),
+            hidden: Vec::new(),
         };
         Self {
             style,
@@ -216,6 +218,10 @@ impl Answer {
     pub fn take(&mut self, heard: Heard) -> Vec<Chunk> {
         let Heard { number: request, event, more } = heard;
         let (choice, mut piece) = match event {
+            Event::Hidden(values) => {
+                self.prompts[request].hidden = values;
+                return Vec::new();
+            }
             Event::Prompt(logprobs) => {
                 self.prompts[request].logprobs = Some(logprobs);
                 return Vec::new();
@@ -356,6 +362,10 @@ impl Answer {
 
     /// The whole answer.
     pub fn finish(mut self) -> String {
+        if let Some(embedding) = self.options.embedding {
+            let rows = self.prompts.iter().map(|prompt| &*prompt.hidden);
+            return embedding.body(&self.model, rows, self.num_prompt_tokens());
+        }
         let usage = Some(Some(self.usage()));
         let is_chat = self.style == Style::Chat;
         if let Some(voice) = &self.voice {
@@ -404,7 +414,11 @@ impl Answer {
         }
         let naming = Naming { tokenizer: &self.tokenizer, as_ids: self.options.tokens_as_ids };
         Some(match self.style {
-            Style::Chat | Style::Messages | Style::Responses | Style::Infill => {
+            Style::Chat
+            | Style::Messages
+            | Style::Responses
+            | Style::Infill
+            | Style::Embeddings => {
                 let content = piece.tokens.iter().filter_map(|(_, of)| of.as_ref());
                 let content: Vec<_> = content.map(|of| naming.chat(of)).collect();
                 json!({"content": content, "refusal": null})

@@ -5,6 +5,7 @@ mod answer;
 mod body;
 mod chat;
 mod completions;
+mod embeddings;
 mod error;
 mod fields;
 mod infill;
@@ -24,6 +25,7 @@ pub(crate) use answer::{Counts, Described, Spoken};
 pub use chat::{ChatPrompt, prompt_of_messages};
 pub use chat::{count_messages, parse as parse_chat, parse_messages, parse_responses};
 pub use completions::parse as parse_completion;
+pub use embeddings::{Embedding, parse as parse_embeddings};
 pub use error::ApiError;
 pub use fields::Fields;
 pub(crate) use fields::wrong;
@@ -54,6 +56,8 @@ pub struct ServedModel {
     pub max_model_len: u32,
     /// Tokens that the model knows.
     pub vocab_size: u32,
+    /// Values of an embedding.
+    pub hidden_size: u32,
     /// Tokens that end an answer.
     pub eos: Vec<TokenId>,
     /// How the model is sampled where a request doesn't say.
@@ -120,6 +124,8 @@ pub struct Options {
     pub stops: Arc<[String]>,
     /// What a response repeats of its request.
     pub repeated: Arc<serde_json::Map<String, serde_json::Value>>,
+    /// How embeddings are told, where they are what is asked for.
+    pub embedding: Option<Embedding>,
     /// Whether the answer outlives the coordinator.
     pub durable: bool,
     /// How reasoning and calls are told from content; `None` is not at all.

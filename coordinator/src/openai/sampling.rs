@@ -203,6 +203,7 @@ impl Common {
             stop_tokens: Arc::clone(&self.stop_tokens),
             text,
             constraint: None,
+            tells_hidden: false,
             trace: None,
             priority: self.scheduling.priority,
             tenant: Arc::clone(&context.access.tenant),

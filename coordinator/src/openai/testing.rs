@@ -38,6 +38,7 @@ impl Served {
                 id: ModelId::default(),
                 max_model_len: 256,
                 vocab_size: 640,
+                hidden_size: 64,
                 eos: vec![TokenId(595)],
                 sampling: checkpoint::SamplingDefaults::default(),
                 created: 1,

@@ -385,7 +385,9 @@ mod tests {
             let error = refused(json!({"tools": [tool("a", json!(1))]}));
             assert_eq!(error.param.as_deref(), Some("tools[0].function.strict"), "{error}");
             let broken = json!({"type": "function", "function": {
-                "name": "a", "strict": true, "parameters": {"type": "wibble"},
+                "name": "a", "strict": true, "parameters": {
+                    "type": "object", "properties": {"a": {"type": "wibble"}},
+                },
             }});
             let error = refused(json!({"tools": [broken]}));
             assert_eq!(

@@ -1,7 +1,9 @@
 //! The end of the model: final norm, LM head, sampler, over the rows whose logits are wanted.
 
+use std::sync::Arc;
+
 use checkpoint::{Checkpoint, Matrix, ModelConfig, Row, Vector};
-use protocol::{Batch, Masks, SliceOutput, StageLimits};
+use protocol::{Batch, HiddenRow, Masks, SliceOutput, StageLimits, Step};
 use shaders::error::GpuError;
 use shaders::gather_rows::BoundGatherRows;
 use shaders::gpu::{Gpu, Readback};
@@ -32,11 +34,15 @@ pub struct Head {
     // Of the step that is under way; kept, so that a step allocates nothing.
     rows: Rows,
     sampled: SampleStep,
+    norm: Arc<[f32]>,
+    eps: f32,
 }
 
 /// The head's weights on the adapter, which no stage changes.
 pub struct HeadWeights {
     norm: Tensor,
+    // The same, for hidden states that are told.
+    own_norm: Arc<[f32]>,
     table: WeightMatrix,
 }
 
@@ -56,7 +62,8 @@ impl HeadWeights {
             Some(embedding) => embedding.clone(),
             None => upload(gpu, files, Matrix::LmHead, loaded)?,
         };
-        Ok(Self { norm: gpu.upload_vec4s(&files.vector(Vector::FinalNorm)?)?, table })
+        let norm = files.vector(Vector::FinalNorm)?;
+        Ok(Self { norm: gpu.upload_vec4s(&norm)?, own_norm: norm.into(), table })
     }
 }
 
@@ -90,6 +97,8 @@ impl Head {
             logits,
             rows: Rows::default(),
             sampled: SampleStep::default(),
+            norm: Arc::clone(&weights.own_norm),
+            eps: model.rms_norm_eps,
         })
     }
 
@@ -134,6 +143,49 @@ impl Head {
     /// What was sampled, from the bytes that were read back.
     pub fn outputs(&self, batch: &Batch, bytes: &[u8]) -> Vec<SliceOutput> {
         self.rows.outputs(batch, self.sampled.results(bytes))
+    }
+
+    /// The hidden states that a step is to tell, of its tokens' rows after the last layer.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn hidden_rows(
+        &self,
+        gpu: &Gpu,
+        step: &Step,
+        hidden: &Tensor,
+    ) -> Result<Vec<HiddenRow>, GpuError> {
+        let Some(last) = step.tells_hidden.iter().max() else { return Ok(Vec::new()) };
+        let ends: Vec<_> = step
+            .batch
+            .slices
+            .iter()
+            .scan(0, |end, slice| {
+                *end += slice.num_tokens();
+                Some(*end)
+            })
+            .collect();
+        let width = self.norm.len();
+        let submission =
+            gpu.submit(&Pass::new(), Some((hidden, 0..ends[*last as usize] * width)))?;
+        gpu.wait(submission, |bytes| {
+            let (values, _) = bytes.as_chunks();
+            let row = |slice: &u32| {
+                let end = ends[*slice as usize] * width;
+                let row = values[end - width..end].iter().map(|it| f32::from_le_bytes(*it));
+                HiddenRow { slice: *slice, values: self.normed(&row.collect::<Vec<_>>()) }
+            };
+            step.tells_hidden.iter().map(row).collect()
+        })
+    }
+
+    /// As the head's kernel has it, but added in one order: a row's bits are its own.
+    fn normed(&self, row: &[f32]) -> Vec<f32> {
+        let sum: f64 = row.iter().map(|it| f64::from(*it) * f64::from(*it)).sum();
+        let scale = 1.0 / (sum / row.len() as f64 + f64::from(self.eps)).sqrt();
+        let norm =
+            |(value, weight): (&f32, &f32)| (f64::from(*value) * scale * f64::from(*weight)) as f32;
+        row.iter().zip(&*self.norm).map(norm).collect()
     }
 
     /// The logits of the rows computed last, [rows, vocab_size]; for tests.

@@ -17,12 +17,14 @@ pub enum Style {
     Responses,
     /// `/infill`
     Infill,
+    /// `/v1/embeddings`
+    Embeddings,
 }
 
 impl Style {
     /// Whether messages go through the model's template.
     pub fn renders(self) -> bool {
-        !matches!(self, Self::Completion | Self::Infill)
+        !matches!(self, Self::Completion | Self::Infill | Self::Embeddings)
     }
 
     /// What an answer's id begins with.
@@ -33,6 +35,7 @@ impl Style {
             Self::Messages => "msg_",
             Self::Responses => "resp_",
             Self::Infill => "infill-",
+            Self::Embeddings => "embd-",
         }
     }
 
@@ -40,7 +43,9 @@ impl Style {
     pub fn error(self, error: &ApiError) -> Value {
         match self {
             Self::Messages => crate::messages::error(error),
-            Self::Chat | Self::Completion | Self::Responses | Self::Infill => error.body(),
+            Self::Chat | Self::Completion | Self::Responses | Self::Infill | Self::Embeddings => {
+                error.body()
+            }
         }
     }
 }

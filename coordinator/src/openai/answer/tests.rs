@@ -23,7 +23,7 @@ fn answer(style: Style, more: Value) -> (Answer, Served) {
     let served = Served::chat();
     let mut body = match style {
         Style::Chat => json!({"messages": [{"role": "user", "content": "Hi"}]}),
-        Style::Completion | Style::Infill => json!({"prompt": [39, 72]}),
+        Style::Completion | Style::Infill | Style::Embeddings => json!({"prompt": [39, 72]}),
         Style::Messages => {
             json!({"max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]})
         }
@@ -33,7 +33,7 @@ fn answer(style: Style, more: Value) -> (Answer, Served) {
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let parse = match style {
         Style::Chat => parse_chat,
-        Style::Completion | Style::Infill => parse_completion,
+        Style::Completion | Style::Infill | Style::Embeddings => parse_completion,
         Style::Messages => parse_messages,
         Style::Responses => parse_responses,
     };

@@ -67,7 +67,7 @@ impl Voice {
     /// That of a style, where it isn't a completion's.
     pub(super) fn of(style: Style) -> Option<Self> {
         match style {
-            Style::Chat | Style::Completion => None,
+            Style::Chat | Style::Completion | Style::Embeddings => None,
             Style::Messages => Some(Self::Messages(messages::Stream::default())),
             Style::Responses => Some(Self::Responses(responses::Stream::default())),
             Style::Infill => Some(Self::Infill(infill::Stream)),
