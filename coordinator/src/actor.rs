@@ -406,11 +406,7 @@ impl State {
             Event::Finished { .. } => client.num_choices_left -= 1,
             // Said once.
             Event::Inexact if !std::mem::take(&mut client.is_exact) => return,
-            Event::Inexact
-            | Event::Admitted { .. }
-            | Event::Hidden(_)
-            | Event::Prompt(_)
-            | Event::Token { .. } => {}
+            _ => {}
         }
         client.teller.tell(event);
         if client.num_choices_left == 0 {

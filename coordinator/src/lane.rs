@@ -295,19 +295,8 @@ impl Lane {
         for (slice, output) in (0..).zip(sampled.outputs) {
             let hidden = hidden.next_if(|row| row.slice == slice);
             if let Ok(i) = self.running.binary_search_by_key(&output.sequence, |it| it.id) {
-                let sequence = &self.running[i];
-                match hidden {
-                    Some(row) => {
-                        told.events.push((sequence.request_id(), Event::Hidden(row.values)));
-                    }
-                    None if sequence.tells_hidden() && sequence.is_scored() => {
-                        let mut sequence = self.running.remove(i);
-                        self.leave(&mut sequence);
-                        let cause = "the last stage told no hidden state".to_owned();
-                        told.fail(sequence, RequestError::StepFailed(cause));
-                        continue;
-                    }
-                    None => {}
+                if !self.tell_hidden(i, hidden, told) {
+                    continue;
                 }
                 self.record(i, output, now, told);
             }

@@ -217,7 +217,7 @@ impl Pipeline {
     }
 
     /// What it can hold, once every stage has said what it holds, and all of them are linked.
-    /// `takes_masks` says of a node whether it hands on masks.
+    /// `takes_masks` says of a node whether it knows masks.
     pub(crate) fn capacity(
         &self,
         model: ModelId,

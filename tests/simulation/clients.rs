@@ -261,6 +261,7 @@ impl Client {
                 }
                 self.is_exact = false;
             }
+            Event::Hidden(_) => return Err("a hidden state, which nobody wants".into()),
             Event::Prompt(logprobs) => {
                 if std::mem::replace(&mut self.has_prompt, true) {
                     return Err("its prompt's logprobs come twice or unasked".into());

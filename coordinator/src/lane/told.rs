@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
-use protocol::{Masks, PipelineId, RequestId, SequenceId, Slice};
+use protocol::{HiddenRow, Masks, PipelineId, RequestId, SequenceId, Slice};
 
 use super::Lane;
 use crate::block_manager::{BlockManager, Miss};
@@ -130,6 +130,26 @@ impl Lane {
         };
         let masks: Vec<_> = slices.iter().enumerate().filter_map(mask).collect();
         Masks::with(&masks)
+    }
+
+    /// The hidden state of the `i`-th, where it came; whether the sequence is still there.
+    pub(super) fn tell_hidden(
+        &mut self,
+        i: usize,
+        hidden: Option<HiddenRow>,
+        told: &mut Told,
+    ) -> bool {
+        let sequence = &self.running[i];
+        if let Some(row) = hidden {
+            told.events.push((sequence.request_id(), Event::Hidden(row.values)));
+        } else if sequence.tells_hidden() && sequence.is_scored() {
+            let mut sequence = self.running.remove(i);
+            self.leave(&mut sequence);
+            let cause = "the last stage told no hidden state".to_owned();
+            told.fail(sequence, RequestError::StepFailed(cause));
+            return false;
+        }
+        true
     }
 
     /// It waits again once [`return_preempted`](Self::return_preempted) is called; until then it
