@@ -41,7 +41,7 @@ fn attend_{ROWS}(first: u32, last: u32, first_head: u32, partitions: vec2<u32>, 
 //! for t in 0..ROWS
 //! for r in 0..QUERIES
 //! for i in 0..SLICES
-    let q_{t}_{r}_{i} = q_at((token_{t} * params.num_heads + first_head + {r}u) * {KEY_VEC4S}u
+    let q_{t}_{r}_{i} = q_in((token_{t} * params.num_heads + first_head + {r}u) * {KEY_VEC4S}u
         + {i}u * {SLICE}u + lane % {SLICE}u) * params.scale;
     var all_{t}_{r}_{i} = vec4<f32>(0.0);
 //! if SUBGROUP
@@ -87,7 +87,7 @@ fn attend_{ROWS}(first: u32, last: u32, first_head: u32, partitions: vec2<u32>, 
 //! for i in 0..SLICES
 //! for l in 0..SLICE
 //! for u in 0..KEYS
-            let key_{u}_{i}_{l} = key_at(key_at_{u} + ({i}u * {SLICE}u + {l}u) * {BLOCK}u);
+            let key_{u}_{i}_{l} = keys_in(key_at_{u} + ({i}u * {SLICE}u + {l}u) * {BLOCK}u);
 //! end
 //! for t in 0..ROWS
 //! for r in 0..QUERIES
@@ -176,7 +176,7 @@ fn attend_{ROWS}(first: u32, last: u32, first_head: u32, partitions: vec2<u32>, 
             let value_at_{u}_{l} = sh_value[{u}u * {LANES}u + {l}u] + lane % {SLICE}u;
 //! end
 //! for i in 0..SLICES
-            let value_{u}_{l}_{i} = value_at(value_at_{u}_{l} + {i}u * {SLICE}u);
+            let value_{u}_{l}_{i} = values_in(value_at_{u}_{l} + {i}u * {SLICE}u);
 //! end
 //! for t in 0..ROWS
 //! for r in 0..QUERIES

@@ -11,8 +11,7 @@ use crate::error::GpuError;
 use crate::gpu::{Caps, Gpu};
 use crate::index::Choice;
 use crate::inputs::Inputs;
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
-use crate::template::expand_vec4s;
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
 use crate::tensor::Tensor;
 
 /// What is merged.
@@ -173,11 +172,7 @@ pub(crate) fn merge_source(caps: Caps, parts: Parts) -> KernelSource {
         ("CHOSEN_STRIDE", parts.chosen.map_or(0, |most| Choice::stride(most) as u32)),
     ];
     let template = [include_str!("attention_merge.wgsl"), PARTS_OF_STATE].concat();
-    let wgsl = expand_vec4s(&template, caps.images, &constants);
-    let (read, write) = (Access::read_vec4s(caps.images), Access::write_vec4s(caps.images));
-    let mut bindings = vec![Access::Read, read, write];
-    bindings.extend(parts.chosen.map(|_| Access::Read));
-    KernelSource::new::<MergeParams>("attention merge", wgsl, &bindings)
+    KernelSource::declared::<MergeParams>("attention merge", &template, caps.images, &constants)
 }
 
 /// Partitions of tokens that are computed side by side at a time.

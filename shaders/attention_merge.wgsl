@@ -9,22 +9,11 @@ struct Params {
 }
 
 var<immediate> params: Params;
-// ..., positions, ...
-@group(0) @binding(0) var<storage, read>       inputs: array<u32>;
-//! if IMAGES
-// [tokens from first_token on, num_partitions, num_heads, VALUE_VEC4S + 1]
-@group(0) @binding(1) var parts: texture_storage_2d<rgba32float, read>;
-// [num_tokens, num_heads, VALUE_VEC4S]
-@group(0) @binding(2) var out: texture_storage_2d<rgba32float, write>;
-//! else
-// [tokens from first_token on, num_partitions, num_heads, VALUE_VEC4S + 1]
-@group(0) @binding(1) var<storage, read>       parts: array<vec4<f32>>;
-// [num_tokens, num_heads, VALUE_VEC4S]
-@group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;
-//! end
+//! read inputs u32  ..., positions, ...
+//! read parts vec4s  [tokens from first_token on, num_partitions, num_heads, VALUE_VEC4S + 1]
+//! write out vec4s  [num_tokens, num_heads, VALUE_VEC4S]
 //! if CHOSEN
-// for each token how many positions, and which [num_tokens, 1 + MOST]
-@group(0) @binding(3) var<storage, read>       chosen: array<u32>;
+//! read chosen u32  for each token how many positions, and which [num_tokens, 1 + MOST]
 //! end
 
 @compute @workgroup_size({LANES})
@@ -44,27 +33,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         var state = no_positions();
         for (var nth = 0u; nth < end; nth++) {
             let at = first + nth * step;
-            let next = part_in(at + {VALUE_VEC4S}u).xy;
+            let next = parts_in(at + {VALUE_VEC4S}u).xy;
             let factors = merge_factors(state.x, next.x);
             state = merged(state, next, factors);
-            all = merged_values(all, part_in(at + d), factors);
+            all = merged_values(all, parts_in(at + d), factors);
         }
         write_out((token * p.num_heads + head) * {VALUE_VEC4S}u + d, attended(all, state));
     }
-}
-
-fn part_in(index: u32) -> vec4<f32> {
-//! if IMAGES
-    return textureLoad(parts, texel(index));
-//! else
-    return parts[index];
-//! end
-}
-
-fn write_out(index: u32, value: vec4<f32>) {
-//! if IMAGES
-    textureStore(out, texel(index), value);
-//! else
-    out[index] = value;
-//! end
 }

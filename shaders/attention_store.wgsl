@@ -6,16 +6,16 @@ fn store_values(
     token: u32, head: u32, nth: u32, d: u32, values: vec4<f32>, state: vec2<f32>,
 ) {
     if (params.num_partitions == 0u) {
-        store((token * params.num_heads + head) * {VALUE_VEC4S}u + d, attended(values, state));
+        write_out((token * params.num_heads + head) * {VALUE_VEC4S}u + d, attended(values, state));
     } else {
-        store(part_at(token, head, nth) + d, values);
+        write_out(part_at(token, head, nth) + d, values);
     }
 }
 
 // By one lane.
 fn store_state(token: u32, head: u32, nth: u32, state: vec2<f32>) {
     if (params.num_partitions > 0u) {
-        store(part_at(token, head, nth) + {VALUE_VEC4S}u, vec4<f32>(state, 0.0, 0.0));
+        write_out(part_at(token, head, nth) + {VALUE_VEC4S}u, vec4<f32>(state, 0.0, 0.0));
     }
 }
 

@@ -3,9 +3,8 @@
 use crate::attention::{INPUTS, Params};
 use crate::gpu::Caps;
 use crate::inputs::BLOCK_TOKENS;
-use crate::kernel::{Access, KernelSource};
+use crate::kernel::KernelSource;
 use crate::kv_cache::{HeadShape, KvFormat};
-use crate::template::expand_vec4s;
 
 /// Lanes of a workgroup of one subgroup, and whether all of them are of one, whatever size it gets,
 /// and exchange values through it. A software driver compiles a workgroup of several subgroups that
@@ -159,15 +158,12 @@ impl Variant {
         };
         let template =
             [kernel, include_str!("attention_main.wgsl"), STORE, PARTS_OF_STATE, INPUTS].concat();
-        let wgsl = expand_vec4s(&template, images, &constants);
-        let (read, cached) = (Access::read_vec4s(images), format.read(images));
-        let bindings = [Access::Read, read, cached, cached, Access::write_vec4s(images)];
         let kv = if format == KvFormat::F16 { " f16" } else { "" };
         let name = format!(
             "attention{kv} {key_vec4s} lanes{lanes} keys{keys} tokens{tokens} queries{queries} \
              partition{partition} {exchange:?}"
         );
-        KernelSource::new::<Params>(name, wgsl, &bindings)
+        KernelSource::declared::<Params>(name, &template, images, &constants)
     }
 
     /// Tokens and query heads a workgroup, its lanes, positions a partition.

@@ -37,7 +37,7 @@ fn attend_{ROWS}(first: u32, last: u32, first_head: u32, partitions: vec2<u32>, 
     }
     for (var i = lane; i < {ROWS}u * {QUERIES}u * {KEY_VEC4S}u; i += {LANES}u) {
         let token = min(first + i / ({QUERIES}u * {KEY_VEC4S}u), last);
-        sh_q[i] = q_at((token * params.num_heads + first_head) * {KEY_VEC4S}u
+        sh_q[i] = q_in((token * params.num_heads + first_head) * {KEY_VEC4S}u
             + i % ({QUERIES}u * {KEY_VEC4S}u)) * params.scale;
     }
     for (var row = lane; row < {ROWS}u * {QUERIES}u; row += {LANES}u) {
@@ -72,7 +72,7 @@ fn attend_{ROWS}(first: u32, last: u32, first_head: u32, partitions: vec2<u32>, 
         for (var d = 0u; d < {KEY_VEC4S}u; d += {AT_ONCE}u) {
 //! for a in 0..AT_ONCE
 //! for u in 0..KEYS
-            let key_{a}_{u} = key_at(key_at_{u} + (d + {a}u) * {BLOCK}u);
+            let key_{a}_{u} = keys_in(key_at_{u} + (d + {a}u) * {BLOCK}u);
 //! end
 //! end
 //! for a in 0..AT_ONCE
@@ -165,7 +165,7 @@ fn attend_{ROWS}(first: u32, last: u32, first_head: u32, partitions: vec2<u32>, 
 //! for a in 0..VALUES_AT_ONCE
                 let value_at_{a} = sh_value[n + {a}u] + lane % {SLICE}u;
 //! for i in 0..SLICES
-                let value_{a}_{i} = value_at(value_at_{a} + {i}u * {SLICE}u);
+                let value_{a}_{i} = values_in(value_at_{a} + {i}u * {SLICE}u);
 //! end
 //! end
 //! for a in 0..VALUES_AT_ONCE

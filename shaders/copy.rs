@@ -4,8 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
 use crate::gpu::Gpu;
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
-use crate::template::expand_vec4s;
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
 use crate::tensor::Tensor;
 
 /// The parameters of `copy.wgsl`.
@@ -44,9 +43,7 @@ const STRIDES: u32 = 8;
 
 pub(crate) fn source(images: bool) -> KernelSource {
     let constants = [("WORKGROUP", WORKGROUP), ("STRIDES", STRIDES)];
-    let wgsl = expand_vec4s(include_str!("copy.wgsl"), images, &constants);
-    let bindings = [Access::read_vec4s(images), Access::write_vec4s(images)];
-    KernelSource::new::<Params>("copy", wgsl, &bindings)
+    KernelSource::declared::<Params>("copy", include_str!("copy.wgsl"), images, &constants)
 }
 
 #[cfg(test)]

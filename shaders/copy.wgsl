@@ -5,13 +5,8 @@ struct Params {
 }
 
 var<immediate> params: Params;
-//! if IMAGES
-@group(0) @binding(0) var x: texture_storage_2d<rgba32float, read>;
-@group(0) @binding(1) var out: texture_storage_2d<rgba32float, write>;
-//! else
-@group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read_write> out: array<vec4<f32>>;
-//! end
+//! read x vec4s
+//! write out vec4s
 
 @compute @workgroup_size({WORKGROUP})
 fn main(
@@ -28,9 +23,5 @@ fn copy(index: u32) {
     if (index >= params.num_vec4s) {
         return;
     }
-//! if IMAGES
-    textureStore(out, texel(index), textureLoad(x, texel(index)));
-//! else
-    out[index] = x[index];
-//! end
+    write_out(index, x_in(index));
 }

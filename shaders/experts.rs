@@ -10,10 +10,9 @@ use bytemuck::{Pod, Zeroable};
 use crate::attention;
 use crate::error::GpuError;
 use crate::gpu::{Caps, Gpu};
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
 use crate::matmul_class::Class;
 use crate::matmul_variant::Variant;
-use crate::template::{expand, expand_vec4s};
 use crate::tensor::Tensor;
 use crate::weights::Format;
 
@@ -293,24 +292,21 @@ pub(crate) fn route_source(caps: Caps, shape: &ExpertShape) -> KernelSource {
         ("TOP_GROUPS", shape.top_groups as u32),
         ("NORMALIZED", shape.normalized.into()),
     ];
-    let wgsl = expand(include_str!("experts_route.wgsl"), &constants);
-    let bindings = [Access::Read, Access::Read, Access::ReadWrite];
-    KernelSource::new::<RouteParams>("experts_route", wgsl, &bindings)
+    let template = include_str!("experts_route.wgsl");
+    KernelSource::declared::<RouteParams>("experts_route", template, false, &constants)
 }
 
 pub(crate) fn sort_source(caps: Caps, counts: bool) -> KernelSource {
     let (lanes, _) = attention::lanes(caps);
     let constants = [("LANES", lanes), ("COUNTS", counts.into())];
-    let wgsl = expand(include_str!("experts_sort.wgsl"), &constants);
-    KernelSource::new::<SortParams>("experts_sort", wgsl, &[Access::ReadWrite])
+    let template = include_str!("experts_sort.wgsl");
+    KernelSource::declared::<SortParams>("experts_sort", template, false, &constants)
 }
 
 pub(crate) fn sum_source(images: bool) -> KernelSource {
     let constants = [("WORKGROUP", WORKGROUP)];
-    let wgsl = expand_vec4s(include_str!("experts_sum.wgsl"), images, &constants);
-    let (read, write) = (Access::read_vec4s(images), Access::write_vec4s(images));
-    let bindings = [Access::Read, Access::Read, read, write];
-    KernelSource::new::<SumParams>("experts_sum", wgsl, &bindings)
+    let template = include_str!("experts_sum.wgsl");
+    KernelSource::declared::<SumParams>("experts_sum", template, images, &constants)
 }
 
 #[cfg(test)]

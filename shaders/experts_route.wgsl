@@ -9,10 +9,9 @@ struct Params {
 }
 
 var<immediate> params: Params;
-@group(0) @binding(0) var<storage, read>       logits: array<f32>;  // [num_tokens, EXPERTS]
-@group(0) @binding(1) var<storage, read>       bias: array<f32>;    // [EXPERTS]
-// chosen [num_tokens, TOP_K], weights [num_tokens, TOP_K], ...
-@group(0) @binding(2) var<storage, read_write> routes: array<u32>;
+//! read logits f32  [num_tokens, EXPERTS]
+//! read bias f32  [EXPERTS]
+//! write routes u32  chosen [num_tokens, TOP_K], weights [num_tokens, TOP_K], ...
 
 const LEAST = -3.4028234e38;
 

@@ -14,7 +14,7 @@ struct Params {
 
 var<immediate> params: Params;
 // chosen [num_pairs], ..., sorted [num_pairs], counts [num_experts], parts [num_parts, 3]
-@group(0) @binding(0) var<storage, read_write> routes: array<u32>;
+//! write routes u32
 
 var<workgroup> sh_counts: array<u32, {LANES}>;
 

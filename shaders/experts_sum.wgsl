@@ -8,20 +8,10 @@ struct Params {
 }
 
 var<immediate> params: Params;
-// [num_tokens, top_k, row_vec4s]
-@group(0) @binding(0) var<storage, read>       given: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read>       routes: array<u32>;
-//! if IMAGES
-// [num_tokens, row_vec4s]
-@group(0) @binding(2) var residual: texture_storage_2d<rgba32float, read>;
-// [num_tokens, row_vec4s]
-@group(0) @binding(3) var out: texture_storage_2d<rgba32float, write>;
-//! else
-// [num_tokens, row_vec4s]
-@group(0) @binding(2) var<storage, read>       residual: array<vec4<f32>>;
-// [num_tokens, row_vec4s]
-@group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
-//! end
+//! read given vec4<f32>  [num_tokens, top_k, row_vec4s]
+//! read routes u32
+//! read residual vec4s  [num_tokens, row_vec4s]
+//! write out vec4s  [num_tokens, row_vec4s]
 
 @compute @workgroup_size({WORKGROUP})
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
@@ -36,9 +26,5 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         let weight = bitcast<f32>(routes[params.weights_at + pair]);
         sum = fma(vec4<f32>(weight), given[pair * params.row_vec4s + id.x], sum);
     }
-//! if IMAGES
-    textureStore(out, texel(index), textureLoad(residual, texel(index)) + sum);
-//! else
-    out[index] = residual[index] + sum;
-//! end
+    write_out(index, residual_in(index) + sum);
 }

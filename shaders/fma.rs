@@ -4,8 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
 use crate::gpu::Gpu;
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
-use crate::template::expand;
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
 use crate::tensor::Tensor;
 
 /// The parameters of `fma.wgsl`.
@@ -57,8 +56,7 @@ const ROUND: u32 = 8;
 
 pub(crate) fn source() -> KernelSource {
     let constants = [("WORKGROUP", WORKGROUP), ("CHAINS", CHAINS), ("ROUND", ROUND)];
-    let wgsl = expand(include_str!("fma.wgsl"), &constants);
-    KernelSource::new::<Params>("fma", wgsl, &[Access::ReadWrite])
+    KernelSource::declared::<Params>("fma", include_str!("fma.wgsl"), false, &constants)
 }
 
 #[cfg(test)]

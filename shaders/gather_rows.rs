@@ -7,8 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::error::GpuError;
 use crate::gpu::Gpu;
 use crate::inputs::{Inputs, StepShape};
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
-use crate::template::expand_vec4s;
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
 use crate::tensor::Tensor;
 
 /// The parameters of `gather_rows.wgsl`.
@@ -77,9 +76,8 @@ const WORKGROUP: u32 = 64;
 
 pub(crate) fn source(images: bool) -> KernelSource {
     let constants = [("WORKGROUP", WORKGROUP)];
-    let wgsl = expand_vec4s(include_str!("gather_rows.wgsl"), images, &constants);
-    let bindings = [Access::Read, Access::read_vec4s(images), Access::write_vec4s(images)];
-    KernelSource::new::<Params>("gather_rows", wgsl, &bindings)
+    let template = include_str!("gather_rows.wgsl");
+    KernelSource::declared::<Params>("gather_rows", template, images, &constants)
 }
 
 #[cfg(test)]

@@ -7,10 +7,10 @@ use crate::attention;
 use crate::error::GpuError;
 use crate::gpu::{Caps, Gpu};
 use crate::inputs::{BLOCK_TOKENS, Inputs, StepShape};
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
 use crate::kv_cache::{KvFormat, LatentCache};
+use crate::mla::LANES_OF_A_ROW;
 use crate::rotary::Rotary;
-use crate::template::{expand, expand_vec4s};
 use crate::tensor::Tensor;
 
 /// How positions are chosen.
@@ -219,10 +219,8 @@ pub(crate) fn store_source(caps: Caps, kv: KvFormat) -> KernelSource {
     let images = caps.images;
     let is_f16 = (kv == KvFormat::F16).into();
     let constants = [("LANES", lanes), ("BLOCK", BLOCK_TOKENS as u32), ("KV_F16", is_f16)];
-    let wgsl = expand_vec4s(include_str!("index_store.wgsl"), images, &constants);
-    let (plain, read) = (Access::Read, Access::read_vec4s(images));
-    let bindings = [plain, plain, plain, Access::ReadWrite, read, kv.write(images)];
-    KernelSource::new::<StoreParams>("index_store", wgsl, &bindings)
+    let template = [include_str!("index_store.wgsl"), LANES_OF_A_ROW].concat();
+    KernelSource::declared::<StoreParams>("index_store", &template, images, &constants)
 }
 
 pub(crate) fn score_source(caps: Caps, shape: IndexShape, kv: KvFormat) -> KernelSource {
@@ -233,10 +231,8 @@ pub(crate) fn score_source(caps: Caps, shape: IndexShape, kv: KvFormat) -> Kerne
         ("BLOCK", BLOCK_TOKENS as u32),
         ("KV_F16", (kv == KvFormat::F16).into()),
     ];
-    let wgsl = expand_vec4s(include_str!("index_score.wgsl"), images, &constants);
-    let plain = Access::Read;
-    let bindings = [plain, plain, plain, Access::ReadWrite, kv.read(images)];
-    KernelSource::new::<ScoreParams>("index_score", wgsl, &bindings)
+    let template = include_str!("index_score.wgsl");
+    KernelSource::declared::<ScoreParams>("index_score", template, images, &constants)
 }
 
 pub(crate) fn choose_source(caps: Caps, shape: IndexShape) -> KernelSource {
@@ -244,9 +240,8 @@ pub(crate) fn choose_source(caps: Caps, shape: IndexShape) -> KernelSource {
     let lanes =
         if caps.is_cpu { attention::lanes(caps).0 } else { caps.max_workgroup_lanes.min(256) };
     let constants = [("LANES", lanes), ("TOP_K", shape.top_k as u32)];
-    let wgsl = expand(include_str!("index_choose.wgsl"), &constants);
-    let bindings = [Access::Read, Access::Read, Access::ReadWrite];
-    KernelSource::new::<ChooseParams>("index_choose", wgsl, &bindings)
+    let template = include_str!("index_choose.wgsl");
+    KernelSource::declared::<ChooseParams>("index_choose", template, false, &constants)
 }
 
 #[cfg(test)]

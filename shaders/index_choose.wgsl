@@ -8,9 +8,9 @@ struct Params {
 }
 
 var<immediate> params: Params;
-@group(0) @binding(0) var<storage, read>       inputs: array<u32>;  // ..., positions, ...
-@group(0) @binding(1) var<storage, read>       scores: array<f32>;  // [tokens, stride]
-@group(0) @binding(2) var<storage, read_write> chosen: array<u32>;  // [num_tokens, 1 + TOP_K]
+//! read inputs u32  ..., positions, ...
+//! read scores f32  [tokens, stride]
+//! write chosen u32  [num_tokens, 1 + TOP_K]
 
 var<workgroup> sh_counts: array<u32, {LANES}>;
 var<workgroup> sh_equal: array<u32, {LANES}>;

@@ -13,27 +13,11 @@ struct Params {
 }
 
 var<immediate> params: Params;
-// ..., positions, table_starts, ..., tables
-@group(0) @binding(0) var<storage, read>       inputs: array<u32>;
-// [num_tokens, HEADS, head]
-@group(0) @binding(1) var<storage, read>       queries: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read>       weights: array<f32>;        // [num_tokens, HEADS]
-@group(0) @binding(3) var<storage, read_write> scores: array<f32>;         // [tokens, stride]
-//! if IMAGES
-//! if KV_F16
-// [num_blocks, head, BLOCK]
-@group(0) @binding(4) var rows: texture_storage_2d<rg32uint, read>;
-//! else
-// [num_blocks, head, BLOCK]
-@group(0) @binding(4) var rows: texture_storage_2d<rgba32float, read>;
-//! end
-//! else
-//! if KV_F16
-@group(0) @binding(4) var<storage, read>       rows: array<vec2<u32>>;
-//! else
-@group(0) @binding(4) var<storage, read>       rows: array<vec4<f32>>;
-//! end
-//! end
+//! read inputs u32  ..., positions, table_starts, ..., tables
+//! read queries vec4<f32>  [num_tokens, HEADS, head]
+//! read weights f32  [num_tokens, HEADS]
+//! write scores f32  [tokens, stride]
+//! read rows cache  [num_blocks, head, BLOCK]
 
 @compute @workgroup_size({WORKGROUP})
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
@@ -51,7 +35,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     var dot_{h} = 0.0;
 //! end
     for (var d = 0u; d < p.head_vec4s; d++) {
-        let key = row_at(first + d * {BLOCK}u);
+        let key = rows_in(first + d * {BLOCK}u);
 //! for h in 0..HEADS
         let q_{h} = queries[query + {h}u * p.head_vec4s + d];
         dot_{h} = fma(q_{h}.x, key.x, dot_{h});
@@ -66,21 +50,4 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         max(dot_{h} * p.query_scale, 0.0), score);
 //! end
     scores[id.y * p.stride + id.x] = score;
-}
-
-fn row_at(index: u32) -> vec4<f32> {
-//! if KV_F16
-//! if IMAGES
-    let words = textureLoad(rows, texel(index)).xy;
-//! else
-    let words = rows[index];
-//! end
-    return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
-//! else
-//! if IMAGES
-    return textureLoad(rows, texel(index));
-//! else
-    return rows[index];
-//! end
-//! end
 }

@@ -8,6 +8,7 @@ use bytemuck::Pod;
 
 use crate::error::{GpuError, guarded};
 use crate::gpu::Gpu;
+use crate::template::expand_images;
 use crate::tensor::{Storage, Tensor, Texel};
 
 /// How a kernel uses a tensor. The same tensor can't be read by one binding and written by another
@@ -93,6 +94,17 @@ pub struct KernelSource {
 }
 
 impl KernelSource {
+    /// A kernel whose text declares what it is bound to ([`crate::template`]).
+    pub(crate) fn declared<P: Pod>(
+        name: impl Into<String>,
+        template: &str,
+        images: bool,
+        constants: &[(&str, u32)],
+    ) -> Self {
+        let (wgsl, bindings) = expand_images(template, images, constants);
+        Self::new::<P>(name, wgsl, &bindings)
+    }
+
     /// A kernel whose parameters are a `P`.
     pub fn new<P: Pod>(
         name: impl Into<String>,

@@ -7,8 +7,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
 use crate::gpu::Gpu;
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
-use crate::template::expand;
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
 use crate::tensor::Tensor;
 
 /// The parameters of `mask.wgsl`.
@@ -151,9 +150,7 @@ const LANES: u32 = 256;
 pub(crate) fn sources() -> [KernelSource; 2] {
     [("mask", 0), ("mask restore", 1)].map(|(name, restore)| {
         let constants = [("RESTORE", restore), ("LANES", LANES)];
-        let wgsl = expand(include_str!("mask.wgsl"), &constants);
-        let bindings = [Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite];
-        KernelSource::new::<Params>(name, wgsl, &bindings)
+        KernelSource::declared::<Params>(name, include_str!("mask.wgsl"), false, &constants)
     })
 }
 

@@ -12,10 +12,10 @@ const MINUS_INFINITY = 0xff800000u;
 
 // Logits are bits here: compilers may assume that no float is infinite.
 var<immediate> params: Params;
-@group(0) @binding(0) var<storage, read> rows: array<u32>;          // [num_masks]
-@group(0) @binding(1) var<storage, read> masks: array<u32>;         // [num_masks, num_words]
-@group(0) @binding(2) var<storage, read_write> raw: array<u32>;     // [group_masks, vocab_size]
-@group(0) @binding(3) var<storage, read_write> logits: array<u32>;  // [group_rows, vocab_size]
+//! read rows u32  [num_masks]
+//! read masks u32  [num_masks, num_words]
+//! write raw u32  [group_masks, vocab_size]
+//! write logits u32  [group_rows, vocab_size]
 
 @compute @workgroup_size({LANES})
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {

@@ -7,8 +7,6 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
-use std::fmt;
-use std::str::FromStr;
 
 use bytemuck::{Pod, Zeroable};
 
@@ -22,6 +20,7 @@ pub use crate::matmul_bound::BoundMatmul;
 use crate::matmul_bound::{BoundPart, BoundShard, Way};
 use crate::matmul_class::Class;
 use crate::matmul_variant::{Aside, Form, Kind, Order, Variant};
+pub use crate::products::Products;
 use crate::quantize_rows::{self, QuantizeRows, QuantizedRows};
 use crate::rotary::Rotary;
 use crate::tensor::Tensor;
@@ -93,50 +92,6 @@ impl Params {
             num_computed: shard.rows.len() as u32,
             ..self
         }
-    }
-}
-
-/// How products with weights are computed. All but plain ones are a choice of whoever opens the
-/// adapter, and a device class of their own.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Products {
-    /// In f32.
-    #[default]
-    Plain,
-    /// By cooperative matrices (tensor cores), with operands rounded to f16: several times as fast
-    /// for many rows.
-    Cooperative,
-    /// With integer weights by dot products of four bytes, with x rounded to eight bits
-    /// ([`crate::quantize_rows`]); with others in f32.
-    PackedDot,
-}
-
-impl Products {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Plain, Self::Cooperative, Self::PackedDot];
-}
-
-impl fmt::Display for Products {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Plain => "plain",
-            Self::Cooperative => "cooperative-matrix",
-            Self::PackedDot => "packed-dot",
-        })
-    }
-}
-
-impl FromStr for Products {
-    type Err = String;
-
-    /// As they are displayed.
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|products| products.to_string() == text).ok_or_else(|| {
-            format!(
-                "{text:?} is none of {}",
-                Self::ALL.map(|products| products.to_string()).join(", ")
-            )
-        })
     }
 }
 
@@ -488,6 +443,10 @@ pub fn swiglu_reference(width: usize, gate_up: &[f32]) -> Vec<f32> {
 #[cfg(test)]
 #[path = "matmul_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "matmul_qkv_tests.rs"]
+mod qkv_tests;
 
 #[cfg(test)]
 #[path = "matmul_packed_tests.rs"]

@@ -126,9 +126,9 @@ impl BoundSums {
 
 pub(crate) fn scales_source(norm_lanes: u32, images: bool) -> KernelSource {
     assert!(norm_lanes.is_multiple_of(8), "squares are summed by eights");
-    let wgsl = expand_vec4s(include_str!("row_scales.wgsl"), images, &[("NORM_LANES", norm_lanes)]);
-    let bindings = [Access::read_vec4s(images), Access::ReadWrite];
-    KernelSource::new::<ScaleParams>("row scales", wgsl, &bindings)
+    let constants = [("NORM_LANES", norm_lanes)];
+    let template = include_str!("row_scales.wgsl");
+    KernelSource::declared::<ScaleParams>("row scales", template, images, &constants)
 }
 
 pub(crate) fn sums_source(kind: Kind, images: bool) -> KernelSource {

@@ -1,7 +1,7 @@
 
 // What x is scaled by before it is multiplied, for the TILE_ROWS rows of a workgroup that stages x,
-// where that wasn't computed before. As in matmul.wgsl: NORM_LANES lanes take every NORM_LANES-th vec4 of a row; their sums are added
-// in order, eight at a time.
+// where that wasn't computed before. As in matmul.wgsl: NORM_LANES lanes take every NORM_LANES-th
+// vec4 of a row; their sums are added in order, eight at a time.
 
 //! if OWN_NORM
 var<workgroup> sh_squares: array<f32, {WORKGROUP}>;  // [NORM_ROWS, NORM_LANES]

@@ -13,10 +13,9 @@ use crate::error::GpuError;
 use crate::gpu::{Caps, Gpu};
 use crate::index::Choice;
 use crate::inputs::{BLOCK_TOKENS, Inputs, StepShape};
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
 use crate::kv_cache::{KvFormat, LatentCache};
 use crate::rotary::Rotary;
-use crate::template::expand_vec4s;
 use crate::tensor::Tensor;
 
 /// The shape of latent attention, in values.
@@ -196,6 +195,9 @@ pub fn reference(scale: f32, lora: usize, q: &[f32], rows: &[f32]) -> Vec<f32> {
     (0..lora).map(|d| at(d) / sum).collect()
 }
 
+/// What kernels share whose lanes have a row together: to append to them.
+pub(crate) const LANES_OF_A_ROW: &str = include_str!("lanes.wgsl");
+
 /// What partitions of such attention leave.
 pub fn parts(gpu: &Gpu, shape: LatentShape) -> Parts {
     let LatentShape { num_heads, lora, chosen, .. } = shape;
@@ -228,11 +230,8 @@ pub(crate) fn store_source(caps: Caps, kv: KvFormat) -> KernelSource {
         ("BLOCK", BLOCK_TOKENS as u32),
         ("KV_F16", (kv == KvFormat::F16).into()),
     ];
-    let wgsl = expand_vec4s(include_str!("mla_store.wgsl"), images, &constants);
-    let (read, write) = (Access::read_vec4s(images), Access::write_vec4s(images));
-    let plain = Access::Read;
-    let bindings = [plain, plain, plain, read, read, write, kv.write(images)];
-    KernelSource::new::<StoreParams>("mla_store", wgsl, &bindings)
+    let template = [include_str!("mla_store.wgsl"), LANES_OF_A_ROW].concat();
+    KernelSource::declared::<StoreParams>("mla_store", &template, images, &constants)
 }
 
 pub(crate) fn attend_source(caps: Caps, shape: LatentShape, kv: KvFormat) -> KernelSource {
@@ -257,11 +256,8 @@ pub(crate) fn attend_source(caps: Caps, shape: LatentShape, kv: KvFormat) -> Ker
         ("CHOSEN_STRIDE", shape.chosen.map_or(0, |most| Choice::stride(most) as u32)),
     ];
     let template = [include_str!("mla_attend.wgsl"), STORE, PARTS_OF_STATE].concat();
-    let wgsl = expand_vec4s(&template, images, &constants);
-    let (read, write) = (Access::read_vec4s(images), Access::write_vec4s(images));
-    let mut bindings = vec![Access::Read, read, kv.read(images), write];
-    bindings.extend(shape.chosen.map(|_| Access::Read));
-    KernelSource::new::<AttendParams>(format!("mla_attend {lora}"), wgsl, &bindings)
+    let name = format!("mla_attend {lora}");
+    KernelSource::declared::<AttendParams>(name, &template, images, &constants)
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 //        one workgroup per token t, QUERIES heads h, and, where they are side by side, partition
 //
 // All heads attend to the same latent rows. Positions are all up to the token's own, or those that
-// it has chosen. They are cut into partitions of PARTITION, counted from 0, and in one taken STEP at
-// a time, in ascending order: when a step brings a larger score, what was summed before is made as
-// much smaller. Each lane adds the weights of the positions that it scores, and the lanes' sums are
+// it has chosen. They are cut into partitions of PARTITION, counted from 0, and in one taken STEP
+// at a time, in ascending order: when a step brings a larger score, what was summed before is made
+// as much smaller. Each lane adds the weights of the positions that it scores, and the lanes' sums are
 // added at the partition's end, in order. Partitions are merged in ascending order
 // (attention_parts.wgsl), here or by attention_merge.wgsl. So the bits of a row depend on its own
 // position and sequence only.
@@ -19,36 +19,12 @@ struct Params {
 }
 
 var<immediate> params: Params;
-// ..., positions, table_starts, ..., tables
-@group(0) @binding(0) var<storage, read>       inputs: array<u32>;
-//! if IMAGES
-// [num_tokens, num_heads, LATENT]
-@group(0) @binding(1) var q: texture_storage_2d<rgba32float, read>;
-//! if KV_F16
-// [num_blocks, LATENT, BLOCK]
-@group(0) @binding(2) var rows: texture_storage_2d<rg32uint, read>;
-//! else
-// [num_blocks, LATENT, BLOCK]
-@group(0) @binding(2) var rows: texture_storage_2d<rgba32float, read>;
-//! end
-// [num_tokens, num_heads, LORA], or as attention_merge.wgsl takes it
-@group(0) @binding(3) var out: texture_storage_2d<rgba32float, write>;
-//! else
-// [num_tokens, num_heads, LATENT]
-@group(0) @binding(1) var<storage, read>       q: array<vec4<f32>>;
-//! if KV_F16
-// [num_blocks, LATENT, BLOCK]
-@group(0) @binding(2) var<storage, read>       rows: array<vec2<u32>>;
-//! else
-// [num_blocks, LATENT, BLOCK]
-@group(0) @binding(2) var<storage, read>       rows: array<vec4<f32>>;
-//! end
-// [num_tokens, num_heads, LORA], or as attention_merge.wgsl takes it
-@group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
-//! end
+//! read inputs u32  ..., positions, table_starts, ..., tables
+//! read q vec4s  [num_tokens, num_heads, LATENT]
+//! read rows cache  [num_blocks, LATENT, BLOCK]
+//! write out vec4s  [num_tokens, num_heads, LORA], or as attention_merge.wgsl takes it
 //! if CHOSEN
-// for each token how many positions, and which, ascending [num_tokens, 1 + MOST]
-@group(0) @binding(4) var<storage, read>       chosen: array<u32>;
+//! read chosen u32  for each token how many positions, and which, ascending [num_tokens, 1 + MOST]
 //! end
 
 var<workgroup> sh_lane: array<f32, {SHARED_LANE}>;   // [QUERIES, LANES]
@@ -100,10 +76,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 //! end
         for (var d = 0u; d < {LATENT}u; d++) {
 //! for u in 0..KEYS
-            let key_{u} = row_at(at_{u} + d * {BLOCK}u);
+            let key_{u} = rows_in(at_{u} + d * {BLOCK}u);
 //! end
 //! for r in 0..QUERIES
-            let q_{r} = q_at(first_query + {r}u * {LATENT}u + d) * params.scale;
+            let q_{r} = q_in(first_query + {r}u * {LATENT}u + d) * params.scale;
 //! for u in 0..KEYS
             score_{r}_{u} = fma(q_{r}.x, key_{u}.x, score_{r}_{u});
             score_{r}_{u} = fma(q_{r}.y, key_{u}.y, score_{r}_{u});
@@ -147,7 +123,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         for (var j = 0u; j < end; j++) {
             let at = sh_at[j];
 //! for i in 0..SLICES
-            let value_{i} = row_at(at + min({i}u * {LANES}u + lane, {LORA}u - 1u) * {BLOCK}u);
+            let value_{i} = rows_in(at + min({i}u * {LANES}u + lane, {LORA}u - 1u) * {BLOCK}u);
 //! end
 //! for r in 0..QUERIES
             let weight_{r} = vec4<f32>(sh_weight[{r}u * {STEP}u + j]);
@@ -202,37 +178,4 @@ fn row_start(table: u32, token: u32, number: u32) -> u32 {
     let position = number;
 //! end
     return inputs[table + position / {BLOCK}u] * {LATENT}u * {BLOCK}u + position % {BLOCK}u;
-}
-
-fn q_at(index: u32) -> vec4<f32> {
-//! if IMAGES
-    return textureLoad(q, texel(index));
-//! else
-    return q[index];
-//! end
-}
-
-fn row_at(index: u32) -> vec4<f32> {
-//! if KV_F16
-//! if IMAGES
-    let words = textureLoad(rows, texel(index)).xy;
-//! else
-    let words = rows[index];
-//! end
-    return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
-//! else
-//! if IMAGES
-    return textureLoad(rows, texel(index));
-//! else
-    return rows[index];
-//! end
-//! end
-}
-
-fn store(index: u32, value: vec4<f32>) {
-//! if IMAGES
-    textureStore(out, texel(index), value);
-//! else
-    out[index] = value;
-//! end
 }

@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
 use crate::gpu::Gpu;
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
 use crate::sampler::{Sampling, shared_source};
 use crate::tensor::Tensor;
 
@@ -133,9 +133,7 @@ pub(crate) const LANES: u32 = 256;
 pub(crate) fn sources() -> [KernelSource; 2] {
     [("penalize", false), ("penalize restore", true)].map(|(name, restore)| {
         let constants = [("RESTORE", restore.into())];
-        let wgsl = shared_source(include_str!("penalize.wgsl"), LANES, &constants);
-        let bindings = [Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite];
-        KernelSource::new::<Params>(name, wgsl, &bindings)
+        shared_source::<Params>(name, include_str!("penalize.wgsl"), LANES, &constants)
     })
 }
 

@@ -18,10 +18,10 @@ struct Adjustment {
 }
 
 var<immediate> params: Params;
-@group(0) @binding(0) var<storage, read> rows: array<RowParams>;          // [num_rows]
-@group(0) @binding(1) var<storage, read> adjustments: array<Adjustment>;
-@group(0) @binding(2) var<storage, read_write> raw: array<f32>;           // [num_adjustments]
-@group(0) @binding(3) var<storage, read_write> logits: array<f32>;  // [group_rows, vocab_size]
+//! read rows RowParams  [num_rows]
+//! read adjustments Adjustment
+//! write raw f32  [num_adjustments]
+//! write logits f32  [group_rows, vocab_size]
 
 @compute @workgroup_size({LANES})
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {

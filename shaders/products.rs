@@ -5,7 +5,50 @@ use std::str::FromStr;
 
 use crate::adapters::{self, Adapters};
 use crate::error::GpuError;
-use crate::matmul::Products;
+
+/// How products with weights are computed. All but plain ones are a choice of whoever opens the
+/// adapter, and a device class of their own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Products {
+    /// In f32.
+    #[default]
+    Plain,
+    /// By cooperative matrices (tensor cores), with operands rounded to f16: several times as fast
+    /// for many rows.
+    Cooperative,
+    /// With integer weights by dot products of four bytes, with x rounded to eight bits
+    /// ([`crate::quantize_rows`]); with others in f32.
+    PackedDot,
+}
+
+impl Products {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Plain, Self::Cooperative, Self::PackedDot];
+}
+
+impl fmt::Display for Products {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "plain",
+            Self::Cooperative => "cooperative-matrix",
+            Self::PackedDot => "packed-dot",
+        })
+    }
+}
+
+impl FromStr for Products {
+    type Err = String;
+
+    /// As they are displayed.
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|products| products.to_string() == text).ok_or_else(|| {
+            format!(
+                "{text:?} is none of {}",
+                Self::ALL.map(|products| products.to_string()).join(", ")
+            )
+        })
+    }
+}
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -11,9 +11,8 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
 use crate::gpu::Gpu;
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
 use crate::matmul::Operand;
-use crate::template::expand_vec4s;
 use crate::tensor::Tensor;
 use crate::weights::GROUP;
 
@@ -123,12 +122,9 @@ impl BoundQuantizeRows {
 pub(crate) fn source(lanes: u32, norm: bool, images: bool) -> KernelSource {
     assert!(lanes.is_multiple_of(8), "squares are summed by eights");
     let constants = [("LANES", lanes), ("NORM", norm.into())];
-    let wgsl = expand_vec4s(include_str!("quantize_rows.wgsl"), images, &constants);
-    let vec4s = Access::read_vec4s(images);
-    let mut bindings = vec![vec4s, Access::write_blocks(images)];
-    bindings.extend(norm.then_some(vec4s));
     let name = if norm { "quantize rows norm" } else { "quantize rows" };
-    KernelSource::new::<Params>(name, wgsl, &bindings)
+    let template = include_str!("quantize_rows.wgsl");
+    KernelSource::declared::<Params>(name, template, images, &constants)
 }
 
 /// The values that rows of `cols` values stand for, from the words that a kernel wrote.

@@ -12,20 +12,10 @@ struct Params {
 }
 
 var<immediate> params: Params;
-//! if IMAGES
-@group(0) @binding(0) var x: texture_storage_2d<rgba32float, read>; // [num_rows, K / 4]
-// [num_rows, num_groups, 3]: codes, codes, (scale, scale * sum, -, -)
-@group(0) @binding(1) var out: texture_storage_2d<rgba32uint, write>;
+//! read x vec4s  [num_rows, K / 4]
+//! write out blocks  [num_rows, num_groups, 3]
 //! if NORM
-@group(0) @binding(2) var norm: texture_storage_2d<rgba32float, read>; // [K / 4]
-//! end
-//! else
-@group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>;    // [num_rows, K / 4]
-// [num_rows, num_groups, 3]: codes, codes, (scale, scale * sum, -, -)
-@group(0) @binding(1) var<storage, read_write> out: array<vec4<u32>>;
-//! if NORM
-@group(0) @binding(2) var<storage, read>       norm: array<vec4<f32>>; // [K / 4]
-//! end
+//! read norm vec4s  [K / 4]
 //! end
 
 //! if NORM
@@ -90,30 +80,4 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     write_out(at, vec4<u32>(codes_0, codes_1, codes_2, codes_3));
     write_out(at + 1u, vec4<u32>(codes_4, codes_5, codes_6, codes_7));
     write_out(at + 2u, vec4<u32>(bitcast<u32>(scale), bitcast<u32>(scale * f32(sum)), 0u, 0u));
-}
-
-fn x_in(index: u32) -> vec4<f32> {
-//! if IMAGES
-    return textureLoad(x, texel(index));
-//! else
-    return x[index];
-//! end
-}
-
-//! if NORM
-fn norm_in(index: u32) -> vec4<f32> {
-//! if IMAGES
-    return textureLoad(norm, texel(index));
-//! else
-    return norm[index];
-//! end
-}
-//! end
-
-fn write_out(index: u32, value: vec4<u32>) {
-//! if IMAGES
-    textureStore(out, texel(index), value);
-//! else
-    out[index] = value;
-//! end
 }

@@ -5,8 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
 use crate::gpu::Gpu;
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
-use crate::template::expand_vec4s;
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
 use crate::tensor::Tensor;
 
 /// The parameters of `rms_norm.wgsl`.
@@ -85,10 +84,7 @@ const LEVEL: u32 = 8;
 
 pub(crate) fn source(images: bool) -> KernelSource {
     let constants = [("WORKGROUP", LEVEL * LEVEL), ("LEVEL", LEVEL)];
-    let wgsl = expand_vec4s(include_str!("rms_norm.wgsl"), images, &constants);
-    let vec4s = Access::read_vec4s(images);
-    let bindings = [Access::Read, vec4s, vec4s, Access::write_vec4s(images)];
-    KernelSource::new::<Params>("rms_norm", wgsl, &bindings)
+    KernelSource::declared::<Params>("rms_norm", include_str!("rms_norm.wgsl"), images, &constants)
 }
 
 #[cfg(test)]

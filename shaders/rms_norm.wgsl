@@ -6,24 +6,10 @@ struct Params {
 }
 
 var<immediate> params: Params;
-// [num_tokens, hidden_size / 4]
-@group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>;
-//! if IMAGES
-@group(0) @binding(1) var weight: texture_storage_2d<rgba32float, read>;  // [hidden_size / 4]
-//! else
-@group(0) @binding(1) var<storage, read>       weight: array<vec4<f32>>;  // [hidden_size / 4]
-//! end
-//! if IMAGES
-// [num_tokens, hidden_size / 4]
-@group(0) @binding(2) var residual: texture_storage_2d<rgba32float, read>;
-// [num_tokens, hidden_size / 4]
-@group(0) @binding(3) var out: texture_storage_2d<rgba32float, write>;
-//! else
-// [num_tokens, hidden_size / 4]
-@group(0) @binding(2) var<storage, read>       residual: array<vec4<f32>>;
-// [num_tokens, hidden_size / 4]
-@group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
-//! end
+//! read x vec4<f32>  [num_tokens, hidden_size / 4]
+//! read weight vec4s  [hidden_size / 4]
+//! read residual vec4s  [num_tokens, hidden_size / 4]
+//! write out vec4s  [num_tokens, hidden_size / 4]
 
 var<workgroup> sh_sums: array<f32, {WORKGROUP}>;
 var<workgroup> sh_levels: array<f32, {LEVEL}>;
@@ -63,19 +49,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let scale = inverseSqrt(sh_total / f32(4u * params.num_vec4s) + params.eps);
     for (var i = lane; i < params.num_vec4s; i += {WORKGROUP}u) {
         let normed = x[row + i] * scale;
-//! if IMAGES
-        let at = texel(row + i);
-        textureStore(out, at, fma(normed, weight_at(i), textureLoad(residual, at)));
-//! else
-        out[row + i] = fma(normed, weight_at(i), residual[row + i]);
-//! end
+        write_out(row + i, fma(normed, weight_in(i), residual_in(row + i)));
     }
-}
-
-fn weight_at(index: u32) -> vec4<f32> {
-//! if IMAGES
-    return textureLoad(weight, texel(index));
-//! else
-    return weight[index];
-//! end
 }

@@ -1,8 +1,8 @@
-// scales[t] = 1 / sqrt(mean of x[t, :]^2 + eps): a norm, for products whose workgroups would compute
-// it again each                                                       one workgroup per row t
+// scales[t] = 1 / sqrt(mean of x[t, :]^2 + eps): a norm, for products whose workgroups would
+// compute it again each                                              one workgroup per row t
 //
-// NORM_LANES lanes take every NORM_LANES-th vec4 of a row; their sums are added in order, eight at a
-// time: as matmul.wgsl does.
+// NORM_LANES lanes take every NORM_LANES-th vec4 of a row; their sums are added in order, eight at
+// a time: as matmul.wgsl does.
 
 struct Params {
     row_vec4s: u32,  // of a row of x: K / 4
@@ -10,12 +10,8 @@ struct Params {
 }
 
 var<immediate> params: Params;
-//! if IMAGES
-@group(0) @binding(0) var x: texture_storage_2d<rgba32float, read>; // [num_rows, K / 4]
-//! else
-@group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>; // [num_rows, K / 4]
-//! end
-@group(0) @binding(1) var<storage, read_write> scales: array<f32>;  // [num_rows]
+//! read x vec4s  [num_rows, K / 4]
+//! write scales f32  [num_rows]
 
 var<workgroup> sh_squares: array<f32, {NORM_LANES}>;
 
@@ -43,12 +39,4 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         }
         scales[workgroup.x] = inverseSqrt(mean / f32(4u * params.row_vec4s) + params.eps);
     }
-}
-
-fn x_in(index: u32) -> vec4<f32> {
-//! if IMAGES
-    return textureLoad(x, texel(index));
-//! else
-    return x[index];
-//! end
 }

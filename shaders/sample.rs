@@ -10,7 +10,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
 use crate::gpu::Gpu;
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
 use crate::rng;
 use crate::sampler::{Sampling, shared_source};
 use crate::tensor::Tensor;
@@ -198,9 +198,7 @@ pub(crate) fn source(name: &str, text: &str, lanes: u32, samples: u32) -> Kernel
         ("HALF_BINS", 8 * lanes),
     ];
     let text = [text, include_str!("sample_in.wgsl")].concat();
-    let wgsl = shared_source(&text, lanes, &constants);
-    let bindings = [Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite];
-    KernelSource::new::<Params>(name, wgsl, &bindings)
+    shared_source::<Params>(name, &text, lanes, &constants)
 }
 
 #[cfg(test)]

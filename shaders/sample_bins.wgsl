@@ -1,9 +1,11 @@
-// Of each partition of a row that filters tokens: how many tokens that min_p leaves lie in each bin,
-// and the sum of their w. A bin has the tokens whose exponents begin with the same whole number.
+// Of each partition of a row that filters tokens: how many tokens that min_p leaves lie in each
+// bin, and the sum of their w. A bin has the tokens whose exponents begin with the same whole
+// number.
 //                                                     one workgroup per partition and row
 
-var<workgroup> sh_weights: array<f32, {BINS}>;       // [16, LANES]: each lane adds to its own column
-var<workgroup> sh_counts: array<u32, {HALF_BINS}>;   // [8, LANES], two in a word
+// Each lane adds to its own column.
+var<workgroup> sh_weights: array<f32, {BINS}>;      // [16, LANES]
+var<workgroup> sh_counts: array<u32, {HALF_BINS}>;  // [8, LANES], two in a word
 
 @compute @workgroup_size({LANES})
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {

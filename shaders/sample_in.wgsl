@@ -1,10 +1,10 @@
-// What the kernels that sample share: the vocabulary is cut into partitions of PARTITION tokens, as
-// many as a workgroup's lanes have 16 of each, which workgroups take side by side. What they find is
-// merged in ascending order, so that who computed it doesn't matter.
+// What the kernels that sample share: the vocabulary is cut into partitions of PARTITION tokens, 16
+// for each lane, which workgroups take side by side. What they find is merged in ascending order,
+// so that who computed it doesn't matter.
 //
 // In work, a row has PART_WORDS words for each partition (the key and the id of its best token; the
-// sum of w relative to that; how many tokens are listed; for each bin how many tokens it has, and the
-// sum of their w), then the lists, each where its partition's tokens would stand.
+// sum of w relative to that; how many tokens are listed; for each bin how many tokens it has, and
+// the sum of their w), then the lists, each where its partition's tokens would stand.
 
 struct Params {
     vocab_size: u32,
@@ -13,10 +13,10 @@ struct Params {
 }
 
 var<immediate> params: Params;
-@group(0) @binding(0) var<storage, read> rows: array<RowParams>;   // [num_rows]
-@group(0) @binding(1) var<storage, read> logits: array<u32>;       // [group_rows, vocab_size], bits
-@group(0) @binding(2) var<storage, read_write> results: array<u32>;
-@group(0) @binding(3) var<storage, read_write> work: array<u32>;   // [group_rows, ...]
+//! read rows RowParams  [num_rows]
+//! read logits u32  [group_rows, vocab_size], bits
+//! write results u32
+//! write work u32  [group_rows, ...]
 
 const PART_WORDS = 36u;
 const NUM_LISTED = 3u;

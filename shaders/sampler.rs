@@ -18,12 +18,11 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
 use crate::gpu::{Caps, Gpu, Readback};
-use crate::kernel::Pass;
+use crate::kernel::{KernelSource, Pass};
 use crate::logprobs::{BoundLogprobs, Logprobs};
 use crate::mask::Masks;
 use crate::penalize::{self, Adjustment, AdjustmentWords, BoundPenalize, Penalize};
 use crate::sample::{BoundSample, Kind, Sample, work_words};
-use crate::template::expand;
 use crate::tensor::Tensor;
 
 /// One row of logits and what is wanted of it.
@@ -146,8 +145,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Compiles the kernels and takes memory for `limits`: 64 bytes a row, 8 bytes a logprob; and as
-    /// much again as the logits take.
+    /// Compiles the kernels and takes memory for `limits`: 64 bytes a row, 8 bytes a logprob; and
+    /// as much again as the logits take.
     ///
     /// * `logits`: [group_rows, vocab_size], of as many rows as are computed at a time
     pub fn new(gpu: &Gpu, limits: SamplerLimits, logits: &Tensor) -> Result<Self, GpuError> {
@@ -463,9 +462,15 @@ pub(crate) fn lanes(caps: Caps) -> u32 {
 const MIN_ADJUSTMENTS: usize = 1024;
 
 /// A kernel of the sampler with what they share.
-pub(crate) fn shared_source(source: &str, lanes: u32, constants: &[(&str, u32)]) -> String {
+pub(crate) fn shared_source<P: Pod>(
+    name: &str,
+    source: &str,
+    lanes: u32,
+    constants: &[(&str, u32)],
+) -> KernelSource {
     let constants = [constants, &[("LANES", lanes)]].concat();
-    expand(&[source, include_str!("sampler.wgsl")].concat(), &constants)
+    let template = [source, include_str!("sampler.wgsl")].concat();
+    KernelSource::declared::<P>(name, &template, false, &constants)
 }
 
 #[cfg(test)]

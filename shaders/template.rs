@@ -14,10 +14,23 @@
 //! //! end
 //! ```
 //!
+//! A kernel declares what it is bound to where it is named, in the order of its bindings, with what
+//! it holds:
+//!
+//! ```wgsl
+//! //! read q vec4s  [num_tokens, num_heads, HEAD_VEC4S]
+//! //! write sums f32  [num_tokens]
+//! ```
+//!
+//! `vec4s` and `blocks` (of four words) are in images or in buffers, and so are four values of a
+//! `cache`, which may be stored as halves: of these the text gets functions `q_in(index)` and
+//! `write_q(index, value)`. Anything else is the type of a buffer's elements.
+//!
 //! `{name}` stands for a loop variable or a constant that the launcher passes, `{name+1}` for one
 //! more; bounds are numbers or such names, and `by N` after them steps over values; an `if` takes
 //! its first branch unless the name stands for 0. Directives nest.
 
+use crate::kernel::Access;
 use crate::tensor::IMAGE_WIDTH;
 
 /// Expands `source`. `constants` are the names that it may use beside its own loop variables.
@@ -25,29 +38,53 @@ use crate::tensor::IMAGE_WIDTH;
 /// # Panics
 /// If `source` is malformed or names something that isn't there: kernels are part of the program.
 pub fn expand(source: &str, constants: &[(&str, u32)]) -> String {
+    let (text, bindings) = expand_bound(source, constants);
+    assert!(bindings.is_empty(), "what a kernel declares is bound");
+    text
+}
+
+/// A kernel whose text declares what it is bound to, and that.
+pub(crate) fn expand_bound(source: &str, constants: &[(&str, u32)]) -> (String, Vec<Access>) {
     let lines: Vec<&str> = source.lines().collect();
     let mut names = constants.to_vec();
-    let mut expanded = String::with_capacity(source.len() * 4);
+    let mut expanded = Expanded { text: String::with_capacity(source.len() * 4), bindings: vec![] };
     write_block(&lines, &mut names, &mut expanded);
-    expanded
+    (expanded.text, expanded.bindings)
+}
+
+/// What was written so far.
+struct Expanded {
+    text: String,
+    bindings: Vec<Access>,
 }
 
 /// Expands a kernel that takes values four at a time, from images or from buffers: `IMAGES` and the
 /// function `texel` are there for it.
 pub fn expand_vec4s(source: &str, images: bool, constants: &[(&str, u32)]) -> String {
+    let (text, bindings) = expand_images(source, images, constants);
+    assert!(bindings.is_empty(), "what a kernel declares is bound");
+    text
+}
+
+/// The same of a kernel whose text declares what it is bound to.
+pub(crate) fn expand_images(
+    source: &str,
+    images: bool,
+    constants: &[(&str, u32)],
+) -> (String, Vec<Access>) {
     let constants =
         [constants, &[("IMAGES", images.into()), ("IMAGE_WIDTH", IMAGE_WIDTH as u32)]].concat();
     let helpers = if images { include_str!("image.wgsl") } else { "" };
     // Helpers come last, so that line numbers in errors are those of the kernel's own file.
-    expand(&[source, helpers].concat(), &constants)
+    expand_bound(&[source, helpers].concat(), &constants)
 }
 
-fn write_block<'a>(lines: &[&'a str], names: &mut Vec<(&'a str, u32)>, expanded: &mut String) {
+fn write_block<'a>(lines: &[&'a str], names: &mut Vec<(&'a str, u32)>, expanded: &mut Expanded) {
     let mut next = 0;
     while let Some(line) = lines.get(next) {
         next += 1;
         let Some(directive) = directive(line) else {
-            substitute(line, names, expanded);
+            substitute(line, names, &mut expanded.text);
             continue;
         };
         let length = block_length(&lines[next..]);
@@ -77,8 +114,77 @@ fn write_block<'a>(lines: &[&'a str], names: &mut Vec<(&'a str, u32)>, expanded:
                     write_block(other.get(1..).unwrap_or_default(), names, expanded);
                 }
             }
+            [access @ ("read" | "write"), name, kind, ref about @ ..] => {
+                declare((access == "write", name, kind), &about.join(" "), names, expanded);
+            }
             _ => panic!("{line:?} is no directive"),
         }
+    }
+}
+
+/// Declares what a kernel reads, or writes, as `name`.
+fn declare(
+    (writes, name, kind): (bool, &str, &str),
+    about: &str,
+    names: &[(&str, u32)],
+    expanded: &mut Expanded,
+) {
+    let is_tensor = matches!(kind, "vec4s" | "blocks" | "cache");
+    let image = is_tensor && lookup("IMAGES", names) != 0;
+    let halves = kind == "cache" && lookup("KV_F16", names) != 0;
+    let (element, texel) = match kind {
+        "blocks" => ("vec4<u32>", "rgba32uint"),
+        _ if halves => ("vec2<u32>", "rg32uint"),
+        _ if is_tensor => ("vec4<f32>", "rgba32float"),
+        other => (other, ""),
+    };
+    let access = match (image, writes, texel) {
+        (false, false, _) => Access::Read,
+        (false, true, _) => Access::ReadWrite,
+        (true, false, "rgba32uint") => Access::ReadWordsImage,
+        (true, true, "rgba32uint") => Access::WriteWordsImage,
+        (true, false, "rg32uint") => Access::ReadPairsImage,
+        (true, true, "rg32uint") => Access::WritePairsImage,
+        (true, false, _) => Access::ReadImage,
+        (true, true, _) => Access::WriteImage,
+    };
+    let Expanded { text, bindings } = expanded;
+    if !about.is_empty() {
+        *text += &format!("// {about}\n");
+    }
+    let at = format!("@group(0) @binding({}) ", bindings.len());
+    bindings.push(access);
+    *text += &match (image, writes) {
+        (true, false) => format!("{at}var {name}: texture_storage_2d<{texel}, read>;\n"),
+        (true, true) => format!("{at}var {name}: texture_storage_2d<{texel}, write>;\n"),
+        (false, false) => format!("{at}var<storage, read> {name}: array<{element}>;\n"),
+        (false, true) => format!("{at}var<storage, read_write> {name}: array<{element}>;\n"),
+    };
+    if !is_tensor {
+        return;
+    }
+    let value = if halves { "vec4<f32>" } else { element };
+    if writes {
+        let stored = match (halves, image) {
+            (false, _) => "value",
+            (true, false) => "vec2<u32>(pack2x16float(value.xy), pack2x16float(value.zw))",
+            (true, true) => "vec4<u32>(pack2x16float(value.xy), pack2x16float(value.zw), 0u, 0u)",
+        };
+        let store = match image {
+            true => format!("textureStore({name}, texel(index), {stored});"),
+            false => format!("{name}[index] = {stored};"),
+        };
+        *text += &format!("fn write_{name}(index: u32, value: {value}) {{\n    {store}\n}}\n");
+    } else {
+        let load = match image {
+            true => format!("textureLoad({name}, texel(index))"),
+            false => format!("{name}[index]"),
+        };
+        let load = match halves {
+            true => format!("vec4<f32>(unpack2x16float({load}.x), unpack2x16float({load}.y))"),
+            false => load,
+        };
+        *text += &format!("fn {name}_in(index: u32) -> {value} {{\n    return {load};\n}}\n");
     }
 }
 
@@ -148,7 +254,8 @@ fn substitute(mut line: &str, names: &[(&str, u32)], expanded: &mut String) {
 
 #[cfg(test)]
 mod tests {
-    use super::expand;
+    use super::{expand, expand_images};
+    use crate::kernel::Access;
 
     #[test]
     fn names_are_replaced_and_braces_stay() {
@@ -175,6 +282,24 @@ mod tests {
         assert_eq!(expand(source, &[("A", 1), ("B", 1)]), "ab;\nlast;\n");
         assert_eq!(expand(source, &[("A", 1), ("B", 0)]), "a;\nlast;\n");
         assert_eq!(expand(source, &[("A", 0), ("B", 1)]), "none;\nlast;\n");
+    }
+
+    #[test]
+    fn what_is_declared_is_bound_in_order() {
+        let source = "//! read a u32  ids [n]\n//! read b vec4s\n//! write c cache\nend";
+        let (text, bindings) = expand_images(source, false, &[("KV_F16", 1)]);
+        assert_eq!(bindings, [Access::Read, Access::Read, Access::ReadWrite]);
+        assert!(text.starts_with(
+            "// ids [n]\n@group(0) @binding(0) var<storage, read> a: array<u32>;\n\
+             @group(0) @binding(1) var<storage, read> b: array<vec4<f32>>;\n\
+             fn b_in(index: u32) -> vec4<f32> {\n    return b[index];\n}\n\
+             @group(0) @binding(2) var<storage, read_write> c: array<vec2<u32>>;\n\
+             fn write_c(index: u32, value: vec4<f32>) {\n"
+        ));
+        let (text, bindings) = expand_images(source, true, &[("KV_F16", 0)]);
+        assert_eq!(bindings, [Access::Read, Access::ReadImage, Access::WriteImage]);
+        assert!(text.contains("    return textureLoad(b, texel(index));\n"));
+        assert!(text.contains("var c: texture_storage_2d<rgba32float, write>;\n"));
     }
 
     #[test]
