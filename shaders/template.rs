@@ -87,6 +87,10 @@ fn write_block<'a>(lines: &[&'a str], names: &mut Vec<(&'a str, u32)>, expanded:
             substitute(line, names, &mut expanded.text);
             continue;
         };
+        if let [access @ ("read" | "write"), name, kind, ref about @ ..] = directive[..] {
+            declare((access == "write", name, kind), &about.join(" "), names, expanded);
+            continue;
+        }
         let length = block_length(&lines[next..]);
         let block = &lines[next..next + length];
         next += length + 1;
@@ -113,9 +117,6 @@ fn write_block<'a>(lines: &[&'a str], names: &mut Vec<(&'a str, u32)>, expanded:
                 } else {
                     write_block(other.get(1..).unwrap_or_default(), names, expanded);
                 }
-            }
-            [access @ ("read" | "write"), name, kind, ref about @ ..] => {
-                declare((access == "write", name, kind), &about.join(" "), names, expanded);
             }
             _ => panic!("{line:?} is no directive"),
         }
