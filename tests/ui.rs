@@ -112,9 +112,8 @@ async fn every_panel_shows_what_the_server_says_and_a_killed_node_within_two_sec
     for (strip, last) in
         [("first_token", "p50"), ("between_tokens", "p99"), ("throughput", "line-a")]
     {
-        let path =
-            format!("document.querySelector('[data-strip={strip}] path.{last}').getAttribute('d')");
-        assert!(browser.eval(&path).as_str().unwrap().len() > 3, "{strip} has no curve");
+        let path = format!("document.querySelector('[data-strip={strip}] path.{last}')");
+        browser.wait(&format!("{path}.getAttribute('d')?.length > 3"), PATIENCE);
     }
     let tile = shown(&mut browser, "[data-tile=kv] .more");
     assert!(tile.ends_with(&format!("of {} blocks", told["load"]["blocks"])), "{tile} {told}");
@@ -148,7 +147,11 @@ async fn every_panel_shows_what_the_server_says_and_a_killed_node_within_two_sec
     let node = after["nodes"].as_array().unwrap().iter().find(of).unwrap();
     assert_eq!(node["duty"], "cordoned");
 
-    signal(cluster.node_pids()[1], "KILL");
+    let (_, health) = cluster.get("/health/stages").await;
+    let pipelines = health["pipelines"].as_array().unwrap().iter();
+    let mut others = pipelines.filter(|it| it["stages"][0]["node"] != json!(cordoned));
+    let pid = others.next().unwrap()["stages"][0]["pid"].as_u64().unwrap();
+    signal(pid as u32, "KILL");
     let took = browser.wait("document.querySelector('#nodes-list .pill.lost') !== null", PATIENCE);
     println!("a killed node is seen after {took:?}");
     assert!(took < Duration::from_secs(if tests_are_slow() { 30 } else { 2 }), "{took:?}");
