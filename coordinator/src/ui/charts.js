@@ -8,6 +8,8 @@ const LANE = 34;
 const PAD = 7;
 // Where the values of the lines stand.
 const GUTTER = 54;
+// Newest events that have a mark.
+const MAX_MARKS = 200;
 // Between two marks, so that one doesn't hide another.
 const APART = 16;
 
@@ -190,7 +192,11 @@ export class Timeline {
       ticks.push(svg("text", { x: x.toFixed(1), y: LANE - 3 }, clock(at).slice(0, 5)));
     }
     this.axis.replaceChildren(...ticks);
-    this.inLane = this.events.filter((event) => event.at > from);
+    // Marks move by less than a pixel a second: they are made anew when there are others.
+    const key = [this.events.length, this.events.at(-1)?.number, this.spanMs, width, this.chosen, Math.floor(this.now / 5000)].join();
+    if (key === this.laneKey) return;
+    this.laneKey = key;
+    this.inLane = this.events.filter((event) => event.at > from).slice(-MAX_MARKS);
     let before = -APART;
     const drawn = this.inLane.map((event, number) => {
       before = Math.min(Math.max(this.x(event.at), before + APART), width - APART / 2);

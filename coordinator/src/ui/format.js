@@ -48,8 +48,11 @@ export function percent(share) {
   return `${value >= 10 || value === 0 ? value.toFixed(0) : value.toFixed(1)} %`;
 }
 
+// Made once: that takes longer than all that is written with it.
+const CLOCK = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+
 export function clock(ms) {
-  return new Date(ms).toLocaleTimeString([], { hour12: false });
+  return CLOCK.format(ms);
 }
 
 export function plural(num, noun) {
