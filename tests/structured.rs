@@ -128,7 +128,8 @@ async fn all(cluster: &Cluster, requests: &[Value]) -> Vec<Value> {
 }
 
 /// Goal: every answer is what its schema says, the same over 1, 2 and 4 stages, given way or not,
-/// also where a node is killed meanwhile; and answers that keep to nothing are what they were alone, beside those that do.
+/// also where a node is killed meanwhile; and answers that keep to nothing are what they were
+/// alone, beside those that do.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_answer_is_what_its_schema_says_and_one_over_any_stages() {
     let num_schemas = std::env::var(SCHEMAS).map_or(40, |num| num.parse().unwrap());

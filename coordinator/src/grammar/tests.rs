@@ -280,8 +280,8 @@ fn text_is_free_until_a_call_begins() {
     }
 }
 
-/// Goal: who asks again waits for nothing, and what is kept is bounded. Method: three grammars where
-/// two are kept; what is found again is what a new one would be.
+/// Goal: who asks again waits for nothing, and what is kept is bounded. Method: three grammars
+/// where two are kept; what is found again is what a new one would be.
 #[test]
 fn a_grammar_that_was_compiled_before_is_not_compiled_again() {
     let model = Model::new();

@@ -1,10 +1,9 @@
 //! Who asks: the key of a request is looked at before anything of its body is read. Every handler
 //! finds a [`Caller`] among the extensions of its request.
 //!
-//! Health needs no key, since what asks for it has none, and neither do the files of the page at /ui,
-//! which hold nothing of the cluster. Everything else does, once there are keys:
-//! /metrics one for metrics, /v1/admin one for admin, the rest, what isn't there included, one for
-//! inference.
+//! Health needs no key, since what asks for it has none, and neither do the files of the page at
+//! /ui, which hold nothing of the cluster. Everything else does, once there are keys: /metrics one
+//! for metrics, /v1/admin one for admin, the rest, what isn't there included, one for inference.
 
 use std::sync::Arc;
 use std::time::Duration;
