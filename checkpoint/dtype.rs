@@ -147,7 +147,8 @@ pub enum Format {
     Int4,
     /// Groups of 128, each `d: f32, q: [u8; 128]`, q in e4m3: values `d q`. None of them is NaN.
     Fp8,
-    /// Groups of 32, each `d: f16, m: f16, high: u32, q: [u8; 16]` (`block_q5_1`): values `d q + m`.
+    /// Groups of 32, each `d: f16, m: f16, high: u32, q: [u8; 16]` (`block_q5_1`): values
+    /// `d q + m`.
     Int5,
     /// Blocks of 256 as ggml has them (`block_q4_K`).
     Q4K,

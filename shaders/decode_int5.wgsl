@@ -1,5 +1,5 @@
-// Groups of 32 values: a scale, an offset, and the fifth bits of codes, those of four groups side by
-// side.
+// Groups of 32 values: a scale, an offset, and the fifth bits of codes, those of four groups side
+// by side.
 
 struct Quad {
     scales: vec4<u32>,  // a word each, that of the next group first

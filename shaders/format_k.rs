@@ -51,8 +51,8 @@ impl Format {
     }
 }
 
-/// Takes a block, or up to four groups, apart: `write_codes` gets 16 bytes of each group of 32 values, `write_side` the
-/// vec4s beside them; both with their numbers.
+/// Takes a block, or up to four groups, apart: `write_codes` gets 16 bytes of each group of 32
+/// values, `write_side` the vec4s beside them; both with their numbers.
 pub(crate) fn take_apart(
     format: Format,
     block: &[u8],

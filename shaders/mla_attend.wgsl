@@ -4,8 +4,8 @@
 // All heads attend to the same latent rows. Positions are all up to the token's own, or those that
 // it has chosen. They are cut into partitions of PARTITION, counted from 0, and in one taken STEP
 // at a time, in ascending order: when a step brings a larger score, what was summed before is made
-// as much smaller. Each lane adds the weights of the positions that it scores, and the lanes' sums are
-// added at the partition's end, in order. Partitions are merged in ascending order
+// as much smaller. Each lane adds the weights of the positions that it scores, and the lanes' sums
+// are added at the partition's end, in order. Partitions are merged in ascending order
 // (attention_parts.wgsl), here or by attention_merge.wgsl. So the bits of a row depend on its own
 // position and sequence only.
 

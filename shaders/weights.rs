@@ -5,7 +5,8 @@
 //! neighbouring rows read neighbouring blocks. Rows are padded with zeros to a multiple of
 //! [`GROUP`] values, and their number to a multiple of [`TILE`]. The scales of grouped formats are
 //! in a plane of their own, four groups of a row side by side: `[rows / TILE][groups / 4][TILE]`;
-//! those of ggml's large blocks with the upper bits of their codes (`format_k.rs`). A matrix that is larger than a kernel can bind is split into shards of whole tiles.
+//! those of ggml's large blocks with the upper bits of their codes (`format_k.rs`). A matrix that
+//! is larger than a kernel can bind is split into shards of whole tiles.
 
 use std::ops::Range;
 
