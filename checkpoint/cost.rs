@@ -18,6 +18,8 @@ pub struct PartCost {
     pub multiply_adds: u64,
     /// Kernels that a step runs one after another.
     pub num_kernels: u32,
+    /// Values of each token's keys and values in its cache.
+    pub kv_values: u64,
 }
 
 impl std::ops::AddAssign for PartCost {
@@ -26,6 +28,7 @@ impl std::ops::AddAssign for PartCost {
         self.read_bytes += other.read_bytes;
         self.multiply_adds += other.multiply_adds;
         self.num_kernels += other.num_kernels;
+        self.kv_values += other.kv_values;
     }
 }
 
@@ -79,7 +82,11 @@ impl ModelConfig {
         match part {
             // One row of it is looked up.
             Part::Embedding => PartCost { bytes: cost.bytes, num_kernels: 1, ..Default::default() },
-            Part::Layer(layer) => PartCost { num_kernels: self.layer(layer).num_kernels(), ..cost },
+            Part::Layer(layer) => {
+                let spec = self.layer(layer);
+                let (num_kernels, kv_values) = (spec.num_kernels(), spec.attention.kv_values());
+                PartCost { num_kernels, kv_values, ..cost }
+            }
             Part::Head => PartCost { num_kernels: HEAD_KERNELS, ..cost },
         }
     }
@@ -116,11 +123,6 @@ impl LayerSpec {
 }
 
 impl ModelConfig {
-    /// Values of one token in the cache of the layer that has most.
-    pub fn kv_values(&self) -> u64 {
-        self.layers.iter().map(|layer| layer.attention.kv_values()).max().unwrap_or(0)
-    }
-
     /// Values of one token that a stage computes with, each tensor of them kept once.
     pub fn scratch_values(&self) -> u64 {
         let rows: u64 = self.rows().iter().map(|(_, width)| *width as u64).sum();

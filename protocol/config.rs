@@ -75,6 +75,10 @@ pub struct Model {
     /// Where a request that doesn't say has its sampling parameters from: `auto`, the model's
     /// generation_config.json, or `none`, the API's own defaults.
     pub generation_config: GenerationConfig,
+    /// Pools of which nodes serve it, by their names. Empty: all.
+    pub pools: Vec<String>,
+    /// Labels that a node must have to serve it, as in `rack=7`: all of them.
+    pub labels: Vec<String>,
 }
 
 /// Where a request that doesn't say has its sampling parameters from.
@@ -200,6 +204,8 @@ pub struct Coordinator {
     pub local_nodes: u32,
     /// Stages of a pipeline. 0: one on each adapter of the nodes that are there.
     pub stages: u32,
+    /// Layers of each stage in order, as in `[10, 12]`. Empty: placement decides.
+    pub layers: Vec<u32>,
     /// Pipelines of the model, where there are nodes for them: each serves on its own, and takes
     /// over what another leaves. 0: placement decides, each has the fewest nodes that hold it.
     pub pipelines: u32,
@@ -356,6 +362,13 @@ impl FromStr for MetricsCompat {
     }
 }
 
+impl Coordinator {
+    /// Stages of a pipeline; 0: one on each adapter of the nodes that are there.
+    pub fn num_stages(&self) -> usize {
+        if self.layers.is_empty() { self.stages as usize } else { self.layers.len() }
+    }
+}
+
 impl Default for Coordinator {
     fn default() -> Self {
         Self {
@@ -363,6 +376,7 @@ impl Default for Coordinator {
             data_dir: PathBuf::new(),
             local_nodes: 0,
             stages: 0,
+            layers: Vec::new(),
             pipelines: 1,
             recut_gain: 0.2,
             max_failed_proofs: 10,

@@ -7,6 +7,7 @@
 mod draining;
 mod duties;
 mod explain;
+mod left_out;
 mod nodes;
 mod pipelines;
 mod returning;
@@ -31,9 +32,11 @@ use protocol::{
 };
 
 pub use self::explain::{Explained, State, Waiting};
+pub use self::left_out::unsuited;
 use self::returning::Returning;
 use self::scaling::Scaling;
 pub use self::scaling::{Idle, Staffing};
+pub use self::show::Load;
 use crate::autoscaler::{self, Observation};
 use crate::backoff::Backoff;
 use crate::duty::{Duties, Duty};
@@ -135,6 +138,8 @@ pub enum Input {
     Fetching(Fetching),
     /// A node's host was found to take so many seconds of a step.
     Host(NodeId, f64),
+    /// What each further sequence of a step takes of an adapter, as a share of one alone.
+    RowShare(NodeId, u32, f64),
     /// Time passed.
     Tick,
     /// Whatever runs or waits fails, and nothing is placed any more: the coordinator stops.
@@ -249,6 +254,8 @@ pub struct Cluster {
     num_plans: u64,
     members: Members,
     duties: Duties,
+    // Nodes that are waited for, where that isn't the configuration's word.
+    expected: Option<usize>,
     known: Known,
     trust: Trust,
     ways: ways::Ways,
@@ -278,15 +285,6 @@ pub struct Cluster {
     actions: Vec<Action>,
 }
 
-/// How full the cluster is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
-    /// Sequences that wait, by priority, lowest first.
-    pub num_waiting: [usize; Priority::ALL.len()],
-    /// What runs, over all pipelines.
-    pub lanes: lane::Load,
-}
-
 impl Cluster {
     /// A cluster without nodes. `start` is the coordinator's start number.
     pub fn new(config: Config, model: Model, start: u64, now: Instant) -> Self {
@@ -300,6 +298,7 @@ impl Cluster {
             num_plans: 0,
             members: Members::default(),
             duties: Duties::default(),
+            expected: None,
             known: Known::default(),
             trust: Trust::default(),
             ways: ways::Ways::default(),
@@ -351,6 +350,7 @@ impl Cluster {
             Input::Ways(ways) => self.ways_measured(&ways),
             Input::Fetching(fetching) => self.fetching(fetching),
             Input::Host(node, seconds) => self.known.set_host(node, seconds),
+            Input::RowShare(node, at, share) => self.known.set_row_share((node, at), share),
             Input::Tick => self.tick(now),
             Input::ShutDown => self.shut_down(now),
         }

@@ -246,6 +246,14 @@ fn judge_cluster(told: &Result<Value>) -> Vec<Finding> {
     for node in nodes {
         let text = |name: &str| node[name].as_str().unwrap_or("?");
         let whom = format!("node {} on {}", text("node"), text("hostname"));
+        if let Some(why) = node["left_out"].as_str() {
+            findings.push(Finding::warn(
+                check,
+                format!("{whom} is left out: {why}"),
+                "give it what is asked for (a token of that pool, --label, --max-memory), or ask \
+                 for less in model.pools and model.labels",
+            ));
+        }
         // What isn't measured yet is nothing to complain of.
         if let Some(link) = link(&node["link"]) {
             findings.push(judge_link(&whom, link));
@@ -325,6 +333,13 @@ mod tests {
         let judged = judge_cluster(&told(true, json!([pair])));
         assert!(worst(&judged).severity == Severity::Fail, "{judged:?}");
         assert!(worst(&judged).remedy.contains("--advertise"), "{judged:?}");
+
+        let mut other = node("a", Value::Null);
+        other["left_out"] = json!("it is of pool \"b\"");
+        let judged = judge_cluster(&told(true, json!([other])));
+        let found = worst(&judged);
+        assert!(found.severity == Severity::Warn && found.found.contains("pool \"b\""), "{found}");
+        assert!(found.remedy.contains("model.pools"), "{found}");
 
         let judged = judge_cluster(&told(false, json!([node("a", Value::Null)])));
         assert!(worst(&judged).remedy.contains("node 7"), "{judged:?}");

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use protocol::config::Quantize;
 use protocol::message::Fetching;
-use protocol::{HeldParts, ModelId, NodeId, NodeReport, Peer, Speed, StagePlan, StageTiming};
+use protocol::{
+    Digest, HeldParts, ModelId, NodeId, NodeReport, Peer, Speed, StagePlan, StageTiming,
+};
 
 use crate::pipeline::Stage;
 use crate::placement::predict::step_seconds;
@@ -26,6 +28,9 @@ const OUTLIER: f64 = 3.0;
 
 /// Nobody is so many times faster or slower than its probe said; whatever says so isn't used.
 const MAX_FACTOR: f64 = 50.0;
+
+/// What a further sequence may take, as a share of one alone: whatever says otherwise isn't used.
+const ROW_SHARES: std::ops::Range<f64> = 0.0..10.0;
 
 /// Seconds that a host of which nothing is known takes of a step: a few tasks woken, a frame made
 /// and read.
@@ -52,9 +57,13 @@ pub(crate) struct Known {
 /// How much longer an adapter's steps took than they were predicted to.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slowness {
+    // Those of a class are wrong alike, as a rule: by what a probe doesn't see.
+    class: Digest,
     // Of sequences alone, and of several.
     alone: Fit,
     crowd: Fit,
+    // What each further sequence took, as a share of one alone.
+    row_share: Mean,
 }
 
 /// A mean of which the newest counts most.
@@ -87,6 +96,18 @@ pub(crate) struct Correction {
 
 impl Correction {
     const NONE: Self = Self { factor: 1.0, extra_s: 0.0 };
+
+    fn mean(all: impl Iterator<Item = Self>) -> Self {
+        let (mut num, mut sum) = (0.0, Self { factor: 0.0, extra_s: 0.0 });
+        for one in all {
+            num += 1.0;
+            sum = Self { factor: sum.factor + one.factor, extra_s: sum.extra_s + one.extra_s };
+        }
+        match num {
+            0.0 => Self::NONE,
+            _ => Self { factor: sum.factor / num, extra_s: sum.extra_s / num },
+        }
+    }
 
     /// An adapter as fast as it turned out to be.
     fn of(self, probed: Speed) -> Speed {
@@ -198,7 +219,9 @@ impl Known {
                 .filter_map(|adapter| {
                     let mut place = place(report, adapter)?;
                     let at = (report.node, adapter);
-                    place.speed = self.correction(at).of(place.speed);
+                    let class = report.adapters[adapter as usize].fingerprint;
+                    place.row_share = self.row_share(at, class);
+                    place.speed = self.correction(at, class).of(place.speed);
                     place.host_s = self.host_s(report.node);
                     place.held = self.held.get(&at).cloned().unwrap_or_default();
                     Some(Candidate { peer, adapter, place })
@@ -208,16 +231,45 @@ impl Known {
         nodes.iter().flat_map(|report| of(report)).collect()
     }
 
-    /// How an adapter's steps differ from what its probe said.
-    pub(crate) fn correction(&self, at: Adapter) -> Correction {
-        let said = self.slowness.get(&at);
-        let said = said.and_then(|it| it.alone.correction().or(it.crowd.correction()));
-        said.unwrap_or(Correction::NONE)
+    /// How an adapter's steps differ from what its probe said; where none was measured, as those of
+    /// others of its class do on average.
+    pub(crate) fn correction(&self, at: Adapter, class: Digest) -> Correction {
+        let of = |it: &Slowness| it.alone.correction().or(it.crowd.correction());
+        let own = self.slowness.get(&at).and_then(of);
+        own.unwrap_or_else(|| {
+            let others = self.slowness.values().filter(|it| it.class == class);
+            Correction::mean(others.filter_map(of))
+        })
     }
 
-    /// Seconds that a node's host takes of a step.
+    /// What each further sequence takes of an adapter, as a share of what one alone does; where it
+    /// wasn't measured, as others of its class take on average.
+    pub(crate) fn row_share(&self, at: Adapter, class: Digest) -> Option<f64> {
+        let own = self.slowness.get(&at).and_then(|it| it.row_share.value());
+        own.or_else(|| {
+            let others = self.slowness.values().filter(|it| it.class == class);
+            let others: Vec<_> = others.filter_map(|it| it.row_share.value()).collect();
+            let sum: f64 = others.iter().sum();
+            (!others.is_empty()).then(|| sum / others.len() as f64)
+        })
+    }
+
+    /// It was measured before.
+    pub(crate) fn set_row_share(&mut self, at: Adapter, share: f64) {
+        if ROW_SHARES.contains(&share) {
+            let slowness = self.slowness.entry(at).or_default();
+            slowness.row_share = Mean { weight: MIN_STEPS, sum: share * MIN_STEPS };
+        }
+    }
+
+    /// Seconds that a node's host takes of a step; where that wasn't measured, as long as others
+    /// take on average.
     pub(crate) fn host_s(&self, node: NodeId) -> f64 {
-        self.hosts.get(&node).and_then(Mean::value).unwrap_or(HOST_S)
+        if let Some(own) = self.hosts.get(&node).and_then(Mean::value) {
+            return own;
+        }
+        let others: Vec<_> = self.hosts.values().filter_map(Mean::value).collect();
+        if others.is_empty() { HOST_S } else { others.iter().sum::<f64>() / others.len() as f64 }
     }
 
     /// They were measured before.
@@ -358,9 +410,18 @@ impl Known {
             return;
         }
         let slowness = self.slowness.entry((report.node, plan.adapter)).or_default();
-        match rows {
-            1 => slowness.alone.add(expected, took),
-            _ => slowness.crowd.add(expected, took),
+        slowness.class = report.adapters[plan.adapter as usize].fingerprint;
+        if rows == 1 {
+            slowness.alone.add(expected, took);
+            return;
+        }
+        slowness.crowd.add(expected, took);
+        if let Some(Correction { factor, extra_s }) = slowness.alone.correction() {
+            let alone = factor * step_seconds(model, &place, stage, 1.0) + extra_s;
+            let share = (took / alone - 1.0) / (rows - 1) as f64;
+            if ROW_SHARES.contains(&share) {
+                slowness.row_share.add(share);
+            }
         }
     }
 }
@@ -375,7 +436,7 @@ pub(crate) fn step_time(timing: &StageTiming) -> f64 {
 fn place(report: &NodeReport, adapter: u32) -> Option<Place> {
     let said = report.adapters.get(adapter as usize)?;
     let (node, memory, speed) = (report.node, said.memory_bytes, said.speed.checked());
-    Some(Place { node, memory, speed, host_s: HOST_S, held: Vec::new() })
+    Some(Place { node, memory, speed, row_share: None, host_s: HOST_S, held: Vec::new() })
 }
 
 #[cfg(test)]

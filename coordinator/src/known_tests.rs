@@ -26,6 +26,15 @@ fn report(node: u64) -> NodeReport {
     }
 }
 
+fn placed(
+    model: &ModelCost,
+    places: &[Place],
+    num_stages: usize,
+    links: &Links,
+) -> Result<Vec<Placed>, placement::PlacementError> {
+    placement::place(model, places, links, placement::Wish { num_stages, lengths: &[], keep: 0.0 })
+}
+
 /// Goal: what was measured moves the next cut. Method: two nodes of which both say the same,
 /// and one takes three times as long.
 #[test]
@@ -36,7 +45,7 @@ fn measured_steps_correct_what_a_probe_said() {
     let mut known = Known::default();
     let cut = |known: &Known| {
         let places: Vec<_> = known.candidates(&nodes).into_iter().map(|it| it.place).collect();
-        let stages = placement::place(&model, &places, 2, &Links::default(), 0.0).unwrap();
+        let stages = placed(&model, &places, 2, &Links::default()).unwrap();
         let mut found = [0; 2];
         stages.iter().for_each(|it| found[it.place] = it.layers.len());
         found
@@ -56,7 +65,7 @@ fn measured_steps_correct_what_a_probe_said() {
         known.learn(&model, &reports, &stages, &timings, 1);
     }
     let takes = |known: &Known, node: u64| {
-        let Correction { factor, extra_s } = known.correction((NodeId(node), 0));
+        let Correction { factor, extra_s } = known.correction((NodeId(node), 0), Digest::default());
         factor * 4e-3 + extra_s
     };
     assert!((takes(&known, 1) - 4e-3).abs() < 1e-5);
@@ -64,10 +73,42 @@ fn measured_steps_correct_what_a_probe_said() {
     assert_eq!(cut(&known), [6, 2]);
     let way = known.links.measured((Some(NodeId(2)), Some(NodeId(1))));
     assert_eq!(way.map(|way| way.rtt_us), Some(70.0));
+    // Of which nothing was measured, it is as wrong as others of its class are; the rest aren't.
+    let of = |node, class| known.correction((NodeId(node), 0), Digest([class; 32])).factor;
+    assert!((of(3, 0) - (of(1, 0) + of(2, 0)) / 2.0).abs() < 1e-9 && of(3, 0) > 1.3);
+    assert_eq!(known.correction((NodeId(3), 0), Digest([1; 32])), Correction::NONE);
     // A node that comes back is as slow as it was, and nothing is known of its links.
     known.forget(NodeId(2));
     assert_eq!(cut(&known), [6, 2]);
     assert_eq!(known.links.measured((Some(NodeId(1)), Some(NodeId(2)))), None);
+}
+
+/// Goal: what sequences cost beside their products counts where there are several, and only there.
+/// Method: steps that take a millisecond more for each of them, at two numbers of them.
+#[test]
+fn several_sequences_are_as_slow_as_they_turned_out_to_be() {
+    let model = ModelCost::of_bytes(&[1000; 4], 0, 0);
+    let (reports, mut known) = ([report(1)], Known::default());
+    let stages = [crate::pipeline::testing_stage(1, 0, 4)];
+    for rows in [1, 4, 16] {
+        let compute_us = 4000 + 1000 * (rows - 1);
+        let timing = StageTiming { compute_us, ..StageTiming::default() };
+        (0..20).for_each(|_| known.learn(&model, &reports, &stages, &[timing], rows as usize));
+    }
+    let places: Vec<_> = known.candidates(&[&reports[0]]).into_iter().map(|it| it.place).collect();
+    let stage = Placed { place: 0, layers: stages[0].plan.layers };
+    let seconds = |rows| step_seconds(&model, &places[0], stage, rows);
+    assert!((seconds(1.0) - 4e-3).abs() < 1e-4, "{}", seconds(1.0));
+    for rows in [4.0, 16.0] {
+        let law = 4e-3 + 1e-3 * (rows - 1.0);
+        assert!((seconds(rows) / law - 1.0).abs() < 0.02, "{rows}: {}", seconds(rows));
+    }
+    // Others of its class are taken for alike, and whoever plans elsewhere is told.
+    assert_eq!(known.row_share((NodeId(2), 0), Digest::default()), places[0].row_share);
+    assert_eq!(known.row_share((NodeId(2), 0), Digest([1; 32])), None);
+    let mut other = Known::default();
+    other.set_row_share((NodeId(1), 0), 0.25);
+    assert_eq!(other.candidates(&[&reports[0]])[0].place.row_share, Some(0.25));
 }
 
 /// Goal: one shape's tokens say what those of another take. Method: two stages of which each
@@ -83,7 +124,7 @@ fn what_no_stage_accounts_for_is_the_hosts_and_counts_for_other_shapes() {
     let predict = |known: &Known, num_stages: usize| {
         let nodes: Vec<_> = reports.iter().take(num_stages).collect();
         let places: Vec<_> = known.candidates(&nodes).into_iter().map(|it| it.place).collect();
-        let stages = placement::place(&model, &places, num_stages, &known.links, 0.0).unwrap();
+        let stages = placed(&model, &places, num_stages, &known.links).unwrap();
         Prediction::new(&model, &places, &known.links, &stages, 1)
     };
     let stages = [(1, 0), (2, 1)].map(|(node, at)| crate::pipeline::testing_stage(node, at, 4));
@@ -98,6 +139,7 @@ fn what_no_stage_accounts_for_is_the_hosts_and_counts_for_other_shapes() {
     // Two ways, and all layers on one.
     assert!((predict(&known, 1).token_s - 0.014).abs() < 1e-5);
     assert!((predict(&known, 1).tokens_per_s - 1.0 / 0.014).abs() < 0.1);
+    assert_eq!(known.host_s(NodeId(3)), known.host_s(NodeId(1)), "as others are");
     // It is the machine's: who comes back has it still.
     known.forget(NodeId(2));
     assert!((known.host_s(NodeId(2)) - 0.003).abs() < 1e-6);
@@ -145,5 +187,5 @@ fn a_measurement_that_cannot_be_true_counts_for_nothing() {
         let timing = StageTiming { compute_us, ..StageTiming::default() };
         (0..20).for_each(|_| known.learn(&model, &reports, &stages, &[timing], 1));
     }
-    assert_eq!(known.correction((NodeId(1), 0)), Correction::NONE);
+    assert_eq!(known.correction((NodeId(1), 0), Digest::default()), Correction::NONE);
 }

@@ -83,8 +83,12 @@ pub fn outline(
 ) -> Result<Model, CheckpointError> {
     let layers = (0..model.num_layers()).map(Part::Layer);
     let max_model_len = max_model_len(model, config);
-    let kv_per_token = model.kv_values() * config.model.kv_cache_dtype.num_bytes();
-    let blocks = u64::from(max_model_len).div_ceil(BLOCK_TOKENS as u64);
+    let in_blocks = |tokens: u64| tokens.next_multiple_of(BLOCK_TOKENS as u64);
+    let least_cache_tokens = in_blocks(max_model_len.into());
+    let cache_tokens = match config.scheduler.max_blocks {
+        0 => least_cache_tokens * u64::from(config.scheduler.max_num_seqs),
+        blocks => u64::from(blocks) * BLOCK_TOKENS as u64,
+    };
     let activations =
         u64::from(config.scheduler.max_batched_tokens) * model.scratch_values() * ELEMENT_BYTES
             + 2 * LOGIT_ROWS * model.vocab_size as u64 * ELEMENT_BYTES;
@@ -96,8 +100,9 @@ pub fn outline(
             embedding: cost(Part::Embedding)?,
             head: cost(Part::Head)?,
             tied: model.tie_word_embeddings,
-            kv_per_layer: blocks * BLOCK_TOKENS as u64 * kv_per_token,
-            kv_per_token,
+            kv_value_bytes: config.model.kv_cache_dtype.num_bytes(),
+            least_cache_tokens,
+            cache_tokens: cache_tokens.max(least_cache_tokens),
             row_bytes: (model.row_values() + model.side_words()) as u64 * ELEMENT_BYTES,
             activations,
         },

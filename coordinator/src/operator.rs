@@ -209,7 +209,9 @@ fn left_out(said: &Value) -> Vec<(String, String)> {
         let why = format!("quarantined for {} s more: {}", it["left_s"], text(&it["cause"]));
         (text(&it["node"]), why)
     });
-    relieved.chain(quarantined).collect()
+    let others = list(&said["nodes"])
+        .filter_map(|it| Some((text(&it["node"]), it["left_out"].as_str()?.to_owned())));
+    relieved.chain(quarantined).chain(others).collect()
 }
 
 fn nodes(said: &Value) -> String {
@@ -277,19 +279,18 @@ fn row(cells: &[&str; 7]) -> String {
 fn pipelines(said: &Value) -> String {
     let mut lines = String::new();
     for pipeline in list(&said["pipelines"]) {
-        lines += &format!("pipeline {}: {}", pipeline["pipeline"], state_of(pipeline));
-        for what in ["predicted", "measured"] {
-            if let Some(milliseconds) = pipeline[format!("{what}_token_ms")].as_f64() {
-                lines += &format!(", {milliseconds:.2} ms a token {what}");
-            }
+        let token = times(pipeline, "token_ms").replacen("  ", ", a token: ", 1);
+        lines += &format!("pipeline {}: {}{token}\n", pipeline["pipeline"], state_of(pipeline));
+        if let Some(cache) = pipeline["cache"].as_str() {
+            lines += &format!("  {cache}\n");
         }
-        lines += "\n";
         for stage in list(&pipeline["stages"]) {
             let (first, end) = (&stage["layers"][0], &stage["layers"][1]);
             let loading = text(&stage["loading"]);
             let state = if loading.is_empty() { text(&stage["state"]) } else { loading };
+            let times = times(stage, "ms");
             lines += &format!(
-                "  stage {:<3} layers {:<9} {:<16} {:<14} {:>8}  {state}\n",
+                "  stage {:<3} layers {:<9} {:<16} {:<14} {:>8}  {state}{times}\n",
                 stage["stage"].to_string(),
                 format!("{first}..{end}"),
                 text(&stage["node"]),
@@ -302,6 +303,19 @@ fn pipelines(said: &Value) -> String {
         lines = format!("no pipeline: {}\n", text(&said["waiting_for"]));
     }
     lines
+}
+
+/// What was predicted of a pipeline or a stage, and what was measured.
+fn times(said: &Value, unit: &str) -> String {
+    let millis = |what: &str| said[format!("{what}_{unit}")].as_f64();
+    let Some(predicted) = millis("predicted") else { return String::new() };
+    match millis("measured") {
+        None => format!("  {predicted:.2} ms predicted"),
+        Some(measured) => format!(
+            "  {predicted:.2} ms predicted, {measured:.2} ms measured ({:+.0} %)",
+            (predicted / measured - 1.0) * 100.0
+        ),
+    }
 }
 
 #[cfg(test)]
@@ -320,6 +334,7 @@ mod tests {
                     "pool": "gpu-a", "labels": {"rack": "7", "zone": "b"}},
                 {"node": "00000000000000a2", "hostname": "right", "data_addr": "10.0.0.2:7001",
                     "duty": "draining", "memory_bytes": [1 << 30, 1 << 30], "labels": {},
+                    "left_out": "it is of pool \"b\"",
                     "fetching":
                         {"bytes": 1_500_000, "of_bytes": 7_000_000, "sources": 3, "warming": true},
                     "adapters": ["Card", "Card"]},
@@ -328,8 +343,10 @@ mod tests {
             "quarantined":
                 [{"node": "00000000000000a1", "left_s": 9, "cause": "it failed 6 times"}],
             "pipelines": [{"pipeline": 0, "ready": false, "draining": false,
-                "predicted_token_ms": 3.126, "measured_token_ms": null, "stages": [
+                "predicted_token_ms": 3.126, "measured_token_ms": null,
+                "cache": "KV cache: 64 tokens, all that are wanted", "stages": [
                 {"stage": 0, "node": "00000000000000a2", "hostname": "right", "layers": [0, 4],
+                    "predicted_ms": 3.0, "measured_ms": 2.0,
                     "state": "loading", "memory_bytes": 3 << 20},
             ]}],
         })
@@ -346,7 +363,8 @@ mod tests {
              takes it back\n\
              node 00000000000000a3 is left out: cordoned; it isn't here; autoglm node uncordon \
              00000000000000a3 takes it back\n\
-             node 00000000000000a1 is left out: quarantined for 9 s more: it failed 6 times\n"
+             node 00000000000000a1 is left out: quarantined for 9 s more: it failed 6 times\n\
+             node 00000000000000a2 is left out: it is of pool \"b\"\n"
         );
     }
 
@@ -363,11 +381,14 @@ mod tests {
         assert!(lines[3].contains("draining") && lines[3].ends_with("2.0 GiB  Card, Card"));
         assert!(lines[4].contains("not here"));
         assert_eq!(lines[5], "00000000000000a2: warming 2 of 7 MB from 3 sources");
+        assert!(nodes.lines().last().unwrap().ends_with("a2: it is of pool \"b\""));
         assert!(nodes.lines().take(5).all(|line| line.len() <= 100), "{nodes}");
         assert_eq!(
             pipelines(&said()),
-            "pipeline 0: loading, 3.13 ms a token predicted\n\
-             \x20 stage 0   layers 0..4      00000000000000a2 right             3 MiB  loading\n"
+            "pipeline 0: loading, a token: 3.13 ms predicted\n\
+             \x20 KV cache: 64 tokens, all that are wanted\n\
+             \x20 stage 0   layers 0..4      00000000000000a2 right             3 MiB  loading  3.00 \
+             ms predicted, 2.00 ms measured (+50 %)\n"
         );
         assert_eq!(pipelines(&json!({"waiting_for": "nodes"})), "no pipeline: nodes\n");
     }

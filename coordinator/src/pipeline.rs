@@ -14,7 +14,7 @@ use crate::known::{Known, Measured};
 use crate::lane::{Capacity, Lane, Scheduled};
 use crate::model::Model;
 use crate::placement::predict::Prediction;
-use crate::placement::{self, Placed, PlacementError};
+use crate::placement::{self, Placed, PlacementError, Wish};
 use crate::status::{PipelineStatus, StageState, StageStatus};
 
 #[derive(Debug)]
@@ -68,7 +68,8 @@ impl Pipeline {
             return Err(PlacementError::TooFewFrames { num_stages, needed, max });
         }
         let places: Vec<_> = candidates.iter().map(|it| it.place.clone()).collect();
-        let cut = placement::place(&model.cost, &places, num_stages, &known.links, keep)?;
+        let wish = Wish { num_stages, lengths: &config.coordinator.layers, keep };
+        let cut = placement::place(&model.cost, &places, &known.links, wish)?;
         let place_of = |stage: usize| &candidates[cut[stage].place];
         let memory = |stage: &Placed| {
             let shared_by = cut.iter().filter(|other| other.place == stage.place).count();

@@ -29,6 +29,9 @@ pub struct Place {
     pub memory: u64,
     /// How fast it is.
     pub speed: Speed,
+    /// What each further sequence of a step takes, as a share of what one alone does, where that
+    /// was measured.
+    pub row_share: Option<f64>,
     /// Seconds that its host takes of a step beside the adapter: frames, tasks, hand-offs. Other
     /// steps are computed meanwhile.
     pub host_s: f64,
@@ -46,6 +49,18 @@ pub struct Placed {
     pub layers: LayerRange,
 }
 
+/// What a placement is to be like.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Wish<'a> {
+    /// Stages.
+    pub num_stages: usize,
+    /// So many layers each, in order, where that is given.
+    pub lengths: &'a [u32],
+    /// Where a stage that is slower by up to this share of the slowest spares nodes from giving up
+    /// what they hold, they keep it.
+    pub keep: f64,
+}
+
 /// Why a model can't be placed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlacementError {
@@ -53,6 +68,19 @@ pub enum PlacementError {
     #[error("{num_stages} stages can't share {num_layers} layers: use at most {num_layers} stages")]
     TooManyStages {
         /// Stages that were asked for.
+        num_stages: usize,
+        /// Layers that there are.
+        num_layers: usize,
+    },
+    /// The cut that was asked for is none of this model.
+    #[error(
+        "coordinator.layers = {lengths:?}: must be a number of layers for each of {num_stages} \
+         stages, {num_layers} together"
+    )]
+    OtherLayers {
+        /// What was asked for.
+        lengths: Vec<u32>,
+        /// Stages that there are to be.
         num_stages: usize,
         /// Layers that there are.
         num_layers: usize,
@@ -69,12 +97,15 @@ pub enum PlacementError {
     },
     /// Some stage doesn't fit whichever way the layers are cut.
     #[error(
-        "the model doesn't fit: it needs {needed} of memory and {num_stages} stages offer {held}; \
-         {missing}with {most} per node it would fit on {num_nodes}"
+        "the model doesn't fit: it needs {needed} of memory, {cache} of it for the KV cache of one \
+         sequence (model.max_model_len), and {num_stages} stages offer {held}; {missing}with {most} \
+         per node it would fit on {num_nodes}"
     )]
     TooSmall {
         /// Weights, shortest KV cache and scratch.
         needed: Size,
+        /// The cache, of that.
+        cache: Size,
         /// Stages that were tried.
         num_stages: usize,
         /// What they have together.
@@ -106,29 +137,46 @@ impl std::fmt::Display for Size {
     }
 }
 
-/// Finds `num_stages` stages for the model among `places`, in their order. Where a stage that is
-/// slower by up to `keep` (a share of the slowest) spares nodes from giving up what they hold, they
-/// keep it.
+/// Finds stages for the model among `places`, in their order. Where the cache that is wanted
+/// doesn't fit beside the weights, there is room for a half of it, or a fourth, and so on.
 ///
 /// # Errors
-/// When there are more stages than layers, or none fits.
+/// When there are more stages than layers, or none fits with the shortest cache that can serve.
 pub fn place(
     model: &ModelCost,
     places: &[Place],
-    num_stages: usize,
     links: &Links,
-    keep: f64,
+    wish: Wish<'_>,
 ) -> Result<Vec<Placed>, PlacementError> {
+    let Wish { num_stages, lengths, keep } = wish;
     let num_layers = model.layers.len();
     if num_stages > num_layers || num_stages == 0 || places.is_empty() {
         return Err(PlacementError::TooManyStages { num_stages, num_layers });
     }
-    let found = if num_stages > places.len() {
-        sharing(model, places, num_stages, links)
-    } else {
-        apart(&Costs::new(model, places, links), num_stages, keep)
-    };
+    let sum: u64 = lengths.iter().map(|length| u64::from(*length)).sum();
+    let is_cut = lengths.len() == num_stages && sum == num_layers as u64 && !lengths.contains(&0);
+    if !lengths.is_empty() && !is_cut {
+        let lengths = lengths.to_vec();
+        return Err(PlacementError::OtherLayers { lengths, num_stages, num_layers });
+    }
+    let found = caches(model).find_map(|cache_tokens| {
+        let costs = |places| Costs::new(model, places, links).with_cache(cache_tokens);
+        if num_stages > places.len() {
+            let shared: Vec<_> = (0..num_stages).map(|it| share(places, num_stages, it)).collect();
+            sharing(&costs(&shared).cut_into(lengths), places.len(), num_stages)
+        } else {
+            apart(&costs(places).cut_into(lengths), num_stages, keep)
+        }
+    });
     found.ok_or_else(|| too_small(model, places, num_stages))
+}
+
+/// Tokens of caches that will do, the largest first.
+fn caches(model: &ModelCost) -> impl Iterator<Item = u64> {
+    let least = model.least_cache_tokens;
+    let halves = (0..u64::BITS).map(move |shift| (model.cache_tokens >> shift).max(least));
+    let num = halves.clone().position(|it| it == least).unwrap_or(0);
+    halves.take(num + 1)
 }
 
 /// Each stage on a place of its own.
@@ -167,25 +215,21 @@ fn apart(costs: &Costs<'_>, num_stages: usize, keep: f64) -> Option<Vec<Placed>>
 }
 
 /// More stages than places: neighbours share one, its memory and its time.
-fn sharing(
-    model: &ModelCost,
-    places: &[Place],
-    num_stages: usize,
-    links: &Links,
-) -> Option<Vec<Placed>> {
-    let place_of = |stage: usize| stage * places.len() / num_stages;
-    let share = |stage: usize| {
-        let num = (0..num_stages).filter(|it| place_of(*it) == place_of(stage)).count();
-        let place = &places[place_of(stage)];
-        let (memory, speed) = (place.memory / num as u64, place.speed.slowed(num as f64));
-        Place { memory, speed, ..place.clone() }
-    };
-    let shares: Vec<_> = (0..num_stages).map(share).collect();
-    let costs = Costs::new(model, &shares, links);
+fn sharing(costs: &Costs<'_>, num_places: usize, num_stages: usize) -> Option<Vec<Placed>> {
     let order: Vec<_> = (0..num_stages).collect();
-    let least = cut::slowest(&costs, &order)?;
-    let stages = cut::best(&costs, (&[], &order), least)?.into_iter();
+    let least = cut::slowest(costs, &order)?;
+    let stages = cut::best(costs, (&[], &order), least)?.into_iter();
+    let place_of = |stage: usize| stage * num_places / num_stages;
     Some(stages.map(|it| Placed { place: place_of(it.place), ..it }).collect())
+}
+
+/// What a stage has of the place that it shares.
+fn share(places: &[Place], num_stages: usize, stage: usize) -> Place {
+    let place_of = |stage: usize| stage * places.len() / num_stages;
+    let num = (0..num_stages).filter(|it| place_of(*it) == place_of(stage)).count();
+    let place = &places[place_of(stage)];
+    let (memory, speed) = (place.memory / num as u64, place.speed.slowed(num as f64));
+    Place { memory, speed, ..place.clone() }
 }
 
 fn layers(range: Range<usize>) -> LayerRange {
@@ -198,8 +242,10 @@ fn too_small(model: &ModelCost, places: &[Place], num_stages: usize) -> Placemen
     memory.sort_unstable_by_key(|bytes| std::cmp::Reverse(*bytes));
     let held = memory.iter().take(num_stages).sum();
     let most = memory[0];
+    let cache = model.cache_bytes(&model.of(0..model.layers.len()), model.least_cache_tokens);
     PlacementError::TooSmall {
         needed: Size(needed),
+        cache: Size(cache),
         num_stages,
         held: Size(held),
         missing: match needed.checked_sub(held) {

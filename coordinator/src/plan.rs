@@ -22,7 +22,7 @@ use self::model::Planned;
 pub use self::nodes::NodeSpec;
 pub use self::report::{PlanReport, PlannedPipeline, PlannedStage, plan_table};
 use crate::asking::{Server, block_on};
-use crate::cluster::{Cluster, Input};
+use crate::cluster::{Cluster, Input, unsuited};
 use crate::data_dir;
 use crate::model::Model;
 
@@ -53,9 +53,9 @@ pub struct Arguments {
     #[arg(long, value_name = "N")]
     pipelines: Option<u32>,
     /// Nodes that need not be there: how many of which memory, as in 4x24GB or 2x24GiB,1x80GiB,
-    /// or a TOML file with a [[node]] for each kind (name, count, memory, weight_bytes_per_s,
-    /// multiply_adds_per_s, kernel_us, step_us, host_us, rtt_us, bytes_per_s) [default: those that
-    /// have joined the server].
+    /// or a TOML file with a [[node]] for each kind (name, count, memory, pool, labels,
+    /// weight_bytes_per_s, multiply_adds_per_s, kernel_us, step_us, host_us, rtt_us, bytes_per_s)
+    /// [default: those that have joined the server].
     #[arg(long, value_name = "NODES|FILE")]
     nodes: Option<String>,
     /// The server whose nodes are meant, where no file says them.
@@ -151,14 +151,17 @@ const CONTEXT_STEP: u32 = 1024;
 pub fn plan(name: &str, model: &Model, config: &Config, nodes: &[NodeSpec]) -> Result<PlanReport> {
     let mut now = Instant::now();
     let mut config = config.clone();
-    // All that are named are waited for, and nobody else.
-    config.coordinator.local_nodes = nodes.len() as u32;
-    let mut cluster = Cluster::new(config, model.clone(), 1, now);
+    // All that are named are waited for, but for those that aren't as the model asks, and nobody
+    // else.
+    let reports: Vec<_> = nodes.iter().enumerate().map(|(it, spec)| spec.report(it)).collect();
+    let suited = reports.iter().filter(|it| unsuited(&config.model, it).is_none());
+    let num_suited = suited.count();
+    config.coordinator.local_nodes = num_suited as u32;
+    let mut cluster = Cluster::new(config, model.clone(), 1, now).expecting(num_suited);
     for (one, other, speed) in ways(nodes) {
         cluster.handle(Input::Measured { ends: (Some(one), Some(other)), speed }, now);
     }
-    for (number, spec) in nodes.iter().enumerate() {
-        let report = spec.report(number);
+    for (spec, report) in nodes.iter().zip(reports) {
         let (node, session) = (report.node, report.session);
         cluster
             .handle(Input::Connected { node, session, wire_version: protocol::WIRE_VERSION }, now);
@@ -167,6 +170,9 @@ pub fn plan(name: &str, model: &Model, config: &Config, nodes: &[NodeSpec]) -> R
         }
         if let Some(micros) = spec.host_us {
             cluster.handle(Input::Host(node, micros / 1e6), now);
+        }
+        if let Some(share) = spec.row_share {
+            cluster.handle(Input::RowShare(node, 0, share), now);
         }
         cluster.handle(Input::Joined(report), now);
     }
@@ -322,6 +328,71 @@ mod tests {
         assert!(error.to_string().contains("doesn't fit"), "{error}");
         let wanted = ["--max-model-len", "131072", "--nodes", "4x24GB", "--quantize", "int4"];
         assert!(plan("GLM-4.5-Air", &wanted).unwrap_err().to_string().contains("doesn't fit"));
+    }
+
+    /// Goal: who isn't as the model asks is left out, and it is said why. Method: one of another
+    /// pool, one without a label, one too small, and one more than there are stages.
+    #[test]
+    fn nodes_that_are_left_out_are_named_with_the_reason() {
+        let nodes = specs(
+            "[[node]]\nname = 'other'\nmemory = '8GiB'\npool = 'b'\nlabels = { rack = '7' }\n\
+             [[node]]\nname = 'bare'\nmemory = '8GiB'\npool = 'a'\n\
+             [[node]]\nname = 'tiny'\nmemory = 7\npool = 'a'\nlabels = { rack = '7' }\n\
+             [[node]]\nname = 'good'\ncount = 3\nmemory = '8GiB'\npool = 'a'\n\
+             labels = { rack = '7' }",
+        );
+        let file = "[model]\npools = ['a']\nlabels = ['rack=7']\n[coordinator]\nstages = 2";
+        let report = plan("glass-en", &model(), &Config::parse(file).unwrap(), &nodes).unwrap();
+        let placed: Vec<_> = report.pipelines[0].stages.iter().map(|it| &*it.node).collect();
+        assert_eq!(placed, ["good-1", "good-2"]);
+        let table = plan_table(&report);
+        for said in [
+            "other: it is of pool \"b\", and model.pools asks for a",
+            "bare: it lacks the label rack=7, which model.labels asks for",
+            "tiny: it offers 0 KiB, and a stage of one layer with its KV cache takes",
+            "good-3: a spare",
+        ] {
+            assert!(table.contains(said), "{said} is missing:\n{table}");
+        }
+        // Without a number of stages, the one that is too small is left out all the same.
+        let file = "[model]\npools = ['a']\nlabels = ['rack=7']";
+        let report = plan("glass-en", &model(), &Config::parse(file).unwrap(), &nodes).unwrap();
+        assert_eq!(report.pipelines[0].stages.len(), 3);
+        // Where nobody is left, all are named.
+        let file = "[model]\npools = ['c']";
+        let error = plan("glass-en", &model(), &Config::parse(file).unwrap(), &nodes);
+        let said = error.unwrap_err().to_string();
+        assert!(said.contains("may serve") && said.matches("asks for c").count() == 6, "{said}");
+    }
+
+    /// Goal: the cache of all that may run at once counts. Method: memory for the weights and half
+    /// of it on one node, and a second one on which a cut makes room.
+    #[test]
+    fn a_cache_that_does_not_fit_whole_is_told_in_sequences() {
+        let model = model();
+        let (least, whole) = (model.cost.least_cache_tokens, model.cost.cache_tokens);
+        let mut larger = model.cost.clone();
+        larger.least_cache_tokens = whole / 2;
+        let node = |memory: u64| specs(&format!("[[node]]\nname = 'a'\nmemory = {memory}"));
+        let config = Config::default();
+        let half = node(larger.total());
+        let report = plan("glass-en", &model, &config, &half).unwrap();
+        let pipeline = &report.pipelines[0];
+        assert_eq!((pipeline.cache_tokens, pipeline.of_cache_tokens), (whole / 2, whole));
+        let said = plan_table(&report);
+        let sequences = whole / least;
+        let expected = format!("{:.1} of {sequences}.0 sequences", sequences as f64 / 2.0);
+        assert!(said.contains(&expected) && said.contains("max_num_seqs"), "{said}");
+        larger.least_cache_tokens = whole;
+        let said = plan_table(&plan("glass-en", &model, &config, &node(larger.total())).unwrap());
+        assert!(said.contains("all that are wanted"), "{said}");
+        // Where not even one sequence has room, it says what the cache takes.
+        let too_small = node(model.cost.total() - 1);
+        let error = plan("glass-en", &model, &config, &too_small).unwrap_err().to_string();
+        assert!(
+            error.contains("for the KV cache of one sequence (model.max_model_len)"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use protocol::message::Fetching;
-use protocol::{Digest, LayerRange, LinkSpeed, NodeId, PipelineId, Speed, StageIndex};
+use protocol::{
+    BLOCK_TOKENS, Digest, LayerRange, LinkSpeed, NodeId, PipelineId, Speed, StageIndex,
+};
 
-use crate::placement::predict::Prediction;
+use crate::placement::predict::{CacheRoom, Prediction};
 
 use crate::autoscaler::Decision;
 use crate::duty::Duty;
@@ -88,6 +90,8 @@ pub struct NodeStatus {
     /// How many times longer than that each of them takes, as measured by the steps of answers, and
     /// so many seconds more.
     pub corrections: Vec<(f64, f64)>,
+    /// What each further sequence of a step takes of each of them, as a share of one alone.
+    pub row_shares: Vec<Option<f64>>,
     /// Seconds that its host takes of a step beside the adapters.
     pub host_s: f64,
     /// The way to it, as far as it was measured.
@@ -96,6 +100,8 @@ pub struct NodeStatus {
     pub links: Vec<(NodeId, LinkSpeed)>,
     /// What it gets of a model's weights from others, while it does.
     pub fetching: Option<Fetching>,
+    /// Why nothing is placed on it, where that is so and neither a quarantine nor its duty says it.
+    pub left_out: Option<String>,
 }
 
 /// A node that is left out.
@@ -128,6 +134,15 @@ impl PipelineStatus {
     /// Whether every stage serves, and requests go there.
     pub fn is_ready(&self) -> bool {
         !self.is_draining && self.stages.iter().all(|stage| stage.state == StageState::Serving)
+    }
+
+    /// Tokens for which its KV cache has room: as all stages say or, until they do, as was expected.
+    pub fn cache(&self) -> CacheRoom {
+        let said = self.stages.iter().map(|stage| u64::from(stage.num_blocks)).min().unwrap_or(0);
+        match said * BLOCK_TOKENS as u64 {
+            0 => self.predicted.cache,
+            num_tokens => CacheRoom { num_tokens, ..self.predicted.cache },
+        }
     }
 
     /// The nodes of a pipeline that serves with stages of several device classes, each with its

@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use super::{Config, ConfigError, Traces, Transport};
+use super::{Config, ConfigError, Model, Traces, Transport};
 
 const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
@@ -144,6 +144,18 @@ impl Config {
             Err(ConfigError::Value { key, value: value.to_string(), expected })
         };
         let (coordinator, transport) = (&self.coordinator, &self.transport);
+        self.model.check()?;
+        let num_stages = coordinator.num_stages();
+        if coordinator.stages != 0 && coordinator.stages as usize != num_stages {
+            let expected = "must be 0, or as many as coordinator.layers has numbers";
+            return refuse("coordinator.stages", coordinator.stages, expected);
+        }
+        let layers = &coordinator.layers;
+        if layers.contains(&0) || layers.len() >= transport.max_buffered_frames as usize {
+            let (key, value) = ("coordinator.layers", format!("{layers:?}"));
+            let expected = "must be numbers above 0, fewer than transport.max_buffered_frames";
+            return Err(ConfigError::Value { key, value, expected });
+        }
         // Every step under way may wait at one place: one for each stage, and one ahead.
         if coordinator.stages >= transport.max_buffered_frames {
             let expected = "must be below transport.max_buffered_frames";
@@ -183,6 +195,24 @@ impl Config {
         }
         self.transport.check()?;
         self.traces.check()
+    }
+}
+
+impl Model {
+    /// # Errors
+    /// When no node can be as is asked for.
+    fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |key, value: &str, expected| {
+            Err(ConfigError::Value { key, value: value.to_owned(), expected })
+        };
+        if let Some(pool) = self.pools.iter().find(|pool| pool.is_empty()) {
+            return refuse("model.pools", pool, "must be names of pools, as tokens are for");
+        }
+        let is_label = |label: &&String| label.split_once('=').is_some_and(|(key, _)| key != "");
+        match self.labels.iter().find(|label| !is_label(label)) {
+            Some(label) => refuse("model.labels", label, "must be KEY=VALUE, as in rack=7"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -330,6 +360,10 @@ mod tests {
     fn values_that_do_not_go_together_are_refused() {
         for (file, expected) in [
             ("[coordinator]\nstages = 17", "coordinator.stages = 17: must be below transport.ma"),
+            ("[coordinator]\nstages = 2\nlayers = [3]", "coordinator.stages = 2: must be 0, or as"),
+            ("[coordinator]\nlayers = [3, 0]", "coordinator.layers = [3, 0]: must be numbers abov"),
+            ("[model]\nlabels = [\"rack\"]", "model.labels = rack: must be KEY=VALUE"),
+            ("[model]\npools = [\"\"]", "model.pools = : must be names of pools"),
             ("[coordinator]\nlocal_nodes = 129", "transport.max_connections = 256: must be at lea"),
             ("[transport]\nkeep_alive_ms = 900", "transport.idle_timeout_ms = 1500: must be at le"),
             (

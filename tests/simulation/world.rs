@@ -432,11 +432,7 @@ fn model(max_model_len: u32) -> Model {
     Model {
         id: ModelId([7; 16]),
         path: "/models/virtual".into(),
-        cost: ModelCost {
-            kv_per_layer: 1,
-            activations: 1,
-            ..ModelCost::of_bytes(&[10; 8], 10, 10)
-        },
+        cost: ModelCost { activations: 1, ..ModelCost::of_bytes(&[10; 8], 10, 10) },
         digests: (0..10).map(|i| Digest([i; 32])).collect(),
         hidden_size: HIDDEN_SIZE,
         max_model_len,

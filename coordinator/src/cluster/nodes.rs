@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use protocol::{NodeId, NodeReport, SessionId};
 
-use super::{Action, Cluster};
+use super::{Action, Cluster, unsuited};
 use crate::duty::Duty;
 use crate::members::Over;
 use crate::status::QuarantineStatus;
@@ -96,10 +96,12 @@ impl Cluster {
         }
     }
 
-    /// Nodes that have joined and aren't left out, by what they did or by what somebody said.
+    /// Nodes that have joined and aren't left out, by what they did or are, or by what somebody
+    /// said.
     pub(super) fn usable(&self) -> impl Iterator<Item = &NodeReport> {
         let is_active = |node| self.duties.of(node) == Duty::Active && !self.trust.is_out(node);
-        self.members.joined().iter().filter(move |it| is_active(it.node))
+        let suits = |it: &NodeReport| unsuited(&self.config.model, it).is_none();
+        self.members.joined().iter().filter(move |it| is_active(it.node) && suits(it))
     }
 
     /// Those of them that are in no pipeline.
@@ -112,7 +114,7 @@ impl Cluster {
     pub(super) fn trusted(&self, now: Instant) -> Option<Vec<&NodeReport>> {
         let (avoided, mut trusted): (Vec<_>, Vec<_>) =
             self.free().partition(|it| self.trust.is_avoided(it.node, now));
-        let num_stages = self.config.coordinator.stages as usize;
+        let num_stages = self.config.coordinator.num_stages();
         if avoided.is_empty() || (num_stages > 0 && trusted.len() >= num_stages) {
             return Some(trusted);
         }

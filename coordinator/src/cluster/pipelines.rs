@@ -11,6 +11,7 @@ use super::{Action, Cluster, Returning};
 use crate::history::Decision;
 use crate::lane::Lane;
 use crate::pipeline::Pipeline;
+use crate::placement::PlacementError;
 
 /// The wire version since which steps carry masks.
 const MASKS_SINCE: u16 = 5;
@@ -42,14 +43,22 @@ impl Cluster {
         }
     }
 
+    /// It, waiting for so many nodes before it places anything, whatever its configuration says.
+    pub fn expecting(self, num_nodes: usize) -> Self {
+        Self { expected: Some(num_nodes), ..self }
+    }
+
     /// Nodes that the configuration speaks of; 0 when it names no number.
     pub(super) fn num_expected(&self) -> usize {
+        if let Some(expected) = self.expected {
+            return expected;
+        }
         let coordinator = &self.config.coordinator;
         let wanted = self.wanted().unwrap_or(1);
         // Where pipelines come one by one, those for the next.
         let wanted =
             if self.scaling.is_some() { wanted.min(self.kept().count() + 1) } else { wanted };
-        match (self.num_local(wanted), coordinator.stages as usize * wanted) {
+        match (self.num_local(wanted), coordinator.num_stages() * wanted) {
             (0, num_stages) => num_stages,
             (num_local, 0) => num_local,
             // More of them are spares, for which nobody waits.
@@ -161,23 +170,35 @@ impl Cluster {
         };
         let num_places = free.iter().map(|node| node.adapters.len()).sum::<usize>();
         let most = num_places.min(self.model.cost.layers.len());
-        let num_stages = match (fewest, coordinator.stages as usize) {
+        let num_stages: Vec<_> = match (fewest, coordinator.num_stages()) {
             // The fewest that hold the model: the rest makes further pipelines.
-            (true, 0) => 1..=most,
-            (_, 0) => most..=most,
-            (_, stages) => stages..=stages,
+            (true, 0) => (1..=most).collect(),
+            // All of them, but for those that are too small for a layer.
+            (_, 0) => (1..=most).rev().collect(),
+            (_, stages) => vec![stages],
         };
-        let mut plans = num_stages.map(|num_stages| {
+        let mut plans = num_stages.iter().map(|&num_stages| {
             let nodes = (free.as_slice(), &self.known, keep);
-            Pipeline::plan(&self.config, &self.model, nodes, num_stages, (id, epoch), now)
+            let place = (id, epoch);
+            (num_stages, Pipeline::plan(&self.config, &self.model, nodes, num_stages, place, now))
         });
-        let planned = plans.try_fold(None, |_, plan| match plan {
-            Ok(pipeline) => ControlFlow::Break(pipeline),
-            Err(error) => ControlFlow::Continue(Some(error)),
+        // Where all of them don't do, that is what is said. Only memory asks for another number.
+        let planned = plans.try_fold(None, |said, (num_stages, plan)| match plan {
+            Err(error @ PlacementError::TooSmall { .. }) if num_stages == most => {
+                ControlFlow::Continue(Some(error))
+            }
+            Err(error @ PlacementError::TooSmall { .. }) => {
+                ControlFlow::Continue(said.or(Some(error)))
+            }
+            planned => ControlFlow::Break(planned),
         });
         drop(plans);
+        let planned = match planned {
+            ControlFlow::Break(planned) => planned.map_err(Some),
+            ControlFlow::Continue(error) => Err(error),
+        };
         match planned {
-            ControlFlow::Break(pipeline) => {
+            Ok(pipeline) => {
                 self.num_plans += 1;
                 for stage in &pipeline.stages {
                     self.actions.push(Action::Load(stage.node, Box::new(stage.plan.clone())));
@@ -186,7 +207,7 @@ impl Cluster {
                 self.actions.push(Action::Publish);
                 true
             }
-            ControlFlow::Continue(error) => {
+            Err(error) => {
                 // The same nodes hold no more when they are asked again.
                 self.misplaced = Some(self.last_change);
                 let may_idle = fewest && !self.pipelines.is_empty();

@@ -46,7 +46,7 @@ impl Cluster {
     pub(super) fn scaling(config: &protocol::config::Config) -> Option<Scaling> {
         config.autoscaler.enabled.then(|| Scaling {
             autoscaler: Autoscaler::new(config),
-            nodes_each: config.coordinator.stages.max(1) as usize,
+            nodes_each: config.coordinator.num_stages().max(1),
             staffing: Staffing::default(),
         })
     }

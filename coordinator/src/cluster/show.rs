@@ -4,12 +4,21 @@ use std::fmt::Write as _;
 
 use protocol::StageId;
 
-use super::{Cluster, Load};
+use super::Cluster;
 use crate::data_dir;
 use crate::lane::{self, Lane};
 use crate::queue::Queue;
 use crate::request::Priority;
 use crate::status::{NodeStatus, Status};
+
+/// How full the cluster is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Sequences that wait, by priority, lowest first.
+    pub num_waiting: [usize; Priority::ALL.len()],
+    /// What runs, over all pipelines.
+    pub lanes: lane::Load,
+}
 
 impl Cluster {
     /// Who waits.
@@ -53,14 +62,20 @@ impl Cluster {
             drivers: report.adapters.iter().map(|adapter| adapter.driver.clone()).collect(),
             memory_bytes: report.adapters.iter().map(|adapter| adapter.memory_bytes).collect(),
             speeds: report.adapters.iter().map(|adapter| adapter.speed.checked()).collect(),
-            corrections: (0..report.adapters.len() as u32)
-                .map(|adapter| self.known.correction((report.node, adapter)))
+            corrections: (0..)
+                .zip(&report.adapters)
+                .map(|(number, it)| self.known.correction((report.node, number), it.fingerprint))
                 .map(|it| (it.factor, it.extra_s))
+                .collect(),
+            row_shares: (0..)
+                .zip(&report.adapters)
+                .map(|(number, it)| self.known.row_share((report.node, number), it.fingerprint))
                 .collect(),
             host_s: self.known.host_s(report.node),
             link: self.known.links.measured((None, Some(report.node))),
             links: self.known.links.of(report.node),
             fetching: self.known.fetching(report.node),
+            left_out: self.left_out(report.node),
         });
         let serving = self.pipelines.values().find(|pipeline| pipeline.is_ready());
         Status {
@@ -82,6 +97,9 @@ impl Cluster {
         for (node, quarantine) in self.trust.quarantined() {
             let _ = write!(joined, "; node {node} is left out: {}", quarantine.cause);
         }
+        for (node, cause) in self.unsuited_nodes() {
+            let _ = write!(joined, "; node {node} is left out: {cause}");
+        }
         let loading = self.pipelines.values().next();
         let waiting = match (loading, self.num_expected()) {
             _ if self.is_stopping => "the coordinator is shutting down".to_owned(),
@@ -91,7 +109,7 @@ impl Cluster {
                 "waiting for nodes of the last pipelines to come back, {joined} \
                  (coordinator.rejoin_ms)"
             ),
-            (None, 0) if num_nodes == 0 => format!(
+            (None, 0) if self.members.joined().is_empty() => format!(
                 "no node has joined; start one with: {}",
                 data_dir::join_command(coordinator)
             ),
@@ -100,6 +118,7 @@ impl Cluster {
                     if coordinator.local_nodes > 0 { ": others open their adapters" } else { "" };
                 format!("waiting for {expected} nodes, {joined}{local}")
             }
+            (None, _) if num_nodes == 0 => format!("waiting for nodes that may serve, {joined}"),
             (None, _) => format!("placing the model: {joined}"),
         };
         match (waiting.is_empty(), self.trouble.is_empty()) {

@@ -34,7 +34,12 @@ impl Cluster {
         let (report, adapter) = at;
         let memory_bytes = report.adapters.get(adapter as usize)?.memory_bytes;
         let stages = self.pipelines.values().flat_map(|it| &it.stages);
-        let plans: Vec<_> = stages.map(|stage| &stage.plan).collect();
+        // What it has no room for it can't keep.
+        let fits = |plan: &&StagePlan| {
+            let layers = plan.layers.first as usize..plan.layers.end as usize;
+            self.model.cost.memory(layers) <= memory_bytes
+        };
+        let plans: Vec<_> = stages.map(|stage| &stage.plan).filter(fits).collect();
         let mut plan = (*plans.get(turn % plans.len().max(1))?).clone();
         if self.model.cost.total() <= memory_bytes {
             plan.id = StageId { stage: StageIndex(0), ..plan.id };

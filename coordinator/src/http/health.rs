@@ -68,10 +68,12 @@ pub(super) fn describe(status: &Status) -> Value {
             "speeds": node.speeds,
             "slowness": node.corrections.iter().map(|it| it.0).collect::<Vec<_>>(),
             "extra_us": node.corrections.iter().map(|it| it.1 * 1e6).collect::<Vec<_>>(),
+            "row_shares": node.row_shares,
             "host_us": node.host_s * 1e6,
             "link": node.link,
             "links": links.collect::<Vec<_>>(),
             "fetching": fetching,
+            "left_out": node.left_out,
         })
     });
     let quarantined = status.quarantined.iter().map(|it| {
@@ -106,6 +108,9 @@ pub(super) fn describe(status: &Status) -> Value {
             "measured_token_ms": pipeline.measured_token_s.map(|seconds| seconds * 1e3),
             "predicted_tokens_per_s": pipeline.predicted.tokens_per_s,
             "predicted_concurrency": pipeline.predicted.concurrency,
+            "cache_tokens": pipeline.cache().num_tokens,
+            "of_cache_tokens": pipeline.cache().of_tokens,
+            "cache": pipeline.cache().to_string(),
         })
     });
     let scaling = status.scaling.as_ref().map(|scaling| {

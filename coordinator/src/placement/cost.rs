@@ -1,10 +1,10 @@
 //! What a stage takes: memory, time of a step, and the way to it.
 
 use std::collections::HashMap;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use checkpoint::PartCost;
-use protocol::{LinkSpeed, NodeId};
+use protocol::{BLOCK_TOKENS, LinkSpeed, NodeId};
 
 use super::Place;
 
@@ -19,10 +19,13 @@ pub struct ModelCost {
     pub head: PartCost,
     /// Whether embedding and head are one table, held once where one stage needs both.
     pub tied: bool,
-    /// KV cache of one layer for the shortest cache that can serve: one sequence of full length.
-    pub kv_per_layer: u64,
-    /// Keys and values of one token in one layer.
-    pub kv_per_token: u64,
+    /// Bytes of one value of a KV cache.
+    pub kv_value_bytes: u64,
+    /// Tokens of the shortest cache that can serve: one sequence of full length.
+    pub least_cache_tokens: u64,
+    /// Tokens of the cache that is wanted: all sequences that may run at once, of full length, or
+    /// as many as are configured.
+    pub cache_tokens: u64,
     /// Hidden states and scratch of any stage.
     pub activations: u64,
     /// A token's row between two stages.
@@ -44,20 +47,33 @@ impl ModelCost {
         }
     }
 
-    /// Bytes of memory that these layers need on one stage, with what the ends of a pipeline hold.
+    /// Bytes of memory that these layers need on one stage, with what the ends of a pipeline hold
+    /// and the shortest cache.
     pub fn memory(&self, layers: Range<usize>) -> u64 {
-        let weights = self.layers[layers.clone()].iter().map(|layer| layer.bytes).sum();
-        self.memory_beside(weights, layers)
+        let all = self.of(layers.clone());
+        self.memory_beside_cache(&all, layers) + self.cache_bytes(&all, self.least_cache_tokens)
     }
 
-    /// The same, where what the layers weigh is known.
-    fn memory_beside(&self, weights: u64, layers: Range<usize>) -> u64 {
+    /// What these layers weigh together.
+    pub(super) fn of(&self, layers: Range<usize>) -> PartCost {
+        let mut sum = PartCost::default();
+        self.layers[layers].iter().for_each(|layer| sum += *layer);
+        sum
+    }
+
+    /// Bytes that these layers, which weigh `all`, need beside their cache.
+    pub(super) fn memory_beside_cache(&self, all: &PartCost, layers: Range<usize>) -> u64 {
         let (embedding, head) = (self.embedding.bytes, self.head.bytes);
         let ends = match (layers.start == 0, layers.end == self.layers.len()) {
             (true, true) if self.tied => head.max(embedding),
             (first, last) => (if first { embedding } else { 0 }) + (if last { head } else { 0 }),
         };
-        weights + ends + self.kv_per_layer * layers.len() as u64 + self.activations
+        all.bytes + ends + self.activations
+    }
+
+    /// Bytes of a cache of so many tokens for layers that weigh `all`.
+    pub(super) fn cache_bytes(&self, all: &PartCost, num_tokens: u64) -> u64 {
+        all.kv_values.saturating_mul(self.kv_value_bytes).saturating_mul(num_tokens)
     }
 
     /// Bytes of memory that the model needs on one stage.
@@ -142,6 +158,10 @@ pub(super) struct Costs<'a> {
     pub(super) model: &'a ModelCost,
     pub(super) places: &'a [Place],
     links: &'a Links,
+    // Tokens for which there is to be room in the cache.
+    cache_tokens: u64,
+    // Where stages end, if that is given.
+    cut: Vec<usize>,
     // Of the first so many layers.
     sums: Vec<PartCost>,
 }
@@ -154,7 +174,44 @@ impl<'a> Costs<'a> {
             sum += *layer;
             sums.push(sum);
         }
-        Self { model, places, links, sums }
+        Self { model, places, links, cache_tokens: model.least_cache_tokens, cut: Vec::new(), sums }
+    }
+
+    /// With a cache of so many tokens, not the shortest.
+    pub(super) fn with_cache(self, cache_tokens: u64) -> Self {
+        Self { cache_tokens, ..self }
+    }
+
+    /// With stages of so many layers each, where any are given.
+    pub(super) fn cut_into(self, lengths: &[u32]) -> Self {
+        let mut end = 0;
+        let ends = lengths.iter().map(|length| {
+            end += *length as usize;
+            end
+        });
+        Self { cut: ends.collect(), ..self }
+    }
+
+    /// Where a stage may end, so that each after it has a layer.
+    pub(super) fn ends(&self, stage: usize, num_stages: usize) -> RangeInclusive<usize> {
+        let (num_layers, behind) = (self.num_layers(), num_stages - stage - 1);
+        match self.cut.get(stage) {
+            Some(&end) => end..=end,
+            None if behind == 0 => num_layers..=num_layers,
+            None => stage + 1..=num_layers - behind,
+        }
+    }
+
+    /// What these layers weigh together.
+    fn of(&self, layers: Range<usize>) -> PartCost {
+        let (from, to) = (&self.sums[layers.start], &self.sums[layers.end]);
+        PartCost {
+            bytes: to.bytes - from.bytes,
+            read_bytes: to.read_bytes - from.read_bytes,
+            multiply_adds: to.multiply_adds - from.multiply_adds,
+            num_kernels: to.num_kernels - from.num_kernels,
+            kv_values: to.kv_values - from.kv_values,
+        }
     }
 
     pub(super) fn num_layers(&self) -> usize {
@@ -163,32 +220,44 @@ impl<'a> Costs<'a> {
 
     /// Whether a place has the memory for these layers.
     pub(super) fn fits(&self, place: usize, layers: Range<usize>) -> bool {
-        let weights = self.sums[layers.end].bytes - self.sums[layers.start].bytes;
-        self.model.memory_beside(weights, layers) <= self.places[place].memory
+        let all = self.of(layers.clone());
+        let cache = self.model.cache_bytes(&all, self.cache_tokens);
+        self.model.memory_beside_cache(&all, layers).saturating_add(cache)
+            <= self.places[place].memory
+    }
+
+    /// Tokens for which there is room in a cache beside these layers, in whole blocks.
+    pub(super) fn cache_room(&self, memory: u64, layers: Range<usize>) -> u64 {
+        let all = self.of(layers.clone());
+        let left = memory.saturating_sub(self.model.memory_beside_cache(&all, layers));
+        let room = left.checked_div(self.model.cache_bytes(&all, 1)).unwrap_or(u64::MAX);
+        room / BLOCK_TOKENS as u64 * BLOCK_TOKENS as u64
     }
 
     /// Seconds of a step of so many sequences' next tokens.
     pub(super) fn compute(&self, place: usize, layers: Range<usize>, rows: f64) -> f64 {
-        let (from, to) = (&self.sums[layers.start], &self.sums[layers.end]);
-        let mut read_bytes = to.read_bytes - from.read_bytes;
-        let mut multiply_adds = to.multiply_adds - from.multiply_adds;
-        let mut num_kernels = to.num_kernels - from.num_kernels;
+        let mut all = self.of(layers.clone());
         let ends = [
             (layers.start == 0, &self.model.embedding),
             (layers.end == self.num_layers(), &self.model.head),
         ];
         for (_, part) in ends.iter().filter(|(is_there, _)| *is_there) {
-            read_bytes += part.read_bytes;
-            multiply_adds += part.multiply_adds;
-            num_kernels += part.num_kernels;
+            all += **part;
         }
-        let kv_bytes = self.model.kv_per_token * CONTEXT_TOKENS * layers.len() as u64;
-        let speed = &self.places[place].speed;
+        let PartCost { read_bytes, multiply_adds, num_kernels, .. } = all;
+        let kv_bytes = self.model.cache_bytes(&all, CONTEXT_TOKENS);
+        let Place { speed, row_share, .. } = &self.places[place];
         let bandwidth = speed.weight_bytes_per_s;
-        let products = (read_bytes as f64 / bandwidth)
-            .max(rows * multiply_adds as f64 / speed.multiply_adds_per_s);
         let fixed = (speed.step_us + f64::from(num_kernels) * speed.kernel_us) / 1e6;
-        fixed + products + rows * kv_bytes as f64 / bandwidth
+        let of = |rows: f64| {
+            let products = (read_bytes as f64 / bandwidth)
+                .max(rows * multiply_adds as f64 / speed.multiply_adds_per_s);
+            fixed + products + rows * kv_bytes as f64 / bandwidth
+        };
+        match row_share {
+            Some(share) if rows > 1.0 => of(1.0) * (1.0 + share * (rows - 1.0)),
+            _ => of(rows),
+        }
     }
 
     /// What lies between a place, or the coordinator, and a place.

@@ -15,7 +15,7 @@ pub(super) fn slowest(costs: &Costs<'_>, order: &[usize]) -> Option<f64> {
     for (stage, &place) in order.iter().enumerate() {
         let from = stage.checked_sub(1).map(|before| order[before]);
         let mut after = vec![None::<f64>; num_layers + 1];
-        for end in ends(stage, num_stages, num_layers) {
+        for end in costs.ends(stage, num_stages) {
             for first in (stage..end).rev() {
                 if !costs.fits(place, first..end) {
                     // More layers take more.
@@ -31,12 +31,6 @@ pub(super) fn slowest(costs: &Costs<'_>, order: &[usize]) -> Option<f64> {
         before = after;
     }
     before[num_layers]
-}
-
-/// Where a stage may end, so that each after it has a layer.
-fn ends(stage: usize, num_stages: usize, num_layers: usize) -> std::ops::RangeInclusive<usize> {
-    let behind = num_stages - stage - 1;
-    if behind == 0 { num_layers..=num_layers } else { stage + 1..=num_layers - behind }
 }
 
 /// How good a cut is: seconds until everybody has what it lacks, then seconds of a token; or,
@@ -84,7 +78,7 @@ pub(super) fn best(
                         false if other_before > 0 => Some(others[other_before - 1]),
                         _ => continue,
                     };
-                    for end in ends(stage, num_stages, num_layers) {
+                    for end in costs.ends(stage, num_stages) {
                         let here = index(held, other, is_holder, end);
                         for first in (stage..end).rev() {
                             let seconds = costs.stage(from, place, first..end);

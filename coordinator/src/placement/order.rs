@@ -1,16 +1,17 @@
 //! Who takes part, and in which order: the search for the sequence of places whose slowest stage
 //! is fastest.
 //!
-//! For a bound on every stage's time, the best of all sequences over the same places with the same
-//! last one is that which has come furthest in the layers: whoever takes more leaves less. (Of
-//! layers that weigh alike, that is: else a slow place may lack a small one to take, and what is
-//! found is good, not best.) So a
-//! bound is tried over sets of places, not over orders, and halved down to the least that can be
-//! kept. Places that are alike are one class of which only the number counts; where there are too
+//! For a bound on every stage's time, all sequences over the same places with the same last one
+//! are one: what counts is after how many layers they may end. So a bound is tried over sets of
+//! places, not over orders, and halved down to the least that can be kept. Where layers are unequal
+//! whoever has come furthest isn't always best: a slow place may need a small layer that is left
+//! for it. Places that are alike are one class of which only the number counts; where there are too
 //! many sets still, places that are nearly alike are taken for one class, and the sequence that is
 //! found is good, not best.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::rc::Rc;
 
 use protocol::LinkSpeed;
 
@@ -105,12 +106,8 @@ fn grouped(costs: &Costs<'_>, unlike: f64) -> Vec<Class> {
 /// How many of each class are used, and of which the last is.
 type Used = (Vec<u8>, usize);
 
-/// How far a set of places has come, and from which other it did.
-#[derive(Clone)]
-struct Reached {
-    num_layers: usize,
-    before: Option<usize>,
-}
+/// Numbers of layers after which some places may have ended, in ascending order.
+type Ends = Vec<Range<usize>>;
 
 /// An order of `num_stages` places none of which takes longer than `at_most`, if there is one.
 fn within(
@@ -119,76 +116,128 @@ fn within(
     num_stages: usize,
     at_most: f64,
 ) -> Option<Vec<usize>> {
-    let num_layers = costs.num_layers();
-    let mut levels: Vec<Vec<(Used, Reached)>> = Vec::with_capacity(num_stages);
-    let start = ((vec![0; classes.len()], 0), Reached { num_layers: 0, before: None });
-    let mut last = vec![start];
+    let mut bound = Bound { costs, at_most, furthest: HashMap::new() };
+    let last_of =
+        |(used, class): &Used| Some(classes[*class][usize::from(used[*class]).checked_sub(1)?]);
+    let start = (vec![0; classes.len()], 0);
+    let mut levels: Vec<BTreeMap<Used, Ends>> = vec![BTreeMap::from([(start, vec![0..1])])];
     for stage in 0..num_stages {
-        let behind = num_stages - stage - 1;
-        let mut next: BTreeMap<Used, Reached> = BTreeMap::new();
-        for (at, ((used, last_class), reached)) in last.iter().enumerate() {
-            let from =
-                (stage > 0).then(|| classes[*last_class][usize::from(used[*last_class]) - 1]);
+        let allowed = costs.ends(stage, num_stages);
+        let mut next: BTreeMap<Used, Ends> = BTreeMap::new();
+        for (before, firsts) in &levels[stage] {
             for (number, class) in classes.iter().enumerate() {
+                let mut used = before.0.clone();
                 let Some(&place) = class.get(usize::from(used[number])) else { continue };
-                let first = reached.num_layers;
-                let Some(end) = furthest(costs, (from, place), first, behind, at_most) else {
-                    continue;
-                };
-                let mut used = used.clone();
-                used[number] += 1;
-                let found = Reached { num_layers: end, before: Some(at) };
-                let known = next.entry((used, number)).or_insert_with(|| found.clone());
-                if known.num_layers < end {
-                    *known = found;
+                let ends = bound.ends((last_of(before), place), firsts, allowed.clone());
+                if !ends.is_empty() {
+                    used[number] += 1;
+                    join(next.entry((used, number)).or_default(), ends);
                 }
             }
         }
-        levels.push(std::mem::replace(&mut last, next.into_iter().collect()));
+        levels.push(next);
     }
-    levels.push(last);
-    let mut at = levels[num_stages].iter().position(|(_, it)| it.num_layers == num_layers)?;
+    // Back from the end, by whichever way led there.
+    let (mut at, _) = levels[num_stages].first_key_value()?;
+    let mut end = costs.num_layers();
     let mut order = Vec::with_capacity(num_stages);
-    for level in levels[1..].iter().rev() {
-        let ((used, class), reached) = &level[at];
-        order.push(classes[*class][usize::from(used[*class]) - 1]);
-        at = reached.before.expect("every stage has one before it");
+    for level in levels[..num_stages].iter().rev() {
+        let place = last_of(at).expect("every stage has a place");
+        order.push(place);
+        let mut used = at.0.clone();
+        used[at.1] -= 1;
+        let led_here = level.iter().filter(|(before, _)| before.0 == used).find_map(|it| {
+            let (before, firsts) = it;
+            let first = bound.first((last_of(before), place), firsts, end)?;
+            Some((before, first))
+        });
+        (at, end) = led_here.expect("some way led here");
     }
     order.reverse();
     Some(order)
 }
 
-/// Where a stage ends that begins at layer `first` and takes as many as time and memory allow, so
-/// that `behind` stages after it have one each.
-fn furthest(
-    costs: &Costs<'_>,
-    (from, place): (Option<usize>, usize),
-    first: usize,
-    behind: usize,
+/// What a place can do where no stage may take longer.
+struct Bound<'a> {
+    costs: &'a Costs<'a>,
     at_most: f64,
-) -> Option<usize> {
-    let may = |end: usize| {
-        costs.stage(from, place, first..end) <= at_most && costs.fits(place, first..end)
-    };
-    let most = costs.num_layers().checked_sub(behind)?;
-    if first >= most {
-        return None;
+    // By who comes before a place and the place: where a stage ends at most that begins at each
+    // layer and isn't the last.
+    furthest: HashMap<(Option<usize>, usize), Rc<[usize]>>,
+}
+
+impl Bound<'_> {
+    fn may(&self, (from, place): (Option<usize>, usize), layers: Range<usize>) -> bool {
+        self.costs.stage(from, place, layers.clone()) <= self.at_most
+            && self.costs.fits(place, layers)
     }
-    if behind == 0 {
-        return may(most).then_some(most);
-    }
-    if !may(first + 1) {
-        return None;
-    }
-    // More layers take more.
-    let (mut low, mut high) = (first + 1, most);
-    while low < high {
-        let middle = (low + high).div_ceil(2);
-        if may(middle) {
-            low = middle;
-        } else {
-            high = middle - 1;
+
+    fn furthest(&mut self, at: (Option<usize>, usize)) -> Rc<[usize]> {
+        if let Some(known) = self.furthest.get(&at) {
+            return Rc::clone(known);
         }
+        let before_last = self.costs.num_layers() - 1;
+        let mut end = 0;
+        let furthest = (0..before_last).map(|first| {
+            // Whoever begins later comes as far at least: more layers take more.
+            end = end.max(first);
+            while end < before_last && self.may(at, first..end + 1) {
+                end += 1;
+            }
+            end
+        });
+        let furthest: Rc<[usize]> = furthest.collect();
+        self.furthest.insert(at, Rc::clone(&furthest));
+        furthest
     }
-    Some(low)
+
+    /// Where a stage may end that begins at one of `firsts`, of those that are allowed.
+    fn ends(
+        &mut self,
+        at: (Option<usize>, usize),
+        firsts: &Ends,
+        allowed: std::ops::RangeInclusive<usize>,
+    ) -> Ends {
+        let num_layers = self.costs.num_layers();
+        let (least, most) = allowed.into_inner();
+        if most == num_layers {
+            let is_there = self.first(at, firsts, num_layers).is_some();
+            return if is_there { vec![num_layers..num_layers + 1] } else { Ends::new() };
+        }
+        let furthest = self.furthest(at);
+        let mut ends = Ends::new();
+        for first in firsts.iter().cloned().flatten() {
+            let reached = (first + 1).max(least)..furthest[first].min(most) + 1;
+            match ends.last_mut() {
+                _ if reached.is_empty() => {}
+                Some(last) if reached.start <= last.end => last.end = reached.end.max(last.end),
+                _ => ends.push(reached),
+            }
+        }
+        ends
+    }
+
+    /// Where, of `firsts`, a stage may begin that ends there.
+    fn first(&mut self, at: (Option<usize>, usize), firsts: &Ends, end: usize) -> Option<usize> {
+        let mut firsts = firsts.iter().cloned().flatten().take_while(|first| *first < end);
+        if end == self.costs.num_layers() {
+            // The latest has the least to do.
+            return firsts.last().filter(|first| self.may(at, *first..end));
+        }
+        let furthest = self.furthest(at);
+        firsts.find(|first| furthest[*first] >= end)
+    }
+}
+
+/// Takes in further ends.
+fn join(ends: &mut Ends, others: Ends) {
+    ends.extend(others);
+    ends.sort_unstable_by_key(|range| range.start);
+    ends.dedup_by(|range, before| {
+        let touches = range.start <= before.end;
+        if touches {
+            before.end = before.end.max(range.end);
+        }
+        touches
+    });
 }

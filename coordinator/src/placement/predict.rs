@@ -1,5 +1,7 @@
 //! What a placement will take and bring, said before anything is loaded.
 
+use std::fmt;
+
 use super::cost::Costs;
 use super::{Links, ModelCost, Place, Placed};
 
@@ -14,6 +16,37 @@ pub struct Prediction {
     pub concurrency: usize,
     /// Tokens a second of all of them.
     pub tokens_per_s: f64,
+    /// Tokens for which its KV cache has room.
+    pub cache: CacheRoom,
+}
+
+/// Tokens for which a KV cache has room, and for which it would have to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheRoom {
+    /// So many, where the stage that has least room for them decides.
+    pub num_tokens: u64,
+    /// All sequences that may run at once, of full length, or as many as are configured.
+    pub of_tokens: u64,
+    /// One sequence of full length.
+    pub sequence_tokens: u64,
+}
+
+impl fmt::Display for CacheRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { num_tokens, of_tokens, sequence_tokens } = self;
+        let sequences = |tokens: u64| tokens as f64 / (*sequence_tokens).max(1) as f64;
+        write!(f, "KV cache: {num_tokens} tokens, ")?;
+        if num_tokens >= of_tokens {
+            return write!(f, "all that are wanted");
+        }
+        write!(
+            f,
+            "{:.1} of {:.1} sequences of full length; others wait (lower scheduler.max_num_seqs or \
+             model.max_model_len, or add memory)",
+            sequences(*num_tokens),
+            sequences(*of_tokens)
+        )
+    }
 }
 
 /// What is expected of a stage.
@@ -73,7 +106,17 @@ impl Prediction {
             compute_s: compute(it, 1.0),
             hop_s: hop(number, 1.0),
         });
-        Self { stages: predicted.collect(), token_s: way(1.0), concurrency, tokens_per_s }
+        let room = stages.iter().map(|it| {
+            let memory = places[it.place].memory / num_sharing(it) as u64;
+            costs.cache_room(memory, range(it))
+        });
+        let of_tokens = model.cache_tokens;
+        let cache = CacheRoom {
+            num_tokens: room.min().unwrap_or(0).min(of_tokens),
+            of_tokens,
+            sequence_tokens: model.least_cache_tokens,
+        };
+        Self { stages: predicted.collect(), token_s: way(1.0), concurrency, tokens_per_s, cache }
     }
 
     /// Tokens a second of one sequence.

@@ -7,12 +7,25 @@ use protocol::LinkSpeed;
 use super::*;
 
 fn model(num_layers: usize) -> ModelCost {
-    ModelCost {
+    let mut model = ModelCost {
         tied: true,
-        kv_per_layer: 1,
         activations: 5,
         ..ModelCost::of_bytes(&vec![10; num_layers], 40, 40)
-    }
+    };
+    // What isn't read, as a cache is.
+    model.layers.iter_mut().for_each(|layer| layer.bytes += 1);
+    model
+}
+
+/// The search, with no cut that is given.
+fn place(
+    model: &ModelCost,
+    places: &[Place],
+    num_stages: usize,
+    links: &Links,
+    keep: f64,
+) -> Result<Vec<Placed>, PlacementError> {
+    super::place(model, places, links, Wish { num_stages, lengths: &[], keep })
 }
 
 fn places(memory: &[u64]) -> Vec<Place> {
@@ -20,6 +33,7 @@ fn places(memory: &[u64]) -> Vec<Place> {
         node: NodeId(number as u64 + 1),
         memory,
         speed: Speed { weight_bytes_per_s: 1e3, ..Speed::default() },
+        row_share: None,
         host_s: 0.0,
         held: Vec::new(),
     };
@@ -51,9 +65,9 @@ fn the_head_counts_as_layers() {
 
 #[test]
 fn memory_moves_the_cut_and_the_order() {
-    // 240 of weights with the head. As a middle the small one has room for 6 layers of 11, and the
+    // 240 of weights with the head. As a middle the small one has room for 5 layers of 11, and the
     // last would take 100; as the last it has 2 layers and the head, and the others 90 each.
-    let places = places(&[80, 1000, 1000]);
+    let places = places(&[70, 1000, 1000]);
     let stages = place(&model(20), &places, 3, &free(&places), 0.0).unwrap();
     let found: Vec<_> = stages.iter().map(|it| (it.place, it.layers.len())).collect();
     assert_eq!(found, [(1, 9), (2, 9), (0, 2)]);
@@ -70,6 +84,70 @@ fn a_node_twice_as_fast_gets_twice_as_much() {
         let expected = if stage.place == 1 { 14 } else { 7 };
         assert_eq!(stage.layers.len() + head, expected, "{stages:?}");
     }
+}
+
+/// Goal: whoever has come furthest isn't always best. Method: a slow node can take the one small
+/// layer only, which comes in the middle.
+#[test]
+fn a_slow_node_gets_the_small_layer_wherever_it_is() {
+    let mut places = places(&[1000; 3]);
+    places[0].speed = places[0].speed.slowed(10.0);
+    let model = ModelCost::of_bytes(&[30, 30, 5, 30, 30], 0, 0);
+    let stages = place(&model, &places, 3, &free(&places), 0.0).unwrap();
+    let found: Vec<_> = stages.iter().map(|it| (it.place, it.layers.to_string())).collect();
+    assert_eq!(found[1], (0, "2..3".to_owned()), "{found:?}");
+}
+
+/// Goal: a cut that is given is kept, and one of another model refused.
+#[test]
+fn layers_of_each_stage_may_be_given() {
+    let mut places = places(&[1000; 3]);
+    places[1].speed = places[1].speed.slowed(0.5);
+    fn wish(lengths: &[u32]) -> Wish<'_> {
+        Wish { num_stages: 3, lengths, keep: 0.0 }
+    }
+    let given = |lengths: &[u32]| super::place(&model(12), &places, &free(&places), wish(lengths));
+    let stages = given(&[2, 6, 4]).unwrap();
+    let found: Vec<_> = stages.iter().map(|it| it.layers.len()).collect();
+    assert_eq!(found, [2, 6, 4]);
+    // Who takes which is still found: the last has the head, too.
+    assert_eq!(stages[2].place, 1, "{stages:?}");
+    for wrong in [&[2, 10][..], &[4, 4, 5], &[12, 0, 0], &[u32::MAX, 12, 1]] {
+        let error = given(wrong).unwrap_err().to_string();
+        assert!(error.contains("3 stages, 12 together"), "{error}");
+    }
+}
+
+/// Goal: the cache that is wanted counts, and where it doesn't fit, the largest half of it that
+/// does. Method: a fast node that has memory for its layers and little more.
+#[test]
+fn the_cache_of_all_sequences_moves_the_cut() {
+    let mut model = ModelCost {
+        kv_value_bytes: 1,
+        least_cache_tokens: 10,
+        cache_tokens: 10,
+        ..ModelCost::of_bytes(&[10; 12], 0, 0)
+    };
+    model.layers.iter_mut().for_each(|layer| layer.kv_values = 1);
+    let mut places = places(&[240, 10_000]);
+    places[0].speed = places[0].speed.slowed(0.2);
+    let on_fast = |model: &ModelCost| {
+        let stages = place(model, &places, 2, &free(&places), 0.0).unwrap();
+        stages.iter().find(|it| it.place == 0).unwrap().layers.len()
+    };
+    assert_eq!(on_fast(&model), 10);
+    // Each layer takes 90: two have room.
+    model.cache_tokens = 80;
+    assert_eq!(on_fast(&model), 2);
+    model.cache_tokens = 300;
+    places[0].memory = 100;
+    assert!(caches(&model).eq([300, 150, 75, 37, 18, 10]));
+    let predicted = |stages: &[Placed]| {
+        predict::Prediction::new(&model, &places, &Links::default(), stages, 4).cache
+    };
+    let stages = place(&model, &places, 2, &free(&places), 0.0).unwrap();
+    let room = predicted(&stages);
+    assert!(room.num_tokens < 300 && room.to_string().contains("of 30.0 sequences"), "{room}");
 }
 
 #[test]
@@ -107,8 +185,9 @@ fn what_is_missing_is_said_with_the_number_of_nodes_that_would_do() {
     let error = lengths(&model(12), &[100]).unwrap_err().to_string();
     assert_eq!(
         error,
-        "the model doesn't fit: it needs 0 KiB of memory and 1 stages offer 0 KiB; 0 KiB are \
-         missing; with 0 KiB per node it would fit on 3 nodes"
+        "the model doesn't fit: it needs 0 KiB of memory, 0 KiB of it for the KV cache of one \
+         sequence (model.max_model_len), and 1 stages offer 0 KiB; 0 KiB are missing; with 0 KiB \
+         per node it would fit on 3 nodes"
     );
     assert!(lengths(&model(12), &[5]).unwrap_err().to_string().contains("no number of nodes"));
 }
@@ -242,24 +321,32 @@ fn a_node() -> impl Strategy<Value = (u64, f64, f64)> {
 }
 
 proptest! {
-    /// Of layers that weigh alike the slowest stage is as fast as in the best of all placements,
-    /// and one is found where there is one.
+    /// The slowest stage is as fast as in the best of all placements, and one is found where there
+    /// is one, whether layers weigh alike or not.
     #[test]
     fn no_placement_is_better(
-        layer in 5u64..30,
-        num_layers in 1usize..7,
+        layers in prop_oneof![
+            proptest::collection::vec(5u64..60, 1..8),
+            // Dense layers first.
+            (0usize..3, 5u64..20, 1usize..5, 20u64..90).prop_map(|(dense, small, rest, large)| {
+                [vec![small; dense], vec![large; rest]].concat()
+            }),
+        ],
+        kv_values in 0u64..3,
         nodes in proptest::collection::vec(a_node(), 1..5),
         num_stages in 1usize..5,
         far in proptest::collection::vec(0.0f64..80_000.0, 10),
     ) {
-        let layers = vec![layer; num_layers];
-        let num_stages = num_stages.min(nodes.len()).min(num_layers);
-        let cost = ModelCost {
-            kv_per_layer: 1,
+        let num_stages = num_stages.min(nodes.len()).min(layers.len());
+        let mut cost = ModelCost {
+            kv_value_bytes: 1,
+            least_cache_tokens: 3,
+            cache_tokens: 3,
             activations: 5,
             row_bytes: 16,
             ..ModelCost::of_bytes(&layers, 40, 35)
         };
+        cost.layers.iter_mut().step_by(2).for_each(|layer| layer.kv_values = kv_values);
         let memory: Vec<_> = nodes.iter().map(|node| node.0).collect();
         let mut places = places(&memory);
         let mut links = Links::default();
@@ -328,7 +415,13 @@ proptest! {
 
 #[test]
 fn a_part_that_asks_for_more_products_takes_longer_with_many_rows() {
-    let part = PartCost { bytes: 10, read_bytes: 10, multiply_adds: 1_000_000, num_kernels: 5 };
+    let part = PartCost {
+        bytes: 10,
+        read_bytes: 10,
+        multiply_adds: 1_000_000,
+        num_kernels: 5,
+        kv_values: 0,
+    };
     let model = ModelCost { layers: vec![part; 2], ..ModelCost::default() };
     let speed = Speed {
         weight_bytes_per_s: 1e3,

@@ -1,5 +1,6 @@
 //! Nodes to plan for: those that a file describes, or those that have joined a server.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -26,6 +27,12 @@ pub struct NodeSpec {
     /// Bytes that stages may take, as a number or as in `24GiB`.
     #[serde(deserialize_with = "size")]
     pub memory: u64,
+    /// Where it belongs.
+    #[serde(default)]
+    pub pool: String,
+    /// What its operator says of it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// As in [`Speed`].
     pub weight_bytes_per_s: Option<f64>,
     /// As in [`Speed`].
@@ -40,6 +47,10 @@ pub struct NodeSpec {
     pub rtt_us: Option<f64>,
     /// Of that way, too.
     pub bytes_per_s: Option<f64>,
+    /// What each further sequence of a step takes, as a share of one alone, where a server has
+    /// measured that.
+    #[serde(skip)]
+    pub row_share: Option<f64>,
     /// Its id, where it has joined a server.
     #[serde(skip)]
     pub id: String,
@@ -72,6 +83,9 @@ impl NodeSpec {
             name,
             count: 1,
             memory,
+            pool: String::new(),
+            labels: BTreeMap::new(),
+            row_share: None,
             weight_bytes_per_s: Some(ASSUMED.weight_bytes_per_s),
             multiply_adds_per_s: Some(ASSUMED.multiply_adds_per_s),
             kernel_us: Some(ASSUMED.kernel_us),
@@ -100,8 +114,8 @@ impl NodeSpec {
             hostname: self.name.clone(),
             pid: 0,
             data_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
-            pool: String::new(),
-            labels: Vec::new(),
+            pool: self.pool.clone(),
+            labels: self.labels.clone().into_iter().collect(),
             adapters: vec![AdapterReport {
                 name: self.name.clone(),
                 driver: String::new(),
@@ -216,12 +230,18 @@ pub(super) fn of_server(text: &str) -> Result<Vec<NodeSpec>> {
     struct Node {
         hostname: String,
         node: String,
+        #[serde(default)]
+        pool: String,
+        #[serde(default)]
+        labels: BTreeMap<String, String>,
         memory_bytes: Vec<u64>,
         speeds: Vec<Speed>,
         slowness: Vec<f64>,
         // A server of the release before doesn't say it.
         #[serde(default)]
         extra_us: Vec<f64>,
+        #[serde(default)]
+        row_shares: Vec<Option<f64>>,
         host_us: f64,
         link: Option<LinkSpeed>,
         #[serde(default)]
@@ -251,10 +271,13 @@ pub(super) fn of_server(text: &str) -> Result<Vec<NodeSpec>> {
                 name: format!("{} {}", node.hostname, node.node),
                 count: 1,
                 memory,
+                pool: node.pool.clone(),
+                labels: node.labels.clone(),
                 weight_bytes_per_s: Some(speed.weight_bytes_per_s),
                 multiply_adds_per_s: Some(speed.multiply_adds_per_s),
                 kernel_us: Some(speed.kernel_us),
                 step_us: Some((speed.step_us + extra_us).max(0.0)),
+                row_share: node.row_shares.get(adapter).copied().flatten(),
                 host_us: Some(node.host_us),
                 rtt_us: node.link.map(|link| link.rtt_us),
                 bytes_per_s: node.link.map(|link| link.bytes_per_s),
@@ -314,6 +337,7 @@ mod tests {
         let text = r#"{"nodes": [{"hostname": "h", "node": "01", "memory_bytes": [7],
             "speeds": [{"weight_bytes_per_s": 4e9, "multiply_adds_per_s": 1e9, "kernel_us": 1.0,
             "step_us": 2.0}], "slowness": [2.0], "extra_us": [5.0], "host_us": 3.0,
+            "row_shares": [0.5],
             "link": {"rtt_us": 9.0, "bytes_per_s": 1e6}, "links": [
             {"to": "02", "reached": true, "rtt_us": 5.0, "bytes_per_s": 2e6},
             {"to": "03", "reached": false, "rtt_us": null}]}]}"#;
@@ -323,6 +347,7 @@ mod tests {
         assert_eq!((nodes[0].id.as_str(), &nodes[0].links[..]), ("01", &ways[..]));
         assert_eq!(nodes[0].weight_bytes_per_s, Some(2e9));
         assert_eq!((nodes[0].step_us, nodes[0].rtt_us), (Some(9.0), Some(9.0)));
+        assert_eq!(nodes[0].row_share, Some(0.5));
         // Slowness is the adapter's.
         assert_eq!(nodes[0].host_us, Some(3.0));
     }

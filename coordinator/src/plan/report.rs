@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use crate::model::Model;
 use crate::placement::Size;
-use crate::status::Status;
+use crate::placement::predict::CacheRoom;
+use crate::status::{NodeStatus, Status};
 
 /// What a placement is and brings.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -26,9 +27,18 @@ pub struct PlanReport {
     /// Its pipelines.
     pub pipelines: Vec<PlannedPipeline>,
     /// Nodes that hold nothing.
-    pub idle: Vec<String>,
+    pub idle: Vec<IdleNode>,
     /// What nobody has measured.
     pub assumptions: Vec<String>,
+}
+
+/// A node on which nothing is placed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct IdleNode {
+    /// Its name.
+    pub node: String,
+    /// Why, in a sentence.
+    pub why: String,
 }
 
 /// A pipeline of a plan.
@@ -46,6 +56,13 @@ pub struct PlannedPipeline {
     pub concurrency: usize,
     /// Tokens a second of all of them.
     pub tokens_per_s: f64,
+    /// Tokens for which the KV cache has room.
+    pub cache_tokens: u64,
+    /// Tokens for which there should be room.
+    pub of_cache_tokens: u64,
+    /// The same for people.
+    #[serde(skip)]
+    pub cache: CacheRoom,
 }
 
 /// A stage of a plan.
@@ -95,9 +112,16 @@ impl PlanReport {
                 tokens_per_s_alone: predicted.tokens_per_s_alone(),
                 concurrency: predicted.concurrency,
                 tokens_per_s: predicted.tokens_per_s,
+                cache_tokens: predicted.cache.num_tokens,
+                of_cache_tokens: predicted.cache.of_tokens,
+                cache: predicted.cache,
             }
         });
         let stages = status.pipelines.iter().flat_map(|it| &it.stages);
+        let idle_node = |node: &NodeStatus| IdleNode {
+            node: node.hostname.clone(),
+            why: node.left_out.clone().unwrap_or_else(|| "a spare: the others suffice".into()),
+        };
         let idle =
             status.nodes.iter().filter(|node| !stages.clone().any(|it| it.node == node.node));
         Self {
@@ -107,7 +131,7 @@ impl PlanReport {
             max_model_len: model.max_model_len,
             made_for_tokens: model.max_model_len,
             kv_cache_dtype: "f32",
-            idle: idle.map(|node| node.hostname.clone()).collect(),
+            idle: idle.map(idle_node).collect(),
             pipelines: pipelines.collect(),
             assumptions: Vec::new(),
         }
@@ -161,9 +185,10 @@ pub fn plan_table(report: &PlanReport) -> String {
             "; {} at once: {:.1} tokens/s",
             pipeline.concurrency, pipeline.tokens_per_s
         );
+        let _ = writeln!(text, "  {}", pipeline.cache);
     }
-    if !idle.is_empty() {
-        let _ = writeln!(text, "idle: {}", idle.join(", "));
+    for IdleNode { node, why } in idle {
+        let _ = writeln!(text, "idle: {node}: {why}");
     }
     for assumption in &report.assumptions {
         let _ = writeln!(text, "assumed: {assumption}");
