@@ -73,6 +73,9 @@ impl Tokenizer {
                 &from_gguf
             }
         };
+        // Of what is no JSON the library takes parts for granted, and may panic, as fuzzing found.
+        let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(json);
+        is_json.map_err(|cause| unusable(cause.into()))?;
         let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(unusable)?;
         // Whole texts in, whole texts out: limits are checked elsewhere.
         tokenizer.with_padding(None);
