@@ -44,13 +44,13 @@ async fn an_answer_that_changes_is_found() {
     let found = &result.unwrap()["verification"];
     assert_eq!((&found["compared"], &found["references"]), (&"text".into(), &1.into()));
     assert_eq!((&found["checked"], &found["identical"]), (&6.into(), &0.into()));
-    assert_eq!(found["differing_tokens"], 6, "a piece each");
+    assert_eq!(found["differing_tokens"], 12, "two pieces each, from the first that differs");
     assert_eq!(found["broken_streams"], 0);
-    assert_eq!(found["examples"][0], "\"fickle\": 0 equal tokens, then 1 that differ");
+    assert_eq!(found["examples"][0], "\"fickle\": 0 equal tokens, then 2 that differ");
     assert_eq!(ran.status.code(), Some(1));
     let table = String::from_utf8(ran.stdout).unwrap();
     assert!(
-        table.contains("6 checked by text, against 1 references: 0 identical, 6 tokens differ")
+        table.contains("6 checked by text, against 1 references: 0 identical, 12 tokens differ")
     );
     let bodies = seen.bodies.lock().unwrap();
     assert!(bodies.iter().all(|body| body["temperature"] == 0.0), "greedy unless told otherwise");
