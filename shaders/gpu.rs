@@ -315,7 +315,7 @@ impl Gpu {
 
     /// With the kernels of a GPU, whatever it is.
     #[cfg(test)]
-    pub(crate) fn as_a_gpu(self) -> Self {
+    pub(crate) fn with_gpu_kernels(self) -> Self {
         Self { caps: Caps { is_cpu: false, ..self.caps }, ..self }
     }
 

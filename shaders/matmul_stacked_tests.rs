@@ -87,7 +87,7 @@ fn experts_compute_what_they_would_alone_for_any_tokens_together() {
         scale: 1.0,
     };
     // The third can't bind a stack at once; the last has the kernels of a GPU.
-    let others = [testing::small_gpu(40_000), testing::new_gpu().map(Gpu::as_a_gpu)];
+    let others = [testing::small_gpu(40_000), testing::new_gpu().map(Gpu::with_gpu_kernels)];
     let others = others.into_iter().flatten().map(Err);
     for gpu in testing::both_layouts().map(Ok).chain(others) {
         let gpu: &Gpu = match &gpu {

@@ -204,7 +204,7 @@ fn agrees_with_the_reference_and_a_row_is_the_same_in_any_batch() {
 /// What a GPU would run, on whatever there is.
 #[test]
 fn partitions_of_a_gpu_are_the_same_side_by_side() {
-    let Some(gpu) = testing::new_gpu().map(Gpu::as_a_gpu) else { return };
+    let Some(gpu) = testing::new_gpu().map(Gpu::with_gpu_kernels) else { return };
     let case = Case::new();
     let together = case.run_chosen(&gpu, KvFormat::F16, &[NUM_POSITIONS], None, false);
     let chunks = [100, 1, 27, 1, 1, NUM_POSITIONS - 130];

@@ -27,9 +27,12 @@ use crate::tokenizer::Tokenizer;
 pub struct Vocabulary {
     factory: ParserFactory,
     num_words: usize,
-    // Compiled already, those that were asked for last at the end.
-    compiled: Mutex<VecDeque<(u64, (Source, Begins), Kept)>>,
+    compiled: Mutex<VecDeque<Compiled>>,
 }
+
+/// What was asked for, by its hash first, and what came of it; those that were asked for last stand
+/// at the end.
+type Compiled = (u64, (Source, Begins), Kept);
 
 impl std::fmt::Debug for Vocabulary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
