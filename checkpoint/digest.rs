@@ -5,7 +5,8 @@ use blake3::Hasher;
 use crate::Digest;
 use crate::architecture::Role;
 use crate::config::ModelConfig;
-use crate::matrix::dtype_number;
+use crate::dtype::DType;
+use crate::packed::Groups;
 use crate::spec::{Attention, Dense, Gqa, Index, LayerSpec, Mla, Mlp, Moe};
 use crate::tensors::Weights;
 use crate::tokenizer::{SpecialTokens, TokenizerSource};
@@ -65,6 +66,10 @@ impl Sum {
             self.number(piece.cols as u64);
             let bytes = weights.bytes(piece);
             self.bytes(&bytes[..bytes.len().min(SAMPLE_BYTES)]);
+            for side in piece.groups.iter().flat_map(Groups::sides) {
+                let bytes = weights.side_bytes(side);
+                self.bytes(&bytes[..bytes.len().min(SAMPLE_BYTES)]);
+            }
             if let Some(scales) = &piece.scales {
                 self.number(scales.block.0 as u64);
                 self.number(scales.block.1 as u64);
@@ -217,5 +222,25 @@ impl Sum {
                 self.option(chat_template.as_deref(), Self::text);
             }
         }
+    }
+}
+
+/// What stands for a type in digests, and so must never change: its number in `enum ggml_type`, or
+/// one far above those.
+fn dtype_number(dtype: DType) -> u8 {
+    match dtype {
+        DType::F32 => 0,
+        DType::F16 => 1,
+        DType::Q4_0 => 2,
+        DType::Q4_1 => 3,
+        DType::Q5_0 => 6,
+        DType::Q8_0 => 8,
+        DType::Q5_1 => 7,
+        DType::Q4_K => 12,
+        DType::Q5_K => 13,
+        DType::Q6_K => 14,
+        DType::BF16 => 30,
+        DType::F8_E4M3 => 200,
+        DType::I4 => 201,
     }
 }

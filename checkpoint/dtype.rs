@@ -18,6 +18,8 @@ pub enum DType {
     /// 8-bit floats with four bits of exponent and no infinities; a tensor beside them holds
     /// factors.
     F8_E4M3,
+    /// Four-bit integers, eight in a word; tensors beside them hold scales and zeros of groups.
+    I4,
     /// Blocks of 32: a scale, 32 signed bytes.
     Q8_0,
     /// Blocks of 32: a scale, 32 four-bit numbers centred on 8.
@@ -38,7 +40,7 @@ pub enum DType {
 
 impl DType {
     pub(crate) const NAMES: &'static str =
-        "F32, F16, BF16, F8_E4M3, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K";
+        "F32, F16, BF16, F8_E4M3, I4, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K";
 
     /// All that can be read.
     pub const ALL: &[Self] = &[
@@ -46,6 +48,7 @@ impl DType {
         Self::F16,
         Self::BF16,
         Self::F8_E4M3,
+        Self::I4,
         Self::Q8_0,
         Self::Q4_0,
         Self::Q4_1,
@@ -60,6 +63,7 @@ impl DType {
     pub fn block_values(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 | Self::F8_E4M3 => 1,
+            Self::I4 => 8,
             Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => 32,
             Self::Q4_K | Self::Q5_K | Self::Q6_K => SUPER,
         }
@@ -71,6 +75,7 @@ impl DType {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
             Self::F8_E4M3 => 1,
+            Self::I4 => 4,
             Self::Q8_0 => 34,
             Self::Q4_0 => 18,
             Self::Q4_1 => 20,
@@ -88,6 +93,7 @@ impl DType {
             Self::F32 => Format::F32,
             Self::BF16 => Format::BF16,
             Self::F8_E4M3 => Format::Fp8,
+            Self::I4 => Format::Int4Zero,
             Self::Q8_0 => Format::Int8,
             Self::Q4_0 | Self::Q4_1 => Format::Int4,
             Self::Q5_0 | Self::Q5_1 => Format::Int5,
@@ -100,7 +106,7 @@ impl DType {
 
     /// Whether a row in its file is a row as it is handed over.
     pub(crate) fn is_handed_over_as_stored(self) -> bool {
-        !matches!(self, Self::F8_E4M3 | Self::Q4_0 | Self::Q5_0)
+        !matches!(self, Self::F8_E4M3 | Self::I4 | Self::Q4_0 | Self::Q5_0)
     }
 }
 
@@ -128,6 +134,12 @@ pub(crate) const GROUP: usize = 32;
 /// Values of ggml's large blocks.
 const SUPER: usize = 256;
 
+/// Values that share a scale in [`Format::Int4Zero`].
+pub(crate) const ZERO_GROUP: usize = 128;
+
+/// Bytes of such a group.
+pub(crate) const ZERO_GROUP_BYTES: usize = 4 + ZERO_GROUP / 2;
+
 /// Values that share a scale in [`Format::Fp8`].
 pub(crate) const FP8_GROUP: usize = 128;
 
@@ -147,6 +159,9 @@ pub enum Format {
     Int4,
     /// Groups of 128, each `d: f32, q: [u8; 128]`, q in e4m3: values `d q`. None of them is NaN.
     Fp8,
+    /// Groups of 128, each `d: f32, q: [u8; 64]`, four times 32 values as those of `Int4`: values
+    /// `d (q - z)`, z in the last byte of d, which has no digits there.
+    Int4Zero,
     /// Groups of 32, each `d: f16, m: f16, high: u32, q: [u8; 16]` (`block_q5_1`): values
     /// `d q + m`.
     Int5,
@@ -169,7 +184,7 @@ impl Format {
             Self::Q4K => Some(DType::Q4_K),
             Self::Q5K => Some(DType::Q5_K),
             Self::Q6K => Some(DType::Q6_K),
-            Self::F32 | Self::F16 | Self::BF16 | Self::Fp8 => None,
+            Self::F32 | Self::F16 | Self::BF16 | Self::Fp8 | Self::Int4Zero => None,
         }
     }
 
@@ -179,6 +194,7 @@ impl Format {
             Self::F32 => 4 * cols,
             Self::F16 | Self::BF16 => 2 * cols,
             Self::Fp8 => cols.div_ceil(FP8_GROUP) * (4 + FP8_GROUP),
+            Self::Int4Zero => cols.div_ceil(ZERO_GROUP) * ZERO_GROUP_BYTES,
             _ => self
                 .blocks()
                 .map_or(0, |blocks| cols.div_ceil(blocks.block_values()) * blocks.block_bytes()),
@@ -197,6 +213,9 @@ impl Format {
             Self::Int4 | Self::Int5 => {
                 rows.chunks_exact(self.row_bytes(GROUP)).all(|group| f16s(&group[..4]))
             }
+            Self::Int4Zero => rows.chunks_exact(ZERO_GROUP_BYTES).all(|group| {
+                none(&group[..4], |d| u32::from_le_bytes(d) & 0x7f80_0000 == 0x7f80_0000)
+            }),
             Self::Q4K | Self::Q5K => {
                 rows.chunks_exact(self.row_bytes(SUPER)).all(|block| f16s(&block[..4]))
             }
@@ -213,6 +232,7 @@ impl Format {
         match self {
             Self::Int8 => cols.div_ceil(GROUP) * (GROUP + 4),
             Self::Fp8 => cols.next_multiple_of(GROUP) + cols.div_ceil(FP8_GROUP) * 4,
+            Self::Int4Zero => cols.next_multiple_of(GROUP) / 2 + cols.div_ceil(ZERO_GROUP) * 4,
             // The scales of 128 values take as much as their upper bits.
             Self::Q6K => cols.div_ceil(SUPER) * (128 + 6 * 16),
             _ => self.row_bytes(cols),
@@ -223,7 +243,7 @@ impl Format {
     pub(crate) fn float(self) -> Self {
         match self {
             Self::Int8 | Self::Int4 | Self::Int5 | Self::Q4K | Self::Q5K | Self::Q6K => Self::F16,
-            Self::Fp8 => Self::F32,
+            Self::Fp8 | Self::Int4Zero => Self::F32,
             float => float,
         }
     }
@@ -265,7 +285,7 @@ impl Quantize {
     /// The format of a matrix that its file has in `stored`.
     pub(crate) fn format(self, stored: Format, is_layer: bool) -> Format {
         match (self, stored) {
-            (Self::None, _) | (_, Format::Int4 | Format::Q4K) => stored,
+            (Self::None, _) | (_, Format::Int4 | Format::Int4Zero | Format::Q4K) => stored,
             (Self::Int4, _) if is_layer => Format::Int4,
             (_, Format::Int5 | Format::Q5K | Format::Q6K) => stored,
             (Self::Int8 | Self::Int4, _) => Format::Int8,

@@ -12,15 +12,25 @@ use serde_json::Value;
 use crate::config::{MAX_WIDTH, Refused};
 use crate::dtype::{DType, FP8_GROUP};
 use crate::error::CheckpointError;
+use crate::packed::Packing;
 use crate::tensors::{Stored, Tensors};
 
-const KEY: &str = "quantization_config";
+pub(crate) const KEY: &str = "quantization_config";
 
 /// Which values of a tensor share a factor, as the configuration says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Scaling {
     /// Rows and columns of a block. `None`: each row has a factor, or the whole tensor one.
     block: Option<(usize, usize)>,
+    /// Of integers, which have groups in its stead.
+    pub(crate) packing: Option<Packing>,
+}
+
+impl Scaling {
+    /// As what weights are stored.
+    pub(crate) fn stored(self) -> DType {
+        if self.packing.is_some() { DType::I4 } else { DType::F8_E4M3 }
+    }
 }
 
 /// Reads `quantization_config` of a config.json; `None` where there is none.
@@ -29,14 +39,34 @@ pub(crate) fn scaling(fields: &Value) -> Result<Option<Scaling>, Refused> {
     if quantization.is_null() {
         return Ok(None);
     }
+    let packed = |packing| Ok(Some(Scaling { block: None, packing: Some(packing) }));
     let block = match quantization["quant_method"].as_str() {
+        Some("awq") => return packed(Packing::awq(quantization)?),
         Some("fp8") => {
             expect(quantization, "fmt", &["e4m3"])?;
             block_size(quantization, "weight_block_size")?
         }
         Some("compressed-tensors") => {
-            expect(quantization, "format", &["float-quantized", "naive-quantized"])?;
+            let formats = ["float-quantized", "naive-quantized", "pack-quantized"];
+            expect(quantization, "format", &formats)?;
             let groups = quantization["config_groups"].as_object();
+            if quantization["format"] == "pack-quantized" {
+                let groups = groups.into_iter().flat_map(|groups| groups.values());
+                let mut ways = Vec::new();
+                for group in groups {
+                    ways.push(Packing::compressed(&group["weights"])?);
+                }
+                return match ways.split_first() {
+                    None => Err(refused(
+                        "has no config_groups, which say how weights are packed".to_owned(),
+                    )),
+                    Some((way, others)) if others.iter().all(|it| it == way) => packed(*way),
+                    _ => Err(refused(format!(
+                        "packs weights in {} ways, supported is one for all",
+                        ways.len()
+                    ))),
+                };
+            }
             let mut block = None;
             for group in groups.into_iter().flat_map(|groups| groups.values()) {
                 let weights = &group["weights"];
@@ -55,20 +85,20 @@ pub(crate) fn scaling(fields: &Value) -> Result<Option<Scaling>, Refused> {
         _ => {
             let found = &quantization["quant_method"];
             return Err(refused(format!(
-                "asks for {found}, supported are \"fp8\", \"compressed-tensors\" in fp8, plain \
-                 floats and GGUF files"
+                "asks for {found}, supported are \"fp8\", \"awq\", \"compressed-tensors\" in fp8 \
+                 or packed integers of 4 bits, plain floats and GGUF files"
             )));
         }
     };
-    Ok(Some(Scaling { block }))
+    Ok(Some(Scaling { block, packing: None }))
 }
 
-fn refused(problem: String) -> Refused {
+pub(crate) fn refused(problem: String) -> Refused {
     Refused::new(KEY, problem)
 }
 
 /// The field is absent or one of these.
-fn expect(fields: &Value, key: &str, supported: &[&str]) -> Result<(), Refused> {
+pub(crate) fn expect(fields: &Value, key: &str, supported: &[&str]) -> Result<(), Refused> {
     let found = &fields[key];
     if found.is_null() || supported.iter().any(|name| found == name) {
         return Ok(());
@@ -125,7 +155,7 @@ impl Scales {
         (rows, cols): (usize, usize),
     ) -> Result<Self, CheckpointError> {
         let path = tensors.path.clone();
-        let Some(Scaling { block }) = tensors.scaling else {
+        let Some(Scaling { block, .. }) = tensors.scaling else {
             let problem = format!("is missing, tensor {tensor} is stored as F8_E4M3");
             return Err(CheckpointError::Config { path, key: KEY.to_owned(), problem });
         };

@@ -345,8 +345,12 @@ fn configurations_of_other_roundings_are_refused() {
         ),
         (json!({"quant_method": "fp8", "weight_block_size": 128}), "it must be rows and columns"),
         (
+            json!({"quant_method": "compressed-tensors", "format": "int-quantized"}),
+            "has a format of \"int-quantized\", supported are \"float-quantized\", \"naive",
+        ),
+        (
             json!({"quant_method": "compressed-tensors", "format": "pack-quantized"}),
-            "has a format of \"pack-quantized\", supported are \"float-quantized\", \"naive",
+            "has no config_groups, which say how weights are packed",
         ),
         (
             group(json!({"num_bits": 4, "type": "float"})),

@@ -41,6 +41,9 @@ mod mapped;
 mod matrix;
 mod order;
 mod outline;
+mod packed;
+#[cfg(test)]
+mod packed_tests;
 mod quantize;
 mod quants;
 mod safetensors;

@@ -7,11 +7,12 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::dtype::{DType, FP8_GROUP, Format, GROUP, Quantize};
+use crate::dtype::{DType, FP8_GROUP, Format, GROUP, Quantize, ZERO_GROUP_BYTES};
 use crate::error::CheckpointError;
 use crate::fp8;
 use crate::mapped::Mapped;
 use crate::order::{Heads, Order};
+use crate::packed::{Side, write_group};
 use crate::quantize::{int4_group, int8_group};
 use crate::quants::decode_row;
 use crate::tensors::{Piece, Weights};
@@ -39,6 +40,8 @@ struct Source<'a> {
     piece: &'a Piece,
     stored: &'a [u8],
     scales: &'a [u8],
+    /// Of packed integers: the tensor, its scales and zeros.
+    packed: (&'a [u8], &'a [u8], &'a [u8]),
 }
 
 impl<'a> MatrixView<'a> {
@@ -51,10 +54,16 @@ impl<'a> MatrixView<'a> {
         quantize: (Quantize, bool),
         is_paired: bool,
     ) -> Self {
+        let side = |side: Option<&'a Side>| side.map_or(&[][..], |side| weights.side_bytes(side));
         let source = |piece: &'a Piece| Source {
             files: &weights.files,
             piece,
             stored: weights.bytes(piece),
+            packed: (
+                weights.bytes(piece),
+                side(piece.groups.as_ref().map(|groups| &groups.scales)),
+                side(piece.groups.as_ref().and_then(|groups| groups.zeros.as_ref())),
+            ),
             scales: piece.scales.as_ref().map_or(&[], |scales| weights.scale_bytes(scales)),
         };
         Self::of(pieces.iter().map(source).collect(), stack, quantize, is_paired)
@@ -276,6 +285,15 @@ impl<'a> MatrixView<'a> {
             _ => {}
         }
         // Only what is stored so becomes it.
+        if let (Format::Int4Zero, Some(groups)) = (self.format, &source.piece.groups) {
+            let mut out = out.chunks_exact_mut(ZERO_GROUP_BYTES);
+            groups.row(number, source.packed, |scale, zero, codes| {
+                if let Some(out) = out.next() {
+                    write_group(scale, zero, codes, out);
+                }
+            });
+            return Ok(());
+        }
         if self.format == Format::Fp8 {
             fp8::write_row(stored, source.factors(number), out);
             return Ok(());
@@ -308,7 +326,12 @@ impl<'a> MatrixView<'a> {
                     group(values, out)?;
                 }
             }
-            Format::Fp8 | Format::Int5 | Format::Q4K | Format::Q5K | Format::Q6K => {
+            Format::Fp8
+            | Format::Int4Zero
+            | Format::Int5
+            | Format::Q4K
+            | Format::Q5K
+            | Format::Q6K => {
                 unreachable!("such rows are those of their file")
             }
         }
@@ -380,6 +403,15 @@ impl<'a> Source<'a> {
 
     /// A row's values. `number`: its number in the file.
     fn decode(&self, number: usize, stored: &[u8], out: &mut [f32]) {
+        if let Some(groups) = &self.piece.groups {
+            let mut out = out.iter_mut();
+            groups.row(number, self.packed, |scale, zero, codes| {
+                for (code, out) in codes.iter().zip(&mut out) {
+                    *out = scale * (f32::from(*code) - f32::from(zero));
+                }
+            });
+            return;
+        }
         decode_row(self.piece.dtype, stored, out);
         for (values, factor) in out.chunks_mut(FP8_GROUP).zip(self.factors(number)) {
             values.iter_mut().for_each(|value| *value *= factor);
@@ -405,7 +437,10 @@ impl<'a> Source<'a> {
         rows.find_map(|row| {
             let (number, stored) = self.row(row);
             let piece = self.piece;
-            decode_row(piece.dtype, stored, &mut values);
+            match &piece.groups {
+                Some(_) => self.decode(number, stored, &mut values),
+                None => decode_row(piece.dtype, stored, &mut values),
+            }
             if let Some(col) = values.iter().position(|value| !value.is_finite()) {
                 return Some(error(piece.file, &piece.name, [number, col], values[col]));
             }
@@ -459,23 +494,4 @@ pub(crate) fn vector(weights: &Weights, pieces: &[Piece]) -> Result<Vec<f32>, Ch
         out.extend((0..piece.rows).map(|row| stored[piece.order.stored_row(row)]));
     }
     Ok(out)
-}
-
-/// What stands for a type in digests, and so must never change: its number in `enum ggml_type`, or
-/// one far above those.
-pub(crate) fn dtype_number(dtype: DType) -> u8 {
-    match dtype {
-        DType::F32 => 0,
-        DType::F16 => 1,
-        DType::Q4_0 => 2,
-        DType::Q4_1 => 3,
-        DType::Q5_0 => 6,
-        DType::Q8_0 => 8,
-        DType::Q5_1 => 7,
-        DType::Q4_K => 12,
-        DType::Q5_K => 13,
-        DType::Q6_K => 14,
-        DType::BF16 => 30,
-        DType::F8_E4M3 => 200,
-    }
 }

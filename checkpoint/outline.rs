@@ -45,7 +45,7 @@ impl Outline {
         let Configuration { model, scaling, dtype, .. } =
             huggingface::config_of(&path, &generation)?;
         let stored = match (scaling, dtype.as_deref()) {
-            (Some(_), _) => DType::F8_E4M3,
+            (Some(scaling), _) => scaling.stored(),
             (None, Some("bfloat16") | None) => DType::BF16,
             (None, Some("float16")) => DType::F16,
             (None, Some("float32")) => DType::F32,
@@ -112,7 +112,7 @@ impl Outline {
         let (role, layer) = matrix.role();
         let is_plain = layer.is_none() || matches!(role, Role::Router | Role::IndexWeights);
         let stored = match (self.stored, role) {
-            (DType::F8_E4M3, _) if is_plain => Format::BF16,
+            (DType::F8_E4M3 | DType::I4, _) if is_plain => Format::BF16,
             (_, Role::Router) => self.stored.format().float(),
             (_, Role::LatentKeys) => self.stored.format().float(),
             _ => self.stored.format(),

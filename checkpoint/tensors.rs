@@ -11,6 +11,7 @@ use crate::error::CheckpointError;
 use crate::fp8::{Scales, Scaling, is_of_activations};
 use crate::mapped::Mapped;
 use crate::order::{HalfSplit, Heads, Order};
+use crate::packed::{Groups, Side};
 use crate::spec::Attention;
 
 /// A tensor as its file's header describes it, with bounds that have been checked.
@@ -59,6 +60,8 @@ pub(crate) struct Piece {
     pub(crate) order: Order,
     /// Of 8-bit floats.
     pub(crate) scales: Option<Scales>,
+    /// Of packed integers.
+    pub(crate) groups: Option<Groups>,
     pub(crate) file: usize,
     pub(crate) start: usize,
     pub(crate) len: usize,
@@ -72,9 +75,12 @@ impl Piece {
 
     fn ranges(&self) -> impl Iterator<Item = (usize, Range<u64>)> + use<> {
         let scales = self.scales.as_ref().map(|it| (it.file, it.start, it.len));
+        let sides = self.groups.iter().flat_map(Groups::sides);
+        let sides = sides.map(|it| (it.file, it.range.start, it.range.len())).collect::<Vec<_>>();
         [(self.file, self.start, self.len)]
             .into_iter()
             .chain(scales)
+            .chain(sides)
             .map(|(file, start, len)| (file, start as u64..(start + len) as u64))
     }
 }
@@ -94,6 +100,9 @@ impl Weights {
         layout: &Layout,
         config: &ModelConfig,
     ) -> Result<Self, CheckpointError> {
+        if let Some(packing) = tensors.scaling.and_then(|scaling| scaling.packing) {
+            packing.unwrap(&mut tensors);
+        }
         let mut pieces = HashMap::new();
         for weight in config.weights() {
             let (role, layer) = weight.role();
@@ -150,6 +159,11 @@ impl Weights {
         &self.files[piece.file].bytes()[piece.start..piece.start + piece.len]
     }
 
+    /// The tensors beside a packed one, as stored.
+    pub(crate) fn side_bytes(&self, side: &Side) -> &[u8] {
+        &self.files[side.file].bytes()[side.range.clone()]
+    }
+
     /// A tensor's factors, as stored.
     pub(crate) fn scale_bytes(&self, scales: &Scales) -> &[u8] {
         &self.files[scales.file].bytes()[scales.start..scales.start + scales.len]
@@ -196,6 +210,9 @@ fn claim(
             let mut piece = shape.of(&name, stored, &tensors.path)?;
             if piece.dtype == DType::F8_E4M3 {
                 piece.scales = Some(Scales::claim(tensors, &name, piece.stored_shape())?);
+            }
+            if piece.dtype == DType::I4 {
+                piece.groups = Some(Groups::claim(tensors, &name, piece.stored_shape())?);
             }
             pieces.push(piece);
         }
@@ -278,10 +295,10 @@ impl Shape {
             tensor: name.to_owned(),
             found,
         })?;
-        if dtype == DType::F8_E4M3 && self.cols.is_none() {
+        if matches!(dtype, DType::F8_E4M3 | DType::I4) && self.cols.is_none() {
             return Err(CheckpointError::Malformed {
                 path: path.to_owned(),
-                problem: format!("tensor {name} is a vector in F8_E4M3, which only matrices are"),
+                problem: format!("tensor {name} is a vector in {dtype}, which only matrices are"),
             });
         }
         Ok(Piece {
@@ -291,6 +308,7 @@ impl Shape {
             cols: self.cols.unwrap_or(1),
             order: self.order,
             scales: None,
+            groups: None,
             file: stored.file,
             start: stored.start,
             len: stored.len,

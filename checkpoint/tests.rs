@@ -293,7 +293,7 @@ fn configurations_that_lie_are_refused() {
         ("rope_parameters", json!({"rope_type": "yarn"}), "asks for \"yarn\" scaling"),
         ("rope_parameters", json!({"full": {"rope_theta": 1}}), "must be one object of numbers"),
         ("rope_parameters", json!(3), "rope_parameters must be one object"),
-        ("quantization_config", json!({"quant_method": "awq"}), "asks for \"awq\", supported"),
+        ("quantization_config", json!({"quant_method": "hqq"}), "asks for \"hqq\", supported"),
         ("pad_token_id", json!(640), "pad token is 640, the vocabulary has 640 tokens"),
         ("bos_token_id", json!("x"), "bos_token_id is \"x\", it must name tokens by number"),
     ];

@@ -23,6 +23,9 @@ pub enum Format {
     /// `d q`, `q` an e4m3 number without infinities (OCP 8-bit floating point): per group of 128
     /// `d: f32, q: [u8; 128]`. Kernels don't know its NaN: whoever loads refuses it.
     Fp8,
+    /// `d (q - z)`, `q` from 0 to 15: per group of 128 `d: f32, q: [u8; 64]`, four times 32 values
+    /// as those of `Int4`, z in the last byte of d, which has no digits there.
+    Int4Zero,
     /// `d q + m`, `q` from 0 to 31: per group of 32 `d: f16, m: f16, high: u32, q: [u8; 16]`, the
     /// bits of `high` the fifth ones of the values (`block_q5_1`).
     Int5,
@@ -38,13 +41,14 @@ pub enum Format {
 
 impl Format {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
         Self::Int8,
         Self::Int4,
         Self::Fp8,
+        Self::Int4Zero,
         Self::Int5,
         Self::Q4K,
         Self::Q5K,
@@ -63,7 +67,7 @@ impl Format {
 
     /// Whether a group's values have an offset beside their scale, or codes that take one.
     pub fn has_offset(self) -> bool {
-        matches!(self, Self::Int8 | Self::Int4 | Self::Int5 | Self::Q4K | Self::Q5K)
+        !matches!(self, Self::F32 | Self::F16 | Self::Bf16 | Self::Fp8 | Self::Q6K)
     }
 
     /// Whether codes can be decoded in the places that they have in a word, each a power of two too
@@ -77,7 +81,9 @@ impl Format {
         match self {
             Self::F32 => cols * 4,
             Self::F16 | Self::Bf16 => cols * 2,
-            Self::Int8 | Self::Int4 | Self::Fp8 => cols.div_ceil(self.group()) * self.group_bytes(),
+            Self::Int8 | Self::Int4 | Self::Fp8 | Self::Int4Zero => {
+                cols.div_ceil(self.group()) * self.group_bytes()
+            }
             Self::Int5 => cols.div_ceil(GROUP) * format_k::INT5_BYTES,
             Self::Q4K | Self::Q5K | Self::Q6K => {
                 self.unit().map_or(0, |(values, bytes)| cols.div_ceil(values) * bytes)
@@ -87,7 +93,7 @@ impl Format {
 
     /// Values that share a scale, in grouped formats, as far as kernels see.
     pub fn group(self) -> usize {
-        if self == Self::Fp8 { 128 } else { GROUP }
+        if matches!(self, Self::Fp8 | Self::Int4Zero) { 128 } else { GROUP }
     }
 
     /// Bytes of a group before it is packed.
@@ -99,7 +105,7 @@ impl Format {
     pub(crate) fn scale_bytes(self) -> usize {
         match self {
             Self::Int8 => 2,
-            Self::Int4 | Self::Fp8 => 4,
+            Self::Int4 | Self::Fp8 | Self::Int4Zero => 4,
             _ => 0,
         }
     }
@@ -110,7 +116,7 @@ impl Format {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 8,
             Self::Int8 | Self::Fp8 => 16,
-            Self::Int4 | Self::Int5 | Self::Q4K | Self::Q5K | Self::Q6K => 32,
+            Self::Int4 | Self::Int4Zero | Self::Int5 | Self::Q4K | Self::Q5K | Self::Q6K => 32,
         }
     }
 
@@ -132,6 +138,11 @@ impl Format {
             ),
             Self::Int4 => concat!(
                 include_str!("decode_int4.wgsl"),
+                include_str!("decode_nibbles.wgsl"),
+                include_str!("decode_scales.wgsl"),
+            ),
+            Self::Int4Zero => concat!(
+                include_str!("decode_int4_zero.wgsl"),
                 include_str!("decode_nibbles.wgsl"),
                 include_str!("decode_scales.wgsl"),
             ),
@@ -217,6 +228,15 @@ impl Format {
                     })
                     .take(cols)
                     .collect(),
+                Self::Int4Zero => groups
+                    .flat_map(|group| {
+                        let word = u32::from_le_bytes([group[0], group[1], group[2], group[3]]);
+                        let (d, zero) = (f32::from_bits(word & !0xff), (word & 0xff) as f32);
+                        let code = |i: usize| group[4 + i / 32 * 16 + i % 16] >> (i % 32 / 16 * 4);
+                        (0..128).map(move |i| d * (f32::from(code(i) & 15) - zero))
+                    })
+                    .take(cols)
+                    .collect(),
                 _ => groups
                     .flat_map(|group| {
                         let d = f32::from_le_bytes([group[0], group[1], group[2], group[3]]);
@@ -240,7 +260,7 @@ impl Format {
             Self::Bf16 => {
                 values.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect()
             }
-            Self::Int8 | Self::Int4 | Self::Fp8 => values
+            Self::Int8 | Self::Int4 | Self::Fp8 | Self::Int4Zero => values
                 .chunks(cols)
                 .flat_map(|row| row.chunks(self.group()).flat_map(|group| self.encode_group(group)))
                 .collect(),
@@ -264,6 +284,17 @@ impl Format {
                 let inverse = inverse(d.to_f32());
                 let codes = (0..GROUP).map(|i| (value(i) * inverse).round() as i8 as u8);
                 d.to_le_bytes().into_iter().chain(codes).collect()
+            }
+            Self::Int4Zero => {
+                let d = half::bf16::from_f32((max - min) / 15.0).to_f32();
+                let zero = (-min * inverse(d)).round().min(15.0);
+                let code = |i: usize| (value(i) * inverse(d) + zero).round().clamp(0.0, 15.0) as u8;
+                let pair = |i: usize| {
+                    let first = i / 16 * 32 + i % 16;
+                    code(first) | code(first + 16) << 4
+                };
+                let word = d.to_bits() | zero as u32;
+                word.to_le_bytes().into_iter().chain((0..64).map(pair)).collect()
             }
             Self::Fp8 => {
                 let d = max.max(-min) / E4M3_MAX;

@@ -94,7 +94,7 @@ fn experts_compute_what_they_would_alone_for_any_tokens_together() {
             Ok(gpu) => gpu,
             Err(gpu) => gpu,
         };
-        for format in [Format::F16, Format::Int4, Format::Fp8] {
+        for format in [Format::F16, Format::Int4, Format::Fp8, Format::Q5K, Format::Q6K] {
             let case = Case {
                 gate_up: stack(gpu, 6, (2 * WIDTH, HIDDEN), (format, RowOrder::Paired), 1),
                 down: stack(gpu, 6, (HIDDEN, WIDTH), (format, RowOrder::Plain), 2),

@@ -63,7 +63,7 @@ fn params_are_the_shader_s() {
     let gpu = Class::gpu();
     for (format, images) in testing::formats_and_layouts() {
         // What becomes of a product is the same text whatever the weights are.
-        let step = if matches!(format, Format::Q4K | Format::Q5K | Format::Q6K) { 5 } else { 1 };
+        let step = if format == Format::Int4Zero || format.unit().is_some() { 5 } else { 1 };
         for form in forms(format).step_by(step) {
             let order = |variant: &Variant| Order { chunked: variant.groups > 1, norm_lanes: 8 };
             let sources = variants().into_iter();
@@ -260,6 +260,7 @@ fn all_ways_of_a_gpu_give_the_same_bits() {
         (Format::Fp8, Kind::Residual, true),
         (Format::Int8, Kind::Store, false),
         (Format::Int4, Kind::Swiglu, true),
+        (Format::Int4Zero, Kind::Residual, true),
         (Format::Q4K, Kind::Store, false),
         (Format::Q5K, Kind::Swiglu, true),
         (Format::Q6K, Kind::Residual, true),

@@ -181,6 +181,7 @@ fn about(arguments: &ModelArguments, max_batched_tokens: usize, engine: &Engine)
             products => format!("{format}, {products}"),
         },
         memory_bytes: engine.memory_bytes(),
+        weights_bytes: engine.weights_bytes(),
         matrices: engine.matrices()?,
         max_batched_tokens,
         adapter: format!("{}, {}, {}", info.name, info.driver, info.backend),

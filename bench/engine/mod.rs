@@ -169,6 +169,11 @@ impl Engine {
         Ok(matrices)
     }
 
+    /// Bytes of its weights on an adapter, and in its files.
+    pub fn weights_bytes(&self) -> (u64, u64) {
+        weights_bytes(&self.files)
+    }
+
     /// A sequence that begins with all of `context`, if given: it shares its blocks. `context`
     /// must be whole blocks, and outlive it.
     pub fn begin(&mut self, context: Option<&Sequence>) -> Sequence {
@@ -314,4 +319,19 @@ pub(crate) fn processor_nanoseconds() -> Option<u64> {
         sum += text.split_whitespace().next()?.parse::<u64>().ok()?;
     }
     (sum > 0).then_some(sum)
+}
+
+/// Bytes of a model's weights on an adapter, and in its files; those that it has twice once.
+pub(crate) fn weights_bytes(files: &Checkpoint) -> (u64, u64) {
+    let layers = (0..files.config().num_layers()).map(Part::Layer);
+    let (mut on_device, mut in_file) = (0, 0);
+    for part in layers.chain([Part::Embedding, Part::Head]) {
+        if part == Part::Head && files.config().tie_word_embeddings {
+            continue;
+        }
+        on_device += files.bytes(part).unwrap_or(0);
+        let ranges = files.ranges(part).unwrap_or_default();
+        in_file += ranges.into_iter().map(|(_, range)| range.end - range.start).sum::<u64>();
+    }
+    (on_device, in_file)
 }

@@ -210,6 +210,8 @@ pub struct About {
     pub format: String,
     /// Bytes on the device, KV cache and activations included.
     pub memory_bytes: u64,
+    /// Bytes of weights on the device, and in their files.
+    pub weights_bytes: (u64, u64),
     /// What tokens are multiplied with.
     pub matrices: Matrices,
     /// Tokens of a prompt's step.
@@ -240,9 +242,11 @@ impl About {
 pub fn table(about: &About, measured: &[Measured]) -> String {
     let About { model, format, memory_bytes, adapter, .. } = about;
     let mut text = format!(
-        "{model}, {format}, {:.2} GiB on {adapter}\n\n\
+        "{model}, {format}, {:.2} GiB on {adapter}\n\
+         weights take {:.2} times their file\n\n\
          {:<18} {:>10} {:>17} {:>13} {:>8} {:>9} {:>13}\n",
         *memory_bytes as f64 / f64::from(1 << 30),
+        about.weights_bytes.0 as f64 / about.weights_bytes.1.max(1) as f64,
         "test",
         "tokens/s",
         "least … most",
@@ -297,6 +301,8 @@ pub fn report(about: &About, measured: &[Measured]) -> Value {
         "model": about.model,
         "model_type": about.format,
         "memory_bytes": about.memory_bytes,
+        "weights_bytes": about.weights_bytes.0,
+        "file_bytes": about.weights_bytes.1,
         "adapter": about.adapter,
         "tests": tests,
     })

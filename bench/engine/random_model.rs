@@ -132,6 +132,13 @@ pub enum Storage {
     /// Blocks of 32 nibbles with a scale and a minimum; the embedding is Q8_0.
     #[value(name = "q4_1")]
     Q4_1,
+    /// Blocks of 256 nibbles, and of 256 six-bit codes where llama.cpp's mixture of this name has
+    /// such: values and down projections of half the layers, and the head.
+    #[value(name = "q4_k_m")]
+    Q4KM,
+    /// Blocks of 256 six-bit codes.
+    #[value(name = "q6_k")]
+    Q6K,
 }
 
 impl Storage {
@@ -143,26 +150,41 @@ impl Storage {
             Self::Q4_0 => 2,
             Self::Q4_1 => 3,
             Self::Q8_0 => 8,
+            Self::Q4KM => 12,
+            Self::Q6K => 14,
             Self::Bf16 => 30,
         }
     }
 
-    /// Of 32 weights.
-    fn block_bytes(self) -> usize {
+    /// Weights and bytes of what is written at a time.
+    fn block(self) -> (u64, u64) {
         match self {
-            Self::F32 => 128,
-            Self::F16 | Self::Bf16 => 64,
-            Self::Q8_0 => 34,
-            Self::Q4_0 => 18,
-            Self::Q4_1 => 20,
+            Self::F32 => (32, 128),
+            Self::F16 | Self::Bf16 => (32, 64),
+            Self::Q8_0 => (32, 34),
+            Self::Q4_0 => (32, 18),
+            Self::Q4_1 => (32, 20),
+            Self::Q4KM => (256, 144),
+            Self::Q6K => (256, 210),
         }
     }
 
-    fn of_table(self) -> Self {
-        if matches!(self, Self::Q4_0 | Self::Q4_1) { Self::Q8_0 } else { self }
+    fn of_table(self, is_head: bool) -> Self {
+        match self {
+            Self::Q4_0 | Self::Q4_1 => Self::Q8_0,
+            Self::Q4KM if is_head => Self::Q6K,
+            _ => self,
+        }
     }
 
-    /// 32 weights, spread evenly about zero with [`DEVIATION`].
+    /// Of values and down projections of a layer: llama.cpp's `use_more_bits`.
+    fn of_more_bits(self, layer: u32, layers: u32) -> Self {
+        let eighth = layers / 8;
+        let has_more = layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2;
+        if self == Self::Q4KM && has_more { Self::Q6K } else { self }
+    }
+
+    /// A block of weights, spread evenly about zero with [`DEVIATION`].
     fn write_block(self, random: &mut Random, out: &mut Vec<u8>) {
         // A uniform distribution over n steps has a deviation of n / sqrt(12) of them.
         let step = |steps: f32| half::f16::from_f32(DEVIATION * 12f32.sqrt() / steps);
@@ -184,6 +206,20 @@ impl Storage {
                     out.extend(half::f16::from_f32(-7.5 * scale.to_f32()).to_le_bytes());
                 }
                 (0..2).for_each(|_| out.extend(random.next().to_le_bytes()));
+            }
+            Self::Q4KM => {
+                // Scales and minimums of 48 of their units.
+                let scale = step(16.0).to_f32() / 48.0;
+                out.extend(half::f16::from_f32(scale).to_le_bytes());
+                out.extend(half::f16::from_f32(7.5 * scale).to_le_bytes());
+                out.extend([48 | 3 << 6; 8]);
+                out.extend([0; 4]);
+                (0..16).for_each(|_| out.extend(random.next().to_le_bytes()));
+            }
+            Self::Q6K => {
+                (0..24).for_each(|_| out.extend(random.next().to_le_bytes()));
+                out.extend([64; 16]);
+                out.extend(half::f16::from_f32(step(64.0).to_f32() / 64.0).to_le_bytes());
             }
         }
     }
@@ -221,7 +257,8 @@ struct Tensor {
 impl Tensor {
     fn num_bytes(&self) -> u64 {
         let num_values: u64 = self.shape.iter().product();
-        num_values / 32 * self.storage.block_bytes() as u64
+        let (values, bytes) = self.storage.block();
+        num_values / values * bytes
     }
 }
 
@@ -273,7 +310,7 @@ impl Shape {
         let mut done = 0;
         let mut blocks = Vec::new();
         for tensor in &tensors {
-            let num_blocks: u64 = tensor.shape.iter().product::<u64>() / 32;
+            let num_blocks: u64 = tensor.shape.iter().product::<u64>() / tensor.storage.block().0;
             for _ in 0..num_blocks {
                 if tensor.is_norm {
                     (0..32).for_each(|_| blocks.extend(1f32.to_le_bytes()));
@@ -303,17 +340,20 @@ impl Shape {
         let mut add = |name: String, shape: &[u64], storage, is_norm| {
             tensors.push(Tensor { name, shape: shape.to_vec(), storage, is_norm });
         };
-        let table = storage.of_table();
+        let table = storage.of_table(self.tied);
         add("token_embd.weight".to_owned(), &[vocabulary, hidden], table, false);
         add("output_norm.weight".to_owned(), &[hidden], Storage::F32, true);
         if !self.tied {
-            add("output.weight".to_owned(), &[vocabulary, hidden], table, false);
+            let head = storage.of_table(true);
+            add("output.weight".to_owned(), &[vocabulary, hidden], head, false);
         }
         for layer in 0..self.layers {
             let name = |name: &str| format!("blk.{layer}.{name}");
             add(name("attn_norm.weight"), &[hidden], Storage::F32, true);
             add(name("ffn_norm.weight"), &[hidden], Storage::F32, true);
-            for (part, rows) in [("q", queries), ("k", keys), ("v", keys)] {
+            let more = storage.of_more_bits(layer, self.layers);
+            let parts = [("q", queries, storage), ("k", keys, storage), ("v", keys, more)];
+            for (part, rows, storage) in parts {
                 add(name(&format!("attn_{part}.weight")), &[rows, hidden], storage, false);
                 if self.bias {
                     add(name(&format!("attn_{part}.bias")), &[rows], Storage::F32, false);
@@ -322,7 +362,7 @@ impl Shape {
             add(name("attn_output.weight"), &[hidden, queries], storage, false);
             add(name("ffn_gate.weight"), &[ffn, hidden], storage, false);
             add(name("ffn_up.weight"), &[ffn, hidden], storage, false);
-            add(name("ffn_down.weight"), &[hidden, ffn], storage, false);
+            add(name("ffn_down.weight"), &[hidden, ffn], more, false);
         }
         tensors
     }
@@ -417,45 +457,5 @@ fn token(id: u32) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use checkpoint::{Attention, Checkpoint, Format, Matrix};
-
-    use super::*;
-
-    #[test]
-    fn every_storage_is_a_model_that_opens() {
-        let shape = Shape { layers: 2, vocabulary: 256, ..SHAPES[0] };
-        let folder = tempfile::tempdir().unwrap();
-        for (storage, format) in [
-            (Storage::F32, Format::F32),
-            (Storage::F16, Format::F16),
-            (Storage::Bf16, Format::BF16),
-            (Storage::Q8_0, Format::Int8),
-            (Storage::Q4_0, Format::Int4),
-            (Storage::Q4_1, Format::Int4),
-        ] {
-            for bias in [false, true] {
-                let path = folder.path().join("model.gguf");
-                Shape { bias, tied: !bias, ..shape }.write(storage, &path, |_, _| {}).unwrap();
-                let model = Checkpoint::open(&path).unwrap();
-                let config = model.config();
-                assert_eq!((config.num_layers(), config.vocab_size), (2, 256));
-                let Attention::Gqa(gqa) = config.layers[0].attention else { panic!() };
-                assert_eq!((gqa.bias, config.tie_word_embeddings), (bias, !bias));
-                assert_eq!(model.matrix(Matrix::Qkv(1)).unwrap().format(), format);
-                assert!(model.tokenizer().is_ok());
-            }
-        }
-    }
-
-    #[test]
-    fn weights_spread_evenly_about_zero() {
-        let mut random = Random(1);
-        let weights: Vec<f32> = (0..100_000).map(|_| random.weight()).collect();
-        let mean = weights.iter().sum::<f32>() / weights.len() as f32;
-        let square = weights.iter().map(|weight| weight * weight).sum::<f32>();
-        let deviation = (square / weights.len() as f32).sqrt();
-        assert!(mean.abs() < 3e-4, "{mean}");
-        assert!((deviation / DEVIATION - 1.0).abs() < 0.01, "{deviation}");
-    }
-}
+#[path = "random_model_tests.rs"]
+mod tests;

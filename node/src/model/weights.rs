@@ -101,6 +101,7 @@ pub fn on_device(format: checkpoint::Format) -> Format {
         checkpoint::Format::Int8 => Format::Int8,
         checkpoint::Format::Int4 => Format::Int4,
         checkpoint::Format::Fp8 => Format::Fp8,
+        checkpoint::Format::Int4Zero => Format::Int4Zero,
         checkpoint::Format::Int5 => Format::Int5,
         checkpoint::Format::Q4K => Format::Q4K,
         checkpoint::Format::Q5K => Format::Q5K,
