@@ -66,7 +66,7 @@ impl Tokenizer {
         let unusable = |cause: tokenizers::Error| TokenizerError::Unusable(cause.to_string());
         let from_gguf;
         let json = match source {
-            // Not looked into: a large vocabulary isn't parsed twice.
+            // Only walked through before it is read: a large vocabulary isn't built twice.
             TokenizerSource::Json { tokenizer, .. } => tokenizer,
             TokenizerSource::Gguf { .. } => {
                 from_gguf = gguf::to_json(source)?.to_string().into_bytes();
