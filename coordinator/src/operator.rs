@@ -387,8 +387,8 @@ mod tests {
             pipelines(&said()),
             "pipeline 0: loading, a token: 3.13 ms predicted\n\
              \x20 KV cache: 64 tokens, all that are wanted\n\
-             \x20 stage 0   layers 0..4      00000000000000a2 right             3 MiB  loading  3.00 \
-             ms predicted, 2.00 ms measured (+50 %)\n"
+             \x20 stage 0   layers 0..4      00000000000000a2 right             3 MiB  loading  \
+             3.00 ms predicted, 2.00 ms measured (+50 %)\n"
         );
         assert_eq!(pipelines(&json!({"waiting_for": "nodes"})), "no pipeline: nodes\n");
     }

@@ -98,8 +98,8 @@ pub enum PlacementError {
     /// Some stage doesn't fit whichever way the layers are cut.
     #[error(
         "the model doesn't fit: it needs {needed} of memory, {cache} of it for the KV cache of one \
-         sequence (model.max_model_len), and {num_stages} stages offer {held}; {missing}with {most} \
-         per node it would fit on {num_nodes}"
+         sequence (model.max_model_len), and {num_stages} stages offer {held}; {missing}with \
+         {most} per node it would fit on {num_nodes}"
     )]
     TooSmall {
         /// Weights, shortest KV cache and scratch.

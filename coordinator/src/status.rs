@@ -136,7 +136,8 @@ impl PipelineStatus {
         !self.is_draining && self.stages.iter().all(|stage| stage.state == StageState::Serving)
     }
 
-    /// Tokens for which its KV cache has room: as all stages say or, until they do, as was expected.
+    /// Tokens for which its KV cache has room: as all stages say or, until they do, as was
+    /// expected.
     pub fn cache(&self) -> CacheRoom {
         let said = self.stages.iter().map(|stage| u64::from(stage.num_blocks)).min().unwrap_or(0);
         match said * BLOCK_TOKENS as u64 {
