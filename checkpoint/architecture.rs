@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use crate::chatglm;
 use crate::config::ModelConfig;
 use crate::spec::{Attention, Dense, LayerSpec, Mla, Mlp};
 
@@ -249,6 +250,11 @@ impl Layout {
         if layer.and_then(|n| n.parse().ok()).is_some_and(|n: usize| n >= config.num_layers()) {
             return true;
         }
+        // A layer that takes another's choice may have what makes one, too.
+        let number = layer.and_then(|layer| layer.parse().ok());
+        if name.contains(".indexer.") && number.is_some_and(|n| config.takes_choice(n)) {
+            return true;
+        }
         // A tied head may be stored all the same; like transformers, we take the embedding.
         config.tie_word_embeddings
             && self.names(Role::LmHead, None).iter().flatten().any(|head| head == name)
@@ -297,6 +303,8 @@ pub(crate) const HUGGING_FACE: &[Layout] = &[
         tensors: HUGGING_FACE_TENSORS,
         ignored: &["rotary_emb.inv_freq"],
     },
+    chatglm::layout("ChatGLMModel"),
+    chatglm::layout("ChatGLMForConditionalGeneration"),
 ];
 
 const HUGGING_FACE_TENSORS: &[(Role, &[&[&str]])] = &[

@@ -259,6 +259,19 @@ impl Array {
             .collect()
     }
 
+    /// The elements of an array of truths, or of numbers that stand for them; `None` if it holds
+    /// something else.
+    pub(crate) fn flags(&self, bytes: &[u8]) -> Option<Vec<bool>> {
+        self.values(bytes)
+            .map(|value| match value? {
+                Value::Bool(flag) => Some(flag),
+                Value::Unsigned(number) => Some(number != 0),
+                Value::Signed(number) => Some(number != 0),
+                _ => None,
+            })
+            .collect()
+    }
+
     /// The elements of an array of floats; `None` if it holds something else.
     pub(crate) fn floats(&self, bytes: &[u8]) -> Option<Vec<f32>> {
         self.values(bytes)

@@ -1,7 +1,7 @@
 //! What a GGUF file's keys say of layers that are not all alike: experts, latent attention, chosen
 //! positions.
 
-use crate::architecture::Architecture;
+use crate::architecture::{Architecture, Layout};
 use crate::config::{
     MAX_EXPERTS, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_WIDTH, Refused,
 };
@@ -11,13 +11,22 @@ use crate::spec::{Attention, Index, LayerSpec, Mla, Mlp, Moe};
 /// `LLAMA_EXPERT_GATING_FUNC_TYPE_SIGMOID` of llama.cpp.
 const SIGMOID: u64 = 2;
 
+/// Files of GLM-4.7-Flash that don't say how scores are made are told by it from those of DeepSeek.
+const FLASH_VOCABULARY: usize = 154_880;
+
+/// Files of GLM-5.2 and later that don't say which layers share a choice are told from those of
+/// GLM-5 and 5.1, of which none does, by the context that they were made for.
+const SHARING_CONTEXT: usize = 1 << 20;
+
 /// The layers of a file whose dense ones are like `dense`: all but those that guess several tokens
 /// ahead, which are counted too and come last.
 pub(crate) fn layers(
     keys: &Keys<'_>,
-    architecture: Architecture,
-    dense: LayerSpec,
+    layout: &Layout,
+    (dense, vocab_size): (LayerSpec, usize),
+    bytes: &[u8],
 ) -> Result<Vec<LayerSpec>, Refused> {
+    let architecture = layout.architecture;
     let num_blocks = keys.required("block_count", MAX_LAYERS)?;
     let num_ahead = keys.integer("nextn_predict_layers")?.unwrap_or(0);
     let num_layers =
@@ -29,18 +38,49 @@ pub(crate) fn layers(
     };
     let mut layers = vec![dense; num_layers];
     if architecture.has_experts() {
-        let moe = moe(keys)?;
+        let moe = moe(keys, layout, vocab_size)?;
         let num_dense = keys.integer("leading_dense_block_count")?.unwrap_or(0);
         let num_dense = usize::try_from(num_dense).unwrap_or(usize::MAX);
         layers.iter_mut().skip(num_dense).for_each(|layer| layer.mlp = Mlp::Moe(moe));
     }
+    if architecture == Architecture::GlmMoeDsa {
+        for (layer, shared) in layers.iter_mut().zip(shared_layers(keys, num_layers, bytes)?) {
+            if let Attention::Mla(Mla { index: Some(index), .. }) = &mut layer.attention {
+                index.shared = shared;
+            }
+        }
+    }
     Ok(layers)
 }
 
-fn moe(keys: &Keys<'_>) -> Result<Moe, Refused> {
-    let function = keys.integer("expert_gating_func")?;
-    if function.is_some_and(|function| function != SIGMOID && function != 0) {
-        let problem = format!("is {function:?}, supported is {SIGMOID}, the sigmoid");
+/// Which layers take the choice of the one before: those that the file names, or as llama.cpp
+/// takes those that don't say it.
+fn shared_layers(keys: &Keys<'_>, num_layers: usize, bytes: &[u8]) -> Result<Vec<bool>, Refused> {
+    let key = "attention.indexer.types";
+    let shared: Vec<bool> = match keys.flags(key, bytes)? {
+        Some(choose) => choose.iter().map(|chooses| !chooses).collect(),
+        None if keys.required("context_length", MAX_POSITIONS)? < SHARING_CONTEXT => {
+            vec![false; num_layers]
+        }
+        None => (0..num_layers).map(|at| at >= 2 && !(at - 2).is_multiple_of(4)).collect(),
+    };
+    if shared.len() < num_layers || shared[0] {
+        let problem = format!(
+            "must be true or false for each of {num_layers} layers, and true for the first"
+        );
+        return Err(Refused::new(&keys.full(key), problem));
+    }
+    Ok(shared)
+}
+
+fn moe(keys: &Keys<'_>, layout: &Layout, vocab_size: usize) -> Result<Moe, Refused> {
+    // What llama.cpp takes where nothing is said.
+    let is_deepseek = layout.source == "deepseek2";
+    let is_softmax = is_deepseek && vocab_size != FLASH_VOCABULARY;
+    let function = keys.integer("expert_gating_func")?.filter(|function| *function != 0);
+    if function.is_some_and(|function| function != SIGMOID) || function.is_none() && is_softmax {
+        let said = function.map_or("missing".to_owned(), |function| function.to_string());
+        let problem = format!("is {said}, supported is {SIGMOID}, the sigmoid");
         return Err(Refused::new(&keys.full("expert_gating_func"), problem));
     }
     let width = keys.required("expert_feed_forward_length", MAX_WIDTH)?;
@@ -56,7 +96,7 @@ fn moe(keys: &Keys<'_>) -> Result<Moe, Refused> {
         shared_width: num_shared * width,
         num_groups: group("expert_group_count")?,
         top_groups: group("expert_group_used_count")?,
-        normalized: keys.flag("expert_weights_norm")?.unwrap_or(true),
+        normalized: keys.flag("expert_weights_norm")?.unwrap_or(false),
         // llama.cpp takes 0 for none.
         scale: keys.float("expert_weights_scale")?.filter(|scale| *scale != 0.0).unwrap_or(1.0),
     })

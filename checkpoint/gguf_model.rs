@@ -159,7 +159,7 @@ fn parse(keys: &Keys<'_>, layout: &Layout, mapped: &Mapped) -> Result<ModelConfi
     };
     Ok(ModelConfig {
         architecture: layout.architecture,
-        layers: layers(keys, layout.architecture, spec)?,
+        layers: layers(keys, layout, (spec, vocab_size), mapped.bytes())?,
         hidden_size,
         vocab_size,
         max_position_embeddings: keys.required("context_length", MAX_POSITIONS)?,
@@ -383,6 +383,16 @@ impl<'a> Keys<'a> {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(*flag)),
             Some(_) => Err(Refused::new(&self.full(key), "must be true or false")),
+        }
+    }
+
+    /// Of each layer.
+    pub(crate) fn flags(&self, key: &str, bytes: &[u8]) -> Result<Option<Vec<bool>>, Refused> {
+        let wrong = || Refused::new(&self.full(key), "must be a list of true and false");
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::Array(array)) => array.flags(bytes).map(Some).ok_or_else(wrong),
+            Some(_) => Err(wrong()),
         }
     }
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::architecture::{Architecture, HUGGING_FACE, Layout};
+use crate::chatglm;
 use crate::config::{
     MAX_EXPERTS, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH,
     ModelConfig, Refused,
@@ -75,7 +76,13 @@ pub(crate) fn config_of(
     } else {
         Value::Null
     };
-    let mut model = parse(&fields, layout).map_err(refused(path))?;
+    let parsed = if chatglm::is_one(layout) {
+        let glm = chatglm::as_glm(&fields).map_err(refused(path))?;
+        parse(&glm, layout).map_err(chatglm::renamed)
+    } else {
+        parse(&fields, layout)
+    };
+    let mut model = parsed.map_err(refused(path))?;
     // What was tuned for generation wins over what the model was trained with.
     if let Some(ids) = tokens(&generation, "eos_token_id").map_err(refused(generation_path))? {
         model.eos_token_ids = ids;

@@ -12,6 +12,7 @@
 mod architecture;
 #[cfg(test)]
 mod changed_tests;
+mod chatglm;
 mod config;
 mod cost;
 mod digest;
@@ -53,6 +54,7 @@ mod spec_tests;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod tiktoken;
 mod tokenizer;
 mod weight;
 

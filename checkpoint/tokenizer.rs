@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::error::CheckpointError;
 use crate::huggingface::read_json;
 use crate::mapped::read_small;
+use crate::tiktoken;
 
 /// The largest published tokenizer.json has about 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
@@ -89,11 +90,10 @@ impl TokenizerSource {
 
 /// Reads the tokenizer of a Hugging Face directory.
 pub(crate) fn read(dir: &Path) -> Result<TokenizerSource, CheckpointError> {
-    let path = dir.join("tokenizer.json");
-    if !path.exists() {
+    let [path, older] = ["tokenizer.json", "tokenizer.model"].map(|name| dir.join(name));
+    if !path.exists() && !older.exists() {
         return Err(CheckpointError::MissingTokenizer { path: path.display().to_string() });
     }
-    let tokenizer = read_small(&path, MAX_TOKENIZER_BYTES)?;
     let config_path = dir.join("tokenizer_config.json");
     let config =
         if config_path.exists() { read_json(&config_path, MAX_CONFIG_BYTES)? } else { Value::Null };
@@ -112,6 +112,10 @@ pub(crate) fn read(dir: &Path) -> Result<TokenizerSource, CheckpointError> {
             problem,
         })?
     };
+    if !path.exists() {
+        return tiktoken::read(&older, &config, chat_template);
+    }
+    let tokenizer = read_small(&path, MAX_TOKENIZER_BYTES)?;
     let special = SpecialTokens {
         bos: text(&config["bos_token"]),
         eos: text(&config["eos_token"]),

@@ -20,7 +20,7 @@ use tests::golden::{self, Golden};
 
 /// f32 sums in another order, over 4 layers.
 const HIDDEN_TOLERANCE: f32 = 1e-4;
-const LOGITS_TOLERANCE: f32 = 2e-4;
+pub(crate) const LOGITS_TOLERANCE: f32 = 2e-4;
 
 pub(crate) const LIMITS: StageLimits = StageLimits {
     max_batched_tokens: 160,
@@ -297,20 +297,13 @@ fn glm_moe_dsa_computes_its_golden_at_every_cut() {
     fixture_computes_its_golden("glm-moe-dsa", "bf16");
 }
 
-/// Goal: layers that take what the one before them has chosen compute the same wherever the model
-/// is cut, also between them and that one. Method: the fixture with its second and third choice
-/// taken away; bits are compared at all cuts, and with the fixture's own, which differ once there
-/// are more positions than are chosen.
-#[test]
-fn what_a_layer_has_chosen_goes_over_a_cut_to_those_that_share_it() {
-    let Some(device) = device() else { return };
-    let device = device.as_ref().unwrap();
+/// Writes the fixture `glm-moe-dsa` with its second and third choice taken away.
+pub(crate) fn sharing_model(folder: &Path) {
     let source = golden::fixture("glm-moe-dsa").join("bf16");
-    let folder = tempfile::tempdir().unwrap();
     let config = std::fs::read(source.join("config.json")).unwrap();
     let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
     config["indexer_types"] = serde_json::json!(["full", "shared", "shared", "full"]);
-    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
     let bytes = std::fs::read(source.join("model.safetensors")).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let is_kept = |name: &str| {
@@ -318,9 +311,19 @@ fn what_a_layer_has_chosen_goes_over_a_cut_to_those_that_share_it() {
         !(has_none && name.contains(".indexer."))
     };
     let kept = tensors.iter().filter(|(name, _)| is_kept(name));
-    let path = folder.path().join("model.safetensors");
-    safetensors::serialize_to_file(kept, None, &path).unwrap();
+    safetensors::serialize_to_file(kept, None, &folder.join("model.safetensors")).unwrap();
+}
 
+/// Goal: layers that take what the one before them has chosen compute the same wherever the model
+/// is cut, also between them and that one. Method: bits are compared at all cuts, and with the
+/// fixture's own, which differ once there are more positions than are chosen.
+#[test]
+fn what_a_layer_has_chosen_goes_over_a_cut_to_those_that_share_it() {
+    let Some(device) = device() else { return };
+    let device = device.as_ref().unwrap();
+    let source = golden::fixture("glm-moe-dsa").join("bf16");
+    let folder = tempfile::tempdir().unwrap();
+    sharing_model(folder.path());
     let golden = Golden::open(&golden::fixture("glm-moe-dsa"));
     let logits = |path: &Path, cut: &[u32]| Pipeline::load(device, path, cut).logits_of(&golden);
     let whole = logits(folder.path(), &[0, 4, 4]);
