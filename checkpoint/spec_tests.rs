@@ -55,3 +55,38 @@ fn a_mixture_of_experts_says_what_it_is_and_lies_of_it_are_refused() {
     let kinds = json!(["dense", "sparse", "sparse", "sparse"]);
     assert_eq!(dir.with("config.json", "mlp_layer_types", kinds).unwrap().config(), moe.config());
 }
+
+/// Goal: a lie or a gap among the tensors of experts is named. Method: the header of the fixture's
+/// file says another name or shape.
+#[test]
+fn tensors_of_experts_that_are_missing_or_unlike_the_others_are_named() {
+    let dir = Copied::of("fixtures/glm4-moe/bf16");
+    let path = dir.path("model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    let (len, rest) = whole.split_at(8);
+    let len = u64::from_le_bytes(len.try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&rest[..len]).unwrap();
+    let says = |change: &dyn Fn(&mut serde_json::Map<String, serde_json::Value>)| {
+        let mut header = header.clone();
+        change(header.as_object_mut().unwrap());
+        let text = header.to_string();
+        let new_len = (text.len() as u64).to_le_bytes();
+        std::fs::write(&path, [&new_len, text.as_bytes(), &rest[len..]].concat()).unwrap();
+        dir.open().unwrap_err().to_string()
+    };
+    let in_layer = |name: &str| format!("model.layers.2.mlp.{name}");
+    for name in ["gate.weight", "gate.e_score_correction_bias", "experts.5.up_proj.weight"] {
+        let name = in_layer(name);
+        let message = says(&|header| {
+            let stored = header.remove(&name).unwrap();
+            // Past the last layer nobody looks.
+            header.insert("model.layers.9.unused".to_owned(), stored);
+        });
+        let expected = format!("tensor {name} is missing, a model of 4 layers needs it");
+        assert!(message.ends_with(&expected), "{message}");
+    }
+    let name = in_layer("experts.6.down_proj.weight");
+    let message = says(&|header| header[&name]["shape"] = json!([32, 64]));
+    let expected = format!("tensor {name} has shape [32, 64], the configuration asks for [64, 32]");
+    assert!(message.ends_with(&expected), "{message}");
+}

@@ -212,11 +212,11 @@ impl Copied {
         Self(dir)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn open(&self) -> Result<Checkpoint, CheckpointError> {
+    pub(crate) fn open(&self) -> Result<Checkpoint, CheckpointError> {
         Checkpoint::open(self.0.path())
     }
 

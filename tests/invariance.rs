@@ -1,5 +1,6 @@
 //! Row invariance from end to end: whatever else is computed with it, in whatever pieces and
-//! blocks, and however much of it was in the cache already, a sequence gets the same bits.
+//! blocks, over whatever stages, however much of it was in the cache already, and however often it
+//! gave way, a sequence gets the same bits.
 
 use std::path::Path;
 
@@ -14,7 +15,7 @@ use protocol::{
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use tests::{fp8, golden};
 
-use crate::stages::{Device, LIMITS, Pipeline, device};
+use crate::stages::{Device, LIMITS, Pipeline, device, sharing_model};
 
 /// Sequences with different tokens. Those that share a text share what is in the cache.
 const NUM_TEXTS: usize = 6;
@@ -34,6 +35,8 @@ struct Plan {
     cached_blocks: usize,
     /// Tokens of the block after those that it copies, if that is there and not all that it has.
     copied: usize,
+    /// Computed tokens after which it gives way, once, and is computed anew.
+    gives_way_at: Option<usize>,
 }
 
 fn plan() -> impl Strategy<Value = Plan> {
@@ -45,14 +48,16 @@ fn plan() -> impl Strategy<Value = Plan> {
         0..8usize,
         0..=TEXT_LEN / BLOCK_TOKENS,
         0..BLOCK_TOKENS,
+        prop::option::of(1..TEXT_LEN),
     )
-        .prop_map(|(text, len, chunks, starts_at, cached_blocks, copied)| Plan {
+        .prop_map(|(text, len, chunks, starts_at, cached_blocks, copied, gives_way_at)| Plan {
             text,
             len,
             chunks,
             starts_at,
             cached_blocks,
             copied,
+            gives_way_at,
         })
 }
 
@@ -113,6 +118,8 @@ struct Running {
     id: u64,
     plan: Plan,
     blocks: Vec<BlockId>,
+    /// Blocks of it that were in the cache.
+    shared: usize,
     copy_from: Option<BlockId>,
     computed: usize,
     chunk: usize,
@@ -147,6 +154,7 @@ fn run(
                     id: *id,
                     plan: plan.clone(),
                     blocks: cache[plan.text][..hits].to_vec(),
+                    shared: hits,
                     copy_from,
                     computed: if copy_from.is_some() { computed } else { hits * BLOCK_TOKENS },
                     chunk: 0,
@@ -202,7 +210,16 @@ fn run(
             );
         }
         running.retain(|sequence| {
-            let ended = sequence.computed == sequence.plan.len;
+            let Running { id, plan, blocks, computed, shared, .. } = sequence;
+            let gives_way = plan.gives_way_at.is_some_and(|at| (at..plan.len).contains(computed));
+            if gives_way {
+                // Its own blocks are anybody's now; it comes back as somebody else.
+                free.extend(blocks[*shared..].iter().map(|block| block.0));
+                finished.push(SequenceId(*id));
+                waiting.push((id + 1000, Plan { gives_way_at: None, ..plan.clone() }));
+                return false;
+            }
+            let ended = *computed == plan.len;
             if ended {
                 let whole = &sequence.blocks[..sequence.computed / BLOCK_TOKENS];
                 let cached = &mut cache[sequence.plan.text];
@@ -230,8 +247,8 @@ fn is_invariant(files: &Checkpoint, name: &str) {
 
 pub(crate) fn is_invariant_on(device: &Device, files: &Checkpoint, kv: KvCacheDtype, name: &str) {
     let vocab_size = files.config().vocab_size;
-    let mut pipeline = Pipeline::with_cache(device, files, &[0, 4], kv);
-    let references = references(&mut pipeline, vocab_size);
+    let references = references(&mut Pipeline::with_cache(device, files, &[0, 4], kv), vocab_size);
+    let pipeline = Pipeline::with_cache(device, files, &[0, 2, 4], kv);
     let different = references.iter().flatten().map(bits).collect::<std::collections::HashSet<_>>();
     assert!(different.len() > NUM_TEXTS * TEXT_LEN / 2, "{name}: the reference tells texts apart");
     let config = Config { cases: 6, failure_persistence: None, ..Config::default() };
@@ -313,4 +330,12 @@ fn bits_hang_on_nothing_but_the_sequence_with_latent_attention() {
         let files = Checkpoint::open(&golden::fixture(name).join("bf16")).unwrap();
         is_invariant(&files.quantized(quantize), &format!("{name} {quantize:?}"));
     }
+}
+
+/// The stages are cut between a layer that chooses and one that takes its choice.
+#[test]
+fn bits_hang_on_nothing_but_the_sequence_where_a_choice_is_shared() {
+    let folder = tempfile::tempdir().unwrap();
+    sharing_model(folder.path());
+    is_invariant(&Checkpoint::open(folder.path()).unwrap(), "glm-moe-dsa, shared");
 }
