@@ -85,16 +85,29 @@ CONTEXT = {
 HERE = pathlib.Path(__file__).parent
 
 
+# What requests may tell a whole template besides (`chat_template_kwargs`).
+TOLD = [
+    {},
+    {"enable_thinking": False},
+    {"enable_thinking": True, "tools": None},
+    {"add_generation_prompt": False, "reasoning_effort": "low"},
+    {"reasoning_effort": "high", "clear_thinking": True},
+    {"reasoning_effort": None, "clear_thinking": False, "tools": []},
+]
+
+
 def snippets():
-    """Those of snippets.txt, each after a line of ====, and every *.jinja beside it."""
+    """Those of snippets.txt, each after a line of ====, and every *.jinja beside it, whatever it is
+    told."""
     text = (HERE / "snippets.txt").read_text()
     found = text.removeprefix("====\n").removesuffix("\n").split("\n====\n")
-    return found + [path.read_text() for path in sorted(HERE.glob("*.jinja"))]
+    templates = [path.read_text() for path in sorted(HERE.glob("*.jinja"))]
+    return [(one, {}) for one in found] + [(one, told) for one in templates for told in TOLD]
 
 
-def output(snippet):
+def output(snippet, told):
     try:
-        return ENVIRONMENT.from_string(snippet).render(**CONTEXT)
+        return ENVIRONMENT.from_string(snippet).render(**{**CONTEXT, **told})
     except Exception as error:  # whatever Python has against it
         return None
 
@@ -107,7 +120,10 @@ FORMATS = [
 
 
 def main():
-    cases = [{"template": snippet, "output": output(snippet)} for snippet in snippets()]
+    cases = [
+        {"template": snippet, "told": told, "output": output(snippet, told)}
+        for snippet, told in snippets()
+    ]
     made = {
         "jinja2": jinja2.__version__,
         "context": CONTEXT,

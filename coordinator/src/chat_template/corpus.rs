@@ -35,17 +35,18 @@ const REFUSED: [(&str, &str); 20] = [
 #[test]
 fn snippets_are_rendered_as_jinja2_does_or_refused_by_name() {
     let corpus = read();
-    let context = python::value_of(&corpus["context"]);
     let mut num_refused = 0;
     for case in corpus["cases"].as_array().unwrap() {
         let template = case["template"].as_str().unwrap();
+        let mut context = corpus["context"].as_object().unwrap().clone();
+        context.extend(case["told"].as_object().unwrap().clone());
+        let context = python::value_of(&Value::Object(context));
         // Where Jinja2 has an error, more may be understood here.
         let Some(output) = case["output"].as_str() else { continue };
-        let rendered = engine::compile(template, 10_000_000).and_then(|environment| {
-            environment.get_template(engine::NAME)?.render(context.clone())
-        });
+        let rendered = engine::compile(template, 10_000_000)
+            .and_then(|environment| environment.get_template(engine::NAME)?.render(context));
         match rendered {
-            Ok(text) => assert_eq!(text, output, "{template}"),
+            Ok(text) => assert_eq!(text, output, "{} {template}", case["told"]),
             Err(error) => {
                 let refused = REFUSED.iter().find(|(refused, _)| *refused == template);
                 let Some((_, word)) = refused else { panic!("{template}: {error}") };

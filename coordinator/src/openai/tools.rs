@@ -233,8 +233,8 @@ fn choice(choice: Option<Value>, schemas: &Map<String, Value>) -> Result<Choice,
 }
 
 /// What the template is told of thinking: `reasoning_effort`, and the names by which it is switched
-/// on and off: z.ai's `thinking`, and `enable_thinking`. Templates that know none of them think as
-/// they do.
+/// on and off: z.ai's `thinking`, which says with `clear_thinking`, too, whether thoughts of
+/// earlier turns are left out, and `enable_thinking`. Templates that know none think as they do.
 fn thinking(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
     let mut told = Map::new();
     if let Some(effort) = fields.string("reasoning_effort")? {
@@ -258,6 +258,11 @@ fn thinking(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
             }
         };
         told.insert("enable_thinking".into(), enabled.into());
+        match &thinking["clear_thinking"] {
+            Value::Null => {}
+            clear @ Value::Bool(_) => drop(told.insert("clear_thinking".into(), clear.clone())),
+            other => return Err(wrong("thinking.clear_thinking", "true or false", other)),
+        }
     }
     match fields.take("enable_thinking") {
         None => {}
@@ -439,6 +444,36 @@ mod tests {
         for more in [json!({"thinking": {"type": "enabled"}}), json!({"reasoning_effort": "low"})] {
             assert_eq!(ends(more.clone()), on, "{more}");
         }
+    }
+
+    /// Templates of GLM-5.3 don't know how not to think, but how much, and what is kept of it.
+    #[test]
+    fn how_much_is_thought_and_what_is_kept_of_it_reaches_the_template() {
+        let served = served("glm53.jinja");
+        let assistant = json!({"role": "assistant", "content": "3", "reasoning_content": "easy"});
+        let user = json!({"role": "user", "content": "And 2+2?"});
+        let text = |mut more: Value| {
+            more["messages"] = json!([{"role": "user", "content": "1+2?"}, assistant, user]);
+            rendered(&served, more)
+        };
+        for (more, effort, thoughts) in [
+            (json!({}), "Effort: Max", true),
+            (json!({"reasoning_effort": "low"}), "Effort: Low", true),
+            (json!({"chat_template_kwargs": {"reasoning_effort": "high"}}), "Effort: High", true),
+            (
+                json!({"thinking": {"type": "enabled", "clear_thinking": true}}),
+                "Effort: Max",
+                false,
+            ),
+            (json!({"chat_template_kwargs": {"clear_thinking": true}}), "Effort: Max", false),
+        ] {
+            let text = text(more.clone());
+            assert!(text.contains(effort), "{more}: {text}");
+            assert_eq!(text.contains("<think>easy</think>"), thoughts, "{more}: {text}");
+        }
+        let wrong = json!({"thinking": {"type": "enabled", "clear_thinking": 1}});
+        let error = parse(&served, wrong).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("thinking.clear_thinking"));
     }
 
     #[test]
