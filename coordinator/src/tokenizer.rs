@@ -290,6 +290,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_json_is_refused_before_the_library_sees_it() {
+        let tokenizer = br#"{"version": "1.0""#.to_vec();
+        let special = SpecialTokens::default();
+        let source = TokenizerSource::Json { tokenizer, special, chat_template: None };
+        let refused = Tokenizer::from_source(&source).unwrap_err().to_string();
+        assert!(refused.contains("EOF while parsing an object at line 1 column 17"), "{refused}");
+    }
+
+    #[test]
     fn hard_strings_become_the_goldens_tokens_and_come_back() {
         for (name, dtype) in [("glm", "bf16"), ("glm-edge", "bf16"), ("glm4", "f32")] {
             let tokenizer = of(&format!("fixtures/{name}/{dtype}"));

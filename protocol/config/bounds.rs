@@ -208,7 +208,8 @@ impl Model {
         if let Some(pool) = self.pools.iter().find(|pool| pool.is_empty()) {
             return refuse("model.pools", pool, "must be names of pools, as tokens are for");
         }
-        let is_label = |label: &&String| label.split_once('=').is_some_and(|(key, _)| !key.is_empty());
+        let is_label =
+            |label: &&String| label.split_once('=').is_some_and(|(key, _)| !key.is_empty());
         match self.labels.iter().find(|label| !is_label(label)) {
             Some(label) => refuse("model.labels", label, "must be KEY=VALUE, as in rack=7"),
             None => Ok(()),
