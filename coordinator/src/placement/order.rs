@@ -120,7 +120,7 @@ fn within(
     let last_of =
         |(used, class): &Used| Some(classes[*class][usize::from(used[*class]).checked_sub(1)?]);
     let start = (vec![0; classes.len()], 0);
-    let mut levels: Vec<BTreeMap<Used, Ends>> = vec![BTreeMap::from([(start, vec![0..1])])];
+    let mut levels: Vec<BTreeMap<Used, Ends>> = vec![BTreeMap::from([(start, only(0))])];
     for stage in 0..num_stages {
         let allowed = costs.ends(stage, num_stages);
         let mut next: BTreeMap<Used, Ends> = BTreeMap::new();
@@ -202,7 +202,7 @@ impl Bound<'_> {
         let (least, most) = allowed.into_inner();
         if most == num_layers {
             let is_there = self.first(at, firsts, num_layers).is_some();
-            return if is_there { vec![num_layers..num_layers + 1] } else { Ends::new() };
+            return if is_there { only(num_layers) } else { Ends::new() };
         }
         let furthest = self.furthest(at);
         let mut ends = Ends::new();
@@ -227,6 +227,11 @@ impl Bound<'_> {
         let furthest = self.furthest(at);
         firsts.find(|first| furthest[*first] >= end)
     }
+}
+
+/// No end but this.
+fn only(end: usize) -> Ends {
+    std::iter::once(end..end + 1).collect()
 }
 
 /// Takes in further ends.
