@@ -1,10 +1,10 @@
 //! Batch jobs: files of requests whose answers are files. A job survives any end of the process:
 //! what it has answered is durable before it counts, and nothing is answered twice.
 //!
-//! A file of lines, or of rows that become such lines (`row_plan`), comes in (`files`, `blobs`), a job
-//! names it (`records`), its lines are looked at
-//! and computed as work of the lowest priority (`reading`, `window`, `job`, `runner`), what becomes
-//! of each is written down (`journal`), and files are made of that (`finishing`).
+//! A file of lines, or of rows that become such lines (`row_plan`), comes in (`files`, `blobs`), a
+//! job names it (`records`), its lines are looked at and computed as work of the lowest priority
+//! (`reading`, `window`, `job`, `runner`), what becomes of each is written down (`journal`), and
+//! files are made of that (`finishing`).
 
 pub mod blobs;
 pub mod command;

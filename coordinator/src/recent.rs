@@ -1,5 +1,5 @@
-//! The last hour, as a monitor shows it: points of its curves, what happened, and where the steps of
-//! each pipeline spend their time now.
+//! The last hour, as a monitor shows it: points of its curves, what happened, and where the steps
+//! of each pipeline spend their time now.
 //!
 //! Pure, and of fixed size. What is observed is added to a point that is under way; a look at the
 //! clock closes it, so that no observation asks what time it is.

@@ -22,7 +22,8 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// A step of so many tokens has come back after this time, of which its stages tell their parts.
+    /// A step of so many tokens has come back after this time, of which its stages tell their
+    /// parts.
     pub(super) fn record(
         &mut self,
         num_tokens: usize,
