@@ -352,7 +352,7 @@ impl Client {
         choice.ends = if is_end {
             Some((FinishReason::Stop, format!("after {}", n - 1)))
         } else if words.is_stop(token) {
-            Some((FinishReason::Stop, String::new()))
+            Some((FinishReason::StopString(0), String::new()))
         } else {
             (n == self.ask.max_tokens).then(|| (FinishReason::Length, format!("after {n}")))
         };
