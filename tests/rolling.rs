@@ -103,7 +103,7 @@ async fn an_operator_drains_a_node_and_takes_it_back() {
     assert!(run(&["nodes"]).1.contains(&format!("uncordon {node}")));
     let pipelines = run(&["pipelines"]).1;
     assert_eq!(pipelines.matches("pipeline ").count(), 1, "{pipelines}");
-    assert!(pipelines.contains("ms a token predicted"), "{pipelines}");
+    assert!(pipelines.contains("a token: ") && pipelines.contains(" ms predicted"), "{pipelines}");
     let request = cluster.request(&[5, 6], json!({"max_tokens": 4})).await;
     cluster.complete(&request).await;
     assert!(run(&["status"]).1.starts_with("ready\n2 nodes, 1 of 1 pipelines serve\n"));

@@ -113,8 +113,9 @@ fn every_kernel_has_its_launcher() {
     for (path, _) in sources("wgsl") {
         let name = path.file_stem().unwrap().to_string_lossy();
         // Parts of other kernels: how blocks of weights are decoded, how images are addressed, what
-        // is read, how lanes add, what becomes of a product, how attention's partitions are laid out
-        // and merged, what is done with experts, latent rows, chosen positions and a vocabulary.
+        // is read, how lanes add, what becomes of a product, how attention's partitions are laid
+        // out and merged, what is done with experts, latent rows, chosen positions and a
+        // vocabulary.
         let is_shared = ["image", "lanes"].contains(&&*name) || name.ends_with("_in");
         let is_part = name.starts_with("decode_") || is_shared;
         let families =

@@ -58,7 +58,7 @@ async fn every_panel_shows_what_the_server_says_and_a_killed_node_within_two_sec
     let stop = load(&cluster, long, 8);
 
     let mut browser = Browser::open(&program, &format!("{}/ui", cluster.http), (1600, 1400));
-    browser.wait("document.querySelector('#live').textContent === 'live'", PATIENCE);
+    browser.wait("document.querySelector('#live')?.textContent === 'live'", PATIENCE);
     browser.wait(
         "document.querySelector('#requests-list .filler .row:not([hidden])') !== null",
         PATIENCE,

@@ -280,27 +280,19 @@ fn text() -> impl Strategy<Value = String> {
         .prop_map(|parts| parts.concat())
 }
 
+/// `AUTOGLM_CUTS=100000 cargo test -p coordinator --lib any_cut` takes a minute or two.
+fn num_cuts() -> u32 {
+    std::env::var("AUTOGLM_CUTS").map_or(4096, |number| number.parse().expect("a number"))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4096))]
+    #![proptest_config(ProptestConfig::with_cases(num_cuts()))]
     /// Goal: no fault of chunking, of which most reports are. Method: texts of all that means
     /// something, cut at random; and no text panics.
     #[test]
     fn any_cut_says_the_same(text in text(), sizes in proptest::collection::vec(1usize..9, 200)) {
         same_however_cut(&text, sizes)?;
     }
-}
-
-/// As many as the goal has, which takes minutes: `cargo test -p coordinator --lib -- --ignored
-/// a_hundred_thousand`.
-#[test]
-#[ignore = "minutes; the test above does 4,096 in CI"]
-fn a_hundred_thousand_random_cuts_say_the_same() {
-    let config =
-        ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(100_000) };
-    let given = (text(), proptest::collection::vec(1usize..9, 200));
-    let ran = proptest::test_runner::TestRunner::new(config)
-        .run(&given, |(text, sizes)| same_however_cut(&text, sizes));
-    ran.unwrap_or_else(|fault| panic!("{fault}"));
 }
 
 fn same_however_cut(text: &str, sizes: Vec<usize>) -> Result<(), TestCaseError> {
