@@ -84,7 +84,7 @@ impl Default for Delays {
 }
 
 impl Lengths {
-    /// A draw: at least one token, at most [`MAX_TOKENS`].
+    /// A draw: at least one token, at most `MAX_TOKENS`.
     pub fn sample(&self, random: &mut impl Rng) -> u32 {
         (self.0.sample(random).round() as u32).clamp(1, MAX_TOKENS)
     }

@@ -21,7 +21,7 @@ pub struct Parser {
 /// Why a stream isn't one of events.
 #[derive(Clone, Copy, Debug, Error, PartialEq)]
 pub enum SseError {
-    /// More than [`MAX_EVENT_BYTES`] without the end of an event.
+    /// More than `MAX_EVENT_BYTES` without the end of an event.
     #[error("an event of the stream is longer than {MAX_EVENT_BYTES} bytes")]
     TooLong,
     /// Data that isn't text.

@@ -42,7 +42,7 @@ pub struct Row {
     pub run: RunResult,
     /// The row that it is compared with, from 0.
     pub against: Option<usize>,
-    /// By how much each of [`FIGURES`] changed, as a share of what it was.
+    /// By how much each of `FIGURES` changed, as a share of what it was.
     pub changes: Vec<Option<f64>>,
     /// Why it isn't like compared with like.
     pub unlike: Vec<String>,
