@@ -41,6 +41,11 @@ pub struct Http {
     /// Web pages that may ask, by origin as in `https://chat.example.org`; `*` is all of them. The
     /// others' browsers are told nothing, and what a page can send unasked is refused.
     pub cors_origins: Vec<String>,
+    /// Names under which whoever asks may know this server while there are no API keys, beside its
+    /// addresses, `localhost` and the machine's name, and, where others than this machine reach it,
+    /// beside names that nobody can register; `*` is all of them. A web page could have any other
+    /// name point here.
+    pub hosts: Vec<String>,
     /// Most probable tokens that a request may ask for with each token.
     pub max_logprobs: u32,
     /// Choices of one request (`n`).
@@ -86,6 +91,7 @@ impl Default for Http {
             body_timeout_ms: 60_000,
             send_timeout_ms: 60_000,
             cors_origins: Vec::new(),
+            hosts: Vec::new(),
             max_logprobs: 20,
             max_choices: 16,
             max_request_sequences: 256,
@@ -115,13 +121,22 @@ impl Http {
                 expected: "must be more than http.reserved_connections",
             });
         }
-        match self.cors_origins.iter().find(|origin| !is_origin(origin)) {
-            None => Ok(()),
-            Some(origin) => Err(ConfigError::Value {
+        if let Some(origin) = self.cors_origins.iter().find(|origin| !is_origin(origin)) {
+            return Err(ConfigError::Value {
                 key: "http.cors_origins",
                 value: origin.clone(),
                 expected: "must be * or SCHEME://HOST[:PORT] as browsers write it, in small \
                            letters and without a path",
+            });
+        }
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        match self.hosts.iter().find(|it| *it != "*" && (it.is_empty() || !it.chars().all(is_name)))
+        {
+            None => Ok(()),
+            Some(host) => Err(ConfigError::Value {
+                key: "http.hosts",
+                value: host.clone(),
+                expected: "must be * or a name, without a scheme or a port",
             }),
         }
     }
@@ -151,6 +166,8 @@ mod tests {
             ("cors_origins = [\"*\", \"https://a/\"]", "http.cors_origins = https://a/"),
             ("cors_origins = [\"https://A\"]", "http.cors_origins = https://A"),
             ("cors_origins = [\"https://*.a\"]", "http.cors_origins = https://*.a"),
+            ("hosts = [\"llm\", \"llm.example.org:80\"]", "http.hosts = llm.example.org:80"),
+            ("hosts = [\"\"]", "http.hosts = "),
         ] {
             let error = crate::Config::parse(&format!("[http]\n{lines}")).unwrap_err().to_string();
             assert!(error.contains(name), "{lines}: {error}");

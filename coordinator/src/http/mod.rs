@@ -20,6 +20,7 @@ mod durable_tests;
 mod error;
 mod files;
 mod health;
+mod host;
 #[cfg(test)]
 mod keys_tests;
 #[cfg(test)]
@@ -141,10 +142,11 @@ struct Api {
     state: Arc<ApiState>,
     router: Router,
     paths: Vec<&'static str>,
+    hosts: host::Hosts,
 }
 
 impl Api {
-    fn new(state: Arc<ApiState>) -> Self {
+    fn new(state: Arc<ApiState>, hosts: host::Hosts) -> Self {
         let routes = routes();
         let paths = routes.iter().map(|(path, _)| *path).collect();
         let router = routes.into_iter().fold(Router::new(), |all, (path, it)| all.route(path, it));
@@ -152,7 +154,7 @@ impl Api {
             .fallback(error::not_found)
             .method_not_allowed_fallback(error::method_not_allowed)
             .with_state(Arc::clone(&state));
-        Self { state, router, paths }
+        Self { state, router, paths, hosts }
     }
 
     /// Answers, and measures to the end of the answer's body.
@@ -161,7 +163,9 @@ impl Api {
         let (method, endpoint) =
             (name_of(request.method()), route_of(&self.paths, request.uri().path()));
         let mut measured = Measured { state, method, endpoint, start };
-        let mut response = match cors::Page::of(&self.state, &request) {
+        let is_open = !self.state.keys.are_needed();
+        let named = if is_open { self.hosts.check(&request) } else { Ok(()) };
+        let mut response = match named.and_then(|()| cors::Page::of(&self.state, &request)) {
             Ok(page) => {
                 let mut response = match caller::identify(&self.state, &mut request) {
                     Err(refusal) => *refusal,
@@ -223,7 +227,9 @@ pub async fn serve(
     state: Arc<ApiState>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let api = Arc::new(Api::new(Arc::clone(&state)));
+    let is_near = listener.local_addr().is_ok_and(|addr| addr.ip().is_loopback());
+    let hosts = host::Hosts::new(&state.config, !is_near);
+    let api = Arc::new(Api::new(Arc::clone(&state), hosts));
     let closing = state.closing.clone();
     let shutdown = async move {
         shutdown.await;

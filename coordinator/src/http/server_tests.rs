@@ -7,6 +7,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::chat_template::ChatTemplate;
+use crate::keys::Keys;
+use crate::keys::tests::key;
+use crate::openai::testing::Served;
 
 use super::tests::{Script, Server, say};
 
@@ -215,6 +218,47 @@ async fn web_pages_ask_only_where_their_origin_is_configured() {
         assert!(answer.contains(allowed), "{answer}");
         assert!(answer.contains("access-control-allow-headers: x-y"), "{answer}");
     }
+}
+
+/// A page whose name points here is of the same origin to its browser, and sends no `Origin`.
+#[tokio::test]
+async fn without_keys_a_name_that_a_stranger_can_have_is_no_way_in() {
+    let start = async |keys: Keys| {
+        let change = |served: &mut Served| {
+            (served.config.hosts, served.keys) = (vec!["llm.example.org".into()], keys);
+        };
+        Server::with(|request| Script::Say(say(request, "one")), change).await
+    };
+    let get = |head: &str| format!("GET {head}\r\nconnection: close\r\n\r\n").into_bytes();
+    let open = start(Keys::none()).await;
+    for wrong in [
+        "/v1/models HTTP/1.1\r\nhost: evil.example:8000",
+        "/ui HTTP/1.1\r\nhost: evil.example\r\norigin: http://evil.example",
+        "/health/stages HTTP/1.1\r\nhost: 127.0.0.1.evil.example",
+        "/v1/messages HTTP/1.1\r\nhost: evil.example",
+        "http://evil.example/v1/models HTTP/1.1\r\nhost: localhost",
+    ] {
+        let answer = ask(&open, &get(wrong)).await;
+        assert!(answer.starts_with("HTTP/1.1 403"), "{wrong}: {answer}");
+        assert!(answer.contains("http.hosts") && answer.contains("API keys"), "{answer}");
+        let is_anthropics = answer.contains("\"type\":\"error\"");
+        assert_eq!(is_anthropics, wrong.starts_with("/v1/messages"), "{answer}");
+    }
+    for right in [
+        "/v1/models HTTP/1.1\r\nhost: 127.0.0.1:8000",
+        "/v1/models HTTP/1.1\r\nhost: localhost:8000\r\norigin: http://localhost:8000",
+        "/v1/models HTTP/1.1\r\nhost: LLM.example.org",
+        "http://localhost/v1/models HTTP/1.1\r\nhost: localhost",
+        "/v1/models HTTP/1.0",
+    ] {
+        let answer = ask(&open, &get(right)).await;
+        assert!(answer.contains(" 200 OK\r\n"), "{right}: {answer}");
+    }
+    // Whoever needs a key is known by it.
+    let locked = start(Keys::of(vec![key("me", "sk-1")])).await;
+    let asked = "/v1/models HTTP/1.1\r\nhost: evil.example\r\nauthorization: Bearer sk-";
+    assert!(ask(&locked, &get(&format!("{asked}1"))).await.starts_with("HTTP/1.1 200"));
+    assert!(ask(&locked, &get(&format!("{asked}2"))).await.starts_with("HTTP/1.1 401"));
 }
 
 #[tokio::test]
