@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::architecture::Role;
 use crate::fp8;
+use crate::levels;
 
 /// How a tensor is stored in its file. The quantised ones are ggml's block formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,11 +37,17 @@ pub enum DType {
     Q5_K,
     /// Blocks of 256: a scale, 16 eight-bit scales, 256 six-bit numbers centred on 32.
     Q6_K,
+    /// Blocks of 32: a scale, 32 four-bit names of levels.
+    IQ4_NL,
+    /// Blocks of 256: a scale, 8 six-bit scales, 256 four-bit names of levels.
+    IQ4_XS,
+    /// Blocks of 256: a scale, 8 four-bit scales, 64 names of four magnitudes, signs.
+    IQ3_XXS,
 }
 
 impl DType {
-    pub(crate) const NAMES: &'static str =
-        "F32, F16, BF16, F8_E4M3, I4, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K";
+    pub(crate) const NAMES: &'static str = "F32, F16, BF16, F8_E4M3, I4, Q8_0, Q4_0, Q4_1, Q5_0, \
+        Q5_1, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS and IQ3_XXS";
 
     /// All that can be read.
     pub const ALL: &[Self] = &[
@@ -57,6 +64,9 @@ impl DType {
         Self::Q4_K,
         Self::Q5_K,
         Self::Q6_K,
+        Self::IQ4_NL,
+        Self::IQ4_XS,
+        Self::IQ3_XXS,
     ];
 
     /// Values in one block; 1 for plain floats.
@@ -64,8 +74,8 @@ impl DType {
         match self {
             Self::F32 | Self::F16 | Self::BF16 | Self::F8_E4M3 => 1,
             Self::I4 => 8,
-            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => 32,
-            Self::Q4_K | Self::Q5_K | Self::Q6_K => SUPER,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::IQ4_NL => 32,
+            Self::Q4_K | Self::Q5_K | Self::Q6_K | Self::IQ4_XS | Self::IQ3_XXS => SUPER,
         }
     }
 
@@ -77,13 +87,15 @@ impl DType {
             Self::F8_E4M3 => 1,
             Self::I4 => 4,
             Self::Q8_0 => 34,
-            Self::Q4_0 => 18,
+            Self::Q4_0 | Self::IQ4_NL => 18,
             Self::Q4_1 => 20,
             Self::Q5_0 => 22,
             Self::Q5_1 => 24,
             Self::Q4_K => 144,
             Self::Q5_K => 176,
             Self::Q6_K => 210,
+            Self::IQ4_XS => levels::XS_BYTES,
+            Self::IQ3_XXS => levels::GRID_BYTES,
         }
     }
 
@@ -100,13 +112,16 @@ impl DType {
             Self::Q4_K => Format::Q4K,
             Self::Q5_K => Format::Q5K,
             Self::Q6_K => Format::Q6K,
+            Self::IQ4_NL => Format::Iq4Nl,
+            Self::IQ4_XS => Format::Iq4Xs,
+            Self::IQ3_XXS => Format::Iq3,
             Self::F16 => Format::F16,
         }
     }
 
     /// Whether a row in its file is a row as it is handed over.
     pub(crate) fn is_handed_over_as_stored(self) -> bool {
-        !matches!(self, Self::F8_E4M3 | Self::I4 | Self::Q4_0 | Self::Q5_0)
+        !matches!(self, Self::F8_E4M3 | Self::I4 | Self::Q4_0 | Self::Q5_0 | Self::IQ3_XXS)
     }
 }
 
@@ -171,6 +186,12 @@ pub enum Format {
     Q5K,
     /// The same (`block_q6_K`).
     Q6K,
+    /// Groups of 32, each `d: f16, q: [u8; 16]` (`block_iq4_nl`): codes name levels.
+    Iq4Nl,
+    /// Blocks of 256 as ggml has them (`block_iq4_xs`).
+    Iq4Xs,
+    /// Blocks laid out in the same way, whose codes name -15.5, -13, -11 ... 11, 13, 15.5.
+    Iq3,
 }
 
 impl Format {
@@ -184,6 +205,9 @@ impl Format {
             Self::Q4K => Some(DType::Q4_K),
             Self::Q5K => Some(DType::Q5_K),
             Self::Q6K => Some(DType::Q6_K),
+            Self::Iq4Nl => Some(DType::IQ4_NL),
+            // The one is laid out as the other.
+            Self::Iq4Xs | Self::Iq3 => Some(DType::IQ4_XS),
             Self::F32 | Self::F16 | Self::BF16 | Self::Fp8 | Self::Int4Zero => None,
         }
     }
@@ -209,7 +233,12 @@ impl Format {
             Self::F32 => none(rows, |value| u32::from_le_bytes(value) & 0x7f80_0000 == 0x7f80_0000),
             Self::F16 => f16s(rows),
             Self::BF16 => none(rows, |value| u16::from_le_bytes(value) & 0x7f80 == 0x7f80),
-            Self::Int8 => rows.chunks_exact(self.row_bytes(GROUP)).all(|group| f16s(&group[..2])),
+            Self::Int8 | Self::Iq4Nl => {
+                rows.chunks_exact(self.row_bytes(GROUP)).all(|group| f16s(&group[..2]))
+            }
+            Self::Iq4Xs | Self::Iq3 => {
+                rows.chunks_exact(self.row_bytes(SUPER)).all(|block| f16s(&block[..2]))
+            }
             Self::Int4 | Self::Int5 => {
                 rows.chunks_exact(self.row_bytes(GROUP)).all(|group| f16s(&group[..4]))
             }
@@ -235,6 +264,9 @@ impl Format {
             Self::Int4Zero => cols.next_multiple_of(GROUP) / 2 + cols.div_ceil(ZERO_GROUP) * 4,
             // The scales of 128 values take as much as their upper bits.
             Self::Q6K => cols.div_ceil(SUPER) * (128 + 6 * 16),
+            // Scales of 256 values, or of 512, are rounded up to 16 bytes.
+            Self::Iq4Nl => (cols.div_ceil(GROUP) + cols.div_ceil(SUPER)) * 16,
+            Self::Iq4Xs | Self::Iq3 => (cols.div_ceil(GROUP) + cols.div_ceil(2 * SUPER)) * 16,
             _ => self.row_bytes(cols),
         }
     }
@@ -242,9 +274,9 @@ impl Format {
     /// The narrowest floats that hold the values.
     pub(crate) fn float(self) -> Self {
         match self {
-            Self::Int8 | Self::Int4 | Self::Int5 | Self::Q4K | Self::Q5K | Self::Q6K => Self::F16,
+            Self::F32 | Self::F16 | Self::BF16 => self,
             Self::Fp8 | Self::Int4Zero => Self::F32,
-            float => float,
+            _ => Self::F16,
         }
     }
 
@@ -286,6 +318,7 @@ impl Quantize {
     pub(crate) fn format(self, stored: Format, is_layer: bool) -> Format {
         match (self, stored) {
             (Self::None, _) | (_, Format::Int4 | Format::Int4Zero | Format::Q4K) => stored,
+            (_, Format::Iq4Nl | Format::Iq4Xs | Format::Iq3) => stored,
             (Self::Int4, _) if is_layer => Format::Int4,
             (_, Format::Int5 | Format::Q5K | Format::Q6K) => stored,
             (Self::Int8 | Self::Int4, _) => Format::Int8,

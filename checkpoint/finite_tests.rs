@@ -136,6 +136,9 @@ fn scales_of_blocks_are_refused() {
         (12, DType::Q4_K, &[0, 2]),
         (13, DType::Q5_K, &[0, 2]),
         (14, DType::Q6_K, &[208]),
+        (18, DType::IQ3_XXS, &[0]),
+        (20, DType::IQ4_NL, &[0]),
+        (23, DType::IQ4_XS, &[0]),
     ] {
         let blocks = 256 / dtype.block_values();
         let block = blocks - 1;

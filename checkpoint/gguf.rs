@@ -207,29 +207,20 @@ fn is_empty(shape: &[usize]) -> bool {
     shape.is_empty() || shape.contains(&0)
 }
 
-/// Numbers of `enum ggml_type`.
+/// The names in `enum ggml_type`, by their numbers; none where a number was given up.
+#[rustfmt::skip]
+const GGML_TYPES: [&str; 42] = [
+    "F32", "F16", "Q4_0", "Q4_1", "", "", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K",
+    "Q5_K", "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S",
+    "IQ4_XS", "I8", "I16", "I32", "I64", "F64", "IQ1_M", "BF16", "", "", "", "TQ1_0", "TQ2_0", "",
+    "", "", "MXFP4", "NVFP4", "Q1_0",
+];
+
+/// The type of this number, or its name.
 fn dtype(number: u32) -> Result<DType, String> {
-    Ok(match number {
-        0 => DType::F32,
-        1 => DType::F16,
-        2 => DType::Q4_0,
-        3 => DType::Q4_1,
-        6 => DType::Q5_0,
-        7 => DType::Q5_1,
-        8 => DType::Q8_0,
-        12 => DType::Q4_K,
-        13 => DType::Q5_K,
-        14 => DType::Q6_K,
-        30 => DType::BF16,
-        other => {
-            let name = match other {
-                10 => "Q2_K",
-                11 => "Q3_K",
-                _ => return Err(format!("ggml type {other}")),
-            };
-            return Err(name.to_owned());
-        }
-    })
+    let name = GGML_TYPES.get(number as usize).filter(|name| !name.is_empty());
+    let Some(name) = name else { return Err(format!("ggml type {number}")) };
+    DType::ALL.iter().copied().find(|it| it.to_string() == *name).ok_or_else(|| (*name).to_owned())
 }
 
 impl Array {

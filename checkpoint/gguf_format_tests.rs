@@ -78,6 +78,9 @@ fn large_blocks_keep_their_bits_and_parts_their_formats() {
             "blk.0.attn_q.weight" | "blk.0.attn_k.weight" => (12, 144),
             "blk.0.attn_v.weight" => (14, 210),
             "blk.1.attn_output.weight" => (13, 176),
+            "blk.0.ffn_gate.weight" | "blk.0.ffn_up.weight" => (23, 136),
+            "blk.1.ffn_gate.weight" | "blk.1.ffn_up.weight" => (18, 98),
+            "blk.0.attn_output.weight" => (20, 8 * 18),
             _ => continue,
         };
         tensor.kind = kind;
@@ -95,6 +98,19 @@ fn large_blocks_keep_their_bits_and_parts_their_formats() {
     let output = checkpoint.matrix(Matrix::Output(1)).unwrap();
     assert_eq!((output.format(), output.parts().len()), (Format::Q5K, 1));
     assert_eq!(output.device_bytes(), 256 * 176);
+    // Levels: as stored, but for names of magnitudes.
+    for (matrix, format, handed, device) in [
+        (Matrix::GateUp(0), Format::Iq4Xs, 136, 144),
+        (Matrix::GateUp(1), Format::Iq3, 136, 144),
+        (Matrix::Output(0), Format::Iq4Nl, 144, 144),
+    ] {
+        let view = checkpoint.matrix(matrix).unwrap();
+        assert_eq!((view.format(), view.row_bytes()), (format, handed));
+        assert_eq!(view.device_bytes(), view.rows() as u64 * device);
+        let mut row = vec![0; handed];
+        view.read_rows(3..4, &mut row).unwrap();
+        assert_eq!(row == block(3, handed), format != Format::Iq3);
+    }
     // What is asked for is no smaller.
     let checkpoint = checkpoint.quantized(Quantize::Int8);
     let formats = checkpoint.matrix(Matrix::Qkv(0)).unwrap().parts();

@@ -317,7 +317,11 @@ fn damaged_files_are_refused() {
     assert!(with(dimensions + 4, &0u64.to_le_bytes()).contains("ffn_down"));
     assert!(with(dimensions + 4, &u64::MAX.to_le_bytes()).contains("claims a shape of"));
     assert!(with(kind, &[12]).contains("has rows of 32 values, Q4_K needs a multiple of 256"));
-    assert!(with(kind, &[99]).contains("is stored as ggml type 99"));
+    assert!(with(kind, &[16]).contains("is stored as IQ2_XXS"));
+    assert!(with(kind, &[39]).contains("is stored as MXFP4"));
+    for number in [4, 38, 99] {
+        assert!(with(kind, &[number]).contains(&format!("is stored as ggml type {number}")));
+    }
     assert!(with(offset, &1u64.to_le_bytes()).contains("it must be a multiple of 32"));
     assert!(with(offset, &0u64.to_le_bytes()).contains("overlaps with tensor"));
     let far = (u64::MAX - 31).to_le_bytes();

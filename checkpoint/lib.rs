@@ -38,6 +38,7 @@ mod gguf_tests;
 #[cfg(test)]
 mod gguf_writer;
 mod huggingface;
+mod levels;
 mod mapped;
 mod matrix;
 mod order;
@@ -47,6 +48,8 @@ mod packed;
 mod packed_tests;
 mod quantize;
 mod quants;
+#[cfg(test)]
+mod quants_golden_tests;
 mod safetensors;
 mod spec;
 #[cfg(test)]

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use crate::dtype::{DType, FP8_GROUP, Format, GROUP, Quantize, ZERO_GROUP_BYTES};
 use crate::error::CheckpointError;
 use crate::fp8;
+use crate::levels;
 use crate::mapped::Mapped;
 use crate::order::{Heads, Order};
 use crate::packed::{Side, write_group};
@@ -282,6 +283,10 @@ impl<'a> MatrixView<'a> {
         match (source.piece.dtype, self.format) {
             (DType::Q4_0, Format::Int4) => return with_offset(8.0, stored, out).map_err(range),
             (DType::Q5_0, Format::Int5) => return with_offset(16.0, stored, out).map_err(range),
+            (DType::IQ3_XXS, Format::Iq3) => {
+                levels::row_as_nibbles(stored, out);
+                return Ok(());
+            }
             _ => {}
         }
         // Only what is stored so becomes it.
@@ -326,14 +331,7 @@ impl<'a> MatrixView<'a> {
                     group(values, out)?;
                 }
             }
-            Format::Fp8
-            | Format::Int4Zero
-            | Format::Int5
-            | Format::Q4K
-            | Format::Q5K
-            | Format::Q6K => {
-                unreachable!("such rows are those of their file")
-            }
+            _ => unreachable!("such rows are those of their file"),
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 use half::{bf16, f16};
 
 use crate::dtype::DType;
+use crate::levels;
 
 /// Decodes one row. `out` fills whole blocks and `stored` holds exactly these.
 pub(crate) fn decode_row(dtype: DType, stored: &[u8], out: &mut [f32]) {
@@ -43,6 +44,9 @@ pub(crate) fn decode_row(dtype: DType, stored: &[u8], out: &mut [f32]) {
         DType::Q4_K => blocks.zip(values).for_each(|(block, out)| q4_k(block, out)),
         DType::Q5_K => blocks.zip(values).for_each(|(block, out)| q5_k(block, out)),
         DType::Q6_K => blocks.zip(values).for_each(|(block, out)| q6_k(block, out)),
+        DType::IQ4_NL => blocks.zip(values).for_each(|(block, out)| levels::iq4_nl(block, out)),
+        DType::IQ4_XS => blocks.zip(values).for_each(|(block, out)| levels::iq4_xs(block, out)),
+        DType::IQ3_XXS => blocks.zip(values).for_each(|(block, out)| levels::iq3_xxs(block, out)),
     }
 }
 

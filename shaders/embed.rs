@@ -158,6 +158,48 @@ mod tests {
         }
     }
 
+    /// Goal: blocks of ggml are on the device what its package says that they are. Method: rows of
+    /// golden ones, scales of every size among them, looked up.
+    #[test]
+    fn blocks_of_ggml_hold_what_its_package_says() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/quants");
+        for (format, name) in [
+            (Format::Int5, "Q5_1"),
+            (Format::Q4K, "Q4_K"),
+            (Format::Q5K, "Q5_K"),
+            (Format::Q6K, "Q6_K"),
+            (Format::Iq4Nl, "IQ4_NL"),
+            (Format::Iq4Xs, "IQ4_XS"),
+        ] {
+            let read = |ending: &str| std::fs::read(format!("{folder}/{name}.{ending}")).unwrap();
+            let (bytes, values) = (read("blocks"), read("values"));
+            let values = values.as_chunks().0.iter().map(|it| f32::from_le_bytes(*it));
+            let expected: Vec<f32> = values.collect();
+            let cols = 256;
+            assert_eq!(format.decode(cols, &bytes), expected, "{name}");
+            let rows = expected.len() / cols;
+            for gpu in testing::both_layouts() {
+                let form = (format, RowOrder::Plain);
+                let table = WeightMatrix::from_bytes(&gpu, (rows, cols), form, &bytes).unwrap();
+                let ids: Vec<u32> = (0..rows as u32).collect();
+                let (inputs, step) = testing::token_inputs(&gpu, &ids);
+                let out = gpu.alloc_vec4s(rows * cols).unwrap();
+                let mut pass = Pass::new();
+                BoundEmbed::new(&gpu, &inputs, &table, &out).unwrap().record(&mut pass, step);
+                gpu.run(&pass).unwrap();
+                let found = gpu.read_f32(&out).unwrap();
+                for (found, expected) in found.chunks(cols).zip(expected.chunks(cols)) {
+                    // Against the largest of a row: of codes and minimums, much may cancel out.
+                    let size = expected.iter().fold(0.0, |most: f32, it| most.max(it.abs()));
+                    for (found, expected) in found.iter().zip(expected) {
+                        let error = (found - expected).abs();
+                        assert!(error <= size * 1e-6, "{name}: {found} {expected}");
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn agrees_when_the_table_is_split() {
         // One or two tiles per shard, depending on the format.

@@ -1,6 +1,7 @@
 //! Number formats of weights: how a row is handed over, and how kernels read it.
 
 use crate::format_k;
+use crate::format_levels;
 use crate::weights::{BLOCK_BYTES, GROUP, GROUPS_PER_QUAD, TILE};
 
 /// How weights are stored. Products are computed in f32 whatever they are.
@@ -37,11 +38,18 @@ pub enum Format {
     /// `d s (q - 32)`, `q` from 0 to 63, `s` a signed byte for each group of 16: blocks of 256
     /// values (`block_q6_K`).
     Q6K,
+    /// `d v`, `v` one of 16 levels: per group of 32 `d: f16, q: [u8; 16]` (`block_iq4_nl`).
+    Iq4Nl,
+    /// `d s v`, `v` the same, `s` of six bits for each group of 32: blocks of 256 values
+    /// (`block_iq4_xs`).
+    Iq4Xs,
+    /// The same with other levels, with which `block_iq3_xxs` is exact.
+    Iq3,
 }
 
 impl Format {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -53,6 +61,9 @@ impl Format {
         Self::Q4K,
         Self::Q5K,
         Self::Q6K,
+        Self::Iq4Nl,
+        Self::Iq4Xs,
+        Self::Iq3,
     ];
 
     /// Whether groups of values share a scale.
@@ -67,7 +78,8 @@ impl Format {
 
     /// Whether a group's values have an offset beside their scale, or codes that take one.
     pub fn has_offset(self) -> bool {
-        !matches!(self, Self::F32 | Self::F16 | Self::Bf16 | Self::Fp8 | Self::Q6K)
+        let has_none = matches!(self, Self::F32 | Self::F16 | Self::Bf16 | Self::Fp8 | Self::Q6K);
+        !has_none && self.levels().is_none()
     }
 
     /// Whether codes can be decoded in the places that they have in a word, each a power of two too
@@ -88,6 +100,8 @@ impl Format {
             Self::Q4K | Self::Q5K | Self::Q6K => {
                 self.unit().map_or(0, |(values, bytes)| cols.div_ceil(values) * bytes)
             }
+            Self::Iq4Nl => cols.div_ceil(GROUP) * format_levels::NL_BYTES,
+            Self::Iq4Xs | Self::Iq3 => cols.div_ceil(format_k::SUPER) * format_levels::XS_BYTES,
         }
     }
 
@@ -116,7 +130,7 @@ impl Format {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 8,
             Self::Int8 | Self::Fp8 => 16,
-            Self::Int4 | Self::Int4Zero | Self::Int5 | Self::Q4K | Self::Q5K | Self::Q6K => 32,
+            _ => 32,
         }
     }
 
@@ -171,6 +185,24 @@ impl Format {
                 include_str!("decode_bytes.wgsl"),
                 include_str!("decode_codes.wgsl"),
             ),
+            Self::Iq4Nl => concat!(
+                include_str!("decode_iq4_nl.wgsl"),
+                include_str!("decode_levels.wgsl"),
+                include_str!("decode_levels_16.wgsl"),
+                include_str!("decode_codes.wgsl"),
+            ),
+            Self::Iq4Xs => concat!(
+                include_str!("decode_iq4_xs.wgsl"),
+                include_str!("decode_levels.wgsl"),
+                include_str!("decode_levels_16.wgsl"),
+                include_str!("decode_codes.wgsl"),
+            ),
+            Self::Iq3 => concat!(
+                include_str!("decode_iq4_xs.wgsl"),
+                include_str!("decode_levels.wgsl"),
+                include_str!("decode_levels_8.wgsl"),
+                include_str!("decode_codes.wgsl"),
+            ),
         }
     }
 
@@ -199,7 +231,11 @@ impl Format {
         let decode_row = |row: &[u8]| -> Vec<f32> {
             if let Some((_, bytes)) = self.unit() {
                 let blocks = row.chunks(bytes);
-                return blocks.flat_map(|it| format_k::decode(self, it)).take(cols).collect();
+                let decode = |it| match self.levels() {
+                    Some(levels) => format_levels::decode(self, levels, it),
+                    None => format_k::decode(self, it).collect(),
+                };
+                return blocks.flat_map(decode).take(cols).collect();
             }
             let groups = row.chunks_exact(self.group_bytes());
             match self {
@@ -264,11 +300,14 @@ impl Format {
                 .chunks(cols)
                 .flat_map(|row| row.chunks(self.group()).flat_map(|group| self.encode_group(group)))
                 .collect(),
-            Self::Int5 | Self::Q4K | Self::Q5K | Self::Q6K => {
-                let unit = if self == Self::Int5 { GROUP } else { format_k::SUPER };
-                let rows = values.chunks(cols);
-                rows.flat_map(|row| row.chunks(unit).flat_map(|it| format_k::encode(self, it)))
-                    .collect()
+            _ => {
+                let is_group = matches!(self, Self::Int5 | Self::Iq4Nl);
+                let unit = if is_group { GROUP } else { format_k::SUPER };
+                let encode = |it| match self.levels() {
+                    Some(levels) => format_levels::encode(self, levels, it),
+                    None => format_k::encode(self, it),
+                };
+                values.chunks(cols).flat_map(|row| row.chunks(unit).flat_map(encode)).collect()
             }
         }
     }
@@ -346,8 +385,12 @@ mod tests {
         for format in Format::ALL {
             let values: Vec<f32> = (0..40).map(|i| (i % 16) as f32 * 0.5 - 3.5).collect();
             let decoded = format.decode(40, &format.encode(40, &values));
-            // Of 4, half a step: with three bits of mantissa a quarter.
-            let tolerance = if format == Format::Fp8 { 0.25 } else { 0.13 };
+            // Of 4, half a step: with three bits of mantissa a quarter, between levels more.
+            let tolerance = match format {
+                Format::Fp8 => 0.25,
+                Format::Iq4Nl | Format::Iq4Xs | Format::Iq3 => 0.43,
+                _ => 0.13,
+            };
             for (decoded, value) in decoded.iter().zip(&values) {
                 assert!(
                     (decoded - value).abs() < tolerance,

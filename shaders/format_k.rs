@@ -7,6 +7,7 @@
 
 use half::f16;
 
+use crate::format_levels;
 use crate::weights::{BLOCK_BYTES, Format, GROUP};
 
 /// Values of a block of these formats.
@@ -26,6 +27,8 @@ impl Format {
             Self::Q4K => Some((SUPER, 144)),
             Self::Q5K => Some((SUPER, 176)),
             Self::Q6K => Some((SUPER, 210)),
+            Self::Iq4Nl => Some((SUPER, 8 * format_levels::NL_BYTES)),
+            Self::Iq4Xs | Self::Iq3 => Some((2 * SUPER, 2 * format_levels::XS_BYTES)),
             _ => None,
         }
     }
@@ -34,7 +37,8 @@ impl Format {
     pub(crate) fn num_sides(self, num_blocks: usize) -> usize {
         match self {
             Self::Int5 => num_blocks.div_ceil(4) * 2,
-            Self::Q4K => num_blocks.div_ceil(8),
+            Self::Q4K | Self::Iq4Nl => num_blocks.div_ceil(8),
+            Self::Iq4Xs | Self::Iq3 => num_blocks.div_ceil(16),
             Self::Q5K => num_blocks.div_ceil(8) * 3,
             Self::Q6K => num_blocks.div_ceil(4) * 3,
             _ => 0,
@@ -59,6 +63,9 @@ pub(crate) fn take_apart(
     mut write_codes: impl FnMut(usize, [u8; BLOCK_BYTES]),
     mut write_side: impl FnMut(usize, [u8; BLOCK_BYTES]),
 ) {
+    if format.levels().is_some() {
+        return format_levels::take_apart(format, block, write_codes, write_side);
+    }
     let codes = codes(format, block);
     let num_groups = if format == Format::Int5 { block.len() / INT5_BYTES } else { GROUPS };
     let groups = &codes.as_chunks::<GROUP>().0[..num_groups];

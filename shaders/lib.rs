@@ -20,6 +20,7 @@ mod compile;
 pub mod error;
 mod format;
 mod format_k;
+mod format_levels;
 pub mod gpu;
 mod gpu_options;
 pub mod inputs;

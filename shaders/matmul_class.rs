@@ -79,8 +79,7 @@ impl Class {
         // As measured.
         let tn = match format {
             Format::F32 | Format::Bf16 | Format::Fp8 => 4,
-            Format::F16 | Format::Int8 | Format::Int4 | Format::Int4Zero => 8,
-            Format::Int5 | Format::Q4K | Format::Q5K | Format::Q6K => 8,
+            _ => 8,
         };
         let many = Variant { max_rows: usize::MAX, tm: 4, tn, ..one };
         let mut variants = vec![one, Variant { max_rows: 2, tm: 2, ..many }];

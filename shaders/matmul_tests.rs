@@ -264,6 +264,8 @@ fn all_ways_of_a_gpu_give_the_same_bits() {
         (Format::Q4K, Kind::Store, false),
         (Format::Q5K, Kind::Swiglu, true),
         (Format::Q6K, Kind::Residual, true),
+        (Format::Iq4Nl, Kind::Swiglu, true),
+        (Format::Iq4Xs, Kind::Store, false),
     ] {
         // More rows than one workgroup stages, and not all of those of the next; more chunks than
         // the most groups of lanes take at a time.

@@ -82,6 +82,7 @@ fn rounded_files_of_every_architecture_compute_what_their_values_say() {
             ("Q4_1", Format::Int4),
             ("Q4_0", Format::Int4),
             ("F16", Format::F16),
+            ("IQ4_NL", Format::Iq4Nl),
         ]
         .into_iter()
         .cycle(),

@@ -60,8 +60,25 @@ def rounded(values, kind):
         kind = gguf.GGMLQuantizationType.F32
     elif values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
         kind = gguf.GGMLQuantizationType.F16
-    stored = gguf.quants.quantize(values, kind)
+    if kind == gguf.GGMLQuantizationType.IQ4_NL:
+        # The package reads it, but doesn't write it.
+        stored = named_levels(values)
+    else:
+        stored = gguf.quants.quantize(values, kind)
     return stored, kind, gguf.quants.dequantize(stored, kind).reshape(values.shape)
+
+
+def named_levels(values):
+    """Blocks of IQ4_NL: of 32 values the largest is the first or the last level, or near it."""
+    levels = np.array(gguf.quants.IQ4_NL.kvalues, np.float32)
+    blocks = values.reshape(-1, 32).astype(np.float32)
+    needed = np.maximum(blocks / levels[0], blocks / levels[-1]).max(axis=1, keepdims=True)
+    scales = needed.astype(np.float16)
+    away = blocks / np.where(scales == 0, 1, scales).astype(np.float32)
+    codes = np.abs(away[:, :, None] - levels).argmin(axis=2).astype(np.uint8)
+    packed = codes[:, :16] | codes[:, 16:] << 4
+    rows = np.concatenate([scales.view(np.uint8), packed], axis=1)
+    return rows.reshape(*values.shape[:-1], -1)
 
 
 class File:

@@ -106,6 +106,9 @@ pub fn on_device(format: checkpoint::Format) -> Format {
         checkpoint::Format::Q4K => Format::Q4K,
         checkpoint::Format::Q5K => Format::Q5K,
         checkpoint::Format::Q6K => Format::Q6K,
+        checkpoint::Format::Iq4Nl => Format::Iq4Nl,
+        checkpoint::Format::Iq4Xs => Format::Iq4Xs,
+        checkpoint::Format::Iq3 => Format::Iq3,
     }
 }
 
