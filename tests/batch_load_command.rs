@@ -1,5 +1,7 @@
 //! `batch-load`: what batches cost those who wait for answers, and what waiting would have saved.
 
+use std::path::PathBuf;
+
 use clap::Parser;
 use tests::batch_load::{interference, throughput};
 use tests::cluster::Options;
@@ -10,6 +12,9 @@ use tests::golden;
 /// /v1/completions, in turn.
 #[derive(Parser)]
 struct Arguments {
+    /// A model's folder or file, or the name of one in tests/models.
+    #[arg(long, default_value = "glass-en")]
+    model: PathBuf,
     /// Nodes of the cluster, a stage on each.
     #[arg(long, default_value = "2")]
     nodes: u32,
@@ -32,8 +37,8 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() {
-    let Arguments { nodes, jobs, requests, rounds, lines, concurrency } = Arguments::parse();
-    let options = Options::new(golden::model("glass-en")).nodes(nodes, nodes);
+    let Arguments { model, nodes, jobs, requests, rounds, lines, concurrency } = Arguments::parse();
+    let options = Options::new(golden::model_or_path(model)).nodes(nodes, nodes);
     if jobs > 1 {
         println!("{}", interference(options.clone(), jobs, requests).await);
     }

@@ -15,6 +15,11 @@ pub fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name)
 }
 
+/// What a command line names: a model's folder or file, or a folder of tests/models.
+pub fn model_or_path(named: PathBuf) -> PathBuf {
+    if named.exists() { named } else { model(&named.to_string_lossy()) }
+}
+
 /// SmolLM2's GGUF, where `make test` put it; says so when it is absent.
 pub fn smollm2() -> Option<PathBuf> {
     let path = std::env::var_os("AUTOGLM_SMOLLM2").map(PathBuf::from);

@@ -65,16 +65,12 @@ async fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     }
-    let model = match arguments.model.exists() {
-        true => arguments.model,
-        false => golden::model(&arguments.model.to_string_lossy()),
-    };
     let options = Options {
         seed: arguments.seed,
         num_faults: arguments.kills,
         num_streams: arguments.streams,
         faults,
-        model,
+        model: golden::model_or_path(arguments.model),
         stages: arguments.stages,
         spares: arguments.spares,
         is_hasty: arguments.hasty,
