@@ -12,7 +12,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 
-use super::{ApiState, error, ui};
+use super::{ApiState, error, health, ui};
 use crate::keys::{Access, Limits, OverQuota, Refusal, Scope};
 use crate::openai::ApiError;
 use crate::request::Tenant;
@@ -71,7 +71,7 @@ pub(super) fn over(state: &ApiState, quota: OverQuota) -> ApiError {
 /// With the answer to those who may not.
 pub(super) fn identify(state: &ApiState, request: &mut Request) -> Result<Caller, Box<Response>> {
     let scope = match request.uri().path() {
-        path if path.starts_with("/health/") || ui::is_page(path) => {
+        path if health::is_health(path) || ui::is_page(path) => {
             return Ok(Caller(state.keys.anybody()));
         }
         "/metrics" => Scope::Metrics,

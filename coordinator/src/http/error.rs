@@ -34,6 +34,10 @@ pub(super) fn style_of(path: &str) -> Style {
     if path.starts_with("/v1/messages") { Style::Messages } else { Style::Chat }
 }
 
+/// For whoever asks for something else.
+const THERE_IS: &str = "there are /v1/chat/completions, /v1/completions, /v1/responses, \
+    /v1/messages, /v1/embeddings, /v1/models, /v1/files, /v1/batches and, for people, /ui";
+
 pub(super) async fn not_found(uri: Uri) -> ApiError {
     let path = uri.path();
     let is_there = |path: &str| super::is_route(path);
@@ -49,7 +53,7 @@ pub(super) async fn not_found(uri: Uri) -> ApiError {
              with /v1"
         )
     } else {
-        format!("there is no {path}; the API is under /v1")
+        format!("there is no {path}; {THERE_IS}")
     };
     ApiError::malformed(message).status(404).code("unknown_url")
 }

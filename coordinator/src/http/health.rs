@@ -13,6 +13,11 @@ use serde_json::{Value, json};
 use super::ApiState;
 use crate::status::Status;
 
+/// Whether a path asks for health, for which no key is needed and a connection is kept.
+pub(super) fn is_health(path: &str) -> bool {
+    path == "/health" || path.starts_with("/health/")
+}
+
 pub(super) async fn live() -> Response {
     Json(json!({"status": "live"})).into_response()
 }

@@ -95,7 +95,7 @@ impl Deref for ApiState {
 }
 
 /// Every route.
-fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 32] {
+fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 35] {
     [
         ("/v1/models", get(models::list)),
         ("/v1/models/{*id}", get(models::retrieve)),
@@ -127,8 +127,12 @@ fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 32] {
         ("/infill", post(answer::infill)),
         ("/tokenize", post(tokens::tokenize)),
         ("/detokenize", post(tokens::detokenize)),
+        ("/", get(ui::lead)),
         ("/ui", get(ui::page)),
         ("/ui/{file}", get(ui::part)),
+        // As vLLM's clients and load balancers ask.
+        ("/health", get(health::ready)),
+        ("/version", get(models::version)),
         ("/health/live", get(health::live)),
         ("/health/ready", get(health::ready)),
         ("/health/stages", get(health::stages)),

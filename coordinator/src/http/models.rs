@@ -1,4 +1,4 @@
-//! `/v1/models`
+//! `/v1/models`, and `/version`.
 
 use std::sync::Arc;
 
@@ -27,6 +27,10 @@ pub(super) async fn retrieve(
         return Ok(Json(describe(&state)).into_response());
     }
     Err(ApiError::no_model(&id, &state.model.name))
+}
+
+pub(super) async fn version() -> Json<Value> {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
 }
 
 fn describe(state: &ApiState) -> Value {

@@ -25,8 +25,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tracing::{debug, warn};
 
-use super::Api;
 use super::socket::Socket;
+use super::{Api, health};
 use crate::openai::ApiError;
 
 /// After an accept that failed: the system may be out of something that others give back soon.
@@ -207,7 +207,7 @@ async fn one(
     let service = service_fn(|request: hyper::Request<Incoming>| {
         let mut busy = Busy::new(connection, places);
         let (api, socket) = (Arc::clone(&api), socket.clone());
-        let is_health = request.uri().path().starts_with("/health/");
+        let is_health = health::is_health(request.uri().path());
         let has_place = is_health || busy.place.is_some();
         if is_health {
             busy.place = None;

@@ -344,12 +344,18 @@ async fn heads_continues_and_wrong_base_urls_are_answered() {
     waits.write_all(body.as_bytes()).await.unwrap();
     assert!(rest(&mut waits).await.starts_with("HTTP/1.1 200"));
 
+    // As vLLM's clients ask.
+    let version = server.call("GET", "/version", b"").await.json();
+    assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+    let nameless = server.call("POST", "/v1/completions", br#"{"prompt": "x"}"#).await;
+    assert_eq!(nameless.status, 200, "{}", nameless.body);
+
     for (path, says) in [
         ("/chat/completions", "/v1/chat/completions: this client adds no /v1"),
         ("/models", "its base URL end with /v1"),
         ("/v1/v1/messages", "/v1/messages: this client adds /v1 itself"),
         ("/v1/infill", "/infill: this client adds /v1 itself"),
-        ("/api/generate", "the API is under /v1"),
+        ("/api/generate", "there are /v1/chat/completions, /v1/completions"),
     ] {
         let answer = server.call("POST", path, b"{}").await;
         let error = answer.json()["error"].clone();

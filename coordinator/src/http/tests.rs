@@ -299,7 +299,7 @@ async fn every_error_is_openais_object() {
     let long = format!("{{\"model\": \"m\", \"prompt\": \"{}\"}}", "x".repeat(18_000));
     let cases: [(&str, &str, &[u8], u16, &str); 14] = [
         ("GET", "/v1/nothing", b"", 404, "unknown_url"),
-        ("GET", "/", b"", 404, "unknown_url"),
+        ("POST", "/nothing", b"", 404, "unknown_url"),
         ("GET", "/v1/completions", b"", 405, "method_not_allowed"),
         ("BREW", "/v1/models", b"", 405, "method_not_allowed"),
         ("GET", "/v1/models/gpt/9", b"", 404, "model_not_found"),
@@ -443,6 +443,7 @@ async fn health_shows_the_status() {
         Arc::make_mut(status).pipelines.push(pipeline);
     });
     assert_eq!(server.get("/health/ready").await.status, 200);
+    assert_eq!(server.get("/health").await.status, 200, "as with vLLM");
     let stages = server.get("/health/stages").await.json();
     assert_eq!((&stages["ready"], &stages["system_fingerprint"]), (&json!(true), &json!("fp")));
     assert_eq!(stages["pipelines"][0]["stages"], json!([]));

@@ -4,7 +4,7 @@
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use axum::http::{HeaderName, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 
 use super::ApiResult;
 use crate::openai::ApiError;
@@ -27,7 +27,12 @@ const FILES: [(&str, &str, &str); 8] = [
 
 /// Whether a path is one of the page's, for which no key is needed.
 pub(super) fn is_page(path: &str) -> bool {
-    path == "/ui" || path.starts_with("/ui/")
+    path == "/" || path == "/ui" || path.starts_with("/ui/")
+}
+
+/// From the address that the server says, in a browser.
+pub(super) async fn lead() -> Redirect {
+    Redirect::temporary("/ui")
 }
 
 pub(super) async fn page() -> Response {
@@ -68,6 +73,8 @@ mod tests {
             |served| served.keys = Keys::of(vec![key("anna", "sk-anna")]),
         );
         let server = server.await;
+        let lead = server.call("GET", "/", b"").await;
+        assert_eq!((lead.status, lead.header("location")), (307, Some("/ui")));
         let page = server.call("GET", "/ui", b"").await;
         assert_eq!(page.status, 200, "{}", page.body);
         assert!(page.header("content-security-policy").unwrap().starts_with("default-src 'self';"));

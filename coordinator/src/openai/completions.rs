@@ -350,7 +350,6 @@ mod tests {
         let many: serde_json::Map<_, _> =
             (0..1025).map(|id| ((id % 640).to_string() + &" ".repeat(id), json!(1))).collect();
         let cases = [
-            (json!({"model": null}), "model", None),
             (json!({"model": 1}), "model", None),
             (json!({"prompt": null}), "prompt", None),
             (json!({"prompt": []}), "prompt", None),

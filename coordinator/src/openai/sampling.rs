@@ -216,16 +216,15 @@ impl Common {
     }
 }
 
-/// Takes the model's name; it must be the one that is served.
+/// Takes the model's name; it must be the one that is served, which is also meant where none is.
 ///
 /// # Errors
-/// When it is missing, or another.
+/// When it is another.
 pub fn check_model(fields: &mut Fields, context: Context<'_>) -> Result<(), ApiError> {
     let served = &context.model.name;
     match fields.string("model")? {
-        Some(name) if name == *served => Ok(()),
-        Some(name) => Err(ApiError::no_model(&name, served)),
-        None => Err(ApiError::invalid("model", format!("model is missing; use {served}"))),
+        Some(name) if name != *served => Err(ApiError::no_model(&name, served)),
+        Some(_) | None => Ok(()),
     }
 }
 
