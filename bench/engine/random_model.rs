@@ -1,249 +1,101 @@
 //! Models of published shapes with random weights, as GGUF files: what speed is measured on where
 //! no weights are at hand. llama.cpp reads them too.
 
+mod storage;
+
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use checkpoint::{Attention, Dense, Gqa, LayerSpec, Mlp, Moe};
 use shaders::kv_cache::HeadShape;
 
-/// A model's shape, in the words of GGUF.
+use self::storage::Random;
+pub use self::storage::Storage;
+
+/// A model's shape: its last layer, and what isn't said by that.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shape {
     /// What it is called on the command line.
     pub name: &'static str,
     layers: u32,
     hidden: u32,
-    feed_forward: u32,
-    heads: u32,
-    kv_heads: u32,
-    head_dim: u32,
-    rotary_dim: u32,
+    layer: LayerSpec,
+    /// Of the first layer, where the others have experts.
+    dense: Dense,
     vocabulary: u32,
     context: u32,
-    bias: bool,
     tied: bool,
 }
 
 /// GLM-Edge and GLM-4 as published (config.json of `glm-edge-1.5b`, `glm-4-9b-chat` and
-/// `GLM-4-32B-0414`, the last without its two further norms a layer), SmolLM2, and two small ones.
-pub const SHAPES: [Shape; 6] = [
+/// `GLM-4-32B-0414`, the last without its two further norms a layer), SmolLM2, two small ones, and
+/// one of experts in the proportions of `GLM-4.5-Air`, a quarter as wide; and one as wide as those
+/// experts of it that a token has.
+pub const SHAPES: [Shape; 8] = [
     Shape {
-        name: "glm-30m",
         layers: 15,
-        hidden: 384,
-        feed_forward: 1024,
-        heads: 6,
-        kv_heads: 2,
-        head_dim: 64,
-        rotary_dim: 64,
         vocabulary: 16384,
-        context: 8192,
-        bias: false,
-        tied: true,
+        ..Shape::dense("glm-30m", (384, 1024), heads((6, 2, 64), 64))
     },
     Shape {
-        name: "smollm2-135m",
         layers: 30,
-        hidden: 576,
-        feed_forward: 1536,
-        heads: 9,
-        kv_heads: 3,
-        head_dim: 64,
-        rotary_dim: 64,
         vocabulary: 49152,
-        context: 8192,
-        bias: false,
-        tied: true,
+        ..Shape::dense("smollm2-135m", (576, 1536), heads((9, 3, 64), 64))
     },
     Shape {
-        name: "glm-0.3b",
         layers: 24,
-        hidden: 1024,
-        feed_forward: 3072,
-        heads: 16,
-        kv_heads: 4,
-        head_dim: 64,
-        rotary_dim: 64,
         vocabulary: 32000,
-        context: 8192,
-        bias: false,
-        tied: true,
+        ..Shape::dense("glm-0.3b", (1024, 3072), heads((16, 4, 64), 64))
     },
     Shape {
-        name: "glm-edge-1.5b",
         layers: 28,
-        hidden: 2048,
-        feed_forward: 6144,
-        heads: 16,
-        kv_heads: 4,
-        head_dim: 128,
-        rotary_dim: 128,
         vocabulary: 59264,
-        context: 8192,
-        bias: false,
-        tied: true,
+        ..Shape::dense("glm-edge-1.5b", (2048, 6144), heads((16, 4, 128), 128))
     },
     Shape {
-        name: "glm-4-9b",
         layers: 40,
-        hidden: 4096,
-        feed_forward: 13696,
-        heads: 32,
-        kv_heads: 2,
-        head_dim: 128,
-        rotary_dim: 64,
         vocabulary: 151_552,
         context: 32768,
-        bias: true,
         tied: false,
+        ..Shape::dense("glm-4-9b", (4096, 13696), Gqa { bias: true, ..heads((32, 2, 128), 64) })
     },
     Shape {
-        name: "glm-4-32b",
         layers: 61,
-        hidden: 6144,
-        feed_forward: 23040,
-        heads: 48,
-        kv_heads: 2,
-        head_dim: 128,
-        rotary_dim: 64,
         vocabulary: 151_552,
         context: 32768,
-        bias: false,
         tied: false,
+        ..Shape::dense("glm-4-32b", (6144, 23040), heads((48, 2, 128), 64))
+    },
+    Shape {
+        layers: 11,
+        vocabulary: 32000,
+        tied: false,
+        ..Shape::dense("glm-moe-0.5b", (1024, 2752), AIR).with(Moe {
+            num_experts: 32,
+            top_k: 4,
+            width: 352,
+            shared_width: 352,
+            num_groups: 1,
+            top_groups: 1,
+            normalized: true,
+            scale: 1.0,
+        })
+    },
+    Shape {
+        layers: 11,
+        vocabulary: 32000,
+        tied: false,
+        ..Shape::dense("glm-moe-0.5b-active", (1024, 5 * 352), AIR)
     },
 ];
 
-/// How the weights of matrices are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Storage {
-    /// 32-bit floats.
-    F32,
-    /// 16-bit floats.
-    F16,
-    /// The upper half of 32-bit floats.
-    Bf16,
-    /// Blocks of 32 bytes with a scale.
-    #[value(name = "q8_0")]
-    Q8_0,
-    /// Blocks of 32 nibbles with a scale; the embedding is Q8_0.
-    #[value(name = "q4_0")]
-    Q4_0,
-    /// Blocks of 32 nibbles with a scale and a minimum; the embedding is Q8_0.
-    #[value(name = "q4_1")]
-    Q4_1,
-    /// Blocks of 256 nibbles, and of 256 six-bit codes where llama.cpp's mixture of this name has
-    /// such: values and down projections of half the layers, and the head.
-    #[value(name = "q4_k_m")]
-    Q4KM,
-    /// Blocks of 256 six-bit codes.
-    #[value(name = "q6_k")]
-    Q6K,
-}
+/// Of `GLM-4.5-Air`, a quarter as many.
+const AIR: Gqa = Gqa { bias: true, ..heads((24, 2, 128), 64) };
 
-impl Storage {
-    /// Its number in `enum ggml_type`.
-    fn ggml_type(self) -> u32 {
-        match self {
-            Self::F32 => 0,
-            Self::F16 => 1,
-            Self::Q4_0 => 2,
-            Self::Q4_1 => 3,
-            Self::Q8_0 => 8,
-            Self::Q4KM => 12,
-            Self::Q6K => 14,
-            Self::Bf16 => 30,
-        }
-    }
-
-    /// Weights and bytes of what is written at a time.
-    fn block(self) -> (u64, u64) {
-        match self {
-            Self::F32 => (32, 128),
-            Self::F16 | Self::Bf16 => (32, 64),
-            Self::Q8_0 => (32, 34),
-            Self::Q4_0 => (32, 18),
-            Self::Q4_1 => (32, 20),
-            Self::Q4KM => (256, 144),
-            Self::Q6K => (256, 210),
-        }
-    }
-
-    fn of_table(self, is_head: bool) -> Self {
-        match self {
-            Self::Q4_0 | Self::Q4_1 => Self::Q8_0,
-            Self::Q4KM if is_head => Self::Q6K,
-            _ => self,
-        }
-    }
-
-    /// Of values and down projections of a layer: llama.cpp's `use_more_bits`.
-    fn of_more_bits(self, layer: u32, layers: u32) -> Self {
-        let eighth = layers / 8;
-        let has_more = layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2;
-        if self == Self::Q4KM && has_more { Self::Q6K } else { self }
-    }
-
-    /// A block of weights, spread evenly about zero with [`DEVIATION`].
-    fn write_block(self, random: &mut Random, out: &mut Vec<u8>) {
-        // A uniform distribution over n steps has a deviation of n / sqrt(12) of them.
-        let step = |steps: f32| half::f16::from_f32(DEVIATION * 12f32.sqrt() / steps);
-        match self {
-            Self::F32 => (0..32).for_each(|_| out.extend(random.weight().to_le_bytes())),
-            Self::F16 => {
-                (0..32).for_each(|_| out.extend(half::f16::from_f32(random.weight()).to_le_bytes()))
-            }
-            Self::Bf16 => (0..32)
-                .for_each(|_| out.extend(half::bf16::from_f32(random.weight()).to_le_bytes())),
-            Self::Q8_0 => {
-                out.extend(step(256.0).to_le_bytes());
-                (0..4).for_each(|_| out.extend(random.next().to_le_bytes()));
-            }
-            Self::Q4_0 | Self::Q4_1 => {
-                let scale = step(16.0);
-                out.extend(scale.to_le_bytes());
-                if self == Self::Q4_1 {
-                    out.extend(half::f16::from_f32(-7.5 * scale.to_f32()).to_le_bytes());
-                }
-                (0..2).for_each(|_| out.extend(random.next().to_le_bytes()));
-            }
-            Self::Q4KM => {
-                // Scales and minimums of 48 of their units.
-                let scale = step(16.0).to_f32() / 48.0;
-                out.extend(half::f16::from_f32(scale).to_le_bytes());
-                out.extend(half::f16::from_f32(7.5 * scale).to_le_bytes());
-                out.extend([48 | 3 << 6; 8]);
-                out.extend([0; 4]);
-                (0..16).for_each(|_| out.extend(random.next().to_le_bytes()));
-            }
-            Self::Q6K => {
-                (0..24).for_each(|_| out.extend(random.next().to_le_bytes()));
-                out.extend([64; 16]);
-                out.extend(half::f16::from_f32(step(64.0).to_f32() / 64.0).to_le_bytes());
-            }
-        }
-    }
-}
-
-/// What transformers initialises weights with.
-const DEVIATION: f32 = 0.02;
-
-/// SplitMix64 (Steele, Lea and Flood, 2014): the same weights on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn weight(&mut self) -> f32 {
-        let unit = (self.next() >> 40) as f32 / (1 << 24) as f32;
-        (unit - 0.5) * DEVIATION * 12f32.sqrt()
-    }
+/// Heads of queries, of keys and values, values of one, and how many of them rotate.
+const fn heads((num_heads, num_kv_heads, head_dim): (usize, usize, usize), rotary: usize) -> Gqa {
+    Gqa { num_heads, num_kv_heads, head_dim, rotary_dim: rotary, bias: false, qk_norm: false }
 }
 
 /// A tensor to be written: its name, its shape from the outside in, its storage.
@@ -263,6 +115,33 @@ impl Tensor {
 }
 
 impl Shape {
+    const fn dense(name: &'static str, (hidden, width): (u32, usize), gqa: Gqa) -> Self {
+        let mlp = Mlp::Dense(Dense { width });
+        let layer = LayerSpec { attention: Attention::Gqa(gqa), mlp, sandwich_norms: false };
+        let (dense, vocabulary) = (Dense { width }, 0);
+        Self { name, layers: 1, hidden, layer, dense, vocabulary, context: 8192, tied: true }
+    }
+
+    /// With experts in all layers but the first.
+    const fn with(self, moe: Moe) -> Self {
+        Self { layer: LayerSpec { mlp: Mlp::Moe(moe), ..self.layer }, ..self }
+    }
+
+    /// What a layer is.
+    fn layer(&self, layer: u32) -> LayerSpec {
+        match layer {
+            0 => LayerSpec { mlp: Mlp::Dense(self.dense), ..self.layer },
+            _ => self.layer,
+        }
+    }
+
+    fn gqa(&self) -> Gqa {
+        match self.layer.attention {
+            Attention::Gqa(gqa) => gqa,
+            Attention::Mla(_) => unreachable!("no shape has latent attention"),
+        }
+    }
+
     /// The shape of this name.
     pub fn named(name: &str) -> Option<Self> {
         SHAPES.into_iter().find(|shape| shape.name == name)
@@ -270,15 +149,19 @@ impl Shape {
 
     /// Heads of attention.
     pub(crate) fn head_shape(&self) -> HeadShape {
-        let [num_heads, num_kv_heads, head_dim] =
-            [self.heads, self.kv_heads, self.head_dim].map(|size| size as usize);
+        let Gqa { num_heads, num_kv_heads, head_dim, .. } = self.gqa();
         HeadShape { num_heads, num_kv_heads, head_dim }
     }
 
-    /// The matrices of a layer, as products take them: values of a row, rows. Queries, keys and
-    /// values; output; gate and up; down.
+    /// The matrices of a layer that a token is multiplied with, as products take them: values of a
+    /// row, rows. Queries, keys and values; output; gate and up; down. Experts and what they share
+    /// count as one that is as wide as those of a token together.
     pub fn layer_matrices(&self) -> [(usize, usize); 4] {
-        let [hidden, width] = [self.hidden, self.feed_forward].map(|size| size as usize);
+        let hidden = self.hidden as usize;
+        let width = match self.layer.mlp {
+            Mlp::Dense(dense) => dense.width,
+            Mlp::Moe(moe) => moe.top_k * moe.width + moe.shared_width,
+        };
         let heads = self.head_shape();
         [(hidden, heads.qkv_size()), (heads.q_size(), hidden), (hidden, 2 * width), (width, hidden)]
     }
@@ -288,9 +171,9 @@ impl Shape {
         (self.hidden as usize, self.vocabulary as usize)
     }
 
-    /// Writes a GGUF file of this shape, architecture `llama`, or `qwen2` where it has biases, with
-    /// a tokenizer of bytes that answers in made-up words. `progress` hears how many bytes of how
-    /// many are written.
+    /// Writes a GGUF file of this shape, architecture `llama`, `qwen2` where it has biases, or
+    /// `glm4moe` where it has experts, with a tokenizer of bytes that answers in made-up words.
+    /// `progress` hears how many bytes of how many are written.
     ///
     /// # Errors
     /// When the file can't be written.
@@ -332,12 +215,13 @@ impl Shape {
     }
 
     fn tensors(&self, storage: Storage) -> Vec<Tensor> {
-        let [hidden, ffn, vocabulary] =
-            [self.hidden, self.feed_forward, self.vocabulary].map(u64::from);
-        let queries = u64::from(self.heads * self.head_dim);
-        let keys = u64::from(self.kv_heads * self.head_dim);
+        let [hidden, vocabulary] = [self.hidden, self.vocabulary].map(u64::from);
+        let gqa = self.gqa();
+        let [queries, keys] = [gqa.q_rows() as u64, gqa.kv_rows() as u64];
         let mut tensors = Vec::new();
         let mut add = |name: String, shape: &[u64], storage, is_norm| {
+            let storage: Storage = storage;
+            let storage = storage.of_rows(shape[shape.len() - 1]);
             tensors.push(Tensor { name, shape: shape.to_vec(), storage, is_norm });
         };
         let table = storage.of_table(self.tied);
@@ -347,29 +231,53 @@ impl Shape {
             let head = storage.of_table(true);
             add("output.weight".to_owned(), &[vocabulary, hidden], head, false);
         }
+        let before_mlp = match self.layer.mlp {
+            Mlp::Dense(_) => "ffn_norm.weight",
+            Mlp::Moe(_) => "post_attention_norm.weight",
+        };
         for layer in 0..self.layers {
             let name = |name: &str| format!("blk.{layer}.{name}");
             add(name("attn_norm.weight"), &[hidden], Storage::F32, true);
-            add(name("ffn_norm.weight"), &[hidden], Storage::F32, true);
+            add(name(before_mlp), &[hidden], Storage::F32, true);
             let more = storage.of_more_bits(layer, self.layers);
             let parts = [("q", queries, storage), ("k", keys, storage), ("v", keys, more)];
             for (part, rows, storage) in parts {
                 add(name(&format!("attn_{part}.weight")), &[rows, hidden], storage, false);
-                if self.bias {
+                if gqa.bias {
                     add(name(&format!("attn_{part}.bias")), &[rows], Storage::F32, false);
                 }
             }
             add(name("attn_output.weight"), &[hidden, queries], storage, false);
-            add(name("ffn_gate.weight"), &[ffn, hidden], storage, false);
-            add(name("ffn_up.weight"), &[ffn, hidden], storage, false);
-            add(name("ffn_down.weight"), &[hidden, ffn], more, false);
+            let mut mlp = |suffix: &str, stack: &[u64], width: usize| {
+                let width = width as u64;
+                let [narrow, wide] =
+                    [[width, hidden], [hidden, width]].map(|shape| [stack, &shape].concat());
+                add(name(&format!("ffn_gate{suffix}.weight")), &narrow, storage, false);
+                add(name(&format!("ffn_up{suffix}.weight")), &narrow, storage, false);
+                add(name(&format!("ffn_down{suffix}.weight")), &wide, more, false);
+            };
+            match self.layer(layer).mlp {
+                Mlp::Dense(dense) => mlp("", &[], dense.width),
+                Mlp::Moe(moe) => {
+                    let experts = moe.num_experts as u64;
+                    mlp("_exps", &[experts], moe.width);
+                    mlp("_shexp", &[], moe.shared_width);
+                    add(name("ffn_gate_inp.weight"), &[experts, hidden], Storage::F32, false);
+                    add(name("exp_probs_b.bias"), &[experts], Storage::F32, false);
+                }
+            }
         }
         tensors
     }
 
     /// Everything before the weights (ggml's `docs/gguf.md`).
     fn header(&self, tensors: &[Tensor]) -> Vec<u8> {
-        let architecture = if self.bias { "qwen2" } else { "llama" };
+        let gqa = self.gqa();
+        let architecture = match self.layer.mlp {
+            Mlp::Moe(_) => "glm4moe",
+            Mlp::Dense(_) if gqa.bias => "qwen2",
+            Mlp::Dense(_) => "llama",
+        };
         let mut keys = Vec::new();
         let mut num_keys = 0u64;
         let mut key = |name: &str, kind: u32, value: Vec<u8>| {
@@ -380,21 +288,36 @@ impl Shape {
         };
         key("general.architecture", STRING, string(architecture));
         key("general.name", STRING, string(&format!("{} with random weights", self.name)));
-        for (name, value) in [
-            ("block_count", self.layers),
-            ("context_length", self.context),
-            ("embedding_length", self.hidden),
-            ("feed_forward_length", self.feed_forward),
-            ("attention.head_count", self.heads),
-            ("attention.head_count_kv", self.kv_heads),
-            ("attention.key_length", self.head_dim),
-            ("attention.value_length", self.head_dim),
-            ("rope.dimension_count", self.rotary_dim),
-            ("vocab_size", self.vocabulary),
-        ] {
-            key(&format!("{architecture}.{name}"), U32, value.to_le_bytes().to_vec());
+        let mut numbers = vec![
+            ("block_count", self.layers as usize),
+            ("context_length", self.context as usize),
+            ("embedding_length", self.hidden as usize),
+            ("feed_forward_length", self.dense.width),
+            ("attention.head_count", gqa.num_heads),
+            ("attention.head_count_kv", gqa.num_kv_heads),
+            ("attention.key_length", gqa.head_dim),
+            ("attention.value_length", gqa.head_dim),
+            ("rope.dimension_count", gqa.rotary_dim),
+            ("vocab_size", self.vocabulary as usize),
+        ];
+        let mut floats = vec![("attention.layer_norm_rms_epsilon", 1e-5), ("rope.freq_base", 1e4)];
+        if let Mlp::Moe(moe) = self.layer.mlp {
+            numbers.extend([
+                ("expert_count", moe.num_experts),
+                ("expert_used_count", moe.top_k),
+                ("expert_feed_forward_length", moe.width),
+                ("expert_shared_count", moe.shared_width / moe.width),
+                ("leading_dense_block_count", 1),
+                // The sigmoid.
+                ("expert_gating_func", 2),
+            ]);
+            floats.push(("expert_weights_scale", moe.scale));
+            key(&format!("{architecture}.expert_weights_norm"), BOOL, vec![moe.normalized.into()]);
         }
-        for (name, value) in [("attention.layer_norm_rms_epsilon", 1e-5), ("rope.freq_base", 1e4)] {
+        for (name, value) in numbers {
+            key(&format!("{architecture}.{name}"), U32, (value as u32).to_le_bytes().to_vec());
+        }
+        for (name, value) in floats {
             key(&format!("{architecture}.{name}"), F32, f32::to_le_bytes(value).to_vec());
         }
         key("tokenizer.ggml.model", STRING, string("gpt2"));
@@ -428,6 +351,7 @@ const ALIGNMENT: usize = 32;
 const U32: u32 = 4;
 const I32: u32 = 5;
 const F32: u32 = 6;
+const BOOL: u32 = 7;
 const STRING: u32 = 8;
 const ARRAY: u32 = 9;
 

@@ -1,12 +1,18 @@
 //! Random weights: they open, and spread as they should.
 
-use checkpoint::{Attention, Checkpoint, Format, Matrix};
+use checkpoint::{Checkpoint, Format, Matrix};
 
+use super::storage::DEVIATION;
 use super::*;
+
+fn small(layers: u32) -> Shape {
+    let shape = Shape::dense("small", (512, 1024), heads((4, 2, 64), 64));
+    Shape { layers, vocabulary: 256, ..shape }
+}
 
 #[test]
 fn every_storage_is_a_model_that_opens() {
-    let shape = Shape { layers: 2, vocabulary: 256, hidden: 512, heads: 4, ..SHAPES[0] };
+    let shape = small(2);
     let folder = tempfile::tempdir().unwrap();
     for (storage, format) in [
         (Storage::F32, Format::F32),
@@ -15,17 +21,21 @@ fn every_storage_is_a_model_that_opens() {
         (Storage::Q8_0, Format::Int8),
         (Storage::Q4_0, Format::Int4),
         (Storage::Q4_1, Format::Int4),
+        (Storage::Q5_0, Format::Int5),
         (Storage::Q4KM, Format::F16),
         (Storage::Q6K, Format::Q6K),
     ] {
         for bias in [false, true] {
             let path = folder.path().join("model.gguf");
-            Shape { bias, tied: !bias, ..shape }.write(storage, &path, |_, _| {}).unwrap();
+            let layer =
+                LayerSpec { attention: Attention::Gqa(Gqa { bias, ..shape.gqa() }), ..shape.layer };
+            let shape = Shape { layer, tied: !bias, ..shape };
+            shape.write(storage, &path, |_, _| {}).unwrap();
             let model = Checkpoint::open(&path).unwrap();
             let config = model.config();
             assert_eq!((config.num_layers(), config.vocab_size), (2, 256));
-            let Attention::Gqa(gqa) = config.layers[0].attention else { panic!() };
-            assert_eq!((gqa.bias, config.tie_word_embeddings), (bias, !bias));
+            assert_eq!(config.layers, [layer; 2]);
+            assert_eq!(config.tie_word_embeddings, !bias);
             assert_eq!(model.matrix(Matrix::Qkv(1)).unwrap().format(), format);
             assert!(model.tokenizer().is_ok());
         }
@@ -46,12 +56,32 @@ fn a_mixture_of_k_quants_takes_little_more_than_its_file() {
     assert!((1.0..1.05).contains(&ratio), "{on_device} of {in_file}");
 }
 
+/// Goal: a mixture of experts has what a file of llama.cpp would have. Method: rows of experts are
+/// no whole blocks of 256, as those of the model after which it is made.
+#[test]
+fn a_shape_with_experts_is_a_model_that_opens() {
+    let shape = Shape { layers: 2, vocabulary: 256, ..Shape::named("glm-moe-0.5b").unwrap() };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    shape.write(Storage::Q4KM, &path, |_, _| {}).unwrap();
+    let model = Checkpoint::open(&path).unwrap();
+    assert_eq!(model.config().layers, [shape.layer(0), shape.layer(1)]);
+    for (matrix, format) in [
+        (Matrix::ExpertsGateUp(1), Format::Q4K),
+        (Matrix::ExpertsDown(1), Format::Int8),
+        (Matrix::SharedDown(1), Format::Int8),
+        (Matrix::Router(1), Format::F32),
+    ] {
+        assert_eq!(model.matrix(matrix).unwrap().format(), format, "{matrix:?}");
+    }
+}
+
 #[test]
 fn blocks_of_256_spread_as_others_do() {
     let mut random = Random(1);
-    let shape = Shape { layers: 1, vocabulary: 256, hidden: 512, heads: 4, ..SHAPES[0] };
+    let shape = small(1);
     let folder = tempfile::tempdir().unwrap();
-    for storage in [Storage::Q4KM, Storage::Q6K] {
+    for storage in [Storage::Q4KM, Storage::Q6K, Storage::Q5_0] {
         let path = folder.path().join("model.gguf");
         shape.write(storage, &path, |_, _| {}).unwrap();
         let model = Checkpoint::open(&path).unwrap();
