@@ -148,10 +148,10 @@ async fn every_panel_shows_what_the_server_says_and_a_killed_node_within_two_sec
     assert_eq!(node["duty"], "cordoned");
 
     let (_, health) = cluster.get("/health/stages").await;
-    let pipelines = health["pipelines"].as_array().unwrap().iter();
-    let mut others = pipelines.filter(|it| it["stages"][0]["node"] != json!(cordoned));
-    let pid = others.next().unwrap()["stages"][0]["pid"].as_u64().unwrap();
-    signal(pid as u32, "KILL");
+    let stages = health["pipelines"].as_array().unwrap().iter().map(|it| &it["stages"][0]);
+    let (its, others): (Vec<_>, Vec<_>) = stages.partition(|it| it["node"] == json!(cordoned));
+    let kill = |stage: &Value| signal(stage["pid"].as_u64().unwrap() as u32, "KILL");
+    kill(others[0]);
     let took = browser.wait("document.querySelector('#nodes-list .pill.lost') !== null", PATIENCE);
     println!("a killed node is seen after {took:?}");
     assert!(took < Duration::from_secs(if tests_are_slow() { 30 } else { 2 }), "{took:?}");
@@ -159,6 +159,12 @@ async fn every_panel_shows_what_the_server_says_and_a_killed_node_within_two_sec
     browser.wait("document.querySelector('#events-list .pill.bad') !== null", PATIENCE);
     browser.wait("document.querySelector('.mark.bad') !== null", PATIENCE);
     keep(&mut browser, "killed");
+
+    // Of a node that is dead it is still told that an operator had cordoned it.
+    kill(its[0]);
+    let row = "[...document.querySelectorAll('#nodes-list .pill.lost')]";
+    let says = format!("{row}.some((it) => it.textContent === 'lost, cordoned')");
+    browser.wait(&says, PATIENCE);
     stop.store(true, Ordering::Relaxed);
     assert_eq!(browser.complaints, [] as [String; 0]);
 
@@ -312,18 +318,21 @@ async fn a_thousand_nodes_and_ten_thousand_requests_are_as_smooth_as_four() {
     let mut browser = Browser::open(&program, &format!("{url}/ui"), (1600, 1400));
     let frames = "performance.getEntriesByName('autoglm-frame').map((it) => it.duration)";
     browser.wait(&format!("{frames}.length > 15"), PATIENCE);
-    let mut times: Vec<f64> = browser.eval(frames).as_array().unwrap()[3..]
-        .iter()
-        .map(|it| it.as_f64().unwrap())
-        .collect();
+    let told = browser.eval(frames);
+    let mut times: Vec<_> =
+        told.as_array().unwrap().iter().map(|it| it.as_f64().unwrap()).collect();
+    let first = times[0];
     times.sort_by(f64::total_cmp);
     let [half, most] = [times[times.len() / 2], times[times.len() * 95 / 100]];
     browser.call("HeapProfiler.collectGarbage", json!({}));
     let heap = browser.eval("performance.memory.usedJSHeapSize").as_f64().unwrap() / 1048576.0;
     let elements = browser.eval("document.querySelectorAll('*').length").as_u64().unwrap();
-    println!("a frame {half:.1} ms, 95 % {most:.1} ms, {heap:.1} MiB, {elements} elements");
+    println!(
+        "the first frame {first:.1} ms, then {half:.1} ms, 95 % {most:.1} ms, {heap:.1} MiB, \
+         {elements} elements"
+    );
     assert!(elements < 6000 && heap < 50.0);
-    assert!(half < 50.0 || tests_are_slow(), "{times:?}");
+    assert!(first.max(half) < 50.0 || tests_are_slow(), "first {first}, of {times:?}");
     // The last of them is there once it is scrolled to.
     browser.eval("document.querySelector('#requests-list .rows').scrollTop = 1e9");
     let last = "[...document.querySelectorAll('#requests-list .filler .row:not([hidden])')].some(\

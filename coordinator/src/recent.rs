@@ -10,7 +10,7 @@ mod spread;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use protocol::{PipelineId, config};
+use protocol::{NodeId, PipelineId, config};
 
 use self::parts::Parts;
 pub use self::spread::Spread;
@@ -178,6 +178,24 @@ impl Recent {
         let events = events.map(|(at, it)| Happened { ago_ms: ago(*at), ..it.clone() });
         let open = self.open.so_far(self.next_point, now);
         (points.chain(open).collect(), events.collect())
+    }
+
+    /// Nodes of which nothing newer is known than that they were lost: how long ago, and why.
+    pub fn lost(&self, now: Instant) -> BTreeMap<NodeId, (Duration, &str)> {
+        let mut lost = BTreeMap::new();
+        for (at, it) in &self.events {
+            let Ok(node) = u64::from_str_radix(&it.node, 16).map(NodeId) else { continue };
+            match it.kind {
+                Kind::Lost => {
+                    lost.insert(node, (now.saturating_duration_since(*at), it.text.as_str()));
+                }
+                Kind::Joined | Kind::Left => {
+                    lost.remove(&node);
+                }
+                _ => {}
+            }
+        }
+        lost
     }
 
     /// How much time a point stands for.

@@ -52,7 +52,8 @@ pub struct Snapshot {
     pub load: Load,
     /// Serving or loading.
     pub pipelines: Vec<Pipeline>,
-    /// Those that are here, and those that are left out.
+    /// Those that are here, those that were just lost, and those of which an operator has said
+    /// something; lost ones first.
     pub nodes: Vec<Node>,
     /// What waits, by priority and tenant.
     pub queue: Vec<Group>,
@@ -195,11 +196,12 @@ pub struct Node {
     pub node: String,
     /// Its machine's name.
     pub hostname: String,
-    /// `serving`, `loading`, `idle`, `quarantined`, `cordoned`, `draining` or `absent`.
+    /// `serving`, `loading`, `idle`, `quarantined`, `cordoned` or `draining`; `lost` or `absent`, where
+    /// it isn't here.
     pub state: String,
     /// What it is there for: `active`, `cordoned` or `draining`.
     pub duty: String,
-    /// Why it is left out, where it is.
+    /// Why it is left out, or when and why it was lost, where it is or was.
     pub cause: String,
     /// Where its neighbours reach it.
     pub addr: String,

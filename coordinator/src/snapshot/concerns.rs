@@ -152,11 +152,18 @@ fn of_node(it: &Node, say: &mut impl FnMut(Level, String, String)) {
     let Node { node, hostname, state, cause, duty, .. } = it;
     let name = if hostname.is_empty() { node.clone() } else { format!("{node} ({hostname})") };
     let back = format!("autoglm node uncordon {node} takes it back");
-    if !cause.is_empty() {
-        say(Level::Warn, format!("node {name} is left out"), cause.clone());
-    } else if duty != "active" {
-        let away = if state == "absent" { " and isn't here" } else { "" };
-        say(Level::Info, format!("node {name} is {duty}{away}"), back);
+    match &**state {
+        // The time line tells of the others, while that is news.
+        "lost" if duty == "active" => {}
+        "lost" => say(Level::Info, format!("node {name} is {duty}, and was lost {cause}"), back),
+        _ if !cause.is_empty() => {
+            say(Level::Warn, format!("node {name} is left out"), cause.clone());
+        }
+        _ if duty != "active" => {
+            let away = if state == "absent" { " and isn't here" } else { "" };
+            say(Level::Info, format!("node {name} is {duty}{away}"), back);
+        }
+        _ => {}
     }
 }
 

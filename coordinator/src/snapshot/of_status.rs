@@ -1,7 +1,7 @@
 //! Nodes and pipelines, as a monitor shows them.
 
-use std::collections::HashMap;
-use std::time::Instant;
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
 
 use protocol::NodeId;
 
@@ -9,6 +9,9 @@ use super::{Node, Pipeline, Scaling, Snapshot, Stage};
 use crate::duty::Duty;
 use crate::recent::Recent;
 use crate::status::{NodeStatus, PipelineStatus, StageState, StageStatus, Status};
+
+/// A node that was lost is told for so long, if an operator doesn't wait for it.
+const MISSED: Duration = Duration::from_secs(10 * 60);
 
 impl Snapshot {
     /// Takes in who is there and what they hold.
@@ -35,22 +38,29 @@ impl Snapshot {
             ..self.pipeline(it, &known)
         });
         self.pipelines = pipelines.collect();
-        let quarantined = status.quarantined.iter().map(|it| {
-            let left = it.until.saturating_duration_since(now).as_secs();
-            (it.node, format!("for {left} s more: {}", it.cause))
-        });
-        let mut quarantined: HashMap<_, _> = quarantined.collect();
+        let quarantined: HashMap<_, _> = status
+            .quarantined
+            .iter()
+            .map(|it| {
+                let left = it.until.saturating_duration_since(now).as_secs();
+                (it.node, format!("for {left} s more: {}", it.cause))
+            })
+            .collect();
         let here = status.nodes.iter().map(|node| {
             let held = held.get(&node.node).map_or(&[][..], Vec::as_slice);
-            describe(node, held, status.duty_of(node.node), quarantined.remove(&node.node))
+            let quarantined = quarantined.get(&node.node).cloned();
+            describe(node, held, status.duty_of(node.node), quarantined)
         });
-        self.nodes = here.collect();
-        let relieved = status.relieved.iter().filter(|(node, _)| !known.contains_key(node));
-        for &(node, duty) in relieved {
-            self.nodes.push(absent(node, duty, quarantined.remove(&node)));
-        }
-        let rest = quarantined.into_iter().map(|(node, it)| absent(node, Duty::Active, Some(it)));
-        self.nodes.extend(rest);
+        let lost = recent.lost(now);
+        let missed = lost.iter().filter(|(_, (ago, _))| *ago < MISSED).map(|(node, _)| *node);
+        let relieved = status.relieved.iter().map(|(node, _)| *node);
+        let away = missed.chain(relieved).chain(quarantined.keys().copied());
+        let away: BTreeSet<_> = away.filter(|node| !known.contains_key(node)).collect();
+        let away = away.into_iter().map(|node| {
+            absent(node, status.duty_of(node), quarantined.get(&node), lost.get(&node))
+        });
+        self.nodes = here.chain(away).collect();
+        self.nodes.sort_by_key(|node| node.state != "lost");
     }
 
     fn pipeline(&self, it: &PipelineStatus, known: &HashMap<NodeId, &NodeStatus>) -> Pipeline {
@@ -91,12 +101,22 @@ impl Snapshot {
     }
 }
 
-fn absent(node: NodeId, duty: Duty, cause: Option<String>) -> Node {
+fn absent(
+    node: NodeId,
+    duty: Duty,
+    quarantined: Option<&String>,
+    lost: Option<&(Duration, &str)>,
+) -> Node {
+    let (state, cause) = match (quarantined, lost) {
+        (Some(cause), _) => ("quarantined", cause.clone()),
+        (None, Some((ago, cause))) => ("lost", format!("{} s ago: {cause}", ago.as_secs())),
+        (None, None) => ("absent", String::new()),
+    };
     Node {
         node: node.to_string(),
-        state: "absent".into(),
+        state: state.into(),
         duty: duty.name().into(),
-        cause: cause.unwrap_or_default(),
+        cause,
         ..Node::default()
     }
 }
@@ -135,5 +155,53 @@ fn describe(
         loading: fetching.or(loading),
         rtt_us: node.link.map(|link| link.rtt_us),
         holds: held.iter().map(|(pipeline, stage)| [*pipeline, stage.stage.0]).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::config;
+
+    use super::*;
+    use crate::snapshot::{Happened, Kind};
+
+    /// Goal: whoever looks sees which nodes are gone, for how long, and what an operator had said of
+    /// them. Method: nodes that were lost just now and long ago, that left, or that came back.
+    #[test]
+    fn a_node_that_was_lost_is_told_of_for_a_while_and_a_cordoned_one_until_it_is_back() {
+        let (mut recent, start) = (Recent::new(&config::Metrics::default()), Instant::now());
+        let minutes = |minutes: u64| start + Duration::from_secs(60 * minutes);
+        let mut happens = |at, kind, node: u64| {
+            let (node, text) = (NodeId(node).to_string(), "silent".to_owned());
+            recent.happened(at, kind, Happened { node, text, ..Happened::default() });
+        };
+        for node in 1..=5 {
+            happens(start, Kind::Lost, node);
+        }
+        happens(minutes(1), Kind::Joined, 3);
+        happens(minutes(1), Kind::Left, 4);
+        happens(minutes(15), Kind::Lost, 6);
+        let status = Status {
+            relieved: [2, 3, 7].map(|node| (NodeId(node), Duty::Cordoned)).to_vec(),
+            ..Status::default()
+        };
+        let mut snapshot = Snapshot { ready: true, ..Snapshot::default() };
+        snapshot.take_status(&status, &recent, minutes(16));
+        let told: Vec<_> = snapshot
+            .nodes
+            .iter()
+            .map(|it| (&it.node[15..], &*it.state, &*it.duty, &*it.cause))
+            .collect();
+        let expected = [
+            ("2", "lost", "cordoned", "960 s ago: silent"),
+            ("6", "lost", "active", "60 s ago: silent"),
+            ("3", "absent", "cordoned", ""),
+            ("7", "absent", "cordoned", ""),
+        ];
+        assert_eq!(told, expected);
+        snapshot.ready = true;
+        snapshot.find_concerns();
+        let said: Vec<_> = snapshot.concerns.iter().map(|it| it.what.as_str()).collect();
+        assert!(said[0].ends_with("2 is cordoned, and was lost 960 s ago: silent"), "{said:?}");
     }
 }

@@ -198,7 +198,7 @@ fn of_pipeline(it: &Pipeline) -> Vec<Line<'static>> {
 fn nodes(it: &Snapshot) -> Vec<Line<'static>> {
     let mut lines = vec![part("Nodes", format!("{}", it.nodes.len()))];
     lines.push(titles(format!(
-        "  {:<12}{:<18}{:<14}{:<10}{:<14}{:<20}{:>10}  {}",
+        "  {:<16}{:<18}{:<14}{:<10}{:<14}{:<20}{:>10}  {}",
         "state", "node", "host", "pool", "memory", "", "rtt", "adapters"
     )));
     for node in &it.nodes {
@@ -211,9 +211,13 @@ fn nodes(it: &Snapshot) -> Vec<Line<'static>> {
         let rest =
             if node.cause.is_empty() { node.adapters.join(", ") } else { node.cause.clone() };
         let rtt = node.rtt_us.map_or("-".to_owned(), |rtt| ms(rtt / 1e3));
+        // Of one that is gone, too, an operator has said what it is there for.
+        let is_said = node.duty == "active" || node.duty == node.state;
+        let state =
+            if is_said { node.state.clone() } else { format!("{}, {}", node.state, node.duty) };
         lines.push(Line::from(vec![
             "  ".into(),
-            coloured(&format!("{:<12}", node.state)),
+            coloured(&format!("{state:<16}")),
             format!(
                 "{:<18}{:<14}{:<10}{:<14}{memory:<20}{rtt:>10}  {rest}",
                 node.node,
@@ -331,10 +335,10 @@ fn events(it: &Snapshot) -> Vec<Line<'static>> {
 }
 
 fn coloured(state: &str) -> Span<'static> {
-    let colour = match state.trim_end() {
+    let colour = match state.split(',').next().unwrap_or_default().trim_end() {
         "serving" | "running" | "completed" => Color::Green,
         "loading" | "linking" | "in_progress" | "validating" | "finalizing" => Color::Cyan,
-        "quarantined" | "failed" | "expired" => Color::Red,
+        "lost" | "quarantined" | "failed" | "expired" => Color::Red,
         "idle" => Color::Reset,
         _ => Color::Yellow,
     };

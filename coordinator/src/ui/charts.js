@@ -12,6 +12,9 @@ const GUTTER = 54;
 const MAX_MARKS = 200;
 // Between two marks, so that one doesn't hide another.
 const APART = 16;
+// What there is takes the whole width: at least this much time, and more by steps of so much.
+const LEAST_MS = 60e3;
+const STEP_MS = 5e3;
 
 // What a kind of event looks like: a shape, which is told apart without its colour.
 export const KINDS = {
@@ -76,7 +79,7 @@ function scaled(strip, values) {
 
 export class Timeline {
   constructor(host, moment, onEvent) {
-    Object.assign(this, { moment, onEvent, points: [], events: [], spanMs: 3600e3, now: 0, at: null, chosen: -1 });
+    Object.assign(this, { moment, onEvent, points: [], events: [], maxMs: 3600e3, spanMs: LEAST_MS, width: 0, now: 0, at: null, chosen: -1 });
     this.strips = STRIPS.map((strip) => this.build(strip));
     this.lane = svg("svg", { class: "lane", tabindex: 0, role: "listbox", "aria-label": "Events: left and right go from one to the next" });
     this.axis = svg("g", { class: "axis" });
@@ -89,7 +92,10 @@ export class Timeline {
     host.addEventListener("pointermove", (event) => this.hover(event));
     host.addEventListener("pointerleave", () => this.look(null));
     this.lane.addEventListener("keydown", (event) => this.step(event));
-    new ResizeObserver(() => this.draw()).observe(host);
+    new ResizeObserver(([{ contentRect }]) => {
+      this.width = contentRect.width;
+      this.draw();
+    }).observe(this.lane);
   }
 
   build(strip) {
@@ -120,15 +126,23 @@ export class Timeline {
   }
 
   draw() {
-    const width = this.lane.clientWidth || this.lane.getBoundingClientRect().width;
+    const { width } = this;
     if (!width) return;
-    this.width = width;
+    this.spanMs = this.reach();
     const from = this.now - this.spanMs;
     this.x = (at) => (at - from) / this.spanMs * (width - GUTTER);
     this.shown = this.points.filter((point) => point.end > from);
     this.strips.forEach((parts) => this.drawStrip(parts, width));
     this.drawLane(width, from);
     this.look(this.at);
+  }
+
+  // How far back is shown: as far as anything is known, unless that is too far.
+  reach() {
+    const [point] = this.points;
+    const began = Math.min(point ? point.end - point.took_ms : this.now, this.events[0]?.at ?? this.now);
+    const known = Math.ceil((this.now - began) / STEP_MS) * STEP_MS;
+    return Math.min(this.maxMs, Math.max(LEAST_MS, known));
   }
 
   drawStrip({ strip, plot, grid, hairs, paths }, width) {
@@ -183,32 +197,37 @@ export class Timeline {
   }
 
   drawLane(width, from) {
-    const steps = [60e3, 300e3, 600e3, 900e3, 1800e3];
+    const steps = [10e3, 30e3, 60e3, 120e3, 300e3, 600e3, 900e3, 1800e3];
     const step = steps.find((it) => this.spanMs / it <= 7) ?? 3600e3;
     const ticks = [];
     for (let at = Math.ceil(from / step) * step; at < this.now; at += step) {
       const x = this.x(at);
       if (x < 20 || x > width - GUTTER) continue;
-      ticks.push(svg("text", { x: x.toFixed(1), y: LANE - 3 }, clock(at).slice(0, 5)));
+      ticks.push(svg("text", { x: x.toFixed(1), y: LANE - 3 }, step < 60e3 ? clock(at) : clock(at).slice(0, 5)));
     }
     this.axis.replaceChildren(...ticks);
-    // Marks move by less than a pixel a second: they are made anew when there are others.
-    const key = [this.events.length, this.events.at(-1)?.number, this.spanMs, width, this.chosen, Math.floor(this.now / 5000)].join();
-    if (key === this.laneKey) return;
-    this.laneKey = key;
+    // Marks are made anew when there are others; otherwise they only move.
     this.inLane = this.events.filter((event) => event.at > from).slice(-MAX_MARKS);
+    const key = [this.inLane.length, this.inLane[0]?.number, this.inLane.at(-1)?.number, this.chosen].join();
+    if (key !== this.laneKey) {
+      this.laneKey = key;
+      this.marks.replaceChildren(...this.inLane.map((event, number) => this.glyph(event, number)));
+    }
     let before = -APART;
-    const drawn = this.inLane.map((event, number) => {
+    this.inLane.forEach((event, number) => {
       before = Math.min(Math.max(this.x(event.at), before + APART), width - APART / 2);
-      const { shape, tone, says } = KINDS[event.kind] ?? KINDS.scaled;
-      const chosen = number === this.chosen ? " chosen" : "";
-      const glyph = svg("g", { class: `mark ${tone}${chosen}`, transform: `translate(${before.toFixed(1)},11)`, role: "option", "aria-selected": number === this.chosen },
-        svg("title", {}, `${clock(event.at)} ${says}: ${event.node || (event.pipeline ?? "")} ${event.text}`),
-        svg("circle", { r: 9 }), svg("path", { d: shape }));
-      glyph.addEventListener("click", () => this.choose(number));
-      return glyph;
+      mark(this.marks.children[number], "transform", `translate(${before.toFixed(1)},11)`);
     });
-    this.marks.replaceChildren(...drawn);
+  }
+
+  glyph(event, number) {
+    const { shape, tone, says } = KINDS[event.kind] ?? KINDS.scaled;
+    const isChosen = number === this.chosen;
+    const glyph = svg("g", { class: `mark ${tone}${isChosen ? " chosen" : ""}`, role: "option", "aria-selected": isChosen },
+      svg("title", {}, `${clock(event.at)} ${says}: ${event.node || (event.pipeline ?? "")} ${event.text}`),
+      svg("circle", { r: 9 }), svg("path", { d: shape }));
+    glyph.addEventListener("click", () => this.choose(number));
+    return glyph;
   }
 
   choose(number) {

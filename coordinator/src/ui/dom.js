@@ -56,7 +56,7 @@ export class Bar {
       if (style.width !== width) style.width = width;
     });
     mark(this.element, "aria-label", `${this.label}: ${said}`);
-    this.element.title = said;
+    mark(this.element, "title", said);
   }
 }
 
@@ -64,16 +64,20 @@ export class Bar {
 export class Rows {
   // `build()` makes a row: { element, show(item) }.
   constructor(host, { height, max, build, open, empty }) {
-    Object.assign(this, { height, max, build, open, empty, items: [], pool: [], chosen: -1 });
+    // Where it is scrolled to is remembered: asking the browser makes it lay out the page there and
+    // then.
+    Object.assign(this, { height, max, build, open, empty, items: [], pool: [], chosen: -1, top: 0 });
     this.filler = element("div", "filler");
     this.none = element("p", "none");
     this.view = element("div", "rows", this.filler);
     this.view.tabIndex = 0;
     this.view.setAttribute("role", "rowgroup");
     host.append(this.view, this.none);
-    this.view.addEventListener("scroll", () => this.draw(), { passive: true });
+    this.view.addEventListener("scroll", () => {
+      this.top = this.view.scrollTop;
+      this.draw();
+    }, { passive: true });
     this.view.addEventListener("keydown", (event) => this.key(event));
-    new ResizeObserver(() => this.draw()).observe(this.view);
   }
 
   show(items) {
@@ -89,7 +93,7 @@ export class Rows {
   }
 
   draw() {
-    const top = Math.min(this.view.scrollTop, Math.max(0, this.items.length * this.height - this.max));
+    const top = Math.min(this.top, Math.max(0, this.items.length * this.height - this.max));
     const first = Math.max(0, Math.floor(top / this.height) - 2);
     const num = Math.min(this.items.length - first, Math.ceil(this.max / this.height) + 4);
     while (this.pool.length < num) {

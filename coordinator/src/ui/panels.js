@@ -4,7 +4,6 @@ import { KINDS, Spark } from "./charts.js";
 import { Bar, Rows, Table, button, byId, element, mark, say, searched } from "./dom.js";
 import { bytes, clock, count, milliseconds, number, percent, plural, span } from "./format.js";
 
-const RECENTLY_MS = 10 * 60e3;
 const LEVELS = { bad: "Broken", warn: "Attention", info: "Good to know" };
 
 export function concerns(snapshot) {
@@ -184,7 +183,7 @@ class StageCard {
   }
 }
 
-function pill(of) {
+function pill(of, textOf = of) {
   return () => {
     const host = element("span", "pill");
     const cell = element("div", "", host);
@@ -192,7 +191,7 @@ function pill(of) {
       element: cell,
       show(item) {
         const state = of(item);
-        say(host, state.replace("_", " "));
+        say(host, textOf(item).replace("_", " "));
         if (host.className !== `pill ${state}`) host.className = `pill ${state}`;
       },
     };
@@ -238,8 +237,10 @@ export class Nodes {
         },
       };
     };
+    // Of a node that is gone, too, an operator has said what it is there for.
+    const said = (n) => (n.duty === "active" || n.duty === n.state ? n.state : `${n.state}, ${n.duty}`);
     const columns = [
-      { label: "State", width: "108px", of: (n) => n.state, cell: pill((n) => n.state) },
+      { label: "State", width: "124px", of: said, cell: pill((n) => n.state, said) },
       { label: "Host", width: "minmax(90px, 1fr)", of: (n) => n.hostname, text: (n) => n.hostname || "–", title: true },
       { label: "Node", width: "150px", of: (n) => n.node, text: (n) => n.node },
       { label: "Pool", width: "minmax(60px, .6fr)", of: (n) => n.pool, text: (n) => [n.pool, ...n.labels].filter(Boolean).join(" ") || "–", title: true },
@@ -256,27 +257,15 @@ export class Nodes {
     ];
     const empty = () => "No node has joined.";
     this.table = new Table(byId("nodes-list"), "Nodes", columns, { height: 34, max: 442, empty });
-    const text = (n) => [n.hostname, n.node, n.pool, n.state, n.adapters.join(" "), n.labels.join(" ")].join(" ");
+    const text = (n) => [n.hostname, n.node, n.pool, said(n), n.adapters.join(" "), n.labels.join(" ")].join(" ");
     searched(byId("nodes-filter"), this.table, text);
   }
 
-  // Nodes that were lost a short while ago are shown where they were: in front.
-  show(snapshot, events, now) {
-    const here = new Set(snapshot.nodes.map((node) => node.node));
-    const lost = new Map();
-    for (const event of events) {
-      if (event.kind === "joined") lost.delete(event.node);
-      if (event.kind === "lost" && !here.has(event.node) && now - event.at < RECENTLY_MS) lost.set(event.node, event);
-    }
-    const ghosts = [...lost.values()].map((event) => ({
-      node: event.node, hostname: `lost ${span(now - event.at)} ago`, state: "lost", duty: "active", cause: event.text,
-      pool: "", labels: [], adapters: [], holds: [], memory_bytes: 0, used_bytes: 0, loading: null, rtt_us: null,
-    }));
-    const by = (state) => snapshot.nodes.filter((node) => node.state === state).length;
-    const states = [...new Set(snapshot.nodes.map((node) => node.state))].map((state) => `${by(state)} ${state}`);
-    if (ghosts.length) states.push(`${ghosts.length} lost`);
-    say(byId("nodes-note"), states.join(", "));
-    this.table.show([...ghosts, ...snapshot.nodes]);
+  show(snapshot) {
+    const states = new Map();
+    for (const { state } of snapshot.nodes) states.set(state, (states.get(state) ?? 0) + 1);
+    say(byId("nodes-note"), [...states].map(([state, num]) => `${num} ${state}`).join(", "));
+    this.table.show(snapshot.nodes);
   }
 }
 
