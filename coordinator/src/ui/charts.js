@@ -8,9 +8,8 @@ const LANE = 34;
 const PAD = 7;
 // Where the values of the lines stand.
 const GUTTER = 54;
-// Newest events that have a mark.
-const MAX_MARKS = 200;
-// Between two marks, so that one doesn't hide another.
+// Between two marks, so that one doesn't hide another. The newest have one, as many as there is
+// room for.
 const APART = 16;
 // What there is takes the whole width: at least this much time, and more by steps of so much.
 const LEAST_MS = 60e3;
@@ -207,17 +206,19 @@ export class Timeline {
     }
     this.axis.replaceChildren(...ticks);
     // Marks are made anew when there are others; otherwise they only move.
-    this.inLane = this.events.filter((event) => event.at > from).slice(-MAX_MARKS);
+    const most = Math.floor((width - GUTTER) / APART);
+    this.inLane = this.events.filter((event) => event.at > from).slice(-most);
     const key = [this.inLane.length, this.inLane[0]?.number, this.inLane.at(-1)?.number, this.chosen].join();
     if (key !== this.laneKey) {
       this.laneKey = key;
       this.marks.replaceChildren(...this.inLane.map((event, number) => this.glyph(event, number)));
     }
-    let before = -APART;
-    this.inLane.forEach((event, number) => {
-      before = Math.min(Math.max(this.x(event.at), before + APART), width - APART / 2);
-      mark(this.marks.children[number], "transform", `translate(${before.toFixed(1)},11)`);
-    });
+    // Where many are, older ones make way.
+    let next = width;
+    for (let number = this.inLane.length - 1; number >= 0; number -= 1) {
+      next = Math.min(this.x(this.inLane[number].at), next - APART);
+      mark(this.marks.children[number], "transform", `translate(${next.toFixed(1)},11)`);
+    }
   }
 
   glyph(event, number) {
