@@ -99,7 +99,7 @@ impl Sample {
 
 /// A row of the table: a part of the time per token.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub struct HopPart {
     /// Which.
     pub name: &'static str,
     /// Its median in milliseconds for each number of stages.
@@ -109,13 +109,13 @@ pub struct Row {
 }
 
 /// The parts, then the whole.
-pub fn rows(stages: &[u32], samples: &[Sample]) -> Vec<Row> {
+pub fn rows(stages: &[u32], samples: &[Sample]) -> Vec<HopPart> {
     let row = |name, of: &dyn Fn(&Sample) -> f64| {
         let with = |num_stages| samples.iter().filter(move |one| one.num_stages == num_stages);
         let medians = stages.iter().map(|&num| median(&with(num).map(of).collect::<Vec<_>>()));
         let points = samples.iter().map(|one| (f64::from(one.num_stages) - 1.0, of(one)));
         let hop = slope_interval(&points.collect::<Vec<_>>(), CONFIDENCE);
-        Row { name, medians: medians.collect(), hop }
+        HopPart { name, medians: medians.collect(), hop }
     };
     let mut rows: Vec<_> =
         PARTS.iter().enumerate().map(|(at, (name, _))| row(name, &|one| one.parts[at])).collect();
@@ -125,7 +125,7 @@ pub fn rows(stages: &[u32], samples: &[Sample]) -> Vec<Row> {
 }
 
 /// The table.
-pub fn table(stages: &[u32], rows: &[Row]) -> String {
+pub fn table(stages: &[u32], rows: &[HopPart]) -> String {
     use std::fmt::Write as _;
     let mut text = format!("  {:<14}", "ms");
     for stages in stages {
@@ -133,7 +133,7 @@ pub fn table(stages: &[u32], rows: &[Row]) -> String {
         let _ = write!(text, "{name:>10}");
     }
     let _ = writeln!(text, "{:>14}{:>20}", "a hop adds", "95 % interval");
-    for Row { name, medians, hop } in rows {
+    for HopPart { name, medians, hop } in rows {
         let _ = write!(text, "  {name:<14}");
         medians.iter().for_each(|ms| text.push_str(&format!("{ms:>10.3}")));
         let _ = match hop {
@@ -147,8 +147,8 @@ pub fn table(stages: &[u32], rows: &[Row]) -> String {
 }
 
 /// The same as JSON.
-pub fn report(stages: &[u32], rows: &[Row], samples: &[Sample]) -> Value {
-    let rows = rows.iter().map(|Row { name, medians, hop }| {
+pub fn report(stages: &[u32], rows: &[HopPart], samples: &[Sample]) -> Value {
+    let rows = rows.iter().map(|HopPart { name, medians, hop }| {
         let hop = hop.map(|hop| json!({"ms": hop.slope, "low": hop.low, "high": hop.high}));
         json!({"part": name, "median_ms": medians, "hop": hop})
     });

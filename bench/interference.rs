@@ -17,7 +17,7 @@ const REST: Duration = Duration::from_secs(1);
 
 /// Who asks for what.
 #[derive(Clone, Copy, Debug)]
-pub struct Work {
+pub struct Scenario {
     /// What the one user asks for.
     pub interactive: Wish,
     /// How often, in a round.
@@ -45,7 +45,7 @@ pub struct Round {
     pub offline: f64,
 }
 
-impl Work {
+impl Scenario {
     /// The user alone.
     ///
     /// # Errors
@@ -129,7 +129,7 @@ impl Work {
 
 /// The rounds of one way to serve.
 #[derive(Clone, Debug, Default)]
-pub struct Measured {
+pub struct Rounds {
     /// Which.
     pub name: String,
     /// The user alone.
@@ -155,7 +155,7 @@ pub struct Figures {
     pub offline: f64,
 }
 
-impl Measured {
+impl Rounds {
     /// Pooled over all rounds.
     pub fn figures(&self) -> Figures {
         let seconds = |rounds: &[Round]| rounds.iter().map(|round| round.seconds).sum::<f64>();
@@ -194,7 +194,7 @@ fn percentile(values: &[f64], share: f64) -> f64 {
 }
 
 /// The table.
-pub fn table(all: &[Measured]) -> String {
+pub fn table(all: &[Rounds]) -> String {
     let line = |cells: [&str; 7]| {
         let [name, undisturbed, disturbed, ratio, alone, all, offline] = cells;
         let times = format!("{undisturbed:>21}{disturbed:>21}{ratio:>15}");
@@ -222,7 +222,7 @@ pub fn table(all: &[Measured]) -> String {
 }
 
 /// The same as JSON, with what each round measured.
-pub fn report(all: &[Measured]) -> Value {
+pub fn report(all: &[Rounds]) -> Value {
     let of_rounds = |rounds: &[Round]| -> Value {
         let of = |round: &Round| {
             json!({
@@ -232,7 +232,7 @@ pub fn report(all: &[Measured]) -> Value {
         };
         rounds.iter().map(of).collect()
     };
-    let of = |measured: &Measured| {
+    let of = |measured: &Rounds| {
         let figures = measured.figures();
         json!({
             "name": measured.name,
@@ -261,7 +261,7 @@ mod tests {
             interactive,
             offline,
         };
-        let measured = Measured {
+        let measured = Rounds {
             name: "ours".to_owned(),
             undisturbed: vec![round(&[10.0, 30.0], 1.0, 50.0, 0.0), round(&[20.0], 1.0, 50.0, 0.0)],
             disturbed: vec![

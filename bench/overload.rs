@@ -36,7 +36,7 @@ const EXPECTED: [&str; 3] = ["status 429", "status 503", "status 504"];
 
 /// What is asked, over and over.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct Demand {
     /// The model's name in the API.
     pub model: String,
     /// Tokens of a prompt.
@@ -51,7 +51,7 @@ pub struct Asked {
 
 /// What came of a load.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct LoadResult {
     /// What was asked for, in words.
     pub name: String,
     /// Requests a second that were sent.
@@ -73,7 +73,7 @@ pub struct Memory {
     pub samples: Vec<(f64, f64)>,
 }
 
-impl Asked {
+impl Demand {
     /// Asks at a pace for `duration`, after a warm-up of a quarter of it.
     ///
     /// # Errors
@@ -84,7 +84,7 @@ impl Asked {
         (name, pace): (String, Pace),
         duration: Duration,
         seed: u64,
-    ) -> Result<Outcome> {
+    ) -> Result<LoadResult> {
         let parameters = Parameters {
             model: self.model.clone(),
             endpoint: Endpoint::Completions,
@@ -119,7 +119,7 @@ impl Asked {
         let times = all.times(Metric::E2el);
         let end = [50.0, 95.0]
             .map(|percent| if times.is_empty() { f64::NAN } else { times.percentile_ms(percent) });
-        Ok(Outcome {
+        Ok(LoadResult {
             name,
             offered: rate(all.num_completed + all.num_failed()),
             goodput: rate(measured.sums.arrived.good),
@@ -143,7 +143,7 @@ pub fn open(times: f64, capacity: f64) -> (String, Pace) {
     (format!("{} x capacity", decimal(times)), Pace::Open { arrivals, max_concurrency: None })
 }
 
-impl Outcome {
+impl LoadResult {
     /// What no server should answer, however much is asked.
     pub fn unexpected(&self) -> Vec<String> {
         let others = self.failures.iter().filter(|(kind, _)| !EXPECTED.contains(&kind.as_str()));
@@ -192,7 +192,7 @@ impl Memory {
 }
 
 /// The table.
-pub fn table(outcomes: &[Outcome]) -> String {
+pub fn table(outcomes: &[LoadResult]) -> String {
     let mut text = format!(
         "  {:<24}{:>10}{:>10}{:>10}{:>20}   {}\n",
         "requests a second", "offered", "answered", "good", "end p50 / p95", "refused"
@@ -214,7 +214,7 @@ pub fn table(outcomes: &[Outcome]) -> String {
 }
 
 /// What the loads beyond capacity say of the objective: `within` are those up to it.
-pub fn summary(within: &[Outcome], beyond: &[Outcome]) -> String {
+pub fn summary(within: &[LoadResult], beyond: &[LoadResult]) -> String {
     let peak = within.iter().map(|it| it.goodput).fold(0.0, f64::max);
     let mut text = format!("  goodput's peak: {} a second\n", decimal(peak));
     for it in beyond {
@@ -236,10 +236,10 @@ pub fn summary(within: &[Outcome], beyond: &[Outcome]) -> String {
 }
 
 /// The same as JSON.
-pub fn report(within: &[Outcome], beyond: &[Outcome], memory: &[Memory]) -> Value {
+pub fn report(within: &[LoadResult], beyond: &[LoadResult], memory: &[Memory]) -> Value {
     json!({
-        "within": within.iter().map(Outcome::json).collect::<Vec<_>>(),
-        "beyond": beyond.iter().map(Outcome::json).collect::<Vec<_>>(),
+        "within": within.iter().map(LoadResult::json).collect::<Vec<_>>(),
+        "beyond": beyond.iter().map(LoadResult::json).collect::<Vec<_>>(),
         "memory_mib": memory.iter().map(|it| &it.samples).collect::<Vec<_>>(),
     })
 }
@@ -248,10 +248,10 @@ pub fn report(within: &[Outcome], beyond: &[Outcome], memory: &[Memory]) -> Valu
 mod tests {
     use super::*;
 
-    fn outcome(name: &str, goodput: f64, failures: &[(&str, u64)]) -> Outcome {
+    fn outcome(name: &str, goodput: f64, failures: &[(&str, u64)]) -> LoadResult {
         let failures = failures.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
         let (offered, answered, end) = (goodput * 4.0, goodput, [1.0, 2.0]);
-        Outcome { name: name.to_owned(), offered, goodput, answered, end, failures }
+        LoadResult { name: name.to_owned(), offered, goodput, answered, end, failures }
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub struct Arrivals(Mutex<Vec<(Instant, u64)>>);
 
 /// How long an answer took.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked {
+pub struct AnswerTimes {
     /// To its first token.
     pub first: Duration,
     /// To its end.
@@ -115,7 +115,7 @@ impl Users {
     ///
     /// # Errors
     /// When the answer doesn't come, or with another number of tokens than was asked for.
-    pub async fn ask(&self, wish: Wish, number: u64, arrivals: &Arrivals) -> Result<Asked> {
+    pub async fn ask(&self, wish: Wish, number: u64, arrivals: &Arrivals) -> Result<AnswerTimes> {
         self.ask_noting(wish, number, arrivals, &AtomicUsize::new(0)).await
     }
 
@@ -125,7 +125,7 @@ impl Users {
         number: u64,
         arrivals: &Arrivals,
         num_begun: &AtomicUsize,
-    ) -> Result<Asked> {
+    ) -> Result<AnswerTimes> {
         let body = self.body(wish, number);
         let sent = Instant::now();
         let (mut first, mut num_tokens) = (None, 0);
@@ -143,7 +143,7 @@ impl Users {
         if num_tokens != wish.answer as usize {
             bail!("an answer has {num_tokens} tokens where {} were asked for", wish.answer);
         }
-        Ok(Asked { first: first.context("an answer without a token")?, end })
+        Ok(AnswerTimes { first: first.context("an answer without a token")?, end })
     }
 
     /// So many users at once. Their first answers are parts of what they ask for later, as if they

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use coordinator::snapshot::{
-    Happened, Kind, Node, Pipeline, Point, Request, Snapshot, Stage, StageTime, StepTime,
+    EventKind, Happened, Node, OpenRequest, Pipeline, Point, Snapshot, Stage, StageTime, StepTime,
 };
 use serde_json::{Value, json};
 use tests::browser::{Browser, chromium};
@@ -225,7 +225,7 @@ fn simulated(num_nodes: u32, num_requests: usize, at: u64) -> Snapshot {
         time: Some(StepTime { step_ms: 44.0, stages: vec![time; 4], ..StepTime::default() }),
         ..Pipeline::default()
     });
-    let requests = (0..num_requests).map(|number| Request {
+    let requests = (0..num_requests).map(|number| OpenRequest {
         id: format!("{:016x}", number as u64 + at),
         tenant: format!("tenant-{}", number % 100),
         priority: "standard".into(),
@@ -233,7 +233,7 @@ fn simulated(num_nodes: u32, num_requests: usize, at: u64) -> Snapshot {
         age_ms: 1000 * at + number as u64,
         generated_tokens: number + at as usize,
         last: "begun".into(),
-        ..Request::default()
+        ..OpenRequest::default()
     });
     let band = |scale: f64| Some([scale, scale * 1.7, scale * 4.0]);
     let points = (0..=if at == 0 { 360 } else { 0 }).rev().map(|ago| Point {
@@ -248,7 +248,7 @@ fn simulated(num_nodes: u32, num_requests: usize, at: u64) -> Snapshot {
     let events = (0..if at == 0 { 500 } else { 0 }).map(|number| Happened {
         number,
         ago_ms: (500 - number) * 7000,
-        kind: if number % 5 == 0 { Kind::Lost } else { Kind::Joined },
+        kind: if number % 5 == 0 { EventKind::Lost } else { EventKind::Joined },
         node: id(number as u32),
         ..Happened::default()
     });

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 use shaders::adapters::{AdapterDetails, Adapters};
 
-use super::terminal::say;
+use super::terminal::{say, write_json};
 
 #[derive(clap::Args)]
 pub(crate) struct AdaptersArguments {
@@ -24,11 +24,8 @@ pub(crate) fn list(arguments: &AdaptersArguments) -> Result<ExitCode> {
     for adapter in &adapters {
         say(&text(adapter));
     }
-    if let Some(path) = &arguments.json {
-        let all: Vec<_> = adapters.iter().map(report).collect();
-        let text = serde_json::to_string_pretty(&all)?;
-        std::fs::write(path, text).with_context(|| format!("can't write {}", path.display()))?;
-    }
+    let all: Vec<_> = adapters.iter().map(report).collect();
+    write_json(arguments.json.as_deref(), &all)?;
     Ok(if adapters.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

@@ -6,16 +6,16 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use loadgen::experiments::configuration::{Configuration, Target};
-use loadgen::experiments::outcome::Outcome;
+use loadgen::experiments::outcome::ExperimentResult;
 use loadgen::experiments::server::Started;
 use loadgen::numbers::{decimal, time};
-use loadgen::report::compare::{Against, Source};
+use loadgen::report::compare::{Against, ResultFile};
 use loadgen::report::result::{FORMAT, Metric, RunResult, Series};
 
 use super::checks;
-use super::load::{self, LoadArguments, write_json};
+use super::load::{self, LoadArguments};
 use super::report::write_page;
-use super::terminal::say;
+use super::terminal::{say, write_json};
 
 #[derive(clap::Args)]
 pub(crate) struct ExperimentArguments {
@@ -51,7 +51,7 @@ pub(crate) async fn experiment(arguments: ExperimentArguments) -> Result<ExitCod
         server.end().await;
     }
     let series = measured?;
-    let Some(outcome) = Outcome::of(&series) else {
+    let Some(outcome) = ExperimentResult::of(&series) else {
         bail!("interrupted before both were measured")
     };
     say(&format!("\n{}", outcome.text()));
@@ -119,11 +119,9 @@ async fn measure(
 }
 
 fn write(arguments: &ExperimentArguments, series: &Series) -> Result<()> {
-    if let Some(path) = &arguments.json {
-        write_json(path, series)?;
-    }
+    write_json(arguments.json.as_deref(), series)?;
     if let Some(path) = &arguments.html {
-        let source = Source { name: "experiment".to_string(), series: series.clone() };
+        let source = ResultFile { name: "experiment".to_string(), series: series.clone() };
         write_page(path, &[source], Against::First)?;
     }
     Ok(())

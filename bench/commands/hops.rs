@@ -11,7 +11,7 @@ use loadgen::client::Server;
 use loadgen::client::request::{Endpoint, Parameters, Prompt};
 use loadgen::experiments::server::Started;
 
-use super::terminal::{dim, say};
+use super::terminal::{dim, say, write_json};
 
 #[derive(clap::Args)]
 pub(crate) struct HopsArguments {
@@ -88,9 +88,6 @@ pub(crate) async fn time_hops(arguments: HopsArguments) -> Result<ExitCode> {
         arguments.rounds,
         table(&stages, &rows)
     ));
-    if let Some(path) = &arguments.json {
-        let json = format!("{:#}\n", report(&stages, &rows, &samples));
-        std::fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
-    }
+    write_json(arguments.json.as_deref(), &report(&stages, &rows, &samples))?;
     Ok(ExitCode::SUCCESS)
 }

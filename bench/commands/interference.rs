@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bench::cluster::{Cluster, Setup, check_programs};
 use bench::engine::random_model::Storage;
-use bench::interference::{Measured, Work, report, table};
+use bench::interference::{Rounds, Scenario, report, table};
 use bench::users::{Users, Wish};
 use loadgen::numbers::parse_time;
 
 use super::model::find_or_write;
-use super::terminal::{dim, say};
+use super::terminal::{dim, say, write_json};
 
 #[derive(clap::Args)]
 pub(crate) struct InterferenceArguments {
@@ -64,10 +64,10 @@ pub(crate) struct InterferenceArguments {
 struct Side {
     cluster: Cluster,
     users: Users,
-    work: Work,
+    work: Scenario,
     // The crowd of each way, the first the largest.
     crowds: Vec<usize>,
-    measured: Vec<Measured>,
+    measured: Vec<Rounds>,
 }
 
 pub(crate) async fn interference(arguments: InterferenceArguments) -> Result<ExitCode> {
@@ -78,7 +78,7 @@ pub(crate) async fn interference(arguments: InterferenceArguments) -> Result<Exi
     }
     for side in &sides {
         // Caches fill, and what sleeps wakes: it counts for nothing.
-        let few = Work { num_requests: 2, alone: Duration::from_secs(2), ..side.work };
+        let few = Scenario { num_requests: 2, alone: Duration::from_secs(2), ..side.work };
         few.undisturbed(&side.users, 0).await?;
         few.offline(&side.users, side.crowds[0], 0).await?;
     }
@@ -94,14 +94,11 @@ pub(crate) async fn interference(arguments: InterferenceArguments) -> Result<Exi
     for side in sides {
         side.cluster.end().await;
     }
-    if let Some(path) = &arguments.json {
-        let json = format!("{:#}\n", report(&all));
-        std::fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
-    }
+    write_json(arguments.json.as_deref(), &report(&all))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn summary(ours: &Measured, arguments: &InterferenceArguments) -> String {
+fn summary(ours: &Rounds, arguments: &InterferenceArguments) -> String {
     let figures = ours.figures();
     let kept = |is_kept| if is_kept { "kept" } else { "missed" };
     let [_, ratio] = figures.ratios();
@@ -122,8 +119,8 @@ fn summary(ours: &Measured, arguments: &InterferenceArguments) -> String {
     )
 }
 
-fn work(arguments: &InterferenceArguments, tiers: [Option<&'static str>; 2]) -> Work {
-    Work {
+fn work(arguments: &InterferenceArguments, tiers: [Option<&'static str>; 2]) -> Scenario {
+    Scenario {
         interactive: Wish { prompt: 128, answer: 16, tier: tiers[0] },
         num_requests: arguments.requests.get(),
         think: arguments.think,
@@ -168,12 +165,12 @@ async fn rival(
 }
 
 impl Side {
-    async fn start(setup: &Setup, work: Work, ways: &[(usize, String)]) -> Result<Self> {
+    async fn start(setup: &Setup, work: Scenario, ways: &[(usize, String)]) -> Result<Self> {
         eprintln!("{}", dim(&format!("starting a cluster: {}", ways[0].1)));
         let cluster = setup.start().await?;
         let users = Users::of(cluster.url()).await?;
         let named =
-            |(_, name): &(usize, String)| Measured { name: name.clone(), ..Measured::default() };
+            |(_, name): &(usize, String)| Rounds { name: name.clone(), ..Rounds::default() };
         Ok(Self {
             cluster,
             users,

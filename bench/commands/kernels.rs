@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bench::engine::kernels::{self, Kernel};
 use bench::engine::random_model::{SHAPES, Shape};
 use clap::builder::ArgPredicate;
@@ -14,7 +14,7 @@ use shaders::kv_cache::{HeadShape, KvFormat};
 use shaders::matmul::Products;
 use shaders::weights::Format;
 
-use super::terminal::{dim, say};
+use super::terminal::{dim, say, write_json};
 
 #[derive(clap::Args)]
 pub(crate) struct KernelsArguments {
@@ -142,7 +142,7 @@ pub(crate) fn time_kernels(arguments: &KernelsArguments) -> Result<ExitCode> {
         eprintln!("{}", dim(&format!("round {done} of {all}")));
     })?;
     say(&kernels::report::table(&adapter, &limits, &measured));
-    write_json(arguments, &kernels::report::json(&adapter, &limits, &measured))?;
+    write_json(arguments.json.as_deref(), &kernels::report::json(&adapter, &limits, &measured))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -163,7 +163,7 @@ fn compare_burn(arguments: &KernelsArguments) -> Result<ExitCode> {
     let mut json = kernels::report::json(&adapter, &limits, &measured);
     json["peer"] = peer.into();
     json["not_compared"] = missing.into();
-    write_json(arguments, &json)?;
+    write_json(arguments.json.as_deref(), &json)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -175,8 +175,8 @@ fn compare_burn(_: &KernelsArguments) -> Result<ExitCode> {
     )
 }
 
-fn options(arguments: &KernelsArguments) -> kernels::Options {
-    kernels::Options {
+fn options(arguments: &KernelsArguments) -> kernels::KernelOptions {
+    kernels::KernelOptions {
         kernels: arguments.kernels.clone(),
         formats: arguments.formats.clone(),
         products: arguments.products.clone(),
@@ -197,10 +197,4 @@ fn kv_format(arguments: &KernelsArguments) -> KvFormat {
 
 fn sizes(sizes: &[u32]) -> Vec<usize> {
     sizes.iter().map(|&size| size as usize).collect()
-}
-
-fn write_json(arguments: &KernelsArguments, json: &serde_json::Value) -> Result<()> {
-    let Some(path) = &arguments.json else { return Ok(()) };
-    std::fs::write(path, format!("{json:#}\n"))
-        .with_context(|| format!("can't write {}", path.display()))
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{ArgGroup, Parser as _};
 use loadgen::load::client_use::raise_file_limit;
 use loadgen::load::pace::{Arrivals, Gaps, Growth, Pace, Ramp};
@@ -15,16 +15,15 @@ use loadgen::load::sweep::{self, Steps};
 use loadgen::load::trace::{Trace, Unit};
 use loadgen::load::{Extent, Load, Measured, Progress, report};
 use loadgen::numbers::parse_time;
-use loadgen::report::compare::{Against, Source};
+use loadgen::report::compare::{Against, ResultFile};
 use loadgen::report::provenance;
 use loadgen::report::result::{FORMAT, Metric, RunResult, Series};
-use serde::Serialize;
 
 use super::checks::{self, CheckArguments};
 use super::interrupt::interrupted;
 use super::report::write_page;
 use super::server::ServerArguments;
-use super::terminal::{say, show};
+use super::terminal::{say, show, write, write_json};
 use super::workload::WorkloadArguments;
 
 /// The options of which one says when requests start.
@@ -252,13 +251,12 @@ impl LoadArguments {
             varied: self.pace.varied().unwrap_or_default().to_owned(),
             runs: runs.to_vec(),
         };
-        match (&self.json, runs) {
-            (None, _) => {}
-            (Some(path), [run]) if series.kind == "run" => write_json(path, run)?,
-            (Some(path), _) => write_json(path, &series)?,
+        match runs {
+            [run] if series.kind == "run" => write_json(self.json.as_deref(), run)?,
+            _ => write_json(self.json.as_deref(), &series)?,
         }
         if let Some(path) = &self.html {
-            write_page(path, &[Source { name: "load".to_owned(), series }], Against::First)?;
+            write_page(path, &[ResultFile { name: "load".to_owned(), series }], Against::First)?;
         }
         Ok(())
     }
@@ -279,15 +277,6 @@ impl LoadArguments {
         }
         Ok(())
     }
-}
-
-pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let json = serde_json::to_string_pretty(value).context("a result that is no JSON")?;
-    write(path, &format!("{json}\n"))
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).with_context(|| format!("can't write {}", path.display()))
 }
 
 impl PaceArguments {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use bench::engine::model::{About, Test, measure, report, table};
 use bench::engine::random_model::{SHAPES, Shape, Storage};
-use bench::engine::{Engine, OWN_TOKENS, Options};
+use bench::engine::{Engine, EngineOptions, OWN_TOKENS};
 use checkpoint::Checkpoint;
 use protocol::BLOCK_TOKENS;
 use protocol::config::{KvCacheDtype, Quantize};
@@ -17,7 +17,7 @@ use serde_json::json;
 use shaders::matmul::Products;
 use shaders::profile::Timed;
 
-use super::terminal::{dim, say};
+use super::terminal::{dim, say, write_json};
 
 #[derive(clap::Args)]
 pub(crate) struct ModelArguments {
@@ -141,7 +141,7 @@ pub(crate) fn time_model(arguments: &ModelArguments) -> Result<ExitCode> {
     };
     let max_num_seqs = arguments.batches.iter().map(|batch| batch.get()).max().unwrap_or(1);
     let max_batched_tokens = arguments.max_batched_tokens.get().max(max_num_seqs);
-    let options = Options {
+    let options = EngineOptions {
         adapter: arguments.adapter.clone(),
         quantize: arguments.quantize,
         kv_cache_dtype: arguments.kv_cache_dtype,
@@ -164,10 +164,7 @@ pub(crate) fn time_model(arguments: &ModelArguments) -> Result<ExitCode> {
     let sizes = (arguments.rounds.get(), options.max_batched_tokens);
     let measured = measure(&mut engine, &tests, sizes, |now| eprintln!("{}", dim(now)))?;
     say(&table(&about, &measured));
-    if let Some(path) = &arguments.json {
-        let json = format!("{:#}\n", report(&about, &measured));
-        std::fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
-    }
+    write_json(arguments.json.as_deref(), &report(&about, &measured))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -225,8 +222,7 @@ fn profile(engine: &mut Engine, about: &About, num_tokens: usize, file: &Path) -
         }));
         begin += end + Duration::from_millis(1);
     }
-    std::fs::write(file, format!("{}\n", json!({ "traceEvents": events })))
-        .with_context(|| format!("can't write {}", file.display()))?;
+    write_json(Some(file), &json!({ "traceEvents": events }))?;
     Ok(ExitCode::SUCCESS)
 }
 

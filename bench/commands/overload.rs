@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use bench::cluster::Setup;
 use bench::engine::random_model::Storage;
-use bench::overload::{Asked, Memory, closed, open, report, summary, table};
+use bench::overload::{Demand, Memory, closed, open, report, summary, table};
 use loadgen::client::Server;
 use loadgen::load::client_use::raise_file_limit;
 use loadgen::load::slo::Slo;
@@ -16,7 +16,7 @@ use loadgen::load::sweep::Steps;
 use loadgen::numbers::{decimal, parse_time, time};
 
 use super::model::find_or_write;
-use super::terminal::{dim, say};
+use super::terminal::{dim, say, write_json};
 
 /// How long one answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
@@ -76,7 +76,7 @@ pub(crate) async fn overload(arguments: OverloadArguments) -> Result<ExitCode> {
     let cluster = setup.start().await?;
     let pid = cluster.pid()?;
     let server = Server::new(cluster.url(), ANSWER_TIMEOUT)?;
-    let mut asked = Asked {
+    let mut asked = Demand {
         model: server.first_model().await?,
         prompt: arguments.prompt.get(),
         answer: arguments.answer.get(),
@@ -131,9 +131,6 @@ pub(crate) async fn overload(arguments: OverloadArguments) -> Result<ExitCode> {
     for (outcome, memory) in beyond.iter().zip(&memory) {
         say(&format!("  {}: the coordinator has {}\n", outcome.name, memory.summary()));
     }
-    if let Some(path) = &arguments.json {
-        let json = format!("{:#}\n", report(&up_to, &beyond, &memory));
-        std::fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
-    }
+    write_json(arguments.json.as_deref(), &report(&up_to, &beyond, &memory))?;
     Ok(ExitCode::SUCCESS)
 }

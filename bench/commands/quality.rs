@@ -11,7 +11,7 @@ use protocol::config::Quantize;
 use shaders::matmul::Products;
 
 use super::model::find_or_write;
-use super::terminal::{dim, say};
+use super::terminal::{dim, say, write_json};
 
 #[derive(clap::Args)]
 pub(crate) struct QualityArguments {
@@ -68,9 +68,6 @@ pub(crate) fn compare_formats(arguments: &QualityArguments) -> Result<ExitCode> 
         all.push(quality::listen(&model, arguments.adapter.as_deref(), way, &windows)?);
     }
     say(&quality::table(&all, text.is_some()));
-    if let Some(path) = &arguments.json {
-        let json = format!("{:#}\n", quality::report(&all, text.is_some()));
-        std::fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
-    }
+    write_json(arguments.json.as_deref(), &quality::report(&all, text.is_some()))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use loadgen::experiments::outcome::Outcome;
-use loadgen::report::compare::{Against, Comparison, Source};
+use anyhow::{Result, bail};
+use loadgen::experiments::outcome::ExperimentResult;
+use loadgen::report::compare::{Against, Comparison, ResultFile};
 use loadgen::report::{html, result};
 
-use super::terminal::say;
+use super::terminal::{say, write};
 
 #[derive(clap::Args)]
 pub(crate) struct ReportArguments {
@@ -29,7 +29,7 @@ pub(crate) fn report(arguments: &ReportArguments) -> Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     for file in &arguments.files {
         match result::read(file) {
-            Ok(series) => sources.push(Source { name: short_name(file), series }),
+            Ok(series) => sources.push(ResultFile { name: short_name(file), series }),
             Err(cause) => {
                 eprintln!("autoglm-bench: {cause:#}");
                 code = ExitCode::FAILURE;
@@ -41,7 +41,7 @@ pub(crate) fn report(arguments: &ReportArguments) -> Result<ExitCode> {
     }
     say(&Comparison::new(&sources, arguments.against).text());
     for source in sources.iter().filter(|source| source.series.kind == "experiment") {
-        if let Some(outcome) = Outcome::of(&source.series) {
+        if let Some(outcome) = ExperimentResult::of(&source.series) {
             say(&format!("\n{}\n{}", source.name, outcome.text()));
         }
     }
@@ -52,9 +52,8 @@ pub(crate) fn report(arguments: &ReportArguments) -> Result<ExitCode> {
 }
 
 /// Writes the page about results.
-pub(crate) fn write_page(path: &Path, sources: &[Source], against: Against) -> Result<()> {
-    std::fs::write(path, html::page(sources, against))
-        .with_context(|| format!("can't write {}", path.display()))
+pub(crate) fn write_page(path: &Path, sources: &[ResultFile], against: Against) -> Result<()> {
+    write(path, &html::page(sources, against))
 }
 
 /// A file's name without its folder.

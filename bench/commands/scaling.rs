@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bench::cluster::Setup;
 use bench::engine::random_model::Storage;
 use bench::scaling::{Comparison, Goal, Rate, Side, best, report, table};
@@ -13,7 +13,7 @@ use bench::users::{Users, Wish};
 use loadgen::numbers::{decimal, parse_time};
 
 use super::model::find_or_write;
-use super::terminal::{dim, say};
+use super::terminal::{dim, say, write_json};
 
 /// Chunks of the lone prompt.
 const CHUNKS: usize = 16;
@@ -139,10 +139,7 @@ pub(crate) async fn scaling(arguments: ScalingArguments) -> Result<ExitCode> {
     for side in [Some(one), Some(two), Some(apart), plain].into_iter().flatten() {
         side.cluster.end().await;
     }
-    if let Some(path) = &arguments.json {
-        let json = format!("{:#}\n", report(&all));
-        std::fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
-    }
+    write_json(arguments.json.as_deref(), &report(&all))?;
     Ok(ExitCode::SUCCESS)
 }
 

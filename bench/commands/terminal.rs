@@ -1,9 +1,13 @@
-//! What is shown while something runs.
+//! What is shown while something runs, and what is kept of it.
 
 use std::convert::Infallible;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
 
 use loadgen::load::{Extent, Progress};
 
@@ -43,6 +47,17 @@ pub(crate) fn say(text: &str) {
     let mut stdout = std::io::stdout().lock();
     let _ = stdout.write_all(text.as_bytes());
     let _ = stdout.flush();
+}
+
+/// Keeps what was measured as JSON, where a file is named for it.
+pub(crate) fn write_json(path: Option<&Path>, value: &impl Serialize) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let json = serde_json::to_string_pretty(value).context("a result that is no JSON")?;
+    write(path, &format!("{json}\n"))
+}
+
+pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).with_context(|| format!("can't write {}", path.display()))
 }
 
 /// `text` in a faint colour, where there are colours.

@@ -9,7 +9,7 @@ use loadgen::distribution::{Delays, Lengths};
 use loadgen::load::mix::Mix;
 use loadgen::load::prompts;
 use loadgen::load::trace::Trace;
-use loadgen::load::workload::{Prefix, Source, Workload};
+use loadgen::load::workload::{Prefix, PromptSource, Workload};
 use serde_json::Value;
 
 #[derive(clap::Args)]
@@ -83,7 +83,7 @@ impl WorkloadArguments {
     pub(crate) fn workload(&self, endpoint: Endpoint, trace: Option<&Trace>) -> Result<Workload> {
         let of_trace = trace.and_then(Trace::source).filter(|_| self.prompts.is_none());
         let source = match (&self.input_tokens, of_trace) {
-            (Some(lengths), _) => Source::Random(lengths.clone()),
+            (Some(lengths), _) => PromptSource::Random(lengths.clone()),
             (None, Some(source)) => source,
             (None, None) => {
                 let mut scripts = match &self.prompts {
@@ -93,7 +93,7 @@ impl WorkloadArguments {
                 if let Some(seed) = self.seed {
                     prompts::shuffle(&mut scripts, seed);
                 }
-                Source::List(scripts.into())
+                PromptSource::List(scripts.into())
             }
         };
         let prefix = self

@@ -26,7 +26,7 @@ use shaders::matmul::Products;
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct EngineOptions {
     /// Which adapter: its number, or a part of its name.
     pub adapter: Option<String>,
     /// What float weights are rounded to.
@@ -89,9 +89,9 @@ impl Engine {
     ///
     /// # Errors
     /// When the files or the adapter don't allow it.
-    pub fn load(path: &Path, options: &Options) -> Result<Self> {
+    pub fn load(path: &Path, options: &EngineOptions) -> Result<Self> {
         let files = Checkpoint::open(path)?.quantized(quantize(options.quantize));
-        let Options { profile, products, .. } = *options;
+        let EngineOptions { profile, products, .. } = *options;
         let gpu_options = GpuOptions { profile, products, ..GpuOptions::kept() };
         let gpu = Gpu::open_with(options.adapter.as_deref(), gpu_options)?;
         let kernels = Kernels::new(&gpu)?;

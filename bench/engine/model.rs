@@ -63,7 +63,7 @@ impl Test {
 
 /// What a test took, round by round.
 #[derive(Debug, Clone)]
-pub struct Measured {
+pub struct TestTimes {
     /// The test.
     pub test: Test,
     /// Seconds of each round.
@@ -74,7 +74,7 @@ pub struct Measured {
     pub encoding_us: Vec<f64>,
 }
 
-impl Measured {
+impl TestTimes {
     /// Tokens a second, the median round's.
     pub fn rate(&self) -> f64 {
         self.test.num_tokens() as f64 / median(&self.seconds)
@@ -100,7 +100,7 @@ pub fn measure(
     tests: &[Test],
     (num_rounds, max_batched_tokens): (usize, usize),
     mut progress: impl FnMut(&str),
-) -> Result<Vec<Measured>> {
+) -> Result<Vec<TestTimes>> {
     let mut contexts: Vec<Sequence> = Vec::new();
     for test in tests {
         if let Test::Decode { context, .. } = *test
@@ -116,7 +116,7 @@ pub fn measure(
     }
     let mut measured: Vec<_> = tests
         .iter()
-        .map(|&test| Measured {
+        .map(|&test| TestTimes {
             test,
             seconds: Vec::new(),
             processor_seconds: Vec::new(),
@@ -239,7 +239,7 @@ impl About {
 }
 
 /// The measurements for people.
-pub fn table(about: &About, measured: &[Measured]) -> String {
+pub fn table(about: &About, measured: &[TestTimes]) -> String {
     let About { model, format, memory_bytes, adapter, .. } = about;
     let mut text = format!(
         "{model}, {format}, {:.2} GiB on {adapter}\n\
@@ -276,7 +276,7 @@ pub fn table(about: &About, measured: &[Measured]) -> String {
 }
 
 /// The measurements for machines, with llama-bench's keys where it has one.
-pub fn report(about: &About, measured: &[Measured]) -> Value {
+pub fn report(about: &About, measured: &[TestTimes]) -> Value {
     let tests: Vec<_> = measured
         .iter()
         .map(|one| {

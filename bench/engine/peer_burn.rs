@@ -18,7 +18,9 @@ use shaders::weights::{Format, RowOrder, WeightMatrix};
 
 use crate::engine::kernels::matmul::{format_name, work};
 use crate::engine::kernels::rounds::Task;
-use crate::engine::kernels::{About, Limits, Measured, Options, measure_ready, numbers, report};
+use crate::engine::kernels::{
+    About, KernelOptions, KernelTimes, Limits, measure_ready, numbers, report,
+};
 use loadgen::numbers::median;
 
 type Device = <CubeBackend as BackendTypes>::Device;
@@ -31,7 +33,7 @@ pub struct Compared {
     /// What the device can do.
     pub limits: Limits,
     /// Each product of ours, followed by burn's.
-    pub measured: Vec<Measured>,
+    pub measured: Vec<KernelTimes>,
     /// What isn't compared, and why.
     pub missing: Vec<String>,
 }
@@ -42,7 +44,7 @@ pub struct Compared {
 /// When the adapter can't be shared, has no room, or fails.
 pub fn compare(
     selector: Option<&str>,
-    options: &Options,
+    options: &KernelOptions,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Compared> {
     let (gpu, raw) = Gpu::open_shared(selector, GpuOptions::kept())?;
@@ -185,7 +187,7 @@ mod tests {
 
     #[test]
     fn burn_multiplies_as_ours_do_on_one_device() {
-        let options = Options {
+        let options = KernelOptions {
             kernels: vec![Kernel::Matmul],
             formats: vec![Format::F32, Format::F16, Format::Bf16, Format::Int4],
             products: vec![Products::Plain],
@@ -201,7 +203,7 @@ mod tests {
         let compared = compare(None, &options, &mut |_| ()).unwrap();
         for format in options.formats {
             let name = format_name(format);
-            let of = |one: &&Measured| one.about.keys["format"] == name;
+            let of = |one: &&KernelTimes| one.about.keys["format"] == name;
             let found: Vec<_> = compared.measured.iter().filter(of).collect();
             if compared.missing.iter().any(|why| why.starts_with(&format!("{name}: "))) {
                 assert!(format != Format::F32 && found.is_empty(), "{compared:?}");

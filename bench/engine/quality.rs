@@ -11,7 +11,7 @@ use protocol::config::{KvCacheDtype, Quantize};
 use serde_json::{Value, json};
 use shaders::matmul::Products;
 
-use crate::engine::{Engine, Options, token};
+use crate::engine::{Engine, EngineOptions, token};
 
 /// Most tokens that see each other: longer texts are cut.
 const MAX_WINDOW: usize = 512;
@@ -94,7 +94,7 @@ pub fn listen(
     windows: &[Vec<TokenId>],
 ) -> Result<Said> {
     let longest = windows.iter().map(Vec::len).max().unwrap_or(1);
-    let options = Options {
+    let options = EngineOptions {
         adapter: adapter.map(str::to_owned),
         quantize,
         products,

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use bench::engine::{Engine, Options};
+use bench::engine::{Engine, EngineOptions};
 use protocol::config::{KvCacheDtype, Quantize};
 use serde_json::Value;
 use shaders::matmul::Products;
@@ -24,7 +24,7 @@ fn may_allocate(frame: &str) -> bool {
 fn a_steady_step_allocates_nothing() {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/glm-edge/bf16");
     // The dispatches of plain products, and others before them.
-    let options = Options {
+    let options = EngineOptions {
         adapter: None,
         quantize: Quantize::Int8,
         products: Products::PackedDot,

@@ -14,7 +14,7 @@ use loadgen::load::result::result;
 use loadgen::load::slo::Slo;
 use loadgen::load::workload::Workload;
 use loadgen::load::{Extent, Load, Progress, report};
-use loadgen::report::compare::{Against, Source};
+use loadgen::report::compare::{Against, ResultFile};
 use loadgen::report::html::page;
 use loadgen::report::result::{FORMAT, Metric, Series};
 
@@ -86,7 +86,7 @@ async fn counts_that_a_server_doesnt_tell_are_unknown_rather_than_nothing() {
         }
         let series =
             Series { format: FORMAT, kind: "run".to_owned(), runs: vec![run], ..Series::default() };
-        let html = page(&[Source { name: "load".to_owned(), series }], Against::First);
+        let html = page(&[ResultFile { name: "load".to_owned(), series }], Against::First);
         assert!(html.contains("unknown tokens of prompts, unknown of answers"), "{html}");
     }
 }

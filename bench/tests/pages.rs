@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use loadgen::report::compare::{Against, Source};
+use loadgen::report::compare::{Against, ResultFile};
 use loadgen::report::html;
 use loadgen::report::result::{
     ClientUse, FORMAT, FailureCount, FaultOutcome, Group, Provenance, RunResult, Second, Series,
@@ -69,10 +69,10 @@ fn run(text: &str) -> RunResult {
     }
 }
 
-fn source(kind: &str, text: &str, second: &str) -> Source {
+fn source(kind: &str, text: &str, second: &str) -> ResultFile {
     let (runs, varied) = (vec![run(text), run(second)], "rate".to_string());
     let series = Series { format: FORMAT, kind: kind.to_string(), varied, runs };
-    Source { name: text.to_string(), series }
+    ResultFile { name: text.to_string(), series }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use self::parts::Parts;
 pub use self::spread::Spread;
 use crate::lane::Prefix;
 use crate::metrics::{StepReport, Ways};
-use crate::snapshot::{Happened, Kind, Point, StepTime};
+use crate::snapshot::{EventKind, Happened, Point, StepTime};
 
 /// The curves, the time line, and the newest steps.
 #[derive(Debug)]
@@ -152,7 +152,7 @@ impl Recent {
     }
 
     /// Something that belongs on the time line.
-    pub fn happened(&mut self, now: Instant, kind: Kind, happened: Happened) {
+    pub fn happened(&mut self, now: Instant, kind: EventKind, happened: Happened) {
         if self.max_events == 0 {
             return;
         }
@@ -186,10 +186,10 @@ impl Recent {
         for (at, it) in &self.events {
             let Ok(node) = u64::from_str_radix(&it.node, 16).map(NodeId) else { continue };
             match it.kind {
-                Kind::Lost => {
+                EventKind::Lost => {
                     lost.insert(node, (now.saturating_duration_since(*at), it.text.as_str()));
                 }
-                Kind::Joined | Kind::Left => {
+                EventKind::Joined | EventKind::Left => {
                     lost.remove(&node);
                 }
                 _ => {}

@@ -49,7 +49,7 @@ pub struct Snapshot {
     /// What an operator may have to do something about, worst first.
     pub concerns: Vec<Concern>,
     /// How full the cluster is.
-    pub load: Load,
+    pub load: Fill,
     /// Serving or loading.
     pub pipelines: Vec<Pipeline>,
     /// Those that are here, those that were just lost, and those of which an operator has said
@@ -60,7 +60,7 @@ pub struct Snapshot {
     /// Groups of the queue that aren't shown.
     pub queue_more: usize,
     /// Requests that have not ended.
-    pub requests: Vec<Request>,
+    pub requests: Vec<OpenRequest>,
     /// How many they are in all.
     pub num_requests: usize,
     /// Batch jobs: those that are open, and the newest others.
@@ -103,7 +103,7 @@ pub struct Concern {
 /// How full the cluster is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
-pub struct Load {
+pub struct Fill {
     /// Sequences that run.
     pub running: usize,
     /// Sequences that wait.
@@ -123,7 +123,7 @@ pub struct Pipeline {
     /// `serving`, `loading`, `linking` or `draining`.
     pub state: String,
     /// How full it is.
-    pub load: Load,
+    pub load: Fill,
     /// Its stages, in order.
     pub stages: Vec<Stage>,
     /// How its steps spend their time, once there were some.
@@ -246,7 +246,7 @@ pub struct Group {
 /// An open request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
-pub struct Request {
+pub struct OpenRequest {
     /// Its name, under which its decisions are found: `/v1/requests/{id}`.
     pub id: String,
     /// Whose it is.
@@ -356,7 +356,7 @@ pub struct Point {
 /// What kind of thing happened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum EventKind {
     /// A node joined.
     Joined,
     /// A node left on purpose.
@@ -387,7 +387,7 @@ pub struct Happened {
     /// How long ago it was.
     pub ago_ms: u64,
     /// What kind of thing.
-    pub kind: Kind,
+    pub kind: EventKind,
     /// Which node, where it is about one.
     pub node: String,
     /// Which pipeline, where it is about one.

@@ -13,7 +13,7 @@ pub const CONFIDENCE: f64 = 0.95;
 
 /// Two configurations that were measured in turn.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct ExperimentResult {
     /// The first and the second, in the order in which they were named.
     pub configurations: [Configuration; 2],
     /// Rounds in which both were measured.
@@ -77,7 +77,7 @@ pub struct Difference {
     pub p: Option<f64>,
 }
 
-impl Outcome {
+impl ExperimentResult {
     /// What the runs of an experiment say; none unless they are of two configurations. A round
     /// that lacks one of the two counts nowhere.
     pub fn of(series: &Series) -> Option<Self> {
@@ -133,7 +133,7 @@ impl Outcome {
     }
 
     /// Whether the differences are real.
-    pub(crate) fn findings(&self) -> Vec<String> {
+    fn findings(&self) -> Vec<String> {
         if self.differences.is_empty() {
             return vec![format!(
                 "Nothing can be said of a difference: {} rounds in which both configurations \
@@ -145,7 +145,7 @@ impl Outcome {
     }
 
     /// Whether the generator's numbers fit together.
-    pub fn checks(&self) -> Vec<String> {
+    fn checks(&self) -> Vec<String> {
         let checked = self.configurations.iter().filter_map(|found| {
             let Little { in_flight, product } = found.little?;
             Some(format!(
@@ -159,7 +159,7 @@ impl Outcome {
     }
 
     /// What to mistrust.
-    pub(crate) fn doubts(&self) -> Vec<String> {
+    fn doubts(&self) -> Vec<String> {
         let doubts = self.configurations.iter().filter_map(|found| {
             let why = found.bottleneck.as_ref()?;
             Some(format!("{}: the client was the bottleneck: {why}.", found.label))
@@ -229,7 +229,7 @@ impl Spread {
     }
 
     /// As in `76.1 ± 0.4`.
-    pub fn shown(&self) -> String {
+    fn shown(&self) -> String {
         match self.half {
             _ if self.mean.is_nan() => "-".to_string(),
             Some(half) => format!("{} ± {}", decimal(self.mean), decimal(half)),
@@ -319,7 +319,7 @@ mod tests {
         // Rounds differ by far more than the configurations: only pairs show it.
         let series =
             series(&[(128.0, 76.0), (228.0, 175.0), (148.0, 97.0), (198.0, 146.0), (158.0, 106.0)]);
-        let outcome = Outcome::of(&series).unwrap();
+        let outcome = ExperimentResult::of(&series).unwrap();
         let latency = &outcome.differences[0];
         assert!((latency.interval.mean + 52.0).abs() < 1e-9, "{latency:?}");
         assert!(latency.interval.excludes_zero());
@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn what_strays_more_than_it_differs_is_not_called_real() {
         let outcome =
-            Outcome::of(&series(&[(100.0, 90.0), (100.0, 111.0), (100.0, 98.0)])).unwrap();
+            ExperimentResult::of(&series(&[(100.0, 90.0), (100.0, 111.0), (100.0, 98.0)])).unwrap();
         let text = outcome.text();
         assert!(text.contains("no difference can be shown"), "{text}");
         assert!(!text.contains("is real"), "{text}");
@@ -347,8 +347,8 @@ mod tests {
     fn an_experiment_that_was_cut_short_counts_its_whole_rounds() {
         let mut cut = series(&[(100.0, 90.0), (101.0, 91.0), (102.0, 92.0)]);
         cut.runs.pop();
-        assert_eq!(Outcome::of(&cut).unwrap().num_rounds, 2);
+        assert_eq!(ExperimentResult::of(&cut).unwrap().num_rounds, 2);
         cut.runs.truncate(1);
-        assert!(Outcome::of(&cut).is_none());
+        assert!(ExperimentResult::of(&cut).is_none());
     }
 }

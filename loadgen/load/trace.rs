@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use super::pace::Arrivals;
-use super::workload::Source;
+use super::workload::PromptSource;
 use crate::distribution::MAX_TOKENS;
 
 /// Bytes of a trace file.
@@ -95,9 +95,9 @@ impl Trace {
     }
 
     /// Its prompts, if it tells any length.
-    pub fn source(&self) -> Option<Source> {
+    pub fn source(&self) -> Option<PromptSource> {
         let tells = self.lengths.iter().any(|lengths| *lengths != (None, None));
-        tells.then(|| Source::Lengths(Arc::from(self.lengths.as_slice())))
+        tells.then(|| PromptSource::Lengths(Arc::from(self.lengths.as_slice())))
     }
 }
 

@@ -18,7 +18,7 @@ use crate::distribution::{Delays, Lengths, Purpose, random};
 #[derive(Clone, Debug)]
 pub struct Workload {
     /// Where prompts come from.
-    pub source: Source,
+    pub source: PromptSource,
     /// Tokens of an answer, at most; without it the prompt's own, else the parameters'.
     pub output_tokens: Option<Lengths>,
     /// Turns of a conversation: each but the first is sent when the one before has been answered.
@@ -43,7 +43,7 @@ pub struct Workload {
 
 /// Where prompts come from.
 #[derive(Clone, Debug)]
-pub enum Source {
+pub enum PromptSource {
     /// A list, taken in turn, and again from the first.
     List(Arc<[Script]>),
     /// Random words, about one token each, of as many tokens as the law says.
@@ -101,7 +101,7 @@ impl Workload {
     pub fn of(prompts: impl IntoIterator<Item = Prompt>) -> Self {
         let script = |prompt| Script { turns: vec![prompt], max_tokens: None };
         Self {
-            source: Source::List(prompts.into_iter().map(script).collect()),
+            source: PromptSource::List(prompts.into_iter().map(script).collect()),
             output_tokens: None,
             turns: 1,
             think: Delays::default(),
@@ -120,21 +120,21 @@ impl Workload {
     /// When it can't take a prompt of some form; when there is no prompt.
     pub fn check(&self, parameters: &Parameters) -> Result<()> {
         match &self.source {
-            Source::List(scripts) if scripts.is_empty() => bail!("there is no prompt"),
-            Source::List(scripts) => scripts
+            PromptSource::List(scripts) if scripts.is_empty() => bail!("there is no prompt"),
+            PromptSource::List(scripts) => scripts
                 .iter()
                 .flat_map(|script| &script.turns)
                 .try_for_each(|prompt| parameters.body(prompt).map(drop)),
-            Source::Lengths(lengths) if lengths.is_empty() => bail!("the trace is empty"),
-            Source::Lengths(_) | Source::Random(_) => Ok(()),
+            PromptSource::Lengths(lengths) if lengths.is_empty() => bail!("the trace is empty"),
+            PromptSource::Lengths(_) | PromptSource::Random(_) => Ok(()),
         }
     }
 
     /// Conversations before a list begins again; none where none is like another.
     pub fn period(&self) -> Option<u64> {
         match &self.source {
-            Source::List(scripts) => Some(scripts.len() as u64),
-            Source::Lengths(_) | Source::Random(_) => None,
+            PromptSource::List(scripts) => Some(scripts.len() as u64),
+            PromptSource::Lengths(_) | PromptSource::Random(_) => None,
         }
     }
 
@@ -160,7 +160,7 @@ impl Workload {
         let turn = |prompt, max_tokens| Turn { prompt, max_tokens, think: Duration::ZERO };
         let num_turns = self.turns.max(1);
         match &self.source {
-            Source::List(scripts) => {
+            PromptSource::List(scripts) => {
                 let at = |index: u64| &scripts[(index % scripts.len() as u64) as usize];
                 let script = at(index);
                 // Prompts of one turn make a conversation together.
@@ -175,10 +175,10 @@ impl Workload {
                 let turns = script.turns.iter().take(num_turns as usize);
                 turns.map(|prompt| turn(prompt.clone(), script.max_tokens)).collect()
             }
-            Source::Random(lengths) => (0..num_turns)
+            PromptSource::Random(lengths) => (0..num_turns)
                 .map(|_| turn(Prompt::Text(words(lengths.sample(random), random)), None))
                 .collect(),
-            Source::Lengths(lengths) => {
+            PromptSource::Lengths(lengths) => {
                 let (input, output) = lengths[(index % lengths.len() as u64) as usize];
                 vec![turn(Prompt::Text(words(input.unwrap_or(64), random)), output)]
             }
@@ -328,7 +328,7 @@ mod tests {
     #[test]
     fn a_conversation_follows_from_its_index_and_the_seed() {
         let workload = |seed| Workload {
-            source: Source::Random("uniform:3:9".parse().unwrap()),
+            source: PromptSource::Random("uniform:3:9".parse().unwrap()),
             output_tokens: Some("uniform:1:99".parse().unwrap()),
             tiers: "a:1,b:1".parse().unwrap(),
             seed,

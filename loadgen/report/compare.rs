@@ -8,7 +8,7 @@ use crate::numbers::{change, decimal, percent, time};
 
 /// A result file.
 #[derive(Clone, Debug)]
-pub struct Source {
+pub struct ResultFile {
     /// Its name.
     pub name: String,
     /// What it holds.
@@ -28,12 +28,12 @@ pub enum Against {
 #[derive(Clone, Debug)]
 pub struct Comparison {
     /// The runs.
-    pub rows: Vec<Row>,
+    pub rows: Vec<ComparedRun>,
 }
 
 /// A run, and what changed.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub struct ComparedRun {
     /// The file's name and, where it holds several runs, the run's label.
     pub name: String,
     /// What runs of other files must share to be compared with it; empty when all are.
@@ -49,29 +49,23 @@ pub struct Row {
 }
 
 /// What is compared.
-#[derive(Debug)]
-pub struct Figure {
-    /// Its name.
-    pub title: &'static str,
-    /// Whether more is better.
-    pub more_is_better: bool,
-    /// Its value.
-    pub of: fn(&RunResult) -> Option<f64>,
+struct Figure {
+    title: &'static str,
+    of: fn(&RunResult) -> Option<f64>,
     /// As people read it.
-    pub shown: fn(f64) -> String,
+    shown: fn(f64) -> String,
 }
 
-/// The figures that are compared.
-pub(crate) const FIGURES: [Figure; 9] = [
-    higher("requests/s", |run| Some(run.request_throughput)),
-    higher("tokens/s", |run| Some(run.output_throughput)),
-    lower("TTFT p50", |run| percentile(run, "p50", Metric::Ttft)),
-    lower("TTFT p99", |run| percentile(run, "p99", Metric::Ttft)),
-    lower("ITL p50", |run| percentile(run, "p50", Metric::Itl)),
-    lower("ITL p99", |run| percentile(run, "p99", Metric::Itl)),
-    lower("E2EL p50", |run| percentile(run, "p50", Metric::E2el)),
-    lower("E2EL p99", |run| percentile(run, "p99", Metric::E2el)),
-    Figure { title: "errors", more_is_better: false, of: error_share, shown: percent },
+const FIGURES: [Figure; 9] = [
+    Figure { title: "requests/s", of: |run| Some(run.request_throughput), shown: decimal },
+    Figure { title: "tokens/s", of: |run| Some(run.output_throughput), shown: decimal },
+    Figure { title: "TTFT p50", of: |run| run.statistic("p50", Metric::Ttft), shown: time },
+    Figure { title: "TTFT p99", of: |run| run.statistic("p99", Metric::Ttft), shown: time },
+    Figure { title: "ITL p50", of: |run| run.statistic("p50", Metric::Itl), shown: time },
+    Figure { title: "ITL p99", of: |run| run.statistic("p99", Metric::Itl), shown: time },
+    Figure { title: "E2EL p50", of: |run| run.statistic("p50", Metric::E2el), shown: time },
+    Figure { title: "E2EL p99", of: |run| run.statistic("p99", Metric::E2el), shown: time },
+    Figure { title: "errors", of: error_share, shown: percent },
 ];
 
 /// Flags that say where a result goes, not how it was made.
@@ -86,16 +80,16 @@ pub(crate) fn error_share(run: &RunResult) -> Option<f64> {
 impl Comparison {
     /// Compares each run with the first or the previous one. Where a file holds several runs,
     /// only those with the same label are compared.
-    pub fn new(sources: &[Source], against: Against) -> Self {
+    pub fn new(sources: &[ResultFile], against: Against) -> Self {
         let all_single = sources.iter().all(|source| source.series.runs.len() == 1);
-        let mut rows: Vec<Row> = Vec::new();
+        let mut rows: Vec<ComparedRun> = Vec::new();
         for source in sources {
             for run in &source.series.runs {
                 let (name, label) = match all_single {
                     true => (source.name.clone(), String::new()),
                     false => (format!("{}: {}", source.name, run.label), run.label.clone()),
                 };
-                rows.push(Row {
+                rows.push(ComparedRun {
                     name,
                     label,
                     run: run.clone(),
@@ -174,7 +168,7 @@ impl Comparison {
 
 impl Figure {
     /// Its value of a run, as people read it.
-    pub fn value(&self, run: &RunResult) -> String {
+    fn value(&self, run: &RunResult) -> String {
         (self.of)(run).map_or_else(|| "-".to_string(), self.shown)
     }
 }
@@ -276,25 +270,13 @@ fn flags(run: &RunResult) -> Vec<String> {
     found
 }
 
-fn percentile(run: &RunResult, statistic: &str, metric: Metric) -> Option<f64> {
-    run.statistic(statistic, metric)
-}
-
-const fn higher(title: &'static str, of: fn(&RunResult) -> Option<f64>) -> Figure {
-    Figure { title, more_is_better: true, of, shown: decimal }
-}
-
-const fn lower(title: &'static str, of: fn(&RunResult) -> Option<f64>) -> Figure {
-    Figure { title, more_is_better: false, of, shown: time }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::result::Provenance;
     use super::*;
     use serde_json::json;
 
-    fn source(name: &str, date: &str, tokens: f64, flags: &[&str]) -> Source {
+    fn source(name: &str, date: &str, tokens: f64, flags: &[&str]) -> ResultFile {
         let mut run = RunResult {
             date: date.into(),
             label: "rate 4".into(),
@@ -309,7 +291,7 @@ mod tests {
             ..RunResult::default()
         };
         run.statistics.insert("p50_ttft_ms".into(), json!(tokens));
-        Source { name: name.into(), series: Series { runs: vec![run], ..Series::default() } }
+        ResultFile { name: name.into(), series: Series { runs: vec![run], ..Series::default() } }
     }
 
     #[test]

@@ -9,14 +9,14 @@ use shaders::inputs::{BLOCK_TOKENS, InputLimits, Inputs, StepInputs, StepShape};
 use shaders::kv_cache::{HeadShape, KvCache, KvFormat};
 use shaders::tensor::Tensor;
 
-use super::{About, Options, Work, numbers};
+use super::{About, KernelOptions, KernelRun, numbers};
 
 /// Tokens of the prompt whose attention is measured.
 pub(crate) const PROMPT_TOKENS: usize = 512;
 
 /// Tokens that attend in one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum Phase {
     /// The last token of each of some sequences of equal length.
     Decode {
         /// Sequences.
@@ -31,7 +31,7 @@ pub enum Step {
     },
 }
 
-impl Step {
+impl Phase {
     /// Sequences, and tokens of each.
     fn extent(self) -> (usize, usize) {
         match self {
@@ -101,15 +101,15 @@ pub struct Operands {
 }
 
 impl Operands {
-    /// Those of `step`, with values that are always the same.
+    /// Those of `phase`, with values that are always the same.
     ///
     /// # Errors
     /// When the device has no room.
-    pub fn new(gpu: &Gpu, heads: HeadShape, format: KvFormat, step: Step) -> Result<Self> {
-        let (_, context) = step.extent();
-        let num_blocks = step.num_blocks();
+    pub fn new(gpu: &Gpu, heads: HeadShape, format: KvFormat, phase: Phase) -> Result<Self> {
+        let (_, context) = phase.extent();
+        let num_blocks = phase.num_blocks();
         let limits = InputLimits {
-            max_tokens: step.num_rows(),
+            max_tokens: phase.num_rows(),
             max_outputs: 0,
             max_table_entries: num_blocks,
             max_copies: 0,
@@ -118,7 +118,7 @@ impl Operands {
             vocab_size: 1,
         };
         let mut inputs = Inputs::new(gpu, limits)?;
-        let shape = inputs.write(gpu, &step.inputs()).context("a step that was made to fit")?;
+        let shape = inputs.write(gpu, &phase.inputs()).context("a step that was made to fit")?;
         let cache = KvCache::new(gpu, heads, format, num_blocks)?;
         // Written in parts, since the driver keeps a copy of what it was handed.
         let part = words(format, cache.keys.len().min(1 << 22));
@@ -128,7 +128,7 @@ impl Operands {
                 gpu.flush()?;
             }
         }
-        let len = step.num_rows() * heads.q_size();
+        let len = phase.num_rows() * heads.q_size();
         let (q, out) = (gpu.upload_vec4s(&numbers(len))?, gpu.alloc_vec4s(len)?);
         Ok(Self { inputs, shape, cache, q, out })
     }
@@ -159,22 +159,27 @@ pub(crate) fn scale(heads: HeadShape) -> f32 {
 }
 
 /// Every shape of heads: every number of sequences at every context, and a prompt.
-pub(super) fn works(gpu: &Gpu, options: &Options) -> Result<Vec<Work>> {
+pub(super) fn works(gpu: &Gpu, options: &KernelOptions) -> Result<Vec<KernelRun>> {
     let mut works = Vec::new();
     for &heads in &options.heads {
         let most = options.contexts.iter().copied().chain([PROMPT_TOKENS]).max().unwrap_or(1);
         let attention = Attention::new(gpu, heads, options.kv, most)?;
         let decode = options.contexts.iter().flat_map(|&context| {
-            options.sequences.iter().map(move |&sequences| Step::Decode { sequences, context })
+            options.sequences.iter().map(move |&sequences| Phase::Decode { sequences, context })
         });
-        for step in decode.chain([Step::Prefill { num_tokens: PROMPT_TOKENS }]) {
-            works.push(work(gpu, &attention, &Operands::new(gpu, heads, options.kv, step)?, step)?);
+        for phase in decode.chain([Phase::Prefill { num_tokens: PROMPT_TOKENS }]) {
+            works.push(work(
+                gpu,
+                &attention,
+                &Operands::new(gpu, heads, options.kv, phase)?,
+                phase,
+            )?);
         }
     }
     Ok(works)
 }
 
-/// Our attention of `step`.
+/// Our attention of `phase`.
 ///
 /// # Errors
 /// When the device has no room or fails.
@@ -182,27 +187,27 @@ pub fn work(
     gpu: &Gpu,
     attention: &Attention,
     operands: &Operands,
-    step: Step,
-) -> Result<Work, GpuError> {
+    phase: Phase,
+) -> Result<KernelRun, GpuError> {
     let Operands { inputs, shape, cache, q, out } = operands;
     let heads = cache.shape;
     let bound = attention.bind(gpu, inputs, cache, scale(heads), (q, out))?;
     let name = format!("{}x{}x{}", heads.num_heads, heads.num_kv_heads, heads.head_dim);
-    let (sequences, context) = step.extent();
-    let (what, suffix) = match step {
-        Step::Decode { .. } => ("decode", format!(" @ {context}")),
-        Step::Prefill { .. } => ("prefill", String::new()),
+    let (sequences, context) = phase.extent();
+    let (what, suffix) = match phase {
+        Phase::Decode { .. } => ("decode", format!(" @ {context}")),
+        Phase::Prefill { .. } => ("prefill", String::new()),
     };
     // Keys and values that some row attends to, each once.
     let kv_values = sequences * context * 2 * heads.num_kv_heads * heads.head_dim;
     let about = About {
         kernel: "attention",
         shape: format!("{what} {name}{suffix}{}", cache_name(cache.format)),
-        rows: step.num_rows(),
+        rows: phase.num_rows(),
         layout: bound.layout(*shape),
         num_bytes: kv_values as f64 * cache.format.num_bytes() as f64,
         // A product with the key, another with the value.
-        num_operations: 4.0 * (step.num_attended() * heads.q_size()) as f64,
+        num_operations: 4.0 * (phase.num_attended() * heads.q_size()) as f64,
         keys: json!({
             "phase": what, "context": context, "sequences": sequences,
             "num_heads": heads.num_heads, "num_kv_heads": heads.num_kv_heads,
@@ -211,5 +216,5 @@ pub fn work(
         }),
     };
     let shape = *shape;
-    Ok(Work { about, record: Box::new(move |pass| bound.record(pass, shape)) })
+    Ok(KernelRun { about, record: Box::new(move |pass| bound.record(pass, shape)) })
 }

@@ -9,10 +9,10 @@ use shaders::quantize_rows::QuantizedRows;
 use shaders::tensor::Tensor;
 use shaders::weights::{Format, RowOrder, WeightMatrix};
 
-use super::{About, Options, Work, numbers};
+use super::{About, KernelOptions, KernelRun, numbers};
 
 /// Every format with every shape and number of rows.
-pub(super) fn works(gpu: &Gpu, options: &Options) -> Result<Vec<Work>> {
+pub(super) fn works(gpu: &Gpu, options: &KernelOptions) -> Result<Vec<KernelRun>> {
     let ways: Vec<_> = options.products.iter().map(|&how| (how, Matmul::of(gpu, how))).collect();
     let mut works = Vec::new();
     for &shape in &options.shapes {
@@ -42,7 +42,7 @@ pub fn work(
     matmul: &Matmul,
     weights: &WeightMatrix,
     batch: usize,
-) -> Result<(Work, Tensor), GpuError> {
+) -> Result<(KernelRun, Tensor), GpuError> {
     let (cols, rows, format) = (weights.cols, weights.rows, weights.format);
     let x = gpu.upload_vec4s(&numbers(batch * cols))?;
     let out = gpu.alloc_f32(batch * rows)?;
@@ -62,7 +62,7 @@ pub fn work(
         num_operations: 2.0 * (rows * cols * batch) as f64,
         keys: json!({ "format": name, "k": cols, "n": rows }),
     };
-    Ok((Work { about, record: Box::new(move |pass| bound.record(pass, batch)) }, out))
+    Ok((KernelRun { about, record: Box::new(move |pass| bound.record(pass, batch)) }, out))
 }
 
 /// Bytes of weights, activations and results.

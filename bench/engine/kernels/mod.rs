@@ -1,7 +1,7 @@
 //! How fast kernels are, and how fast the same device could be.
 //!
 //! Everything is measured in [`rounds`], the limits among it; what is reported are medians over
-//! the rounds. [`Work`] is one kernel on one shape; each kernel's file says of what it is made.
+//! the rounds. [`KernelRun`] is one kernel on one shape; each kernel's file says of what it is made.
 
 pub mod attention;
 pub mod matmul;
@@ -43,7 +43,7 @@ pub enum Kernel {
 
 /// What is measured.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct KernelOptions {
     /// Which kernels.
     pub kernels: Vec<Kernel>,
     /// Formats of weights.
@@ -82,14 +82,14 @@ pub struct Limits {
 }
 
 /// One kernel on one shape, ready to be recorded any number of times.
-pub struct Work {
+pub struct KernelRun {
     /// What it is.
     pub about: About,
     /// Records it once.
     pub record: Box<dyn Fn(&mut Pass)>,
 }
 
-impl Work {
+impl KernelRun {
     /// To be timed.
     ///
     /// # Errors
@@ -120,7 +120,7 @@ pub struct About {
 
 /// One kernel on one shape, measured.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Measured {
+pub struct KernelTimes {
     /// What was measured.
     pub about: About,
     /// Seconds of one run, round by round.
@@ -129,7 +129,7 @@ pub struct Measured {
     pub ratio: Option<f64>,
 }
 
-impl Measured {
+impl KernelTimes {
     /// Seconds of one run, the median round's.
     pub fn seconds(&self) -> f64 {
         median(&self.rounds)
@@ -162,9 +162,9 @@ impl Measured {
 /// When the device has no room or fails.
 pub fn measure(
     gpu: &Gpu,
-    options: &Options,
+    options: &KernelOptions,
     progress: impl FnMut(usize, usize),
-) -> Result<(Limits, Vec<Measured>)> {
+) -> Result<(Limits, Vec<KernelTimes>)> {
     let mut works = Vec::new();
     for kernel in &options.kernels {
         works.extend(match kernel {
@@ -188,7 +188,7 @@ pub(crate) fn measure_ready<'a>(
     ready: Vec<(About, Task<'a>)>,
     num_rounds: usize,
     progress: impl FnMut(usize, usize),
-) -> Result<(Limits, Vec<Measured>)> {
+) -> Result<(Limits, Vec<KernelTimes>)> {
     let mut tasks = Vec::new();
     let fma_operations = limits(gpu, &mut tasks)?;
     let (abouts, works): (Vec<_>, Vec<_>) = ready.into_iter().unzip();
@@ -202,7 +202,7 @@ pub(crate) fn measure_ready<'a>(
         fma_operations: fma_operations / limits[2].median(),
         dispatch: limits[3].median() / CHAINED as f64,
     };
-    let measured = abouts.into_iter().zip(tasks).map(|(about, task)| Measured {
+    let measured = abouts.into_iter().zip(tasks).map(|(about, task)| KernelTimes {
         about,
         rounds: task.seconds(),
         ratio: None,

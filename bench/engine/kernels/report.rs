@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use shaders::gpu::Gpu;
 
-use super::{Limits, Measured};
+use super::{KernelTimes, Limits};
 use loadgen::numbers;
 
 /// What an adapter is called.
@@ -14,7 +14,7 @@ pub fn adapter(gpu: &Gpu) -> String {
 }
 
 /// The measurements for people.
-pub fn table(adapter: &str, limits: &Limits, measured: &[Measured]) -> String {
+pub fn table(adapter: &str, limits: &Limits, measured: &[KernelTimes]) -> String {
     let mut text = format!(
         "{adapter}\n  copy {:.1} GB/s · multiply-add {:.1} GFLOP/s · dispatch {:.1} µs\n\n\
          {:<9}  {:<26} {:>5} {:>10} {:>8} {:>7} {:>8} {:>7}  layout\n",
@@ -59,7 +59,7 @@ pub fn table(adapter: &str, limits: &Limits, measured: &[Measured]) -> String {
 }
 
 /// The measurements for machines.
-pub fn json(adapter: &str, limits: &Limits, measured: &[Measured]) -> Value {
+pub fn json(adapter: &str, limits: &Limits, measured: &[KernelTimes]) -> Value {
     let kernels: Vec<_> = measured
         .iter()
         .map(|one| {

@@ -8,13 +8,13 @@ use shaders::inputs::{InputLimits, Inputs, StepInputs};
 use shaders::rms_norm::RmsNorm;
 
 use super::matmul::{format_name, weights};
-use super::{About, Options, Work, numbers};
+use super::{About, KernelOptions, KernelRun, numbers};
 
 /// Rows of the table from which embeddings are taken.
 const TABLE_ROWS: usize = 8192;
 
 /// Rows of every width of weights and format, looked up.
-pub(super) fn embed_works(gpu: &Gpu, options: &Options) -> Result<Vec<Work>> {
+pub(super) fn embed_works(gpu: &Gpu, options: &KernelOptions) -> Result<Vec<KernelRun>> {
     let mut works = Vec::new();
     for width in widths(options) {
         for &format in &options.formats {
@@ -52,7 +52,10 @@ pub(super) fn embed_works(gpu: &Gpu, options: &Options) -> Result<Vec<Work>> {
                     num_operations: 0.0,
                     keys: json!({ "format": name, "width": width }),
                 };
-                works.push(Work { about, record: Box::new(move |pass| bound.record(pass, shape)) });
+                works.push(KernelRun {
+                    about,
+                    record: Box::new(move |pass| bound.record(pass, shape)),
+                });
             }
         }
     }
@@ -60,7 +63,7 @@ pub(super) fn embed_works(gpu: &Gpu, options: &Options) -> Result<Vec<Work>> {
 }
 
 /// Rows of every width of weights, normalised and added to the residual stream.
-pub(super) fn norm_works(gpu: &Gpu, options: &Options) -> Result<Vec<Work>> {
+pub(super) fn norm_works(gpu: &Gpu, options: &KernelOptions) -> Result<Vec<KernelRun>> {
     let norm = RmsNorm::new(gpu)?;
     let mut works = Vec::new();
     for width in widths(options) {
@@ -80,14 +83,15 @@ pub(super) fn norm_works(gpu: &Gpu, options: &Options) -> Result<Vec<Work>> {
                 num_operations: (5 * batch * width) as f64,
                 keys: json!({ "width": width }),
             };
-            works.push(Work { about, record: Box::new(move |pass| bound.record(pass, batch)) });
+            works
+                .push(KernelRun { about, record: Box::new(move |pass| bound.record(pass, batch)) });
         }
     }
     Ok(works)
 }
 
 /// The widths of hidden rows that the shapes of weights stand for.
-fn widths(options: &Options) -> Vec<usize> {
+fn widths(options: &KernelOptions) -> Vec<usize> {
     let mut widths: Vec<_> = options.shapes.iter().map(|(cols, _)| *cols).collect();
     widths.sort_unstable();
     widths.dedup();

@@ -5,10 +5,10 @@ use serde_json::json;
 use shaders::gpu::Gpu;
 use shaders::sampler::{Row, SampleStep, Sampler, SamplerLimits, Sampling};
 
-use super::{About, Options, Work};
+use super::{About, KernelOptions, KernelRun};
 
 /// The most probable token, and one drawn from the most probable ones.
-pub(super) fn works(gpu: &Gpu, options: &Options) -> Result<Vec<Work>> {
+pub(super) fn works(gpu: &Gpu, options: &KernelOptions) -> Result<Vec<KernelRun>> {
     let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
     let filtered = Sampling { temperature: 0.8, top_k: 50, top_p: 0.95, ..Sampling::default() };
     let mut works = Vec::new();
@@ -25,7 +25,7 @@ fn work(
     vocab_size: usize,
     num_rows: usize,
     (name, sampling): (&str, Sampling),
-) -> Result<Work> {
+) -> Result<KernelRun> {
     let logits = gpu.upload(&logits(num_rows * vocab_size))?;
     let limits = SamplerLimits { vocab_size, max_rows: num_rows, max_logprobs: 0 };
     let mut sampler = Sampler::new(gpu, limits, &logits)?;
@@ -43,7 +43,7 @@ fn work(
         num_operations: 0.0,
         keys: json!({ "sampling": name, "vocab_size": vocab_size }),
     };
-    Ok(Work { about, record: Box::new(move |pass| sampler.record(pass, &step, 0)) })
+    Ok(KernelRun { about, record: Box::new(move |pass| sampler.record(pass, &step, 0)) })
 }
 
 /// Spread as those of a model are: most near the middle, few far above.

@@ -11,7 +11,7 @@ use crate::autoscaler::{Decision, Observation};
 use crate::cluster::Action;
 use crate::duty::Duty;
 use crate::metrics::StepReport;
-use crate::snapshot::{Happened, Kind};
+use crate::snapshot::{EventKind, Happened};
 
 impl State {
     pub(super) fn note(&self, action: &Action) {
@@ -37,7 +37,7 @@ impl State {
                 metrics.pipeline_lost();
                 metrics.moved(*num_sequences);
                 let text = format!("{num_sequences} sequences move: {cause}");
-                self.of_pipeline(Kind::Moved, *pipeline, text);
+                self.of_pipeline(EventKind::Moved, *pipeline, text);
                 metrics.recent().forget(*pipeline);
             }
             Action::Drained { pipeline, cause, num_sequences } => {
@@ -47,20 +47,20 @@ impl State {
                     0 => cause.clone(),
                     _ => format!("{cause}; {num_sequences} sequences move"),
                 };
-                self.of_pipeline(Kind::Drained, *pipeline, text);
+                self.of_pipeline(EventKind::Drained, *pipeline, text);
                 metrics.recent().forget(*pipeline);
             }
             Action::Quarantined { node, pause, cause } => {
                 let pause_s = pause.as_secs();
                 warn!(%node, pause_s, cause, "a node keeps failing: it is left out");
-                self.of_node(Kind::Quarantined, *node, format!("for {pause_s} s: {cause}"));
+                self.of_node(EventKind::Quarantined, *node, format!("for {pause_s} s: {cause}"));
             }
             Action::LetIn(node) => {
                 info!(%node, "a node that failed may serve again");
-                self.of_node(Kind::Duty, *node, "it may serve again".to_owned());
+                self.of_node(EventKind::Duty, *node, "it may serve again".to_owned());
             }
             Action::Gone { node, cause, on_purpose } => {
-                let kind = if *on_purpose { Kind::Left } else { Kind::Lost };
+                let kind = if *on_purpose { EventKind::Left } else { EventKind::Lost };
                 self.of_node(kind, *node, cause.clone());
             }
             Action::Relieved(node, duty) => {
@@ -69,7 +69,7 @@ impl State {
                     Duty::Cordoned => "an operator cordons it",
                     Duty::Draining => "an operator drains it",
                 };
-                self.of_node(Kind::Duty, *node, text.to_owned());
+                self.of_node(EventKind::Duty, *node, text.to_owned());
             }
             Action::Scaled(decision) => self.scaled(decision),
             _ => {}
@@ -79,15 +79,15 @@ impl State {
     pub(super) fn noted_join(&self, report: &NodeReport) {
         let adapters: Vec<_> = report.adapters.iter().map(|it| it.name.as_str()).collect();
         let text = format!("{} with {}", report.hostname, adapters.join(", "));
-        self.of_node(Kind::Joined, report.node, text);
+        self.of_node(EventKind::Joined, report.node, text);
     }
 
-    fn of_node(&self, kind: Kind, node: NodeId, text: String) {
+    fn of_node(&self, kind: EventKind, node: NodeId, text: String) {
         let happened = Happened { node: node.to_string(), text, ..Happened::default() };
         self.arguments.metrics.recent().happened(Instant::now(), kind, happened);
     }
 
-    fn of_pipeline(&self, kind: Kind, pipeline: PipelineId, text: String) {
+    fn of_pipeline(&self, kind: EventKind, pipeline: PipelineId, text: String) {
         let happened = Happened { pipeline: Some(pipeline.0), text, ..Happened::default() };
         self.arguments.metrics.recent().happened(Instant::now(), kind, happened);
     }
@@ -110,7 +110,7 @@ impl State {
         self.arguments.metrics.scaled(from, to);
         let text = format!("{to} pipelines are wanted, {from} were: {cause}");
         let happened = Happened { text, ..Happened::default() };
-        self.arguments.metrics.recent().happened(Instant::now(), Kind::Scaled, happened);
+        self.arguments.metrics.recent().happened(Instant::now(), EventKind::Scaled, happened);
     }
 
     pub(super) fn publish(&mut self) {
@@ -123,7 +123,7 @@ impl State {
             }
             let (id, stages) = (pipeline.pipeline, pipeline.stages.len());
             info!(pipeline = %id, stages, "the pipeline serves");
-            self.of_pipeline(Kind::Serves, id, format!("with {stages} stages"));
+            self.of_pipeline(EventKind::Serves, id, format!("with {stages} stages"));
             if let Some(classes) = pipeline.mixed_classes() {
                 warn!(
                     classes,

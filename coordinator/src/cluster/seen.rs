@@ -11,7 +11,7 @@ use crate::history::{Decision, Story};
 use crate::queue::Waits;
 use crate::request::{Priority, Tenant};
 use crate::sequence::Sequence;
-use crate::snapshot::{Group, Load, Pipeline, Request, Snapshot, Wanted};
+use crate::snapshot::{Fill, Group, OpenRequest, Pipeline, Snapshot, Wanted};
 
 /// Groups of the queue that are told, those that wait for longest first.
 const MAX_GROUPS: usize = 100;
@@ -42,7 +42,7 @@ impl Cluster {
         let mut running: HashMap<RequestId, Running> = HashMap::new();
         for (stage, lane) in self.lanes() {
             let (id, load) = (stage.pipeline.0, lane.load());
-            let load = Load {
+            let load = Fill {
                 running: load.num_running,
                 waiting: 0,
                 used_blocks: load.num_used_blocks,
@@ -108,7 +108,7 @@ impl Cluster {
         story: &Story,
         running: &HashMap<RequestId, Running>,
         now: Instant,
-    ) -> Request {
+    ) -> OpenRequest {
         let age = now.saturating_duration_since(story.arrived);
         let last = story.entries.back();
         let is_setback = |it: &Decision| {
@@ -128,7 +128,7 @@ impl Cluster {
         }
         all.pipelines.sort_unstable();
         all.pipelines.dedup();
-        Request {
+        OpenRequest {
             id: format!("{:016x}", id.0),
             tenant: story.tenant.to_string(),
             priority: story.priority.name().into(),

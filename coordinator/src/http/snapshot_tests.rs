@@ -85,7 +85,7 @@ async fn the_stream_tells_all_once_and_then_what_is_new() {
     let server = Server::start(|_| Script::Say(Vec::new())).await;
     let happened = |node: &str| {
         let happened = crate::snapshot::Happened { node: node.into(), ..Default::default() };
-        let kind = crate::snapshot::Kind::Joined;
+        let kind = crate::snapshot::EventKind::Joined;
         server.metrics.recent().happened(std::time::Instant::now(), kind, happened);
     };
     happened("a1");

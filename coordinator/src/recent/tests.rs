@@ -50,7 +50,7 @@ fn events_have_numbers_by_which_whoever_saw_some_hears_the_rest() {
     let (mut recent, start) = (recent(3, 2), Instant::now());
     for node in ["a", "b", "c"] {
         let happened = Happened { node: node.into(), ..Happened::default() };
-        recent.happened(start, Kind::Lost, happened);
+        recent.happened(start, EventKind::Lost, happened);
     }
     let told = |seen| {
         let (_, events) = recent.beyond(seen, start + SECOND);
@@ -138,7 +138,7 @@ fn what_is_kept_has_a_fixed_size_and_a_token_costs_next_to_nothing() {
         lock().kv(0.5);
         lock().tick(ended);
         if number % 1000 == 0 {
-            lock().happened(start, Kind::Scaled, Happened::default());
+            lock().happened(start, EventKind::Scaled, Happened::default());
         }
     }
     let step = began.elapsed();

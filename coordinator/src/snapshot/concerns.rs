@@ -1,7 +1,7 @@
 //! What an operator may have to do something about, read off a snapshot: what waits, why it is
 //! slow, what broke.
 
-use super::{Concern, Group, Kind, Level, Node, Pipeline, Snapshot};
+use super::{Concern, EventKind, Group, Level, Node, Pipeline, Snapshot};
 
 /// Losses that are this old are history.
 const NEWS_MS: u64 = 10 * 60 * 1000;
@@ -46,10 +46,9 @@ impl Snapshot {
                 say(Level::Warn, format!("batch job {} is late", job.id), hint);
             }
         }
-        let losses = self
-            .events
-            .iter()
-            .filter(|it| matches!(it.kind, Kind::Lost | Kind::Moved) && it.ago_ms < NEWS_MS);
+        let losses = self.events.iter().filter(|it| {
+            matches!(it.kind, EventKind::Lost | EventKind::Moved) && it.ago_ms < NEWS_MS
+        });
         for lost in losses.rev().take(3) {
             let ago = lost.ago_ms / 1000;
             let ago = if ago < 60 { format!("{ago} s") } else { format!("{} min", ago / 60) };

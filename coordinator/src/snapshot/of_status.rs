@@ -163,7 +163,7 @@ mod tests {
     use protocol::config;
 
     use super::*;
-    use crate::snapshot::{Happened, Kind};
+    use crate::snapshot::{EventKind, Happened};
 
     /// Goal: whoever looks sees which nodes are gone, for how long, and what an operator had said of
     /// them. Method: nodes that were lost just now and long ago, that left, or that came back.
@@ -176,11 +176,11 @@ mod tests {
             recent.happened(at, kind, Happened { node, text, ..Happened::default() });
         };
         for node in 1..=5 {
-            happens(start, Kind::Lost, node);
+            happens(start, EventKind::Lost, node);
         }
-        happens(minutes(1), Kind::Joined, 3);
-        happens(minutes(1), Kind::Left, 4);
-        happens(minutes(15), Kind::Lost, 6);
+        happens(minutes(1), EventKind::Joined, 3);
+        happens(minutes(1), EventKind::Left, 4);
+        happens(minutes(15), EventKind::Lost, 6);
         let status = Status {
             relieved: [2, 3, 7].map(|node| (NodeId(node), Duty::Cordoned)).to_vec(),
             ..Status::default()

@@ -6,7 +6,7 @@ use ratatui::style::{Color, Style, Stylize};
 use ratatui::text::{Line, Span};
 
 use crate::placement::Size;
-use crate::snapshot::{Kind, Level, Pipeline, Point, Snapshot};
+use crate::snapshot::{EventKind, Level, Pipeline, Point, Snapshot};
 
 /// What begins with a line of its name.
 pub(super) const PARTS: [&str; 6] =
@@ -316,8 +316,8 @@ fn events(it: &Snapshot) -> Vec<Line<'static>> {
     let mut lines = vec![part("Events", "newest first".to_owned())];
     lines.extend(it.events.iter().rev().take(50).map(|event| {
         let colour = match event.kind {
-            Kind::Lost | Kind::Moved | Kind::Quarantined => Color::Red,
-            Kind::Joined | Kind::Serves => Color::Green,
+            EventKind::Lost | EventKind::Moved | EventKind::Quarantined => Color::Red,
+            EventKind::Joined | EventKind::Serves => Color::Green,
             _ => Color::Yellow,
         };
         let whose = match event.pipeline {

@@ -1,5 +1,7 @@
 use super::*;
-use crate::snapshot::{Concern, Group, Happened, Kind, Level, Load, Node, Pipeline, Point, Stage};
+use crate::snapshot::{
+    Concern, EventKind, Fill, Group, Happened, Level, Node, Pipeline, Point, Stage,
+};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 
@@ -16,7 +18,7 @@ fn snapshot() -> Snapshot {
     let group = Group { tenant: "anna".into(), num: 7, why: "9 run".into(), ..Group::default() };
     let lost = Happened {
         node: "a2".into(),
-        kind: Kind::Lost,
+        kind: EventKind::Lost,
         text: "silent".into(),
         ..Happened::default()
     };
@@ -24,7 +26,7 @@ fn snapshot() -> Snapshot {
         model: "glm".into(),
         ready: true,
         concerns: vec![Concern { level: Level::Warn, what: "7 wait".into(), hint: "9 run".into() }],
-        load: Load { running: 4, waiting: 7, used_blocks: 3, blocks: 4 },
+        load: Fill { running: 4, waiting: 7, used_blocks: 3, blocks: 4 },
         pipelines: vec![Pipeline {
             state: "serving".into(),
             stages: vec![stage],

@@ -8,7 +8,7 @@ use super::plot::{Axis, Line, Plot, Unit, colour};
 use super::scale::Scale;
 use crate::numbers::{median, time};
 use crate::report::answers::{self, Verdict};
-use crate::report::compare::Source;
+use crate::report::compare::ResultFile;
 use crate::report::result::{Metric, RunResult};
 
 /// Times of which the greatest is so many times the median of the values drawn are drawn by
@@ -51,7 +51,7 @@ pub(super) fn percentiles(runs: &[Drawn<'_>]) -> String {
 }
 
 /// Latency and throughput of a sweep's runs against what was varied.
-pub(super) fn against_load(source: &Source, several: bool) -> String {
+pub(super) fn against_load(source: &ResultFile, several: bool) -> String {
     let series = &source.series;
     let (title, at): (&str, fn(&RunResult) -> Option<f64>) = match series.varied.as_str() {
         "rate" => ("requests/s offered", |run| run.request_rate),

@@ -48,13 +48,11 @@ pub(super) enum Cell {
     Number(String),
     /// HTML that is harmless already.
     Html(String),
-    /// The same, to the right.
-    NumberHtml(String),
 }
 
 impl Cell {
     fn is_number(&self) -> bool {
-        matches!(self, Self::Number(_) | Self::NumberHtml(_))
+        matches!(self, Self::Number(_))
     }
 }
 
@@ -74,7 +72,6 @@ pub(super) fn table(head: &[&str], rows: &[Vec<Cell>]) -> String {
                 Cell::Text(text) => ("", escape(text)),
                 Cell::Number(text) => (" class=\"number\"", escape(text)),
                 Cell::Html(html) => ("", Cow::Borrowed(html.as_str())),
-                Cell::NumberHtml(html) => (" class=\"number\"", Cow::Borrowed(html.as_str())),
             };
             let _ = match column {
                 0 => write!(html, "<th scope=\"row\"{class}>{content}</th>"),

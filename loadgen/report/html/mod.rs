@@ -1,8 +1,6 @@
 //! The page about one or several runs: one HTML file that needs nothing else.
 
-mod changes;
 mod curves;
-mod experiment;
 mod markup;
 mod plot;
 mod run;
@@ -12,8 +10,9 @@ mod summary;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use super::compare::{Against, Comparison, Source, minute};
+use super::compare::{Against, Comparison, ResultFile, minute};
 use super::result::RunResult;
+use crate::experiments::outcome::ExperimentResult;
 use markup::{escape, name};
 
 /// A run of the page, as it is called and drawn in every part of it.
@@ -25,17 +24,19 @@ struct Drawn<'a> {
 }
 
 /// The page. Several files are compared with each other, each run with the first or the previous.
-pub fn page(sources: &[Source], against: Against) -> String {
+pub fn page(sources: &[ResultFile], against: Against) -> String {
     let runs = drawn(sources);
     let title = title(sources, &runs);
     let mut body = header(&title, &runs);
     for source in sources {
         if source.series.kind == "experiment" {
-            body.push_str(&experiment::section(&source.series));
+            let found = ExperimentResult::of(&source.series);
+            let cut = || "The experiment ended before both were measured.".to_owned();
+            body.push_str(&told("Do they differ?", &found.map_or_else(cut, |it| it.text())));
         }
     }
     if sources.len() > 1 {
-        body.push_str(&changes::section(&Comparison::new(sources, against)));
+        body.push_str(&told("What changed", &Comparison::new(sources, against).text()));
     }
     body.push_str(&summary::section(&runs));
     for source in sources {
@@ -56,6 +57,11 @@ pub fn page(sources: &[Source], against: Against) -> String {
         include_str!("page.css"),
         include_str!("page.js"),
     )
+}
+
+/// What a terminal is told, too.
+fn told(title: &str, text: &str) -> String {
+    format!("<section><h2>{title}</h2>\n<pre class=\"wide\">{}</pre></section>\n", escape(text))
 }
 
 fn header(title: &str, runs: &[Drawn<'_>]) -> String {
@@ -81,7 +87,7 @@ fn header(title: &str, runs: &[Drawn<'_>]) -> String {
     html
 }
 
-fn title(sources: &[Source], runs: &[Drawn<'_>]) -> String {
+fn title(sources: &[ResultFile], runs: &[Drawn<'_>]) -> String {
     let kinds: BTreeSet<&str> = sources.iter().map(|source| source.series.kind.as_str()).collect();
     let what = match kinds.first() {
         _ if sources.len() > 1 => "Runs over time",
@@ -96,7 +102,7 @@ fn title(sources: &[Source], runs: &[Drawn<'_>]) -> String {
 
 /// Every run with its name and colour: of a sweep by its place, of an experiment by its
 /// configuration.
-fn drawn(sources: &[Source]) -> Vec<Drawn<'_>> {
+fn drawn(sources: &[ResultFile]) -> Vec<Drawn<'_>> {
     let mut drawn = Vec::new();
     for source in sources {
         let series = &source.series;

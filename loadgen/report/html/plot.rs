@@ -51,8 +51,6 @@ pub(super) enum Unit {
     Percentile,
     /// A number of what the axis says.
     Number,
-    /// The how manieth of what the axis says.
-    Ordinal,
 }
 
 /// A line.
@@ -231,7 +229,6 @@ impl Axis {
             Unit::Percentile => {
                 format!("p{}", format!("{value:.4}").trim_end_matches('0').trim_end_matches('.'))
             }
-            Unit::Ordinal => format!("{} {value}", self.title),
             Unit::Number => format!("{} {}", numbers::decimal(value), self.title),
         }
     }

@@ -5,8 +5,6 @@
 pub(super) enum Scale {
     /// Evenly, from zero.
     Linear,
-    /// Evenly, whole numbers from 1.
-    Ordinal,
     /// By their logarithm.
     Log,
     /// Percentiles by the logarithm of what is above them, as HdrHistogram plots them: each nine
@@ -39,7 +37,6 @@ impl Range {
             _ if laid.is_empty() => (0.0, 1.0),
             Scale::Linear => (0.0, if max > 0.0 { max * 1.04 } else { 1.0 }),
             // At least a decade's third: a flat line would otherwise fill the plot with noise.
-            Scale::Ordinal => (0.5, max + 0.5),
             Scale::Log => (min.max(max - MAX_DECADES) - 0.05, max.max(min + 0.3) + 0.05),
             Scale::Percentile => (0.0, max.max(1.0) + MAX_GAP),
         };
@@ -64,11 +61,6 @@ impl Range {
                 let decimals = (-step.log10().floor()).max(0.0) as usize;
                 let counted = (0..=2 * num).map(|count| count as f64 * step);
                 counted.map(|value| (value, shown(value, decimals))).collect()
-            }
-            Scale::Ordinal => {
-                let step = nice_step((self.high - self.low) / (2 * num) as f64).max(1.0) as usize;
-                let counted = (1..=self.high as usize).step_by(step);
-                counted.map(|count| (count as f64, count.to_string())).collect()
             }
             Scale::Log => {
                 let decades = (self.low.floor() as i32)..=(self.high.ceil() as i32);
@@ -103,7 +95,7 @@ impl Range {
 impl Scale {
     fn lay(self, value: f64) -> f64 {
         match self {
-            Self::Linear | Self::Ordinal => value,
+            Self::Linear => value,
             Self::Log => value.log10(),
             Self::Percentile => -(1.0 - value / 100.0).log10(),
         }
@@ -146,8 +138,6 @@ mod tests {
         assert_eq!(written(&large, 3), ["0", "10k", "20k"]);
         let log = Range::around(Scale::Log, [1.0, 1500.0].into_iter());
         assert_eq!(written(&log, 5), ["1", "10", "100", "1000"]);
-        let few = Range::around(Scale::Ordinal, [1.0, 3.0].into_iter());
-        assert_eq!(written(&few, 6), ["1", "2", "3"]);
     }
 
     #[test]

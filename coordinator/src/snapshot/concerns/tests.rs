@@ -1,5 +1,5 @@
 use super::*;
-use crate::snapshot::{Happened, Job, Load, Point, Stage, StageTime, StepTime};
+use crate::snapshot::{Fill, Happened, Job, Point, Stage, StageTime, StepTime};
 
 fn told(mut snapshot: Snapshot) -> Vec<(Level, String)> {
     snapshot.find_concerns();
@@ -30,7 +30,7 @@ fn quiet() -> Snapshot {
     };
     Snapshot {
         ready: true,
-        load: Load { running: 4, waiting: 2, used_blocks: 90, blocks: 100 },
+        load: Fill { running: 4, waiting: 2, used_blocks: 90, blocks: 100 },
         queue: vec![Group { priority: "offline".into(), oldest_ms: 60_000, ..Group::default() }],
         jobs: vec![Job { state: "in_progress".into(), left_s: 60, ..Job::default() }],
         pipelines: vec![pipeline],
@@ -111,7 +111,7 @@ fn every_trouble_is_told_with_its_cause() {
         (
             |it| {
                 let (ago_ms, node) = (90_000, "a2".to_owned());
-                let (kind, text) = (Kind::Lost, "silent".to_owned());
+                let (kind, text) = (EventKind::Lost, "silent".to_owned());
                 it.events = vec![Happened { ago_ms, node, kind, text, ..Happened::default() }];
             },
             Level::Info,
@@ -133,7 +133,8 @@ fn what_hurts_most_is_told_first_and_what_is_old_not_at_all() {
     snapshot.nodes[0].duty = "cordoned".into();
     snapshot.points[0].refused = 1;
     snapshot.ready = false;
-    snapshot.events = vec![Happened { ago_ms: NEWS_MS, kind: Kind::Lost, ..Happened::default() }];
+    snapshot.events =
+        vec![Happened { ago_ms: NEWS_MS, kind: EventKind::Lost, ..Happened::default() }];
     let levels: Vec<_> = told(snapshot).into_iter().map(|(level, _)| level).collect();
     assert_eq!(levels, [Level::Bad, Level::Warn, Level::Info]);
 }
