@@ -100,7 +100,7 @@ impl Sample {
 /// A row of the table: a part of the time per token.
 #[derive(Clone, Debug)]
 pub struct HopPart {
-    /// Which.
+    /// What time is spent on, as the table names it.
     pub name: &'static str,
     /// Its median in milliseconds for each number of stages.
     pub medians: Vec<f64>,
@@ -124,7 +124,7 @@ pub fn rows(stages: &[u32], samples: &[Sample]) -> Vec<HopPart> {
     rows
 }
 
-/// The table.
+/// A line for each part, with a column for each number of stages.
 pub fn table(stages: &[u32], rows: &[HopPart]) -> String {
     use std::fmt::Write as _;
     let mut text = format!("  {:<14}", "ms");

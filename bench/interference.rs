@@ -130,7 +130,7 @@ impl Scenario {
 /// The rounds of one way to serve.
 #[derive(Clone, Debug, Default)]
 pub struct Rounds {
-    /// Which.
+    /// The way to serve, as the table names it.
     pub name: String,
     /// The user alone.
     pub undisturbed: Vec<Round>,
@@ -193,7 +193,7 @@ fn percentile(values: &[f64], share: f64) -> f64 {
     values.get(at).copied().unwrap_or(f64::NAN)
 }
 
-/// The table.
+/// A line for each way to serve: how long the user waits, how much the crowd gets.
 pub fn table(all: &[Rounds]) -> String {
     let line = |cells: [&str; 7]| {
         let [name, undisturbed, disturbed, ratio, alone, all, offline] = cells;

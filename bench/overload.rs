@@ -191,7 +191,7 @@ impl Memory {
     }
 }
 
-/// The table.
+/// A line for each load: what was offered, what was good, what was refused.
 pub fn table(outcomes: &[LoadResult]) -> String {
     let mut text = format!(
         "  {:<24}{:>10}{:>10}{:>10}{:>20}   {}\n",

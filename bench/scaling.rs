@@ -183,7 +183,7 @@ impl Comparison {
     }
 }
 
-/// The table.
+/// A line for each comparison, with the goal that it is held to.
 pub fn table(comparisons: &[Comparison]) -> String {
     let mut text = format!(
         "  {:<28}{:>28}{:>28}{:>9}   {:<12}\n",

@@ -55,7 +55,7 @@ pub struct Arrivals(Mutex<Vec<(Instant, u64)>>);
 pub struct AnswerTimes {
     /// To its first token.
     pub first: Duration,
-    /// To its end.
+    /// From sending the request to the end of the stream.
     pub end: Duration,
 }
 
@@ -91,7 +91,7 @@ impl Users {
         Ok(Self { server, model })
     }
 
-    /// The server.
+    /// The server that is asked, for questions of another kind.
     pub fn server(&self) -> &Server {
         &self.server
     }

@@ -24,7 +24,7 @@ impl Address {
         &self.host
     }
 
-    /// The port.
+    /// Its port, which every address names.
     pub fn port(&self) -> u16 {
         self.port
     }

@@ -58,7 +58,7 @@ impl Slice {
 /// The input of a slice.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub enum Input {
-    /// These tokens.
+    /// Tokens that are known: of a prompt, or sampled before.
     Tokens(Vec<TokenId>),
     /// The one token that this earlier step samples for the sequence: lets the scheduler run a
     /// step ahead.
@@ -155,7 +155,7 @@ pub struct Logprobs {
 /// A token and the natural logarithm of its probability.
 #[derive(Clone, Copy, Debug, PartialEq, Encode, Decode)]
 pub struct TokenLogprob {
-    /// The token.
+    /// The one that was sampled, or could have been.
     pub token: TokenId,
     /// ln p, at most 0.
     pub logprob: f32,

@@ -46,7 +46,7 @@ pub struct Frame {
     pub model: ModelId,
     /// The stage that it goes to, or that it comes from when it goes to the coordinator.
     pub stage: StageId,
-    /// The step.
+    /// The step that it is about.
     pub step: StepId,
     /// What it says.
     pub body: Body,
@@ -91,7 +91,7 @@ pub struct Step {
 /// A tensor that goes from one stage to the next beside the hidden state: words of each token.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Side {
-    /// What it is.
+    /// What its words mean to the next stage.
     pub name: String,
     /// Of all tokens, in their order.
     pub words: Vec<u32>,

@@ -97,7 +97,7 @@ impl CoordinatorMsg {
 /// Nodes that have pieces of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Sources {
-    /// Of which.
+    /// The model that it belongs to.
     pub model: ModelId,
     /// Who they are.
     pub nodes: Vec<Peer>,
@@ -145,7 +145,7 @@ pub struct Fetching {
 /// Who wants to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Drain {
-    /// The node.
+    /// The node that says so.
     pub node: NodeId,
     /// The session that is to end.
     pub session: SessionId,
@@ -154,7 +154,7 @@ pub struct Drain {
 /// Who is about to end.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Leaving {
-    /// The node.
+    /// The node that says so.
     pub node: NodeId,
     /// The session that ends.
     pub session: SessionId,
@@ -207,7 +207,7 @@ pub struct Loading {
     pub checked_bytes: u64,
     /// Bytes on the adapter.
     pub loaded_bytes: u64,
-    /// Bytes in all.
+    /// Bytes that the stage will have on its adapter.
     pub total_bytes: u64,
     /// Kernels that are compiled.
     pub num_compiled: u32,

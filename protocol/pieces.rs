@@ -23,7 +23,7 @@ pub struct Manifest {
     pub entry: String,
     /// Bytes of every piece, but for the last of a file.
     pub piece_bytes: u32,
-    /// Its files.
+    /// The files of the model, in the order in which pieces number them.
     pub files: Vec<FileManifest>,
     /// Where the embedding, each layer and the head lie.
     pub parts: Vec<Vec<Extent>>,

@@ -17,7 +17,7 @@ pub struct LayerRange {
 }
 
 impl LayerRange {
-    /// How many.
+    /// Layers from the first to before the end.
     pub fn len(self) -> usize {
         self.end.saturating_sub(self.first) as usize
     }
@@ -41,7 +41,7 @@ pub struct StagePlan {
     pub id: StageId,
     /// How many stages its pipeline has: the first embeds, the last holds the head and samples.
     pub num_stages: u32,
-    /// Its layers.
+    /// The decoder layers that the stage holds.
     pub layers: LayerRange,
     /// Which of the node's adapters.
     pub adapter: u32,

@@ -13,7 +13,7 @@ use crate::StageIndex;
 /// off, was spent in the network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct StageTiming {
-    /// Which stage.
+    /// The stage that took the times.
     pub stage: StageIndex,
     /// Making a frame of bytes; 0 when it never left the process.
     pub decode_us: u32,

@@ -21,7 +21,7 @@ pub struct Record {
 /// A row that can't be read. Reading goes on behind it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unreadable {
-    /// Why.
+    /// What is wrong with the row, and what would be right.
     pub why: String,
     /// What stands there, or how it begins.
     pub text: String,

@@ -49,10 +49,10 @@ impl Kind {
     }
 }
 
-/// A column by its name.
+/// What rows have in common: a name and what it holds.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Column {
-    /// Its name.
+    /// As the header, the key or the table names it.
     pub name: String,
     /// What stands in it.
     pub kind: Kind,

@@ -66,9 +66,9 @@ impl Sequence {
 /// What a model multiplies tokens with.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Matrices {
-    /// Values of all layers.
+    /// Weights of all layers, in values: what a decoded token reads.
     pub layer_values: f64,
-    /// Values of the head.
+    /// Weights of the head, in values: read once for each sampled row.
     pub head_values: f64,
     /// Bytes of both on the adapter, read once a step at least.
     pub num_bytes: f64,

@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 use crate::engine::{Engine, Matrices, OWN_TOKENS, Sequence, processor_time};
 use loadgen::numbers::median;
 
-/// One test.
+/// What is timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Test {
     /// The tokens of one prompt, in as many steps as they need.
     Prompt {
-        /// How many.
+        /// Tokens of the prompt.
         num_tokens: usize,
     },
     /// Tokens one after another, for several sequences at once.
@@ -27,7 +27,7 @@ pub enum Test {
         batch: usize,
         /// Tokens before the first, the same for all sequences.
         context: usize,
-        /// Tokens of each.
+        /// Tokens that each sequence decodes.
         num_tokens: usize,
     },
 }
@@ -64,7 +64,7 @@ impl Test {
 /// What a test took, round by round.
 #[derive(Debug, Clone)]
 pub struct TestTimes {
-    /// The test.
+    /// What was timed.
     pub test: Test,
     /// Seconds of each round.
     pub seconds: Vec<f64>,

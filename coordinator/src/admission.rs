@@ -44,7 +44,7 @@ pub enum Refusal {
         "join token {token} is {}: make another with autoglm token create", standing.name()
     )]
     Token {
-        /// Which.
+        /// The name of the join token.
         token: String,
         /// What it is instead.
         standing: Standing,

@@ -42,7 +42,7 @@ pub struct Door {
     pub stages: Arc<Stages>,
     /// What nodes get of the model.
     pub weights: Arc<Weights>,
-    /// Their sessions.
+    /// Of the nodes that have come in.
     pub sessions: Arc<Sessions>,
     /// What is counted.
     pub metrics: Arc<Metrics>,

@@ -17,7 +17,7 @@ pub enum Decision {
     Queued,
     /// It waits at another priority, before all who were not lifted there.
     Lifted {
-        /// Which.
+        /// The priority at which it waits now.
         level: Priority,
         /// Whether its deadline comes near; otherwise it has waited for so long.
         is_urgent: bool,
@@ -47,7 +47,7 @@ pub enum Decision {
     },
     /// Its pipeline was lost: it waits for another.
     Moved {
-        /// Which.
+        /// The one that was lost.
         pipeline: PipelineId,
         /// One sentence for a person.
         cause: String,
@@ -72,7 +72,7 @@ pub struct Entry {
     pub at: Duration,
     /// Its index in the answer; none where it is about all.
     pub choice: Option<u32>,
-    /// What.
+    /// What was decided.
     pub decision: Decision,
 }
 

@@ -67,7 +67,7 @@ pub struct Key {
     /// Of the tenant's requests by this key: twice as much, twice the share.
     #[serde(default = "one")]
     pub weight: u32,
-    /// What it is for.
+    /// What it may be used for: nothing else is answered.
     pub scopes: Vec<Scope>,
     /// The highest that it may ask for.
     #[serde(default = "highest")]

@@ -52,7 +52,7 @@ struct Open {
 pub struct Seen {
     /// Points that are closed.
     pub points: u64,
-    /// Events.
+    /// Events up to this number; the first is 1.
     pub events: u64,
 }
 

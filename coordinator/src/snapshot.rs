@@ -28,7 +28,7 @@ impl Default for Wanted {
     }
 }
 
-/// All of it.
+/// What a monitor shows, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Snapshot {
@@ -61,7 +61,7 @@ pub struct Snapshot {
     pub queue_more: usize,
     /// Requests that have not ended.
     pub requests: Vec<OpenRequest>,
-    /// How many they are in all.
+    /// Requests that have not ended, those that aren't shown among them.
     pub num_requests: usize,
     /// Batch jobs: those that are open, and the newest others.
     pub jobs: Vec<Job>,
@@ -114,11 +114,11 @@ pub struct Fill {
     pub blocks: usize,
 }
 
-/// A pipeline.
+/// A pipeline that serves, loads or is given up.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Pipeline {
-    /// Its number.
+    /// Its number, as in logs and metrics.
     pub pipeline: u32,
     /// `serving`, `loading`, `linking` or `draining`.
     pub state: String,
@@ -134,11 +134,11 @@ pub struct Pipeline {
     pub measured_token_ms: Option<f64>,
 }
 
-/// A stage.
+/// Consecutive layers on one adapter.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Stage {
-    /// Its node.
+    /// The id of its node.
     pub node: String,
     /// That machine's name.
     pub hostname: String,
@@ -168,7 +168,7 @@ pub struct StepTime {
     pub step_ms: f64,
     /// Tokens that a step computes.
     pub tokens: f64,
-    /// Of each stage.
+    /// What each stage takes of it, in the order of the pipeline.
     pub stages: Vec<StageTime>,
     /// Of the coordinator, and of the way back to it.
     pub coordinator: StageTime,
@@ -188,7 +188,7 @@ pub struct StageTime {
     pub busy: f64,
 }
 
-/// A node.
+/// A node, here or gone.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Node {
@@ -196,8 +196,8 @@ pub struct Node {
     pub node: String,
     /// Its machine's name.
     pub hostname: String,
-    /// `serving`, `loading`, `idle`, `quarantined`, `cordoned` or `draining`; `lost` or `absent`, where
-    /// it isn't here.
+    /// `serving`, `loading`, `idle`, `quarantined`, `cordoned` or `draining`; `lost` or `absent`
+    /// where it isn't here.
     pub state: String,
     /// What it is there for: `active`, `cordoned` or `draining`.
     pub duty: String,
@@ -243,7 +243,7 @@ pub struct Group {
     pub why: String,
 }
 
-/// An open request.
+/// A request that has not ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct OpenRequest {
@@ -281,7 +281,7 @@ pub struct Job {
     pub tenant: String,
     /// OpenAI's word for how far it is.
     pub state: String,
-    /// Its lines.
+    /// Lines of its input, answered or not.
     pub lines: i64,
     /// Those that are answered.
     pub completed: i64,
@@ -317,7 +317,7 @@ pub struct Scaling {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Point {
-    /// Its number.
+    /// Ascending: whoever has seen it asks for what follows.
     pub number: u64,
     /// How long ago it ended.
     pub ago_ms: u64,
@@ -333,7 +333,7 @@ pub struct Point {
     pub generated_tokens: u64,
     /// Tokens that steps computed, those of prompts included.
     pub computed_tokens: u64,
-    /// Steps.
+    /// Steps that returned, of all pipelines.
     pub steps: u64,
     /// Requests that ended, whichever way, but for those that failed or were refused for load.
     pub ended: u64,
@@ -382,7 +382,7 @@ pub enum EventKind {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Happened {
-    /// Its number.
+    /// Ascending: whoever has seen it asks for what follows.
     pub number: u64,
     /// How long ago it was.
     pub ago_ms: u64,

@@ -118,7 +118,7 @@ pub struct QuarantineStatus {
 /// A pipeline and its stages.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PipelineStatus {
-    /// Which.
+    /// Its number: the next one of it is another pipeline.
     pub pipeline: PipelineId,
     /// Whether it is given up: what runs there ends, and nothing begins.
     pub is_draining: bool,
@@ -175,7 +175,7 @@ pub struct StageStatus {
     pub adapter_number: u32,
     /// That driver and its version.
     pub driver: String,
-    /// Its layers.
+    /// The decoder layers that it holds.
     pub layers: LayerRange,
     /// How far it is.
     pub state: StageState,

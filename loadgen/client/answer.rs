@@ -25,7 +25,7 @@ pub struct Answer {
 pub struct Pieces(Vec<u32>);
 
 impl Pieces {
-    /// How many there are.
+    /// Events with text: not tokens, of which one may hold several.
     pub fn len(&self) -> usize {
         self.0.len()
     }

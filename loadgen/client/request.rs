@@ -31,7 +31,7 @@ pub enum Prompt {
 pub struct Parameters {
     /// The model's name in the API.
     pub model: String,
-    /// The endpoint.
+    /// Which form prompts and answers have.
     pub endpoint: Endpoint,
     /// Tokens of an answer, at most.
     pub max_tokens: u32,
@@ -61,7 +61,7 @@ impl Default for Parameters {
 }
 
 impl Endpoint {
-    /// Its path.
+    /// Behind the server's address.
     pub fn path(self) -> &'static str {
         match self {
             Self::Chat => "/v1/chat/completions",

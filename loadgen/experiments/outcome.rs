@@ -25,7 +25,7 @@ pub struct ExperimentResult {
 /// One configuration over all rounds.
 #[derive(Clone, Debug)]
 pub struct Configuration {
-    /// Its name.
+    /// As the configuration calls itself.
     pub label: String,
     /// Mean end-to-end milliseconds.
     pub mean_ms: Spread,

@@ -83,7 +83,7 @@ pub struct Progress {
 /// What a load measured.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// The sums.
+    /// What was added up, for the window and second by second.
     pub sums: Sums,
     /// From the start to the last answer's end.
     pub elapsed: Duration,

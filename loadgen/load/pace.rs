@@ -95,7 +95,7 @@ impl Ramp {
         Self { from, to, over: over.as_secs_f64(), growth }
     }
 
-    /// What it ends at.
+    /// The rate or concurrency that the run is named after.
     pub fn end(&self) -> f64 {
         self.to
     }

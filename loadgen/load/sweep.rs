@@ -15,7 +15,7 @@ const MAX_STEPS: usize = 1000;
 pub struct Steps(Vec<f64>);
 
 impl Steps {
-    /// Them.
+    /// Rates or concurrencies, in the order in which they are tried.
     pub fn values(&self) -> &[f64] {
         &self.0
     }

@@ -44,7 +44,7 @@ pub fn short(run: &RunResult) -> String {
     }
 }
 
-/// A sentence.
+/// The verdict as a sentence, with what it rests on.
 pub fn sentence(run: &RunResult) -> String {
     let Some(found) = &run.verification else {
         return "Answers not verified: nothing compared them with a reference, so the throughput \

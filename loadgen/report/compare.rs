@@ -6,10 +6,10 @@ use super::answers;
 use super::result::{Metric, RunResult, Series};
 use crate::numbers::{change, decimal, percent, time};
 
-/// A result file.
+/// A file of results, as `--json` writes it.
 #[derive(Clone, Debug)]
 pub struct ResultFile {
-    /// Its name.
+    /// As it is called beside the others.
     pub name: String,
     /// What it holds.
     pub series: Series,
@@ -38,7 +38,7 @@ pub struct ComparedRun {
     pub name: String,
     /// What runs of other files must share to be compared with it; empty when all are.
     pub label: String,
-    /// The run.
+    /// What the file holds of it.
     pub run: RunResult,
     /// The row that it is compared with, from 0.
     pub against: Option<usize>,

@@ -51,10 +51,10 @@ impl Metric {
     }
 }
 
-/// One run.
+/// What is kept of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunResult {
-    /// [`FORMAT`].
+    /// [`FORMAT`] of the version that wrote it.
     pub format: u32,
     /// When it began, RFC 3339.
     pub date: String,
@@ -123,7 +123,7 @@ pub struct RunResult {
 /// Several runs of one file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Series {
-    /// [`FORMAT`].
+    /// [`FORMAT`] of the version that wrote it.
     pub format: u32,
     /// `sweep` or `experiment`.
     pub kind: String,
@@ -136,7 +136,7 @@ pub struct Series {
 /// Failures of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FailureCount {
-    /// How many.
+    /// Requests that failed so.
     pub count: u64,
     /// What the first of them said.
     pub example: String,

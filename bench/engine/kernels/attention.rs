@@ -19,14 +19,14 @@ pub(crate) const PROMPT_TOKENS: usize = 512;
 pub enum Phase {
     /// The last token of each of some sequences of equal length.
     Decode {
-        /// Sequences.
+        /// Sequences that decode at once, a token each.
         sequences: usize,
         /// Tokens of each, the last one included.
         context: usize,
     },
     /// All tokens of one sequence.
     Prefill {
-        /// How many.
+        /// Tokens of a prompt, none of which is in the cache.
         num_tokens: usize,
     },
 }

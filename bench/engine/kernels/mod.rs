@@ -1,7 +1,8 @@
 //! How fast kernels are, and how fast the same device could be.
 //!
 //! Everything is measured in [`rounds`], the limits among it; what is reported are medians over
-//! the rounds. [`KernelRun`] is one kernel on one shape; each kernel's file says of what it is made.
+//! the rounds. [`KernelRun`] is one kernel on one shape; each kernel's file says of what it is
+//! made.
 
 pub mod attention;
 pub mod matmul;
@@ -83,7 +84,7 @@ pub struct Limits {
 
 /// One kernel on one shape, ready to be recorded any number of times.
 pub struct KernelRun {
-    /// What it is.
+    /// What its row of the table says.
     pub about: About,
     /// Records it once.
     pub record: Box<dyn Fn(&mut Pass)>,
@@ -102,7 +103,7 @@ impl KernelRun {
 /// What is known of a kernel on a shape before it runs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct About {
-    /// The kernel.
+    /// The kernel's name in the table.
     pub kernel: &'static str,
     /// Its shape, for people.
     pub shape: String,

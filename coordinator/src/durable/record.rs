@@ -202,7 +202,7 @@ pub(super) fn so_far(records: &[Record]) -> Resumed {
 pub struct Kept {
     /// By which endpoint.
     pub style: Style,
-    /// The body.
+    /// The request's body, as it came: it is read again after a restart.
     pub body: Vec<u8>,
     /// The request's name.
     pub id: RequestId,

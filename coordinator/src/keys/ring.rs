@@ -28,7 +28,7 @@ pub struct Access {
     pub name: Option<String>,
     /// Whose the requests are.
     pub tenant: Tenant,
-    /// Its weight.
+    /// How much of the cluster its tenant gets beside others of the same priority.
     pub weight: u32,
     /// The highest priority that they may have.
     pub max_priority: Priority,

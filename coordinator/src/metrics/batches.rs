@@ -10,7 +10,7 @@ use super::{KindLabels, Metrics, StateLabels};
 /// How it is with all jobs that haven't ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenJobs {
-    /// How many.
+    /// Jobs in this state.
     pub num: usize,
     /// Their lines that aren't answered.
     pub num_waiting: i64,

@@ -364,7 +364,7 @@ impl Metrics {
         self.scaling.decided(from, to);
     }
 
-    /// What is wanted.
+    /// The pipelines that the autoscaler wants, and the nodes that they take.
     pub fn wanted(&self, num_pipelines: usize, num_nodes: usize) {
         self.scaling.wanted(num_pipelines, num_nodes);
     }

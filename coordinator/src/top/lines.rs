@@ -207,7 +207,10 @@ fn nodes(it: &Snapshot) -> Vec<Line<'static>> {
             None => (node.used_bytes, node.memory_bytes),
         };
         let what = if node.loading.is_some() { " loaded" } else { "" };
-        let memory = format!("{} of {}{what}", Size(done), Size(all));
+        let memory = match all {
+            0 => "-".to_owned(),
+            _ => format!("{} of {}{what}", Size(done), Size(all)),
+        };
         let rest =
             if node.cause.is_empty() { node.adapters.join(", ") } else { node.cause.clone() };
         let rtt = node.rtt_us.map_or("-".to_owned(), |rtt| ms(rtt / 1e3));
