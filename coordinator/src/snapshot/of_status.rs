@@ -165,8 +165,8 @@ mod tests {
     use super::*;
     use crate::snapshot::{EventKind, Happened};
 
-    /// Goal: whoever looks sees which nodes are gone, for how long, and what an operator had said of
-    /// them. Method: nodes that were lost just now and long ago, that left, or that came back.
+    /// Goal: whoever looks sees which nodes are gone, for how long, and what an operator had said
+    /// of them. Method: nodes that were lost just now and long ago, that left, or that came back.
     #[test]
     fn a_node_that_was_lost_is_told_of_for_a_while_and_a_cordoned_one_until_it_is_back() {
         let (mut recent, start) = (Recent::new(&config::Metrics::default()), Instant::now());
