@@ -4,11 +4,14 @@
   python bench/peers/compare.py compare ...            interleaved rounds of both, with ratios
 
 llama.cpp comes as the PyPI package llama-cpp-python; `make bench-peers` installs it, with
-its Vulkan backend where that is asked for.
+its Vulkan backend where that is asked for. Where that isn't there, but the package cyllama
+is, it comes as that has it: built before, for processors with AVX2, which is slower than what
+is built for a newer one.
 """
 
 import argparse
 import ctypes
+import importlib.util
 import json
 import os
 import resource
@@ -27,8 +30,8 @@ def cpu_seconds():
     return used.ru_utime + used.ru_stime
 
 
-def run(arguments):
-    """pp, tg and batched tg, as llama-bench and llama-batched-bench time them."""
+def compiled_here(arguments):
+    """llama-cpp-python: what decodes (sequence, position, is an output), and what forgets."""
     # Named, a software device counts, too.
     os.environ.setdefault("GGML_VK_VISIBLE_DEVICES", "0")
     import llama_cpp as llama
@@ -62,10 +65,9 @@ def run(arguments):
     batch = llama.llama_batch_init(params.n_batch, 0, 1)
 
     def decode(tokens):
-        """tokens: (sequence, position, is an output)"""
         batch.n_tokens = len(tokens)
         for i, (sequence, position, output) in enumerate(tokens):
-            batch.token[i] = (position * 7919 + sequence * 31 + 1) % 30000
+            batch.token[i] = token(sequence, position)
             batch.pos[i] = position
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = sequence
@@ -73,6 +75,47 @@ def run(arguments):
         if llama.llama_decode(context, batch):
             sys.exit("llama.cpp can't decode")
         llama.llama_synchronize(context)
+
+    return decode, lambda: llama.llama_memory_clear(memory, True)
+
+
+def compiled_before(arguments):
+    """The same of cyllama."""
+    from cyllama.llama import llama_cpp as llama
+
+    if arguments.backend != "cpu":
+        sys.exit("cyllama has llama.cpp's processor backend alone")
+    model_params = llama.LlamaModelParams()
+    model_params.n_gpu_layers = 0
+    model = llama.LlamaModel(path_model=arguments.model, params=model_params, verbose=False)
+    most = max(arguments.prompt, arguments.batch)
+    params = llama.LlamaContextParams()
+    params.n_batch = params.n_ubatch = most
+    params.n_ctx = max(arguments.prompt, arguments.tokens) + arguments.batch * 64 + 256
+    params.n_seq_max = arguments.batch
+    params.kv_unified = True
+    params.n_threads = params.n_threads_batch = arguments.threads
+    params.offload_kqv = params.op_offload = False
+    context = llama.LlamaContext(model, params, verbose=False)
+
+    def decode(tokens):
+        batch = llama.LlamaBatch(n_tokens=most, embd=0, n_seq_max=1)
+        for sequence, position, output in tokens:
+            batch.add(token(sequence, position), position, [sequence], bool(output))
+        context.decode(batch)
+        context.synchronize()
+
+    return decode, lambda: context.kv_cache_clear(True)
+
+
+def token(sequence, position):
+    return (position * 7919 + sequence * 31 + 1) % 30000
+
+
+def run(arguments):
+    """pp, tg and batched tg, as llama-bench and llama-batched-bench time them."""
+    has_own = importlib.util.find_spec("llama_cpp") is not None
+    decode, forget = (compiled_here if has_own else compiled_before)(arguments)
 
     def prompt(n):
         decode([(0, i, i + 1 == n) for i in range(n)])
@@ -91,9 +134,9 @@ def run(arguments):
             arguments.batch * 32,
         ),
     ]:
-        llama.llama_memory_clear(memory, True)
+        forget()
         answer(1, 2)
-        llama.llama_memory_clear(memory, True)
+        forget()
         start, cpu = time.perf_counter(), cpu_seconds()
         work()
         wall, cpu = time.perf_counter() - start, cpu_seconds() - cpu
@@ -103,18 +146,21 @@ def run(arguments):
     print(json.dumps({"tests": tests}))
 
 
+def written(arguments, shape, storage, folder):
+    """A file of random weights."""
+    model = folder / f"{shape}-{storage}.gguf"
+    command = [arguments.bench, "random-model", shape, model, "--storage", storage]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    return model
+
+
 def compare(arguments):
     here = Path(__file__)
     storages = arguments.storages.split(",")
-    results = []
+    results, notes = [], []
     with tempfile.TemporaryDirectory() as scratch:
         for storage in storages:
-            model = Path(scratch) / f"{storage}.gguf"
-            subprocess.run(
-                [arguments.bench, "random-model", arguments.shape, model, "--storage", storage],
-                check=True,
-                stderr=subprocess.DEVNULL,
-            )
+            model = written(arguments, arguments.shape, storage, Path(scratch))
             sizes = ["--prompt", str(arguments.prompt), "--tokens", str(arguments.tokens)]
             report = Path(scratch) / "ours.json"
             ours = [arguments.bench, "model", model, *sizes, "--rounds", "1", "--contexts", "0"]
@@ -126,6 +172,9 @@ def compare(arguments):
                 for backend in arguments.backends
             }
             engines["ours"] = ours
+            if arguments.dense:
+                dense = written(arguments, arguments.dense, storage, Path(scratch))
+                engines["dense"] = [dense if part is model else part for part in ours]
             rounds = {engine: [] for engine in engines}
             for number in range(arguments.rounds):
                 for engine, command in engines.items():
@@ -133,10 +182,25 @@ def compare(arguments):
                     done = subprocess.run([str(part) for part in command], capture_output=True)
                     if done.returncode:
                         sys.exit(f"{engine}: {done.stderr.decode()[-2000:]}")
-                    text = report.read_text() if engine == "ours" else done.stdout.splitlines()[-1]
-                    tests = json.loads(text)["tests"]
+                    is_ours = engine in ("ours", "dense")
+                    text = report.read_text() if is_ours else done.stdout.splitlines()[-1]
+                    about = json.loads(text)
+                    tests = about["tests"]
+                    if engine == "ours" and not number:
+                        times = about["weights_bytes"] / about["file_bytes"]
+                        notes.append(f"{storage}: weights take {times:.3f} times their file")
                     rounds[engine].append({test["test"]: test for test in tests})
             ours = rounds.pop("ours")
+            if arguments.dense:
+                test = f"tg{arguments.tokens}"
+                times = [
+                    of_dense[test]["median_ts_per_cpu"] / one[test]["median_ts_per_cpu"]
+                    for one, of_dense in zip(ours, rounds.pop("dense"))
+                ]
+                times = statistics.median(times)
+                notes.append(
+                    f"{storage}: {test} takes {times:.3f} times what it takes of {arguments.dense}"
+                )
             for backend, theirs in rounds.items():
                 for test in theirs[0]:
                     row = {"storage": storage, "backend": backend, "test": test}
@@ -162,6 +226,7 @@ def compare(arguments):
             f"{row['theirs_ts']:9.2f}{row['theirs_ts_per_cpu']:9.2f}"
             f"{row['ratio_ts']:9.3f}{row['ratio_ts_per_cpu']:9.3f}"
         )
+    print("\n" + "\n".join(notes))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
 
@@ -175,6 +240,7 @@ def main():
     both = commands.add_parser("compare", help="interleaved rounds of both")
     both.add_argument("--bench", default="target/debug/autoglm-bench", help="our binary")
     both.add_argument("--shape", default="glm-0.3b")
+    both.add_argument("--dense", help="a shape whose tokens ours are set beside, too")
     both.add_argument("--storages", default="q4_0,q8_0,bf16")
     both.add_argument(
         "--backends", nargs="+", choices=BACKENDS, default=["cpu"], help="of llama.cpp"

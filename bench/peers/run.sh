@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Installs llama-cpp-python, which compiles llama.cpp for this processor, and runs compare.py with
 # the arguments given. Where they name its Vulkan backend, that is compiled, too (15 minutes).
+# With PREBUILT=1 it installs cyllama instead, where nothing need be compiled.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=demo/setup.sh
 source demo/setup.sh
 LLAMA_CPP_PYTHON=0.3.36
+CYLLAMA=0.2.18
 venv=.test-tools/peers
+[ -z "${PREBUILT:-}" ] || venv=.test-tools/peers-prebuilt
 python=$venv/bin/python
 
 install_peer() {
@@ -14,13 +17,13 @@ install_peer() {
   "$venv/bin/pip" install --no-cache-dir --force-reinstall --no-binary llama-cpp-python \
     "llama-cpp-python==$LLAMA_CPP_PYTHON"
 }
-has_peer() { "$python" -c 'import llama_cpp' 2>/dev/null; }
+has_peer() { "$python" -c "import ${1:-llama_cpp}" 2>/dev/null; }
 has_vulkan() {
   compgen -G "$venv/lib/python*/site-packages/llama_cpp/lib/libggml-vulkan*" >/dev/null
 }
 
 need_build_tools
-need_program c++ g++ || fail "llama.cpp needs a C++ compiler."
+[ -n "${PREBUILT:-}" ] || need_program c++ g++ || fail "llama.cpp needs a C++ compiler."
 need_vulkan
 [ -x "$venv/bin/pip" ] || need_venv "$venv" || fail "There is no Python with pip (.demo/venv.log)."
 case " $* " in
@@ -31,7 +34,13 @@ case " $* " in
     exit 1
   fi
   ;;
-*) has_peer || install_peer ;;
+*)
+  if [ -n "${PREBUILT:-}" ]; then
+    has_peer cyllama || "$venv/bin/pip" install "cyllama==$CYLLAMA"
+  else
+    has_peer || install_peer
+  fi
+  ;;
 esac
 cargo build --workspace --bins --tests
 exec "$python" bench/peers/compare.py compare "$@"
