@@ -79,10 +79,9 @@ impl StagePlan {
     /// What else brings it frames, under which name: the first of several stages hears what is
     /// sampled, the last what may be.
     pub fn also_hears(&self) -> Option<StageId> {
-        match self.num_stages {
-            0 | 1 => None,
-            _ if self.embeds() => Some(self.behind_last()),
+        match self {
             _ if self.samples() => Some(self.id.beside_last(self.num_stages)),
+            _ if self.embeds() => Some(self.behind_last()),
             _ => None,
         }
     }

@@ -3,6 +3,7 @@
 //! face.
 
 mod gate;
+mod masking;
 mod noting;
 
 use std::collections::{HashMap, HashSet};
@@ -311,6 +312,17 @@ impl State {
                             cause: cause.to_string(),
                         }));
                     }
+                }
+                Action::Mask(frame, wanted) => {
+                    let (stages, coordinator) =
+                        (Arc::clone(&self.arguments.stages), myself.clone());
+                    tokio::spawn(async move {
+                        if let Err(cause) = masking::send(&stages, *frame, wanted).await {
+                            let (stage, cause) = (cause.stage, cause.to_string());
+                            let _ =
+                                coordinator.cast(Msg::Happened(Input::LinkLost { stage, cause }));
+                        }
+                    });
                 }
                 Action::Tell(request, event) => self.tell(request, event),
                 Action::Traced(ended) => {

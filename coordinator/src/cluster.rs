@@ -48,7 +48,7 @@ use crate::model::Model;
 use crate::pipeline::Pipeline;
 use crate::placement::End;
 use crate::queue::{Advanced, Lifted, Queue};
-use crate::request::{Event, Priority, Request, RequestError, SubmitError};
+use crate::request::{Event, Priority, Request, RequestError, SubmitError, Wanted};
 use crate::trace::PhaseEnded;
 use crate::trust::Trust;
 
@@ -169,6 +169,8 @@ pub enum Action {
     Disconnect(SessionId),
     /// Send this frame to the first stage.
     Send(Box<Frame>),
+    /// Make these masks and send them in this frame, while nobody waits.
+    Mask(Box<Frame>, Wanted),
     /// Tell a client.
     Tell(RequestId, Event),
     /// A step has returned.

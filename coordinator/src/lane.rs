@@ -25,8 +25,8 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use protocol::{
-    Batch, Input, Masks, PipelineId, RequestId, Sampled, SequenceId, SliceOutput, StepId,
-    TraceContext, config,
+    Batch, Input, PipelineId, RequestId, Sampled, SequenceId, SliceOutput, StepId, TraceContext,
+    config,
 };
 
 pub use self::admission::admit;
@@ -36,7 +36,7 @@ pub use self::told::{Obstacle, Prefix, Told};
 use crate::block_manager::{BlockHash, BlockManager};
 use crate::history::Decision;
 use crate::queue::Queue;
-use crate::request::{Event, FinishReason, RequestError};
+use crate::request::{Event, FinishReason, RequestError, Wanted};
 use crate::sequence::Sequence;
 use crate::step_cost::StepCost;
 
@@ -110,7 +110,7 @@ pub struct Scheduled {
     /// What it computes.
     pub batch: Batch,
     /// Which tokens may be sampled for those of its slices that keep to something.
-    pub masks: Masks,
+    pub wanted: Wanted,
     /// Those of its slices whose hidden state is to be told.
     pub tells_hidden: Vec<u32>,
     /// The places in traces that its stages are to tell of.
@@ -242,7 +242,7 @@ impl Lane {
         }
         slices.iter().for_each(|slice| self.share(slice.sequence));
         let step = StepId(self.next_step);
-        let masks = self.masks(&slices);
+        let wanted = self.wanted(&slices);
         self.next_step += 1;
         let batch = Batch { finished: std::mem::take(&mut self.finished), slices };
         self.steps.push_back(InFlight {
@@ -255,7 +255,7 @@ impl Lane {
             early: None,
         });
         self.check_invariants();
-        Some(Scheduled { step, batch, masks, tells_hidden, traces })
+        Some(Scheduled { step, batch, wanted, tells_hidden, traces })
     }
 
     /// Records what a step sampled. A step that isn't under way is ignored: it came twice. One that
@@ -450,13 +450,14 @@ impl Lane {
                 told.decide(sequence, Decision::Begun);
             }
             let accepted = sequence.accept(token);
-            let (logprobs, text) = (output.logprobs, accepted.text);
-            told.events.push((request, Event::Token { choice, token, logprobs, text }));
+            // What nobody asked for isn't shown.
             if let Some(cause) = accepted.broken {
                 let mut sequence = self.running.remove(i);
                 self.leave(&mut sequence);
                 return told.fail(sequence, RequestError::OffGrammar(cause));
             }
+            let (logprobs, text) = (output.logprobs, accepted.text);
+            told.events.push((request, Event::Token { choice, token, logprobs, text }));
             accepted.finished
         } else {
             is_scored.then(|| (FinishReason::Length, String::new()))

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use protocol::config::{Config, RunAhead};
 use protocol::message::{Loading, Progress};
 use protocol::{
-    Body, Epoch, Frame, ModelId, NodeId, NodeReport, PipelineId, StageEcho, StageId, StageIndex,
-    StageLimits, StagePlan, Step,
+    Body, Epoch, Frame, Masks, ModelId, NodeId, NodeReport, PipelineId, StageEcho, StageId,
+    StageIndex, StageLimits, StagePlan, Step,
 };
 
 use crate::cluster::Action;
@@ -239,25 +239,23 @@ impl Pipeline {
         })
     }
 
-    /// A step goes to the first stage. Masks go straight to the last, where that is another.
+    /// A step goes to the first stage. Its masks go straight to the last as soon as they are found,
+    /// also where that is the same: it needs them only once all else is computed.
     pub(crate) fn send(&mut self, model: ModelId, step: Scheduled, actions: &mut Vec<Action>) {
-        let Scheduled { step: number, batch, masks, tells_hidden, traces } = step;
-        let frame =
-            |stage, body| Action::Send(Box::new(Frame { model, stage, step: number, body }));
+        let Scheduled { step: number, batch, wanted, tells_hidden, traces } = step;
+        let frame = |stage, body| Box::new(Frame { model, stage, step: number, body });
         let first = StageId { pipeline: self.id, epoch: self.epoch, stage: StageIndex(0) };
-        let mut step = Step { batch: batch.into(), tells_hidden, traces, ..Step::default() };
-        match self.stages.last() {
-            Some(last) if self.stages.len() > 1 && !masks.is_empty() => {
-                let beside = first.beside_last(self.stages.len() as u32);
-                if !std::mem::replace(&mut self.links_masks, true) {
-                    actions.push(Action::Connect(last.node, beside));
-                }
-                actions.push(frame(beside, Body::Masks(masks)));
-                step.awaits_masks = true;
+        let awaits_masks = !wanted.0.is_empty();
+        let step =
+            Step { batch: batch.into(), awaits_masks, tells_hidden, traces, ..Step::default() };
+        actions.push(Action::Send(frame(first, Body::Step(step))));
+        if let Some(last) = self.stages.last().filter(|_| awaits_masks) {
+            let beside = first.beside_last(self.stages.len() as u32);
+            if !std::mem::replace(&mut self.links_masks, true) {
+                actions.push(Action::Connect(last.node, beside));
             }
-            _ => step.masks = masks,
+            actions.push(Action::Mask(frame(beside, Body::Masks(Masks::default())), wanted));
         }
-        actions.push(frame(first, Body::Step(step)));
     }
 
     /// The model and the device class of each layer, as one short hash: answers are bit-equal

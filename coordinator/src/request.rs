@@ -88,8 +88,8 @@ pub struct Piece {
 
 /// All that the core knows of what an answer keeps to: tokens go in, which may come next comes out.
 pub trait Constraint: fmt::Debug + Send + Sync {
-    /// Which tokens may come next, a bit for each of the vocabulary, the lowest first; none: all.
-    fn mask(&self) -> Option<&[u32]>;
+    /// Where it is found out which tokens may come next; none: all may.
+    fn next(&self) -> Option<Arc<dyn NextTokens>>;
     /// The next token has come, none that ends answers: whether another may.
     ///
     /// # Errors
@@ -97,6 +97,24 @@ pub trait Constraint: fmt::Debug + Send + Sync {
     fn push(&mut self, token: TokenId) -> Result<Going, String>;
     /// A copy.
     fn copy(&self) -> Box<dyn Constraint>;
+}
+
+/// Finds out which tokens may come next. That takes a while, for which the core has no time: whoever
+/// sends a step asks, while it is under way.
+pub trait NextTokens: fmt::Debug + Send + Sync {
+    /// A bit for each token of the vocabulary, the lowest first; none where nobody can say, which
+    /// the constraint tells with the next token.
+    fn mask(&self) -> Option<Vec<u32>>;
+}
+
+/// The masks of a step, which are yet to be made: where, and for which of its slices.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted(pub Vec<(usize, Arc<dyn NextTokens>)>);
+
+impl PartialEq for Wanted {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.iter().map(|(slice, _)| slice).eq(other.0.iter().map(|(slice, _)| slice))
+    }
 }
 
 impl Clone for Box<dyn Constraint> {

@@ -13,7 +13,9 @@ use protocol::{
 };
 
 use crate::block_manager::{BlockHash, BlockManager};
-use crate::request::{AnswerText, Constraint, FinishReason, Going, Priority, Request, Resumed};
+use crate::request::{
+    AnswerText, Constraint, FinishReason, Going, NextTokens, Priority, Request, Resumed,
+};
 use crate::trace::{PhaseEnded, SequenceTrace};
 
 /// Tokens that a sequence which had to give way computes in peace once it runs again, so that it
@@ -284,9 +286,9 @@ impl Sequence {
         self.sampled_by.filter(|_| is_next && goes_on && is_free)
     }
 
-    /// Which tokens may come next; none: all.
-    pub fn mask(&self) -> Option<&[u32]> {
-        self.constraint.as_ref().or(self.request.constraint.as_ref())?.mask()
+    /// Where it is found out which tokens may come next; none: all may.
+    pub fn next(&self) -> Option<Arc<dyn NextTokens>> {
+        self.constraint.as_ref().or(self.request.constraint.as_ref())?.next()
     }
 
     /// Tokens that a slice of at most `max_tokens` would leave computed: the promised one where

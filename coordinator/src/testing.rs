@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use checkpoint::TokenizerSource;
 use protocol::{
-    Batch, Masks, ModelId, RequestId, Sampled, SamplingParams, SliceOutput, SpanId, StepId,
-    TokenId, TraceContext, TraceId, config,
+    Batch, ModelId, RequestId, Sampled, SamplingParams, SliceOutput, SpanId, StepId, TokenId,
+    TraceContext, TraceId, config,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
@@ -16,7 +16,8 @@ use crate::actor::Msg;
 use crate::lane::{self, Capacity, Lane, Scheduled, Told, Update};
 use crate::queue::Queue;
 use crate::request::{
-    AnswerText, Constraint, Event, FinishReason, Going, Piece, Priority, Request,
+    AnswerText, Constraint, Event, FinishReason, Going, NextTokens, Piece, Priority, Request,
+    Wanted,
 };
 use crate::trace::RequestTrace;
 
@@ -49,7 +50,7 @@ pub(crate) fn request(id: u64, num_prompt_tokens: u32, max_tokens: u32) -> Reque
 pub(crate) struct Anything;
 
 impl Constraint for Anything {
-    fn mask(&self) -> Option<&[u32]> {
+    fn next(&self) -> Option<Arc<dyn NextTokens>> {
         None
     }
 
@@ -198,9 +199,9 @@ impl Pipeline {
         self.schedule().map(|scheduled| scheduled.traces)
     }
 
-    /// As [`step`](Self::step): which tokens the step may sample.
-    pub(crate) fn step_masks(&mut self) -> Option<Masks> {
-        self.schedule().map(|scheduled| scheduled.masks)
+    /// As [`step`](Self::step): where it is found which tokens the step may sample.
+    pub(crate) fn step_wanted(&mut self) -> Option<Wanted> {
+        self.schedule().map(|scheduled| scheduled.wanted)
     }
 
     /// Everything that was told since this was last asked, admissions apart.

@@ -4,7 +4,7 @@
 //! coordinator, beside its steps. A step that fails goes the same way, so that results
 //! come back in the order of their steps.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use protocol::{
     Batch, Blame, Body, Carried, Failed, Frame, Masks, Sampled, StagePlan, StageTiming, Step,
     StepId,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 use transport::Sent;
 
@@ -64,7 +64,7 @@ pub(crate) async fn carry(
                 next,
                 samples: Samples::new(plan.num_stages),
                 told,
-                masks: VecDeque::new(),
+                masks: BTreeMap::new(),
                 node,
                 plan: Arc::clone(&plan),
                 sent: Sent::default(),
@@ -110,6 +110,9 @@ fn ended(plan: &StagePlan, coordinator: &Outlet, next: Option<&Outlet>) -> Ended
 
 type Ended = Pin<Box<dyn Future<Output = Over> + Send>>;
 
+/// A way by which a step's masks come.
+type Awaited = (oneshot::Sender<Masks>, oneshot::Receiver<Masks>);
+
 /// Why no more frames can be taken, and whose fault it is.
 pub(crate) type Over = (String, Blame);
 
@@ -125,8 +128,8 @@ struct Courier<'a> {
     told: Option<mpsc::Receiver<Arrived>>,
     // On the first stage: what is known of steps under way.
     samples: Samples,
-    // On the last of several: masks that came before their steps, in the order of those.
-    masks: VecDeque<(StepId, Masks)>,
+    // On the last: masks that came before their steps.
+    masks: BTreeMap<StepId, Masks>,
     // Of the last frame: what the next one tells.
     sent: Sent,
     // Since when it waits for a frame.
@@ -173,16 +176,31 @@ impl Courier<'_> {
         if self.plan.embeds() {
             known = self.resolve(number, &mut step.batch).await?;
         }
+        let mut awaited = None;
         if self.plan.samples() && step.awaits_masks {
-            step.masks = self.masks_of(number).await?;
+            awaited = self.masks_there(number, &mut step);
         }
         let free = self.free.max(at);
         let (queued, woken) = (free - at, free.elapsed());
         let traced = TracedStep::of(number, &step, at);
-        let device = &self.node.devices[self.plan.adapter as usize];
-        let computed = match known {
-            Ok(()) => device.step(stage, step).await,
-            Err(cause) => Err(cause),
+        let node = Arc::clone(&self.node);
+        let device = &node.devices[self.plan.adapter as usize];
+        let computed = match (known, awaited) {
+            (Ok(()), None) => device.step(stage, step, None).await,
+            // They are needed when all else is computed.
+            (Ok(()), Some((give, masks))) => {
+                let computing = device.step(stage, step, Some(masks));
+                let mut computing = std::pin::pin!(computing);
+                tokio::select! {
+                    masks = self.masks_of(number) => {
+                        // Fails when the step has failed already.
+                        let _ = give.send(masks?);
+                        computing.await
+                    }
+                    computed = &mut computing => computed,
+                }
+            }
+            (Err(cause), _) => Err(cause),
         };
         let end = Instant::now();
         let body = match computed {
@@ -247,14 +265,24 @@ impl Courier<'_> {
         }
     }
 
+    /// Gives a step its masks, or else the way by which they come.
+    fn masks_there(&mut self, number: StepId, step: &mut Step) -> Option<Awaited> {
+        step.awaits_masks = false;
+        // What failed on its way here needs none any more.
+        self.masks.retain(|of, _| *of >= number);
+        match self.masks.remove(&number) {
+            Some(masks) => {
+                step.masks = masks;
+                None
+            }
+            None => Some(oneshot::channel()),
+        }
+    }
+
     /// Which tokens may be sampled in a step, once that is known.
     async fn masks_of(&mut self, step: StepId) -> Result<Masks, Over> {
         loop {
-            // What failed on its way here needs none any more.
-            while self.masks.front().is_some_and(|(of, _)| *of < step) {
-                self.masks.pop_front();
-            }
-            if let Some((_, masks)) = self.masks.pop_front_if(|(of, _)| *of == step) {
+            if let Some(masks) = self.masks.remove(&step) {
                 return Ok(masks);
             }
             let told = tokio::select! {
@@ -268,15 +296,21 @@ impl Courier<'_> {
     /// What is heard of a step beside the steps themselves, and when it came.
     fn take_in(&mut self, told: Option<Arrived>) -> Result<Instant, Over> {
         let Some(Arrived { frame, at, .. }) = told else {
-            return Err(if self.plan.embeds() {
-                ("the link from the last stage has ended".to_owned(), Blame::Before)
-            } else {
+            return Err(if self.plan.samples() {
                 ("the link that brings masks has ended".to_owned(), Blame::Own)
+            } else {
+                ("the link from the last stage has ended".to_owned(), Blame::Before)
             });
         };
         if Some(frame.stage) == self.plan.also_hears() {
             match frame.body {
-                Body::Masks(masks) => self.masks.push_back((frame.step, masks)),
+                Body::Masks(masks) => {
+                    self.masks.insert(frame.step, masks);
+                    // No more steps are under way.
+                    if self.masks.len() > self.plan.num_stages as usize + 2 {
+                        self.masks.pop_first();
+                    }
+                }
                 body => self.samples.hear(frame.step, &body),
             }
         }

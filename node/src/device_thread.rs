@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use checkpoint::{Checkpoint, Quantize};
 use protocol::message::Loading;
-use protocol::{AdapterReport, HeldParts, Speed, StageId, StagePlan, Step};
+use protocol::{AdapterReport, HeldParts, Masks, Speed, StageId, StagePlan, Step};
 use shaders::gpu::Gpu;
 use shaders::products::Wanted;
 use shaders::speed;
@@ -72,6 +72,7 @@ enum Job {
     Step {
         id: StageId,
         step: Box<Step>,
+        masks: Option<oneshot::Receiver<Masks>>,
         since: Instant,
         reply: oneshot::Sender<Result<Computed, StageError>>,
     },
@@ -132,14 +133,20 @@ impl DeviceThread {
         self.ask(Job::Load { plan: Box::new(plan), progress, reply }, answer).await
     }
 
-    /// Computes a step of a loaded stage.
+    /// Computes a step of a loaded stage. Where its masks are yet to come, all else is computed
+    /// meanwhile.
     ///
     /// # Errors
-    /// When the batch is wrong or the adapter fails.
-    pub async fn step(&self, id: StageId, step: Step) -> Result<Computed, StageError> {
+    /// When the batch is wrong, the adapter fails, or nobody is left to bring the masks.
+    pub async fn step(
+        &self,
+        id: StageId,
+        step: Step,
+        masks: Option<oneshot::Receiver<Masks>>,
+    ) -> Result<Computed, StageError> {
         let (reply, answer) = oneshot::channel();
-        let job = Job::Step { id, step: Box::new(step), since: Instant::now(), reply };
-        self.ask(job, answer).await
+        let step = Box::new(step);
+        self.ask(Job::Step { id, step, masks, since: Instant::now(), reply }, answer).await
     }
 
     /// Loads weights that are kept for a stage to come, and proves its kernels, unless another
@@ -281,12 +288,14 @@ impl Worker {
                         self.stages.remove(&plan.id);
                     }
                 }
-                Job::Step { id, step, since, reply } => {
+                Job::Step { id, step, masks, since, reply } => {
                     let free = idle_since.max(since);
                     let (wait, handoff) = (free - since, free.elapsed());
                     let output = match self.stages.get_mut(&id) {
                         Some(stage) => {
-                            stage.step(&self.gpu, &step).map(|output| (output, stage.times()))
+                            let masks = masks.map(|it| move || it.blocking_recv().ok());
+                            let output = stage.masked_step(&self.gpu, &step, masks);
+                            output.map(|output| (output, stage.times()))
                         }
                         None => Err(StageError::BadPlan("the stage isn't loaded".into())),
                     };

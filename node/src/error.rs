@@ -51,6 +51,9 @@ pub enum StageError {
     /// A step was to compute what another samples, which failed.
     #[error("step {0} failed, whose sample this one was to compute")]
     PromiseBroken(protocol::StepId),
+    /// Which tokens may be sampled is never said.
+    #[error("nobody is left to say which tokens may be sampled")]
+    NoMasks,
     /// The adapter's thread has ended.
     #[error("the adapter's thread has ended")]
     DeviceGone,

@@ -29,8 +29,8 @@ struct Wanted {
 }
 
 impl Rows {
-    /// Becomes the rows of `batch`, whose sequences are known, with its masks.
-    pub fn fill(&mut self, batch: &Batch, masks: &Masks, sequences: &Sequences) {
+    /// Becomes the rows of `batch`, whose sequences are known.
+    pub fn fill(&mut self, batch: &Batch, sequences: &Sequences) {
         self.indexes.clear();
         self.wanted.clear();
         let mut first_row = 0;
@@ -38,6 +38,10 @@ impl Rows {
             self.add_slice(number, slice, sequences.of(slice), first_row);
             first_row += slice.num_tokens();
         }
+    }
+
+    /// Takes in which tokens may be sampled.
+    pub fn mask(&mut self, masks: &Masks) {
         let mut sampled = self.wanted.iter_mut().filter(|wanted| wanted.sampling.is_some());
         for (number, mask) in masks.iter() {
             // Both ascend.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use checkpoint::{Checkpoint, Row};
 use protocol::message::Loading;
 use protocol::{
-    BLOCK_TOKENS, Batch, Digest, Hidden, HiddenRow, Input, LayerRange, Side, SliceOutput,
+    BLOCK_TOKENS, Batch, Digest, Hidden, HiddenRow, Input, LayerRange, Masks, Side, SliceOutput,
     StagePlan, Step,
 };
 use shaders::ahead::Ahead;
@@ -215,6 +215,20 @@ impl Stage {
     /// # Errors
     /// When the batch is wrong, and nothing of it is taken in; or when the device fails.
     pub fn step(&mut self, gpu: &Gpu, step: &Step) -> Result<StepOutput, StageError> {
+        self.masked_step(gpu, step, None::<fn() -> Option<Masks>>)
+    }
+
+    /// The same, where the head's masks are yet to come: all layers are under way when they are
+    /// asked for.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step), and when no masks come.
+    pub fn masked_step(
+        &mut self,
+        gpu: &Gpu,
+        step: &Step,
+        awaited: Option<impl FnOnce() -> Option<Masks>>,
+    ) -> Result<StepOutput, StageError> {
         let start = Instant::now();
         let Step { batch, hidden, masks, .. } = step;
         let num_values = match self.embed {
@@ -256,18 +270,38 @@ impl Stage {
         for layer in &self.layers {
             layer.record(&mut self.pass, shape);
         }
+        let uploaded = Instant::now();
+        let mut turn = None;
+        let is_decode = batch.slices.iter().all(|slice| slice.num_tokens() == 1);
+        if let (Some(head), Some(awaited)) = (&mut self.head, awaited) {
+            turn = Some(gpu.turn());
+            let nothing = || (self.scratch.row(Row::Hidden), 0..0);
+            // The head's is waited for, which comes behind it.
+            let _ = self.ahead.submit(gpu, &self.pass, nothing())?;
+            if is_decode {
+                self.ahead.encode(gpu, &self.pass, nothing())?;
+            }
+            let masks = awaited().ok_or(StageError::NoMasks)?;
+            self.sequences.check_masks(batch, &masks)?;
+            head.mask(&masks);
+            self.pass.clear();
+        }
         if let Some(head) = &mut self.head {
             head.record(gpu, &mut self.pass, shape)?;
         }
-        let uploaded = Instant::now();
         let num_values = shape.num_tokens * self.held.row_values as usize;
         let readback = || match &self.head {
             Some(head) => head.readback(),
             None => (self.scratch.row(Row::Hidden), 0..num_values),
         };
-        let turn = gpu.turn();
-        let submission = self.ahead.submit(gpu, &self.pass, readback())?;
-        if batch.slices.iter().all(|slice| slice.num_tokens() == 1) {
+        // What comes after masks is short, and encoded when it comes.
+        let (is_whole, turn) = (turn.is_none(), turn.unwrap_or_else(|| gpu.turn()));
+        let submission = if is_whole {
+            self.ahead.submit(gpu, &self.pass, readback())?
+        } else {
+            gpu.submit(&self.pass, Some(readback()))?
+        };
+        if is_whole && is_decode {
             self.ahead.encode(gpu, &self.pass, readback())?;
         }
         let mut computed = uploaded;

@@ -1,10 +1,12 @@
 //! Where an answer stands in its grammar.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use llguidance::Matcher;
 use llguidance::toktrie::SimpleVob;
 use protocol::TokenId;
 
-use crate::request::{Constraint, Going};
+use crate::request::{Constraint, Going, NextTokens};
 
 /// From where an answer keeps to its grammar.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,12 +21,19 @@ pub enum Begins {
 }
 
 /// An answer that keeps to a grammar.
-#[derive(Clone)]
 pub struct Kept {
-    matcher: Matcher,
+    matching: Arc<Mutex<Matching>>,
     place: Place,
-    // Which tokens may come next, where not all may.
-    mask: Vec<u32>,
+}
+
+/// How far the grammar is, for whoever has the time to look at it. What an answer says next is
+/// known only once its mask is, so nobody waits here for another.
+struct Matching {
+    matcher: Matcher,
+    // What may come besides at the beginning.
+    opening: Option<TokenId>,
+    // What came of looking, since the last token.
+    found: Option<Result<Vec<u32>, String>>,
     num_words: usize,
 }
 
@@ -43,69 +52,111 @@ impl std::fmt::Debug for Kept {
     }
 }
 
-impl Kept {
-    /// Nothing was said yet.
-    ///
-    /// # Errors
-    /// When there is nothing that could be.
-    pub(super) fn new(matcher: Matcher, begins: Begins, num_words: usize) -> Result<Self, String> {
-        let place = match begins {
-            Begins::First => Place::Within,
-            Begins::After(end) => Place::Before(end, Vec::new()),
-            Begins::FirstOrAfter(opening, end) => Place::Start(opening, end),
-        };
-        let mut kept = Self { matcher, place, mask: Vec::new(), num_words };
-        kept.look()?;
-        if let Place::Start(opening, _) = &kept.place {
-            let word = kept.mask.get_mut(opening.0 as usize / 32);
-            let word = word.ok_or("it is of another vocabulary")?;
-            *word |= 1 << (opening.0 % 32);
+impl std::fmt::Debug for Matching {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Matching").finish_non_exhaustive()
+    }
+}
+
+impl Matching {
+    /// Finds out which tokens may come next.
+    fn look(&mut self) -> Result<&[u32], String> {
+        if self.found.is_none() {
+            self.found = Some(self.compute());
         }
-        Ok(kept)
+        self.found.as_ref().expect("it was just found").as_deref().map_err(Clone::clone)
     }
 
-    /// Finds out which tokens may come next.
-    fn look(&mut self) -> Result<(), String> {
-        let allowed = self.matcher.compute_mask();
-        let allowed: SimpleVob = allowed.map_err(|cause| super::sentence(&cause.to_string()))?;
-        self.mask.clear();
-        self.mask.extend(allowed.as_slice().iter().take(self.num_words));
-        self.mask.resize(self.num_words, 0);
-        if self.mask.iter().all(|word| *word == 0) {
+    fn compute(&mut self) -> Result<Vec<u32>, String> {
+        let allowed: SimpleVob = self.matcher.compute_mask().map_err(said)?;
+        let mut mask: Vec<_> = allowed.as_slice().iter().take(self.num_words).copied().collect();
+        mask.resize(self.num_words, 0);
+        if mask.iter().all(|word| *word == 0) {
             return Err("no token of this model's vocabulary may come next".into());
         }
-        Ok(())
+        if let Some(opening) = self.opening {
+            let word = mask.get_mut(opening.0 as usize / 32);
+            *word.ok_or("it is of another vocabulary")? |= 1 << (opening.0 % 32);
+        }
+        Ok(mask)
     }
 
-    fn within(&mut self, token: TokenId) -> Result<Going, String> {
-        let taken = self.matcher.consume_token(token.0);
-        taken.map_err(|cause| super::sentence(&cause.to_string()))?;
+    fn push(&mut self, token: TokenId) -> Result<Going, String> {
+        self.opening = None;
+        if let Some(Err(cause)) = &self.found {
+            return Err(cause.clone());
+        }
+        self.found = None;
+        self.matcher.consume_token(token.0).map_err(said)?;
         if !self.matcher.is_stopped() {
-            return self.look().map(|()| Going::On);
+            return Ok(Going::On);
         }
         let reason = self.matcher.stop_reason();
         if reason.is_ok() { Ok(Going::Over) } else { Err(reason.to_string()) }
     }
 }
 
+fn said(cause: impl std::fmt::Display) -> String {
+    super::sentence(&cause.to_string())
+}
+
+impl Kept {
+    /// Nothing was said yet.
+    ///
+    /// # Errors
+    /// When there is nothing that could be.
+    pub(super) fn new(matcher: Matcher, begins: Begins, num_words: usize) -> Result<Self, String> {
+        let (place, opening) = match begins {
+            Begins::First => (Place::Within, None),
+            Begins::After(end) => (Place::Before(end, Vec::new()), None),
+            Begins::FirstOrAfter(opening, end) => (Place::Start(opening, end), Some(opening)),
+        };
+        let mut matching = Matching { matcher, opening, found: None, num_words };
+        matching.look()?;
+        Ok(Self { matching: Arc::new(Mutex::new(matching)), place })
+    }
+
+    fn matching(&self) -> MutexGuard<'_, Matching> {
+        self.matching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One that shares nothing with this one, so that neither ever waits for the other.
+    pub(super) fn apart(&self) -> Self {
+        let Matching { matcher, opening, found, num_words } = &*self.matching();
+        let (matcher, found) = (matcher.deep_clone(), found.clone());
+        let matching = Matching { matcher, opening: *opening, found, num_words: *num_words };
+        Self { matching: Arc::new(Mutex::new(matching)), place: self.place.clone() }
+    }
+}
+
+impl NextTokens for Mutex<Matching> {
+    fn mask(&self) -> Option<Vec<u32>> {
+        let mut matching = self.lock().unwrap_or_else(PoisonError::into_inner);
+        matching.look().ok().map(<[u32]>::to_vec)
+    }
+}
+
 impl Constraint for Kept {
-    fn mask(&self) -> Option<&[u32]> {
-        (!matches!(self.place, Place::Before(..))).then_some(&self.mask)
+    fn next(&self) -> Option<Arc<dyn NextTokens>> {
+        let is_free = matches!(self.place, Place::Before(..));
+        (!is_free).then(|| Arc::clone(&self.matching) as Arc<dyn NextTokens>)
     }
 
     fn push(&mut self, token: TokenId) -> Result<Going, String> {
         match &mut self.place {
-            Place::Within => self.within(token),
+            Place::Within => self.matching().push(token),
             Place::Start(opening, end) => {
                 if token == *opening {
                     self.place = Place::Before(std::mem::take(end), Vec::new());
+                    (self.matching().opening, self.matching().found) = (None, None);
                     return Ok(Going::On);
                 }
                 self.place = Place::Within;
-                self.within(token)
+                self.matching().push(token)
             }
             Place::Before(end, seen) => {
-                let vocabulary = self.matcher.tok_env().map_err(|cause| cause.to_string())?;
+                let matching = self.matching.lock().unwrap_or_else(PoisonError::into_inner);
+                let vocabulary = matching.matcher.tok_env().map_err(|cause| cause.to_string())?;
                 seen.extend_from_slice(vocabulary.tok_trie().token(token.0));
                 let found = seen.windows(end.len()).position(|part| part == end.as_bytes());
                 let Some(at) = found else {
@@ -116,13 +167,14 @@ impl Constraint for Kept {
                 if !seen[at + end.len()..].trim_ascii().is_empty() {
                     return Err(format!("a token holds {end} and what follows"));
                 }
+                drop(matching);
                 self.place = Place::Within;
-                self.look().map(|()| Going::On)
+                Ok(Going::On)
             }
         }
     }
 
     fn copy(&self) -> Box<dyn Constraint> {
-        Box::new(self.clone())
+        Box::new(self.apart())
     }
 }

@@ -1,6 +1,6 @@
 //! Answers that keep to a grammar: JSON of a schema, a regular expression, one of several texts, a
 //! call of a tool. A grammar is compiled once, where its request is parsed; what it allows after
-//! each token is known as soon as the token is.
+//! each token is found out while the step that samples the next one is under way.
 
 mod calls;
 mod kept;
@@ -101,7 +101,7 @@ impl Vocabulary {
             while compiled.len() >= config.max_kept_grammars {
                 compiled.pop_front();
             }
-            compiled.push_back((hash, asked, kept.clone()));
+            compiled.push_back((hash, asked, kept.apart()));
         }
         Ok(kept)
     }

@@ -1,22 +1,36 @@
 //! Answers that keep to something: what may come next hangs on every token before, so a token that
 //! is missed, doubled or sampled too early shows.
 
+use std::sync::{Arc, Mutex};
+
 use protocol::config::RunAhead;
 use protocol::{RequestId, Slice, TokenId};
 
 use super::*;
-use crate::request::{Constraint, Going, Priority, Request};
+use crate::request::{Constraint, Going, NextTokens, Priority, Request};
 use crate::testing::{Pipeline, request, scheduler};
 
 const VOCAB: u32 = 128;
 
 /// After any two tokens of its own choice, each token is a function of all before it; the last of
 /// them ends the answer.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Spelled {
-    said: Vec<TokenId>,
+    said: Arc<Said>,
     length: usize,
-    mask: Vec<u32>,
+}
+
+/// What was said, for whoever makes a mask of it, be it at the last moment.
+#[derive(Debug, Default)]
+struct Said(Mutex<Vec<TokenId>>);
+
+impl NextTokens for Said {
+    fn mask(&self) -> Option<Vec<u32>> {
+        let may_come = next(&self.0.lock().unwrap()).0 as usize;
+        let mut mask = vec![0; VOCAB as usize / 32];
+        mask[may_come / 32] = 1 << (may_come % 32);
+        Some(mask)
+    }
 }
 
 const FREE: usize = 2;
@@ -29,41 +43,42 @@ fn next(said: &[TokenId]) -> TokenId {
 
 impl Spelled {
     fn boxed(length: usize) -> Box<dyn Constraint> {
-        Box::new(Self { said: Vec::new(), length, mask: Vec::new() })
+        Box::new(Self { said: Arc::default(), length })
     }
 }
 
 impl Constraint for Spelled {
-    fn mask(&self) -> Option<&[u32]> {
-        (self.said.len() >= FREE).then_some(&self.mask)
+    fn next(&self) -> Option<Arc<dyn NextTokens>> {
+        let num_said = self.said.0.lock().unwrap().len();
+        (num_said >= FREE).then(|| Arc::clone(&self.said) as Arc<dyn NextTokens>)
     }
 
     fn push(&mut self, token: TokenId) -> Result<Going, String> {
-        if self.said.len() >= FREE && token != next(&self.said) {
-            return Err(format!("{token} after {:?}", self.said));
+        let mut said = self.said.0.lock().unwrap();
+        if said.len() >= FREE && token != next(&said) {
+            return Err(format!("{token} after {said:?}"));
         }
-        self.said.push(token);
-        let may_come = next(&self.said).0 as usize;
-        self.mask = vec![0; VOCAB as usize / 32];
-        self.mask[may_come / 32] = 1 << (may_come % 32);
-        Ok(if self.said.len() == self.length { Going::Over } else { Going::On })
+        said.push(token);
+        Ok(if said.len() == self.length { Going::Over } else { Going::On })
     }
 
     fn copy(&self) -> Box<dyn Constraint> {
-        Box::new(self.clone())
+        let said = Said(Mutex::new(self.said.0.lock().unwrap().clone()));
+        Box::new(Self { said: said.into(), length: self.length })
     }
 }
 
 /// Samples what is allowed; where all is, the token at position p is 64 + p.
-fn sampled(batch: &Batch, masks: &Masks) -> Sampled {
+fn sampled(batch: &Batch, Wanted(wanted): &Wanted) -> Sampled {
     let mut outputs: Vec<SliceOutput> = Pipeline::sampled(batch).outputs;
     for output in &mut outputs {
         output.token = output.token.map(|_| TokenId(64 + output.position % 64));
     }
-    for (slice, mask) in masks.iter() {
-        let mut words = mask.enumerate().filter(|(_, word)| *word != 0);
+    for (slice, next) in wanted {
+        let mask = next.mask().unwrap();
+        let mut words = mask.iter().enumerate().filter(|(_, word)| **word != 0);
         let (at, word) = words.next().expect("something is allowed");
-        outputs[slice].token = Some(TokenId(at as u32 * 32 + word.trailing_zeros()));
+        outputs[*slice].token = Some(TokenId(at as u32 * 32 + word.trailing_zeros()));
     }
     Sampled { outputs, ..Sampled::default() }
 }
@@ -82,25 +97,25 @@ fn constrained(id: u64, prompt: u32, num_choices: u32, length: usize) -> Request
     Request { constraint, num_choices, ..request(id, prompt, 40) }
 }
 
-/// Steps that are under way with their masks.
-type Steps = VecDeque<(StepId, Batch, Masks)>;
+/// Steps that are under way, with masks that are yet to be made.
+type Steps = VecDeque<(StepId, Batch, Wanted)>;
 
 fn fill(pipeline: &mut Pipeline, steps: &mut Steps) {
-    while let Some(masks) = pipeline.step_masks() {
+    while let Some(wanted) = pipeline.step_wanted() {
         let (step, batch) = pipeline.steps.pop_back().unwrap();
         let names = |slice: &&Slice| matches!(slice.input, Input::SampledBy(_));
         for slice in batch.slices.iter().filter(names) {
             let at = pipeline.lane.running.iter().find(|it| it.id == slice.sequence).unwrap();
             assert!(at.request().constraint.is_none(), "it is sampled before its token is known");
         }
-        steps.push_back((step, batch, masks));
+        steps.push_back((step, batch, wanted));
     }
 }
 
 fn turn(pipeline: &mut Pipeline, steps: &mut Steps) -> bool {
     fill(pipeline, steps);
-    let Some((step, batch, masks)) = steps.pop_front() else { return false };
-    pipeline.update(step, sampled(&batch, &masks));
+    let Some((step, batch, wanted)) = steps.pop_front() else { return false };
+    pipeline.update(step, sampled(&batch, &wanted));
     true
 }
 
@@ -120,10 +135,10 @@ fn each_choice_keeps_to_it_by_itself_and_ends_where_it_does() {
         let mut num_masks = 0;
         loop {
             fill(&mut pipeline, &mut steps);
-            let Some((_, batch, masks)) = steps.front() else { break };
-            for (slice, _) in masks.iter() {
+            let Some((_, batch, Wanted(wanted))) = steps.front() else { break };
+            for (slice, _) in wanted {
                 num_masks += 1;
-                assert!(batch.slices[slice].sample);
+                assert!(batch.slices[*slice].sample);
             }
             turn(&mut pipeline, &mut steps);
         }
@@ -198,7 +213,7 @@ fn an_answer_that_leaves_its_grammar_fails_and_nobody_else_does() {
     pipeline.add(request(2, 7, 9));
     (0..5).for_each(|_| _ = turn(&mut pipeline, &mut steps));
     fill(&mut pipeline, &mut steps);
-    while steps[0].2.is_empty() {
+    while steps[0].2.0.is_empty() {
         turn(&mut pipeline, &mut steps);
         fill(&mut pipeline, &mut steps);
     }
@@ -212,6 +227,8 @@ fn an_answer_that_leaves_its_grammar_fails_and_nobody_else_does() {
         _ => None,
     });
     assert_eq!(failed, Some((RequestId(1), "off_grammar")));
+    let shown = pipeline.tokens(&events, 1, 0);
+    assert!(answer(5, 20).starts_with(&shown), "what it left it for isn't shown: {shown:?}");
     assert_eq!(pipeline.tokens(&events, 2, 0).len(), 9);
     assert_eq!(pipeline.lane.load().num_used_blocks, 0);
 }

@@ -4,13 +4,13 @@
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
-use protocol::{HiddenRow, Masks, PipelineId, RequestId, SequenceId, Slice};
+use protocol::{HiddenRow, PipelineId, RequestId, SequenceId, Slice};
 
 use super::Lane;
 use crate::block_manager::{BlockManager, Miss};
 use crate::history::Decision;
 use crate::queue::Queue;
-use crate::request::{Event, Priority, RequestError};
+use crate::request::{Event, Priority, RequestError, Wanted};
 use crate::sequence::Sequence;
 use crate::trace::PhaseEnded;
 
@@ -122,14 +122,13 @@ impl Lane {
     }
 
     /// Which tokens may be sampled for those of these slices that keep to something.
-    pub(super) fn masks(&self, slices: &[Slice]) -> Masks {
-        let mask = |(at, slice): (usize, &Slice)| {
+    pub(super) fn wanted(&self, slices: &[Slice]) -> Wanted {
+        let next = |(at, slice): (usize, &Slice)| {
             let runs = self.running.binary_search_by_key(&slice.sequence, |it| it.id);
-            let mask = self.running[runs.ok().filter(|_| slice.sample)?].mask()?;
-            Some((at, mask))
+            let next = self.running[runs.ok().filter(|_| slice.sample)?].next()?;
+            Some((at, next))
         };
-        let masks: Vec<_> = slices.iter().enumerate().filter_map(mask).collect();
-        Masks::with(&masks)
+        Wanted(slices.iter().enumerate().filter_map(next).collect())
     }
 
     /// The hidden state of the `i`-th, where it came; whether the sequence is still there.

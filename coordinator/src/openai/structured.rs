@@ -235,7 +235,7 @@ mod tests {
         ] {
             let parsed = parse(&more).unwrap_or_else(|error| panic!("{more}: {error}"));
             let constraint = parsed.requests[0].constraint.as_ref().unwrap();
-            let mask = constraint.mask().unwrap();
+            let mask = constraint.next().unwrap().mask().unwrap();
             assert_eq!(mask.len(), 20, "{more}");
             let num_allowed: u32 = mask.iter().map(|word| word.count_ones()).sum();
             assert!((1..400).contains(&num_allowed), "{more}: {num_allowed} of 640");

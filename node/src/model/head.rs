@@ -105,8 +105,14 @@ impl Head {
     /// Finds the rows of a step whose logits are wanted, and returns their places in its hidden
     /// state.
     pub fn choose(&mut self, batch: &Batch, masks: &Masks, sequences: &Sequences) -> &[u32] {
-        self.rows.fill(batch, masks, sequences);
+        self.rows.fill(batch, sequences);
+        self.rows.mask(masks);
         &self.rows.indexes
+    }
+
+    /// Takes in masks that came later.
+    pub fn mask(&mut self, masks: &Masks) {
+        self.rows.mask(masks);
     }
 
     /// Completes the pass of a step with the rows that were chosen, as many at a time as there is
