@@ -451,6 +451,10 @@ fn a_stage_takes_the_memory_that_it_says() {
         (bf16("glm-edge"), &[0, 2, 4], KvCacheDtype::F16),
         (bf16("glm4"), &[0, 4, 4], KvCacheDtype::Auto),
         (fp8, &[0, 2, 4], KvCacheDtype::Auto),
+        (bf16("glm4-moe"), &[0, 1, 4], KvCacheDtype::Auto),
+        (bf16("glm4-moe-groups"), &[0, 4, 4], KvCacheDtype::Auto),
+        (bf16("glm4-moe-lite"), &[0, 2, 4], KvCacheDtype::F16),
+        (bf16("glm-moe-dsa"), &[0, 2, 4], KvCacheDtype::Auto),
     ] {
         let files = Checkpoint::open(&model).unwrap();
         cache_bytes.push(bytes_taken(device, &files, cut, kv));

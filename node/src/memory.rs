@@ -10,7 +10,7 @@ use shaders::weights::WeightMatrix;
 
 use crate::error::StageError;
 use crate::model::head::MAX_ROWS;
-use crate::model::{AttentionKernels, LayerCache, Scratch, kv_format, on_device};
+use crate::model::{AttentionKernels, LayerCache, Scratch, kv_format, on_device, vector_bytes};
 
 /// Most bytes of KV cache on a software driver, if one sequence needs no more.
 const MAX_SOFTWARE_KV_BYTES: u64 = 1 << 30;
@@ -63,7 +63,7 @@ pub fn part_bytes(gpu: &Gpu, files: &Checkpoint, part: Part) -> Result<u64, Stag
                 };
                 files.matrix(matrix)?.parts().iter().map(bytes).sum()
             }
-            Weight::Vector(vector) => gpu.vec4s_bytes(files.vector_len(vector)?),
+            Weight::Vector(vector) => vector_bytes(gpu, vector, files.vector_len(vector)?),
         })
     };
     files.part(part)?.into_iter().map(bytes).sum()

@@ -32,7 +32,7 @@ pub use self::attention::{AttentionKernels, LayerCache};
 use self::attention::{AttentionWeights, BoundAttention};
 use self::mlp::{BoundMlp, MlpWeights};
 use self::weights::Loader;
-pub use self::weights::{format, on_device, upload};
+pub use self::weights::{format, on_device, upload, vector_bytes};
 use crate::error::StageError;
 
 /// The kernels that serve layers of every shape, compiled.

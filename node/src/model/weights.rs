@@ -32,7 +32,9 @@ impl Loader<'_> {
     pub(super) fn values(&self, vectors: &[fn(usize) -> Vector]) -> Result<Tensor, StageError> {
         let mut values = Vec::new();
         for vector in vectors {
-            values.extend(self.files.vector(vector(self.layer))?);
+            let vector = vector(self.layer);
+            assert!(is_taken_by_value(vector), "{vector:?} is counted as it is loaded");
+            values.extend(self.files.vector(vector)?);
         }
         Ok(self.gpu.upload(&values)?)
     }
@@ -67,6 +69,33 @@ pub fn upload(
         })?);
     }
     Ok(WeightMatrix::stacked(parts))
+}
+
+/// Whether kernels take a vector value by value, and not four at a time.
+fn is_taken_by_value(vector: Vector) -> bool {
+    match vector {
+        Vector::QueryNorm(_)
+        | Vector::KeyNorm(_)
+        | Vector::LatentNorm(_)
+        | Vector::IndexNorm(_)
+        | Vector::IndexBias(_)
+        | Vector::RouterBias(_) => true,
+        Vector::FinalNorm
+        | Vector::InputNorm(_)
+        | Vector::PostAttentionNorm(_)
+        | Vector::PostSelfAttnNorm(_)
+        | Vector::PostMlpNorm(_)
+        | Vector::QkvBias(_)
+        | Vector::QueryLatentNorm(_) => false,
+    }
+}
+
+/// Bytes of a vector of so many values on the adapter.
+pub fn vector_bytes(gpu: &Gpu, vector: Vector, len: usize) -> u64 {
+    if is_taken_by_value(vector) {
+        return (len.next_multiple_of(4) * 4) as u64;
+    }
+    gpu.vec4s_bytes(len)
 }
 
 /// Gate and up are computed together.
