@@ -13,6 +13,7 @@ pub mod engine;
 pub mod hops;
 pub mod interference;
 pub mod overload;
+pub mod placement;
 mod processes;
 pub mod scaling;
 pub mod users;

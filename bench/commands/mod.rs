@@ -12,6 +12,7 @@ mod load;
 mod mock;
 mod model;
 mod overload;
+mod placement;
 mod quality;
 mod report;
 mod scaling;
@@ -51,6 +52,8 @@ pub(crate) enum Command {
     Quality(quality::QualityArguments),
     /// Asks a cluster of this machine for several times what it can do.
     Overload(overload::OverloadArguments),
+    /// Plans and measures clusters of unequal nodes, on this machine.
+    Placement(placement::PlacementArguments),
     /// Sets two stages on a core each beside one node on one core, on this machine.
     Scaling(scaling::ScalingArguments),
     /// Writes a GGUF file of a published shape with random weights.
@@ -86,6 +89,9 @@ impl Command {
             Self::Quality(arguments) => quality::compare_formats(&arguments),
             Self::Overload(arguments) => {
                 runtime()?.block_on(unless_interrupted(overload::overload(arguments)))
+            }
+            Self::Placement(arguments) => {
+                runtime()?.block_on(unless_interrupted(placement::placement(arguments)))
             }
             Self::Scaling(arguments) => {
                 runtime()?.block_on(unless_interrupted(scaling::scaling(arguments)))
