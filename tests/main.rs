@@ -23,6 +23,7 @@ mod monitoring;
 mod openai_python;
 mod placement;
 mod products;
+mod rates;
 mod repeats;
 mod restart;
 mod rolling;

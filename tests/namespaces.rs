@@ -127,6 +127,14 @@ impl Machine {
         std::thread::scope(|scope| scope.spawn(there).join().unwrap())
     }
 
+    /// What comes to it and what it sends passes so fast at most, as in `200mbit`.
+    pub fn limit(&self, rate: &str) {
+        let limit = |dev| ["qdisc", "replace", "dev", dev, "root", "tbf", "rate", rate];
+        let more = ["burst", "64kb", "latency", "50ms"];
+        succeed(Command::new("tc").args(limit(&self.port)).args(more));
+        self.run("tc", &[&limit("eth0")[..], &more].concat());
+    }
+
     /// Where its user's files are.
     pub fn home(&self) -> &Path {
         self.home.path()
