@@ -188,8 +188,8 @@ async fn weights_travel_as_fast_as_the_link_and_layers_move_in_little_more() {
         let (bytes, rate) = cluster.fetched(0, 1).expect("it fetched what the other held");
         let (took, needed) = ((ended - begun).as_secs_f64(), bytes / way);
         println!(
-            "{name}: {:.1} MB of layers moved in {took:.2} s (at {:.1} MB/s), {:.2}x the {needed:.2} s \
-             that they need at {:.1} MB/s",
+            "{name}: {:.1} MB of layers moved in {took:.2} s (at {:.1} MB/s), {:.2}x the \
+             {needed:.2} s that they need at {:.1} MB/s",
             bytes / 1e6,
             rate / 1e6,
             took / needed,
