@@ -82,7 +82,7 @@ pub struct Setup {
 #[derive(Debug)]
 pub struct Joined {
     started: Started,
-    _nodes: Vec<Child>,
+    nodes: Vec<Child>,
 }
 
 impl Setup {
@@ -124,7 +124,7 @@ impl Setup {
         let command = Command { words, ready_seconds: READY_SECONDS };
         let (started, nodes) =
             tokio::try_join!(Started::start(&command), self.join(&cluster, &data))?;
-        Ok(Joined { started, _nodes: nodes })
+        Ok(Joined { started, nodes })
     }
 
     async fn join(&self, cluster: &str, data: &Path) -> Result<Vec<Child>> {
@@ -179,8 +179,12 @@ impl Joined {
         self.started.url()
     }
 
-    /// Ends its processes.
-    pub async fn end(self) {
+    /// Ends its processes: others use their folders next.
+    pub async fn end(mut self) {
+        for node in &mut self.nodes {
+            // Fails where it has ended already.
+            let _ = node.kill().await;
+        }
         self.started.end().await;
     }
 }

@@ -16,6 +16,9 @@ pub const PIECE_BYTES: Range<u32> = 4 << 10..(64 << 20) + 1;
 
 const MAX_FILES: usize = 4096;
 
+/// The pieces that hold headers, and those of each part of a stage.
+pub type NeededByPart = (BTreeSet<PieceId>, Vec<BTreeSet<PieceId>>);
+
 /// What a model's files hold, without the bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Manifest {
@@ -156,23 +159,39 @@ impl Manifest {
     /// # Errors
     /// When the model has no such layers.
     pub fn needed(&self, plan: &StagePlan) -> Result<BTreeSet<PieceId>, BadManifest> {
+        let (headers, parts) = self.needed_by_part(plan)?;
+        Ok(parts.into_iter().flatten().chain(headers).collect())
+    }
+
+    /// The pieces that hold what says where tensors lie, and those of each part of a stage, in the
+    /// order of the plan's digests.
+    ///
+    /// # Errors
+    /// When the model has no such layers.
+    pub fn needed_by_part(&self, plan: &StagePlan) -> Result<NeededByPart, BadManifest> {
         let (first, end) = (plan.layers.first as usize + 1, plan.layers.end as usize + 1);
         let layers = self.parts.get(first..end).filter(|_| end < self.parts.len());
         let layers = layers.ok_or_else(|| BadManifest(format!("layers {}", plan.layers)))?;
         let embedding = plan.embeds().then(|| &self.parts[0]);
         let head = self.parts.last().filter(|_| plan.samples());
-        let parts = layers.iter().chain(embedding).chain(head).flatten().copied();
         let headers = (0..).zip(&self.files).map(|(file, it)| Extent {
             file,
             start: 0,
             end: it.header_bytes,
         });
-        let pieces = parts.chain(headers).filter(|it| it.start < it.end).flat_map(|it| {
-            let size = u64::from(self.piece_bytes);
+        let parts = embedding.into_iter().chain(layers).chain(head);
+        let parts = parts.map(|part| self.pieces(part.iter().copied()));
+        Ok((self.pieces(headers), parts.collect()))
+    }
+
+    /// The pieces that these bytes touch.
+    fn pieces(&self, extents: impl Iterator<Item = Extent>) -> BTreeSet<PieceId> {
+        let size = u64::from(self.piece_bytes);
+        let touched = extents.filter(|it| it.start < it.end).flat_map(|it| {
             let indices = it.start / size..it.end.div_ceil(size);
             indices.map(move |index| PieceId { file: it.file, index: index as u32 })
         });
-        Ok(pieces.collect())
+        touched.collect()
     }
 
     /// Where a piece lies in its file, if there is one.

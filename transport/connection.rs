@@ -13,6 +13,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use x509_parser::extensions::GeneralName;
 
+use crate::endpoint::Purpose;
 use crate::error::TransportError;
 use crate::knock;
 
@@ -110,16 +111,19 @@ pub(crate) struct Limits {
     pub(crate) max_frame_bytes: usize,
     connect_timeout_ms: u64,
     pub(crate) piece_timeout_ms: u64,
-    keep_alive_ms: u64,
+    // After so much silence the other side's machine is asked whether anybody is there.
+    knock_after: Option<Duration>,
 }
 
 impl Limits {
-    pub(crate) fn new(config: &Transport) -> Self {
+    /// A process that ends takes all its connections along: one of them knocks.
+    pub(crate) fn new(config: &Transport, purpose: Purpose) -> Self {
+        let keep_alive = Duration::from_millis(config.keep_alive_ms);
         Self {
             max_frame_bytes: config.max_frame_bytes as usize,
             connect_timeout_ms: config.connect_timeout_ms,
             piece_timeout_ms: config.piece_timeout_ms,
-            keep_alive_ms: config.keep_alive_ms,
+            knock_after: (purpose == Purpose::Control).then_some(keep_alive),
         }
     }
 
@@ -155,10 +159,15 @@ impl Watch {
     ) -> Self {
         let given_up = Arc::new(OnceLock::new());
         let (connection, cause) = (connection.clone(), Arc::clone(&given_up));
-        let interval = Duration::from_millis(limits.keep_alive_ms);
         let task = tokio::spawn(async move {
+            let nobody_listens = async {
+                match limits.knock_after {
+                    Some(interval) => knock::until_nobody_listens(&connection, interval).await,
+                    None => std::future::pending().await,
+                }
+            };
             let (why, told) = tokio::select! {
-                () = knock::until_nobody_listens(&connection, interval) => (
+                () = nobody_listens => (
                     "its process has ended: nobody listens there any more",
                     "nobody listens there any more",
                 ),
@@ -249,6 +258,11 @@ impl Connection {
     /// Whether it still stands.
     pub fn is_open(&self) -> bool {
         self.connection.close_reason().is_none()
+    }
+
+    /// Whether there is another handle to it.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.watch) > 1
     }
 
     /// Whether both are handles to one connection.

@@ -191,7 +191,7 @@ impl Endpoint {
             cause: "it agrees to nothing that was offered".into(),
         })?;
         let shown = Shown { peer, pool: None };
-        let context = (Limits::new(&self.config), self.revoked.subscribe());
+        let context = (Limits::new(&self.config, purpose), self.revoked.subscribe());
         Ok(Connection::new(connection, (shown, wire_version), context, None))
     }
 
@@ -377,7 +377,7 @@ impl Door {
         }
         let place = take(&self.members)?;
         settings::welcome(connection, purpose, &self.config);
-        let context = (Limits::new(&self.config), self.revoked.subscribe());
+        let context = (Limits::new(&self.config, purpose), self.revoked.subscribe());
         let shown = (shown, wire_version);
         let connection = Connection::new(connection.clone(), shown, context, Some(place));
         Ok(match purpose {

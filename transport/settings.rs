@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use protocol::config::Transport;
 use quinn::{
-    AsyncUdpSocket, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime, TransportConfig,
-    VarInt,
+    AckFrequencyConfig, AsyncUdpSocket, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime,
+    TransportConfig, VarInt,
 };
 
 use crate::endpoint::Purpose;
@@ -18,6 +18,9 @@ const MAX_PACKET_BYTES: u16 = 6500;
 
 /// Bursts of activations fit the socket's buffers.
 pub(crate) const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+
+/// Signs of life of a data connection in the time after which silence is death.
+const SIGNS: u64 = 3;
 
 /// Links from one peer at once. The next one waits.
 const MAX_LINKS: u32 = 64;
@@ -87,14 +90,31 @@ pub(crate) fn welcome(connection: &quinn::Connection, purpose: Purpose, config: 
 pub(crate) fn dialling(config: &Transport, purpose: Purpose) -> TransportConfig {
     let mut transport = common(config, window(purpose, config));
     transport
-        // On data connections as often: whichever ends first ends the session.
-        .keep_alive_interval(Some(Duration::from_millis(config.keep_alive_ms)))
+        .keep_alive_interval(Some(keep_alive(purpose, config)))
         // The shorter of the two sides' counts once they have met, so the acceptor's decides when
         // silence is death; until then it is the time that dialling may take.
         .max_idle_timeout(idle(config.idle_timeout_ms.max(config.connect_timeout_ms)))
         .max_concurrent_bidi_streams(VarInt::from_u32(max_asked(purpose, config)))
         .max_concurrent_uni_streams(VarInt::from_u32(max_links(purpose)));
+    if purpose == Purpose::Control {
+        // Signs of life are answered at once: an answer that waits for more to say is a timer of
+        // its own, four times a second for each node.
+        let mut at_once = AckFrequencyConfig::default();
+        at_once.ack_eliciting_threshold(VarInt::from_u32(0));
+        transport.ack_frequency_config(Some(at_once));
+    }
     transport
+}
+
+/// How often whoever dialled gives a sign of life. The control connection is a process's pulse;
+/// others share its fate, and are kept open with as few as find a way that is cut between two
+/// nodes.
+fn keep_alive(purpose: Purpose, config: &Transport) -> Duration {
+    let pulse = Duration::from_millis(config.keep_alive_ms);
+    match purpose {
+        Purpose::Control => pulse,
+        Purpose::Data => pulse.max(Duration::from_millis(config.idle_timeout_ms / SIGNS)),
+    }
 }
 
 fn common(config: &Transport, window: u32) -> TransportConfig {

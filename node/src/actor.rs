@@ -120,7 +120,8 @@ impl Actor for NodeActor {
                     let warmed = async {
                         let mut report = FetchReport::new(&node, true);
                         let mut given = |given| report.set(given);
-                        let provided = node.links.provide(&node.weights, plan, &mut given).await?;
+                        let provided =
+                            node.links.provide(&node.weights, plan, None, &mut given).await?;
                         drop(report);
                         device.warm(provided.plan.clone()).await
                     };
@@ -325,7 +326,8 @@ async fn load(node: Arc<Node>, plan: Arc<StagePlan>) -> Result<Held, StageError>
         let Given { num_bytes: fetched_bytes, of_bytes: fetch_bytes, .. } = given;
         progress(Loading { fetched_bytes, fetch_bytes, ..Loading::default() });
     };
-    let provided = node.links.provide(&node.weights, StagePlan::clone(&plan), &mut given).await?;
+    let (weights, plan) = (&node.weights, StagePlan::clone(&plan));
+    let provided = node.links.provide(weights, plan, Some(device), &mut given).await?;
     drop(report);
     device.load(provided.plan.clone(), progress).await
 }

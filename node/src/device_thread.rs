@@ -78,6 +78,8 @@ enum Job {
     },
     Warm {
         plan: Box<StagePlan>,
+        // None: all of them.
+        part: Option<usize>,
         reply: oneshot::Sender<Result<(), StageError>>,
     },
     Unload(StageId),
@@ -156,7 +158,15 @@ impl DeviceThread {
     /// As [`load`](Self::load).
     pub async fn warm(&self, plan: StagePlan) -> Result<(), StageError> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Job::Warm { plan: Box::new(plan), reply }, answer).await
+        self.ask(Job::Warm { plan: Box::new(plan), part: None, reply }, answer).await
+    }
+
+    /// Loads a part of a stage to come, the rest of which isn't there yet. Where it fails, loading
+    /// the stage says so.
+    pub async fn bring(&self, plan: StagePlan, part: usize) {
+        let (reply, answer) = oneshot::channel();
+        let job = Job::Warm { plan: Box::new(plan), part: Some(part), reply };
+        let _ = self.ask(job, answer).await;
     }
 
     /// Drops a stage, once the steps before it are computed. Its weights stay for another one,
@@ -276,7 +286,7 @@ impl Worker {
         let mut idle_since = Instant::now();
         while let Some(job) = queue.blocking_recv() {
             let mut lost = None;
-            let may_change = matches!(job, Job::Load { .. } | Job::Warm { .. } | Job::Tidy(_));
+            let may_change = !matches!(job, Job::Step { .. } | Job::Unload(_));
             match job {
                 Job::Load { plan, mut progress, reply } => {
                     let loaded = self.load(&plan, &mut progress);
@@ -314,13 +324,11 @@ impl Worker {
                     // Nobody listens when the stage was dropped meanwhile.
                     let _ = reply.send(computed);
                 }
-                Job::Warm { plan, reply } => {
-                    let mut warmed = Ok(());
-                    // Whoever serves meanwhile has other things to do.
-                    if self.stages.is_empty() {
-                        warmed = self.load_stage(&plan, &mut |_| ()).map(drop);
-                        self.kept.want(&plan);
-                    }
+                Job::Warm { plan, part, reply } => {
+                    let warmed = match part {
+                        Some(part) => self.bring(&plan, part),
+                        None => self.warm(&plan),
+                    };
                     let failed = warmed.as_ref().err();
                     lost = failed.filter(|it| it.loses_adapter()).map(ToString::to_string);
                     let _ = reply.send(warmed);
@@ -353,12 +361,52 @@ impl Worker {
         plan: &StagePlan,
         progress: &mut ReportProgress,
     ) -> Result<Held, StageError> {
-        // Whatever is there of an older epoch gives its place to the new one.
-        self.stages.retain(|id, _| id.pipeline != plan.id.pipeline || id.epoch >= plan.id.epoch);
+        self.drop_older(plan);
         let stage = self.load_stage(plan, progress)?;
         let held = stage.held().clone();
         self.stages.insert(plan.id, stage);
         Ok(held)
+    }
+
+    /// Whatever is there of an older epoch gives its place to the new one.
+    fn drop_older(&mut self, plan: &StagePlan) {
+        self.stages.retain(|id, _| id.pipeline != plan.id.pipeline || id.epoch >= plan.id.epoch);
+    }
+
+    fn warm(&mut self, plan: &StagePlan) -> Result<(), StageError> {
+        // Whoever serves meanwhile has other things to do.
+        if !self.stages.is_empty() {
+            return Ok(());
+        }
+        let warmed = self.load_stage(plan, &mut |_| ()).map(drop);
+        self.kept.want(plan);
+        warmed
+    }
+
+    fn bring(&mut self, plan: &StagePlan, part: usize) -> Result<(), StageError> {
+        self.drop_older(plan);
+        let (files, free) = (self.files(plan)?, self.free());
+        Stage::bring(&self.gpu, &files, plan, part, (&mut self.kept, free))
+    }
+
+    /// The model's files.
+    fn files(&mut self, plan: &StagePlan) -> Result<Arc<Checkpoint>, StageError> {
+        let quantize = quantize(plan.quantize);
+        let model = (PathBuf::from(&plan.model_path), quantize);
+        Ok(match self.files.get(&model) {
+            Some(files) => Arc::clone(files),
+            None => {
+                let files = Arc::new(Checkpoint::open(&model.0)?.quantized(quantize));
+                self.files.insert(model, Arc::clone(&files));
+                files
+            }
+        })
+    }
+
+    /// Bytes beside the stages that are here.
+    fn free(&self) -> u64 {
+        let taken: u64 = self.stages.values().map(|stage| stage.held().memory_bytes).sum();
+        self.memory_bytes.saturating_sub(taken)
     }
 
     fn load_stage(
@@ -366,18 +414,7 @@ impl Worker {
         plan: &StagePlan,
         progress: &mut dyn FnMut(Loading),
     ) -> Result<Stage, StageError> {
-        let quantize = quantize(plan.quantize);
-        let model = (PathBuf::from(&plan.model_path), quantize);
-        let files = match self.files.get(&model) {
-            Some(files) => Arc::clone(files),
-            None => {
-                let files = Arc::new(Checkpoint::open(&model.0)?.quantized(quantize));
-                self.files.insert(model, Arc::clone(&files));
-                files
-            }
-        };
-        let others: u64 = self.stages.values().map(|stage| stage.held().memory_bytes).sum();
-        let free = self.memory_bytes.saturating_sub(others);
+        let (files, free) = (self.files(plan)?, self.free());
         let kept = (&mut self.kept, free);
         let stage = Stage::load_missing(&self.gpu, &self.kernels, &files, plan, kept, progress)?;
         // Loading compiled them all.
@@ -411,85 +448,5 @@ impl DeviceThread {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use shaders::gpu::GpuOptions;
-    use shaders::matmul::Products;
-
-    use super::*;
-
-    /// One layer of a small model, which neither embeds nor samples.
-    fn plan() -> StagePlan {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
-        let files = Checkpoint::open(std::path::Path::new(path)).unwrap();
-        let plan = crate::kept::tests::plan(&files, 1..2);
-        StagePlan { model_path: path.into(), memory_bytes: 1 << 30, ..plan }
-    }
-
-    /// Goal: what an adapter holds is kept for a coordinator that is away, and only for that long.
-    /// Method: virtual time, in which a stage is dropped and its coordinator goes and comes back.
-    #[tokio::test(start_paused = true)]
-    async fn nothing_is_given_up_while_there_is_no_coordinator() {
-        let (device, mut thread) = DeviceThread::fake();
-        let mut told = async |within: Duration| {
-            let job = tokio::time::timeout(within, thread.queue.recv()).await;
-            job.ok().map(|job| matches!(job, Some(Job::Tidy(_))))
-        };
-        device.unload(StageId::default()).await;
-        assert_eq!(told(MAX_IDLE).await, Some(false), "the stage is dropped");
-        device.coordinated(false);
-        assert_eq!(told(100 * MAX_IDLE).await, None);
-        device.coordinated(true);
-        assert_eq!(told(MAX_IDLE / 2).await, None, "it is given time to ask for it");
-        assert_eq!(told(MAX_IDLE).await, Some(true));
-    }
-
-    /// A driver that hangs: no time at all is given to it.
-    #[tokio::test]
-    async fn an_adapter_that_does_not_answer_is_given_up_and_its_thread_ends() {
-        let options = GpuOptions { max_wait: Duration::ZERO, ..GpuOptions::default() };
-        let gpu = match Gpu::open_with(None, options) {
-            Ok(gpu) => gpu,
-            Err(cause) => return println!("skipped: no adapter ({cause})"),
-        };
-        let kernels = Kernels::new(&gpu).unwrap();
-        let worker = Worker::new(gpu, kernels, 1 << 30);
-        let (jobs, queue) = mpsc::channel(16);
-        let fault = Arc::new(OnceLock::new());
-        let told = Arc::clone(&fault);
-        let thread = std::thread::spawn(move || worker.run(queue, (&told, &Mutex::default())));
-        let (other, _) = DeviceThread::fake();
-        let thread = Arc::new(Mutex::new(Some(thread)));
-        let device = DeviceThread { jobs, thread, fault, ..other };
-        let loaded = device.load(plan(), Box::new(|_| ())).await.unwrap_err();
-        assert!(loaded.loses_adapter(), "{loaded}");
-        assert!(device.lost().await.contains("did not finish within 0 s"));
-        let gone = device.load(plan(), Box::new(|_| ())).await.unwrap_err();
-        assert!(matches!(gone, StageError::DeviceGone), "{gone}");
-        device.stop().await;
-    }
-
-    #[test]
-    fn every_way_to_compute_products_has_a_report_of_its_own() {
-        let class = |products| {
-            let opened = Worker::open(None, Wanted::Only(products), |_| Ok(0));
-            opened.map(|(_, report)| report.fingerprint)
-        };
-        let plain = match class(Products::Plain) {
-            Ok(plain) => plain,
-            Err(cause) => return println!("skipped: no adapter ({cause})"),
-        };
-        assert_eq!(class(Products::Plain).unwrap(), plain);
-        let mut found = vec![plain, class(Products::PackedDot).unwrap()];
-        match class(Products::Cooperative) {
-            Ok(class) => found.push(class),
-            Err(cause) => {
-                assert!(cause.to_string().contains("it lacks"), "{cause}");
-                println!("skipped: products by cooperative matrices ({cause})");
-            }
-        }
-        let distinct: HashSet<_> = found.iter().collect();
-        assert_eq!(distinct.len(), found.len());
-    }
-}
+#[path = "device_thread_tests.rs"]
+mod tests;

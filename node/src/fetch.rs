@@ -20,6 +20,9 @@ use crate::links::Links;
 /// Between two questions to a node what it has by now.
 const LOOK_PAUSE: Duration = Duration::from_millis(500);
 
+/// How long sources may take to end once all is here.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(50);
+
 /// Who gives pieces.
 #[derive(Clone, Debug)]
 pub struct Sources {
@@ -74,7 +77,10 @@ enum Trouble {
 }
 
 /// A piece that came: its bytes, and whether another node gave them. Or why none can be kept.
-type Came = Result<(u64, bool), String>;
+type Came = Result<(PieceId, u64, bool), String>;
+
+/// Hears how much is here, and which pieces are that it hasn't heard of.
+pub(crate) type Progress<'a> = dyn FnMut(Given, &[PieceId]) + Send + 'a;
 
 /// Gets what is missing of `needed`.
 ///
@@ -85,18 +91,18 @@ pub(crate) async fn fetch(
     model: &Arc<CachedModel>,
     needed: BTreeSet<PieceId>,
     sources: Sources,
-    progress: &mut (dyn FnMut(Given) + Send),
+    progress: &mut Progress<'_>,
 ) -> Result<Fetched, StageError> {
     let manifest = model.manifest();
     let mut given = Given { of_bytes: manifest.num_bytes(&needed), ..Given::default() };
-    progress(given);
+    progress(given, &[]);
     let (held, missing): (Vec<_>, Vec<_>) = {
         let model = Arc::clone(model);
         let looked = spawn_blocking(move || needed.into_iter().partition(|it| model.holds(*it)));
         looked.await.map_err(|cause| StageError::Weights(cause.to_string()))?
     };
     given.num_bytes = manifest.num_bytes(&held);
-    progress(given);
+    progress(given, &held);
     if missing.is_empty() {
         return Ok(Fetched::default());
     }
@@ -124,13 +130,16 @@ pub(crate) async fn fetch(
     while num_left > 0
         && let Some(piece) = came.recv().await
     {
-        let (bytes, is_of_node) = piece.map_err(StageError::Weights)?;
+        let (piece, bytes, is_of_node) = piece.map_err(StageError::Weights)?;
         num_left -= 1;
         from_nodes += if is_of_node { bytes } else { 0 };
         given.num_bytes += bytes;
         given.num_sources = shared.fetching().num_sources() as u32;
-        progress(given);
+        progress(given, &[piece]);
     }
+    // Each ends by itself now, and those that were late say so; whoever still dials doesn't count.
+    let end = async { while asking.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, end).await;
     asking.shutdown().await;
     let flushed = {
         let model = Arc::clone(model);
@@ -265,7 +274,7 @@ impl Shared {
                 self.changed.notify_waiters();
                 if is_first {
                     // Nobody hears it when the load was given up.
-                    let _ = tell.send(Ok((got, is_node))).await;
+                    let _ = tell.send(Ok((piece, got, is_node))).await;
                 }
             }
         };

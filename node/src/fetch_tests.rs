@@ -159,7 +159,7 @@ impl World {
         let model = cache.model(&manifest, &needed).unwrap();
         let sources = Sources { coordinator, nodes, links, max_pieces: 4 };
         let mut last = Given::default();
-        let mut progress = |given: Given| last = given;
+        let mut progress = |given: Given, _: &[PieceId]| last = given;
         let fetched = fetch(ModelId::default(), &model, needed, sources, &mut progress);
         let fetched = tokio::time::timeout(Duration::from_secs(60), fetched).await.unwrap();
         if fetched.is_ok() {

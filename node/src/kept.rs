@@ -131,6 +131,30 @@ impl KeptWeights {
         Ok(Loaded { parts, num_bytes: total })
     }
 
+    /// Loads one part of a plan, of which others are still to come, as [`load`](Self::load) would.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn bring(
+        &mut self,
+        gpu: &Gpu,
+        files: &Checkpoint,
+        plan: &StagePlan,
+        (number, others_bytes): (usize, u64),
+    ) -> Result<(), StageError> {
+        let keys = keys(plan)?;
+        let Some(key) = keys.get(number).filter(|key| !self.parts.contains_key(key)) else {
+            return Ok(());
+        };
+        // A head that may share the embedding's table waits for it.
+        if key.part == Part::Head && plan.embeds() {
+            return Ok(());
+        }
+        check_part(files, plan, key)?;
+        self.shrink(&keys, others_bytes);
+        self.read(gpu, files, *key, &mut |_| ()).map(drop)
+    }
+
     /// What is here, in a few words for the coordinator.
     pub fn held(&self) -> Vec<HeldParts> {
         let mut all: Vec<HeldParts> = Vec::new();
@@ -252,7 +276,7 @@ fn check_part(files: &Checkpoint, plan: &StagePlan, key: &Key) -> Result<(), Sta
 }
 
 /// The parts of the model that a stage holds, in the order of its plan's digests.
-fn keys(plan: &StagePlan) -> Result<Vec<Key>, StageError> {
+pub fn parts(plan: &StagePlan) -> Vec<Part> {
     let mut parts = Vec::new();
     if plan.embeds() {
         parts.push(Part::Embedding);
@@ -261,6 +285,11 @@ fn keys(plan: &StagePlan) -> Result<Vec<Key>, StageError> {
     if plan.samples() {
         parts.push(Part::Head);
     }
+    parts
+}
+
+fn keys(plan: &StagePlan) -> Result<Vec<Key>, StageError> {
+    let parts = parts(plan);
     let (num_digests, num_parts) = (plan.digests.len(), parts.len());
     if num_digests != num_parts {
         return Err(StageError::BadPlan(format!("{num_digests} digests for {num_parts} parts")));
@@ -339,6 +368,33 @@ pub(crate) mod tests {
         assert_eq!(kept.parts.len(), 1, "layer 3 is wanted");
         kept.shrink(&[], 0);
         assert!(kept.is_empty());
+    }
+
+    /// Goal: what came early is taken by whoever loads the rest, and nothing is there twice.
+    #[test]
+    fn parts_that_are_brought_before_the_rest_are_not_loaded_again() {
+        let gpu = match Gpu::open(None) {
+            Ok(gpu) => gpu,
+            Err(cause) => return println!("skipped: no adapter ({cause})"),
+        };
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
+        let files = Checkpoint::open(std::path::Path::new(path)).unwrap();
+        let mut kept = KeptWeights::new();
+        let plan = plan(&files, 0..2);
+        let held =
+            |kept: &KeptWeights| kept.parts.values().map(|it| Arc::as_ptr(&it.weights)).next();
+        for _ in 0..2 {
+            kept.bring(&gpu, &files, &plan, (1, u64::MAX)).unwrap();
+        }
+        let brought = held(&kept);
+        assert_eq!(kept.held()[0].layers, [LayerRange { first: 1, end: 2 }]);
+        let loaded = kept.load(&gpu, &files, &plan, u64::MAX, &mut |_| ()).unwrap();
+        assert_eq!(brought, Some(Arc::as_ptr(&loaded.parts[1])));
+        assert_eq!(kept.parts.len(), 2);
+        // What the plan doesn't ask for gives way, as it does for whoever loads all of it.
+        drop(loaded);
+        kept.bring(&gpu, &files, &self::plan(&files, 2..3), (0, 0)).unwrap();
+        assert_eq!(kept.held()[0].layers, [LayerRange { first: 2, end: 3 }]);
     }
 
     #[test]

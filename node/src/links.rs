@@ -14,6 +14,7 @@ use transport::{
     Connection, Endpoint, FrameSender, PeerName, Purpose, Received, Sent, TransportError,
 };
 
+use crate::device_thread::DeviceThread;
 use crate::error::StageError;
 use crate::fetch::{Given, Sources};
 use crate::weights::{Provided, Weights};
@@ -65,7 +66,8 @@ pub struct Links {
     // Of stages without a link: who links one takes its inbox.
     inboxes: DashMap<StageId, Inbox>,
     // One connection per neighbour, dialled by whoever needs it first. A neighbour that has begun
-    // a new session has another address.
+    // a new session has another address. Those that nobody uses are closed: each costs signs of
+    // life.
     peers: Mutex<Vec<(Peer, Connection)>>,
     // Who else has pieces of a model, as the coordinator said last.
     sources: Mutex<(ModelId, Vec<Peer>)>,
@@ -139,7 +141,8 @@ impl Links {
         *self.sources.lock().unwrap_or_else(PoisonError::into_inner) = (model, peers);
     }
 
-    /// The plan, with files that hold what it needs.
+    /// The plan, with files that hold what it needs. What comes from others goes to the device
+    /// part by part, where one is named.
     ///
     /// # Errors
     /// When nobody gives what isn't here.
@@ -147,6 +150,7 @@ impl Links {
         self: &Arc<Self>,
         weights: &Weights,
         plan: StagePlan,
+        device: Option<&DeviceThread>,
         progress: &mut (dyn FnMut(Given) + Send),
     ) -> Result<Provided, StageError> {
         let (model, peers) = self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -156,7 +160,9 @@ impl Links {
             links: Arc::clone(self),
             max_pieces: self.max_pieces,
         };
-        weights.provide(plan, sources, progress).await
+        let provided = weights.provide(plan, sources, device, progress).await;
+        self.tidy();
+        provided
     }
 
     /// The way to the coordinator.
@@ -189,9 +195,9 @@ impl Links {
     pub async fn neighbour(&self, peer: Peer) -> Result<Connection, TransportError> {
         let peers = || self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         let known = {
-            let mut peers = peers();
-            peers.retain(|(_, connection)| connection.is_open());
-            peers.iter().find(|(known, _)| *known == peer).map(|(_, known)| known.clone())
+            let peers = peers();
+            let known = peers.iter().find(|(known, it)| *known == peer && it.is_open());
+            known.map(|(_, known)| known.clone())
         };
         if let Some(known) = known {
             return Ok(known);
@@ -199,8 +205,15 @@ impl Links {
         // Nobody else waits meanwhile: it may be that nobody answers.
         let name = PeerName::Node(peer.node);
         let connection = self.endpoint.dial(peer.addr, Purpose::Data, name).await?;
+        self.tidy();
         peers().push((peer, connection.clone()));
         Ok(connection)
+    }
+
+    /// Closes connections to neighbours that nobody uses.
+    fn tidy(&self) {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.retain(|(_, known)| known.is_open() && known.is_shared());
     }
 
     /// What the ways to these nodes are like, one after the other.
@@ -218,6 +231,7 @@ impl Links {
             });
             ways.push((peer.node, speed));
         }
+        self.tidy();
         ways
     }
 

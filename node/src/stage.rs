@@ -111,22 +111,11 @@ impl Stage {
         (kept, memory_bytes): (&mut KeptWeights, u64),
         progress: &mut dyn FnMut(Loading),
     ) -> Result<Self, StageError> {
-        let model = files.config();
+        let (num_blocks, stage_bytes) = Self::extent(gpu, files, plan)?;
+        let (model, limits) = (files.config(), &plan.limits);
         let (first, end) = (plan.layers.first as usize, plan.layers.end as usize);
-        if first > end || end > model.num_layers() {
-            return Err(StageError::BadPlan(format!(
-                "layers {} of {}",
-                plan.layers,
-                model.num_layers()
-            )));
-        }
-        let limits = &plan.limits;
         let max_tokens = limits.max_batched_tokens as usize;
-        let other_bytes = stage_bytes(gpu, files, plan)?;
-        let num_blocks = num_blocks(gpu, model, plan, other_bytes)?;
         let kv = kv_format(plan.kv_cache_dtype);
-        let stage_bytes = other_bytes + cache_bytes(gpu, model, plan, num_blocks);
-
         let weights =
             kept.load(gpu, files, plan, memory_bytes.saturating_sub(stage_bytes), progress)?;
         let total = weights.num_bytes;
@@ -198,6 +187,37 @@ impl Stage {
         };
         stage.warm_up(gpu, kernels)?;
         Ok(stage)
+    }
+
+    /// Loads one part of what the plan asks for, and keeps it: the rest isn't there yet.
+    ///
+    /// # Errors
+    /// As [`load_missing`](Self::load_missing).
+    pub fn bring(
+        gpu: &Gpu,
+        files: &Checkpoint,
+        plan: &StagePlan,
+        part: usize,
+        (kept, memory_bytes): (&mut KeptWeights, u64),
+    ) -> Result<(), StageError> {
+        let (_, stage_bytes) = Self::extent(gpu, files, plan)?;
+        kept.bring(gpu, files, plan, (part, memory_bytes.saturating_sub(stage_bytes)))
+    }
+
+    /// Blocks of its KV cache, and the bytes that it takes with them.
+    fn extent(gpu: &Gpu, files: &Checkpoint, plan: &StagePlan) -> Result<(u32, u64), StageError> {
+        let model = files.config();
+        let (first, end) = (plan.layers.first as usize, plan.layers.end as usize);
+        if first > end || end > model.num_layers() {
+            return Err(StageError::BadPlan(format!(
+                "layers {} of {}",
+                plan.layers,
+                model.num_layers()
+            )));
+        }
+        let other_bytes = stage_bytes(gpu, files, plan)?;
+        let num_blocks = num_blocks(gpu, model, plan, other_bytes)?;
+        Ok((num_blocks, other_bytes + cache_bytes(gpu, model, plan, num_blocks)))
     }
 
     /// What it holds.

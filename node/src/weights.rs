@@ -2,6 +2,8 @@
 //! coordinator's, or else pieces from other members of the cluster, kept in a [`Cache`].
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::future::pending;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,15 +11,16 @@ use bytes::Bytes;
 use checkpoint::{Checkpoint, Part};
 use protocol::pieces::MAX_MANIFEST_BYTES;
 use protocol::{Ask, Manifest, ModelId, PieceId, StagePlan, codec};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::spawn_blocking;
 use tracing::info;
 use transport::{Connection, PieceSource};
 
 use crate::cache::{Cache, CachedModel};
+use crate::device_thread::DeviceThread;
 use crate::error::StageError;
 use crate::fetch::{self, Given, Sources};
-use crate::kept::check_files;
+use crate::kept::{check_files, parts};
 
 /// What a node has of models' files, and how it gets the rest.
 #[derive(Debug)]
@@ -45,7 +48,8 @@ impl Weights {
     }
 
     /// The plan, with the path of files that hold what it needs. They stay as long as what is
-    /// returned does.
+    /// returned does. Of what is fetched each part goes to `device` as soon as it is here, while
+    /// others are on their way.
     ///
     /// # Errors
     /// When the files are no use here, and no source gives what is missing.
@@ -53,6 +57,7 @@ impl Weights {
         &self,
         mut plan: StagePlan,
         sources: Sources,
+        device: Option<&DeviceThread>,
         progress: &mut (dyn FnMut(Given) + Send),
     ) -> Result<Provided, StageError> {
         if self.uses_local_files && Path::new(&plan.model_path).exists() {
@@ -63,12 +68,28 @@ impl Weights {
             }
         }
         let manifest = manifest(plan.model, &sources.coordinator).await?;
-        let needed = manifest.needed(&plan).map_err(|it| StageError::Weights(it.to_string()))?;
+        let (headers, by_part) =
+            manifest.needed_by_part(&plan).map_err(|it| StageError::Weights(it.to_string()))?;
+        let needed = by_part.iter().flatten().chain(&headers).copied().collect();
+        let mut awaited = Awaited { headers, parts: by_part.into_iter().map(Some).collect() };
         let model = self.model(plan.model, manifest, &needed).await?;
-        fetch::fetch(plan.model, &model, needed, sources, progress).await?;
         plan.model_path = model.path().to_string_lossy().into_owned();
+        let (tell, whole) = mpsc::unbounded_channel();
+        let mut came = |given, pieces: &[PieceId]| {
+            progress(given);
+            for part in awaited.came(pieces) {
+                let _ = tell.send(part);
+            }
+        };
+        // What it hasn't taken when all is here is loaded with the rest.
+        tokio::select! {
+            biased;
+            fetched = fetch::fetch(plan.model, &model, needed, sources, &mut came) => fetched?,
+            never = bring(&model, &plan, device, whole) => match never {},
+        };
         run(move || {
-            is_covered(&model, &plan)?;
+            let files = Checkpoint::open(&model.path())?;
+            parts(&plan).into_iter().try_for_each(|part| is_covered(&model, &files, part))?;
             Ok(Provided { plan, _files: Some(model) })
         })
         .await?
@@ -119,24 +140,69 @@ impl PieceSource for Weights {
     }
 }
 
-/// Whether every tensor that the stage reads lies in pieces that are here: whatever the manifest
-/// says of where they lie, a hole is not to be taken for zeros.
-fn is_covered(model: &CachedModel, plan: &StagePlan) -> Result<(), StageError> {
-    let files = Checkpoint::open(&model.path())?;
+/// What is still to come, of a plan that is fetched.
+struct Awaited {
+    headers: BTreeSet<PieceId>,
+    // None: it was told that this part is whole.
+    parts: Vec<Option<BTreeSet<PieceId>>>,
+}
+
+impl Awaited {
+    /// These are here: the parts that are whole by that, by their places in the plan.
+    fn came(&mut self, pieces: &[PieceId]) -> Vec<usize> {
+        for missing in self.parts.iter_mut().flatten().chain([&mut self.headers]) {
+            for piece in pieces {
+                missing.remove(piece);
+            }
+        }
+        let is_readable = self.headers.is_empty();
+        let parts = self.parts.iter_mut().enumerate();
+        let whole = parts.filter_map(|(part, missing)| {
+            missing.take_if(|missing| is_readable && missing.is_empty()).map(|_| part)
+        });
+        whole.collect()
+    }
+}
+
+/// Gives parts to the device as they become whole. Where that fails it is left to whoever loads
+/// all of them, who says why.
+async fn bring(
+    model: &Arc<CachedModel>,
+    plan: &StagePlan,
+    device: Option<&DeviceThread>,
+    mut whole: mpsc::UnboundedReceiver<usize>,
+) -> Infallible {
+    let mut opened = None;
+    while let Some(number) = whole.recv().await {
+        let (Some(device), Some(part)) = (device, parts(plan).get(number).copied()) else {
+            continue;
+        };
+        let (model, known) = (Arc::clone(model), opened.take());
+        let checked = run(move || {
+            let files = known.map_or_else(|| Checkpoint::open(&model.path()), Ok)?;
+            is_covered(&model, &files, part)?;
+            Ok::<_, StageError>(files)
+        });
+        if let Ok(Ok(files)) = checked.await {
+            opened = Some(files);
+            device.bring(plan.clone(), number).await;
+        }
+    }
+    pending().await
+}
+
+/// Whether every tensor of a part lies in pieces that are here: whatever the manifest says of where
+/// they lie, a hole is not to be taken for zeros.
+fn is_covered(model: &CachedModel, files: &Checkpoint, part: Part) -> Result<(), StageError> {
     let names = files.files()?.into_iter().map(|it| it.path);
     let names: Vec<_> = names.map(|it| it.file_name().unwrap_or_default().to_owned()).collect();
-    let layers = (plan.layers.first as usize..plan.layers.end as usize).map(Part::Layer);
-    let ends = [(plan.embeds(), Part::Embedding), (plan.samples(), Part::Head)];
-    let ends = ends.into_iter().filter_map(|(is_there, part)| is_there.then_some(part));
-    for part in layers.chain(ends) {
-        for (file, range) in files.ranges(part)? {
-            if !model.covers(&names[file], range.clone()) {
-                return Err(StageError::Weights(format!(
-                    "bytes {range:?} of {} are needed and the manifest doesn't say so: the \
-                     coordinator is to hash the model's files again",
-                    names[file].display()
-                )));
-            }
+    for (file, range) in files.ranges(part)? {
+        if !model.covers(&names[file], range.clone()) {
+            return Err(StageError::Weights(format!(
+                "bytes {range:?} of {} are needed and the manifest doesn't say so: the coordinator \
+                 is to hash the model's files again",
+                names[file].display()
+            )));
         }
     }
     Ok(())
@@ -162,4 +228,24 @@ async fn manifest(model: ModelId, coordinator: &Connection) -> Result<Manifest, 
         Ok(manifest)
     };
     read().map_err(StageError::Weights)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_whole_when_its_last_piece_and_the_headers_are_here() {
+        let piece = |index| PieceId { file: 0, index };
+        let set = |indices: &[u32]| indices.iter().copied().map(piece).collect::<BTreeSet<_>>();
+        // Two parts share a piece, the third lies in none of its own.
+        let parts = [set(&[1, 2]), set(&[2, 3]), set(&[])].map(Some).to_vec();
+        let mut awaited = Awaited { headers: set(&[0]), parts };
+        let none: [usize; 0] = [];
+        assert_eq!(awaited.came(&[]), none);
+        assert_eq!(awaited.came(&[piece(1), piece(2)]), none);
+        assert_eq!(awaited.came(&[piece(0)]), [0, 2]);
+        assert_eq!(awaited.came(&[piece(0)]), none, "each is told once");
+        assert_eq!(awaited.came(&[piece(3)]), [1]);
+    }
 }
