@@ -156,8 +156,8 @@ fn is_ready(pipeline: &Value, num_stages: usize) -> bool {
 
 /// Goal: weights travel about as fast as the link carries bytes, and when a node is lost its layers
 /// are elsewhere in at most 1.2 times what that takes; half of it more on a machine that does other
-/// things. Method: two machines, each behind a link of 200 Mbit/s; the process of one is killed, and
-/// the other gets its layers from the coordinator.
+/// things. Method: two machines, each behind a link of 200 Mbit/s; the process of one is killed,
+/// and the other gets its layers from the coordinator.
 #[tokio::test(flavor = "multi_thread")]
 async fn weights_travel_as_fast_as_the_link_and_layers_move_in_little_more() {
     if !has("tc") {
