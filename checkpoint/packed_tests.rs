@@ -50,6 +50,22 @@ fn words(numbers: impl Iterator<Item = u32>) -> Vec<u8> {
     numbers.chunks(8).flat_map(|eight| word(eight).to_le_bytes()).collect()
 }
 
+/// Goal: words are packed here as the libraries pack them. Method: numbers that `pack_to_int32` of
+/// compressed-tensors 0.20 and AutoAWQ 0.2's linear layers pack, and what they make of them.
+#[test]
+fn words_are_those_of_the_libraries() {
+    let numbers = [3, 8, 13, 2, 7, 12, 1, 6, 11, 0, 5, 10, 15, 4, 9, 14];
+    let packed = [0x61c7_2d83_u32, 0xe94f_a50b].map(u32::to_le_bytes).concat();
+    assert_eq!(words(numbers.into_iter()), packed);
+    let of_awq = words((0..8).map(|i| numbers[awq_order(i)]));
+    assert_eq!(of_awq, 0x6c28_17d3_u32.to_le_bytes());
+}
+
+/// `order_map` of AutoAWQ: which of eight neighbours is in the lowest bits, the next...
+fn awq_order(i: usize) -> usize {
+    i / 8 * 8 + [0, 2, 4, 6, 1, 3, 5, 7][i % 8]
+}
+
 impl Packed {
     fn new(way: Way) -> Self {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/glm/bf16");
@@ -90,9 +106,7 @@ impl Packed {
     fn pack(&mut self, way: Way, base: &str, (rows, cols): (usize, usize)) {
         let groups = cols.div_ceil(128);
         if way == Way::Awq {
-            // `order_map` of AutoAWQ: which of eight neighbours is in the lowest bits, the next...
-            let order = |i: usize| i / 8 * 8 + [0, 2, 4, 6, 1, 3, 5, 7][i % 8];
-            let of = |i: usize| (order(i % rows), i / rows);
+            let of = |i: usize| (awq_order(i % rows), i / rows);
             let codes = words((0..cols * rows).map(|i| number(way, of(i).0, of(i).1).0));
             let zeros = words((0..groups * rows).map(|i| number(way, of(i).0, of(i).1 * 128).1));
             let scales = (0..groups * rows).flat_map(|i| {

@@ -34,30 +34,33 @@ pub fn models(source: &Path, folder: &Path) -> (PathBuf, PathBuf) {
         "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
         "weight_block_size": [BLOCK, BLOCK], "modules_to_not_convert": ["lm_head"],
     });
-    let write = |name: &str, tensors: &[Tensor], quantization: Value| {
-        let folder = folder.join(name);
-        std::fs::create_dir(&folder).unwrap();
-        for entry in source.read_dir().unwrap() {
-            let from = entry.unwrap().path();
-            std::fs::copy(&from, folder.join(from.file_name().unwrap())).unwrap();
-        }
-        let config = std::fs::read(source.join("config.json")).unwrap();
-        let mut config: Value = serde_json::from_slice(&config).unwrap();
-        config["quantization_config"] = quantization;
-        std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
-        let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
-            (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
-        });
-        safetensors::serialize_to_file(views, None, &folder.join("model.safetensors")).unwrap();
-        folder
-    };
-    (write("fp8", &fp8, quantization), write("floats", &floats, Value::Null))
+    let paths = ["fp8", "floats"].map(|name| folder.join(name));
+    write(source, &paths[0], &fp8, quantization);
+    write(source, &paths[1], &floats, Value::Null);
+    paths.into()
+}
+
+/// A copy of a model with other tensors, to a folder that isn't there.
+pub(crate) fn write(source: &Path, folder: &Path, tensors: &[Tensor], quantization: Value) {
+    std::fs::create_dir(folder).unwrap();
+    for entry in source.read_dir().unwrap() {
+        let from = entry.unwrap().path();
+        std::fs::copy(&from, folder.join(from.file_name().unwrap())).unwrap();
+    }
+    let config = std::fs::read(source.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    config["quantization_config"] = quantization;
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &folder.join("model.safetensors")).unwrap();
 }
 
 /// Name, type, shape, bytes.
-type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
+pub(crate) type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
 
-fn bytes(values: &[f32]) -> Vec<u8> {
+pub(crate) fn bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 

@@ -15,8 +15,8 @@ use protocol::{
 };
 use shaders::gpu::{Gpu, GpuOptions};
 use shaders::matmul::Products;
-use tests::fp8;
 use tests::golden::{self, Golden};
+use tests::{fp8, packed};
 
 /// f32 sums in another order, over 4 layers.
 const HIDDEN_TOLERANCE: f32 = 1e-4;
@@ -396,6 +396,36 @@ fn fp8_weights_compute_what_they_stand_for() {
                 ids.push(sampled[1]);
             }
         }
+    }
+}
+
+/// Goal: weights that are packed as two libraries pack them are computed as what they stand for,
+/// in every format of theirs, experts too. Method: logits, against the same numbers in f32.
+#[test]
+fn packed_weights_compute_what_they_stand_for() {
+    let Some(device) = device() else { return };
+    let device = device.as_ref().unwrap();
+    for (name, way) in [
+        ("glm", packed::Way::Awq),
+        ("glm4", packed::Way::Asymmetric),
+        ("glm", packed::Way::Symmetric),
+        ("glm4-moe", packed::Way::Awq),
+        ("glm4-moe", packed::Way::Symmetric),
+    ] {
+        let fixture = golden::fixture(name);
+        let golden = Golden::open(&fixture);
+        let folder = tempfile::tempdir().unwrap();
+        let (model, floats) = packed::models(&fixture.join("bf16"), folder.path(), way);
+        let [model, floats] = [model, floats].map(|path| Checkpoint::open(&path).unwrap());
+        let format = |matrix| model.matrix(matrix).unwrap().format();
+        assert_eq!(format(Matrix::Down(0)), Format::Int4Zero);
+        let [found, expected] = [(&model, [0, 2, 4]), (&floats, [0, 4, 4])]
+            .map(|(files, cut)| Pipeline::of(device, files, &cut).logits_of(&golden));
+        let error = worst(&found, &expected);
+        assert!(error < LOGITS_TOLERANCE, "{name} {way:?}: {error}");
+        let stored = (0..golden.prompts().len()).map(|i| golden.tensor(&format!("logits.{i}")));
+        let stored: Vec<f32> = stored.flat_map(|logits| logits.values).collect();
+        assert!(worst(&found, &stored) > 100.0 * LOGITS_TOLERANCE, "{name} {way:?} was rounded");
     }
 }
 
