@@ -31,7 +31,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, pg, registry};
-use ractor_cluster::{NodeServer, NodeServerMessage, RactorClusterMessage, client};
+use ractor_cluster::{NodeServer, NodeServerMessage, RactorClusterMessage, client_connect};
 
 #[derive(RactorClusterMessage)]
 enum Ask {
@@ -86,7 +86,7 @@ fn free_port() -> u16 {
 async fn main() {
     if let Some(port) = std::env::args().nth(1) {
         let (server, _) = node("other", free_port()).await;
-        client::connect(&server, format!("localhost:{port}")).await.unwrap();
+        client_connect(&server, format!("localhost:{port}")).await.unwrap();
         std::future::pending::<()>().await;
     }
     let port = free_port();

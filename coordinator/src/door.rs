@@ -27,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Everything that has to do with a node that dials.
 #[derive(Clone)]
-pub struct Door {
+pub(crate) struct Door {
     /// Where they dial.
     pub endpoint: Endpoint,
     /// Whose certificates they get.
@@ -56,7 +56,7 @@ pub struct Door {
 
 impl Door {
     /// Meets whoever dials, until the endpoint is closed.
-    pub async fn keep(self) {
+    pub(crate) async fn keep(self) {
         while let Some(incoming) = self.endpoint.accept().await {
             match incoming {
                 Incoming::Join(request) => {
@@ -125,7 +125,7 @@ impl Door {
 }
 
 /// Shows out nodes that are revoked, and lets them in no more. Never ends.
-pub async fn keep_out(
+pub(crate) async fn keep_out(
     store: Store,
     endpoint: Endpoint,
     sessions: Arc<Sessions>,

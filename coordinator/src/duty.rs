@@ -1,7 +1,7 @@
 //! Which nodes new pipelines do without since somebody said so: an operator, or a node itself that
 //! wants to end.
 
-pub mod kept;
+pub(crate) mod kept;
 
 use std::collections::BTreeMap;
 use std::time::Instant;

@@ -72,7 +72,10 @@ struct Shared {
 }
 
 /// Both ends for a body of these requests, in order.
-pub fn channel(requests: Vec<RequestId>, coordinator: ActorRef<Msg>) -> (Vec<Teller>, Events) {
+pub(crate) fn channel(
+    requests: Vec<RequestId>,
+    coordinator: ActorRef<Msg>,
+) -> (Vec<Teller>, Events) {
     let num_requests = requests.len();
     let shared = Arc::new(Mutex::new(Shared {
         accepted: None,

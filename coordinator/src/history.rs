@@ -78,7 +78,7 @@ pub struct Entry {
 
 /// All that is known of a body's requests.
 #[derive(Debug)]
-pub struct Story {
+pub(crate) struct Story {
     /// Whose they are.
     pub tenant: Tenant,
     /// Their priority.
@@ -99,7 +99,7 @@ pub struct Story {
 
 /// The stories of open bodies, and of the newest that have ended.
 #[derive(Debug)]
-pub struct History {
+pub(crate) struct History {
     max_ended: usize,
     max_decisions: usize,
     stories: HashMap<RequestId, Story>,
@@ -113,7 +113,7 @@ pub struct History {
 
 impl History {
     /// Nothing happened.
-    pub fn new(config: &config::Scheduler) -> Self {
+    pub(crate) fn new(config: &config::Scheduler) -> Self {
         Self {
             max_ended: config.max_explained_requests,
             max_decisions: config.max_explained_decisions,
@@ -126,7 +126,7 @@ impl History {
     }
 
     /// A body's requests wait from now on; their story has the first one's name.
-    pub fn submit(&mut self, requests: &[Request], now: Instant) {
+    pub(crate) fn submit(&mut self, requests: &[Request], now: Instant) {
         let Some(first) = requests.first() else { return };
         let number = self.next_number;
         self.next_number += 1;
@@ -153,7 +153,7 @@ impl History {
     }
 
     /// A decision about one choice of a request, or about all of its body.
-    pub fn record(
+    pub(crate) fn record(
         &mut self,
         request: RequestId,
         choice: Option<u32>,
@@ -194,23 +194,26 @@ impl History {
     }
 
     /// The story of a body, by the name of its first request.
-    pub fn story(&self, body: RequestId) -> Option<&Story> {
+    pub(crate) fn story(&self, body: RequestId) -> Option<&Story> {
         self.stories.get(&body)
     }
 
     /// Open bodies, newest first; those older than `before`, where that is one that is known.
-    pub fn open(&self, before: Option<RequestId>) -> impl Iterator<Item = (RequestId, &Story)> {
+    pub(crate) fn open(
+        &self,
+        before: Option<RequestId>,
+    ) -> impl Iterator<Item = (RequestId, &Story)> {
         let end = before.and_then(|body| self.story(body)).map_or(u64::MAX, |it| it.number);
         self.open.range(..end).rev().map(|(_, body)| (*body, &self.stories[body]))
     }
 
     /// Open bodies, oldest first.
-    pub fn oldest_open(&self) -> impl Iterator<Item = (RequestId, &Story)> {
+    pub(crate) fn oldest_open(&self) -> impl Iterator<Item = (RequestId, &Story)> {
         self.open.values().map(|body| (*body, &self.stories[body]))
     }
 
     /// Bodies that are open.
-    pub fn num_open(&self) -> usize {
+    pub(crate) fn num_open(&self) -> usize {
         self.open.len()
     }
 }

@@ -39,7 +39,7 @@ const MAX_LAST_WORDS_BYTES: usize = 1024;
 const LISTEN_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The children, each with a task that keeps it.
-pub struct LocalNodes {
+pub(crate) struct LocalNodes {
     // Each resolves to its index.
     keepers: JoinSet<u32>,
     kept: Vec<Kept>,
@@ -64,7 +64,7 @@ struct Kept {
 
 /// A child process has ended, or couldn't be started again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
+pub(crate) struct Ended {
     /// Its process id, while it was one.
     pub pid: Option<u32>,
     /// One sentence for a person.
@@ -77,7 +77,7 @@ impl LocalNodes {
     ///
     /// # Errors
     /// When the binary isn't there or can't be started.
-    pub fn start(
+    pub(crate) fn start(
         config: &Config,
         coordinator: SocketAddr,
         data_dir: &DataDir,
@@ -138,7 +138,7 @@ impl LocalNodes {
 
     /// Sees to it that there are as many children as are wanted, and resolves when one is kept no
     /// more, which is nobody's intention.
-    pub async fn abandoned(&mut self) {
+    pub(crate) async fn abandoned(&mut self) {
         loop {
             tokio::select! {
                 Some(ended) = self.keepers.join_next() => {
@@ -185,7 +185,7 @@ impl LocalNodes {
     }
 
     /// Asks the children to end, and makes sure that they do.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.stop.cancel();
         while self.keepers.join_next().await.is_some() {}
     }

@@ -16,13 +16,13 @@ const PLACED: &str = "placed";
 ///
 /// # Errors
 /// When it can't be read.
-pub async fn kept(store: &Store) -> Result<Vec<NodeId>, StoreError> {
+pub(crate) async fn kept(store: &Store) -> Result<Vec<NodeId>, StoreError> {
     Ok(parse(&store.fact(PLACED).await?.unwrap_or_default()))
 }
 
 /// Keeps them whenever they are others, until the cluster is gone. A cluster that has lost all of
 /// them is no news: they may come back.
-pub async fn keep(store: Store, mut status: watch::Receiver<Arc<Status>>) {
+pub(crate) async fn keep(store: Store, mut status: watch::Receiver<Arc<Status>>) {
     let mut last = None;
     while status.changed().await.is_ok() {
         let text = text(&status.borrow_and_update());

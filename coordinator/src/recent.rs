@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use protocol::{NodeId, PipelineId, config};
 
 use self::parts::Parts;
-pub use self::spread::Spread;
+pub(crate) use self::spread::Spread;
 use crate::lane::Prefix;
 use crate::metrics::{StepReport, Ways};
 use crate::snapshot::{EventKind, Happened, Point, StepTime};

@@ -9,7 +9,7 @@ use crate::store::{Store, StoreError};
 ///
 /// # Errors
 /// When it can't be written.
-pub async fn keep(store: &Store, node: NodeId, duty: Duty) -> Result<(), StoreError> {
+pub(crate) async fn keep(store: &Store, node: NodeId, duty: Duty) -> Result<(), StoreError> {
     let now = jiff::Timestamp::now().as_millisecond();
     store
         .write(move |database| {
@@ -33,7 +33,7 @@ pub async fn keep(store: &Store, node: NodeId, duty: Duty) -> Result<(), StoreEr
 ///
 /// # Errors
 /// When it can't be read.
-pub async fn kept(store: &Store) -> Result<Vec<(NodeId, Duty)>, StoreError> {
+pub(crate) async fn kept(store: &Store) -> Result<Vec<(NodeId, Duty)>, StoreError> {
     let rows: Vec<(i64, String)> =
         sqlx::query_as("SELECT node, duty FROM duties").fetch_all(store.reader()).await?;
     let known =

@@ -34,14 +34,14 @@ use crate::lane::Prefix;
 use crate::recent::Recent;
 use crate::request::Priority;
 use batches::Batches;
-pub use batches::OpenJobs;
+pub(crate) use batches::OpenJobs;
 use latency::Latency;
 use nodes::Nodes;
 use scaling::Scaling;
 use scheduling::Scheduling;
 use stages::StageMetrics;
-pub use stages::{StepReport, Ways};
-pub use text::{OPEN_METRICS, PLAIN, wants_plain};
+pub(crate) use stages::{StepReport, Ways};
+pub(crate) use text::{OPEN_METRICS, PLAIN, wants_plain};
 
 type Float = Gauge<f64, AtomicU64>;
 

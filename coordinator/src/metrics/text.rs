@@ -3,13 +3,13 @@
 use std::fmt::Write;
 
 /// Content type of OpenMetrics text.
-pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(crate) const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Content type of the older form.
-pub const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(crate) const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Whether a scraper that says this in `Accept` reads the older form only.
-pub fn wants_plain(accept: &str) -> bool {
+pub(crate) fn wants_plain(accept: &str) -> bool {
     accept.contains("text/plain") && !accept.contains("application/openmetrics-text")
 }
 

@@ -15,7 +15,7 @@ const SLOTS: usize = ((LONGEST_LOG2 - SHORTEST_LOG2) << PARTS_LOG2) as usize;
 
 /// How durations are spread.
 #[derive(Clone, Debug)]
-pub struct Spread {
+pub(crate) struct Spread {
     slots: Box<[u32; SLOTS]>,
     num: u64,
 }
@@ -28,7 +28,7 @@ impl Default for Spread {
 
 impl Spread {
     /// Another one.
-    pub fn add(&mut self, duration: Duration) {
+    pub(crate) fn add(&mut self, duration: Duration) {
         let longest = (1 << LONGEST_LOG2) - 1;
         let micros = duration.as_micros().clamp(1 << SHORTEST_LOG2, longest) as u64;
         let octave = micros.ilog2();
@@ -39,7 +39,7 @@ impl Spread {
     }
 
     /// None is counted any more.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         if self.num > 0 {
             self.slots.fill(0);
             self.num = 0;
@@ -47,7 +47,7 @@ impl Spread {
     }
 
     /// Milliseconds below which half of them are, nine of ten, and 99 of 100.
-    pub fn band_ms(&self) -> Option<[f64; 3]> {
+    pub(crate) fn band_ms(&self) -> Option<[f64; 3]> {
         (self.num > 0).then(|| [0.5, 0.9, 0.99].map(|share| self.percentile_us(share) / 1e3))
     }
 
