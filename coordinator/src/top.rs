@@ -26,6 +26,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// How long a key waits to be noticed, at most.
 const KEY_TIMEOUT: Duration = Duration::from_millis(100);
 
+/// How far an arrow goes sideways.
+const COLUMNS: usize = 16;
+
 /// Points and events that are looked at.
 const NUM_POINTS: u64 = 60;
 const NUM_EVENTS: u64 = 20;
@@ -134,12 +137,14 @@ struct View {
     heard: Instant,
     // Why nothing newer is.
     trouble: Option<String>,
+    // The first line and column that are shown.
     top: usize,
+    left: usize,
 }
 
 impl View {
     fn new(snapshot: Snapshot) -> Self {
-        Self { snapshot, heard: Instant::now(), trouble: None, top: 0 }
+        Self { snapshot, heard: Instant::now(), trouble: None, top: 0, left: 0 }
     }
 
     fn hear(&mut self, said: Result<Snapshot>, now: Instant) {
@@ -157,9 +162,11 @@ impl View {
             KeyCode::Char('q') | KeyCode::Esc => return true,
             KeyCode::Down | KeyCode::Char('j') => self.top += 1,
             KeyCode::Up | KeyCode::Char('k') => self.top = self.top.saturating_sub(1),
+            KeyCode::Right | KeyCode::Char('l') => self.left += COLUMNS,
+            KeyCode::Left | KeyCode::Char('h') => self.left = self.left.saturating_sub(COLUMNS),
             KeyCode::PageDown | KeyCode::Char(' ') => self.top += page,
             KeyCode::PageUp => self.top = self.top.saturating_sub(page),
-            KeyCode::Home => self.top = 0,
+            KeyCode::Home => (self.top, self.left) = (0, 0),
             KeyCode::Char(letter) => {
                 let part = lines::PARTS.iter().find(|part| part.to_lowercase().starts_with(letter));
                 let mut body = lines::body(&self.snapshot).into_iter();
@@ -178,8 +185,11 @@ impl View {
                 .areas(frame.area());
         let lines = lines::body(&self.snapshot);
         self.top = self.top.min(lines.len().saturating_sub(usize::from(body.height)));
+        let widest = lines.iter().map(Line::width).max().unwrap_or(0);
+        self.left = self.left.min(widest.saturating_sub(usize::from(body.width)));
         let shown = lines.into_iter().skip(self.top).take(usize::from(body.height));
-        frame.render_widget(Paragraph::new(shown.collect::<Vec<_>>()), body);
+        let shown = Paragraph::new(shown.collect::<Vec<_>>());
+        frame.render_widget(shown.scroll((0, self.left as u16)), body);
         frame.render_widget(lines::head(&self.snapshot), head);
         let silent = now.saturating_duration_since(self.heard).as_secs();
         let said = match &self.trouble {

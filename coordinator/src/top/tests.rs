@@ -78,11 +78,23 @@ fn a_screen_tells_what_the_page_does() {
 }
 
 #[test]
+fn what_a_narrow_terminal_cuts_off_is_scrolled_to() {
+    let mut view = View::new(snapshot());
+    let mut shown = |view: &mut View| screen(view, (60, 40), Instant::now());
+    assert!(!shown(&mut view).contains("busy"));
+    (0..50).for_each(|_| assert!(!view.press(KeyCode::Right, 30)));
+    let end = shown(&mut view);
+    assert!(end.contains("busy") && !end.contains("stage"), "{end}");
+    (0..50).for_each(|_| assert!(!view.press(KeyCode::Left, 30)));
+    assert!(shown(&mut view).contains("stage"));
+}
+
+#[test]
 fn no_terminal_is_too_small() {
     for size in [(1, 1), (2, 2), (20, 3), (300, 4), (40, 200)] {
         for snapshot in [snapshot(), Snapshot::default()] {
             let mut view = View::new(snapshot);
-            view.top = 1 << 20;
+            (view.top, view.left) = (1 << 20, 1 << 20);
             screen(&mut view, size, Instant::now());
         }
     }
