@@ -333,3 +333,26 @@ async fn claude_code_is_refused_in_its_own_form() {
     let counted = ask(json!({"model": "m", "max_tokens": 1, "messages": [message]})).await;
     assert_eq!(counted.status, 200);
 }
+
+/// Goal: tokens are counted as a chat would have them, whatever it tells the template.
+#[tokio::test]
+async fn messages_become_the_tokens_of_a_chat_with_the_same_switches() {
+    let (server, _) = glm(&[]).await;
+    for (more, end) in [
+        (json!({}), "<|assistant|><think>"),
+        (json!({"chat_template_kwargs": {"enable_thinking": false}}), "<|assistant|></think>"),
+        (json!({"enable_thinking": false}), "<|assistant|></think>"),
+        (json!({"thinking": {"type": "disabled"}}), "<|assistant|></think>"),
+        (json!({"add_generation_prompt": false}), "<|user|>Hi"),
+    ] {
+        let mut body = more.clone();
+        body["messages"] = json!([{"role": "user", "content": "Hi"}]);
+        let tokens = server.post("/tokenize", &body).await.json();
+        let text = server.post("/detokenize", &json!({"tokens": tokens["tokens"]})).await.json();
+        let text = text["prompt"].as_str().unwrap();
+        assert!(text.ends_with(end), "{more}: {text}");
+    }
+    let wrong = json!({"messages": [], "chat_template_kwargs": 1});
+    let refused = server.post("/tokenize", &wrong).await;
+    assert_eq!(refused.json()["error"]["param"], "chat_template_kwargs", "{}", refused.body);
+}
