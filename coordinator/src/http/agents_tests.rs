@@ -352,7 +352,8 @@ async fn messages_become_the_tokens_of_a_chat_with_the_same_switches() {
         let text = text["prompt"].as_str().unwrap();
         assert!(text.ends_with(end), "{more}: {text}");
     }
-    let wrong = json!({"messages": [], "chat_template_kwargs": 1});
+    let messages = json!([{"role": "user", "content": "Hi"}]);
+    let wrong = json!({"messages": messages, "chat_template_kwargs": 1});
     let refused = server.post("/tokenize", &wrong).await;
     assert_eq!(refused.json()["error"]["param"], "chat_template_kwargs", "{}", refused.body);
 }
