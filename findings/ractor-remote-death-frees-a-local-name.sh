@@ -91,7 +91,7 @@ async fn main() {
     }
     let port = free_port();
     let (_, worker) = node("this", port).await;
-    let found = || registry::where_is("worker".into()).is_some();
+    let found = || registry::where_is("worker").is_some();
     println!("alone: found {}", found());
     let program = std::env::current_exe().unwrap();
     let mut other =
