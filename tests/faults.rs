@@ -86,6 +86,8 @@ async fn a_node_that_leaves_is_replaced_by_one_that_joins() {
     }
     let _third = cluster.join(dirs[2].path(), &[]);
     cluster.ready(Duration::from_secs(60)).await;
+    let log = cluster.process.log();
+    assert!(!log.contains("a stage failed"), "it left on purpose: {log}");
     let more = json!({"max_tokens": 4});
     cluster.complete(&cluster.request(&[5, 6, 7], more).await).await;
     cluster.stop();

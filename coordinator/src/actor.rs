@@ -142,6 +142,9 @@ impl Actor for CoordinatorActor {
                 {
                     state.nodes.remove(node);
                 }
+                if let Input::Failed(failed) = &input {
+                    state.note_failed(failed);
+                }
                 state.handle(input, &myself);
             }
             Msg::Reported(actor, report) => state.join(actor, report, &myself),

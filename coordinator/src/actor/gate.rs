@@ -1,7 +1,7 @@
 //! What nodes see of the coordinator: an actor of its own, since a message that crosses processes
 //! can't carry what local ones carry.
 
-use protocol::message::{COORDINATOR_GROUP, CoordinatorMsg, Drain, Leaving, StageFailed, Wire};
+use protocol::message::{COORDINATOR_GROUP, CoordinatorMsg, Drain, Leaving, Wire};
 use ractor::{Actor, ActorProcessingErr, ActorRef, pg};
 use tracing::warn;
 
@@ -33,11 +33,7 @@ impl Actor for GateActor {
     ) -> Result<(), ActorProcessingErr> {
         let input = match message {
             CoordinatorMsg::Ready(Wire(echo)) => echo.map(Input::Ready),
-            CoordinatorMsg::Failed(Wire(failed)) => failed.map(|failed| {
-                let StageFailed { node, id, cause, .. } = &failed;
-                warn!(%node, pipeline = %id.pipeline, stage = %id.stage, cause, "a stage failed");
-                Input::Failed(failed)
-            }),
+            CoordinatorMsg::Failed(Wire(failed)) => failed.map(Input::Failed),
             CoordinatorMsg::Progress(Wire(progress)) => progress.map(Input::Progress),
             CoordinatorMsg::Fetching(Wire(fetching)) => fetching.map(Input::Fetching),
             CoordinatorMsg::Ways(Wire(ways)) => ways.map(Input::Ways),

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use protocol::message::StageFailed;
 use protocol::{NodeId, NodeReport, PipelineId};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::State;
 use crate::autoscaler::{Decision, Observation};
@@ -14,6 +15,18 @@ use crate::metrics::StepReport;
 use crate::snapshot::{EventKind, Happened};
 
 impl State {
+    /// A stage says that it ends. Where its pipeline is gone already, on purpose or by what was
+    /// told before, that is how it goes.
+    pub(super) fn note_failed(&self, failed: &StageFailed) {
+        let StageFailed { node, id, cause, .. } = failed;
+        let (pipeline, stage) = (id.pipeline, id.stage);
+        if self.arguments.cluster.stands(*id) {
+            warn!(%node, %pipeline, %stage, cause, "a stage failed");
+        } else {
+            debug!(%node, %pipeline, %stage, cause, "a stage of a pipeline that is gone has ended");
+        }
+    }
+
     pub(super) fn note(&self, action: &Action) {
         let metrics = &self.arguments.metrics;
         match action {

@@ -303,6 +303,11 @@ impl Cluster {
         self.lose_pipeline(id.pipeline, cause, now);
     }
 
+    /// Whether a stage is of a pipeline as it is now, and no older one.
+    pub fn stands(&self, id: StageId) -> bool {
+        self.pipelines.get(&id.pipeline).is_some_and(|it| it.epoch == id.epoch)
+    }
+
     /// The node of a stage, or of its neighbour; none when the stage is of another epoch.
     fn node_of(&self, id: StageId, blame: Blame) -> Option<NodeId> {
         let pipeline = self.pipelines.get(&id.pipeline).filter(|it| it.epoch == id.epoch)?;
