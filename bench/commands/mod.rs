@@ -17,6 +17,7 @@ mod quality;
 mod report;
 mod scaling;
 mod server;
+mod structured;
 mod terminal;
 mod workload;
 
@@ -56,6 +57,8 @@ pub(crate) enum Command {
     Placement(placement::PlacementArguments),
     /// Sets two stages on a core each beside one node on one core, on this machine.
     Scaling(scaling::ScalingArguments),
+    /// Answers with and without a schema in turn, and times what a mask takes of whom.
+    Structured(structured::StructuredArguments),
     /// Writes a GGUF file of a published shape with random weights.
     RandomModel(model::RandomModelArguments),
 }
@@ -95,6 +98,9 @@ impl Command {
             }
             Self::Scaling(arguments) => {
                 runtime()?.block_on(unless_interrupted(scaling::scaling(arguments)))
+            }
+            Self::Structured(arguments) => {
+                runtime()?.block_on(unless_interrupted(structured::structured(arguments)))
             }
             Self::RandomModel(arguments) => model::write_random_model(&arguments),
         }

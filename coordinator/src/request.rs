@@ -99,8 +99,8 @@ pub trait Constraint: fmt::Debug + Send + Sync {
     fn copy(&self) -> Box<dyn Constraint>;
 }
 
-/// Finds out which tokens may come next. That takes a while, for which the core has no time: whoever
-/// sends a step asks, while it is under way.
+/// Finds out which tokens may come next. That takes a while, for which the core has no time:
+/// whoever sends a step asks, while it is under way.
 pub trait NextTokens: fmt::Debug + Send + Sync {
     /// A bit for each token of the vocabulary, the lowest first; none where nobody can say, which
     /// the constraint tells with the next token.

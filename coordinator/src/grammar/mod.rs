@@ -60,12 +60,20 @@ impl Vocabulary {
             bytes.extend_from_slice(tokenizer.token_bytes(token));
             bytes
         };
-        let words: Vec<_> = (0..vocab_size).map(bytes).collect();
+        Self::of(&(0..vocab_size).map(bytes).collect::<Vec<_>>(), ends)
+    }
+
+    /// Of these tokens, some of which end answers.
+    ///
+    /// # Errors
+    /// When the library refuses it.
+    pub fn of(words: &[Vec<u8>], ends: &[TokenId]) -> Result<Self, String> {
+        let vocab_size = words.len() as u32;
         let ends: Vec<_> = ends.iter().map(|end| end.0).filter(|end| *end < vocab_size).collect();
         let made = panic_utils::catch_unwind(|| {
             // A model without an end: its last token would be one, were it sampled.
             let end = ends.first().copied().unwrap_or(vocab_size.saturating_sub(1));
-            let trie = TokTrie::from(&TokRxInfo::new(vocab_size, end), &words);
+            let trie = TokTrie::from(&TokRxInfo::new(vocab_size, end), words);
             let trie = if ends.is_empty() { trie } else { trie.with_eos_tokens(&ends) };
             let tokens: TokEnv = std::sync::Arc::new(ApproximateTokEnv::new(trie));
             ParserFactory::new(&tokens, InferenceCapabilities::default(), &slices())
