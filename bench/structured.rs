@@ -41,6 +41,17 @@ pub fn schema() -> Value {
     })
 }
 
+/// The same for models that know no quotes.
+pub fn numbers() -> Value {
+    let integers = json!({"type": "array", "items": {"type": "integer"}, "maxItems": 4});
+    let item = json!([{"type": "integer", "minimum": -50, "maximum": 999}, {"type": "number"},
+                      {"type": "boolean"}, {"type": "null"}, integers]);
+    json!({
+        "type": "array", "minItems": 1000, "items": {"anyOf": item},
+        "x-guidance": {"whitespace_flexible": false},
+    })
+}
+
 /// A vocabulary of so many tokens: bytes, words of a text, and pairs of those, as a trained one has
 /// them. The last ends answers.
 pub fn words(text: &str, num: usize) -> Vec<Vec<u8>> {
@@ -127,19 +138,24 @@ pub fn time_masks(words: &[Vec<u8>], num_answers: u64, num_tokens: usize) -> Res
     Ok(times)
 }
 
-/// Tokens per second of so many streams that begin together, with a schema or without.
+/// Tokens per second of so many streams that begin together, with this schema or without any.
 ///
 /// # Errors
 /// When an answer isn't of the length that was asked for.
-pub async fn rate(users: &Users, wish: Wish, num: u64, seed: u64, keeps: bool) -> Result<f64> {
+pub async fn rate(
+    users: &Users,
+    (wish, num): (Wish, u64),
+    seed: u64,
+    schema: Option<&Value>,
+) -> Result<f64> {
     let mut streams = JoinSet::new();
     let began = Instant::now();
     for stream in 0..num {
         let mut body = users.body(wish, (seed << 20) + stream);
         // A model that knows no JSON says more than one thing only so.
         body["temperature"] = 1.into();
-        if keeps {
-            let schema = json!({"name": "list", "schema": schema()});
+        if let Some(schema) = schema {
+            let schema = json!({"name": "list", "schema": schema});
             body["response_format"] = json!({"type": "json_schema", "json_schema": schema});
         }
         let users = users.clone();

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use bench::cluster::Setup;
 use bench::engine::random_model::Storage;
-use bench::structured::{quantile, rate, time_masks, words};
+use bench::structured::{numbers, quantile, rate, schema, time_masks, words};
 use bench::users::{Users, Wish};
 use loadgen::numbers::median;
 use serde_json::json;
@@ -32,6 +32,9 @@ pub(crate) struct StructuredArguments {
     /// Stages of the pipeline, a node each.
     #[arg(long, value_name = "N", default_value = "1")]
     stages: u32,
+    /// Answer with lists of numbers: for models that know no quotes.
+    #[arg(long)]
+    numbers: bool,
     /// Streams at once.
     #[arg(long, value_name = "N", default_value = "16",
           value_parser = clap::value_parser!(u64).range(1..=256))]
@@ -77,14 +80,16 @@ pub(crate) async fn structured(arguments: StructuredArguments) -> Result<ExitCod
         let cluster = setup.start().await?;
         let users = Users::of(cluster.url()).await?;
         let wish = Wish { prompt: 8, answer: arguments.answer, tier: None };
+        let schema = if arguments.numbers { numbers() } else { schema() };
         let mut ratios = Vec::new();
         // The first round compiles and warms.
         for round in 0..=arguments.rounds {
             let mut rates = [0.0; 2];
             let first = round % 2 == 0;
             for keeps in [first, !first] {
+                let schema = keeps.then_some(&schema);
                 rates[usize::from(keeps)] =
-                    rate(&users, wish, arguments.streams, round, keeps).await?;
+                    rate(&users, (wish, arguments.streams), round, schema).await?;
             }
             let [free, kept] = rates;
             if round > 0 {

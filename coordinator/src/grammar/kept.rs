@@ -68,11 +68,16 @@ impl Matching {
     }
 
     fn compute(&mut self) -> Result<Vec<u32>, String> {
-        let allowed: SimpleVob = self.matcher.compute_mask().map_err(said)?;
+        let none = || "no token of this model's vocabulary may come next".to_owned();
+        let allowed: SimpleVob = self.matcher.compute_mask().map_err(|cause| {
+            // The library's name for it.
+            let cause = cause.to_string();
+            if cause.contains("NoExtensionBias") { none() } else { said(cause) }
+        })?;
         let mut mask: Vec<_> = allowed.as_slice().iter().take(self.num_words).copied().collect();
         mask.resize(self.num_words, 0);
         if mask.iter().all(|word| *word == 0) {
-            return Err("no token of this model's vocabulary may come next".into());
+            return Err(none());
         }
         if let Some(opening) = self.opening {
             let word = mask.get_mut(opening.0 as usize / 32);
