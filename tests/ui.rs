@@ -159,6 +159,11 @@ async fn every_panel_shows_what_the_server_says_and_a_killed_node_within_two_sec
     browser.wait("document.querySelector('#events-list .pill.bad') !== null", PATIENCE);
     browser.wait("document.querySelector('.mark.bad') !== null", PATIENCE);
     keep(&mut browser, "killed");
+    // What there is of the hour has the room of all of it: the nodes' joining isn't at its edge.
+    let joined = "document.querySelector('.mark.good').transform.baseVal[0].matrix.e";
+    let width = "document.querySelector('.lane').clientWidth";
+    let place = browser.eval(&format!("{joined} / {width}")).as_f64().unwrap();
+    assert!(place < 0.8, "{place}");
 
     // Of a node that is dead it is still told that an operator had cordoned it.
     kill(its[0]);

@@ -12,7 +12,7 @@ const GUTTER = 54;
 // room for.
 const APART = 16;
 // What there is takes the whole width: at least this much time, and more by steps of so much.
-const LEAST_MS = 60e3;
+const LEAST_MS = 20e3;
 const STEP_MS = 5e3;
 
 // What a kind of event looks like: a shape, which is told apart without its colour.
@@ -196,7 +196,7 @@ export class Timeline {
   }
 
   drawLane(width, from) {
-    const steps = [10e3, 30e3, 60e3, 120e3, 300e3, 600e3, 900e3, 1800e3];
+    const steps = [5e3, 10e3, 30e3, 60e3, 120e3, 300e3, 600e3, 900e3, 1800e3];
     const step = steps.find((it) => this.spanMs / it <= 7) ?? 3600e3;
     const ticks = [];
     for (let at = Math.ceil(from / step) * step; at < this.now; at += step) {

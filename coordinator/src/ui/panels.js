@@ -92,7 +92,7 @@ export class Pipelines {
     this.none = snapshot.waiting_for || "There is no pipeline.";
     const serving = snapshot.pipelines.filter((it) => it.state === "serving").length;
     const wanted = snapshot.scaling ? `, ${snapshot.scaling.wanted} wanted` : "";
-    say(byId("pipelines-note"), `${serving} of ${plural(snapshot.pipelines.length, "pipeline")} serve${wanted}`);
+    say(byId("pipelines-note"), `${serving} of ${plural(snapshot.pipelines.length, "pipeline")} serving${wanted}`);
     this.rows.show(snapshot.pipelines);
   }
 }
