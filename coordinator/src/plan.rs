@@ -383,9 +383,14 @@ mod tests {
         let sequences = whole / least;
         let expected = format!("{:.1} of {sequences}.0 sequences", sequences as f64 / 2.0);
         assert!(said.contains(&expected) && said.contains("max_num_seqs"), "{said}");
+        let each = whole / 2 / pipeline.concurrency as u64;
+        assert!(
+            each < least && said.contains(&format!("at once, of {each} tokens each")),
+            "{said}"
+        );
         larger.least_cache_tokens = whole;
         let said = plan_table(&plan("glass-en", &model, &config, &node(larger.total())).unwrap());
-        assert!(said.contains("all that are wanted"), "{said}");
+        assert!(said.contains("all that are wanted") && !said.contains("tokens each"), "{said}");
         // Where not even one sequence has room, it says what the cache takes.
         let too_small = node(model.cost.total() - 1);
         let error = plan("glass-en", &model, &config, &too_small).unwrap_err().to_string();

@@ -180,11 +180,13 @@ pub fn plan_table(report: &PlanReport) -> String {
         if let Some(measured) = pipeline.measured_token_ms {
             let _ = write!(text, " (measured: {measured:.2} ms)");
         }
-        let _ = writeln!(
-            text,
-            "; {} at once: {:.1} tokens/s",
-            pipeline.concurrency, pipeline.tokens_per_s
-        );
+        let _ = write!(text, "; {} at once", pipeline.concurrency);
+        // That so many may run says nothing of how long they can be.
+        let each = pipeline.cache_tokens / pipeline.concurrency.max(1) as u64;
+        if each < pipeline.cache.sequence_tokens {
+            let _ = write!(text, ", of {each} tokens each");
+        }
+        let _ = writeln!(text, ": {:.1} tokens/s", pipeline.tokens_per_s);
         let _ = writeln!(text, "  {}", pipeline.cache);
     }
     for IdleNode { node, why } in idle {
