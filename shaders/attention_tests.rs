@@ -61,6 +61,7 @@ fn gpu_caps() -> Caps {
         is_cpu: false,
         products: Products::Plain,
         cooperative_side: None,
+        packs: false,
     }
 }
 

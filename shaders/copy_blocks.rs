@@ -5,9 +5,8 @@ use bytemuck::{Pod, Zeroable};
 use crate::error::GpuError;
 use crate::gpu::Gpu;
 use crate::inputs::{BLOCK_TOKENS, Inputs, StepShape};
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
 use crate::kv_cache::{HeadShape, KvCache, KvFormat, LatentCache};
-use crate::template::expand_vec4s;
 use crate::tensor::Tensor;
 
 /// Blocks that are copied at once.
@@ -143,9 +142,8 @@ pub(crate) fn source(format: KvFormat, gathers: bool, images: bool) -> KernelSou
         ("KV_F16", (format == KvFormat::F16).into()),
         ("GATHERS", gathers.into()),
     ];
-    let wgsl = expand_vec4s(include_str!("copy_blocks.wgsl"), images, &constants);
-    let bindings = [Access::Read, format.read(images), format.write(images)];
-    KernelSource::new::<Params>("copy_blocks", wgsl, &bindings)
+    let template = include_str!("copy_blocks.wgsl");
+    KernelSource::declared::<Params>("copy_blocks", template, images, &constants)
 }
 
 #[cfg(test)]

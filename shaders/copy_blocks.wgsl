@@ -6,25 +6,9 @@ struct Params {
 }
 
 var<immediate> params: Params;
-// ..., sources [num_copies], targets [num_copies]
-@group(0) @binding(0) var<storage, read>       inputs: array<u32>;
-//! if IMAGES
-//! if KV_F16
-@group(0) @binding(1) var x: texture_storage_2d<rg32uint, read>;
-@group(0) @binding(2) var out: texture_storage_2d<rg32uint, write>;
-//! else
-@group(0) @binding(1) var x: texture_storage_2d<rgba32float, read>;
-@group(0) @binding(2) var out: texture_storage_2d<rgba32float, write>;
-//! end
-//! else
-//! if KV_F16
-@group(0) @binding(1) var<storage, read>       x: array<vec2<u32>>;
-@group(0) @binding(2) var<storage, read_write> out: array<vec2<u32>>;
-//! else
-@group(0) @binding(1) var<storage, read>       x: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read_write> out: array<vec4<u32>>;
-//! end
-//! end
+//! read inputs u32  ..., sources [num_copies], targets [num_copies]
+//! read x stored  [num_blocks or num_copies, block_len]
+//! write out stored  the other of both
 
 @compute @workgroup_size({WORKGROUP})
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
@@ -37,10 +21,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         let source = id.z * params.block_len + id.x;
         let target_index = block * params.block_len + id.x;
 //! end
-//! if IMAGES
-        textureStore(out, texel(target_index), textureLoad(x, texel(source)));
-//! else
-        out[target_index] = x[source];
-//! end
+        write_out(target_index, x_in(source));
     }
 }

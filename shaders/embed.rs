@@ -5,8 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::error::GpuError;
 use crate::gpu::Gpu;
 use crate::inputs::{Inputs, StepShape};
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
-use crate::template::expand_vec4s;
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
 use crate::tensor::Tensor;
 use crate::weights::{Format, RowOrder, WeightMatrix};
 
@@ -85,15 +84,10 @@ pub(crate) fn source(format: Format, images: bool) -> KernelSource {
         &format.constants(),
     ]
     .concat();
-    let template = [include_str!("embed.wgsl"), format.decoder()].concat();
-    let blocks = Access::read_blocks(images);
-    let bindings = [Access::Read, blocks, Access::write_vec4s(images), blocks];
-    let bindings = if format.is_grouped() { &bindings[..] } else { &bindings[..3] };
-    KernelSource::new::<Params>(
-        format!("embed {format:?}"),
-        expand_vec4s(&template, images, &constants),
-        bindings,
-    )
+    let place = include_str!("decode_place.wgsl");
+    let template = [include_str!("embed.wgsl"), place, format.decoder()].concat();
+    let name = format!("embed {format:?}");
+    KernelSource::declared::<Params>(name, &template, images, &constants)
 }
 
 #[cfg(test)]

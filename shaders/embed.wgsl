@@ -9,30 +9,12 @@ struct Params {
 }
 
 var<immediate> params: Params;
-// token_ids [num_tokens], ...
-@group(0) @binding(0) var<storage, read>       inputs: array<u32>;
-//! if IMAGES
-// [tiles of TILE rows, num_blocks, TILE]
-@group(0) @binding(1) var table: texture_storage_2d<rgba32uint, read>;
-//! else
-// [tiles of TILE rows, num_blocks, TILE]
-@group(0) @binding(1) var<storage, read>       table: array<vec4<u32>>;
-//! end
-//! if IMAGES
-// [num_tokens, hidden_size / 4]
-@group(0) @binding(2) var out: texture_storage_2d<rgba32float, write>;
-//! else
-// [num_tokens, hidden_size / 4]
-@group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;
-//! end
-
+//! read inputs u32  token_ids [num_tokens], ...
+//! read table blocks  [tiles of TILE rows, num_blocks, TILE]
+//! write out vec4s  [num_tokens, hidden_size / 4]
 //! if GROUPED
-// [tiles of TILE rows, num_quads, TILE], a word for each of four groups: scale, offset
-//! if IMAGES
-@group(0) @binding(3) var scales: texture_storage_2d<rgba32uint, read>;
-//! else
-@group(0) @binding(3) var<storage, read>       scales: array<vec4<u32>>;
-//! end
+// a word for each of four groups: scale, offset
+//! read scales blocks  [tiles of TILE rows, num_quads, TILE]
 //! end
 
 @compute @workgroup_size({WORKGROUP})
@@ -44,18 +26,14 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     if (row >= params.num_rows || block >= params.num_blocks) {
         return;
     }
-    let index = ((row / {TILE}u) * params.num_blocks + block) * {TILE}u + row % {TILE}u;
-//! if IMAGES
-    let stored = textureLoad(table, texel(index));
-//! else
-    let stored = table[index];
-//! end
+    let tile_start = (row / {TILE}u) * params.num_blocks * {TILE}u;
+    let stored = table_in(tile_start + block_at(block) + row % {TILE}u * {SIDE_BY_SIDE}u);
 //! if GROUPED
     let start = row / {TILE}u * sides_of(params.num_blocks);
     let quad = skipped(
         quad_of(
 //! for s in 0..SIDES
-            scales_at((start + side_at(block, {s}u)) * {TILE}u + row % {TILE}u),
+            scales_in((start + side_at(block, {s}u)) * {TILE}u + row % {TILE}u),
 //! end
             block),
         block);
@@ -76,21 +54,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 //! end
 //! end
         let at_{p} = token * params.row_vec4s + block * {PARTS}u + {p}u;
-//! if IMAGES
-        textureStore(out, texel(at_{p}), value_{p});
-//! else
-        out[at_{p}] = value_{p};
-//! end
+        write_out(at_{p}, value_{p});
     }
 //! end
 }
-
-//! if GROUPED
-fn scales_at(index: u32) -> vec4<u32> {
-//! if IMAGES
-    return textureLoad(scales, texel(index));
-//! else
-    return scales[index];
-//! end
-}
-//! end

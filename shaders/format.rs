@@ -2,6 +2,7 @@
 
 use crate::format_k;
 use crate::format_levels;
+use crate::gpu::Caps;
 use crate::weights::{BLOCK_BYTES, GROUP, GROUPS_PER_QUAD, TILE};
 
 /// How weights are stored. Products are computed in f32 whatever they are.
@@ -45,11 +46,14 @@ pub enum Format {
     Iq4Xs,
     /// The same with other levels, with which `block_iq3_xxs` is exact.
     Iq3,
+    /// Halves as cooperative matrices of 16 x 16 take them from a buffer: two blocks of a row stand
+    /// side by side, so that 16 rows of 16 values are one piece.
+    F16Fragments,
 }
 
 impl Format {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -64,6 +68,7 @@ impl Format {
         Self::Iq4Nl,
         Self::Iq4Xs,
         Self::Iq3,
+        Self::F16Fragments,
     ];
 
     /// Whether groups of values share a scale.
@@ -78,8 +83,8 @@ impl Format {
 
     /// Whether a group's values have an offset beside their scale, or codes that take one.
     pub fn has_offset(self) -> bool {
-        let has_none = matches!(self, Self::F32 | Self::F16 | Self::Bf16 | Self::Fp8 | Self::Q6K);
-        !has_none && self.levels().is_none()
+        let has_none = matches!(self, Self::Fp8 | Self::Q6K) || self.levels().is_some();
+        self.is_grouped() && !has_none
     }
 
     /// Whether codes can be decoded in the places that they have in a word, each a power of two too
@@ -92,7 +97,7 @@ impl Format {
     pub fn row_bytes(self, cols: usize) -> usize {
         match self {
             Self::F32 => cols * 4,
-            Self::F16 | Self::Bf16 => cols * 2,
+            Self::F16 | Self::F16Fragments | Self::Bf16 => cols * 2,
             Self::Int8 | Self::Int4 | Self::Fp8 | Self::Int4Zero => {
                 cols.div_ceil(self.group()) * self.group_bytes()
             }
@@ -128,10 +133,35 @@ impl Format {
     pub fn block(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 8,
+            Self::F16 | Self::F16Fragments | Self::Bf16 => 8,
             Self::Int8 | Self::Fp8 => 16,
             _ => 32,
         }
+    }
+
+    /// What weights of this format are stored as on an adapter: halves that it multiplies by
+    /// cooperative matrices in the order of those, whatever kind of halves they are. Those that
+    /// don't become such halves stay as they are ([`crate::weights::WeightMatrix::upload`]).
+    pub(crate) fn stored(self, caps: Caps) -> Self {
+        match (self, caps.fragment_side()) {
+            (Self::F16 | Self::Bf16, Some(16)) => Self::F16Fragments,
+            (Self::F16 | Self::Bf16, Some(_)) => Self::F16,
+            _ => self,
+        }
+    }
+
+    /// The side of the cooperative matrices that weights of this format are a row of.
+    pub(crate) fn fragment_side(self) -> Option<u32> {
+        match self {
+            Self::F16 => Some(8),
+            Self::F16Fragments => Some(16),
+            _ => None,
+        }
+    }
+
+    /// Blocks of a row that stand side by side.
+    pub(crate) fn side_by_side(self) -> usize {
+        if self == Self::F16Fragments { 2 } else { 1 }
     }
 
     /// Blocks of a group.
@@ -143,7 +173,7 @@ impl Format {
     pub fn decoder(self) -> &'static str {
         match self {
             Self::F32 => include_str!("decode_f32.wgsl"),
-            Self::F16 => include_str!("decode_f16.wgsl"),
+            Self::F16 | Self::F16Fragments => include_str!("decode_f16.wgsl"),
             Self::Bf16 => include_str!("decode_bf16.wgsl"),
             Self::Int8 => concat!(
                 include_str!("decode_int8.wgsl"),
@@ -207,13 +237,15 @@ impl Format {
     }
 
     /// The constants of kernels that read blocks, beside their own.
-    pub fn constants(self) -> [(&'static str, u32); 9] {
+    pub fn constants(self) -> [(&'static str, u32); 11] {
         let block = self.block() as u32;
         let group_blocks = self.group_blocks() as u32;
         [
             ("TILE", TILE as u32),
             ("PARTS", block / 4),
             ("STEP_BLOCKS", GROUP as u32 / block),
+            ("SIDE_BY_SIDE", self.side_by_side() as u32),
+            ("PAIRS", (self.side_by_side() == 2).into()),
             ("GROUP_BLOCKS", group_blocks),
             ("QUAD_BLOCKS", group_blocks * GROUPS_PER_QUAD as u32),
             ("GROUPED", self.is_grouped().into()),
@@ -240,7 +272,7 @@ impl Format {
             let groups = row.chunks_exact(self.group_bytes());
             match self {
                 Self::F32 => row.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-                Self::F16 => {
+                Self::F16 | Self::F16Fragments => {
                     let values = row.as_chunks().0.iter();
                     values.map(|b| half::f16::from_le_bytes(*b).to_f32()).collect()
                 }
@@ -290,7 +322,7 @@ impl Format {
     pub fn encode(self, cols: usize, values: &[f32]) -> Vec<u8> {
         match self {
             Self::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-            Self::F16 => {
+            Self::F16 | Self::F16Fragments => {
                 values.iter().flat_map(|value| half::f16::from_f32(*value).to_le_bytes()).collect()
             }
             Self::Bf16 => {

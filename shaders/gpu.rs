@@ -40,6 +40,26 @@ pub struct Caps {
     pub products: Products,
     /// The side of the cooperative matrices by which they are, if they are.
     pub cooperative_side: Option<u32>,
+    /// Whether those with integer weights are computed by packed dot products.
+    pub packs: bool,
+}
+
+impl Caps {
+    /// The same for products that are computed so.
+    pub(crate) fn with_products(self, products: Products) -> Self {
+        let packs = match products {
+            Products::Plain | Products::Cooperative => false,
+            Products::PackedDot => true,
+            Products::Mixed => self.packs,
+        };
+        Self { products, packs, ..self }
+    }
+
+    /// The side of the cooperative matrices in whose order halves are stored. They are read from
+    /// buffers.
+    pub(crate) fn fragment_side(&self) -> Option<u32> {
+        self.cooperative_side.filter(|_| !self.images)
+    }
 }
 
 /// What was asked of an adapter since it was opened.
@@ -112,8 +132,13 @@ impl Gpu {
             GpuError::Unsupported { adapter: info.name.clone(), missing: missing.to_owned() }
         })?;
         let cooperative_side = match options.products {
-            Products::Cooperative => adapters::cooperative_side(adapter),
+            Products::Cooperative | Products::Mixed => adapters::cooperative_side(adapter),
             Products::Plain | Products::PackedDot => None,
+        };
+        let packs = match options.products {
+            Products::Plain | Products::Cooperative => false,
+            Products::PackedDot => true,
+            Products::Mixed => adapters::has_packed_dot(adapter),
         };
         let features = adapter.features() & (wanted | more);
         let limits = adapter.limits();
@@ -162,6 +187,7 @@ impl Gpu {
             is_cpu: info.is_cpu(),
             products: options.products,
             cooperative_side,
+            packs,
         };
         let folder = options.cache_dir.as_deref();
         let pipelines = folder.and_then(|folder| PipelineCache::open(&device, &own, folder));
@@ -316,7 +342,13 @@ impl Gpu {
     /// With the kernels of a GPU, whatever it is.
     #[cfg(test)]
     pub(crate) fn with_gpu_kernels(self) -> Self {
-        Self { caps: Caps { is_cpu: false, ..self.caps }, ..self }
+        self.with_caps(|caps| Caps { is_cpu: false, ..caps })
+    }
+
+    /// As if it could do something else.
+    #[cfg(test)]
+    pub(crate) fn with_caps(self, change: impl FnOnce(Caps) -> Caps) -> Self {
+        Self { caps: change(self.caps), ..self }
     }
 
     /// Whether dispatches are timed one by one.

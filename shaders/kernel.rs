@@ -34,26 +34,6 @@ pub enum Access {
 }
 
 impl Access {
-    /// How a kernel reads values four at a time.
-    pub fn read_vec4s(images: bool) -> Self {
-        if images { Self::ReadImage } else { Self::Read }
-    }
-
-    /// How a kernel reads blocks of weights.
-    pub fn read_blocks(images: bool) -> Self {
-        if images { Self::ReadWordsImage } else { Self::Read }
-    }
-
-    /// How a kernel writes blocks.
-    pub fn write_blocks(images: bool) -> Self {
-        if images { Self::WriteWordsImage } else { Self::ReadWrite }
-    }
-
-    /// How a kernel writes values four at a time.
-    pub fn write_vec4s(images: bool) -> Self {
-        if images { Self::WriteImage } else { Self::ReadWrite }
-    }
-
     fn binding_type(self) -> wgpu::BindingType {
         let buffer = |read_only| wgpu::BindingType::Buffer {
             ty: wgpu::BufferBindingType::Storage { read_only },
@@ -155,6 +135,8 @@ impl Kernel {
             "every driver has room for 128 bytes of parameters"
         );
         assert!(source.params_bytes.is_multiple_of(4), "parameters are whole words");
+        #[cfg(test)]
+        let source = &crate::testing::runnable(gpu, source);
         let name = source.name.as_str().into();
         let key = (source.wgsl.clone(), (source.bindings.clone(), source.params_bytes));
         if let Some(code) = gpu.codes.known.borrow().get(&key) {

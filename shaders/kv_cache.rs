@@ -3,7 +3,6 @@
 use crate::error::GpuError;
 use crate::gpu::Gpu;
 use crate::inputs::BLOCK_TOKENS;
-use crate::kernel::Access;
 use crate::tensor::Tensor;
 
 /// Heads of an attention layer.
@@ -67,14 +66,6 @@ impl KvFormat {
         }
     }
 
-    /// How a kernel reads four values.
-    pub fn read(self, images: bool) -> Access {
-        match self {
-            Self::F16 if images => Access::ReadPairsImage,
-            _ => Access::read_vec4s(images),
-        }
-    }
-
     /// A tensor of so many values, all zero.
     pub(crate) fn alloc(self, gpu: &Gpu, len: usize) -> Result<Tensor, GpuError> {
         match self {
@@ -88,14 +79,6 @@ impl KvFormat {
         match self {
             Self::F32 => gpu.vec4s_bytes(len),
             Self::F16 => gpu.pairs_bytes(len / 2),
-        }
-    }
-
-    /// How a kernel writes four values.
-    pub(crate) fn write(self, images: bool) -> Access {
-        match self {
-            Self::F16 if images => Access::WritePairsImage,
-            _ => Access::write_vec4s(images),
         }
     }
 }

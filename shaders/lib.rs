@@ -23,6 +23,7 @@ mod format_k;
 mod format_levels;
 pub mod gpu;
 mod gpu_options;
+mod halves;
 pub mod inputs;
 pub mod kernel;
 pub mod kv_cache;
@@ -50,6 +51,7 @@ pub mod matmul;
 mod matmul_aside;
 mod matmul_bound;
 mod matmul_class;
+mod matmul_form;
 pub mod matmul_stacked;
 mod matmul_variant;
 pub mod mla;
@@ -76,6 +78,8 @@ pub mod self_test_experts;
 pub mod self_test_mla;
 pub mod speed;
 
+#[cfg(test)]
+mod matmul_emulated;
 #[cfg(test)]
 mod proof;
 #[cfg(test)]

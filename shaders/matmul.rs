@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, HashMap};
 use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
-use crate::gpu::{Caps, Gpu};
+use crate::gpu::Gpu;
 use crate::inputs::{Inputs, StepShape};
 use crate::kernel::Kernel;
 use crate::kv_cache::KvCache;
@@ -190,7 +190,7 @@ impl Matmul {
     /// Those for products that are computed so, for tools; plain ones if the adapter wasn't opened
     /// for those by cooperative matrices.
     pub fn of(gpu: &Gpu, products: Products) -> Self {
-        let caps = Caps { products, ..gpu.caps() };
+        let caps = gpu.caps().with_products(products);
         let norm_lanes = Class::choose(caps, Format::Int8).order.norm_lanes;
         Self::by_format(norm_lanes, move |format| Class::choose(caps, format))
     }

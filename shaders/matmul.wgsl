@@ -53,7 +53,7 @@ fn main(
 //! end
     let strip = (workgroup.x % {STRIPS}u) * {STRIP}u;
     let column = strip + lane * {LANE_STRIDE}u;
-    let tile_start = stored_tile * p.num_blocks * {TILE}u + column;
+    let tile_start = stored_tile * p.num_blocks * {TILE}u + column * {SIDE_BY_SIDE}u;
 //! if STACKED
 //! else
     let first_row = workgroup.y * {TM}u;
@@ -156,7 +156,7 @@ fn main(
         // Of the groups from this block on, whose scales are loaded at once.
         var quad_{j} = quad_of(
 //! for s in 0..SIDES
-            scales_at(scales_start + side_at(quad, {s}u) * {TILE}u + {j}u * {J_STRIDE}u),
+            scales_in(scales_start + side_at(quad, {s}u) * {TILE}u + {j}u * {J_STRIDE}u),
 //! end
             quad);
 //! end
@@ -172,8 +172,8 @@ fn main(
 //! for b in 0..STEP_BLOCKS
             let at_{s}_{b} = min(ahead + {s}u * {STEP_BLOCKS}u + {b}u, p.num_blocks - 1u);
 //! for j in 0..TN
-            let ahead_{s}_{b}_{j} =
-                weights_at(tile_start + at_{s}_{b} * {TILE}u + {j}u * {J_STRIDE}u);
+            let ahead_{s}_{b}_{j} = weights_in(
+                tile_start + block_at(at_{s}_{b}) + {j}u * {J_STRIDE}u * {SIDE_BY_SIDE}u);
 //! end
 //! end
 //! end
@@ -222,8 +222,8 @@ fn main(
 //! if AHEAD
             let stored_{b}_{j} = ahead_{s}_{b}_{j};
 //! else
-            let stored_{b}_{j} =
-                weights_at(tile_start + (block + {b}u) * {TILE}u + {j}u * {J_STRIDE}u);
+            let stored_{b}_{j} = weights_in(
+                tile_start + block_at(block + {b}u) + {j}u * {J_STRIDE}u * {SIDE_BY_SIDE}u);
 //! end
 //! if GROUPED
             let w_{b}_{j} = whole(stored_{b}_{j}, quad_{j});

@@ -10,11 +10,10 @@ use bytemuck::{Pod, Zeroable};
 use crate::error::GpuError;
 use crate::gpu::Gpu;
 use crate::inputs::BLOCK_TOKENS;
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
 use crate::kv_cache::KvFormat;
 use crate::matmul::{INPUTS, Norm, Params};
 use crate::matmul_variant::Kind;
-use crate::template::expand_vec4s;
 use crate::tensor::Tensor;
 use crate::weights::TILE;
 
@@ -132,8 +131,6 @@ pub(crate) fn scales_source(norm_lanes: u32, images: bool) -> KernelSource {
 }
 
 pub(crate) fn sums_source(kind: Kind, images: bool) -> KernelSource {
-    let mut bindings = vec![("AT_PARTS", Access::Read)];
-    bindings.extend(kind.bindings(images));
     let own = [
         ("WORKGROUP", SUM_LANES),
         ("SUMS", 1),
@@ -147,8 +144,7 @@ pub(crate) fn sums_source(kind: Kind, images: bool) -> KernelSource {
         ("UNIT", kind.unit()),
         ("BLOCK", BLOCK_TOKENS as u32),
     ];
-    let places = (0..).zip(&bindings).map(|(place, (name, _))| (*name, place));
-    let constants: Vec<_> = own.into_iter().chain(kind.constants()).chain(places).collect();
+    let constants: Vec<_> = own.into_iter().chain(kind.constants()).collect();
     let template =
         [include_str!("matmul_sum.wgsl"), INPUTS, include_str!("matmul_out.wgsl")].concat();
     let kv = match kind {
@@ -156,6 +152,5 @@ pub(crate) fn sums_source(kind: Kind, images: bool) -> KernelSource {
         _ => "",
     };
     let name = format!("matmul sum {}{kv}", kind.name());
-    let accesses: Vec<_> = bindings.iter().map(|(_, access)| *access).collect();
-    KernelSource::new::<Params>(name, expand_vec4s(&template, images, &constants), &accesses)
+    KernelSource::declared::<Params>(name, &template, images, &constants)
 }

@@ -30,108 +30,48 @@ struct Params {
 
 var<immediate> params: Params;
 //! if SUMS
-// [chunks of k, num_rows, columns in whole tiles / 4], of the chunks that matmul.wgsl summed
-@group(0) @binding(0) var<storage, read>       parts: array<vec4<f32>>;
+// of the chunks that matmul.wgsl summed
+//! read parts vec4<f32>  [chunks of k, num_rows, columns in whole tiles / 4]
 //! else
 //! if PACKED
-// [num_rows, groups, 3], of quantize_rows.wgsl
-//! if IMAGES
-@group(0) @binding(0) var x: texture_storage_2d<rgba32uint, read>;
+//! read x blocks  [num_rows, groups, 3], of quantize_rows.wgsl
 //! else
-@group(0) @binding(0) var<storage, read>       x: array<vec4<u32>>;
+//! read x vec4s  [num_rows, K / 4]
 //! end
+//! if STRAIGHT
+//! read weights vec4<f16>  [tiles of TILE columns, K / SIDE, TILE, SIDE / 4]
 //! else
-//! if IMAGES
-@group(0) @binding(0) var x: texture_storage_2d<rgba32float, read>; // [num_rows, K / 4]
-//! else
-@group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>; // [num_rows, K / 4]
-//! end
-//! end
-//! if IMAGES
-// [tiles of TILE columns, num_blocks, TILE]
-@group(0) @binding(1) var weights: texture_storage_2d<rgba32uint, read>;
-//! else
-// [tiles of TILE columns, num_blocks, TILE]
-@group(0) @binding(1) var<storage, read>       weights: array<vec4<u32>>;
+//! read weights blocks  [tiles of TILE columns, num_blocks, TILE]
 //! end
 //! if GROUPED
-// [tiles of TILE columns, num_quads, TILE], a word for each of four groups: scale, offset
-//! if IMAGES
-@group(0) @binding({AT_SCALES}) var scales: texture_storage_2d<rgba32uint, read>;
-//! else
-@group(0) @binding({AT_SCALES}) var<storage, read>       scales: array<vec4<u32>>;
+// a word for each of four groups: scale, offset
+//! read scales blocks  [tiles of TILE columns, num_quads, TILE]
 //! end
-//! end
-//! end
-//! if NORM
-//! if IMAGES
-@group(0) @binding({AT_NORM}) var norm: texture_storage_2d<rgba32float, read>; // [K / 4]
-//! else
-@group(0) @binding({AT_NORM}) var<storage, read>       norm: array<vec4<f32>>;   // [K / 4]
-//! end
-//! end
-//! if APART
-@group(0) @binding({AT_ROW_SCALES}) var<storage, read>       row_scales: array<f32>;  // [num_rows]
 //! end
 //! if STORE
-// [num_rows, num_columns], CUT: as parts of matmul_sum.wgsl
-@group(0) @binding({AT_OUT}) var<storage, read_write> out: array<f32>;
+//! write out f32  [num_rows, num_columns], CUT: as parts of matmul_sum.wgsl
 //! else
-//! if IMAGES
-// [num_rows, num_columns / 4], SWIGLU: / 8, QKV: the queries of it
-@group(0) @binding({AT_OUT}) var out: texture_storage_2d<rgba32float, write>;
-//! else
-// [num_rows, num_columns / 4], SWIGLU: / 8, QKV: the queries of it
-@group(0) @binding({AT_OUT}) var<storage, read_write> out: array<vec4<f32>>;
-//! end
-//! end
-//! if ROUTED
-// chosen [pairs], weights [pairs], sorted [pairs], counts [num_matrices], parts [num_parts, 3]
-@group(0) @binding({AT_ROUTES}) var<storage, read>       routes: array<u32>;
+//! write out vec4s  [num_rows, num_columns / 4], SWIGLU: / 8, QKV: the queries of it
 //! end
 //! if RESIDUAL
-//! if IMAGES
-// [num_rows, num_columns / 4]
-@group(0) @binding({AT_RESIDUAL}) var residual: texture_storage_2d<rgba32float, read>;
-//! else
-// [num_rows, num_columns / 4]
-@group(0) @binding({AT_RESIDUAL}) var<storage, read>       residual: array<vec4<f32>>;
-//! end
+//! read residual vec4s  [num_rows, num_columns / 4]
 //! end
 //! if QKV
-// ..., positions, table_starts, ..., tables
-@group(0) @binding({AT_INPUTS}) var<storage, read>       inputs: array<u32>;
-//! if IMAGES
-@group(0) @binding({AT_BIAS}) var bias: texture_storage_2d<rgba32float, read>; // [num_columns / 4]
-// [max_positions, rotary dimensions / 4], cosine and sine of two pairs
-@group(0) @binding({AT_COS_SIN}) var cos_sin: texture_storage_2d<rgba32float, read>;
-//! if KV_F16
-// [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
-@group(0) @binding({AT_KEYS}) var keys: texture_storage_2d<rg32uint, write>;
-// [num_blocks, num_kv_heads, BLOCK, head_dim / 4]
-@group(0) @binding({AT_VALUES}) var values: texture_storage_2d<rg32uint, write>;
-//! else
-// [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
-@group(0) @binding({AT_KEYS}) var keys: texture_storage_2d<rgba32float, write>;
-// [num_blocks, num_kv_heads, BLOCK, head_dim / 4]
-@group(0) @binding({AT_VALUES}) var values: texture_storage_2d<rgba32float, write>;
+//! read inputs u32  ..., positions, table_starts, ..., tables
+//! read bias vec4s  [num_columns / 4]
+//! read cos_sin vec4s  [max_positions, rotary dimensions / 4], cosine and sine of two pairs
+//! write keys cache  [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
+//! write values cache  [num_blocks, num_kv_heads, BLOCK, head_dim / 4]
 //! end
-//! else
-@group(0) @binding({AT_BIAS}) var<storage, read>       bias: array<vec4<f32>>;
-// [max_positions, rotary dimensions / 4], cosine and sine of two pairs
-@group(0) @binding({AT_COS_SIN}) var<storage, read>       cos_sin: array<vec4<f32>>;
-//! if KV_F16
-// [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
-@group(0) @binding({AT_KEYS}) var<storage, read_write> keys: array<vec2<u32>>;
-// [num_blocks, num_kv_heads, BLOCK, head_dim / 4]
-@group(0) @binding({AT_VALUES}) var<storage, read_write> values: array<vec2<u32>>;
-//! else
-// [num_blocks, num_kv_heads, head_dim / 4, BLOCK]
-@group(0) @binding({AT_KEYS}) var<storage, read_write> keys: array<vec4<f32>>;
-// [num_blocks, num_kv_heads, BLOCK, head_dim / 4]
-@group(0) @binding({AT_VALUES}) var<storage, read_write> values: array<vec4<f32>>;
+// Last, so that a product with a norm and a gate is bound as one with a residual is.
+//! if NORM
+//! read norm vec4s  [K / 4]
 //! end
+//! if APART
+//! read row_scales f32  [num_rows]
 //! end
+//! if ROUTED
+//! read routes u32  chosen [pairs], weights [pairs], sorted [pairs], counts, parts [num_parts, 3]
 //! end
 
 //! if CUT
@@ -145,13 +85,6 @@ fn part_at(p: Params, chunk: u32, row: u32) -> u32 {
 //! if SUMS
 //! else
 //! if PACKED
-fn packed_x(index: u32) -> vec4<u32> {
-//! if IMAGES
-    return textureLoad(x, texel(index));
-//! else
-    return x[index];
-//! end
-}
 //! else
 // A vec4 of x; zero where the weights are padded, since whatever follows a row in memory may be
 // infinite.
@@ -159,45 +92,9 @@ fn x_at(p: Params, row: u32, index: u32) -> vec4<f32> {
     let value = x_in(row + min(index, p.row_vec4s - 1u));
     return select(vec4<f32>(0.0), value, index < p.row_vec4s);
 }
-
-fn x_in(index: u32) -> vec4<f32> {
-//! if IMAGES
-    return textureLoad(x, texel(index));
-//! else
-    return x[index];
 //! end
-}
 //! end
 
-//! if NORM
-fn norm_in(index: u32) -> vec4<f32> {
-//! if IMAGES
-    return textureLoad(norm, texel(index));
-//! else
-    return norm[index];
-//! end
-}
-//! end
-
-fn weights_at(index: u32) -> vec4<u32> {
-//! if IMAGES
-    return textureLoad(weights, texel(index));
-//! else
-    return weights[index];
-//! end
-}
-
-//! if GROUPED
-fn scales_at(index: u32) -> vec4<u32> {
-//! if IMAGES
-    return textureLoad(scales, texel(index));
-//! else
-    return scales[index];
-//! end
-}
-//! end
-
-//! end
 //! if STACKED
 // Rows that one workgroup multiplies with the same matrix of the stack. A row of x and a matrix
 // that it is multiplied with are a pair, and a row of y.

@@ -44,75 +44,16 @@ fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>
     let is_nan = (bitcast<vec4<u32>>(value) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
     let instead = select(value, most, is_value);
     let bounded = select(clamp(value, -most, most), instead, is_nan);
-//! if KV_F16
-    let stored = vec2<u32>(pack2x16float(bounded.xy), pack2x16float(bounded.zw));
-//! else
-    let stored = bounded;
-//! end
     let slot = place.x % {BLOCK}u;
     if (!is_value) {
         let kv_head = place.y * p.num_kv_heads + head - p.num_heads;
         let index = (kv_head * p.head_vec4s + d) * {BLOCK}u + slot;
-        store_key(index, stored);
+        write_keys(index, bounded);
     } else {
         let kv_head = place.y * p.num_kv_heads + head - p.num_heads - p.num_kv_heads;
         let index = (kv_head * {BLOCK}u + slot) * p.head_vec4s + d;
-        store_value(index, stored);
+        write_values(index, bounded);
     }
-}
-
-//! if KV_F16
-//! if IMAGES
-fn store_key(index: u32, stored: vec2<u32>) {
-    textureStore(keys, texel(index), vec4<u32>(stored, 0u, 0u));
-}
-
-fn store_value(index: u32, stored: vec2<u32>) {
-    textureStore(values, texel(index), vec4<u32>(stored, 0u, 0u));
-}
-//! else
-fn store_key(index: u32, stored: vec2<u32>) {
-    keys[index] = stored;
-}
-
-fn store_value(index: u32, stored: vec2<u32>) {
-    values[index] = stored;
-}
-//! end
-//! else
-//! if IMAGES
-fn store_key(index: u32, stored: vec4<f32>) {
-    textureStore(keys, texel(index), stored);
-}
-
-fn store_value(index: u32, stored: vec4<f32>) {
-    textureStore(values, texel(index), stored);
-}
-//! else
-fn store_key(index: u32, stored: vec4<f32>) {
-    keys[index] = stored;
-}
-
-fn store_value(index: u32, stored: vec4<f32>) {
-    values[index] = stored;
-}
-//! end
-//! end
-
-fn bias_in(index: u32) -> vec4<f32> {
-//! if IMAGES
-    return textureLoad(bias, texel(index));
-//! else
-    return bias[index];
-//! end
-}
-
-fn cos_sin_in(index: u32) -> vec4<f32> {
-//! if IMAGES
-    return textureLoad(cos_sin, texel(index));
-//! else
-    return cos_sin[index];
-//! end
 }
 //! else
 fn place_of(p: Params, row: u32) -> vec2<u32> {
@@ -147,11 +88,7 @@ fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>
 fn finish(p: Params, row: u32, computed: u32, place: vec2<u32>, total: vec4<f32>) {
     if (computed < p.num_computed) {
         let index = (row * p.num_columns + p.first_column + computed) / 4u;
-//! if IMAGES
-        write_out(index, textureLoad(residual, texel(index)) + total);
-//! else
-        write_out(index, residual[index] + total);
-//! end
+        write_out(index, residual_in(index) + total);
     }
 }
 //! end
@@ -164,17 +101,6 @@ fn finish(
         let index = (row * p.num_columns + p.first_column + computed) / 8u;
         write_out(index, gate / (1.0 + exp(-gate)) * up);
     }
-}
-//! end
-
-//! if STORE
-//! else
-fn write_out(index: u32, value: vec4<f32>) {
-//! if IMAGES
-    textureStore(out, texel(index), value);
-//! else
-    out[index] = value;
-//! end
 }
 //! end
 

@@ -51,7 +51,7 @@ fn main(
         for (var quad = start; quad < end; quad += {QUAD_BLOCKS}u) {
 //! for j in 0..TN
         var scales_{j} =
-            scales_at(scales_start + (quad / {QUAD_BLOCKS}u) * {TILE}u + {j}u * {LANES}u);
+            scales_in(scales_start + (quad / {QUAD_BLOCKS}u) * {TILE}u + {j}u * {LANES}u);
 //! end
         let quad_end = min(quad + {QUAD_BLOCKS}u, end);
         for (var ahead = quad; ahead < quad_end; ahead += {STEPS}u * {GROUP_BLOCKS}u) {
@@ -61,7 +61,7 @@ fn main(
 //! for b in 0..GROUP_BLOCKS
             let at_{s}_{b} = min(ahead + {s}u * {GROUP_BLOCKS}u + {b}u, p.num_blocks - 1u);
 //! for j in 0..TN
-            let ahead_{s}_{j}_{b} = weights_at(tile_start + at_{s}_{b} * {TILE}u + {j}u * {LANES}u);
+            let ahead_{s}_{j}_{b} = weights_in(tile_start + at_{s}_{b} * {TILE}u + {j}u * {LANES}u);
 //! end
 //! end
 //! end
@@ -73,16 +73,16 @@ fn main(
             let block = ahead + {s}u * {GROUP_BLOCKS}u;
             let at = block / {GROUP_BLOCKS}u * 3u;
 //! for m in 0..TM
-            let x_{m}_0 = packed_x(row_{m} + at);
-            let x_{m}_1 = packed_x(row_{m} + at + 1u);
-            let x_factor_{m} = bitcast<vec2<f32>>(packed_x(row_{m} + at + 2u).xy);
+            let x_{m}_0 = x_in(row_{m} + at);
+            let x_{m}_1 = x_in(row_{m} + at + 1u);
+            let x_factor_{m} = bitcast<vec2<f32>>(x_in(row_{m} + at + 2u).xy);
 //! end
 //! for j in 0..TN
 //! for b in 0..GROUP_BLOCKS
 //! if AHEAD
             let w_{j}_{b} = ahead_{s}_{j}_{b};
 //! else
-            let w_{j}_{b} = weights_at(tile_start + (block + {b}u) * {TILE}u + {j}u * {LANES}u);
+            let w_{j}_{b} = weights_in(tile_start + (block + {b}u) * {TILE}u + {j}u * {LANES}u);
 //! end
 //! end
             let codes_{j}_0 = codes_0(w_{j}_0, w_{j}_{LAST_BLOCK});

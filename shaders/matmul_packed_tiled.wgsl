@@ -44,21 +44,21 @@ fn main(
                 let r = i % {TILE_ROWS}u;
                 let row = min(first_row + r, p.num_rows - 1u) * p.row_vec4s;
                 let at = row + (first_group + g) * 3u;
-                sh_x[g * 2u * {TILE_ROWS}u + r] = packed_x(at);
-                sh_x[(g * 2u + 1u) * {TILE_ROWS}u + r] = packed_x(at + 1u);
-                sh_x_factors[i] = bitcast<vec2<f32>>(packed_x(at + 2u).xy);
+                sh_x[g * 2u * {TILE_ROWS}u + r] = x_in(at);
+                sh_x[(g * 2u + 1u) * {TILE_ROWS}u + r] = x_in(at + 1u);
+                sh_x_factors[i] = bitcast<vec2<f32>>(x_in(at + 2u).xy);
             }
             for (var i = local; i < num_groups * {STRIP}u; i += {WORKGROUP}u) {
                 let g = i / {STRIP}u;
                 let column = i % {STRIP}u;
                 let place = column % {TN}u * {LANES}u + column / {TN}u;
 //! for b in 0..GROUP_BLOCKS
-                let w_{b} = weights_at(
+                let w_{b} = weights_in(
                     tile_start + (block + g * {GROUP_BLOCKS}u + {b}u) * {TILE}u + column);
 //! end
                 sh_weights[g * 2u * {STRIP}u + place] = codes_0(w_0, w_{LAST_BLOCK});
                 sh_weights[(g * 2u + 1u) * {STRIP}u + place] = codes_1(w_0, w_{LAST_BLOCK});
-                let quad = scales_at(scales_start + (first_group + g) / 4u * {TILE}u + column);
+                let quad = scales_in(scales_start + (first_group + g) / 4u * {TILE}u + column);
                 sh_factors[g * {STRIP}u + place] = scale_of(quad[(first_group + g) % 4u]);
             }
             workgroupBarrier();

@@ -75,7 +75,7 @@ fn quad_at(scales_start: u32, block: u32, column: u32) -> Quad {
     return skipped(
         quad_of(
 //! for s in 0..SIDES
-            scales_at(scales_start + side_at(block, {s}u) * {TILE}u + column),
+            scales_in(scales_start + side_at(block, {s}u) * {TILE}u + column),
 //! end
             block),
         block);

@@ -3,6 +3,7 @@
 use std::mem::offset_of;
 
 use super::*;
+use crate::gpu::Caps;
 use crate::kernel::Pass;
 use crate::kv_cache::KvFormat;
 use crate::matmul_variant::{Operands, Order};
@@ -449,5 +450,6 @@ fn testing_caps() -> Caps {
         is_cpu: true,
         products: Products::Plain,
         cooperative_side: None,
+        packs: false,
     }
 }

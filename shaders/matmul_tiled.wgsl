@@ -37,7 +37,7 @@ fn main(
     let stored_tile = tile;
     let first_row = workgroup.y * {TILE_ROWS}u;
 //! end
-    let tile_start = stored_tile * p.num_blocks * {TILE}u + strip;
+    let tile_start = stored_tile * p.num_blocks * {TILE}u + strip * {SIDE_BY_SIDE}u;
 //! if GROUPED
     let scales_start = stored_tile * sides_of(p.num_blocks) * {TILE}u + strip;
 //! end
@@ -73,7 +73,8 @@ fn main(
             for (var i = local; i < {STRIP}u * {STEP_BLOCKS}u; i += {WORKGROUP}u) {
                 let column = i % {STRIP}u;
                 let b = i / {STRIP}u;
-                let stored = weights_at(tile_start + (block + b) * {TILE}u + column);
+                let stored =
+                    weights_in(tile_start + block_at(block + b) + column * {SIDE_BY_SIDE}u);
 //! if GROUPED
                 let w = whole(stored, quad_at(scales_start, block, column));
 //! else

@@ -4,102 +4,12 @@ use bytemuck::Pod;
 
 use crate::gpu::Caps;
 use crate::inputs::BLOCK_TOKENS;
-use crate::kernel::{Access, KernelSource};
-use crate::kv_cache::KvFormat;
+use crate::kernel::KernelSource;
 use crate::matmul::{CHUNK, INPUTS, Params};
 use crate::matmul_aside::{MAX_PARTS, num_parts};
+pub(crate) use crate::matmul_form::{Form, Kind, Order, Stacked};
 use crate::matmul_stacked::StackedParams;
-use crate::template::expand_vec4s;
 use crate::weights::{Format, GROUP, TILE};
-
-/// What becomes of a product, without the tensors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Kind {
-    Store,
-    Vec4s,
-    Residual,
-    Swiglu,
-    /// Keys and values go to a cache of this format.
-    Qkv(KvFormat),
-}
-
-impl Kind {
-    /// Those of layers with a cache of this format.
-    pub(crate) fn all(kv: KvFormat) -> [Self; 5] {
-        [Self::Store, Self::Vec4s, Self::Residual, Self::Swiglu, Self::Qkv(kv)]
-    }
-
-    /// Columns that become a vec4 of results.
-    pub(crate) fn unit(self) -> u32 {
-        if self == Self::Swiglu { 8 } else { 4 }
-    }
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Store => "store",
-            Self::Vec4s => "vec4s",
-            Self::Residual => "residual",
-            Self::Swiglu => "swiglu",
-            Self::Qkv(_) => "qkv",
-        }
-    }
-
-    /// What a kernel writes, and reads for that.
-    pub(crate) fn bindings(self, images: bool) -> Vec<(&'static str, Access)> {
-        let (vec4s, write) = (Access::read_vec4s(images), Access::write_vec4s(images));
-        match self {
-            Self::Store => vec![("AT_OUT", Access::ReadWrite)],
-            Self::Residual => vec![("AT_OUT", write), ("AT_RESIDUAL", vec4s)],
-            Self::Swiglu | Self::Vec4s => vec![("AT_OUT", write)],
-            Self::Qkv(kv) => vec![
-                ("AT_OUT", write),
-                ("AT_INPUTS", Access::Read),
-                ("AT_BIAS", vec4s),
-                ("AT_COS_SIN", vec4s),
-                ("AT_KEYS", kv.write(images)),
-                ("AT_VALUES", kv.write(images)),
-            ],
-        }
-    }
-
-    /// What the text of a kernel is told.
-    pub(crate) fn constants(self) -> [(&'static str, u32); 6] {
-        [
-            ("STORE", (self == Self::Store).into()),
-            ("VEC4S", (self == Self::Vec4s).into()),
-            ("RESIDUAL", (self == Self::Residual).into()),
-            ("SWIGLU", (self == Self::Swiglu).into()),
-            ("QKV", matches!(self, Self::Qkv(_)).into()),
-            ("KV_F16", (self == Self::Qkv(KvFormat::F16)).into()),
-        ]
-    }
-}
-
-/// Which rows of a product go with which matrices of a stack.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Stacked {
-    /// Each row with those that were chosen for it.
-    Routed,
-    /// Each row in parts, one for each matrix.
-    Heads,
-}
-
-/// What a kernel is compiled for, beside its variant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Form {
-    pub(crate) format: Format,
-    pub(crate) norm: bool,
-    pub(crate) kind: Kind,
-}
-
-/// What is added, and in which order: with the format of weights, what defines a result's bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Order {
-    /// Whether k is cut into chunks, so that groups of lanes can share it.
-    pub(crate) chunked: bool,
-    /// Lanes that the squares of a norm are summed over; a multiple of eight.
-    pub(crate) norm_lanes: u32,
-}
 
 /// One way of laying the work out over lanes. All of a class give the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -144,6 +54,9 @@ const LOADS_AHEAD: u32 = 8;
 /// More blocks than a row of weights has.
 const MAX_BLOCKS: u32 = 1 << 30;
 
+/// Values of a block of halves.
+const FRAGMENT_BLOCK: u32 = 8;
+
 /// Vec4s between two rows of operands of cooperative matrices, in workgroup memory.
 const PADDING: u32 = 2;
 
@@ -161,7 +74,8 @@ pub(crate) enum Operands {
     /// A workgroup loads and decodes a tile of both into its memory.
     Staged,
     /// The same in f16, multiplied by cooperative matrices: a variant's rows and columns per lane
-    /// are rows of a matrix and matrices side by side.
+    /// are rows of a matrix and matrices side by side. Weights that are stored in their order go
+    /// straight to them.
     Cooperative(Subgroups),
     /// As loaded, by dot products of four bytes: of x, which was quantised before, and of weights.
     Packed,
@@ -180,6 +94,8 @@ pub(crate) struct Subgroups {
     pub(crate) chunks: u32,
     /// Groups of values of k in workgroup memory at a time.
     pub(crate) staged: u32,
+    /// Whether only x is: weights are read as matrices where they are stored.
+    pub(crate) straight: bool,
 }
 
 impl Operands {
@@ -196,20 +112,8 @@ impl Operands {
     fn subgroups(self) -> Subgroups {
         match self {
             Self::Cooperative(subgroups) => subgroups,
-            _ => Subgroups { lanes: 1, down: 1, chunks: 1, staged: 1 },
+            _ => Subgroups { lanes: 1, down: 1, chunks: 1, staged: 1, straight: false },
         }
-    }
-}
-
-impl Form {
-    pub(crate) fn name(self) -> String {
-        let Self { format, norm, kind } = self;
-        let kind = match kind {
-            Kind::Qkv(KvFormat::F32) => "Qkv".to_owned(),
-            Kind::Qkv(kv) => format!("Qkv {kv:?} cache"),
-            kind => format!("{kind:?}"),
-        };
-        format!("{kind}{} {format:?}", if norm { " norm" } else { "" }).to_lowercase()
     }
 }
 
@@ -223,8 +127,8 @@ impl Variant {
             Aside::Chunks => " cut",
         };
         let name = match self.operands {
-            Operands::Cooperative(Subgroups { down, chunks, .. }) => {
-                format!("{tm}x{tn}x{lanes}x{groups} cooperative {down}x{chunks}")
+            Operands::Cooperative(Subgroups { down, chunks, staged, .. }) => {
+                format!("{tm}x{tn}x{lanes}x{groups}{} {down}x{chunks}x{staged}", self.how())
             }
             Operands::Staged | Operands::PackedStaged => {
                 format!("{tm}x{tn}x{lanes}x{groups}{} staged", self.how())
@@ -256,6 +160,7 @@ impl Variant {
     pub(crate) fn how(&self) -> &'static str {
         match self.operands {
             Operands::Loaded | Operands::Broadcast | Operands::Staged => "",
+            Operands::Cooperative(Subgroups { straight: true, .. }) => " straight",
             Operands::Cooperative(_) => " cooperative",
             Operands::Packed | Operands::PackedStaged => " packed",
         }
@@ -282,12 +187,13 @@ impl Variant {
     /// offsets.
     fn most_bytes(&self) -> u32 {
         let Self { tm, tn, lanes, groups, .. } = *self;
-        let Subgroups { down, chunks, staged, .. } = self.operands.subgroups();
+        let Subgroups { down, chunks, staged, straight, .. } = self.operands.subgroups();
         let (rows, strip, group_vec4s) = (self.rows(), self.strip(), GROUP as u32 / 4);
         let norm = 4 * (self.workgroup() + rows);
         match self.operands {
             Operands::Cooperative(_) => {
-                let operands = (rows + strip) * chunks * (group_vec4s * staged + PADDING);
+                let staged_rows = if straight { rows } else { rows + strip };
+                let operands = staged_rows * chunks * (group_vec4s * staged + PADDING);
                 8 * operands + 4 * chunks * down * tm * strip + norm
             }
             Operands::Staged => {
@@ -356,7 +262,7 @@ impl Variant {
         assert!(norm_lanes <= workgroup || apart || !norm, "a workgroup sums the squares");
         assert!(chunked || groups == 1 || staged, "groups share chunks");
         assert!(
-            !staged || apart || workgroup.is_multiple_of(norm_lanes),
+            !staged || !norm || apart || workgroup.is_multiple_of(norm_lanes),
             "by whole rows where it stages"
         );
         assert!(!packed || (format.is_integer() && !norm), "x was normalised as it was quantised");
@@ -365,6 +271,8 @@ impl Variant {
         assert!(groups.is_multiple_of(shared.down), "each subgroup has as many rows");
         assert!(shared.chunks == 1 || groups == 1, "of few rows k is shared");
         let padded = group_vec4s * shared.staged + PADDING;
+        let is_whole = format.fragment_side() == Some(tm) && !images;
+        assert!(!shared.straight || is_whole, "weights are stored as matrices are read");
         let block = format.block() as u32;
         // Up to four groups, whose scales are loaded at once.
         let step_loads = GROUP as u32 / block * tn;
@@ -402,6 +310,10 @@ impl Variant {
             ("DOWN", shared.down),
             ("CHUNKS", shared.chunks),
             ("MATRICES", groups / shared.down),
+            ("STRAIGHT", shared.straight.into()),
+            ("FRAGMENT_BLOCKS", (tm / FRAGMENT_BLOCK).max(1)),
+            ("FRAGMENT", tm * tm / 4),
+            ("FRAGMENT_STRIDE", tm / 4),
             ("STAGED_VALUES", GROUP as u32 * shared.staged),
             ("STAGED_VEC4S", group_vec4s * shared.staged),
             ("PADDED", padded),
@@ -445,19 +357,8 @@ impl Variant {
             ("ROUTED", (stacked == Some(Stacked::Routed)).into()),
             ("LONE", (self.rows() == 1).into()),
         ];
-        let (vec4s, blocks) = (Access::read_vec4s(images), Access::read_blocks(images));
-        let x = if packed { blocks } else { vec4s };
-        let mut bindings = vec![("AT_X", x), ("AT_WEIGHTS", blocks)];
-        bindings.extend(format.is_grouped().then_some(("AT_SCALES", blocks)));
-        bindings.extend(kind.bindings(images));
-        // Last, so that a product with a norm and a gate is bound as one with a residual is.
-        bindings.extend(norm.then_some(("AT_NORM", vec4s)));
-        bindings.extend(apart.then_some(("AT_ROW_SCALES", Access::Read)));
-        let is_routed = stacked == Some(Stacked::Routed);
-        bindings.extend(is_routed.then_some(("AT_ROUTES", Access::Read)));
-        let places = (0..).zip(&bindings).map(|(place, (name, _))| (*name, place));
         let constants = own.into_iter().chain(kind.constants()).chain(format.constants());
-        let constants: Vec<_> = constants.chain(places).collect();
+        let constants: Vec<_> = constants.collect();
         let template = [
             match operands {
                 Operands::Loaded | Operands::Broadcast => include_str!("matmul.wgsl"),
@@ -470,13 +371,12 @@ impl Variant {
             if staged && !packed { include_str!("matmul_staged.wgsl") } else { "" },
             INPUTS,
             include_str!("matmul_out.wgsl"),
+            if packed { "" } else { include_str!("decode_place.wgsl") },
             format.decoder(),
         ]
         .concat();
         let which = stacked.map_or(String::new(), |it| format!(" {it:?}").to_lowercase());
         let name = format!("matmul{which} {} {}", form.name(), self.name());
-        let accesses: Vec<_> = bindings.iter().map(|(_, access)| *access).collect();
-        let wgsl = expand_vec4s(&template, images, &constants);
-        KernelSource::new::<P>(name, wgsl, &accesses)
+        KernelSource::declared::<P>(name, &template, images, &constants)
     }
 }

@@ -19,11 +19,14 @@ pub enum Products {
     /// With integer weights by dot products of four bytes, with x rounded to eight bits
     /// ([`crate::quantize_rows`]); with others in f32.
     PackedDot,
+    /// With f16 and bf16 weights by cooperative matrices, with integer ones by packed dot products
+    /// where those are an instruction, with others in f32.
+    Mixed,
 }
 
 impl Products {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Plain, Self::Cooperative, Self::PackedDot];
+    pub const ALL: [Self; 4] = [Self::Plain, Self::Cooperative, Self::PackedDot, Self::Mixed];
 }
 
 impl fmt::Display for Products {
@@ -32,6 +35,7 @@ impl fmt::Display for Products {
             Self::Plain => "plain",
             Self::Cooperative => "cooperative-matrix",
             Self::PackedDot => "packed-dot",
+            Self::Mixed => "mixed",
         })
     }
 }
@@ -53,8 +57,9 @@ impl FromStr for Products {
 /// What is asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Wanted {
-    /// What is fastest where it was measured: packed dot products of integer weights, where the
-    /// adapter has an instruction for them; else plain ones.
+    /// What is fastest: packed dot products of integer weights, where the adapter has an
+    /// instruction for them, and halves by cooperative matrices, where it has some and a trial shows that one
+    /// row isn't slower; else plain ones.
     #[default]
     Auto,
     /// These.
@@ -62,25 +67,26 @@ pub enum Wanted {
 }
 
 impl Wanted {
-    /// What it is on the adapter that `selector` chooses, as [`crate::gpu::Gpu::open`] does.
+    /// What it may be on the adapter that `selector` chooses, as [`crate::gpu::Gpu::open`] does:
+    /// what to try, the best first. Each but the last may turn out not to compute what it should, or not
+    /// to pay ([`crate::speed::halves_pay`]).
     ///
     /// # Errors
     /// When there is no such adapter.
-    pub fn on(self, selector: Option<&str>) -> Result<Products, GpuError> {
-        match self {
-            Self::Only(products) => Ok(products),
-            Self::Auto => {
-                let (adapter, _) = Adapters::find(false).select(selector)?;
-                let packs = adapters::has_packed_dot(&adapter);
-                Ok(if packs { Products::PackedDot } else { Products::Plain })
-            }
-        }
+    pub fn on(self, selector: Option<&str>) -> Result<Vec<Products>, GpuError> {
+        let Self::Only(products) = self else {
+            let (adapter, info) = Adapters::find(false).select(selector)?;
+            let has_halves = !info.is_cpu() && adapters::cooperative_side(&adapter).is_some();
+            let packs = adapters::has_packed_dot(&adapter);
+            return Ok(Self::among(has_halves, packs));
+        };
+        Ok(vec![products])
     }
 
-    /// What takes its place where the adapter doesn't compute what it should: nothing, if it was
-    /// asked for by name.
-    pub fn instead_of(self, products: Products) -> Option<Products> {
-        (self == Self::Auto && products != Products::Plain).then_some(Products::Plain)
+    fn among(has_halves: bool, packs: bool) -> Vec<Products> {
+        let mixed = has_halves.then_some(Products::Mixed);
+        let packed = packs.then_some(Products::PackedDot);
+        mixed.into_iter().chain(packed).chain([Products::Plain]).collect()
     }
 }
 
@@ -116,20 +122,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn auto_is_packed_where_that_is_an_instruction_and_plain_where_it_fails() {
+    fn auto_tries_what_there_are_instructions_for_and_is_plain_in_the_end() {
         for products in Products::ALL {
             let wanted: Wanted = products.to_string().parse().unwrap();
             assert_eq!(wanted, Wanted::Only(products));
-            assert_eq!(wanted.on(Some("none of this name")).unwrap(), products);
-            assert_eq!(wanted.instead_of(products), None);
+            assert_eq!(wanted.on(Some("none of this name")).unwrap(), [products]);
         }
         assert_eq!("auto".parse(), Ok(Wanted::Auto));
-        assert!("fast".parse::<Wanted>().unwrap_err().contains("packed-dot, auto"));
-        assert_eq!(Wanted::Auto.instead_of(Products::PackedDot), Some(Products::Plain));
-        assert_eq!(Wanted::Auto.instead_of(Products::Plain), None);
+        assert!("fast".parse::<Wanted>().unwrap_err().contains("packed-dot, mixed, auto"));
+        let (mixed, packed, plain) = (Products::Mixed, Products::PackedDot, Products::Plain);
+        assert_eq!(Wanted::among(true, true), [mixed, packed, plain]);
+        assert_eq!(Wanted::among(true, false), [mixed, plain]);
+        assert_eq!(Wanted::among(false, true), [packed, plain]);
+        assert_eq!(Wanted::among(false, false), [plain]);
         let Some(gpu) = crate::testing::gpu() else { return };
         let found = Wanted::Auto.on(crate::testing::adapter().as_deref()).unwrap();
         // A software driver may know such products, and takes longer for them.
-        assert!(!gpu.caps().is_cpu || found == Products::Plain);
+        assert!(!gpu.caps().is_cpu || found == [Products::Plain]);
     }
 }

@@ -7,10 +7,9 @@ use crate::attention;
 use crate::error::GpuError;
 use crate::gpu::{Caps, Gpu};
 use crate::inputs::StepShape;
-use crate::kernel::{Access, Bound, Kernel, KernelSource, Pass};
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
 use crate::kv_cache::KvFormat;
 use crate::matmul::Qkv;
-use crate::template::expand_vec4s;
 use crate::tensor::Tensor;
 
 /// The parameters of `qk_norm.wgsl`.
@@ -93,7 +92,6 @@ impl BoundQkNorm {
 
 pub(crate) fn source(caps: Caps, kv: KvFormat) -> KernelSource {
     let (lanes, _) = attention::lanes(caps);
-    let images = caps.images;
     let constants = [
         ("LANES", lanes),
         ("QKV", 1),
@@ -107,11 +105,7 @@ pub(crate) fn source(caps: Caps, kv: KvFormat) -> KernelSource {
         ("OUT_ROWS", 0),
     ];
     let template = [include_str!("qk_norm.wgsl"), include_str!("matmul_out.wgsl")].concat();
-    let wgsl = expand_vec4s(&template, images, &constants);
-    let (read, write) = (Access::read_vec4s(images), Access::write_vec4s(images));
-    let cache = kv.write(images);
-    let bindings = [Access::Read, Access::Read, write, Access::Read, read, read, cache, cache];
-    KernelSource::new::<Params>("qk_norm", wgsl, &bindings)
+    KernelSource::declared::<Params>("qk_norm", &template, caps.images, &constants)
 }
 
 #[cfg(test)]

@@ -16,39 +16,14 @@ struct Params {
 }
 
 var<immediate> params: Params;
-// [num_rows, num_heads + 2 num_kv_heads, head_vec4s]
-@group(0) @binding(0) var<storage, read>       x: array<vec4<f32>>;
-// of queries, then of keys [2, head_vec4s]
-@group(0) @binding(1) var<storage, read>       norms: array<vec4<f32>>;
-// ..., positions, table_starts, ..., tables
-@group(0) @binding(3) var<storage, read>       inputs: array<u32>;
-//! if IMAGES
-// [num_rows, num_heads, head_vec4s]
-@group(0) @binding(2) var out: texture_storage_2d<rgba32float, write>;
-@group(0) @binding(4) var bias: texture_storage_2d<rgba32float, read>;
-// [max_positions, rotary dimensions / 4], cosine and sine of two pairs
-@group(0) @binding(5) var cos_sin: texture_storage_2d<rgba32float, read>;
-//! if KV_F16
-@group(0) @binding(6) var keys: texture_storage_2d<rg32uint, write>;
-@group(0) @binding(7) var values: texture_storage_2d<rg32uint, write>;
-//! else
-@group(0) @binding(6) var keys: texture_storage_2d<rgba32float, write>;
-@group(0) @binding(7) var values: texture_storage_2d<rgba32float, write>;
-//! end
-//! else
-// [num_rows, num_heads, head_vec4s]
-@group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read>       bias: array<vec4<f32>>;
-// [max_positions, rotary dimensions / 4], cosine and sine of two pairs
-@group(0) @binding(5) var<storage, read>       cos_sin: array<vec4<f32>>;
-//! if KV_F16
-@group(0) @binding(6) var<storage, read_write> keys: array<vec2<u32>>;
-@group(0) @binding(7) var<storage, read_write> values: array<vec2<u32>>;
-//! else
-@group(0) @binding(6) var<storage, read_write> keys: array<vec4<f32>>;
-@group(0) @binding(7) var<storage, read_write> values: array<vec4<f32>>;
-//! end
-//! end
+//! read x vec4<f32>  [num_rows, num_heads + 2 num_kv_heads, head_vec4s]
+//! read norms vec4<f32>  of queries, then of keys [2, head_vec4s]
+//! write out vec4s  [num_rows, num_heads, head_vec4s]
+//! read inputs u32  ..., positions, table_starts, ..., tables
+//! read bias vec4s  [num_heads + 2 num_kv_heads, head_vec4s]
+//! read cos_sin vec4s  [max_positions, rotary dimensions / 4], cosine and sine of two pairs
+//! write keys cache  [num_blocks, num_kv_heads, head_vec4s, BLOCK]
+//! write values cache  [num_blocks, num_kv_heads, BLOCK, head_vec4s]
 
 var<workgroup> sh_squares: array<f32, {LANES}>;
 

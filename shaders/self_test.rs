@@ -16,7 +16,7 @@ use crate::gpu::{Caps, Gpu};
 use crate::inputs::{BLOCK_TOKENS, InputLimits, Inputs, StepInputs};
 use crate::kernel::{KernelSource, Pass};
 use crate::kv_cache::{HeadShape, KvCache, KvFormat};
-use crate::matmul::{BoundMatmul, Matmul, Norm, Operand, Output, Products, Qkv};
+use crate::matmul::{BoundMatmul, Matmul, Norm, Operand, Output, Qkv};
 use crate::matmul_class::Class;
 use crate::matmul_variant::{Form, Kind};
 use crate::quantize_rows::QuantizedRows;
@@ -60,6 +60,8 @@ pub struct SelfTest {
     layers: Vec<Layer>,
     /// By plain products, where the class is of others.
     plain: Option<Layer>,
+    /// Whether those are packed dot products.
+    packs: bool,
 }
 
 impl SelfTest {
@@ -71,9 +73,11 @@ impl SelfTest {
         kv: KvFormat,
     ) -> Result<Self, GpuError> {
         let of = |class| Layer::new(gpu, format, (shape, kv), class);
-        let (chosen, plain) = (Class::choose(gpu.caps(), format), Class::plain(gpu.caps(), format));
+        let stored = format.stored(gpu.caps());
+        let (chosen, plain) = (Class::choose(gpu.caps(), stored), Class::plain(gpu.caps(), stored));
         Ok(Self {
             name: name(gpu, format, shape, kv),
+            packs: chosen.is_packed(),
             plain: (chosen != plain).then(|| of(plain)).transpose()?,
             layers: chosen.ways().into_iter().map(of).collect::<Result<_, _>>()?,
         })
@@ -102,7 +106,7 @@ impl SelfTest {
         }
         let result = first_way.unwrap_or_default();
         if let Some(mut plain) = self.plain {
-            check_near(gpu, &result, &plain.run(gpu, 0..NUM_TOKENS)?)?;
+            check_near(gpu, self.packs, &result, &plain.run(gpu, 0..NUM_TOKENS)?)?;
         }
         Ok(class_of(&self.name, &result))
     }
@@ -111,10 +115,15 @@ impl SelfTest {
 /// Compares what the adapter was opened to compute with what plain kernels did. A fault of the
 /// driver costs far more than rounding does: to f16 2^-11 of each operand, to eight bits 2^-8 of
 /// the largest of a group of x, at each of five products one after another.
-fn check_near(gpu: &Gpu, result: &[u8], plain: &[u8]) -> Result<(), GpuError> {
-    let (how, max_error) = match gpu.caps().products {
-        Products::PackedDot => ("packed dot products", 0.15),
-        _ => ("cooperative matrices", 0.02),
+pub(crate) fn check_near(
+    gpu: &Gpu,
+    packs: bool,
+    result: &[u8],
+    plain: &[u8],
+) -> Result<(), GpuError> {
+    let (how, max_error) = match packs {
+        true => ("packed dot products", 0.15),
+        false => ("cooperative matrices", 0.02),
     };
     let floats = |bytes: &[u8]| -> Vec<f32> { bytemuck::pod_collect_to_vec(bytes) };
     let (result, plain) = (floats(result), floats(plain));
@@ -141,6 +150,8 @@ pub fn of_several(classes: &[[u8; 32]]) -> [u8; 32] {
 /// The kernels of a layer and of sampling, as this device runs them.
 fn sources(caps: Caps, format: Format, shape: HeadShape, kv: KvFormat) -> Vec<KernelSource> {
     let images = caps.images;
+    let own = format;
+    let format = format.stored(caps);
     let mut sources = vec![
         crate::embed::source(format, images),
         crate::gather_rows::source(images),
@@ -157,6 +168,11 @@ fn sources(caps: Caps, format: Format, shape: HeadShape, kv: KvFormat) -> Vec<Ke
     for kind in Kind::all(kv) {
         for norm in [false, true] {
             sources.extend(products.sources(Form { format, norm, kind }, images));
+            if own == Format::Bf16 && own != format {
+                // A matrix whose values are no halves stays as it is.
+                let plain = Class::choose(caps, own);
+                sources.extend(plain.sources(Form { format: own, norm, kind }, images));
+            }
         }
     }
     let lanes = crate::sampler::lanes(caps);
@@ -339,6 +355,7 @@ mod tests {
 
     use super::*;
     use crate::gpu::GpuOptions;
+    use crate::matmul::Products;
     use crate::testing;
 
     #[test]
@@ -371,13 +388,14 @@ mod tests {
             is_cpu: false,
             products: Products::Plain,
             cooperative_side: None,
+            packs: false,
         };
         let side =
             |side| Caps { products: Products::Cooperative, cooperative_side: Some(side), ..gpu };
         let devices = [
             gpu,
             Caps { subgroups: false, ..gpu },
-            Caps { products: Products::PackedDot, ..gpu },
+            gpu.with_products(Products::PackedDot),
             side(16),
             side(8),
             Caps { max_workgroup_bytes: 48 << 10, ..side(16) },
@@ -408,6 +426,28 @@ mod tests {
     }
 
     #[test]
+    fn halves_by_cooperative_matrices_have_a_class_of_their_own() {
+        let Some(plain) = testing::gpu() else { return };
+        let shape = HeadShape { num_heads: 2, num_kv_heads: 1, head_dim: 16 };
+        let Some(gpu) = testing::cooperative_gpus(false).into_iter().next() else { return };
+        let gpu = gpu.with_caps(|caps| Caps { products: Products::Mixed, packs: true, ..caps });
+        let texts = |gpu: &Gpu, format| -> Vec<String> {
+            let sources = sources(gpu.caps(), format, shape, KvFormat::F32);
+            sources.into_iter().map(|source| source.wgsl).collect()
+        };
+        let is_straight = |text: &String| text.contains("&weights[");
+        for format in [Format::F16, Format::Bf16] {
+            assert!(texts(&gpu, format).iter().any(is_straight), "{format:?}");
+        }
+        // Integers are packed; others are as everywhere.
+        for format in [Format::Int4, Format::F32] {
+            assert!(!texts(&gpu, format).iter().any(is_straight), "{format:?}");
+        }
+        assert!(texts(&gpu, Format::Int4).iter().any(|text| text.contains("dot4I8Packed")));
+        assert!(!texts(&plain, Format::Bf16).iter().any(is_straight));
+    }
+
+    #[test]
     fn packed_dot_products_have_a_class_of_their_own() {
         let Some(plain) = testing::gpu() else { return };
         let options = GpuOptions { products: Products::PackedDot, ..GpuOptions::default() };
@@ -424,9 +464,9 @@ mod tests {
 
         let bytes = |values: [f32; 3]| bytemuck::cast_slice::<f32, u8>(&values).to_vec();
         let right = bytes([-8.0, 1.0, 0.0]);
-        check_near(&packed, &bytes([-8.0, 1.9, 0.1]), &right).unwrap();
+        check_near(&packed, true, &bytes([-8.0, 1.9, 0.1]), &right).unwrap();
         for wrong in [[8.0, 1.0, 0.0], [-8.0, 2.5, 0.0], [-8.0, 1.0, f32::NAN]] {
-            let cause = check_near(&packed, &bytes(wrong), &right).unwrap_err().to_string();
+            let cause = check_near(&packed, true, &bytes(wrong), &right).unwrap_err().to_string();
             assert!(cause.contains("packed dot products"), "{cause}");
         }
     }

@@ -23,8 +23,9 @@
 //! ```
 //!
 //! `vec4s` and `blocks` (of four words) are in images or in buffers, and so are four values of a
-//! `cache`, which may be stored as halves: of these the text gets functions `q_in(index)` and
-//! `write_q(index, value)`. Anything else is the type of a buffer's elements.
+//! `cache`, which may be stored as halves, or `stored` ones, which are taken as they are: of these
+//! the text gets functions `q_in(index)` and `write_q(index, value)`. Anything else is the type of
+//! a buffer's elements.
 //!
 //! `{name}` stands for a loop variable or a constant that the launcher passes, `{name+1}` for one
 //! more; bounds are numbers or such names, and `by N` after them steps over values; an `if` takes
@@ -58,15 +59,8 @@ struct Expanded {
     bindings: Vec<Access>,
 }
 
-/// Expands a kernel that takes values four at a time, from images or from buffers: `IMAGES` and the
-/// function `texel` are there for it.
-pub fn expand_vec4s(source: &str, images: bool, constants: &[(&str, u32)]) -> String {
-    let (text, bindings) = expand_images(source, images, constants);
-    assert!(bindings.is_empty(), "what a kernel declares is bound");
-    text
-}
-
-/// The same of a kernel whose text declares what it is bound to.
+/// Expands a kernel that takes values four at a time, from images or from buffers, and declares
+/// what it is bound to: `IMAGES` and the function `texel` are there for it.
 pub(crate) fn expand_images(
     source: &str,
     images: bool,
@@ -130,9 +124,11 @@ fn declare(
     names: &[(&str, u32)],
     expanded: &mut Expanded,
 ) {
-    let is_tensor = matches!(kind, "vec4s" | "blocks" | "cache");
+    let is_cache = matches!(kind, "cache" | "stored");
+    let is_tensor = is_cache || matches!(kind, "vec4s" | "blocks");
     let image = is_tensor && lookup("IMAGES", names) != 0;
-    let halves = kind == "cache" && lookup("KV_F16", names) != 0;
+    let halves = is_cache && lookup("KV_F16", names) != 0;
+    let decoded = halves && kind == "cache";
     let (element, texel) = match kind {
         "blocks" => ("vec4<u32>", "rgba32uint"),
         _ if halves => ("vec2<u32>", "rg32uint"),
@@ -164,10 +160,11 @@ fn declare(
     if !is_tensor {
         return;
     }
-    let value = if halves { "vec4<f32>" } else { element };
+    let value = if decoded { "vec4<f32>" } else { element };
     if writes {
-        let stored = match (halves, image) {
-            (false, _) => "value",
+        let stored = match (decoded, halves && image) {
+            (false, false) => "value",
+            (false, true) => "vec4<u32>(value, 0u, 0u)",
             (true, false) => "vec2<u32>(pack2x16float(value.xy), pack2x16float(value.zw))",
             (true, true) => "vec4<u32>(pack2x16float(value.xy), pack2x16float(value.zw), 0u, 0u)",
         };
@@ -181,9 +178,10 @@ fn declare(
             true => format!("textureLoad({name}, texel(index))"),
             false => format!("{name}[index]"),
         };
-        let load = match halves {
-            true => format!("vec4<f32>(unpack2x16float({load}.x), unpack2x16float({load}.y))"),
-            false => load,
+        let load = match (decoded, halves && image) {
+            (true, _) => format!("vec4<f32>(unpack2x16float({load}.x), unpack2x16float({load}.y))"),
+            (false, true) => format!("{load}.xy"),
+            (false, false) => load,
         };
         *text += &format!("fn {name}_in(index: u32) -> {value} {{\n    return {load};\n}}\n");
     }
@@ -301,6 +299,13 @@ mod tests {
         assert_eq!(bindings, [Access::Read, Access::ReadImage, Access::WriteImage]);
         assert!(text.contains("    return textureLoad(b, texel(index));\n"));
         assert!(text.contains("var c: texture_storage_2d<rgba32float, write>;\n"));
+        let source = "//! read a stored\n//! write b stored";
+        let (text, bindings) = expand_images(source, true, &[("KV_F16", 1)]);
+        assert_eq!(bindings, [Access::ReadPairsImage, Access::WritePairsImage]);
+        assert!(text.contains("return textureLoad(a, texel(index)).xy;"));
+        assert!(text.contains("textureStore(b, texel(index), vec4<u32>(value, 0u, 0u));"));
+        let (text, _) = expand_images(source, false, &[("KV_F16", 0)]);
+        assert!(text.contains("fn write_b(index: u32, value: vec4<f32>) {\n    b[index] = value;"));
     }
 
     #[test]

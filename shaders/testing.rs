@@ -4,9 +4,12 @@ use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::gpu::{Gpu, GpuOptions};
+use crate::adapters::Adapters;
+use crate::gpu::{Caps, Gpu, GpuOptions};
 use crate::inputs::{InputLimits, Inputs, StepInputs, StepShape};
 use crate::kernel::{Access, KernelSource};
+use crate::matmul_emulated::emulated;
+use crate::products::Products;
 use crate::weights::Format;
 
 /// The adapter of this test process, or `None` on a machine without one.
@@ -63,6 +66,39 @@ pub(crate) fn small_gpu(max_binding_bytes: u64) -> Option<Gpu> {
     Gpu::open_with(adapter().as_deref(), options)
         .inspect_err(|error| eprintln!("skipped: no adapter ({error})"))
         .ok()
+}
+
+/// Devices that multiply by cooperative matrices: the adapter, where it has some; else as if it had
+/// them of each size, with vec4 tensors in images or in buffers.
+pub(crate) fn cooperative_gpus(images: bool) -> Vec<Gpu> {
+    let name = adapter();
+    let options = GpuOptions { images: Some(images), ..GpuOptions::default() };
+    let products = Products::Cooperative;
+    let own = GpuOptions { products, ..options.clone() };
+    if let Ok(gpu) = Gpu::open_with(name.as_deref(), own) {
+        return vec![gpu];
+    }
+    let open = |side| {
+        let (adapter, info) = Adapters::find(false).select(name.as_deref()).ok()?;
+        let halves = wgpu::Features::SHADER_F16;
+        let gpu = Gpu::open_adapter(&adapter, info, options.clone(), halves).ok()?;
+        let caps = |caps| Caps { products, cooperative_side: Some(side), ..caps };
+        gpu.device.features().contains(halves).then(|| gpu.with_caps(caps))
+    };
+    let gpus: Vec<_> = [16, 8].into_iter().filter_map(open).collect();
+    if gpus.is_empty() {
+        println!("skipped: no adapter that knows halves");
+    }
+    gpus
+}
+
+/// What the device runs of a kernel whose cooperative matrices it may not have.
+pub(crate) fn runnable(gpu: &Gpu, source: &KernelSource) -> KernelSource {
+    let features = gpu.device.features();
+    match features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+        true => source.clone(),
+        false => emulated(source.clone()),
+    }
 }
 
 /// A small generator of test data: xorshift64*.

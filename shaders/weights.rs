@@ -7,6 +7,10 @@
 //! in a plane of their own, four groups of a row side by side: `[rows / TILE][groups / 4][TILE]`;
 //! those of ggml's large blocks with the upper bits of their codes (`format_k.rs`). A matrix that
 //! is larger than a kernel can bind is split into shards of whole tiles.
+//!
+//! Halves that are multiplied by cooperative matrices are stored so that each of those is one piece
+//! of memory (`halves.rs`): of 8 x 8 they are anyway, since eight neighbours' blocks are eight rows
+//! of eight values; for 16 x 16 two blocks of a row stand side by side.
 
 use std::ops::Range;
 
@@ -14,6 +18,7 @@ use crate::error::GpuError;
 pub use crate::format::Format;
 use crate::format_k::take_apart;
 use crate::gpu::Gpu;
+use crate::halves::Halves;
 use crate::tensor::Tensor;
 
 /// Rows of weights (columns of a product) whose blocks are interleaved.
@@ -68,7 +73,8 @@ pub struct Shard {
 impl WeightMatrix {
     /// Copies a matrix to the adapter. `read_rows` is called with ascending ranges of rows and
     /// fills in their bytes, row after row in `format`, numbers little-endian; no more than a few
-    /// MiB are held at a time.
+    /// MiB are held at a time. Halves are stored as the adapter multiplies them, and bf16 ones that
+    /// don't fit that are read once more, to be stored as they are.
     pub fn upload<E: From<GpuError>>(
         gpu: &Gpu,
         shape: (usize, usize),
@@ -87,6 +93,26 @@ impl WeightMatrix {
         (format, order): (Format, RowOrder),
         mut read_rows: impl FnMut(Range<usize>, &mut [u8]) -> Result<(), E>,
     ) -> Result<Self, E> {
+        let stored = if stack == 1 { format.stored(gpu.caps()) } else { format };
+        let shape = (stack, rows, cols);
+        let mut halves = Halves::new(format, stored);
+        if let Some(matrix) = Self::store(gpu, shape, order, &mut halves, &mut read_rows)? {
+            return Ok(matrix);
+        }
+        let mut halves = Halves::new(format, format);
+        let matrix = Self::store(gpu, shape, order, &mut halves, &mut read_rows)?;
+        Ok(matrix.expect("what stays as it is fits"))
+    }
+
+    /// The same in the format that `halves` says; nothing if values don't fit it.
+    fn store<E: From<GpuError>>(
+        gpu: &Gpu,
+        (stack, rows, cols): (usize, usize, usize),
+        order: RowOrder,
+        halves: &mut Halves,
+        read_rows: &mut impl FnMut(Range<usize>, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Option<Self>, E> {
+        let format = halves.stored;
         assert!(stack > 0, "a stack has matrices");
         assert!(rows > 0 && cols > 0, "a matrix has values");
         assert!(cols.is_multiple_of(4), "kernels read four values at a time");
@@ -130,6 +156,9 @@ impl WeightMatrix {
                         read_rows(gate, gates)?;
                         read_rows(up, ups)?;
                     }
+                    if !halves.take(source) {
+                        return Ok(None);
+                    }
                     packing.pack_tile(order, source, &mut packed, &mut packed_scales);
                 }
                 let at = first_tile - start;
@@ -142,7 +171,8 @@ impl WeightMatrix {
             let end = if stack == 1 { rows.min(tiles.end * TILE) } else { tiles.end * TILE };
             shards.push(Shard { format, rows: start * TILE..end, blocks, scales });
         }
-        Ok(Self { stack, rows, cols, format, order, shards })
+        let matrix = Self { stack, rows, cols, format, order, shards };
+        Ok(halves.are_large_enough().then_some(matrix))
     }
 
     /// One matrix of several, row upon row: each is computed in its own format. All but the last
@@ -284,8 +314,10 @@ impl Packing {
                 RowOrder::Paired => (row - half) / 4 * 8 + 4 + (row - half) % 4,
             };
             if !self.format.is_grouped() {
+                let beside = self.format.side_by_side();
                 for (block, bytes) in bytes.chunks(BLOCK_BYTES).enumerate() {
-                    let at = (block * TILE + row) * BLOCK_BYTES;
+                    let place = (block / beside * TILE + row) * beside + block % beside;
+                    let at = place * BLOCK_BYTES;
                     target[at..at + bytes.len()].copy_from_slice(bytes);
                 }
                 continue;

@@ -73,12 +73,13 @@ struct Arguments {
     drain_timeout: u64,
     /// How products are computed, each a device class of its own: in f32; by cooperative matrices
     /// (tensor cores), with operands rounded to f16 and sums in f32; or, of int8 and int4 weights,
-    /// by packed int8 dot products (dp4a), with activations rounded to eight bits. Refused where
-    /// the adapter can't. auto: packed dot products where the adapter has an instruction for them
-    /// and computes them right, else in f32.
+    /// by packed int8 dot products (dp4a), with activations rounded to eight bits; mixed: of f16
+    /// and bf16 weights by cooperative matrices, of integer ones by packed dot products, of others in
+    /// f32. Refused where the adapter can't. auto: what it has instructions for and computes right,
+    /// cooperative matrices only where one row isn't slower, else in f32.
     #[arg(
         long,
-        value_name = "auto|plain|cooperative-matrix|packed-dot",
+        value_name = "auto|plain|cooperative-matrix|packed-dot|mixed",
         default_value = "auto",
         env = "AUTOGLM_PRODUCTS"
     )]

@@ -116,7 +116,7 @@ impl Scratch {
 }
 
 fn quantizes(gpu: &Gpu) -> bool {
-    gpu.caps().products == Products::PackedDot
+    gpu.caps().packs
 }
 
 /// Values of the longest row that may be multiplied.

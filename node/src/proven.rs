@@ -6,7 +6,8 @@ use shaders::gpu::{Gpu, GpuOptions};
 use shaders::kv_cache::KvFormat;
 use shaders::matmul::Products;
 use shaders::products::Wanted;
-use tracing::warn;
+use shaders::speed::halves_pay;
+use tracing::{info, warn};
 
 use crate::model::Kernels;
 
@@ -28,18 +29,25 @@ pub(crate) enum Prove {
 }
 
 impl Proven {
-    /// Opens the adapter for the products that are `wanted`, or, where nobody insists on them, for
-    /// plain ones if it doesn't compute those right.
+    /// Opens the adapter for the products that are `wanted`; where nobody insists on them, for the
+    /// best that it computes right and that pay there.
     pub(crate) fn open(adapter: Option<&str>, wanted: Wanted, prove: Prove) -> Result<Self> {
-        let products = wanted.on(adapter)?;
-        let opened = Self::open_for(adapter, products, prove);
-        match (opened, wanted.instead_of(products)) {
-            (Err(cause), Some(instead)) => {
-                warn!(%cause, "no {products} products here: {instead} ones take their place");
-                Self::open_for(adapter, instead, prove)
+        let mut products = wanted.on(adapter)?;
+        let last = products.pop().expect("there are plain products everywhere");
+        for products in products {
+            match Self::open_for(adapter, products, prove) {
+                Ok(proven) if products != Products::Mixed || halves_pay(&proven.gpu)? => {
+                    return Ok(proven);
+                }
+                Ok(proven) => {
+                    // What was tried isn't tried at the next start.
+                    proven.gpu.save_kernels();
+                    info!("one row of f16 weights is slower by cooperative matrices: plain ones");
+                }
+                Err(cause) => warn!(%cause, "no {products} products here: others take their place"),
             }
-            (opened, _) => opened,
         }
+        Self::open_for(adapter, last, prove)
     }
 
     fn open_for(adapter: Option<&str>, products: Products, prove: Prove) -> Result<Self> {
