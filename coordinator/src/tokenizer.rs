@@ -2,6 +2,7 @@
 
 mod gguf;
 mod pieces;
+mod walked;
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -11,6 +12,7 @@ use protocol::TokenId;
 use serde_json::Value;
 
 use pieces::Pieces;
+use walked::Walked;
 
 use crate::grammar::Vocabulary;
 
@@ -74,8 +76,7 @@ impl Tokenizer {
             }
         };
         // Of what is no JSON the library takes parts for granted, and may panic, as fuzzing found.
-        let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(json);
-        is_json.map_err(|cause| unusable(cause.into()))?;
+        serde_json::from_slice::<Walked>(json).map_err(|cause| unusable(cause.into()))?;
         let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(unusable)?;
         // Whole texts in, whole texts out: limits are checked elsewhere.
         tokenizer.with_padding(None);
