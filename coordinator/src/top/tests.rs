@@ -80,7 +80,7 @@ fn a_screen_tells_what_the_page_does() {
 #[test]
 fn what_a_narrow_terminal_cuts_off_is_scrolled_to() {
     let mut view = View::new(snapshot());
-    let mut shown = |view: &mut View| screen(view, (60, 40), Instant::now());
+    let shown = |view: &mut View| screen(view, (60, 40), Instant::now());
     assert!(!shown(&mut view).contains("busy"));
     (0..50).for_each(|_| assert!(!view.press(KeyCode::Right, 30)));
     let end = shown(&mut view);
