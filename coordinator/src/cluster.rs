@@ -466,8 +466,11 @@ impl Cluster {
             let has_moved = num_sent > 0 || !told.preempted.is_empty();
             self.tell(told, now);
             if !has_moved {
-                return;
+                break;
             }
+        }
+        for pipeline in self.pipelines.values_mut() {
+            pipeline.send_masks(self.model.id, &mut self.actions);
         }
     }
 }

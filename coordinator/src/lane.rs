@@ -13,6 +13,7 @@ mod check;
 mod chunk;
 #[cfg(test)]
 mod constrained_tests;
+mod masks;
 mod order;
 mod pace;
 #[cfg(test)]
@@ -31,12 +32,13 @@ use protocol::{
 
 pub use self::admission::admit;
 use self::chunk::MIN_CHUNK;
+use self::masks::Awaited;
 use self::pace::Pace;
 pub use self::told::{Obstacle, Prefix, Told};
 use crate::block_manager::{BlockHash, BlockManager};
 use crate::history::Decision;
 use crate::queue::Queue;
-use crate::request::{Event, FinishReason, RequestError, Wanted};
+use crate::request::{Event, FinishReason, RequestError};
 use crate::sequence::Sequence;
 use crate::step_cost::StepCost;
 
@@ -91,6 +93,8 @@ struct InFlight {
     num_tokens: usize,
     sequences: Vec<SequenceId>,
     finished: Vec<SequenceId>,
+    // What its masks hang on, until they are made.
+    awaited: Option<Awaited>,
     // What it sampled, where that came before an older step's.
     early: Option<Sampled>,
 }
@@ -109,8 +113,8 @@ pub struct Scheduled {
     pub step: StepId,
     /// What it computes.
     pub batch: Batch,
-    /// Which tokens may be sampled for those of its slices that keep to something.
-    pub wanted: Wanted,
+    /// Whether its masks are to come ([`Lane::settled`]).
+    pub awaits_masks: bool,
     /// Those of its slices whose hidden state is to be told.
     pub tells_hidden: Vec<u32>,
     /// The places in traces that its stages are to tell of.
@@ -242,7 +246,8 @@ impl Lane {
         }
         slices.iter().for_each(|slice| self.share(slice.sequence));
         let step = StepId(self.next_step);
-        let wanted = self.wanted(&slices);
+        let awaited = self.awaited(&slices);
+        let awaits_masks = awaited.is_some();
         self.next_step += 1;
         let batch = Batch { finished: std::mem::take(&mut self.finished), slices };
         self.steps.push_back(InFlight {
@@ -252,10 +257,11 @@ impl Lane {
             num_tokens,
             sequences: batch.slices.iter().map(|slice| slice.sequence).collect(),
             finished: batch.finished.clone(),
+            awaited,
             early: None,
         });
         self.check_invariants();
-        Some(Scheduled { step, batch, wanted, tells_hidden, traces })
+        Some(Scheduled { step, batch, awaits_masks, tells_hidden, traces })
     }
 
     /// Records what a step sampled. A step that isn't under way is ignored: it came twice. One that

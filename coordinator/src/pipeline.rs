@@ -239,23 +239,31 @@ impl Pipeline {
         })
     }
 
-    /// A step goes to the first stage. Its masks go straight to the last as soon as they are found,
-    /// also where that is the same: it needs them only once all else is computed.
+    /// A step goes to the first stage.
     pub(crate) fn send(&mut self, model: ModelId, step: Scheduled, actions: &mut Vec<Action>) {
-        let Scheduled { step: number, batch, wanted, tells_hidden, traces } = step;
-        let frame = |stage, body| Box::new(Frame { model, stage, step: number, body });
-        let first = StageId { pipeline: self.id, epoch: self.epoch, stage: StageIndex(0) };
-        let awaits_masks = !wanted.0.is_empty();
-        let step =
-            Step { batch: batch.into(), awaits_masks, tells_hidden, traces, ..Step::default() };
-        actions.push(Action::Send(frame(first, Body::Step(step))));
-        if let Some(last) = self.stages.last().filter(|_| awaits_masks) {
-            let beside = first.beside_last(self.stages.len() as u32);
+        let Scheduled { step, batch, awaits_masks, tells_hidden, traces } = step;
+        let stage = self.first();
+        let batch = batch.into();
+        let body = Step { batch, awaits_masks, tells_hidden, traces, ..Step::default() };
+        actions.push(Action::Send(Box::new(Frame { model, stage, step, body: Body::Step(body) })));
+    }
+
+    /// Masks go straight to the last stage, be it the first, as soon as they can be made: it needs
+    /// them only once all else of the step is computed.
+    pub(crate) fn send_masks(&mut self, model: ModelId, actions: &mut Vec<Action>) {
+        let stage = self.first().beside_last(self.stages.len() as u32);
+        let (Some(lane), Some(last)) = (&mut self.lane, self.stages.last()) else { return };
+        while let Some((step, wanted)) = lane.settled() {
             if !std::mem::replace(&mut self.links_masks, true) {
-                actions.push(Action::Connect(last.node, beside));
+                actions.push(Action::Connect(last.node, stage));
             }
-            actions.push(Action::Mask(frame(beside, Body::Masks(Masks::default())), wanted));
+            let body = Body::Masks(Masks::default());
+            actions.push(Action::Mask(Box::new(Frame { model, stage, step, body }), wanted));
         }
+    }
+
+    fn first(&self) -> StageId {
+        StageId { pipeline: self.id, epoch: self.epoch, stage: StageIndex(0) }
     }
 
     /// The model and the device class of each layer, as one short hash: answers are bit-equal

@@ -277,13 +277,16 @@ impl Sequence {
     }
 
     /// The step under way that samples its next token, where that is all there is to compute and
-    /// the answer may go on after it: the token can be computed before anybody knows it. Where the
-    /// answer keeps to something, what may come after it is known no sooner than the token.
+    /// the answer may go on after it: the token can be computed before anybody knows it.
     pub fn promised_by(&self) -> Option<StepId> {
         let is_next = self.num_scheduled == self.num_tokens();
         let goes_on = self.generated.len() + 1 < self.request.max_tokens as usize;
-        let is_free = self.request.constraint.is_none() && self.num_failures == 0;
-        self.sampled_by.filter(|_| is_next && goes_on && is_free)
+        self.sampled_by.filter(|_| is_next && goes_on && self.num_failures == 0)
+    }
+
+    /// Whether not all tokens may come everywhere in its answer.
+    pub fn keeps_to_something(&self) -> bool {
+        self.request.constraint.is_some()
     }
 
     /// Where it is found out which tokens may come next; none: all may.

@@ -17,7 +17,6 @@ use crate::lane::{self, Capacity, Lane, Scheduled, Told, Update};
 use crate::queue::Queue;
 use crate::request::{
     AnswerText, Constraint, Event, FinishReason, Going, NextTokens, Piece, Priority, Request,
-    Wanted,
 };
 use crate::trace::RequestTrace;
 
@@ -199,9 +198,9 @@ impl Pipeline {
         self.schedule().map(|scheduled| scheduled.traces)
     }
 
-    /// As [`step`](Self::step): where it is found which tokens the step may sample.
-    pub(crate) fn step_wanted(&mut self) -> Option<Wanted> {
-        self.schedule().map(|scheduled| scheduled.wanted)
+    /// As [`step`](Self::step): whether the step's masks are to come.
+    pub(crate) fn step_awaits(&mut self) -> Option<bool> {
+        self.schedule().map(|scheduled| scheduled.awaits_masks)
     }
 
     /// Everything that was told since this was last asked, admissions apart.

@@ -4,10 +4,10 @@
 use std::sync::{Arc, Mutex};
 
 use protocol::config::RunAhead;
-use protocol::{RequestId, Slice, TokenId};
+use protocol::{RequestId, TokenId};
 
 use super::*;
-use crate::request::{Constraint, Going, NextTokens, Priority, Request};
+use crate::request::{Constraint, Going, NextTokens, Priority, Request, Wanted};
 use crate::testing::{Pipeline, request, scheduler};
 
 const VOCAB: u32 = 128;
@@ -97,24 +97,24 @@ fn constrained(id: u64, prompt: u32, num_choices: u32, length: usize) -> Request
     Request { constraint, num_choices, ..request(id, prompt, 40) }
 }
 
-/// Steps that are under way, with masks that are yet to be made.
-type Steps = VecDeque<(StepId, Batch, Wanted)>;
+/// Steps that are under way, with masks that are yet to be made, once it is known of what.
+type Steps = VecDeque<(StepId, Batch, Option<Wanted>)>;
 
 fn fill(pipeline: &mut Pipeline, steps: &mut Steps) {
-    while let Some(wanted) = pipeline.step_wanted() {
+    while let Some(awaits) = pipeline.step_awaits() {
         let (step, batch) = pipeline.steps.pop_back().unwrap();
-        let names = |slice: &&Slice| matches!(slice.input, Input::SampledBy(_));
-        for slice in batch.slices.iter().filter(names) {
-            let at = pipeline.lane.running.iter().find(|it| it.id == slice.sequence).unwrap();
-            assert!(at.request().constraint.is_none(), "it is sampled before its token is known");
-        }
-        steps.push_back((step, batch, wanted));
+        steps.push_back((step, batch, (!awaits).then(Wanted::default)));
+    }
+    while let Some((step, wanted)) = pipeline.lane.settled() {
+        let (.., place) = steps.iter_mut().find(|(it, ..)| *it == step).unwrap();
+        assert!(place.replace(wanted).is_none(), "once");
     }
 }
 
 fn turn(pipeline: &mut Pipeline, steps: &mut Steps) -> bool {
     fill(pipeline, steps);
     let Some((step, batch, wanted)) = steps.pop_front() else { return false };
+    let wanted = wanted.expect("nothing that the oldest step waits for is yet to come");
     pipeline.update(step, sampled(&batch, &wanted));
     true
 }
@@ -132,12 +132,13 @@ fn each_choice_keeps_to_it_by_itself_and_ends_where_it_does() {
         let (mut pipeline, mut steps) = (new(num_stages, 64), Steps::new());
         pipeline.add(constrained(1, 5, 3, 20));
         pipeline.add(request(2, 7, 9));
-        let mut num_masks = 0;
+        let (mut num_masks, mut num_ahead) = (0, 0);
         loop {
             fill(&mut pipeline, &mut steps);
-            let Some((_, batch, Wanted(wanted))) = steps.front() else { break };
+            let Some((_, batch, Some(Wanted(wanted)))) = steps.front() else { break };
             for (slice, _) in wanted {
                 num_masks += 1;
+                num_ahead += usize::from(matches!(batch.slices[*slice].input, Input::SampledBy(_)));
                 assert!(batch.slices[*slice].sample);
             }
             turn(&mut pipeline, &mut steps);
@@ -150,6 +151,7 @@ fn each_choice_keeps_to_it_by_itself_and_ends_where_it_does() {
         let ends = pipeline.finished(&events);
         assert!(ends.contains(&(1, 2, FinishReason::Stop)), "{ends:?}");
         assert_eq!(num_masks, 3 * (20 - FREE));
+        assert!(num_ahead > 0, "steps run ahead of what is known");
     }
 }
 
@@ -213,7 +215,7 @@ fn an_answer_that_leaves_its_grammar_fails_and_nobody_else_does() {
     pipeline.add(request(2, 7, 9));
     (0..5).for_each(|_| _ = turn(&mut pipeline, &mut steps));
     fill(&mut pipeline, &mut steps);
-    while steps[0].2.0.is_empty() {
+    while steps[0].2.as_ref().unwrap().0.is_empty() {
         turn(&mut pipeline, &mut steps);
         fill(&mut pipeline, &mut steps);
     }

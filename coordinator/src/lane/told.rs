@@ -10,7 +10,7 @@ use super::Lane;
 use crate::block_manager::{BlockManager, Miss};
 use crate::history::Decision;
 use crate::queue::Queue;
-use crate::request::{Event, Priority, RequestError, Wanted};
+use crate::request::{Event, Priority, RequestError};
 use crate::sequence::Sequence;
 use crate::trace::PhaseEnded;
 
@@ -119,16 +119,6 @@ impl Lane {
                 None => return false,
             }
         }
-    }
-
-    /// Which tokens may be sampled for those of these slices that keep to something.
-    pub(super) fn wanted(&self, slices: &[Slice]) -> Wanted {
-        let next = |(at, slice): (usize, &Slice)| {
-            let runs = self.running.binary_search_by_key(&slice.sequence, |it| it.id);
-            let next = self.running[runs.ok().filter(|_| slice.sample)?].next()?;
-            Some((at, next))
-        };
-        Wanted(slices.iter().enumerate().filter_map(next).collect())
     }
 
     /// The hidden state of the `i`-th, where it came; whether the sequence is still there.
