@@ -51,7 +51,7 @@ impl RouteShape {
         // Of few pairs hardly two have the same expert.
         let of_one = if num_pairs <= num_experts / 2 { 1 } else { num_pairs.div_ceil(num_experts) };
         let of_one = if num_tokens > 1 { of_one } else { 1 };
-        let variants = Class::stacked(caps, Format::F32).variants;
+        let variants = Class::stacked(caps, Format::F32, false).variants;
         let part = variants.iter().find(|variant| of_one <= variant.max_rows);
         let rows_of_part = part.or(variants.last()).map_or(1, Variant::rows);
         Self { num_tokens, top_k, num_experts, rows_of_part }

@@ -46,10 +46,25 @@ impl Class {
         class.that_fits(caps)
     }
 
-    /// For stacks of matrices, in f32 whatever the device does with others: few rows are
-    /// multiplied with each of them. As many rows a workgroup for every format, since the stacks
-    /// of a layer may be of several.
-    pub(crate) fn stacked(caps: Caps, format: Format) -> Self {
+    /// For stacks of matrices, of which few rows are multiplied with each: by packed dot products
+    /// where x is in bytes, else in f32, whatever the device does with others. As many rows a
+    /// workgroup for every format, since the stacks of a layer may be of several.
+    pub(crate) fn stacked(caps: Caps, format: Format, packs: bool) -> Self {
+        if packs {
+            let Self { variants, order } = Self::packed(caps.is_cpu);
+            let of = |variant, tm, max_rows| Variant { tm, max_rows, ..variant };
+            let (one, any) = (variants[0], usize::MAX);
+            let variants = if caps.is_cpu {
+                vec![one, of(one, 2, 2), of(one, 4, any)]
+            } else {
+                let eight = Variant { lanes: 64, groups: 1, ahead: false, ..one };
+                let staged =
+                    |it: &&Variant| it.operands == Operands::PackedStaged && it.rows() == 32;
+                let staged = variants.iter().find(staged).expect("a GPU has it");
+                vec![one, of(one, 4, 4), of(eight, 8, 8), of(*staged, staged.tm, any)]
+            };
+            return Self { variants, order };
+        }
         let Self { variants, order } = Self::plain(caps, format);
         let (one, any) = (variants[0], usize::MAX);
         let variants = if caps.is_cpu {

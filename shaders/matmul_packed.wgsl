@@ -21,15 +21,29 @@ fn main(
     let lane = local % {LANES}u;
     let group = local / {LANES}u;
     let tile = workgroup.x / {STRIPS}u;
+//! if STACKED
+    let part = part_of(p, workgroup.y);
+    let stored_tile = part.matrix * p.matrix_tiles + tile - p.first_tile;
+    // Less than none is more than all.
+    if (part.count == 0u || stored_tile >= p.num_tiles) {
+        return;
+    }
+//! else
+    let stored_tile = tile;
+    let first_row = workgroup.y * {TM}u;
+//! end
     let strip = (workgroup.x % {STRIPS}u) * {STRIP}u;
     let column = strip + lane;
-    let tile_start = tile * p.num_blocks * {TILE}u + column;
+    let tile_start = stored_tile * p.num_blocks * {TILE}u + column;
     let num_quads = (p.num_blocks + {QUAD_BLOCKS}u - 1u) / {QUAD_BLOCKS}u;
-    let scales_start = tile * num_quads * {TILE}u + column;
-    let first_row = workgroup.y * {TM}u;
+    let scales_start = stored_tile * num_quads * {TILE}u + column;
 //! for m in 0..TM
     // Rows past the last one are computed like it and not stored.
+//! if STACKED
+    let row_{m} = pair_of(p, part, min({m}u, part.count - 1u)) / p.pairs_per_row * p.x_stride;
+//! else
     let row_{m} = min(first_row + {m}u, p.num_rows - 1u) * p.row_vec4s;
+//! end
 //! for j in 0..TN
     var total_{m}_{j} = 0.0;
 //! end
@@ -155,6 +169,10 @@ fn main(
 //! end
     }
     workgroupBarrier();
+//! if STACKED
+    finish_part(p, part, tile * {TILE}u + strip, local);
+//! else
     finish_shared(p, first_row, tile * {TILE}u + strip, local);
+//! end
 //! end
 }

@@ -18,10 +18,20 @@ fn main(
     let group = local / {LANES}u;
     let tile = workgroup.x / {STRIPS}u;
     let strip = (workgroup.x % {STRIPS}u) * {STRIP}u;
-    let tile_start = tile * p.num_blocks * {TILE}u + strip;
-    let num_quads = (p.num_blocks + {QUAD_BLOCKS}u - 1u) / {QUAD_BLOCKS}u;
-    let scales_start = tile * num_quads * {TILE}u + strip;
+//! if STACKED
+    let part = part_of(p, workgroup.y);
+    let stored_tile = part.matrix * p.matrix_tiles + tile - p.first_tile;
+    // Less than none is more than all.
+    if (part.count == 0u || stored_tile >= p.num_tiles) {
+        return;
+    }
+//! else
+    let stored_tile = tile;
     let first_row = workgroup.y * {TILE_ROWS}u;
+//! end
+    let tile_start = stored_tile * p.num_blocks * {TILE}u + strip;
+    let num_quads = (p.num_blocks + {QUAD_BLOCKS}u - 1u) / {QUAD_BLOCKS}u;
+    let scales_start = stored_tile * num_quads * {TILE}u + strip;
 //! for m in 0..TM
 //! for j in 0..TN
     var total_{m}_{j} = 0.0;
@@ -42,7 +52,11 @@ fn main(
             for (var i = local; i < num_groups * {TILE_ROWS}u; i += {WORKGROUP}u) {
                 let g = i / {TILE_ROWS}u;
                 let r = i % {TILE_ROWS}u;
+//! if STACKED
+                let row = pair_of(p, part, min(r, part.count - 1u)) / p.pairs_per_row * p.x_stride;
+//! else
                 let row = min(first_row + r, p.num_rows - 1u) * p.row_vec4s;
+//! end
                 let at = row + (first_group + g) * 3u;
                 sh_x[g * 2u * {TILE_ROWS}u + r] = x_in(at);
                 sh_x[(g * 2u + 1u) * {TILE_ROWS}u + r] = x_in(at + 1u);
@@ -101,8 +115,14 @@ fn main(
     }
 
 //! for m in 0..TM
+//! if STACKED
+    let of_part_{m} = {m}u * {GROUPS}u + group;
+    if (of_part_{m} < part.count) {
+        let row_{m} = pair_of(p, part, of_part_{m});
+//! else
     let row_{m} = first_row + {m}u * {GROUPS}u + group;
     if (row_{m} < p.num_rows) {
+//! end
         let place_{m} = place_of(p, row_{m});
 //! for j in 0..TN by UNIT
         finish(p, row_{m}, tile * {TILE}u + strip + lane * {TN}u + {j}u, place_{m},

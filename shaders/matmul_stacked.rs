@@ -8,13 +8,13 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
 use crate::experts::{RouteShape, Routes};
-use crate::gpu::Gpu;
+use crate::gpu::{Caps, Gpu};
 use crate::kernel::{Bound, Kernel, Pass};
-use crate::matmul::{Norm, Output, Params};
+use crate::matmul::{Operand, Output, Params};
 use crate::matmul_class::Class;
 use crate::matmul_variant::{Form, Kind, Stacked, Variant};
-use crate::tensor::Tensor;
-use crate::weights::{RowOrder, TILE, WeightMatrix};
+use crate::quantize_rows::{self, BoundQuantizeRows, QuantizeRows};
+use crate::weights::{Format, RowOrder, TILE, WeightMatrix};
 
 /// The parameters of a product with a stack.
 #[repr(C)]
@@ -53,8 +53,19 @@ pub enum Rows<'a> {
     },
 }
 
+/// Rows that are quantised in one dispatch: as many workgroups as every driver allows.
+const MAX_QUANTIZED: usize = 65_535;
+
+/// Whether routed rows are multiplied with such weights by packed dot products, where they have a
+/// place in bytes.
+pub(crate) fn packs(caps: Caps, format: Format) -> bool {
+    caps.packs && format.is_integer()
+}
+
 /// A product with a stack, bound to its tensors.
 pub struct BoundStacked {
+    /// What quantises x, and how many pairs a row of it has.
+    before: Option<(BoundQuantizeRows, usize)>,
     /// By rows of a workgroup, ascending; the kernel bound to each shard.
     variants: Vec<(Variant, Vec<(Bound, StackedParams)>)>,
     max_pairs: usize,
@@ -68,7 +79,7 @@ impl BoundStacked {
     /// When the device fails.
     pub fn new(
         gpu: &Gpu,
-        (x, norm): (&Tensor, Option<Norm<'_>>),
+        operand: Operand<'_>,
         weights: &WeightMatrix,
         rows: Rows<'_>,
         output: Output<'_>,
@@ -82,6 +93,7 @@ impl BoundStacked {
         let (Output::Store(out) | Output::Vec4s(out) | Output::Swiglu(out)) = output else {
             panic!("pairs are stored")
         };
+        let Operand { mut x, mut norm, quantized } = operand;
         assert!(norm.is_none_or(|norm| norm.weight.len() == weights.cols), "a weight per value");
         let (stacked, pairs_per_row, x_stride, out_values) = match rows {
             Rows::Routed { pairs_per_row, .. } => {
@@ -90,18 +102,30 @@ impl BoundStacked {
             Rows::Heads { x_stride, out_stride } => (Stacked::Heads, 1, x_stride, out_stride),
         };
         assert!(x_stride >= weights.cols && x_stride.is_multiple_of(4), "a part holds its values");
+        let mut rows_of_x = x.len() / x_stride;
+        let (eps, mut x_vec4s) = (norm.map_or(0.0, |norm| norm.eps), x_stride / 4);
+        let packs = packs(gpu.caps(), weights.format) && stacked == Stacked::Routed;
+        let quantized = quantized.filter(|_| packs);
+        let class = Class::stacked(gpu.caps(), weights.format, quantized.is_some());
+        let mut before = None;
+        if let Some(quantized) = quantized {
+            let kernels = QuantizeRows::new(class.order.norm_lanes);
+            before = Some((kernels.bind(gpu, operand, weights.cols, quantized)?, pairs_per_row));
+            rows_of_x = rows_of_x.min(quantized.max_rows(weights.cols)).min(MAX_QUANTIZED);
+            x_vec4s = quantize_rows::row_words(weights.cols) / 4;
+            (x, norm) = (quantized.tensor(), None);
+        }
         let form = Form { format: weights.format, norm: norm.is_some(), kind };
         let matrix_tiles = weights.rows.div_ceil(TILE);
         let common = StackedParams {
-            product: Params::new(weights).with_norm(norm.map_or(0.0, |norm| norm.eps)),
+            product: Params::new(weights).with_norm(eps),
             num_matrices: weights.stack as u32,
             matrix_tiles: matrix_tiles as u32,
             pairs_per_row: pairs_per_row as u32,
-            x_stride: (x_stride / 4) as u32,
+            x_stride: x_vec4s as u32,
             out_values: out_values as u32,
             ..StackedParams::default()
         };
-        let class = Class::stacked(gpu.caps(), weights.format);
         let mut variants = Vec::new();
         for variant in class.variants {
             let source = variant.stacked_source((form, stacked), class.order, gpu.caps().images);
@@ -126,8 +150,8 @@ impl BoundStacked {
             variants.push((variant, shards));
         }
         let out_row = if kind == Kind::Swiglu { weights.rows / 2 } else { out_values };
-        let max_pairs = (out.len() / out_row).min(x.len() / x_stride * pairs_per_row);
-        Ok(Self { variants, max_pairs })
+        let max_pairs = (out.len() / out_row).min(rows_of_x * pairs_per_row);
+        Ok(Self { before, variants, max_pairs })
     }
 
     /// Multiplies the pairs that were chosen for a step.
@@ -136,6 +160,9 @@ impl BoundStacked {
         let rows_of_part = step.rows_of_part;
         let found = self.variants.iter().find(|(variant, _)| variant.rows() == rows_of_part);
         let (variant, shards) = found.expect("all products have parts of the same sizes");
+        if let Some((before, pairs_per_row)) = &self.before {
+            before.record(pass, step.num_pairs() / pairs_per_row);
+        }
         for (bound, params) in shards {
             let params = StackedParams {
                 chosen_at: step.chosen_at(),

@@ -5,8 +5,10 @@ use std::mem::offset_of;
 use super::*;
 use crate::experts::{BoundExperts, ExpertShape, ExpertTensors};
 use crate::inputs::StepShape;
-use crate::matmul::{Matmul, Operand};
+use crate::matmul::{Matmul, Norm, Operand};
 use crate::matmul_variant::Order;
+use crate::products::Products;
+use crate::quantize_rows::QuantizedRows;
 use crate::testing::{self, Random, assert_bits_eq};
 use crate::weights::Format;
 
@@ -14,7 +16,7 @@ use crate::weights::Format;
 fn params_are_the_shader_s() {
     let Some(gpu) = testing::gpu() else { return };
     for (format, images) in testing::formats_and_layouts() {
-        let class = Class::stacked(gpu.caps(), format);
+        let class = Class::stacked(gpu.caps(), format, false);
         let forms = [(Kind::Swiglu, Stacked::Routed), (Kind::Store, Stacked::Routed)];
         for (kind, stacked) in forms.into_iter().chain([(Kind::Vec4s, Stacked::Heads)]) {
             let form = Form { format, norm: kind == Kind::Swiglu, kind };
@@ -86,15 +88,27 @@ fn experts_compute_what_they_would_alone_for_any_tokens_together() {
         normalized: true,
         scale: 1.0,
     };
-    // The third can't bind a stack at once; the last has the kernels of a GPU.
-    let others = [testing::small_gpu(40_000), testing::new_gpu().map(Gpu::with_gpu_kernels)];
+    // The third can't bind a stack at once; the next has the kernels of a GPU; the last two do the
+    // same with packed dot products.
+    let packs = |gpu: Gpu| gpu.with_caps(|caps| caps.with_products(Products::PackedDot));
+    let as_gpu = || testing::new_gpu().map(Gpu::with_gpu_kernels);
+    let others = [
+        testing::small_gpu(40_000),
+        as_gpu(),
+        testing::small_gpu(40_000).map(packs),
+        as_gpu().map(packs),
+    ];
     let others = others.into_iter().flatten().map(Err);
     for gpu in testing::both_layouts().map(Ok).chain(others) {
         let gpu: &Gpu = match &gpu {
             Ok(gpu) => gpu,
             Err(gpu) => gpu,
         };
-        for format in [Format::F16, Format::Int4, Format::Fp8, Format::Q5K, Format::Q6K] {
+        let others = [Format::F16, Format::Fp8, Format::Q5K, Format::Q6K];
+        let formats = [Format::Int4, Format::Int8].into_iter().chain(others);
+        let num_formats = if gpu.caps().packs { 2 } else { 6 };
+        for format in formats.take(num_formats).filter(|it| *it != Format::Int8 || num_formats == 2)
+        {
             let case = Case {
                 gate_up: stack(gpu, 6, (2 * WIDTH, HIDDEN), (format, RowOrder::Paired), 1),
                 down: stack(gpu, 6, (HIDDEN, WIDTH), (format, RowOrder::Plain), 2),
@@ -111,6 +125,8 @@ fn experts_compute_what_they_would_alone_for_any_tokens_together() {
                 let logits = gpu.upload(&logits[tokens.start * 6..tokens.end * 6]).unwrap();
                 let routes = Routes::new(gpu, &shape, num_tokens).unwrap();
                 let gated = gpu.alloc_vec4s(num_pairs * WIDTH).unwrap();
+                let place = QuantizedRows::new(gpu, num_pairs, HIDDEN).unwrap();
+                let quantized = gpu.caps().packs.then_some(&place);
                 let given = gpu.alloc_f32(num_pairs * HIDDEN).unwrap();
                 let tensors = ExpertTensors {
                     logits: &logits,
@@ -125,15 +141,21 @@ fn experts_compute_what_they_would_alone_for_any_tokens_together() {
                 let rows = |pairs_per_row| Rows::Routed { routes: &routes, pairs_per_row };
                 let gate_up = BoundStacked::new(
                     gpu,
-                    (&x_tensor, Some(norm)),
+                    Operand { x: &x_tensor, norm: Some(norm), quantized },
                     &case.gate_up.0,
                     rows(2),
                     Output::Swiglu(&gated),
                 )
                 .unwrap();
                 let to = Output::Store(&given);
-                let down =
-                    BoundStacked::new(gpu, (&gated, None), &case.down.0, rows(1), to).unwrap();
+                let down = BoundStacked::new(
+                    gpu,
+                    Operand { quantized, ..Operand::from(&gated) },
+                    &case.down.0,
+                    rows(1),
+                    to,
+                )
+                .unwrap();
                 let mut pass = Pass::new();
                 let step = experts.record_choice(&mut pass, num_tokens);
                 gate_up.record_routed(&mut pass, &step);
@@ -154,15 +176,19 @@ fn experts_compute_what_they_would_alone_for_any_tokens_together() {
 
 /// What one expert gives for one row, by the products of other layers.
 fn alone(gpu: &Gpu, case: &Case, expert: usize, (x, norm): (&[f32], Norm<'_>)) -> Vec<f32> {
-    let matmul = Matmul::of(gpu, crate::matmul::Products::Plain);
+    let matmul = Matmul::new(gpu);
     let x = gpu.upload_vec4s(x).unwrap();
+    let place = QuantizedRows::new(gpu, 1, HIDDEN).unwrap();
+    let quantized = Some(&place);
     let gated = gpu.alloc_vec4s(WIDTH).unwrap();
     let given = gpu.alloc_f32(HIDDEN).unwrap();
-    let operand = Operand { norm: Some(norm), ..Operand::from(&x) };
+    let operand = Operand { norm: Some(norm), quantized, x: &x };
     let to = Output::Swiglu(&gated);
     let gate_up = matmul.bind(gpu, operand, &case.gate_up.1[expert], to).unwrap();
     let to = Output::Store(&given);
-    let down = matmul.bind(gpu, Operand::from(&gated), &case.down.1[expert], to).unwrap();
+    let down = matmul
+        .bind(gpu, Operand { quantized, ..Operand::from(&gated) }, &case.down.1[expert], to)
+        .unwrap();
     let mut pass = Pass::new();
     gate_up.record(&mut pass, 1);
     down.record(&mut pass, 1);
@@ -184,12 +210,13 @@ fn heads_are_multiplied_with_their_own_matrices() {
                 let out = gpu.alloc_vec4s(num_rows * num_heads * 44).unwrap();
                 let how = Rows::Heads { x_stride: 20, out_stride: 44 };
                 let to = Output::Vec4s(&out);
-                let bound = BoundStacked::new(&gpu, (&x_tensor, None), &whole, how, to).unwrap();
+                let bound =
+                    BoundStacked::new(&gpu, Operand::from(&x_tensor), &whole, how, to).unwrap();
                 let mut pass = Pass::new();
                 bound.record_heads(&mut pass, num_rows);
                 gpu.run(&pass).unwrap();
                 let found = gpu.read_f32(&out).unwrap();
-                let matmul = Matmul::of(&gpu, crate::matmul::Products::Plain);
+                let matmul = Matmul::of(&gpu, Products::Plain);
                 for pair in 0..num_rows * num_heads {
                     let row = gpu.upload_vec4s(&x[pair * 20..][..cols]).unwrap();
                     let one = gpu.alloc_vec4s(rows).unwrap();

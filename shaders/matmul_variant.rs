@@ -232,8 +232,8 @@ impl Variant {
         order: Order,
         images: bool,
     ) -> KernelSource {
-        let own = [Operands::Loaded, Operands::Broadcast, Operands::Staged];
-        assert!(own.contains(&self.operands), "stacks are multiplied in f32");
+        let by_matrices = matches!(self.operands, Operands::Cooperative(_));
+        assert!(!by_matrices, "stacks are multiplied in f32 or by packed dot products");
         self.text::<StackedParams>((form.0, Some(form.1)), order, images)
     }
 

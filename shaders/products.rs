@@ -58,8 +58,8 @@ impl FromStr for Products {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Wanted {
     /// What is fastest: packed dot products of integer weights, where the adapter has an
-    /// instruction for them, and halves by cooperative matrices, where it has some and a trial shows that one
-    /// row isn't slower; else plain ones.
+    /// instruction for them, and halves by cooperative matrices, where it has some and a trial
+    /// shows that one row isn't slower; else plain ones.
     #[default]
     Auto,
     /// These.
@@ -68,8 +68,8 @@ pub enum Wanted {
 
 impl Wanted {
     /// What it may be on the adapter that `selector` chooses, as [`crate::gpu::Gpu::open`] does:
-    /// what to try, the best first. Each but the last may turn out not to compute what it should, or not
-    /// to pay ([`crate::speed::halves_pay`]).
+    /// what to try, the best first. Each but the last may turn out not to compute what it should,
+    /// or not to pay ([`crate::speed::halves_pay`]).
     ///
     /// # Errors
     /// When there is no such adapter.

@@ -7,11 +7,12 @@ use crate::error::GpuError;
 use crate::experts::{self, BoundExperts, ExpertShape, ExpertTensors, Routes};
 use crate::gpu::{Caps, Gpu};
 use crate::kernel::{KernelSource, Pass};
-use crate::matmul::{Norm, Output};
+use crate::matmul::{Norm, Operand, Output};
 use crate::matmul_class::Class;
-use crate::matmul_stacked::{BoundStacked, Rows};
+use crate::matmul_stacked::{self, BoundStacked, Rows};
 use crate::matmul_variant::{Form, Kind, Stacked};
-use crate::self_test::{Numbers, class_of, name_of};
+use crate::quantize_rows::{self, QuantizedRows};
+use crate::self_test::{Numbers, check_near, class_of, name_of};
 use crate::tensor::Tensor;
 use crate::weights::{Format, RowOrder, WeightMatrix};
 
@@ -31,8 +32,9 @@ pub struct ExpertTest {
     logits: Tensor,
     out: Tensor,
     experts: BoundExperts,
-    gate_up: BoundStacked,
-    down: BoundStacked,
+    products: [BoundStacked; 2],
+    /// In f32, where those are packed dot products.
+    plain: Option<[BoundStacked; 2]>,
     all_x: Vec<f32>,
     all_logits: Vec<f32>,
 }
@@ -85,13 +87,23 @@ impl ExpertTest {
             out: &out,
         };
         let rows = |pairs_per_row| Rows::Routed { routes: &routes, pairs_per_row };
-        let normed = (&x, Some(Norm { weight: &norm, eps: 1e-5 }));
-        let (gates, stored) = (Output::Swiglu(&gated), Output::Store(&given));
+        let norm = Some(Norm { weight: &norm, eps: 1e-5 });
+        let place = QuantizedRows::new(gpu, NUM_TOKENS * top_k, HIDDEN_SIZE)?;
+        let products = |quantized| -> Result<_, GpuError> {
+            let normed = Operand { x: &x, norm, quantized };
+            let plain = Operand { x: &gated, norm: None, quantized };
+            let (gates, stored) = (Output::Swiglu(&gated), Output::Store(&given));
+            Ok([
+                BoundStacked::new(gpu, normed, &gate_up, rows(top_k), gates)?,
+                BoundStacked::new(gpu, plain, &down, rows(1), stored)?,
+            ])
+        };
+        let packs = matmul_stacked::packs(gpu.caps(), format);
         Ok(Self {
             name,
             experts: BoundExperts::new(gpu, shape, HIDDEN_SIZE, tensors)?,
-            gate_up: BoundStacked::new(gpu, normed, &gate_up, rows(top_k), gates)?,
-            down: BoundStacked::new(gpu, (&gated, None), &down, rows(1), stored)?,
+            products: products(Some(&place))?,
+            plain: packs.then(|| products(None)).transpose()?,
             shape,
             x,
             logits,
@@ -106,11 +118,14 @@ impl ExpertTest {
     /// # Errors
     /// If a row depends on its batch here, which no device should do.
     pub fn run(self, gpu: &Gpu) -> Result<[u8; 32], GpuError> {
-        let together = self.compute(gpu, 0..NUM_TOKENS)?;
+        let together = self.compute(gpu, &self.products, 0..NUM_TOKENS)?;
+        if let Some(plain) = &self.plain {
+            check_near(gpu, true, &together, &self.compute(gpu, plain, 0..NUM_TOKENS)?)?;
+        }
         let row_bytes = together.len() / NUM_TOKENS;
         let mut first = 0;
         for num_tokens in [1, 2, 5, 20] {
-            let rows = self.compute(gpu, first..first + num_tokens)?;
+            let rows = self.compute(gpu, &self.products, first..first + num_tokens)?;
             if rows != together[first * row_bytes..][..num_tokens * row_bytes] {
                 return Err(GpuError::Failed(format!(
                     "{} computes experts differently in another batch",
@@ -122,15 +137,19 @@ impl ExpertTest {
         Ok(class_of(&self.name, &together))
     }
 
-    fn compute(&self, gpu: &Gpu, tokens: Range<usize>) -> Result<Vec<u8>, GpuError> {
+    fn compute(
+        &self,
+        gpu: &Gpu,
+        products: &[BoundStacked; 2],
+        tokens: Range<usize>,
+    ) -> Result<Vec<u8>, GpuError> {
         let rows =
             |all: &[f32], width: usize| all[tokens.start * width..tokens.end * width].to_vec();
         gpu.write(&self.x, 0, &rows(&self.all_x, HIDDEN_SIZE));
         gpu.write(&self.logits, 0, &rows(&self.all_logits, self.shape.num_experts));
         let mut pass = Pass::new();
         let step = self.experts.record_choice(&mut pass, tokens.len());
-        self.gate_up.record_routed(&mut pass, &step);
-        self.down.record_routed(&mut pass, &step);
+        products.iter().for_each(|product| product.record_routed(&mut pass, &step));
         self.experts.record_sum(&mut pass, &step);
         let out = (&self.out, 0..tokens.len() * HIDDEN_SIZE);
         gpu.wait(gpu.submit(&pass, Some(out))?, <[u8]>::to_vec)
@@ -145,8 +164,13 @@ fn sources(caps: Caps, format: Format, shape: &ExpertShape) -> Vec<KernelSource>
         experts::sort_source(caps, false),
         experts::sum_source(caps.images),
     ];
-    let class = Class::stacked(caps, format);
+    let packs = matmul_stacked::packs(caps, format);
+    let class = Class::stacked(caps, format, packs);
     for (kind, norm) in [(Kind::Swiglu, true), (Kind::Store, false)] {
+        if packs {
+            sources.push(quantize_rows::source(class.order.norm_lanes, norm, caps.images));
+        }
+        let norm = norm && !packs;
         let form = (Form { format, norm, kind }, Stacked::Routed);
         let of = class.variants.iter();
         sources.extend(of.map(|it| it.stacked_source(form, class.order, caps.images)));
@@ -157,6 +181,7 @@ fn sources(caps: Caps, format: Format, shape: &ExpertShape) -> Vec<KernelSource>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::products::Products;
     use crate::testing;
 
     #[test]
@@ -174,6 +199,12 @@ mod tests {
             |format, shape| ExpertTest::new(&gpu, format, shape).unwrap().run(&gpu).unwrap();
         assert_eq!(class(Format::Bf16, shape), class(Format::Bf16, shape));
         assert_ne!(class(Format::Bf16, shape), class(Format::Int4, shape));
+        // By packed dot products integers have another, and no others have.
+        let caps = |caps: Caps| caps.with_products(Products::PackedDot);
+        let Some(packed) = testing::new_gpu().map(|gpu| gpu.with_caps(caps)) else { return };
+        let of = |format| ExpertTest::new(&packed, format, shape).unwrap().run(&packed).unwrap();
+        assert_ne!(of(Format::Int4), class(Format::Int4, shape));
+        assert_eq!(of(Format::Bf16), class(Format::Bf16, shape));
         let groups = ExpertShape { num_groups: 4, top_groups: 2, ..shape };
         assert_ne!(class(Format::Bf16, shape), class(Format::Bf16, groups));
     }

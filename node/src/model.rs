@@ -27,6 +27,7 @@ use shaders::matmul::{Matmul, Norm, Operand, Output, Products};
 use shaders::quantize_rows::QuantizedRows;
 use shaders::rms_norm::{BoundRmsNorm, RmsNorm};
 use shaders::tensor::Tensor;
+use shaders::weights::GROUP;
 
 pub use self::attention::{AttentionKernels, LayerCache};
 use self::attention::{AttentionWeights, BoundAttention};
@@ -124,8 +125,13 @@ fn widest(model: &ModelConfig) -> usize {
     let is_operand = |row| {
         matches!(row, Row::Hidden | Row::Middle | Row::QueryLatent | Row::Attended | Row::Gated)
     };
-    let rows = model.rows().into_iter().filter(|(row, _)| is_operand(*row));
-    rows.map(|(_, width)| width).max().unwrap_or(0)
+    // A token's experts have a row each.
+    let top_k = moe::shape(model).map_or(1, |shape| shape.top_k);
+    let width = |(row, width): (Row, usize)| match row {
+        Row::ExpertsGated => Some((width / top_k).next_multiple_of(GROUP) * top_k),
+        _ => is_operand(row).then_some(width),
+    };
+    model.rows().into_iter().filter_map(width).max().unwrap_or(0)
 }
 
 /// What all layers of a stage share.

@@ -122,7 +122,7 @@ impl BoundMla {
                 }
                 None => None,
             },
-            keys: BoundStacked::new(gpu, (head_queries, None), &weights.keys, to_keys, to_queries)?,
+            keys: BoundStacked::new(gpu, head_queries.into(), &weights.keys, to_keys, to_queries)?,
             attention: BoundLatentAttention::new(
                 gpu,
                 shape(&weights.spec),
@@ -132,7 +132,7 @@ impl BoundMla {
             )?,
             values: BoundStacked::new(
                 gpu,
-                (attends, None),
+                attends.into(),
                 &weights.values,
                 to_values,
                 to_attended,

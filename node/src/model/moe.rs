@@ -101,8 +101,8 @@ impl BoundMoe {
         Ok(Self {
             router: kernels.router.bind(gpu, plain, &weights.router, Output::Store(logits))?,
             experts: BoundExperts::new(gpu, shape, model.hidden_size, tensors)?,
-            gate_up: BoundStacked::new(gpu, (x.x, x.norm), gate_up.0, gate_up.1, gate_up.2)?,
-            down: BoundStacked::new(gpu, (gated, None), down.0, down.1, down.2)?,
+            gate_up: BoundStacked::new(gpu, x, gate_up.0, gate_up.1, gate_up.2)?,
+            down: BoundStacked::new(gpu, scratch.plain(gated), down.0, down.1, down.2)?,
             shared: dense.transpose()?,
         })
     }
