@@ -205,6 +205,7 @@ fn report() -> NodeReport {
             name: "llvmpipe".into(),
             driver: "lavapipe 1".into(),
             memory_bytes: 8 << 30,
+            max_cache_bytes: None,
             fingerprint: Digest([5; 32]),
             speed: Speed { weight_bytes_per_s: 3e12, kernel_us: 2.5, ..Speed::default() },
         }],
@@ -354,4 +355,17 @@ fn what_this_version_says_stays_as_it_is() {
 #[test]
 fn the_version_before_is_spoken_as_it_was() {
     stays(VERSION_4, OLDEST_WIRE_VERSION);
+}
+
+/// Goal: what was added to a report is heard, and to whoever knows less nothing of it is said.
+#[test]
+fn the_limit_of_a_cache_is_told_with_and_without_what_is_held() {
+    for held in [Vec::new(), report().held] {
+        let mut said = NodeReport { held, ..report() };
+        let before = codec::encode(&said);
+        said.adapters[0].max_cache_bytes = Some(1 << 30);
+        let bytes = codec::encode(&said);
+        assert!(bytes.starts_with(&before) && bytes.len() > before.len());
+        assert_eq!(codec::decode::<NodeReport>(&bytes).unwrap(), said);
+    }
 }

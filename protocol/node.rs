@@ -59,6 +59,9 @@ pub struct AdapterReport {
     pub driver: String,
     /// Bytes that stages may take together.
     pub memory_bytes: u64,
+    /// The most that a stage's KV cache takes of them, unless one sequence needs more; none:
+    /// whatever fits. Since wire version 5: to an older coordinator none is told.
+    pub max_cache_bytes: Option<u64>,
     /// The device class (design I1): adapter, driver, kernels, and the bits of a self-test. Of
     /// small layers, before any model is known; a stage's echo has that of its model's.
     pub fingerprint: Digest,
@@ -66,8 +69,8 @@ pub struct AdapterReport {
     pub speed: Speed,
 }
 
-/// In the order in which fields were added; what is held comes last, and only where something is:
-/// without it the message is what wire version 4 says.
+/// In the order in which fields were added; what is held and the caches' limits come last, and only
+/// where there are any: without them the message is what wire version 4 says.
 impl Encode for NodeReport {
     fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
         let Self { node, session, hostname, pid, data_addr, pool, labels, adapters, held } = self;
@@ -78,7 +81,12 @@ impl Encode for NodeReport {
         let speeds: Vec<_> = adapters.iter().map(|it| it.speed).collect();
         (node, session, hostname, pid, data_addr, devices).encode(encoder)?;
         (pool, labels, speeds).encode(encoder)?;
-        if held.is_empty() { Ok(()) } else { held.encode(encoder) }
+        let max_cache: Vec<_> = adapters.iter().map(|it| it.max_cache_bytes).collect();
+        match (held.is_empty(), max_cache.iter().all(Option::is_none)) {
+            (true, true) => Ok(()),
+            (false, true) => held.encode(encoder),
+            (_, false) => (held, max_cache).encode(encoder),
+        }
     }
 }
 
@@ -88,10 +96,12 @@ impl Decode<()> for NodeReport {
         let devices: Vec<(String, String, u64, Digest)> = Decode::decode(decoder)?;
         let (pool, labels, speeds): (_, _, Vec<Speed>) = Decode::decode(decoder)?;
         let held = codec::added(decoder)?;
-        let mut speeds = speeds.into_iter();
+        let max_cache: Vec<Option<u64>> = codec::added(decoder)?;
+        let (mut speeds, mut max_cache) = (speeds.into_iter(), max_cache.into_iter());
         let adapter = |(name, driver, memory_bytes, fingerprint)| {
             let speed = speeds.next().unwrap_or_default();
-            AdapterReport { name, driver, memory_bytes, fingerprint, speed }
+            let max_cache_bytes = max_cache.next().flatten();
+            AdapterReport { name, driver, memory_bytes, max_cache_bytes, fingerprint, speed }
         };
         let adapters = devices.into_iter().map(adapter).collect();
         Ok(Self { node, session, hostname, pid, data_addr, pool, labels, adapters, held })

@@ -111,6 +111,7 @@ impl Test {
             name: "card".into(),
             driver: "driver".into(),
             memory_bytes,
+            max_cache_bytes: None,
             fingerprint: Digest::default(),
             speed: Default::default(),
         };

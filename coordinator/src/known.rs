@@ -435,8 +435,15 @@ pub(crate) fn step_time(timing: &StageTiming) -> f64 {
 /// An adapter as its node describes it.
 fn place(report: &NodeReport, adapter: u32) -> Option<Place> {
     let said = report.adapters.get(adapter as usize)?;
-    let (node, memory, speed) = (report.node, said.memory_bytes, said.speed.checked());
-    Some(Place { node, memory, speed, row_share: None, host_s: HOST_S, held: Vec::new() })
+    Some(Place {
+        node: report.node,
+        memory: said.memory_bytes,
+        max_cache_bytes: said.max_cache_bytes,
+        speed: said.speed.checked(),
+        row_share: None,
+        host_s: HOST_S,
+        held: Vec::new(),
+    })
 }
 
 #[cfg(test)]

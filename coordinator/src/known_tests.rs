@@ -19,6 +19,7 @@ fn report(node: u64) -> NodeReport {
             name: String::new(),
             driver: String::new(),
             memory_bytes: 1 << 20,
+            max_cache_bytes: None,
             fingerprint: Digest::default(),
             speed: Speed { weight_bytes_per_s: 1e6, ..Default::default() },
         }],

@@ -27,6 +27,8 @@ pub struct Place {
     pub node: NodeId,
     /// Bytes that the stage may take.
     pub memory: u64,
+    /// The most that a cache takes of them, unless one sequence needs more.
+    pub max_cache_bytes: Option<u64>,
     /// How fast it is.
     pub speed: Speed,
     /// What each further sequence of a step takes, as a share of what one alone does, where that

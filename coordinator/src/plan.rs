@@ -388,6 +388,13 @@ mod tests {
             each < least && said.contains(&format!("at once, of {each} tokens each")),
             "{said}"
         );
+        // A software driver's takes no more than this, but always one sequence's.
+        let mut capped = node(larger.total());
+        for (most, tokens) in [(0, least), (model.cost.whole_cache_bytes(whole / 4), whole / 4)] {
+            capped[0].max_cache_bytes = Some(most);
+            let report = plan("glass-en", &model, &config, &capped).unwrap();
+            assert_eq!(report.pipelines[0].cache_tokens, tokens, "{most}");
+        }
         larger.least_cache_tokens = whole;
         let said = plan_table(&plan("glass-en", &model, &config, &node(larger.total())).unwrap());
         assert!(said.contains("all that are wanted") && !said.contains("tokens each"), "{said}");

@@ -85,6 +85,8 @@ pub struct NodeStatus {
     pub drivers: Vec<String>,
     /// Bytes that stages may take on each of them.
     pub memory_bytes: Vec<u64>,
+    /// The most that a KV cache takes of that, unless one sequence needs more.
+    pub max_cache_bytes: Vec<Option<u64>>,
     /// How fast each of them is, by its probe.
     pub speeds: Vec<Speed>,
     /// How many times longer than that each of them takes, as measured by the steps of answers, and

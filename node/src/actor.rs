@@ -29,7 +29,7 @@ use crate::weights::Weights;
 /// How long a stage that ends tries to say why.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The wire version since which a node tells what it holds.
+/// The wire version since which a node tells what it holds, and what its caches may take.
 const HELD_SINCE: u16 = 5;
 
 /// How long stages may take to end.
@@ -65,6 +65,8 @@ impl Node {
                 let held = device.held().into_iter();
                 report.held.extend(held.map(|held| HeldParts { adapter, ..held }));
             }
+        } else {
+            report.adapters.iter_mut().for_each(|it| it.max_cache_bytes = None);
         }
         report
     }

@@ -21,6 +21,7 @@ use tracing::{debug, error, warn};
 
 use crate::error::StageError;
 use crate::kept::KeptWeights;
+use crate::memory::max_cache_bytes;
 use crate::model::{Kernels, quantize};
 use crate::proven::{Prove, Proven};
 use crate::stage::{Held, Stage, StepOutput, StepTimes};
@@ -260,6 +261,7 @@ impl Worker {
             name: gpu.info().name.clone(),
             driver: gpu.info().driver.clone(),
             memory_bytes,
+            max_cache_bytes: max_cache_bytes(&gpu),
             fingerprint,
             speed: Speed {
                 weight_bytes_per_s: speed.weight_bytes_per_s,
@@ -437,6 +439,7 @@ impl DeviceThread {
             name: "card".into(),
             driver: "driver".into(),
             memory_bytes: 1,
+            max_cache_bytes: None,
             fingerprint: protocol::Digest::default(),
             speed: Default::default(),
         };

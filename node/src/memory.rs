@@ -77,6 +77,12 @@ pub fn cache_bytes(gpu: &Gpu, model: &ModelConfig, plan: &StagePlan, num_blocks:
     layers(model, plan).iter().map(bytes).sum()
 }
 
+/// The most that a KV cache takes, unless one sequence needs more: a software driver's memory is the
+/// machine's.
+pub fn max_cache_bytes(gpu: &Gpu) -> Option<u64> {
+    gpu.caps().is_cpu.then_some(MAX_SOFTWARE_KV_BYTES)
+}
+
 fn layers<'a>(model: &'a ModelConfig, plan: &StagePlan) -> &'a [LayerSpec] {
     &model.layers[plan.layers.first as usize..plan.layers.end as usize]
 }
@@ -100,12 +106,9 @@ pub fn num_blocks(
         return Err(StageError::TooLarge { needed, allowed, missing: needed - allowed });
     };
     let left = left + cache(one_sequence);
-    // A software driver's memory is the machine's: it takes what one sequence needs, and for more
-    // no more than this.
-    let left = if gpu.caps().is_cpu {
-        left.min(MAX_SOFTWARE_KV_BYTES.max(cache(one_sequence)))
-    } else {
-        left
+    let left = match max_cache_bytes(gpu) {
+        Some(most) => left.min(most.max(cache(one_sequence))),
+        None => left,
     };
     let layers = layers(model, plan);
     let bindable = layers.iter().map(|spec| LayerCache::max_blocks(gpu, &spec.attention, kv));

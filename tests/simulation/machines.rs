@@ -90,6 +90,7 @@ impl Machine {
             name: "virtual".into(),
             driver: "rule".into(),
             memory_bytes: 1 << 30,
+            max_cache_bytes: None,
             fingerprint: self.class(),
             speed: Default::default(),
         };

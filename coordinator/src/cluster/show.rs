@@ -61,6 +61,7 @@ impl Cluster {
             adapters: report.adapters.iter().map(|adapter| adapter.name.clone()).collect(),
             drivers: report.adapters.iter().map(|adapter| adapter.driver.clone()).collect(),
             memory_bytes: report.adapters.iter().map(|adapter| adapter.memory_bytes).collect(),
+            max_cache_bytes: report.adapters.iter().map(|it| it.max_cache_bytes).collect(),
             speeds: report.adapters.iter().map(|adapter| adapter.speed.checked()).collect(),
             corrections: (0..)
                 .zip(&report.adapters)

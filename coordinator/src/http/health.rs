@@ -70,6 +70,7 @@ pub(super) fn describe(status: &Status) -> Value {
             "adapters": node.adapters,
             "drivers": node.drivers,
             "memory_bytes": node.memory_bytes,
+            "max_cache_bytes": node.max_cache_bytes,
             "speeds": node.speeds,
             "slowness": node.corrections.iter().map(|it| it.0).collect::<Vec<_>>(),
             "extra_us": node.corrections.iter().map(|it| it.1 * 1e6).collect::<Vec<_>>(),

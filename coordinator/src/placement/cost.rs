@@ -76,6 +76,12 @@ impl ModelCost {
         all.kv_values.saturating_mul(self.kv_value_bytes).saturating_mul(num_tokens)
     }
 
+    /// Bytes of a cache of so many tokens for all layers.
+    #[cfg(test)]
+    pub(crate) fn whole_cache_bytes(&self, num_tokens: u64) -> u64 {
+        self.cache_bytes(&self.of(0..self.layers.len()), num_tokens)
+    }
+
     /// Bytes of memory that the model needs on one stage.
     pub fn total(&self) -> u64 {
         self.memory(0..self.layers.len())
@@ -222,14 +228,23 @@ impl<'a> Costs<'a> {
     pub(super) fn fits(&self, place: usize, layers: Range<usize>) -> bool {
         let all = self.of(layers.clone());
         let cache = self.model.cache_bytes(&all, self.cache_tokens);
+        let cache = cache.min(self.most_cache(place, &all));
         self.model.memory_beside_cache(&all, layers).saturating_add(cache)
             <= self.places[place].memory
     }
 
-    /// Tokens for which there is room in a cache beside these layers, in whole blocks.
-    pub(super) fn cache_room(&self, memory: u64, layers: Range<usize>) -> u64 {
+    /// Bytes that a cache of layers that weigh `all` takes at most, whatever else there is.
+    fn most_cache(&self, place: usize, all: &PartCost) -> u64 {
+        let least = self.model.cache_bytes(all, self.model.least_cache_tokens);
+        self.places[place].max_cache_bytes.map_or(u64::MAX, |most| most.max(least))
+    }
+
+    /// Tokens for which there is room in a cache beside these layers, in whole blocks, where the
+    /// stage has so much of its place's memory.
+    pub(super) fn cache_room(&self, place: usize, memory: u64, layers: Range<usize>) -> u64 {
         let all = self.of(layers.clone());
         let left = memory.saturating_sub(self.model.memory_beside_cache(&all, layers));
+        let left = left.min(self.most_cache(place, &all));
         let room = left.checked_div(self.model.cache_bytes(&all, 1)).unwrap_or(u64::MAX);
         room / BLOCK_TOKENS as u64 * BLOCK_TOKENS as u64
     }

@@ -108,7 +108,7 @@ impl Prediction {
         });
         let room = stages.iter().map(|it| {
             let memory = places[it.place].memory / num_sharing(it) as u64;
-            costs.cache_room(memory, range(it))
+            costs.cache_room(it.place, memory, range(it))
         });
         let of_tokens = model.cache_tokens;
         let cache = CacheRoom {

@@ -32,6 +32,7 @@ fn places(memory: &[u64]) -> Vec<Place> {
     let place = |(number, &memory): (usize, &u64)| Place {
         node: NodeId(number as u64 + 1),
         memory,
+        max_cache_bytes: None,
         speed: Speed { weight_bytes_per_s: 1e3, ..Speed::default() },
         row_share: None,
         host_s: 0.0,

@@ -51,6 +51,9 @@ pub struct NodeSpec {
     /// measured that.
     #[serde(skip)]
     pub row_share: Option<f64>,
+    /// The most that a KV cache takes there, where a server says so.
+    #[serde(skip)]
+    pub max_cache_bytes: Option<u64>,
     /// Its id, where it has joined a server.
     #[serde(skip)]
     pub id: String,
@@ -86,6 +89,7 @@ impl NodeSpec {
             pool: String::new(),
             labels: BTreeMap::new(),
             row_share: None,
+            max_cache_bytes: None,
             weight_bytes_per_s: Some(ASSUMED.weight_bytes_per_s),
             multiply_adds_per_s: Some(ASSUMED.multiply_adds_per_s),
             kernel_us: Some(ASSUMED.kernel_us),
@@ -120,6 +124,7 @@ impl NodeSpec {
                 name: self.name.clone(),
                 driver: String::new(),
                 memory_bytes: self.memory,
+                max_cache_bytes: self.max_cache_bytes,
                 fingerprint: Digest::default(),
                 speed: speed.checked(),
             }],
@@ -242,6 +247,8 @@ pub(super) fn of_server(text: &str) -> Result<Vec<NodeSpec>> {
         extra_us: Vec<f64>,
         #[serde(default)]
         row_shares: Vec<Option<f64>>,
+        #[serde(default)]
+        max_cache_bytes: Vec<Option<u64>>,
         host_us: f64,
         link: Option<LinkSpeed>,
         #[serde(default)]
@@ -278,6 +285,7 @@ pub(super) fn of_server(text: &str) -> Result<Vec<NodeSpec>> {
                 kernel_us: Some(speed.kernel_us),
                 step_us: Some((speed.step_us + extra_us).max(0.0)),
                 row_share: node.row_shares.get(adapter).copied().flatten(),
+                max_cache_bytes: node.max_cache_bytes.get(adapter).copied().flatten(),
                 host_us: Some(node.host_us),
                 rtt_us: node.link.map(|link| link.rtt_us),
                 bytes_per_s: node.link.map(|link| link.bytes_per_s),
@@ -337,7 +345,7 @@ mod tests {
         let text = r#"{"nodes": [{"hostname": "h", "node": "01", "memory_bytes": [7],
             "speeds": [{"weight_bytes_per_s": 4e9, "multiply_adds_per_s": 1e9, "kernel_us": 1.0,
             "step_us": 2.0}], "slowness": [2.0], "extra_us": [5.0], "host_us": 3.0,
-            "row_shares": [0.5],
+            "row_shares": [0.5], "max_cache_bytes": [6],
             "link": {"rtt_us": 9.0, "bytes_per_s": 1e6}, "links": [
             {"to": "02", "reached": true, "rtt_us": 5.0, "bytes_per_s": 2e6},
             {"to": "03", "reached": false, "rtt_us": null}]}]}"#;
@@ -347,7 +355,7 @@ mod tests {
         assert_eq!((nodes[0].id.as_str(), &nodes[0].links[..]), ("01", &ways[..]));
         assert_eq!(nodes[0].weight_bytes_per_s, Some(2e9));
         assert_eq!((nodes[0].step_us, nodes[0].rtt_us), (Some(9.0), Some(9.0)));
-        assert_eq!(nodes[0].row_share, Some(0.5));
+        assert_eq!((nodes[0].row_share, nodes[0].max_cache_bytes), (Some(0.5), Some(6)));
         // Slowness is the adapter's.
         assert_eq!(nodes[0].host_us, Some(3.0));
     }
