@@ -406,7 +406,8 @@ impl Cluster {
                             self.known.learn_host(&pipeline.stages, &timings, took);
                         }
                         let (reports, stages) = (self.members.joined(), &pipeline.stages);
-                        self.known.learn(&self.model.cost, reports, stages, &timings, num_outputs);
+                        let rows = (num_outputs, update.alone.is_some());
+                        self.known.learn(&self.model.cost, reports, stages, &timings, rows);
                     }
                     let (step, lane::Update { duration, num_tokens, .. }) = (frame.step, update);
                     self.actions.push(Action::Measured {

@@ -372,14 +372,15 @@ impl Known {
         self.links.forget(node);
     }
 
-    /// A step of `rows` sequences' next tokens has gone through these stages.
+    /// A step of `rows` sequences' next tokens has gone through these stages, perhaps alone:
+    /// with no other sequence running.
     pub(crate) fn learn(
         &mut self,
         model: &ModelCost,
         reports: &[NodeReport],
         stages: &[Stage],
         timings: &[StageTiming],
-        rows: usize,
+        rows: (usize, bool),
     ) {
         self.has_news = true;
         for (number, (stage, timing)) in stages.iter().zip(timings).enumerate() {
@@ -400,7 +401,7 @@ impl Known {
         model: &ModelCost,
         (report, plan): (&NodeReport, &StagePlan),
         timing: &StageTiming,
-        rows: usize,
+        (rows, is_alone): (usize, bool),
     ) {
         let Some(place) = place(report, plan.adapter) else { return };
         let stage = Placed { place: 0, layers: plan.layers };
@@ -411,12 +412,16 @@ impl Known {
         }
         let slowness = self.slowness.entry((report.node, plan.adapter)).or_default();
         slowness.class = report.adapters[plan.adapter as usize].fingerprint;
-        if rows == 1 {
+        // One among others, whose steps other stages compute meanwhile, says nothing of one alone:
+        // stages of one machine share more than a link.
+        if is_alone && rows == 1 {
             slowness.alone.add(expected, took);
             return;
         }
         slowness.crowd.add(expected, took);
-        if let Some(Correction { factor, extra_s }) = slowness.alone.correction() {
+        if rows > 1
+            && let Some(Correction { factor, extra_s }) = slowness.alone.correction()
+        {
             let alone = factor * step_seconds(model, &place, stage, 1.0) + extra_s;
             let share = (took / alone - 1.0) / (rows - 1) as f64;
             if ROW_SHARES.contains(&share) {

@@ -63,7 +63,7 @@ fn measured_steps_correct_what_a_probe_said() {
     // Four layers of 1000 bytes at 1e6 a second.
     let timings = [timing(0, 4000), timing(1, 12_000)];
     for _ in 0..20 {
-        known.learn(&model, &reports, &stages, &timings, 1);
+        known.learn(&model, &reports, &stages, &timings, (1, true));
     }
     let takes = |known: &Known, node: u64| {
         let Correction { factor, extra_s } = known.correction((NodeId(node), 0), Digest::default());
@@ -94,7 +94,9 @@ fn several_sequences_are_as_slow_as_they_turned_out_to_be() {
     for rows in [1, 4, 16] {
         let compute_us = 4000 + 1000 * (rows - 1);
         let timing = StageTiming { compute_us, ..StageTiming::default() };
-        (0..20).for_each(|_| known.learn(&model, &reports, &stages, &[timing], rows as usize));
+        (0..20).for_each(|_| {
+            known.learn(&model, &reports, &stages, &[timing], (rows as usize, rows == 1))
+        });
     }
     let places: Vec<_> = known.candidates(&[&reports[0]]).into_iter().map(|it| it.place).collect();
     let stage = Placed { place: 0, layers: stages[0].plan.layers };
@@ -186,7 +188,25 @@ fn a_measurement_that_cannot_be_true_counts_for_nothing() {
     let stages = [crate::pipeline::testing_stage(1, 0, 4)];
     for compute_us in [0, u32::MAX] {
         let timing = StageTiming { compute_us, ..StageTiming::default() };
-        (0..20).for_each(|_| known.learn(&model, &reports, &stages, &[timing], 1));
+        (0..20).for_each(|_| known.learn(&model, &reports, &stages, &[timing], (1, true)));
     }
     assert_eq!(known.correction((NodeId(1), 0), Digest::default()), Correction::NONE);
+}
+
+/// Goal: what a lone sequence takes is learnt of lone sequences. Method: a thousand steps of one
+/// among others, of which each takes twice as long.
+#[test]
+fn one_sequence_among_others_says_nothing_of_one_alone() {
+    let model = ModelCost::of_bytes(&[1000; 4], 0, 0);
+    let (reports, mut known) = ([report(1)], Known::default());
+    let stages = [crate::pipeline::testing_stage(1, 0, 4)];
+    for (is_alone, compute_us, num) in [(true, 4000, 20), (false, 8000, 1000)] {
+        let timing = StageTiming { compute_us, ..StageTiming::default() };
+        let rows = (1, is_alone);
+        (0..num).for_each(|_| known.learn(&model, &reports, &stages, &[timing], rows));
+    }
+    let places: Vec<_> = known.candidates(&[&reports[0]]).into_iter().map(|it| it.place).collect();
+    let stage = Placed { place: 0, layers: stages[0].plan.layers };
+    let alone = step_seconds(&model, &places[0], stage, 1.0);
+    assert!((alone - 4e-3).abs() < 1e-4, "{alone}");
 }
