@@ -275,7 +275,15 @@ fn all(version: u16) -> BTreeMap<String, (Vec<u8>, Said)> {
         ("Frame::Failed", Body::Failed(failed)),
     ];
     if version >= 5 {
+        let side = Some(Side { name: "chosen".into(), words: vec![7, u32::MAX] });
+        let awaiting = Step { side, awaits_masks: true, tells_hidden: vec![0, 300], ..step() };
+        let row = HiddenRow { slice: 300, values: vec![0.5, -0.0] };
+        let told = Sampled { hidden: vec![HiddenRow::default(), row], ..sampled() };
         frames.push(("Frame::Step+Masks", Body::Step(masked)));
+        frames.push(("Frame::Step+Awaits", Body::Step(awaiting)));
+        frames.push(("Frame::Sampled+Hidden", Body::Sampled(told)));
+        let masks = Masks::with(&[(0, &[0, u32::MAX]), (300, &[1, 2])]);
+        frames.push(("Frame::Masks", Body::Masks(masks)));
     }
     for (name, body) in frames {
         let frame = frame(body);

@@ -1,3 +1,4 @@
+mod hidden;
 mod sharing;
 mod simulated;
 

@@ -160,6 +160,35 @@ fn faults() -> Vec<Fault> {
             ..fault("an answer without thoughts is taken for thoughts", "4", said("", "4", &[]))
         },
         Fault {
+            prompt_end: "<|assistant|><think>",
+            ..fault(
+                "thoughts that open once more, as the prompt has, keep the tag",
+                "<think>Hm.</think>4",
+                said("Hm.", "4", &[]),
+            )
+        },
+        Fault {
+            prompt_end: "<think>",
+            ..fault(
+                "a tag that opens thoughts within them begins others",
+                "Hm. <think>And so.</think>4",
+                said("Hm. <think>And so.", "4", &[]),
+            )
+        },
+        fault(
+            "a second thought, behind an answer, is none",
+            "<think>a</think>b<think>c</think>d",
+            said("a", "b<think>c</think>d", &[]),
+        ),
+        Fault {
+            prompt_end: "<think>",
+            ..fault(
+                "thoughts that end twice are cut short",
+                "a</think></think>b",
+                said("a", "b", &[]),
+            )
+        },
+        Fault {
             prompt_end: "<think>",
             ..fault("thoughts that are cut off are an answer", "Hm. And", said("Hm. And", "", &[]))
         },

@@ -127,6 +127,10 @@ impl Parser {
     fn step(&mut self, said: &mut Vec<Said>) -> bool {
         match self.state {
             State::Start => self.start(said),
+            // The prompt may have opened what the model opens once more.
+            State::Reasoning if self.follows_tag && self.is_at(THINK) != Some(false) => {
+                self.skip(THINK, State::Reasoning)
+            }
             State::Reasoning => {
                 let tags: Vec<_> = [END_OF_THINK].into_iter().chain(self.opening()).collect();
                 let (text, tag) = self.held.until(&tags);
@@ -160,12 +164,14 @@ impl Parser {
         let text = self.held.as_str().trim_start();
         if self.format.reasons {
             if text.starts_with(THINK) {
-                let length = self.held.as_str().len() - text.len() + THINK.len();
-                self.held.take(length);
-                self.pass_tag(State::Reasoning);
-                return true;
+                return self.skip(THINK, State::Reasoning);
             }
-            if THINK.starts_with(text) {
+            // Thoughts may end more often than they begin.
+            if self.follows_tag && text.starts_with(END_OF_THINK) {
+                return self.skip(END_OF_THINK, State::Start);
+            }
+            let may_follow = THINK.starts_with(text);
+            if may_follow || (self.follows_tag && END_OF_THINK.starts_with(text)) {
                 return false;
             }
         }
@@ -185,6 +191,26 @@ impl Parser {
         }
         self.state = State::Content;
         true
+    }
+
+    /// Whether a tag comes next; none: it may.
+    fn is_at(&self, tag: &str) -> Option<bool> {
+        let text = self.held.as_str().trim_start();
+        if text.starts_with(tag) {
+            return Some(true);
+        }
+        if tag.starts_with(text) { None } else { Some(false) }
+    }
+
+    /// Passes a tag over, once all of it is there.
+    fn skip(&mut self, tag: &str, state: State) -> bool {
+        let is_there = self.is_at(tag) == Some(true);
+        if is_there {
+            let text = self.held.as_str();
+            self.held.take(text.len() - text.trim_start().len() + tag.len());
+            self.pass_tag(state);
+        }
+        is_there
     }
 
     fn open(&mut self, outside: Outside) {
