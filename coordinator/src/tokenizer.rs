@@ -78,6 +78,8 @@ impl Tokenizer {
         // Of what is no JSON the library takes parts for granted, and may panic, as fuzzing found.
         serde_json::from_slice::<Walked>(json).map_err(|cause| unusable(cause.into()))?;
         let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(unusable)?;
+        let post_processor = serde_json::to_value(tokenizer.get_post_processor());
+        check_template(&post_processor.unwrap_or_default())?;
         // Whole texts in, whole texts out: limits are checked elsewhere.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(unusable)?;
@@ -213,6 +215,31 @@ fn around(
     ))
 }
 
+/// What is put around a text must be known: the library looks for it only with the first text, and
+/// then panics, as fuzzing found.
+fn check_template(post_processor: &Value) -> Result<(), TokenizerError> {
+    let inner = post_processor["processors"].as_array();
+    inner.into_iter().flatten().try_for_each(check_template)?;
+    if post_processor["type"] != "TemplateProcessing" {
+        return Ok(());
+    }
+    let wrong = |what: String| {
+        let template = "the template of the tokenizer's post-processor puts";
+        Err(TokenizerError::Unusable(format!("{template} {what} around a text")))
+    };
+    for piece in post_processor["single"].as_array().into_iter().flatten() {
+        if let Some(id) = piece["SpecialToken"]["id"].as_str()
+            && post_processor["special_tokens"].get(id).is_none()
+        {
+            return wrong(format!("{id:?}, which is none of its special_tokens,"));
+        }
+        if piece["Sequence"]["id"] == "B" {
+            return wrong("a second one, which there isn't,".to_owned());
+        }
+    }
+    Ok(())
+}
+
 /// Bytes of text that a token can stand for, at most. Only where each byte of a text is one of a
 /// token there is such a bound: nothing is cut off, put together, passed over or unknown. Composing
 /// characters makes a text shorter, to a third at most; SentencePiece's spaces make it longer.
@@ -297,6 +324,24 @@ mod tests {
         let source = TokenizerSource::Json { tokenizer, special, chat_template: None };
         let refused = Tokenizer::from_source(&source).unwrap_err().to_string();
         assert!(refused.contains("EOF while parsing an object at line 1 column 17"), "{refused}");
+    }
+
+    #[test]
+    fn what_is_put_around_a_text_is_known() {
+        let processor = |single: Value| {
+            let template = serde_json::json!({
+                "type": "TemplateProcessing", "single": single, "special_tokens": {"<s>": {}},
+            });
+            serde_json::json!({"type": "Sequence", "processors": [template]})
+        };
+        let token = |id: &str| serde_json::json!({"SpecialToken": {"id": id, "type_id": 0}});
+        let text = |id: &str| serde_json::json!({"Sequence": {"id": id, "type_id": 0}});
+        assert!(check_template(&processor(serde_json::json!([token("<s>"), text("A")]))).is_ok());
+        for (wrong, says) in [(token("<e>"), "<e>"), (text("B"), "a second one")] {
+            let refused = check_template(&processor(serde_json::json!([text("A"), wrong])));
+            let refused = refused.unwrap_err().to_string();
+            assert!(refused.contains(says), "{refused}");
+        }
     }
 
     #[test]

@@ -176,7 +176,7 @@ fn quoted(text: &str, out: &mut String) {
             c if c == quote => out.extend(['\\', c]),
             c if c == ' ' || is_printable(c) => out.push(c),
             c => {
-                let code = u32::from(c);
+                let code = u64::from(u32::from(c));
                 let width = [2, 4, 8].into_iter().find(|width| code >> (4 * width) == 0);
                 let letter = match width {
                     Some(2) => 'x',
