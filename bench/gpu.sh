@@ -11,9 +11,9 @@
 # --limit SECONDS --json OUT, and writes what bench/peers/ratios.py reads. AUTOGLM_BIN,
 # KERNEL_TESTS: a folder of built binaries and the built tests of `shaders`, for a machine without a
 # Rust toolchain. ROUNDS, TOKENS, PROMPT, BATCHES, CONTEXTS, MATRICES: smaller ones for a slow
-# adapter. LIMIT: seconds after which what still runs is ended and the rest left out, for a machine
-# that is lent; the page says so. Models come first then, and of the tests of kernels those that
-# prove every class.
+# adapter; STAGED, STREAMS, WINDOW, ANSWER: what is served in one stage and in two. LIMIT: seconds
+# after which what still runs is ended and the rest left out, for a machine that is lent; the page
+# says so. Models come first then, and of the tests of kernels those that prove every class.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 name=${1:?give the results a name, as in: make bench-gpu NAME=h200} adapter=${2:-}
@@ -25,7 +25,7 @@ if ! [[ ${LIMIT:-1} =~ ^[0-9]+$ ]]; then
 fi
 results=bench/results/$name page=bench/results/$name.md
 if [ -z "${AUTOGLM_BIN:-}" ]; then
-  cargo build --release --bin autoglm-bench
+  cargo build --release --bin autoglm-bench --bin autoglm --bin autoglm-node
   AUTOGLM_BIN=target/release
 fi
 bench=$AUTOGLM_BIN/autoglm-bench
@@ -77,15 +77,21 @@ fi
 ways=plain,packed-dot
 if [ "$(left)" != 0 ] && within "$bench" kernels ${choice[@]+"${choice[@]}"} --kernels norm \
   --rows 1 --rounds 1 --products cooperative-matrix >/dev/null 2>&1; then
-  ways+=,cooperative-matrix
+  ways+=,cooperative-matrix,mixed
 fi
 kernels() {
   section 'What kernels reach' "$bench" kernels ${choice[@]+"${choice[@]}"} --shapes "$matrices" \
-    --rows 1,16,512 --formats bf16,f16,int8,int4,fp8 --products "$ways" --rounds "$rounds" \
-    --json "$results/kernels.json"
+    --rows 1,16,512 --formats bf16,f16,int8,int4,fp8 --products plain,packed-dot \
+    --rounds "$rounds" --json "$results/kernels.json"
+  # Apart: there halves are stored as matrices are read.
+  [[ $ways != *mixed ]] ||
+    section 'What kernels reach by cooperative matrices' "$bench" kernels \
+      ${choice[@]+"${choice[@]}"} --kernels matmul --shapes "$matrices" --rows 1,16,512 \
+      --formats bf16,int8,int4,fp8 --products cooperative-matrix,mixed --rounds "$rounds" \
+      --json "$results/kernels-cooperative.json"
 }
 [ -n "${LIMIT:-}" ] || kernels
-for shape in ${SHAPES:-glm-edge-1.5b glm-4-9b}; do
+for shape in ${SHAPES:-glm-edge-1.5b glm-4-9b glm-moe-0.5b}; do
   for storage in ${STORAGES:-bf16 q4_0}; do
     model=$scratch/$shape-$storage.gguf ours=()
     section "$shape, $storage" "$bench" random-model "$shape" "$model" --storage "$storage"
@@ -111,5 +117,9 @@ for shape in ${SHAPES:-glm-edge-1.5b glm-4-9b}; do
     rm -f "$model"
   done
 done
+# Steps of several processes on one card: what a second stage there costs.
+section 'Two stages on one adapter beside one' "$bench" scaling --model "${STAGED:-glm-0.3b}" \
+  --storage bf16 --concurrency "${STREAMS:-32}" --rounds 1 --window "${WINDOW:-8s}" \
+  --answer "${ANSWER:-24}" --driver-threads "$(nproc)"
 [ -z "${LIMIT:-}" ] || kernels
 printf 'written: %s\n' "$page" >&2

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bench::engine::model::{About, Test, measure, report, table};
@@ -36,7 +36,7 @@ pub(crate) struct ModelArguments {
     /// How keys and values are stored: auto, f32 or f16.
     #[arg(long, value_name = "DTYPE", default_value = "auto")]
     kv_cache_dtype: KvCacheDtype,
-    /// How products are computed: plain, f16, cooperative-matrix or packed-dot, as by
+    /// How products are computed: plain, cooperative-matrix, packed-dot or mixed, as by
     /// `autoglm-node --products`.
     #[arg(long, value_name = "HOW", default_value = "plain")]
     products: Products,
@@ -156,8 +156,10 @@ pub(crate) fn time_model(arguments: &ModelArguments) -> Result<ExitCode> {
     if options.max_model_len > longest {
         bail!("{} tokens in one sequence: the model takes {longest}", options.max_model_len);
     }
+    let began = Instant::now();
     let mut engine = Engine::load(&path, &options)?;
-    let about = about(arguments, options.max_batched_tokens, &engine)?;
+    let load_seconds = began.elapsed().as_secs_f64();
+    let about = about(arguments, (options.max_batched_tokens, load_seconds), &engine)?;
     if let Some(file) = &arguments.profile {
         return profile(&mut engine, &about, arguments.prompt[0].get(), file);
     }
@@ -168,7 +170,11 @@ pub(crate) fn time_model(arguments: &ModelArguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn about(arguments: &ModelArguments, max_batched_tokens: usize, engine: &Engine) -> Result<About> {
+fn about(
+    arguments: &ModelArguments,
+    (max_batched_tokens, load_seconds): (usize, f64),
+    engine: &Engine,
+) -> Result<About> {
     let info = engine.gpu().info();
     let format = format!("{:?}", node::model::format(engine.files())?).to_lowercase();
     Ok(About {
@@ -181,6 +187,7 @@ fn about(arguments: &ModelArguments, max_batched_tokens: usize, engine: &Engine)
         weights_bytes: engine.weights_bytes(),
         matrices: engine.matrices()?,
         max_batched_tokens,
+        load_seconds,
         adapter: format!("{}, {}, {}", info.name, info.driver, info.backend),
     })
 }

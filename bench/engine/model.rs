@@ -216,6 +216,8 @@ pub struct About {
     pub matrices: Matrices,
     /// Tokens of a prompt's step.
     pub max_batched_tokens: usize,
+    /// Seconds until it could compute.
+    pub load_seconds: f64,
     /// Adapter, driver, backend.
     pub adapter: String,
 }
@@ -242,10 +244,11 @@ impl About {
 pub fn table(about: &About, measured: &[TestTimes]) -> String {
     let About { model, format, memory_bytes, adapter, .. } = about;
     let mut text = format!(
-        "{model}, {format}, {:.2} GiB on {adapter}\n\
+        "{model}, {format}, {:.2} GiB on {adapter}, loaded in {:.1} s\n\
          weights take {:.2} times their file\n\n\
          {:<18} {:>10} {:>17} {:>13} {:>8} {:>9} {:>13}\n",
         *memory_bytes as f64 / f64::from(1 << 30),
+        about.load_seconds,
         about.weights_bytes.0 as f64 / about.weights_bytes.1.max(1) as f64,
         "test",
         "tokens/s",
@@ -303,6 +306,7 @@ pub fn report(about: &About, measured: &[TestTimes]) -> Value {
         "memory_bytes": about.memory_bytes,
         "weights_bytes": about.weights_bytes.0,
         "file_bytes": about.weights_bytes.1,
+        "load_seconds": about.load_seconds,
         "adapter": about.adapter,
         "tests": tests,
     })
