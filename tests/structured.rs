@@ -1,6 +1,9 @@
 //! Answers that keep to a grammar, over any number of stages: each is what its schema says, and one
 //! and the same wherever it is computed.
 
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -10,6 +13,19 @@ use tests::golden;
 
 /// Schemas that are asked for; more by this variable.
 const SCHEMAS: &str = "AUTOGLM_SCHEMAS";
+
+/// A folder of another model, and whether it knows quotes: `1`, or `0` for schemas without texts.
+const MODEL: [&str; 2] = ["AUTOGLM_SCHEMAS_MODEL", "AUTOGLM_SCHEMAS_TEXTS"];
+
+/// A Python with the package `jsonschema`.
+const PYTHON: &str = "AUTOGLM_AGENTS_PYTHON";
+
+/// Reads pairs of a schema and a value, and says which don't go together.
+const CHECK: &str = "import json, sys, jsonschema
+pairs = json.load(sys.stdin)
+check = lambda s: jsonschema.Draft202012Validator({k: v for k, v in s.items() if k != 'x-guidance'})
+wrong = [p for p in pairs if not check(p[0]).is_valid(p[1])]
+sys.exit(json.dumps(wrong[0]) if wrong else 0)";
 
 /// A cache that holds a few of those who ask, and chunks that cut every prompt.
 const SMALL: &str = "[scheduler]\nmax_blocks = 40\nmax_num_seqs = 12\nmax_batched_tokens = 24\n\
@@ -54,6 +70,45 @@ fn schema(random: &mut Random, depth: u32) -> Value {
             })
         }
     }
+}
+
+/// The same without texts, for models whose vocabulary has no quotes.
+fn schema_of_numbers(random: &mut Random, depth: u32) -> Value {
+    match random.below(if depth == 0 { 4 } else { 6 }) {
+        0 => json!({"type": "boolean"}),
+        1 => {
+            let minimum = random.below(5000) as i64 - 2500;
+            json!({"type": "integer", "minimum": minimum, "maximum": minimum + 300})
+        }
+        2 => json!({"enum": [7, -2.5, null, true, [], [1, [2]], 1000]}),
+        3 => {
+            let other = json!({"type": "integer", "minimum": 0, "maximum": random.below(99)});
+            json!({"anyOf": [{"type": "null"}, {"const": 12.25}, other]})
+        }
+        _ => {
+            let items = schema_of_numbers(random, depth - 1);
+            // Where it is deep, it isn't wide.
+            let (least, more) = if depth > 2 { (1, 0) } else { (random.below(2), 1) };
+            json!({"type": "array", "items": items, "minItems": least, "maxItems": least + more})
+        }
+    }
+}
+
+/// As others read schemas: every value is what its schema says.
+fn check_by_jsonschema(pairs: &[(&Value, Value)]) {
+    let Ok(python) = std::env::var(PYTHON) else {
+        return println!("skipped: no Python with jsonschema ({PYTHON})");
+    };
+    let mut command = Command::new(python);
+    let command = command.args(["-c", CHECK]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut check = command.spawn().unwrap();
+    check.stdin.take().unwrap().write_all(json!(pairs).to_string().as_bytes()).unwrap();
+    let output = check.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("ModuleNotFoundError") {
+        return println!("skipped: Python lacks jsonschema");
+    }
+    assert!(output.status.success(), "{said}");
 }
 
 /// Whether a value is what such a schema says.
@@ -133,7 +188,19 @@ async fn all(cluster: &Cluster, requests: &[Value]) -> Vec<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_answer_is_what_its_schema_says_and_one_over_any_stages() {
     let num_schemas = std::env::var(SCHEMAS).map_or(40, |num| num.parse().unwrap());
-    let folder = golden::fixture("glm4").join("f32");
+    let [folder, texts] = MODEL.map(|name| std::env::var(name).ok());
+    let has_texts = texts.is_none_or(|it| it == "1");
+    let folder = folder.map_or(golden::fixture("glm4").join("f32"), PathBuf::from);
+    check_all(&folder, if has_texts { schema } else { schema_of_numbers }, num_schemas).await;
+}
+
+/// The same of a model that was trained, which says what is likely.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trained_model_keeps_to_schemas_over_any_stages() {
+    check_all(&golden::model("glass-en"), schema_of_numbers, 16).await;
+}
+
+async fn check_all(folder: &Path, schema: fn(&mut Random, u32) -> Value, num_schemas: u32) {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut schemas: Vec<_> = (0..num_schemas).map(|i| schema(&mut random, i % 5)).collect();
     for schema in &mut schemas {
@@ -144,7 +211,7 @@ async fn every_answer_is_what_its_schema_says_and_one_over_any_stages() {
     for (stages, config, is_killed) in
         [(1, "", false), (2, "", false), (2, SMALL, true), (4, "", false)]
     {
-        let options = Options::new(&folder).nodes(stages, stages).config(config);
+        let options = Options::new(folder).nodes(stages, stages).config(config);
         let cluster = Cluster::start(options).await;
         let mut requests = Vec::new();
         for (i, schema) in schemas.iter().enumerate() {
@@ -153,7 +220,7 @@ async fn every_answer_is_what_its_schema_says_and_one_over_any_stages() {
             let format =
                 json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
             let more = json!({
-                "max_tokens": 200, "temperature": i % 3, "seed": i, "logprobs": 2,
+                "max_tokens": 100, "temperature": i % 3, "seed": i, "logprobs": 2,
                 "n": 1 + i % 2, "response_format": format,
             });
             requests.push(cluster.request(&prompt, more).await);
@@ -177,19 +244,23 @@ async fn every_answer_is_what_its_schema_says_and_one_over_any_stages() {
         let (answers, beside, ()) =
             tokio::join!(all(&cluster, &requests), all(&cluster, &plain), killed);
         assert_eq!(beside.iter().map(said).collect::<Vec<_>>(), alone, "{stages} stages");
+        let mut pairs = Vec::new();
         for (answer, schema) in answers.iter().zip(&schemas) {
             for choice in answer["choices"].as_array().unwrap() {
                 let text = choice["text"].as_str().unwrap();
                 assert_eq!(choice["finish_reason"], "stop", "{schema}: {text}");
                 let value = serde_json::from_str(text).unwrap_or_else(|_| panic!("{text}"));
                 assert!(is_valid(schema, &value), "{schema}: {text}");
+                pairs.push((schema, value));
             }
         }
+        check_by_jsonschema(&pairs);
         let answers: Vec<_> = answers.iter().map(said).collect();
         if expected.is_empty() {
             expected.clone_from(&answers);
         }
         assert_eq!(answers, expected, "{stages} stages, {config:?}");
+        println!("{stages} stages: {} answers, each valid and as undisturbed", pairs.len());
         if config == SMALL {
             let metrics = cluster.get("/metrics").await.1;
             let lines = metrics.as_str().unwrap().lines();
