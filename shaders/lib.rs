@@ -62,6 +62,7 @@ pub mod rms_norm;
 pub mod rotary;
 
 // Sampling.
+mod change;
 pub mod logprobs;
 pub mod mask;
 pub mod penalize;

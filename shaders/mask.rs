@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::change::{BoundChange, Change};
 use crate::error::GpuError;
 use crate::gpu::Gpu;
-use crate::kernel::{Bound, Kernel, KernelSource, Pass};
+use crate::kernel::{KernelSource, Pass};
 use crate::tensor::Tensor;
 
 /// The parameters of `mask.wgsl`.
@@ -27,8 +28,7 @@ pub fn num_words(vocab_size: usize) -> usize {
 
 /// The masks of a step, and the kernels that apply them. Takes no memory before the first mask.
 pub struct Masks {
-    apply: Kernel,
-    restore: Kernel,
+    kernels: Change,
     vocab_size: usize,
     group_rows: usize,
     logits: Tensor,
@@ -43,8 +43,7 @@ struct BoundMasks {
     max_masks: usize,
     rows: Tensor,
     words: Tensor,
-    apply: Bound,
-    restore: Bound,
+    change: BoundChange,
 }
 
 impl Masks {
@@ -52,10 +51,8 @@ impl Masks {
     ///
     /// * `logits`: [group_rows, vocab_size]
     pub(crate) fn new(gpu: &Gpu, vocab_size: usize, logits: &Tensor) -> Result<Self, GpuError> {
-        let [apply, restore] = sources();
         Ok(Self {
-            apply: Kernel::new(gpu, &apply)?,
-            restore: Kernel::new(gpu, &restore)?,
+            kernels: Change::new(gpu, sources())?,
             vocab_size,
             group_rows: logits.len() / vocab_size,
             logits: logits.clone(),
@@ -97,10 +94,8 @@ impl Masks {
                 let rows = gpu.alloc_u32(max_masks)?;
                 let words = gpu.alloc_u32(max_masks * num_words(self.vocab_size))?;
                 let raw = gpu.alloc_u32(max_masks.min(self.group_rows) * self.vocab_size)?;
-                let tensors = [&rows, &words, &raw, &self.logits];
-                let apply = self.apply.bind(gpu, &tensors)?;
-                let restore = self.restore.bind(gpu, &tensors)?;
-                bound.insert(BoundMasks { max_masks, rows, words, apply, restore })
+                let change = self.kernels.bind(gpu, &[&rows, &words, &raw, &self.logits])?;
+                bound.insert(BoundMasks { max_masks, rows, words, change })
             }
         };
         gpu.write(&bound.rows, 0, &self.rows);
@@ -111,22 +106,24 @@ impl Masks {
     /// Makes impossible what the masks `range` forbid, which belong to the group of rows that
     /// starts at `first_row`.
     pub(crate) fn record_apply(&self, pass: &mut Pass, first_row: usize, range: Range<u32>) {
-        self.record(pass, first_row, range, |bound| &bound.apply);
+        if let Some((bound, params, grid)) = self.step(first_row, range) {
+            bound.record_apply(pass, &params, grid);
+        }
     }
 
     /// Puts back what [`record_apply`](Self::record_apply) changed.
     pub(crate) fn record_restore(&self, pass: &mut Pass, first_row: usize, range: Range<u32>) {
-        self.record(pass, first_row, range, |bound| &bound.restore);
+        if let Some((bound, params, grid)) = self.step(first_row, range) {
+            bound.record_restore(pass, &params, grid);
+        }
     }
 
-    fn record(
+    fn step(
         &self,
-        pass: &mut Pass,
         first_row: usize,
         range: Range<u32>,
-        kernel: impl Fn(&BoundMasks) -> &Bound,
-    ) {
-        let Some(bound) = self.bound.as_ref().filter(|_| !range.is_empty()) else { return };
+    ) -> Option<(&BoundChange, Params, [u32; 3])> {
+        let bound = self.bound.as_ref().filter(|_| !range.is_empty())?;
         let params = Params {
             vocab_size: self.vocab_size as u32,
             first_row: first_row as u32,
@@ -134,7 +131,7 @@ impl Masks {
             num_words: num_words(self.vocab_size) as u32,
         };
         let grid = [params.vocab_size.div_ceil(LANES), range.len() as u32, 1];
-        pass.dispatch(kernel(bound), &params, grid);
+        Some((&bound.change, params, grid))
     }
 }
 

@@ -5,9 +5,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::change::{BoundChange, Change};
 use crate::error::GpuError;
 use crate::gpu::Gpu;
-use crate::kernel::{Bound, Kernel, KernelSource, Pass};
+use crate::kernel::{KernelSource, Pass};
 use crate::sampler::{Sampling, shared_source};
 use crate::tensor::Tensor;
 
@@ -59,16 +60,12 @@ impl AdjustmentWords {
 }
 
 /// The compiled kernels.
-pub struct Penalize {
-    apply: Kernel,
-    restore: Kernel,
-}
+pub struct Penalize(Change);
 
 impl Penalize {
     /// Compiles both.
     pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        let [apply, restore] = sources();
-        Ok(Self { apply: Kernel::new(gpu, &apply)?, restore: Kernel::new(gpu, &restore)? })
+        Change::new(gpu, sources()).map(Self)
     }
 
     /// Changes logits, then takes the change back.
@@ -78,28 +75,22 @@ impl Penalize {
     /// * `raw`: `[max_adjustments]`, where logits are kept meanwhile
     /// * `logits`: [group_rows, vocab_size]
     pub(crate) fn bind(&self, gpu: &Gpu, tensors: [&Tensor; 4]) -> Result<BoundPenalize, GpuError> {
-        Ok(BoundPenalize {
-            apply: self.apply.bind(gpu, &tensors)?,
-            restore: self.restore.bind(gpu, &tensors)?,
-        })
+        self.0.bind(gpu, &tensors).map(BoundPenalize)
     }
 }
 
 /// The kernels bound to a sampler's tensors.
-pub struct BoundPenalize {
-    apply: Bound,
-    restore: Bound,
-}
+pub struct BoundPenalize(BoundChange);
 
 impl BoundPenalize {
     /// Changes the logits that a range of adjustments names.
     pub(crate) fn record_apply(&self, pass: &mut Pass, params: &Params) {
-        pass.dispatch(&self.apply, params, params.grid());
+        self.0.record_apply(pass, params, params.grid());
     }
 
     /// Puts back what [`Self::record_apply`] changed.
     pub(crate) fn record_restore(&self, pass: &mut Pass, params: &Params) {
-        pass.dispatch(&self.restore, params, params.grid());
+        self.0.record_restore(pass, params, params.grid());
     }
 }
 
