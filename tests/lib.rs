@@ -1,5 +1,6 @@
-//! What the tests share: goldens, models in fp8 and packed integers, clusters of real processes, machines on a network,
-//! a collector of spans, a proxy and a wire that do harm, and the scheduler in virtual time.
+//! What the tests share: goldens, models in fp8 and packed integers, clusters of real processes,
+//! machines on a network, a collector of spans, a proxy and a wire that do harm, and the scheduler
+//! in virtual time.
 
 pub mod batch_load;
 pub mod batch_runs;

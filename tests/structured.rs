@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::{StreamExt, stream};
 use serde_json::{Map, Value, json};
 use tests::cluster::{Cluster, Options, signal};
 use tests::golden;
@@ -26,6 +26,9 @@ pairs = json.load(sys.stdin)
 check = lambda s: jsonschema.Draft202012Validator({k: v for k, v in s.items() if k != 'x-guidance'})
 wrong = [p for p in pairs if not check(p[0]).is_valid(p[1])]
 sys.exit(json.dumps(wrong[0]) if wrong else 0)";
+
+/// Requests that are asked at once.
+const AT_ONCE: usize = 128;
 
 /// A cache that holds a few of those who ask, and chunks that cut every prompt.
 const SMALL: &str = "[scheduler]\nmax_blocks = 40\nmax_num_seqs = 12\nmax_batched_tokens = 24\n\
@@ -178,7 +181,9 @@ fn said(answer: &Value) -> String {
 }
 
 async fn all(cluster: &Cluster, requests: &[Value]) -> Vec<Value> {
-    let answers = join_all(requests.iter().map(|request| cluster.complete(request)));
+    // However many there are, they wait for each other here, and fit into the queue.
+    let asked: Vec<_> = requests.iter().map(|request| cluster.complete(request)).collect();
+    let answers = stream::iter(asked).buffered(AT_ONCE).collect();
     tokio::time::timeout(Duration::from_secs(500), answers).await.expect("every answer ends")
 }
 
