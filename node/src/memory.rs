@@ -77,8 +77,8 @@ pub fn cache_bytes(gpu: &Gpu, model: &ModelConfig, plan: &StagePlan, num_blocks:
     layers(model, plan).iter().map(bytes).sum()
 }
 
-/// The most that a KV cache takes, unless one sequence needs more: a software driver's memory is the
-/// machine's.
+/// The most that a KV cache takes, unless one sequence needs more: a software driver's memory is
+/// the machine's.
 pub fn max_cache_bytes(gpu: &Gpu) -> Option<u64> {
     gpu.caps().is_cpu.then_some(MAX_SOFTWARE_KV_BYTES)
 }
