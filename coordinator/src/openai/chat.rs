@@ -37,7 +37,8 @@ pub fn parse_messages(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiEr
 /// When the body asks for what this server or this model can't do.
 pub fn parse_responses(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
     let (body, repeated) = crate::responses::chat(object(body)?)?;
-    let mut parsed = read(parse_fields(Fields::of(body), context)?);
+    let parsed = parse_fields(Fields::of(body), context).map_err(crate::responses::named)?;
+    let mut parsed = read(parsed);
     parsed.options.repeated = Arc::new(repeated);
     Ok(parsed)
 }
@@ -206,10 +207,34 @@ fn messages(messages: Value, arguments: Arguments) -> Result<Value, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "messages is empty; give at least one"));
     }
+    check_results(&messages)?;
     let messages = messages.into_iter().enumerate();
     messages
         .map(|(number, text)| message(text, &format!("messages[{number}]"), arguments))
         .collect()
+}
+
+/// A tool's result belongs to a call before it; which, where both sides have ids.
+fn check_results(messages: &[Value]) -> Result<(), ApiError> {
+    let mut calls: Vec<Option<&str>> = Vec::new();
+    for message in messages {
+        let made = message["tool_calls"].as_array().into_iter().flatten();
+        calls.extend(made.map(|call| call["id"].as_str()));
+        if message["role"] != "tool" {
+            continue;
+        }
+        let id = message["tool_call_id"].as_str();
+        let is_its = |call: &Option<&str>| id.is_none() || call.is_none() || *call == id;
+        if !calls.iter().any(is_its) {
+            let of = id.map(|id| format!(" of call {id:?}")).unwrap_or_default();
+            let text = format!(
+                "the result{of} belongs to no call before it; send the assistant's message that \
+                 made the call, too"
+            );
+            return Err(ApiError::invalid("messages", text));
+        }
+    }
+    Ok(())
 }
 
 /// What a message may have. Whether it shows is up to the model's template.
@@ -432,6 +457,15 @@ mod tests {
             (
                 calls(json!([{"function": {"name": "f", "arguments": "{"}}])),
                 "messages[0].tool_calls",
+                None,
+            ),
+            (message(json!({"role": "tool", "content": "3"})), "messages", None),
+            (
+                json!({"messages": [
+                    {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f"}}]},
+                    {"role": "tool", "content": "3", "tool_call_id": "b"},
+                ]}),
+                "messages",
                 None,
             ),
         ];

@@ -131,6 +131,24 @@ pub(crate) fn chat(mut body: Map<String, Value>) -> Result<(Value, Map<String, V
     Ok((Value::Object(chat), echo))
 }
 
+/// An error about a chat's field by the name that the field has here.
+pub(crate) fn named(mut error: ApiError) -> ApiError {
+    const NAMES: [(&str, &str); 3] = [
+        ("response_format.json_schema", "text.format"),
+        ("response_format", "text.format"),
+        ("messages", "input"),
+    ];
+    let param = error.param.take();
+    let is_of = |(chat, _): &&(&str, &str)| param.as_ref().is_some_and(|it| it.starts_with(chat));
+    if let Some((chat, ours)) = NAMES.iter().find(is_of) {
+        error.message = error.message.replacen(chat, ours, 1);
+        error.param = param.map(|it| it.replacen(chat, ours, 1));
+    } else {
+        error.param = param;
+    }
+    error
+}
+
 fn tools(tools: Value) -> Result<Value, ApiError> {
     let Value::Array(tools) = tools else { return Err(wrong("tools", "a list of tools", &tools)) };
     // Tools of other types run at OpenAI's: models that know nothing of them do without.
@@ -278,6 +296,16 @@ mod tests {
         assert_eq!(read(body).unwrap(), expected);
         let probe = read(json!({"model": "m", "input": [], "max_output_tokens": 1})).unwrap();
         assert_eq!(probe["messages"], json!([{"role": "user", "content": ""}]));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_chats_field_is_said_of_ours() {
+        let text = "response_format.json_schema.schema must be an object";
+        let error = named(ApiError::invalid("response_format.json_schema.schema", text));
+        assert_eq!(error.param.as_deref(), Some("text.format.schema"));
+        assert_eq!(error.message, "text.format.schema must be an object");
+        let error = named(ApiError::invalid("temperature", "temperature is too high"));
+        assert_eq!(error.param.as_deref(), Some("temperature"));
     }
 
     #[test]
