@@ -57,9 +57,9 @@ impl FromStr for Products {
 /// What is asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Wanted {
-    /// What is fastest: packed dot products of integer weights, where the adapter has an
-    /// instruction for them, and halves by cooperative matrices, where it has some and a trial
-    /// shows that one row isn't slower; else plain ones.
+    /// What is fastest where it was measured: packed dot products of integer weights, where the
+    /// adapter has an instruction for them; else plain ones. Not what a trial finds: replicas on
+    /// equal adapters are to be of one device class.
     #[default]
     Auto,
     /// These.
@@ -68,25 +68,17 @@ pub enum Wanted {
 
 impl Wanted {
     /// What it may be on the adapter that `selector` chooses, as [`crate::gpu::Gpu::open`] does:
-    /// what to try, the best first. Each but the last may turn out not to compute what it should,
-    /// or not to pay ([`crate::speed::halves_pay`]).
+    /// what to try, the best first. Each but the last may turn out not to compute what it should.
     ///
     /// # Errors
     /// When there is no such adapter.
     pub fn on(self, selector: Option<&str>) -> Result<Vec<Products>, GpuError> {
         let Self::Only(products) = self else {
-            let (adapter, info) = Adapters::find(false).select(selector)?;
-            let has_halves = !info.is_cpu() && adapters::cooperative_side(&adapter).is_some();
-            let packs = adapters::has_packed_dot(&adapter);
-            return Ok(Self::among(has_halves, packs));
+            let (adapter, _) = Adapters::find(false).select(selector)?;
+            let packed = adapters::has_packed_dot(&adapter).then_some(Products::PackedDot);
+            return Ok(packed.into_iter().chain([Products::Plain]).collect());
         };
         Ok(vec![products])
-    }
-
-    fn among(has_halves: bool, packs: bool) -> Vec<Products> {
-        let mixed = has_halves.then_some(Products::Mixed);
-        let packed = packs.then_some(Products::PackedDot);
-        mixed.into_iter().chain(packed).chain([Products::Plain]).collect()
     }
 }
 
@@ -130,11 +122,6 @@ mod tests {
         }
         assert_eq!("auto".parse(), Ok(Wanted::Auto));
         assert!("fast".parse::<Wanted>().unwrap_err().contains("packed-dot, mixed, auto"));
-        let (mixed, packed, plain) = (Products::Mixed, Products::PackedDot, Products::Plain);
-        assert_eq!(Wanted::among(true, true), [mixed, packed, plain]);
-        assert_eq!(Wanted::among(true, false), [mixed, plain]);
-        assert_eq!(Wanted::among(false, true), [packed, plain]);
-        assert_eq!(Wanted::among(false, false), [plain]);
         let Some(gpu) = crate::testing::gpu() else { return };
         let found = Wanted::Auto.on(crate::testing::adapter().as_deref()).unwrap();
         // A software driver may know such products, and takes longer for them.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::error::GpuError;
 use crate::gpu::Gpu;
 use crate::kernel::Pass;
-use crate::matmul::{BoundMatmul, Matmul, Operand, Output, Products};
+use crate::matmul::{BoundMatmul, Matmul, Operand, Output};
 use crate::tensor::Tensor;
 use crate::weights::{Format, RowOrder, WeightMatrix};
 
@@ -119,32 +119,6 @@ fn probe(gpu: &Gpu, matmul: &Matmul, max_bytes: u64) -> Result<Speed, GpuError> 
     })
 }
 
-/// Whether one row is multiplied with halves by cooperative matrices at least as fast as by plain
-/// products. Tried once, and kept with the choices of layouts: whoever takes it for an answer has a
-/// device class that says so.
-///
-/// # Errors
-/// When the device fails.
-pub fn halves_pay(gpu: &Gpu) -> Result<bool, GpuError> {
-    halves_of(gpu, (4096, 8192))
-}
-
-fn halves_of(gpu: &Gpu, shape: (usize, usize)) -> Result<bool, GpuError> {
-    let find = || {
-        let time = |matmul: &Matmul| -> Result<Duration, GpuError> {
-            let product = Product::new(gpu, matmul, shape, 1)?;
-            least(gpu, &|pass| product.bound.record(pass, 1))
-        };
-        let plain = time(&Matmul::of(gpu, Products::Plain))?;
-        let own = time(&Matmul::new(gpu))?;
-        tracing::debug!(?plain, ?own, "one row of halves");
-        Ok(if own <= plain { "pays" } else { "costs" }.to_owned())
-    };
-    let is_right = |kept: &str| ["pays", "costs"].contains(&kept);
-    let kept = gpu.tuning.keep("one row by cooperative matrices", is_right, find)?;
-    Ok(kept == "pays")
-}
-
 /// A product whose values don't matter.
 struct Product {
     bound: BoundMatmul,
@@ -226,18 +200,6 @@ mod tests {
         assert_eq!(Speed::parse(&speed.to_string()), Some(speed));
         for wrong in ["", "1 2 3", "1 2 3 -4", "0 1 1 1", "NaN 1 1 1", "1 2 3 4 5"] {
             assert_eq!(Speed::parse(wrong), None, "{wrong}");
-        }
-    }
-
-    /// By loops in their place nothing is faster; what was found isn't tried again.
-    #[test]
-    fn halves_go_to_cooperative_matrices_only_where_that_pays() {
-        for gpu in crate::testing::cooperative_gpus(false) {
-            let pays = halves_of(&gpu, (256, 512)).unwrap();
-            assert!(!gpu.caps().is_cpu || !pays);
-            // The device would fail.
-            let again = halves_of(&gpu, (4, 1 << 40));
-            assert_eq!(again.unwrap(), pays);
         }
     }
 

@@ -69,8 +69,9 @@ pub async fn interference(options: Options, num_jobs: usize, num_requests: usize
         let mut times = Vec::new();
         for number in from..from + num_requests {
             tokio::time::sleep(Duration::from_millis(100 + number as u64 * 37 % 200)).await;
-            // Never a prompt that was asked before.
-            let prompt: Vec<_> = (0..100).map(|at| 100 + (number * 31 + at * 7) % 500).collect();
+            // Never a prompt that begins like one before: nothing of it is in the cache.
+            let first = [100 + number / 500, 100 + number % 500];
+            let prompt: Vec<_> = first.into_iter().chain((0..98).map(|at| 100 + at * 7)).collect();
             let body = json!({
                 "model": model, "prompt": prompt, "max_tokens": 1, "service_tier": "interactive",
             });

@@ -75,8 +75,8 @@ struct Arguments {
     /// (tensor cores), with operands rounded to f16 and sums in f32; or, of int8 and int4 weights,
     /// by packed int8 dot products (dp4a), with activations rounded to eight bits; mixed: of f16
     /// and bf16 weights by cooperative matrices, of integer ones by packed dot products, of others
-    /// in f32. Refused where the adapter can't. auto: what it has instructions for and computes
-    /// right, cooperative matrices only where one row isn't slower, else in f32.
+    /// in f32. Refused where the adapter can't. auto: packed-dot where the adapter has an
+    /// instruction for it and computes it right, else in f32.
     #[arg(
         long,
         value_name = "auto|plain|cooperative-matrix|packed-dot|mixed",

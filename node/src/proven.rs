@@ -6,8 +6,7 @@ use shaders::gpu::{Gpu, GpuOptions};
 use shaders::kv_cache::KvFormat;
 use shaders::matmul::Products;
 use shaders::products::Wanted;
-use shaders::speed::halves_pay;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::model::Kernels;
 
@@ -30,20 +29,13 @@ pub(crate) enum Prove {
 
 impl Proven {
     /// Opens the adapter for the products that are `wanted`; where nobody insists on them, for the
-    /// best that it computes right and that pay there.
+    /// best that it computes right.
     pub(crate) fn open(adapter: Option<&str>, wanted: Wanted, prove: Prove) -> Result<Self> {
         let mut products = wanted.on(adapter)?;
         let last = products.pop().expect("there are plain products everywhere");
         for products in products {
             match Self::open_for(adapter, products, prove) {
-                Ok(proven) if products != Products::Mixed || halves_pay(&proven.gpu)? => {
-                    return Ok(proven);
-                }
-                Ok(proven) => {
-                    // What was tried isn't tried at the next start.
-                    proven.gpu.save_kernels();
-                    info!("one row of f16 weights is slower by cooperative matrices: plain ones");
-                }
+                Ok(proven) => return Ok(proven),
                 Err(cause) => warn!(%cause, "no {products} products here: others take their place"),
             }
         }
