@@ -228,8 +228,8 @@ fn check_results(messages: &[Value]) -> Result<(), ApiError> {
         if !calls.iter().any(is_its) {
             let of = id.map(|id| format!(" of call {id:?}")).unwrap_or_default();
             let text = format!(
-                "the result{of} belongs to no call before it; send the assistant's message that \
-                 made the call, too"
+                "messages has a result{of} that belongs to no call before it; send the \
+                 assistant's message that made the call, too"
             );
             return Err(ApiError::invalid("messages", text));
         }
