@@ -132,7 +132,11 @@ fn is_valid(schema: &Value, value: &Value) -> bool {
     match schema["type"].as_str().unwrap() {
         "null" => value.is_null(),
         "boolean" => value.is_boolean(),
-        "integer" => value.as_i64().is_some_and(|it| within(it, "minimum", "maximum")),
+        "integer" => {
+            // -0 is an integer, too, which Rust's JSON reads as a float.
+            let zero = value.as_f64().filter(|it| *it == 0.0).map(|_| 0);
+            value.as_i64().or(zero).is_some_and(|it| within(it, "minimum", "maximum"))
+        }
         "string" => value.as_str().is_some_and(|text| {
             let follows = |text: &str| {
                 let Some((letters, digits)) = text.split_once('-') else { return false };
