@@ -102,7 +102,7 @@ pub struct Epoch {
 /// this one's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
 pub struct StageId {
-    /// Of which pipeline.
+    /// A number that a later pipeline may have again.
     pub pipeline: PipelineId,
     /// Of which generation of its plan.
     pub epoch: Epoch,

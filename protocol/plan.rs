@@ -10,7 +10,7 @@ use crate::{Digest, ModelId, NodeId, StageId, StageIndex};
 /// Consecutive layers: `first..end`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct LayerRange {
-    /// The first layer.
+    /// Counted from 0 over the whole model.
     pub first: u32,
     /// One past the last.
     pub end: u32,
@@ -37,7 +37,7 @@ impl std::fmt::Display for LayerRange {
 /// One stage of a pipeline, as the coordinator asks a node to load it.
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
 pub struct StagePlan {
-    /// Which stage.
+    /// Of which pipeline and generation; the echo repeats it.
     pub id: StageId,
     /// How many stages its pipeline has: the first embeds, the last holds the head and samples.
     pub num_stages: u32,
@@ -45,7 +45,7 @@ pub struct StagePlan {
     pub layers: LayerRange,
     /// Which of the node's adapters.
     pub adapter: u32,
-    /// Which model.
+    /// A hash of its files: a node whose files at `model_path` are others fetches these.
     pub model: ModelId,
     /// Where the model's files are, as the coordinator sees them.
     pub model_path: String,
@@ -95,9 +95,9 @@ impl StagePlan {
 /// A node and where its data connections are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Peer {
-    /// Who.
+    /// Whose certificate has to be shown there.
     pub node: NodeId,
-    /// Where.
+    /// A UDP port, as others reach it.
     pub addr: SocketAddr,
 }
 
@@ -121,7 +121,7 @@ pub struct StageLimits {
 pub struct StageEcho {
     /// Who answers.
     pub node: NodeId,
-    /// Which stage.
+    /// Of which pipeline and generation; the echo repeats it.
     pub id: StageId,
     /// The model's hash.
     pub model: ModelId,

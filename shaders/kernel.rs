@@ -384,7 +384,6 @@ pub(crate) struct Dispatch {
 }
 
 impl Dispatch {
-    /// The kernel's name.
     pub(crate) fn name(&self) -> &Arc<str> {
         &self.bound.name
     }
