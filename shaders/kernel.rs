@@ -374,7 +374,7 @@ impl Pass {
 const MAX_PARAMS_BYTES: usize = 128;
 
 /// Vulkan guarantees as much in each dimension.
-const MAX_WORKGROUPS: u32 = 65_535;
+pub(crate) const MAX_WORKGROUPS: u32 = 65_535;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Dispatch {
