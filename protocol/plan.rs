@@ -88,7 +88,7 @@ impl StagePlan {
 
     /// Whether this stage holds the head and samples.
     pub fn samples(&self) -> bool {
-        self.id.stage.0 + 1 == self.num_stages
+        self.id.stage.0.checked_add(1) == Some(self.num_stages)
     }
 }
 
@@ -135,4 +135,21 @@ pub struct StageEcho {
     pub memory_bytes: u64,
     /// The device class for layers of its model.
     pub fingerprint: Digest,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Plans come over a network.
+    #[test]
+    fn a_stage_of_any_number_can_be_asked_what_it_does() {
+        let numbers = [(0, 0), (0, 1), (0, u32::MAX), (u32::MAX, 0), (u32::MAX - 1, u32::MAX)];
+        for (stage, num_stages) in numbers {
+            let id = StageId { stage: StageIndex(stage), ..StageId::default() };
+            let plan = StagePlan { id, num_stages, ..StagePlan::default() };
+            assert_eq!(plan.samples(), u64::from(stage) + 1 == u64::from(num_stages));
+            assert_eq!(plan.also_hears().is_some(), plan.samples() || plan.embeds());
+        }
+    }
 }
