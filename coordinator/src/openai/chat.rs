@@ -37,10 +37,10 @@ pub fn parse_messages(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiEr
 /// # Errors
 /// When the body asks for what this server or this model can't do.
 pub fn parse_responses(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
-    let (body, repeated) = crate::responses::chat(object(body)?)?;
-    let parsed = parse_fields(Fields::of(body), context).map_err(crate::responses::named)?;
-    let mut parsed = read(parsed);
-    parsed.options.repeated = Arc::new(repeated);
+    let chat = crate::responses::chat(object(body)?)?;
+    let parsed = parse_fields(Fields::of(chat.body), context);
+    let mut parsed = read(parsed.map_err(|it| crate::responses::named(it, &chat.places))?);
+    parsed.options.repeated = Arc::new(chat.repeated);
     Ok(parsed)
 }
 
