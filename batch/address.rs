@@ -57,16 +57,16 @@ pub enum Address {
     Stdin(Format),
     /// An object of an S3-compatible store.
     Object {
-        /// As the store's API names it.
+        /// Which bucket.
         bucket: String,
-        /// Without a slash in front.
+        /// Which object in it.
         key: String,
         /// How rows lie in it.
         format: Format,
     },
     /// A database, with a query to read or a table to write.
     Database {
-        /// Named by the URL's scheme.
+        /// Whose.
         dialect: Dialect,
         /// As the database's driver takes it, without what is ours.
         url: String,

@@ -39,11 +39,11 @@ pub struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 /// What a server said.
 #[derive(Debug)]
 pub struct Said {
-    /// Of its last word: redirects are not followed.
+    /// Its status.
     pub status: u16,
     /// For how long it wants not to be asked.
     pub retry_after: Option<Duration>,
-    /// Whole, and of a size that was bounded while it came.
+    /// Its body.
     pub body: Bytes,
 }
 
@@ -105,17 +105,17 @@ impl fmt::Debug for Http {
 /// A request with a small body.
 #[derive(Clone, Debug)]
 pub struct Asked<'a> {
-    /// As the server's API has it.
+    /// How.
     pub method: Method,
     /// Whom.
     pub url: &'a str,
-    /// Goes into `authorization: Bearer`.
+    /// By whose key.
     pub key: Option<&'a str>,
     /// Under which name it may come twice and counts once.
     pub idempotency_key: Option<String>,
     /// What the body is.
     pub content_type: &'static str,
-    /// In one piece, so that it can be sent again.
+    /// It.
     pub body: Bytes,
 }
 

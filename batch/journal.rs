@@ -80,7 +80,7 @@ impl Counts {
         }
     }
 
-    /// Rows that have ended, however.
+    /// All of them.
     pub fn total(&self) -> u64 {
         self.answered + self.failed + self.dropped + self.unreadable
     }

@@ -79,7 +79,7 @@ impl DType {
         }
     }
 
-    /// As stored, scales included.
+    /// Bytes of one block.
     pub fn block_bytes(self) -> usize {
         match self {
             Self::F32 => 4,

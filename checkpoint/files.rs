@@ -9,7 +9,7 @@ use crate::huggingface::small_files;
 use crate::mapped::Mapped;
 use crate::{Checkpoint, Part, Source};
 
-/// What a node needs to know of a file before it has it.
+/// A file of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelFile {
     /// Where it is.

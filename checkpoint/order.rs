@@ -3,7 +3,7 @@
 /// Where the rows of a matrix are in the tensor that it is stored in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// The order in which they are computed.
+    /// As they are.
     #[default]
     Plain,
     /// Heads whose rotated pairs lie half of the rotated dimensions apart.

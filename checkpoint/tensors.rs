@@ -263,7 +263,7 @@ fn order(
 struct Shape {
     /// Matrices of it.
     depth: usize,
-    /// Rows of all matrices together.
+    /// Of all of them.
     rows: usize,
     cols: Option<usize>,
     order: Order,

@@ -78,7 +78,7 @@ impl Matrix {
     }
 }
 
-/// What is multiplied or added value by value, and never quantised.
+/// A vector of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Vector {
     /// Norm before the head, `[hidden_size]`.

@@ -12,9 +12,9 @@ use crate::{Digest, LayerRange, ModelId, NodeId, SessionId, Speed, codec};
 /// What a node reports when it joins.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeReport {
-    /// Kept in its data directory: the same after a restart.
+    /// Who reports.
     pub node: NodeId,
-    /// A report of any but the node's newest is dropped.
+    /// In which session.
     pub session: SessionId,
     /// The machine's name, for people.
     pub hostname: String,
@@ -36,9 +36,9 @@ pub struct NodeReport {
 /// Parts of a model that an adapter holds: whoever is to compute with them needn't load them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct HeldParts {
-    /// A place in [`NodeReport::adapters`].
+    /// Which of the node's adapters.
     pub adapter: u32,
-    /// A hash: parts of other files of the same name are not used.
+    /// Of which model.
     pub model: ModelId,
     /// What its matrices are rounded to.
     pub quantize: Quantize,

@@ -139,7 +139,7 @@ impl<R: Read> Records<R> {
 #[derive(Default)]
 struct Fields {
     text: Vec<u8>,
-    /// In bytes of `text`.
+    /// Where each field ends in it.
     ends: Vec<usize>,
     state: State,
 }

@@ -90,7 +90,7 @@ impl<R: Read> Lines<R> {
     }
 }
 
-/// Takes `\n` or `\r\n` away, once.
+/// A line without what ends it.
 pub fn without_end(line: &[u8]) -> &[u8] {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     line.strip_suffix(b"\r").unwrap_or(line)

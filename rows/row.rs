@@ -26,7 +26,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The narrowest that holds this cell.
+    /// That of one cell.
     pub fn of(cell: &Value) -> Self {
         match cell {
             Value::Null => Self::Null,
@@ -59,7 +59,7 @@ pub struct Column {
 }
 
 impl Column {
-    /// Named and typed; whether rows have it is theirs to say.
+    /// One of this name.
     pub fn new(name: impl Into<String>, kind: Kind) -> Self {
         Self { name: name.into(), kind }
     }

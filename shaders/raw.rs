@@ -10,11 +10,11 @@ use crate::gpu::{Gpu, GpuOptions};
 pub struct Raw {
     /// What the adapter was found with.
     pub instance: wgpu::Instance,
-    /// Found by the instance, and what the device was opened on.
+    /// The adapter.
     pub adapter: wgpu::Adapter,
-    /// Opened with the features that our kernels take.
+    /// The device.
     pub device: wgpu::Device,
-    /// Shared: what is submitted waits for what was before it.
+    /// Its one queue.
     pub queue: wgpu::Queue,
     /// The interface that it is reached through.
     pub backend: wgpu::Backend,

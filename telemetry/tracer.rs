@@ -29,9 +29,9 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Who emits spans.
 #[derive(Clone, Debug)]
 pub struct Service {
-    /// What collectors group spans by: `service.name`.
+    /// `service.name`.
     pub name: &'static str,
-    /// Of the release: `service.version`.
+    /// `service.version`.
     pub version: &'static str,
 }
 
@@ -48,7 +48,7 @@ pub struct Span {
     pub kind: Kind,
     /// When it began.
     pub start: Instant,
-    /// Not before `start`.
+    /// When it ended.
     pub end: Instant,
     /// What is known of it.
     pub attributes: Vec<KeyValue>,

@@ -10,12 +10,11 @@ use protocol::config::Transport;
 use protocol::{NodeId, SessionId};
 use quinn::{ConnectionError, VarInt};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use x509_parser::extensions::GeneralName;
 
-use crate::endpoint::Purpose;
 use crate::error::TransportError;
-use crate::knock;
+use crate::knock::{self, Looks};
 
 /// For what keys are asked, so that nothing else gets the same of them.
 const SESSION_LABEL: &[u8] = b"EXPORTER-autoglm-session-1";
@@ -23,9 +22,9 @@ const SESSION_LABEL: &[u8] = b"EXPORTER-autoglm-session-1";
 /// Who a certificate is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PeerName {
-    /// There is one for an authority, whatever machine it is on.
+    /// The coordinator.
     Coordinator,
-    /// Bound to this id: none can speak for another.
+    /// A node.
     Node(NodeId),
 }
 
@@ -111,19 +110,30 @@ pub(crate) struct Limits {
     pub(crate) max_frame_bytes: usize,
     connect_timeout_ms: u64,
     pub(crate) piece_timeout_ms: u64,
-    // After so much silence the other side's machine is asked whether anybody is there.
-    knock_after: Option<Duration>,
+    // Between two signs of life of a control connection, and whether it is the other side that
+    // gives them.
+    keep_alive: Duration,
+    hears_pulse: bool,
 }
 
 impl Limits {
-    /// A process that ends takes all its connections along: one of them knocks.
-    pub(crate) fn new(config: &Transport, purpose: Purpose) -> Self {
+    pub(crate) fn new(config: &Transport, hears_pulse: bool) -> Self {
         let keep_alive = Duration::from_millis(config.keep_alive_ms);
         Self {
             max_frame_bytes: config.max_frame_bytes as usize,
             connect_timeout_ms: config.connect_timeout_ms,
             piece_timeout_ms: config.piece_timeout_ms,
-            knock_after: (purpose == Purpose::Control).then_some(keep_alive),
+            keep_alive,
+            hears_pulse,
+        }
+    }
+
+    /// When whether somebody is there is looked after: where there are signs of life, by them;
+    /// elsewhere by what is sent, so that whoever is waited for is missed soonest.
+    fn looks(self) -> Looks {
+        match self.hears_pulse {
+            true => Looks::Every(self.keep_alive * 5 / 4),
+            false => Looks::After(self.keep_alive / 4, Notify::new()),
         }
     }
 
@@ -148,6 +158,7 @@ pub(crate) const REVOKED: &str = "this node is revoked";
 struct Watch {
     // Why, once it has.
     given_up: Arc<OnceLock<String>>,
+    looks: Arc<Looks>,
     task: tokio::task::AbortHandle,
 }
 
@@ -159,15 +170,11 @@ impl Watch {
     ) -> Self {
         let given_up = Arc::new(OnceLock::new());
         let (connection, cause) = (connection.clone(), Arc::clone(&given_up));
+        let looks = Arc::new(limits.looks());
+        let looked = Arc::clone(&looks);
         let task = tokio::spawn(async move {
-            let nobody_listens = async {
-                match limits.knock_after {
-                    Some(interval) => knock::until_nobody_listens(&connection, interval).await,
-                    None => std::future::pending().await,
-                }
-            };
             let (why, told) = tokio::select! {
-                () = nobody_listens => (
+                () = knock::until_nobody_listens(&connection, &looked) => (
                     "its process has ended: nobody listens there any more",
                     "nobody listens there any more",
                 ),
@@ -178,7 +185,7 @@ impl Watch {
                 connection.close(VarInt::from_u32(0), told.as_bytes());
             }
         });
-        Self { given_up, task: task.abort_handle() }
+        Self { given_up, looks, task: task.abort_handle() }
     }
 }
 
@@ -253,6 +260,11 @@ impl Connection {
     /// The round trip as QUIC measures it.
     pub fn rtt(&self) -> Duration {
         self.connection.rtt()
+    }
+
+    /// Something was sent that the other side acknowledges.
+    pub(crate) fn sent(&self) {
+        self.watch.looks.sent();
     }
 
     /// Whether it still stands.

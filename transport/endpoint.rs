@@ -19,7 +19,7 @@ use crate::error::TransportError;
 use crate::join::JoinRequest;
 use crate::refusals::Refusals;
 use crate::spoken::{self, CONTROL, DATA, JOIN};
-use crate::{settings, tls};
+use crate::{settings, socket, tls};
 
 /// How long a closing endpoint waits for its last packets to leave.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -108,7 +108,7 @@ impl Endpoint {
         let server = identity.as_ref().map(|it| server_config(it, newest, config)).transpose()?;
         let bind = |cause| TransportError::Bind { addr, cause };
         let socket = settings::socket(addr).map_err(bind)?;
-        let runtime = Arc::new(quinn::TokioRuntime);
+        let runtime = Arc::new(socket::Tokio);
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
             settings::endpoint(),
             server,
@@ -191,7 +191,7 @@ impl Endpoint {
             cause: "it agrees to nothing that was offered".into(),
         })?;
         let shown = Shown { peer, pool: None };
-        let context = (Limits::new(&self.config, purpose), self.revoked.subscribe());
+        let context = (Limits::new(&self.config, false), self.revoked.subscribe());
         Ok(Connection::new(connection, (shown, wire_version), context, None))
     }
 
@@ -377,7 +377,8 @@ impl Door {
         }
         let place = take(&self.members)?;
         settings::welcome(connection, purpose, &self.config);
-        let context = (Limits::new(&self.config, purpose), self.revoked.subscribe());
+        let hears_pulse = purpose == Purpose::Control;
+        let context = (Limits::new(&self.config, hears_pulse), self.revoked.subscribe());
         let shown = (shown, wire_version);
         let connection = Connection::new(connection.clone(), shown, context, Some(place));
         Ok(match purpose {

@@ -97,6 +97,7 @@ impl FrameSender {
         self.flush().await?;
         self.unsent = pieces;
         self.flush().await?;
+        self.connection.sent();
         Ok(Sent { encode, write: start.elapsed() - encode, rtt: self.connection.rtt() })
     }
 
@@ -132,7 +133,7 @@ pub struct FrameReceiver {
 /// A frame that has arrived.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// Parsed, of whatever epoch: the receiver drops old ones.
+    /// The frame.
     pub frame: Frame,
     /// Its size on the wire.
     pub num_bytes: usize,

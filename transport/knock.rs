@@ -7,26 +7,62 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
+use tokio::sync::Notify;
+
+use crate::ticks;
 
 /// No QUIC packet: whoever is there drops it.
 const KNOCK: [u8; 1] = [0];
 
-/// Resolves when nothing was heard over `connection` for `interval`, and the machine that it leads
-/// to says that nobody listens there any more; or when the connection has ended.
-pub(crate) async fn until_nobody_listens(connection: &quinn::Connection, interval: Duration) {
+/// When it is looked whether the other side is silent.
+#[derive(Debug)]
+pub(crate) enum Looks {
+    /// From time to time: it gives signs of life more often.
+    Every(Duration),
+    /// So long after something was sent, which is acknowledged sooner.
+    After(Duration, Notify),
+}
+
+impl Looks {
+    /// Whether the other side is silent for as long as it never is. `num_heard` is what had been
+    /// heard when it was looked last.
+    async fn is_silent(&self, connection: &quinn::Connection, num_heard: &mut u64) -> bool {
+        let heard = || connection.stats().udp_rx.datagrams;
+        match self {
+            Self::Every(period) => ticks::pass(*period).await,
+            Self::After(period, sent) => {
+                sent.notified().await;
+                *num_heard = heard();
+                tokio::time::sleep(*period).await;
+            }
+        }
+        let before = std::mem::replace(num_heard, heard());
+        before == *num_heard
+    }
+
+    /// Something was sent.
+    pub(crate) fn sent(&self) {
+        if let Self::After(_, sent) = self {
+            sent.notify_one();
+        }
+    }
+}
+
+/// Resolves when nothing was heard over `connection` where something should have been, and the
+/// machine that it leads to says that nobody listens there any more; or when the connection has
+/// ended.
+pub(crate) async fn until_nobody_listens(connection: &quinn::Connection, looks: &Looks) {
+    let (Looks::Every(patience) | Looks::After(patience, _)) = looks;
     // A firewall, a translator of addresses or a proxy may refuse whoever isn't the one that was
     // dialled: where a knock is refused while somebody is there, it tells nothing.
-    if is_refused(connection.remote_address(), interval).await {
+    if is_refused(connection.remote_address(), *patience).await {
         connection.closed().await;
         return;
     }
     let mut num_heard = 0;
     while connection.close_reason().is_none() {
-        tokio::time::sleep(interval).await;
-        let heard = connection.stats().udp_rx.datagrams;
-        let is_silent = heard == num_heard;
-        num_heard = heard;
-        if is_silent && is_refused(connection.remote_address(), interval).await {
+        let is_silent = looks.is_silent(connection, &mut num_heard).await;
+        if is_silent && is_refused(connection.remote_address(), *patience).await {
             return;
         }
     }

@@ -23,9 +23,11 @@ mod resolve;
 mod settings;
 #[cfg(test)]
 mod simulation;
+mod socket;
 mod spoken;
 #[cfg(test)]
 mod tests;
+pub mod ticks;
 mod tls;
 mod token;
 mod trial;

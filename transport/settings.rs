@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use protocol::config::Transport;
 use quinn::{
-    AckFrequencyConfig, AsyncUdpSocket, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime,
+    AckFrequencyConfig, AsyncUdpSocket, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
     TransportConfig, VarInt,
 };
 
 use crate::endpoint::Purpose;
+use crate::socket::Socket;
 
 /// quinn sends batches of ten segments, and UDP caps a batch at 64 KiB: larger packets stall.
 /// On links with smaller ones discovery stops where the path does.
@@ -18,9 +19,6 @@ const MAX_PACKET_BYTES: u16 = 6500;
 
 /// Bursts of activations fit the socket's buffers.
 pub(crate) const SOCKET_BUFFER_BYTES: usize = 4 << 20;
-
-/// Signs of life of a data connection in the time after which silence is death.
-const SIGNS: u64 = 3;
 
 /// Links from one peer at once. The next one waits.
 const MAX_LINKS: u32 = 64;
@@ -39,7 +37,7 @@ pub(crate) fn socket(addr: SocketAddr) -> std::io::Result<Arc<dyn AsyncUdpSocket
     }
     let socket = bound(addr)?;
     socket.set_nonblocking(true)?;
-    quinn::TokioRuntime.wrap_udp_socket(socket.into())
+    Ok(Arc::new(Socket::new(socket.into())?))
 }
 
 /// A socket with the buffers that we want.
@@ -106,14 +104,14 @@ pub(crate) fn dialling(config: &Transport, purpose: Purpose) -> TransportConfig 
     transport
 }
 
-/// How often whoever dialled gives a sign of life. The control connection is a process's pulse;
-/// others share its fate, and are kept open with as few as find a way that is cut between two
-/// nodes.
+/// How often whoever dialled gives a sign of life. The control connection is a process's pulse.
+/// Others share its fate; theirs find a way that is cut between two nodes, by the silence that the
+/// accepting side hears.
 fn keep_alive(purpose: Purpose, config: &Transport) -> Duration {
     let pulse = Duration::from_millis(config.keep_alive_ms);
     match purpose {
         Purpose::Control => pulse,
-        Purpose::Data => pulse.max(Duration::from_millis(config.idle_timeout_ms / SIGNS)),
+        Purpose::Data => pulse.max(Duration::from_millis(config.idle_timeout_ms) * 2 / 3),
     }
 }
 

@@ -46,7 +46,7 @@ impl Labels {
         Ok(Self(labels.collect::<Result<_>>()?))
     }
 
-    /// One for each question, in their order.
+    /// Its columns.
     pub fn columns(&self) -> Vec<Column> {
         self.0.iter().map(|(label, _)| Column::new(&label.column, Kind::Text)).collect()
     }

@@ -19,7 +19,7 @@ use ractor::{
 use telemetry::Tracer;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
-use transport::Remote;
+use transport::{Remote, ticks};
 
 pub use self::gate::GateActor;
 use crate::cluster::{Action, Cluster, Input, Staffing};
@@ -122,7 +122,7 @@ impl Actor for CoordinatorActor {
         arguments: Arguments,
     ) -> Result<State, ActorProcessingErr> {
         pg::monitor(NODE_GROUP.to_owned(), myself.get_cell());
-        myself.send_interval(TICK, || Msg::Happened(Input::Tick));
+        tokio::spawn(tick(myself.clone()));
         let (clients, nodes, revoked) = Default::default();
         Ok(State { arguments, clients, nodes, revoked })
     }
@@ -173,6 +173,16 @@ impl Actor for CoordinatorActor {
             _ => {}
         }
         Ok(())
+    }
+}
+
+/// Lets the time pass, as long as the coordinator is there.
+async fn tick(coordinator: ActorRef<Msg>) {
+    loop {
+        ticks::pass(TICK).await;
+        if coordinator.cast(Msg::Happened(Input::Tick)).is_err() {
+            return;
+        }
     }
 }
 

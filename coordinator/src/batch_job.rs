@@ -39,7 +39,9 @@ use protocol::config::{self, Config};
 use sqlx::{QueryBuilder, Sqlite};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{error, warn};
+use transport::ticks;
 
 use self::blobs::Blobs;
 use self::files::Files;
@@ -52,11 +54,11 @@ use crate::keys::{Access, Keys};
 use crate::metrics::OpenJobs;
 use crate::store::{Store, StoreError};
 
-/// How often jobs that wait, places and files whose time is up are looked after.
+/// How often jobs that wait and their places are looked after.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Looks between two at files whose time may be up.
-const LOOKS_BETWEEN: u32 = 60;
+/// How often files whose time is up are.
+const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 
 /// All jobs and files of a data directory; clones share them.
 #[derive(Clone)]
@@ -166,16 +168,23 @@ impl BatchJobs {
     /// Runs jobs, for ever.
     pub async fn run(self) {
         let mut jobs = JoinSet::new();
-        for look in 0u32.. {
+        let mut looked = None;
+        loop {
             self.inner.fit_places();
-            if look % LOOKS_BETWEEN == 0
-                && let Err(cause) = self.inner.files.expire().await
-            {
-                warn!(%cause, "files whose time is up can't be deleted now");
+            let mut pause = LOOK_EVERY;
+            if looked.is_none_or(|last: Instant| last.elapsed() >= EXPIRE_EVERY) {
+                looked = Some(Instant::now());
+                if let Err(cause) = self.inner.files.expire().await {
+                    warn!(%cause, "files whose time is up can't be deleted now");
+                }
             }
             match self.inner.records.open().await {
                 Ok(open) => {
                     self.count(&open);
+                    // Nothing becomes due of itself where there is nothing.
+                    if open.is_empty() && jobs.is_empty() {
+                        pause = EXPIRE_EVERY;
+                    }
                     self.begin(open, &mut jobs);
                 }
                 Err(cause) => warn!(%cause, "batch jobs can't be read now"),
@@ -189,7 +198,7 @@ impl BatchJobs {
                     // Whatever is wrong with one that stopped, it isn't tried in a tight loop.
                     continue_after(&self.inner).await;
                 }
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = ticks::pass(pause) => {}
             }
         }
     }

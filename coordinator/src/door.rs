@@ -11,6 +11,7 @@ use ractor::ActorRef;
 use tracing::{debug, info, warn};
 use transport::{
     Authority, Endpoint, Incoming, JoinRequest, NodeServerHandle, PeerName, Refusals, Verdict,
+    ticks,
 };
 
 use crate::actor::Msg;
@@ -22,8 +23,11 @@ use crate::stages::Stages;
 use crate::store::Store;
 use crate::weights::Weights;
 
-/// How often the list of revoked nodes is looked at: a command writes it.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often it is looked whether the list of revoked nodes may have changed: a command writes it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Looks between two at the list, whatever its file looks like.
+const LOOKS_BETWEEN: u32 = 30;
 
 /// Everything that has to do with a node that dials.
 #[derive(Clone)]
@@ -131,8 +135,15 @@ pub(crate) async fn keep_out(
     sessions: Arc<Sessions>,
     coordinator: ActorRef<Msg>,
 ) {
-    let mut known = HashSet::new();
-    loop {
+    let (mut known, mut seen) = (HashSet::new(), None);
+    for look in 0u32.. {
+        let stamp = store.stamp().await;
+        let is_unchanged = stamp.is_some() && stamp == seen;
+        if is_unchanged && !look.is_multiple_of(LOOKS_BETWEEN) {
+            ticks::pass(LOOK_EVERY).await;
+            continue;
+        }
+        seen = stamp;
         match store.revoked_nodes().await {
             Ok(revoked) if revoked != known => {
                 endpoint.set_revoked(revoked.clone());
@@ -144,11 +155,14 @@ pub(crate) async fn keep_out(
                 known = revoked;
             }
             Ok(_) => {}
-            Err(cause) => warn!(%cause, "the list of revoked nodes can't be read"),
+            Err(cause) => {
+                seen = None;
+                warn!(%cause, "the list of revoked nodes can't be read");
+            }
         }
         // One that was being let in meanwhile is found the next time.
         sessions.end(&known, "this node is revoked");
-        tokio::time::sleep(LOOK_EVERY).await;
+        ticks::pass(LOOK_EVERY).await;
     }
 }
 

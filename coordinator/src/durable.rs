@@ -20,6 +20,7 @@ use jiff::Timestamp;
 use protocol::{RequestId, config};
 use sqlx::sqlite::SqliteConnection;
 use tracing::{info, warn};
+use transport::ticks;
 
 pub use self::log::{Log, Next};
 pub use self::record::{Kept, Record};
@@ -241,7 +242,7 @@ impl Durables {
     pub async fn tidy(self) {
         let Some(shared) = self.0 else { return };
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            ticks::pass(LOOK_EVERY).await;
             shared.drop_old(now_ms()).await;
         }
     }

@@ -60,6 +60,7 @@ pub mod serve;
 mod sessions;
 mod spans;
 mod stages;
+mod stamp;
 pub mod start_number;
 mod store;
 pub mod tokens;

@@ -205,6 +205,7 @@ fn run(config: Config, wire_version: u16) -> Result<()> {
     telemetry::init_logs(&config.log);
     let service = Service { name: "autoglm", version: env!("CARGO_PKG_VERSION") };
     let tracer = Tracer::open(&config.traces, &service).map_err(Misconfigured)?;
+    transport::ticks::begin();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let serving = serve::serve(config, wire_version, tracer.clone(), shutdown_signal());
     let ended = runtime.block_on(serving);

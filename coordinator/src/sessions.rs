@@ -8,7 +8,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 use protocol::{NodeId, NodeReport, SessionId};
 use tracing::{debug, warn};
-use transport::{Connection, ControlStream, NodeServerHandle, PeerName};
+use transport::{Connection, ControlStream, NodeServerHandle, PeerName, ticks};
 
 use crate::cluster::Input;
 use crate::stages::Stages;
@@ -45,7 +45,7 @@ impl Probe {
             }
         }
         loop {
-            tokio::time::sleep(HEAR_PAUSE).await;
+            ticks::pass(HEAR_PAUSE).await;
             tell(Input::Heard((None, Some(node)), data.rtt().as_secs_f64() * 1e6));
         }
     }

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -15,6 +16,8 @@ use sqlx::sqlite::{
 use sqlx::{Connection as _, SqlitePool};
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
+
+use crate::stamp::Stamp;
 
 /// Its name in the data directory.
 const FILE: &str = "state.sqlite";
@@ -79,6 +82,7 @@ pub enum StoreError {
 /// The open file; clones share it. What was sent to be written is written when the last is gone.
 #[derive(Clone)]
 pub struct Store {
+    path: Arc<Path>,
     readers: SqlitePool,
     deeds: mpsc::Sender<Deed>,
 }
@@ -146,10 +150,12 @@ impl Store {
         }
         let readers = SqlitePoolOptions::new()
             .max_connections(MAX_READERS)
+            // A file is there or not: asking for it twice tells nothing.
+            .test_before_acquire(false)
             .connect_lazy_with(options.clone().create_if_missing(false).read_only(true));
         let (deeds, queue) = mpsc::channel(MAX_TOGETHER);
         tokio::spawn(write(options, writer, queue));
-        Ok(Self { readers, deeds })
+        Ok(Self { path: path.into(), readers, deeds })
     }
 
     /// Changes something: all of what `deed` does is on the disk when this returns, or nothing of
@@ -194,6 +200,20 @@ impl Store {
     /// For queries that change nothing.
     pub fn reader(&self) -> &SqlitePool {
         &self.readers
+    }
+
+    /// What differs once anybody has written, this process or another; none when that can't be
+    /// told.
+    pub(crate) async fn stamp(&self) -> Option<[Option<Stamp>; 2]> {
+        let path = Arc::clone(&self.path);
+        // What is written goes to the log first, which is its file with a longer name.
+        let stamps = move || {
+            let mut log = path.as_os_str().to_owned();
+            log.push("-wal");
+            [&*path, Path::new(&log)].map(Stamp::of)
+        };
+        // A file system that hangs holds up nobody else.
+        tokio::task::spawn_blocking(stamps).await.ok()
     }
 
     /// Resolves when nobody writes any more, which no deed brings about.
@@ -358,7 +378,10 @@ mod tests {
         // As a command of another process does it, while the coordinator runs.
         let other = Store::open(dir.path()).await.unwrap();
         assert_eq!(other.fact("a").await.unwrap().as_deref(), Some("second"));
+        let seen = store.stamp().await.unwrap();
+        assert_eq!(store.stamp().await, Some(seen), "reading changes nothing");
         other.set_fact("b", "theirs".into()).await.unwrap();
+        assert_ne!(store.stamp().await.unwrap(), seen);
         assert_eq!(store.fact("b").await.unwrap().as_deref(), Some("theirs"));
         drop((store, other));
         let store = Store::open(dir.path()).await.unwrap();

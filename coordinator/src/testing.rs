@@ -57,10 +57,6 @@ impl Constraint for Anything {
         Ok(Going::On)
     }
 
-    fn end(&self) -> Result<(), String> {
-        Ok(())
-    }
-
     fn copy(&self) -> Box<dyn Constraint> {
         Box::new(Self)
     }

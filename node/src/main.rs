@@ -176,6 +176,7 @@ fn serve(options: Options) -> anyhow::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     // Steps are computed by threads of the adapters: what is left is moving frames, one after
     // another, and waking a second worker for it takes longer than the work.
+    transport::ticks::begin();
     let runtime = runtime.worker_threads(1).enable_all().build()?;
     let shutdown = shutdown_signal(options.exit_with_coordinator, options.hurry.clone());
     let ended = runtime.block_on(run(options, shutdown));

@@ -9,8 +9,8 @@ use super::ConfigError;
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Transport {
-    /// Milliseconds between two signs of life on an idle control connection; others, which share
-    /// its process' fate, give three within `idle_timeout_ms`.
+    /// Milliseconds between two signs of life on an idle control connection. Others give one in two
+    /// thirds of `idle_timeout_ms`.
     pub keep_alive_ms: u64,
     /// Milliseconds of silence after which the other side counts as dead.
     pub idle_timeout_ms: u64,
@@ -42,7 +42,7 @@ pub struct Transport {
 impl Default for Transport {
     fn default() -> Self {
         Self {
-            keep_alive_ms: 250,
+            keep_alive_ms: 500,
             idle_timeout_ms: 1500,
             connect_timeout_ms: 5000,
             max_frame_bytes: 256 << 20,

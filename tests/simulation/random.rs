@@ -15,6 +15,7 @@ impl Random {
         Self::new(self.bits())
     }
 
+    /// 64 bits.
     pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0, 0)
@@ -30,11 +31,12 @@ impl Random {
         self.unit() < probability
     }
 
-    /// Both ends included.
+    /// One of `first..=last`.
     pub fn between(&mut self, first: u64, last: u64) -> u64 {
         first + self.bits() % (last - first + 1)
     }
 
+    /// One of these.
     pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.bits() as usize % of.len()]
     }

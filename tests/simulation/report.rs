@@ -24,6 +24,7 @@ pub struct Tally {
     pub longest_wait: Duration,
 }
 
+/// Of one priority.
 #[derive(Clone, Debug, Default)]
 pub struct PriorityTally {
     pub first_token: Vec<Duration>,

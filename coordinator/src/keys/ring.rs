@@ -1,19 +1,20 @@
 //! The keys of a running server: read again when their file changes, with what each has used.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use jiff::Timestamp;
 use tracing::{info, warn};
+use transport::ticks;
 
 use super::bucket::{Left, Taken};
 use super::quota::Quota;
 use super::{Key, Limits, OverQuota, Scope, SecretHash, Standing, file};
 use crate::request::{Priority, Request, Tenant};
+use crate::stamp::Stamp;
 
 /// How often the file is looked at. What is revoked is refused after twice as long at the latest.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -257,7 +258,7 @@ impl Keys {
     /// Reads the file again whenever it has changed, for ever.
     pub async fn watch(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            ticks::pass(LOOK_EVERY).await;
             let keys = Arc::clone(&self);
             // A file system that hangs holds up nobody else.
             if tokio::task::spawn_blocking(move || keys.look()).await.is_err() {
@@ -303,29 +304,10 @@ impl Keys {
     }
 }
 
-/// By what a file is known to have changed. One that takes another's place differs in its number,
-/// however soon after it was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    modified: Option<SystemTime>,
-    num_bytes: u64,
-    number: u64,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
-        let metadata = fs::metadata(path).ok()?;
-        #[cfg(unix)]
-        let number = std::os::unix::fs::MetadataExt::ino(&metadata);
-        #[cfg(not(unix))]
-        let number = 0;
-        let (modified, num_bytes) = (metadata.modified().ok(), metadata.len());
-        Some(Self { modified, num_bytes, number })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::tests::key;
     use super::*;
 
