@@ -57,16 +57,16 @@ pub enum Address {
     Stdin(Format),
     /// An object of an S3-compatible store.
     Object {
-        /// Which bucket.
+        /// As the store's API names it.
         bucket: String,
-        /// Which object in it.
+        /// Without a slash in front.
         key: String,
         /// How rows lie in it.
         format: Format,
     },
     /// A database, with a query to read or a table to write.
     Database {
-        /// Whose.
+        /// Named by the URL's scheme.
         dialect: Dialect,
         /// As the database's driver takes it, without what is ours.
         url: String,

@@ -209,7 +209,7 @@ impl std::fmt::Debug for ServerTokens {
 }
 
 impl ServerTokens {
-    /// Those of this model.
+    /// Asks `/tokenize` of the server for each text; `runtime` is where that waits.
     pub fn new(server: Server, model: String, runtime: Handle) -> Self {
         Self { server, model, runtime }
     }

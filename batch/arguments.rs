@@ -72,10 +72,10 @@ pub struct Arguments {
     /// Take the place of an output that is there.
     #[arg(long)]
     overwrite: bool,
-    /// The server.
+    /// Where the server's API is.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
     server: String,
-    /// Its API key.
+    /// Shown to the server with each request.
     #[arg(long, value_name = "KEY", env = "AUTOGLM_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
     /// Requests at once.
@@ -96,7 +96,7 @@ pub struct Arguments {
     /// The columns of the input that go to the output [default: all].
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     columns: Option<Vec<String>>,
-    /// The column of answers.
+    /// What the column of answers is called in the output.
     #[arg(long, value_name = "NAME", default_value = "answer")]
     answer_column: String,
     /// Answers are JSON objects: these of their fields are columns [default: the properties of the

@@ -119,7 +119,7 @@ fn mysql_cell(row: &MySqlRow, index: usize) -> sqlx::Result<Value> {
     Ok(cell_of(row.try_get_unchecked::<Option<String>, _>(index)?, kind))
 }
 
-/// A value of its text.
+/// What can't be read as its kind stays text.
 fn cell_of(text: Option<String>, kind: Kind) -> Value {
     let Some(text) = text else { return Value::Null };
     let read = match kind {

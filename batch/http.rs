@@ -39,11 +39,11 @@ pub struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 /// What a server said.
 #[derive(Debug)]
 pub struct Said {
-    /// Its status.
+    /// Of its last word: redirects are not followed.
     pub status: u16,
     /// For how long it wants not to be asked.
     pub retry_after: Option<Duration>,
-    /// Its body.
+    /// Whole, and of a size that was bounded while it came.
     pub body: Bytes,
 }
 
@@ -105,17 +105,17 @@ impl fmt::Debug for Http {
 /// A request with a small body.
 #[derive(Clone, Debug)]
 pub struct Asked<'a> {
-    /// How.
+    /// As the server's API has it.
     pub method: Method,
     /// Whom.
     pub url: &'a str,
-    /// By whose key.
+    /// Goes into `authorization: Bearer`.
     pub key: Option<&'a str>,
     /// Under which name it may come twice and counts once.
     pub idempotency_key: Option<String>,
     /// What the body is.
     pub content_type: &'static str,
-    /// It.
+    /// In one piece, so that it can be sent again.
     pub body: Bytes,
 }
 

@@ -80,7 +80,7 @@ impl Counts {
         }
     }
 
-    /// All of them.
+    /// Rows that have ended, however.
     pub fn total(&self) -> u64 {
         self.answered + self.failed + self.dropped + self.unreadable
     }

@@ -46,7 +46,7 @@ pub trait Sink: Send {
 pub struct Writing {
     /// Runs what waits for a network.
     pub runtime: Handle,
-    /// Where objects are.
+    /// Which S3-compatible store, and how it is asked.
     pub objects: Objects,
     /// Connections to servers.
     pub http: Http,

@@ -25,10 +25,10 @@ use crate::object::{ObjectReader, Objects};
 pub struct Position {
     /// Rows, those that can't be read included.
     pub rows: u64,
-    /// Bytes.
+    /// From where a file is read on.
     #[serde(default)]
     pub bytes: u64,
-    /// Lines.
+    /// Lines that were read: messages count from them.
     #[serde(default)]
     pub lines: u64,
     /// The newest file of a directory; a digest of all rows of a query.
@@ -81,7 +81,7 @@ pub struct Reading {
     pub max_row_bytes: usize,
     /// Runs what waits for a network.
     pub runtime: Handle,
-    /// Where objects are.
+    /// Which S3-compatible store, and how it is asked.
     pub objects: Objects,
 }
 

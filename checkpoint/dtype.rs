@@ -79,7 +79,7 @@ impl DType {
         }
     }
 
-    /// Bytes of one block.
+    /// As stored, scales included.
     pub fn block_bytes(self) -> usize {
         match self {
             Self::F32 => 4,

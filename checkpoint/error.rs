@@ -125,7 +125,7 @@ pub enum CheckpointError {
         /// Where it is, as stored, outermost dimension first; under a scale that isn't finite, the
         /// first value of the block.
         index: Vec<usize>,
-        /// The value.
+        /// Infinite, or no number.
         value: f32,
     },
     /// A quantised weight doesn't fit into the format it is handed over in.

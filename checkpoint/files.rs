@@ -9,7 +9,7 @@ use crate::huggingface::small_files;
 use crate::mapped::Mapped;
 use crate::{Checkpoint, Part, Source};
 
-/// A file of a model.
+/// What a node needs to know of a file before it has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelFile {
     /// Where it is.

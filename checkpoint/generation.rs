@@ -18,7 +18,7 @@ pub struct SamplingDefaults {
     pub top_k: Option<u32>,
     /// Above 0 and at most 1.
     pub top_p: Option<f32>,
-    /// 0 to 1.
+    /// Of the most probable token's probability, from 0 to 1; 0 is off.
     pub min_p: Option<f32>,
     /// Above 0; 1 is off.
     pub repetition_penalty: Option<f32>,

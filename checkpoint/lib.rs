@@ -91,7 +91,7 @@ pub type Digest = [u8; 32];
 pub enum Part {
     /// From tokens to the first layer's input.
     Embedding,
-    /// One layer, from 0.
+    /// A decoder layer, counted from 0.
     Layer(usize),
     /// The final norm and the head, which may be the embedding.
     Head,

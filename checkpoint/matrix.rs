@@ -374,7 +374,7 @@ impl<'a> Source<'a> {
         (row, &self.stored[row * row_bytes..(row + 1) * row_bytes])
     }
 
-    /// A row of the matrix.
+    /// Decodes a row into as many values as it has.
     fn read(&self, row: usize, out: &mut [f32]) {
         if let Order::Transposed(heads) = self.piece.order {
             let (_, width) = self.piece.stored_shape();

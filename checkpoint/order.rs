@@ -3,7 +3,7 @@
 /// Where the rows of a matrix are in the tensor that it is stored in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// As they are.
+    /// The order in which they are computed.
     #[default]
     Plain,
     /// Heads whose rotated pairs lie half of the rotated dimensions apart.

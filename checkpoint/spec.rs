@@ -50,7 +50,7 @@ pub struct Gqa {
 /// prefill and decode, bit for bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Mla {
-    /// Heads.
+    /// Of queries: all share the latent row.
     pub num_heads: usize,
     /// Values of the row that queries are made of.
     pub q_lora_rank: usize,

@@ -263,7 +263,7 @@ fn order(
 struct Shape {
     /// Matrices of it.
     depth: usize,
-    /// Of all of them.
+    /// Rows of all matrices together.
     rows: usize,
     cols: Option<usize>,
     order: Order,

@@ -78,7 +78,7 @@ impl Matrix {
     }
 }
 
-/// A vector of weights.
+/// What is multiplied or added value by value, and never quantised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Vector {
     /// Norm before the head, `[hidden_size]`.

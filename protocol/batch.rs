@@ -131,7 +131,7 @@ impl Default for SamplingParams {
 /// What the last stage says of one slice.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub struct SliceOutput {
-    /// Whose slice.
+    /// Names the slice: a batch has at most one of a sequence.
     pub sequence: SequenceId,
     /// The position that the sampled token takes: one past the slice.
     pub position: u32,

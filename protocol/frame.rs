@@ -104,7 +104,7 @@ pub struct Sampled {
     pub outputs: Vec<SliceOutput>,
     /// One for each slice whose hidden state was to be told.
     pub hidden: Vec<HiddenRow>,
-    /// Of all stages.
+    /// One for each stage, in the order of the pipeline.
     pub timings: Vec<StageTiming>,
 }
 
@@ -113,7 +113,7 @@ pub struct Sampled {
 pub struct HiddenRow {
     /// The slice, by its place in the batch.
     pub slice: u32,
-    /// Its values.
+    /// As many as the model is wide.
     pub values: Vec<f32>,
 }
 
@@ -177,7 +177,7 @@ pub enum FrameError {
     /// A section that the kind needs is not there, or stands twice.
     #[error("frame has {count} {name} sections, needs 1")]
     WrongSections {
-        /// Which.
+        /// As the format's description calls it.
         name: &'static str,
         /// How many there are.
         count: usize,

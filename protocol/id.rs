@@ -102,7 +102,7 @@ pub struct Epoch {
 /// this one's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
 pub struct StageId {
-    /// Of which pipeline.
+    /// A number that a later pipeline may have again.
     pub pipeline: PipelineId,
     /// Of which generation of its plan.
     pub epoch: Epoch,
@@ -118,7 +118,7 @@ impl StageId {
 
     /// The name under which the last of `num_stages` stages is told which tokens it may sample.
     pub fn beside_last(self, num_stages: u32) -> Self {
-        Self { stage: StageIndex(num_stages + 1), ..self }
+        Self { stage: StageIndex(num_stages.saturating_add(1)), ..self }
     }
 
     /// The stage after this one.

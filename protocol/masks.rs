@@ -58,7 +58,7 @@ impl Masks {
         self.0.is_empty()
     }
 
-    /// Words of each mask.
+    /// Each has as many, of 32 tokens each; 0 where there are no masks.
     pub fn num_words(&self) -> usize {
         self.split().map_or(0, |(stride, _)| stride / WORD - 1)
     }

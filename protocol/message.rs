@@ -99,7 +99,7 @@ impl CoordinatorMsg {
 pub struct Sources {
     /// The model that it belongs to.
     pub model: ModelId,
-    /// Who they are.
+    /// Whoever is told is not among them; which pieces each has, it says itself.
     pub nodes: Vec<Peer>,
 }
 
@@ -117,9 +117,9 @@ pub struct Measure {
 /// What a node has measured.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub struct Ways {
-    /// Who.
+    /// Where the ways begin.
     pub node: NodeId,
-    /// In which session.
+    /// News of an older session than the node's newest changes nothing.
     pub session: SessionId,
     /// To whom, and how it is.
     pub ways: Vec<(NodeId, LinkSpeed)>,
@@ -128,9 +128,9 @@ pub struct Ways {
 /// How much of the weights that a node needs has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Fetching {
-    /// Who fetches.
+    /// Reports of several nodes of one model are told apart by it.
     pub node: NodeId,
-    /// In which session.
+    /// News of an older session than the node's newest changes nothing.
     pub session: SessionId,
     /// Whether they are to be kept ready; else a stage waits for them.
     pub is_warming: bool,
@@ -165,7 +165,7 @@ pub struct Leaving {
 /// Which stages to drop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Unload {
-    /// Of this pipeline.
+    /// Stages of others stay.
     pub pipeline: PipelineId,
     /// Of this generation and older.
     pub epoch: Epoch,
@@ -176,7 +176,7 @@ pub struct Unload {
 pub struct StageFailed {
     /// Who says so.
     pub node: NodeId,
-    /// Which stage.
+    /// With its generation: what is said of an old one is dropped.
     pub id: StageId,
     /// One sentence for a person.
     pub cause: String,
@@ -187,7 +187,7 @@ pub struct StageFailed {
 /// How far a stage's loading has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode)]
 pub struct Progress {
-    /// Which stage.
+    /// With its generation: what is said of an old one is dropped.
     pub id: StageId,
     /// What is done.
     pub loading: Loading,

@@ -12,9 +12,9 @@ use crate::{Digest, LayerRange, ModelId, NodeId, SessionId, Speed, codec};
 /// What a node reports when it joins.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeReport {
-    /// Who reports.
+    /// Kept in its data directory: the same after a restart.
     pub node: NodeId,
-    /// In which session.
+    /// A report of any but the node's newest is dropped.
     pub session: SessionId,
     /// The machine's name, for people.
     pub hostname: String,
@@ -36,9 +36,9 @@ pub struct NodeReport {
 /// Parts of a model that an adapter holds: whoever is to compute with them needn't load them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct HeldParts {
-    /// Which of the node's adapters.
+    /// A place in [`NodeReport::adapters`].
     pub adapter: u32,
-    /// Of which model.
+    /// A hash: parts of other files of the same name are not used.
     pub model: ModelId,
     /// What its matrices are rounded to.
     pub quantize: Quantize,

@@ -68,7 +68,7 @@ pub struct PieceId {
 /// What one member of a cluster asks another for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Ask {
-    /// The manifest of a model.
+    /// How its files are cut into pieces, and what each hashes to.
     Manifest(ModelId),
     /// A piece of a model that hashes to this.
     Piece(ModelId, PieceId, Digest),
@@ -207,7 +207,7 @@ impl Manifest {
         self.files.get(piece.file as usize)?.pieces.get(piece.index as usize).copied()
     }
 
-    /// Bytes of pieces.
+    /// What these take together; pieces that the manifest doesn't know take nothing.
     pub fn num_bytes<'a>(&self, pieces: impl IntoIterator<Item = &'a PieceId>) -> u64 {
         pieces.into_iter().filter_map(|it| self.range(*it)).map(|it| it.end - it.start).sum()
     }

@@ -10,7 +10,7 @@ use crate::{Digest, ModelId, NodeId, StageId, StageIndex};
 /// Consecutive layers: `first..end`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct LayerRange {
-    /// The first layer.
+    /// Counted from 0 over the whole model.
     pub first: u32,
     /// One past the last.
     pub end: u32,
@@ -37,7 +37,7 @@ impl std::fmt::Display for LayerRange {
 /// One stage of a pipeline, as the coordinator asks a node to load it.
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
 pub struct StagePlan {
-    /// Which stage.
+    /// Of which pipeline and generation; the echo repeats it.
     pub id: StageId,
     /// How many stages its pipeline has: the first embeds, the last holds the head and samples.
     pub num_stages: u32,
@@ -45,7 +45,7 @@ pub struct StagePlan {
     pub layers: LayerRange,
     /// Which of the node's adapters.
     pub adapter: u32,
-    /// Which model.
+    /// A hash of its files: a node whose files at `model_path` are others fetches these.
     pub model: ModelId,
     /// Where the model's files are, as the coordinator sees them.
     pub model_path: String,
@@ -88,16 +88,16 @@ impl StagePlan {
 
     /// Whether this stage holds the head and samples.
     pub fn samples(&self) -> bool {
-        self.id.stage.0 + 1 == self.num_stages
+        self.id.stage.0.checked_add(1) == Some(self.num_stages)
     }
 }
 
 /// A node and where its data connections are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Peer {
-    /// Who.
+    /// Whose certificate has to be shown there.
     pub node: NodeId,
-    /// Where.
+    /// A UDP port, as others reach it.
     pub addr: SocketAddr,
 }
 
@@ -121,7 +121,7 @@ pub struct StageLimits {
 pub struct StageEcho {
     /// Who answers.
     pub node: NodeId,
-    /// Which stage.
+    /// Of which pipeline and generation; the echo repeats it.
     pub id: StageId,
     /// The model's hash.
     pub model: ModelId,
@@ -135,4 +135,21 @@ pub struct StageEcho {
     pub memory_bytes: u64,
     /// The device class for layers of its model.
     pub fingerprint: Digest,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Plans come over a network.
+    #[test]
+    fn a_stage_of_any_number_can_be_asked_what_it_does() {
+        let numbers = [(0, 0), (0, 1), (0, u32::MAX), (u32::MAX, 0), (u32::MAX - 1, u32::MAX)];
+        for (stage, num_stages) in numbers {
+            let id = StageId { stage: StageIndex(stage), ..StageId::default() };
+            let plan = StagePlan { id, num_stages, ..StagePlan::default() };
+            assert_eq!(plan.samples(), u64::from(stage) + 1 == u64::from(num_stages));
+            assert_eq!(plan.also_hears().is_some(), plan.samples() || plan.embeds());
+        }
+    }
 }

@@ -15,9 +15,9 @@ pub struct SpanId(pub u64);
 /// A place in a trace: what is done there, or what is done for it elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct TraceContext {
-    /// Which trace.
+    /// The same in all processes.
     pub trace: TraceId,
-    /// Which span of it.
+    /// The parent of whatever is done next.
     pub span: SpanId,
     /// Whether spans of this trace are kept.
     pub sampled: bool,

@@ -37,7 +37,7 @@ impl Answers {
         Some(Self::Fields(columns.collect())).filter(|it| *it != Self::Fields(Vec::new()))
     }
 
-    /// Its columns.
+    /// None where answers are whole lines.
     pub fn columns(&self) -> Vec<Column> {
         match self {
             Self::Text(name) => vec![Column::new(name, Kind::Text)],

@@ -139,7 +139,7 @@ impl<R: Read> Records<R> {
 #[derive(Default)]
 struct Fields {
     text: Vec<u8>,
-    /// Where each field ends in it.
+    /// In bytes of `text`.
     ends: Vec<usize>,
     state: State,
 }

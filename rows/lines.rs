@@ -90,7 +90,7 @@ impl<R: Read> Lines<R> {
     }
 }
 
-/// A line without what ends it.
+/// Takes `\n` or `\r\n` away, once.
 pub fn without_end(line: &[u8]) -> &[u8] {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     line.strip_suffix(b"\r").unwrap_or(line)

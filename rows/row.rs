@@ -26,7 +26,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// That of one cell.
+    /// The narrowest that holds this cell.
     pub fn of(cell: &Value) -> Self {
         match cell {
             Value::Null => Self::Null,
@@ -59,7 +59,7 @@ pub struct Column {
 }
 
 impl Column {
-    /// One of this name.
+    /// Named and typed; whether rows have it is theirs to say.
     pub fn new(name: impl Into<String>, kind: Kind) -> Self {
         Self { name: name.into(), kind }
     }

@@ -134,7 +134,7 @@ impl fmt::Display for AdapterInfo {
 /// All that an adapter's driver tells of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdapterDetails {
-    /// What it is.
+    /// What every adapter of the list is known by.
     pub info: AdapterInfo,
     /// What every kernel needs and it hasn't got.
     pub lacks: Option<String>,

@@ -55,7 +55,7 @@ pub(crate) enum Within {
 /// How the lanes of a workgroup exchange values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exchange {
-    /// By the subgroup that they are.
+    /// The workgroup is one subgroup: nothing goes through memory.
     Subgroup,
     /// Through workgroup memory.
     Memory,

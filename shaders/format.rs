@@ -52,7 +52,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// All of them.
+    /// What self-tests go through.
     pub const ALL: [Self; 15] = [
         Self::F32,
         Self::F16,
@@ -164,7 +164,7 @@ impl Format {
         if self == Self::F16Fragments { 2 } else { 1 }
     }
 
-    /// Blocks of a group.
+    /// How many blocks share the scale of a group.
     pub fn group_blocks(self) -> usize {
         self.group() / self.block()
     }

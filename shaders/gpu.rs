@@ -30,7 +30,7 @@ pub struct Caps {
     pub max_binding_bytes: u64,
     /// Workgroup memory in bytes.
     pub max_workgroup_bytes: u32,
-    /// Lanes in a workgroup.
+    /// Over all three dimensions together.
     pub max_workgroup_lanes: u32,
     /// Whether tensors that kernels take four values at a time are images.
     pub images: bool,

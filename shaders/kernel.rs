@@ -374,7 +374,7 @@ impl Pass {
 const MAX_PARAMS_BYTES: usize = 128;
 
 /// Vulkan guarantees as much in each dimension.
-const MAX_WORKGROUPS: u32 = 65_535;
+pub(crate) const MAX_WORKGROUPS: u32 = 65_535;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Dispatch {
@@ -384,7 +384,6 @@ pub(crate) struct Dispatch {
 }
 
 impl Dispatch {
-    /// The kernel's name.
     pub(crate) fn name(&self) -> &Arc<str> {
         &self.bound.name
     }

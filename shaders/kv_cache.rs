@@ -32,7 +32,7 @@ impl HeadShape {
         2 * self.block_len() as u64 * format.num_bytes()
     }
 
-    /// Vec4s of a head.
+    /// Keys and values are read four at a time: `head_dim` is a multiple of 4.
     pub fn head_vec4s(&self) -> usize {
         self.head_dim / 4
     }
@@ -55,7 +55,7 @@ pub enum KvFormat {
 }
 
 impl KvFormat {
-    /// All of them.
+    /// The most exact first.
     pub const ALL: [Self; 2] = [Self::F32, Self::F16];
 
     /// Bytes of a value.

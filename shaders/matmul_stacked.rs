@@ -53,9 +53,6 @@ pub enum Rows<'a> {
     },
 }
 
-/// Rows that are quantised in one dispatch: as many workgroups as every driver allows.
-const MAX_QUANTIZED: usize = 65_535;
-
 /// Whether routed rows are multiplied with such weights by packed dot products, where they have a
 /// place in bytes.
 pub(crate) fn packs(caps: Caps, format: Format) -> bool {
@@ -111,7 +108,7 @@ impl BoundStacked {
         if let Some(quantized) = quantized {
             let kernels = QuantizeRows::new(class.order.norm_lanes);
             before = Some((kernels.bind(gpu, operand, weights.cols, quantized)?, pairs_per_row));
-            rows_of_x = rows_of_x.min(quantized.max_rows(weights.cols)).min(MAX_QUANTIZED);
+            rows_of_x = rows_of_x.min(quantized.max_rows(weights.cols));
             x_vec4s = quantize_rows::row_words(weights.cols) / 4;
             (x, norm) = (quantized.tensor(), None);
         }

@@ -36,7 +36,7 @@ pub(crate) struct Variant {
 /// What other dispatches do for a product ([`crate::matmul_aside`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Aside {
-    /// Nothing.
+    /// The product's own dispatch does all of it.
     Nothing,
     /// The scales of a norm: once, where each workgroup would compute them again.
     Norm,

@@ -21,7 +21,7 @@ use crate::tensor::Tensor;
 /// The shape of latent attention, in values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LatentShape {
-    /// Heads.
+    /// Of queries: all share the latent row.
     pub num_heads: usize,
     /// Of a latent row.
     pub lora: usize,

@@ -25,7 +25,7 @@ pub struct Params {
 /// What is known of one token of a row that makes its logit another.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Adjustment {
-    /// The token.
+    /// Its place in the row of logits.
     pub token: u32,
     /// How often it stands in the answer so far.
     pub num_in_answer: u32,

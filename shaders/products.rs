@@ -25,7 +25,7 @@ pub enum Products {
 }
 
 impl Products {
-    /// All of them.
+    /// What a command line may name.
     pub const ALL: [Self; 4] = [Self::Plain, Self::Cooperative, Self::PackedDot, Self::Mixed];
 }
 
@@ -62,7 +62,7 @@ pub enum Wanted {
     /// equal adapters are to be of one device class.
     #[default]
     Auto,
-    /// These.
+    /// Refused where the adapter hasn't got what they take.
     Only(Products),
 }
 

@@ -10,7 +10,7 @@ use crate::kernel::{Dispatch, Pass};
 /// One dispatch of a profiled pass.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timed {
-    /// The kernel.
+    /// By the name of its source.
     pub kernel: Arc<str>,
     /// When it began, from the pass's beginning on.
     pub start: Duration,

@@ -11,7 +11,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
 use crate::gpu::Gpu;
-use crate::kernel::{Bound, Kernel, KernelSource, Pass};
+use crate::kernel::{Bound, Kernel, KernelSource, MAX_WORKGROUPS, Pass};
 use crate::matmul::Operand;
 use crate::tensor::Tensor;
 use crate::weights::GROUP;
@@ -20,6 +20,7 @@ use crate::weights::GROUP;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 struct Params {
+    first_row: u32,
     row_vec4s: u32,
     num_groups: u32,
     eps: f32,
@@ -101,6 +102,7 @@ impl QuantizeRows {
         let tensors = [Some(x), Some(out.tensor()), norm.map(|norm| norm.weight)];
         let tensors: Vec<_> = tensors.into_iter().flatten().collect();
         let params = Params {
+            first_row: 0,
             row_vec4s: (cols / 4) as u32,
             num_groups: cols.div_ceil(GROUP) as u32,
             eps: norm.map_or(0.0, |norm| norm.eps),
@@ -112,10 +114,15 @@ impl QuantizeRows {
 }
 
 impl BoundQuantizeRows {
-    /// Takes in the first `num_rows` rows, which the caller knows to fit.
+    /// Takes in the first `num_rows` rows, which the caller knows to fit. A batch has more of them
+    /// than a grid may, where each token has a row for each of its experts.
     pub(crate) fn record(&self, pass: &mut Pass, num_rows: usize) {
-        let strips = self.params.num_groups.div_ceil(self.lanes);
-        pass.dispatch(&self.bound, &self.params, [strips, num_rows as u32, 1]);
+        let (strips, num_rows) = (self.params.num_groups.div_ceil(self.lanes), num_rows as u32);
+        for first_row in (0..num_rows).step_by(MAX_WORKGROUPS as usize) {
+            let rows = MAX_WORKGROUPS.min(num_rows - first_row);
+            let params = Params { first_row, ..self.params };
+            pass.dispatch(&self.bound, &params, [strips, rows, 1]);
+        }
     }
 }
 
@@ -155,6 +162,7 @@ mod tests {
             let source = source(lanes, norm, images);
             testing::assert_kernel(&source);
             let fields = [
+                ("first_row", offset_of!(Params, first_row)),
                 ("row_vec4s", offset_of!(Params, row_vec4s)),
                 ("num_groups", offset_of!(Params, num_groups)),
                 ("eps", offset_of!(Params, eps)),
@@ -205,6 +213,19 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// As those of a batch of 8,192 tokens are that have eight experts each, and a few more.
+    #[test]
+    fn there_may_be_more_rows_than_a_grid_has() {
+        let Some(gpu) = testing::gpu() else { return };
+        let (num_rows, cols) = (65_540, 4);
+        let x: Vec<f32> = (0..num_rows * cols).map(|at| (at % 1000) as f32 - 127.0).collect();
+        let found = decode(cols, &quantize(&gpu, 8, cols, &x, None));
+        for (x, found) in x.chunks(cols).zip(found.chunks(cols)) {
+            let most = x.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+            assert!(x.iter().zip(found).all(|(x, it)| (x - it).abs() <= most / 253.9), "{found:?}");
         }
     }
 

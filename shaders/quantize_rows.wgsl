@@ -1,11 +1,12 @@
 // out[t, g] = x[t, 32 g .. 32 g + 32] in bytes: codes, their scale, scale * (sum of the codes)
-// one workgroup per row t and LANES groups g, a lane per group
+// one workgroup per row t, from the first on, and LANES groups g, a lane per group
 //
 // With NORM, x is normalised first: x[t, k] / rms(x[t, :]) * norm[k].
 //
 // scale = max |x| / 127; a code is x / scale, rounded to the nearest integer, the even one of two.
 
 struct Params {
+    first_row: u32,
     row_vec4s: u32,   // K / 4
     num_groups: u32,  // of a row, the last one padded with zeros
     eps: f32,         // NORM
@@ -25,7 +26,8 @@ var<workgroup> sh_squares: array<f32, {LANES}>;
 @compute @workgroup_size({LANES})
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let p = params;
-    let row = workgroup.y * p.row_vec4s;
+    let t = p.first_row + workgroup.y;
+    let row = t * p.row_vec4s;
 //! if NORM
     var squares = 0.0;
     for (var i = lane; i < p.row_vec4s; i += {LANES}u) {
@@ -76,7 +78,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let codes_{i} = pack4xI8(vec4<i32>(round(x_{i} * inverse)));
     sum += dot4I8Packed(codes_{i}, 0x01010101u);
 //! end
-    let at = (workgroup.y * p.num_groups + group) * 3u;
+    let at = (t * p.num_groups + group) * 3u;
     write_out(at, vec4<u32>(codes_0, codes_1, codes_2, codes_3));
     write_out(at + 1u, vec4<u32>(codes_4, codes_5, codes_6, codes_7));
     write_out(at + 2u, vec4<u32>(bitcast<u32>(scale), bitcast<u32>(scale * f32(sum)), 0u, 0u));

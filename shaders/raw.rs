@@ -10,11 +10,11 @@ use crate::gpu::{Gpu, GpuOptions};
 pub struct Raw {
     /// What the adapter was found with.
     pub instance: wgpu::Instance,
-    /// The adapter.
+    /// Found by the instance, and what the device was opened on.
     pub adapter: wgpu::Adapter,
-    /// The device.
+    /// Opened with the features that our kernels take.
     pub device: wgpu::Device,
-    /// Its one queue.
+    /// Shared: what is submitted waits for what was before it.
     pub queue: wgpu::Queue,
     /// The interface that it is reached through.
     pub backend: wgpu::Backend,

@@ -51,7 +51,7 @@ pub struct WeightMatrix {
     pub cols: usize,
     /// How a value is stored, of its first part.
     pub format: Format,
-    /// How rows are ordered.
+    /// Where a row of the matrix lies among those stored.
     pub order: RowOrder,
     /// Its rows, in as few parts as bindings allow.
     pub shards: Vec<Shard>,

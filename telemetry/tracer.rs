@@ -29,9 +29,9 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Who emits spans.
 #[derive(Clone, Debug)]
 pub struct Service {
-    /// `service.name`.
+    /// What collectors group spans by: `service.name`.
     pub name: &'static str,
-    /// `service.version`.
+    /// Of the release: `service.version`.
     pub version: &'static str,
 }
 
@@ -48,7 +48,7 @@ pub struct Span {
     pub kind: Kind,
     /// When it began.
     pub start: Instant,
-    /// When it ended.
+    /// Not before `start`.
     pub end: Instant,
     /// What is known of it.
     pub attributes: Vec<KeyValue>,

@@ -116,7 +116,6 @@ impl Batches {
         self.client.get(url).send().await.unwrap().text().await.unwrap()
     }
 
-    /// The lines of a file.
     pub async fn lines(&self, file: &Value) -> Vec<Value> {
         let text = self.text(file).await;
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

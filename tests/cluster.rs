@@ -241,7 +241,6 @@ impl Cluster {
         body(self.client.post(url).json(request).send().await.unwrap()).await
     }
 
-    /// The response of a request that streams.
     pub async fn stream(&self, path: &str, request: &Value) -> reqwest::Response {
         let url = format!("{}{path}", self.http);
         self.client.post(url).json(request).send().await.unwrap()
@@ -311,7 +310,6 @@ async fn body(answer: reqwest::Response) -> (u16, Value) {
     (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
 }
 
-/// Token ids of a choice.
 pub fn token_ids(choice: &Value) -> Vec<u32> {
     crate::golden::numbers(&choice["token_ids"])
 }

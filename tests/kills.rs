@@ -9,7 +9,7 @@ use tests::golden;
 /// and of a node in a quarter of them, and compares every output with an undisturbed run's.
 #[derive(Parser)]
 struct Arguments {
-    /// Runs.
+    /// How often the batch is run, each time with a kill.
     #[arg(long, default_value = "3")]
     runs: usize,
     /// Lines of the batch.

@@ -18,7 +18,7 @@ pub struct Network {
     pub machines: Vec<Machine>,
 }
 
-/// A machine on it.
+/// A network namespace with an end of a cable on the bridge.
 pub struct Machine {
     pub ipv4: Ipv4Addr,
     pub ipv6: Ipv6Addr,

@@ -11,7 +11,6 @@ use crate::fp8::{Tensor, bytes, write};
 /// Values of a row that share a scale.
 const GROUP: usize = 128;
 
-/// How they are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// AWQ's, with a zero for each group.

@@ -39,7 +39,7 @@ struct Arguments {
     /// Stages of the trace's pipelines.
     #[arg(long, default_value_t = 2)]
     stages: u32,
-    /// Pipelines.
+    /// Replicas among which one queue is shared out.
     #[arg(long, default_value_t = 1)]
     pipelines: u32,
     /// Blocks of 16 tokens in each pipeline's cache.

@@ -142,7 +142,6 @@ async fn a_stages_part_of_files_of_every_form_travels_bit_for_bit() {
     }
 }
 
-/// All bytes of a part, as the files have them.
 fn bytes(files: &Checkpoint, part: Part) -> Vec<u8> {
     let paths = files.files().unwrap();
     let mut all = Vec::new();

@@ -312,7 +312,7 @@ fn certifies(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
         .is_ok_and(|(_, it)| it.public_key().raw == key.subject_public_key_info())
 }
 
-/// The hash of a certificate's key.
+/// What tokens name an authority by.
 pub(crate) fn key_hash(certificate: &CertificateDer<'_>) -> Result<String, TransportError> {
     let (_, certificate) =
         x509_parser::parse_x509_certificate(certificate).map_err(certificates)?;

@@ -22,9 +22,9 @@ const SESSION_LABEL: &[u8] = b"EXPORTER-autoglm-session-1";
 /// Who a certificate is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PeerName {
-    /// The coordinator.
+    /// There is one for an authority, whatever machine it is on.
     Coordinator,
-    /// A node.
+    /// Bound to this id: none can speak for another.
     Node(NodeId),
 }
 

@@ -133,7 +133,7 @@ pub struct FrameReceiver {
 /// A frame that has arrived.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// The frame.
+    /// Parsed, of whatever epoch: the receiver drops old ones.
     pub frame: Frame,
     /// Its size on the wire.
     pub num_bytes: usize,

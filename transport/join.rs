@@ -44,7 +44,7 @@ pub struct Joining<'a> {
     pub coordinator: SocketAddr,
     /// Who asks.
     pub node: NodeId,
-    /// For which key.
+    /// Certified, so that the key never leaves the node.
     pub key: &'a NodeKey,
     /// Where it means to belong; empty: wherever the token puts it.
     pub pool: &'a str,
@@ -244,7 +244,7 @@ impl Applicant {
 pub enum Verdict {
     /// It is a member, in this pool.
     Admitted {
-        /// Which.
+        /// The token's, or what the applicant asked for.
         pool: String,
     },
     /// It is not: why.

@@ -26,7 +26,7 @@ pub(crate) fn names(protocol: &Protocol, newest: u16) -> impl Iterator<Item = &'
     protocol.iter().filter(move |(version, _)| *version <= newest).map(|(_, name)| *name)
 }
 
-/// The version of a protocol that has this name.
+/// None where no version that is spoken here has this name.
 pub(crate) fn version(protocol: &Protocol, name: &[u8]) -> Option<u16> {
     protocol.iter().find(|(_, known)| *known == name).map(|(version, _)| *version)
 }

@@ -31,7 +31,6 @@ pub(crate) fn coordinator(config: &Transport) -> (Endpoint, Authority, tempfile:
     (Endpoint::bind(loopback(), Some(identity), config).unwrap(), authority, dir)
 }
 
-/// The token of this authority.
 pub(crate) fn token(authority: &Authority, dir: &tempfile::TempDir) -> Token {
     Token::load_or_create(&dir.path().join("join.token"), authority).unwrap()
 }

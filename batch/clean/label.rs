@@ -46,7 +46,7 @@ impl Labels {
         Ok(Self(labels.collect::<Result<_>>()?))
     }
 
-    /// Its columns.
+    /// One for each question, in their order.
     pub fn columns(&self) -> Vec<Column> {
         self.0.iter().map(|(label, _)| Column::new(&label.column, Kind::Text)).collect()
     }

@@ -95,6 +95,11 @@ pub trait Constraint: fmt::Debug + Send + Sync {
     /// # Errors
     /// Why nobody can say what may come next.
     fn push(&mut self, token: TokenId) -> Result<Going, String>;
+    /// A token that ends answers has come.
+    ///
+    /// # Errors
+    /// Why nobody could say what may come next: then nobody knows whether it might.
+    fn end(&self) -> Result<(), String>;
     /// A copy.
     fn copy(&self) -> Box<dyn Constraint>;
 }
@@ -103,7 +108,7 @@ pub trait Constraint: fmt::Debug + Send + Sync {
 /// whoever sends a step asks, while it is under way.
 pub trait NextTokens: fmt::Debug + Send + Sync {
     /// A bit for each token of the vocabulary, the lowest first; none where nobody can say, which
-    /// the constraint tells with the next token.
+    /// the constraint tells with the next token, be it one that ends the answer.
     fn mask(&self) -> Option<Vec<u32>>;
 }
 

@@ -417,7 +417,9 @@ impl Sequence {
         // An end token says that the answer ends; it isn't part of its text.
         if self.request.stop_tokens.contains(&token) {
             let finished = Some((FinishReason::Stop, text.finish()));
-            return Accepted { text: String::new(), finished, broken: None };
+            let kept = self.constraint.as_ref().or(self.request.constraint.as_ref());
+            let broken = kept.and_then(|it| it.end().err());
+            return Accepted { text: String::new(), finished, broken };
         }
         let piece = text.push(token);
         if self.constraint.is_none() {

@@ -57,6 +57,10 @@ impl Constraint for Anything {
         Ok(Going::On)
     }
 
+    fn end(&self) -> Result<(), String> {
+        Ok(())
+    }
+
     fn copy(&self) -> Box<dyn Constraint> {
         Box::new(Self)
     }

@@ -59,7 +59,8 @@ const BOUNDS: &[(&str, u64, u64)] = &[
     ("http.max_kept_grammars", 0, 1 << 16),
     ("scheduler.max_queued_requests", 1, 1 << 20),
     ("scheduler.max_num_seqs", 1, 1 << 16),
-    ("scheduler.max_batched_tokens", 1, 1 << 20),
+    // A grid of a GPU has so many rows, and a kernel of each token one.
+    ("scheduler.max_batched_tokens", 1, 65_535),
     ("scheduler.max_blocks", 0, 1 << 24),
     ("scheduler.reserved_tokens", 0, 1 << 24),
     ("scheduler.target_step_ms", 0, HOUR_MS),
@@ -376,6 +377,10 @@ mod tests {
                 "transport.max_connections = 256: must be at least twice coordinator.local_nodes (",
             ),
             ("[autoscaler]\ntolerance = nan", "autoscaler.tolerance = NaN: must be from 0 to 0.5"),
+            (
+                "[scheduler]\nmax_batched_tokens = 65536",
+                "scheduler.max_batched_tokens = 65536: must be from 1 to 65535",
+            ),
             ("[scheduler]\nmin_share = 0.3", "scheduler.min_share = 0.3: must be from 0 to 0.25"),
             (
                 "[scheduler]\nmax_pinned_share = 1.5",

@@ -48,7 +48,6 @@ pub struct Options {
 const CONFIG: &str =
     "[scheduler]\nmax_pipeline_wait_ms = 600_000\n[coordinator]\nmax_node_failures = 0\n";
 
-/// Runs it.
 pub async fn run(options: &Options) -> Report {
     let mut random = Random::new(options.seed);
     let cluster_options =

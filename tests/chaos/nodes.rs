@@ -151,7 +151,7 @@ impl Nodes {
         }
     }
 
-    /// All are as they were.
+    /// Ends partitions and pauses, and starts what was killed.
     pub fn restore(&mut self, cluster: &Cluster) {
         for number in 0..self.nodes.len() {
             if std::mem::take(&mut self.nodes[number].is_cut_off) {

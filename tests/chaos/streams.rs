@@ -34,14 +34,13 @@ pub struct Ended {
 /// How long clients waited for a token in the course of a fault.
 #[derive(Debug, Default)]
 pub struct Gaps {
-    /// Of each stream, the longest.
+    /// One for each stream that went on.
     pub longest: Vec<Duration>,
     /// Tokens of prompts and answers that were there before, of streams that went on.
     pub num_recomputed: usize,
     pub num_stuck: usize,
 }
 
-/// What a stream is at.
 #[derive(Clone, Copy, Debug)]
 struct At {
     /// When its last token came, or it was sent.

@@ -159,7 +159,6 @@ impl Clients {
         self.num_open.iter().sum()
     }
 
-    /// Those of this priority.
     pub fn num_open_of(&self, priority: Priority) -> usize {
         self.num_open[priority.index()]
     }
@@ -169,12 +168,10 @@ impl Clients {
         self.all.get(&id).is_some_and(|client| client.is_open)
     }
 
-    /// What it asked.
     pub fn ask_of(&self, id: RequestId) -> &Ask {
         &self.all[&id].ask
     }
 
-    /// When it asked.
     pub fn asked_at(&self, id: RequestId) -> Duration {
         self.all[&id].asked_at
     }

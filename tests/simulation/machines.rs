@@ -33,7 +33,6 @@ pub struct Arrived {
     pub stage: StageId,
     pub step: StepId,
     pub batch: Arc<Carried<Batch>>,
-    /// When it has.
     pub since: Duration,
     /// How long it is computed for.
     pub takes: Duration,

@@ -15,7 +15,6 @@ impl Random {
         Self::new(self.bits())
     }
 
-    /// 64 bits.
     pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0, 0)
@@ -31,12 +30,11 @@ impl Random {
         self.unit() < probability
     }
 
-    /// One of `first..=last`.
+    /// Both ends included.
     pub fn between(&mut self, first: u64, last: u64) -> u64 {
         first + self.bits() % (last - first + 1)
     }
 
-    /// One of these.
     pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.bits() as usize % of.len()]
     }

@@ -24,7 +24,6 @@ pub struct Tally {
     pub longest_wait: Duration,
 }
 
-/// Of one priority.
 #[derive(Clone, Debug, Default)]
 pub struct PriorityTally {
     pub first_token: Vec<Duration>,

@@ -103,7 +103,7 @@ pub fn judge_open_files(seen: Option<OpenFiles>, needed: u64) -> Finding {
 /// A directory to keep things in.
 #[derive(Debug)]
 pub struct Folder {
-    /// Which.
+    /// As it was configured.
     pub path: PathBuf,
     /// Whether a file could be written there.
     pub written: Result<(), String>,

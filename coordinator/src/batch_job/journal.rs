@@ -67,6 +67,20 @@ impl Journal {
         let _ = self.waiting.send((outcome, told));
     }
 
+    /// Waits until these results are durable, on a thread that may: how many never will be, since
+    /// nobody writes any more.
+    pub fn keep(&self, outcomes: Vec<Outcome>) -> usize {
+        let mut num_open = outcomes.len();
+        let (told, mut heard) = mpsc::unbounded_channel();
+        outcomes.into_iter().for_each(|outcome| self.record(outcome, told.clone()));
+        // Only those who write can tell: their end is heard, too.
+        drop(told);
+        while let Some(numbers) = heard.blocking_recv() {
+            num_open -= numbers.len();
+        }
+        num_open
+    }
+
     /// How it is with the disk.
     pub fn disk(&self) -> watch::Receiver<Disk> {
         self.disk.subscribe()

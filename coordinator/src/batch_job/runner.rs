@@ -89,24 +89,20 @@ impl Runner {
 
     /// Looks at every line; the job fails if its input is none. Whether it goes on.
     async fn validate(&self) -> Result<bool, Stopped> {
-        let (told, mut heard) = mpsc::unbounded_channel();
         let (inner, record, cancel) =
             (Arc::clone(&self.inner), Arc::clone(&self.record), Arc::clone(&self.cancel));
-        let max_open = inner.config.max_commit_rows * 4;
+        let max_open = inner.config.max_commit_rows as usize * 4;
         let looked = tokio::task::spawn_blocking(move || {
-            let mut num_open = 0;
+            let (mut open, mut num_lost) = (Vec::new(), 0);
             let note = |outcome| {
-                inner.journal.record(outcome, told.clone());
-                num_open += 1;
-                if num_open > max_open && heard.blocking_recv().is_some() {
-                    num_open -= 1;
+                open.push(outcome);
+                if open.len() == max_open {
+                    num_lost += inner.journal.keep(std::mem::take(&mut open));
                 }
             };
             let found = reading::look(&inner, &record, &cancel, note)?;
-            while num_open > 0 && heard.blocking_recv().is_some() {
-                num_open -= 1;
-            }
-            Ok::<_, io::Error>((found, num_open))
+            num_lost += inner.journal.keep(open);
+            Ok::<_, io::Error>((found, num_lost))
         });
         let (found, num_lost) = looked.await.map_err(io::Error::other)??;
         if num_lost > 0 {

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use serde_json::{Value, json};
 
+use super::runner::Stopped;
 use super::testing::{Bench, LONG, Rule, ids, is_long, line, says};
 use super::*;
 use crate::request::{Event, RequestError};
@@ -302,4 +303,18 @@ async fn tenants_take_turns_with_jobs_too() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     running.abort();
+}
+
+/// Goal: whoever looks at lines doesn't wait for ever for those that nobody will write. Method: the
+/// store's task ends before a line that is none can be kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_lines_are_looked_at_stops_where_nothing_is_written_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::open(dir.path(), |request, _| Some(says(request)), |_| {}).await;
+    let id = bench.hand_in(b"no request\n", 3600).await;
+    let runner = bench.runner(&id).await;
+    let ended = bench.store.write::<(), _>(|_| Box::pin(async { panic!("its task ends") }));
+    ended.await.unwrap_err();
+    let stopped = tokio::time::timeout(Duration::from_secs(60), runner.run()).await;
+    assert!(matches!(stopped, Ok(Err(Stopped::Disk))), "{stopped:?}");
 }

@@ -179,6 +179,14 @@ impl Constraint for Kept {
         }
     }
 
+    fn end(&self) -> Result<(), String> {
+        let is_free = matches!(self.place, Place::Before(..));
+        match &self.matching().found {
+            Some(Err(cause)) if !is_free => Err(cause.clone()),
+            _ => Ok(()),
+        }
+    }
+
     fn copy(&self) -> Box<dyn Constraint> {
         Box::new(self.apart())
     }

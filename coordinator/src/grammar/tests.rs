@@ -1,6 +1,8 @@
 //! What grammars allow, asked with a vocabulary and answers that choose at random.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
 
 use checkpoint::Checkpoint;
 use protocol::TokenId;
@@ -9,7 +11,9 @@ use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::parser::{CallFormat, Format, Parser, Said};
-use crate::request::{Constraint, Going};
+use crate::request::{Constraint, Going, Request};
+use crate::sequence::Sequence;
+use crate::testing::request;
 
 const END: TokenId = TokenId(595);
 
@@ -308,4 +312,22 @@ fn a_grammar_that_was_compiled_before_is_not_compiled_again() {
     let kept = model.vocabulary.compiled.lock().unwrap();
     let sources: Vec<_> = kept.iter().map(|(_, (source, _), _)| source.clone()).collect();
     assert_eq!(sources, [of("yes"), of("maybe")], "who asked last");
+}
+
+/// Goal: an answer that nobody can take further has failed, also where the model ends it. Method: a
+/// vocabulary that lacks what the grammar needs next.
+#[test]
+fn an_answer_that_cannot_go_on_has_not_ended_well() {
+    let words = [&b"a"[..], b"b", b"\xffend"].map(<[u8]>::to_vec);
+    let end = TokenId(2);
+    let vocabulary = Vocabulary::of(&words, &[end]).unwrap();
+    let source = Source::Regex("ac".into());
+    let kept = vocabulary.compile(&source, Begins::First, &Http::default()).unwrap();
+    let asked =
+        Request { constraint: Some(Box::new(kept)), stop_tokens: [end].into(), ..request(1, 1, 9) };
+    let mut sequence = Sequence::new(1, &Arc::new(asked), 0, Instant::now());
+    assert_eq!(sequence.accept(TokenId(0)).broken, None);
+    assert_eq!(sequence.next().unwrap().mask(), None);
+    let broken = sequence.accept(end).broken;
+    assert!(broken.as_ref().is_some_and(|it| it.contains("no token of")), "{broken:?}");
 }

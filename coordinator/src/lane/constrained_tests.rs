@@ -62,6 +62,10 @@ impl Constraint for Spelled {
         Ok(if said.len() == self.length { Going::Over } else { Going::On })
     }
 
+    fn end(&self) -> Result<(), String> {
+        Ok(())
+    }
+
     fn copy(&self) -> Box<dyn Constraint> {
         let said = Said(Mutex::new(self.said.0.lock().unwrap().clone()));
         Box::new(Self { said: said.into(), length: self.length })

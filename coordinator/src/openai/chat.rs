@@ -1,5 +1,6 @@
 //! `/v1/chat/completions`: messages in, through the model's own template, a message out.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use protocol::TokenId;
@@ -36,10 +37,10 @@ pub fn parse_messages(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiEr
 /// # Errors
 /// When the body asks for what this server or this model can't do.
 pub fn parse_responses(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
-    let (body, repeated) = crate::responses::chat(object(body)?)?;
-    let parsed = parse_fields(Fields::of(body), context).map_err(crate::responses::named)?;
-    let mut parsed = read(parsed);
-    parsed.options.repeated = Arc::new(repeated);
+    let chat = crate::responses::chat(object(body)?)?;
+    let parsed = parse_fields(Fields::of(chat.body), context);
+    let mut parsed = read(parsed.map_err(|it| crate::responses::named(it, &chat.places))?);
+    parsed.options.repeated = Arc::new(chat.repeated);
     Ok(parsed)
 }
 
@@ -216,7 +217,7 @@ fn messages(messages: Value, arguments: Arguments) -> Result<Value, ApiError> {
 
 /// A tool's result belongs to a call before it; which, where both sides have ids.
 fn check_results(messages: &[Value]) -> Result<(), ApiError> {
-    let mut calls: Vec<Option<&str>> = Vec::new();
+    let mut calls: HashSet<Option<&str>> = HashSet::new();
     for message in messages {
         let made = message["tool_calls"].as_array().into_iter().flatten();
         calls.extend(made.map(|call| call["id"].as_str()));
@@ -224,8 +225,8 @@ fn check_results(messages: &[Value]) -> Result<(), ApiError> {
             continue;
         }
         let id = message["tool_call_id"].as_str();
-        let is_its = |call: &Option<&str>| id.is_none() || call.is_none() || *call == id;
-        if !calls.iter().any(is_its) {
+        let is_some_call = id.is_none() && !calls.is_empty();
+        if !(is_some_call || calls.contains(&None) || calls.contains(&id)) {
             let of = id.map(|id| format!(" of call {id:?}")).unwrap_or_default();
             let text = format!(
                 "messages has a result{of} that belongs to no call before it; send the \
@@ -471,6 +472,18 @@ mod tests {
         ];
         let body = json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}]});
         table(&Served::chat(), parse, &body, &cases);
+    }
+
+    /// As many as a body has room for are looked at once, not each for each other.
+    #[test]
+    fn many_results_of_many_calls_take_no_time() {
+        let calls: Vec<_> = (0..100_000).map(|id| json!({"id": id.to_string()})).collect();
+        let mut messages = vec![json!({"role": "assistant", "tool_calls": calls})];
+        let result = json!({"role": "tool", "tool_call_id": "99999"});
+        messages.extend(std::iter::repeat_n(result, 100_000));
+        let began = std::time::Instant::now();
+        check_results(&messages).unwrap();
+        assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
     }
 
     #[test]

@@ -49,15 +49,25 @@ fn repeated() -> [(&'static str, Value); 9] {
     ]
 }
 
-/// The chat's fields, and those that the response repeats.
+/// A body as a chat's.
+pub(crate) struct Chat {
+    /// The chat's fields.
+    pub(crate) body: Value,
+    /// What the response repeats.
+    pub(crate) repeated: Map<String, Value>,
+    /// Where each message comes from, or begins.
+    pub(crate) places: Vec<String>,
+}
+
+/// The chat of a body.
 ///
 /// # Errors
 /// When something isn't what it should be, or needs an answer that this server hasn't kept.
-pub(crate) fn chat(mut body: Map<String, Value>) -> Result<(Value, Map<String, Value>), ApiError> {
+pub(crate) fn chat(mut body: Map<String, Value>) -> Result<Chat, ApiError> {
     let given = |(name, default): (&'static str, Value)| {
         (name.to_owned(), body.get(name).cloned().unwrap_or(default))
     };
-    let echo = repeated().map(given).into_iter().collect();
+    let repeated = repeated().map(given).into_iter().collect();
     let mut chat = Map::new();
     for (theirs, ours) in SAME {
         if let Some(value) = body.remove(theirs) {
@@ -105,15 +115,21 @@ pub(crate) fn chat(mut body: Map<String, Value>) -> Result<(Value, Map<String, V
             chat.insert("tool_choice".into(), choice);
         }
     }
-    let mut messages = Vec::new();
+    let (mut messages, mut places) = (Vec::new(), Vec::new());
     if let Some(text) = body.remove("instructions").filter(|text| !text.is_null()) {
         messages.push(json!({"role": "system", "content": text}));
+        places.push("instructions".to_owned());
     }
     match body.remove("input") {
-        Some(Value::String(text)) => messages.push(json!({"role": "user", "content": text})),
+        Some(Value::String(text)) => {
+            messages.push(json!({"role": "user", "content": text}));
+            places.push("input".to_owned());
+        }
         Some(Value::Array(items)) => {
             for (number, item) in items.iter().enumerate() {
-                self::item(item, &format!("input[{number}]"), &mut messages)?;
+                let place = format!("input[{number}]");
+                self::item(item, &place, &mut messages)?;
+                places.resize(messages.len(), place);
             }
         }
         None | Some(Value::Null) => {}
@@ -128,24 +144,33 @@ pub(crate) fn chat(mut body: Map<String, Value>) -> Result<(Value, Map<String, V
         let message = format!("unknown field {name}; remove it");
         return Err(ApiError::invalid(name.clone(), message).code("unknown_parameter"));
     }
-    Ok((Value::Object(chat), echo))
+    Ok(Chat { body: Value::Object(chat), repeated, places })
 }
 
-/// An error about a chat's field by the name that the field has here.
-pub(crate) fn named(mut error: ApiError) -> ApiError {
+/// An error about a chat's field by the name that the field has here, and about one of its messages
+/// by where that comes from.
+pub(crate) fn named(mut error: ApiError, places: &[String]) -> ApiError {
     const NAMES: [(&str, &str); 3] = [
         ("response_format.json_schema", "text.format"),
         ("response_format", "text.format"),
         ("messages", "input"),
     ];
-    let param = error.param.take();
-    let is_of = |(chat, _): &&(&str, &str)| param.as_ref().is_some_and(|it| it.starts_with(chat));
-    if let Some((chat, ours)) = NAMES.iter().find(is_of) {
-        error.message = error.message.replacen(chat, ours, 1);
-        error.param = param.map(|it| it.replacen(chat, ours, 1));
-    } else {
-        error.param = param;
-    }
+    let Some(param) = error.param.take() else { return error };
+    let number = param.strip_prefix("messages[").and_then(|it| it.split_once(']'));
+    let number = number.and_then(|(number, _)| number.parse::<usize>().ok());
+    let (theirs, ours) = match number.and_then(|number| Some((number, places.get(number)?))) {
+        Some((number, place)) => {
+            // Whatever is no item is a text.
+            let content = if place.ends_with(']') { "" } else { ".content" };
+            (format!("messages[{number}]{content}"), place.as_str())
+        }
+        None => {
+            let found = NAMES.iter().find(|(theirs, _)| param.starts_with(theirs));
+            found.map_or(("".into(), ""), |(theirs, ours)| ((*theirs).into(), *ours))
+        }
+    };
+    error.message = error.message.replacen(&theirs, ours, 1);
+    error.param = Some(param.replacen(&theirs, ours, 1));
     error
 }
 
@@ -248,7 +273,7 @@ mod tests {
     use super::*;
 
     fn read(body: Value) -> Result<Value, ApiError> {
-        chat(body.as_object().unwrap().clone()).map(|(chat, _)| chat)
+        chat(body.as_object().unwrap().clone()).map(|chat| chat.body)
     }
 
     #[test]
@@ -301,11 +326,26 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_chats_field_is_said_of_ours() {
         let text = "response_format.json_schema.schema must be an object";
-        let error = named(ApiError::invalid("response_format.json_schema.schema", text));
+        let error = named(ApiError::invalid("response_format.json_schema.schema", text), &[]);
         assert_eq!(error.param.as_deref(), Some("text.format.schema"));
         assert_eq!(error.message, "text.format.schema must be an object");
-        let error = named(ApiError::invalid("temperature", "temperature is too high"));
+        let error = named(ApiError::invalid("temperature", "temperature is too high"), &[]);
         assert_eq!(error.param.as_deref(), Some("temperature"));
+        // Instructions are a message before all items, and items of one answer are one message.
+        let item = |role: &str| json!({"role": role, "content": "Hi"});
+        let thought = json!({"type": "reasoning", "summary": []});
+        let input = json!([item("user"), thought, item("assistant"), item("user")]);
+        let body = json!({"model": "m", "instructions": "Be brief.", "input": input});
+        let places = chat(body.as_object().unwrap().clone()).unwrap().places;
+        let of = |place: &str| {
+            let error = named(ApiError::invalid(place, format!("{place} is wrong")), &places);
+            assert_eq!(error.message, format!("{} is wrong", error.param.as_ref().unwrap()));
+            error.param.unwrap()
+        };
+        assert_eq!(of("messages[1].role"), "input[0].role");
+        assert_eq!(of("messages[3]"), "input[3]");
+        assert_eq!(of("messages[0].content"), "instructions");
+        assert_eq!(of("messages"), "input");
     }
 
     #[test]

@@ -68,8 +68,12 @@ const PANELS = [
 // Panels that are new take longer than a frame may: what is left is drawn in the next one.
 function draw() {
   const began = performance.now();
-  while (state.due.length && performance.now() - began < FRAME_MS) state.due.shift()();
-  if (state.due.length) requestAnimationFrame(draw);
+  try {
+    while (state.due.length && performance.now() - began < FRAME_MS) state.due.shift()();
+  } finally {
+    // Also when one of them fails: nobody else asks for a frame while any are due.
+    if (state.due.length) requestAnimationFrame(draw);
+  }
   // For whoever measures.
   performance.measure("autoglm-frame", { start: began, end: performance.now() });
   if (performance.getEntriesByName("autoglm-frame").length > 600) performance.clearMeasures("autoglm-frame");
