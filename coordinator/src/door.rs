@@ -138,14 +138,14 @@ pub(crate) async fn keep_out(
     let (mut known, mut seen) = (HashSet::new(), None);
     for look in 0u32.. {
         let stamp = store.stamp().await;
-        let is_unchanged = stamp.is_some() && stamp == seen;
-        if is_unchanged && !look.is_multiple_of(LOOKS_BETWEEN) {
-            ticks::pass(LOOK_EVERY).await;
-            continue;
-        }
+        let may_have_changed = stamp.is_none() || stamp != seen;
         seen = stamp;
-        match store.revoked_nodes().await {
-            Ok(revoked) if revoked != known => {
+        let revoked = match may_have_changed || look.is_multiple_of(LOOKS_BETWEEN) {
+            true => store.revoked_nodes().await.map(Some),
+            false => Ok(None),
+        };
+        match revoked {
+            Ok(Some(revoked)) if revoked != known => {
                 endpoint.set_revoked(revoked.clone());
                 // Their neighbours are to know it, too.
                 let _ = coordinator.cast(Msg::Revoked(revoked.iter().copied().collect()));
