@@ -1,11 +1,10 @@
 //! Masks are made on threads for work that blocks, while the step that waits for them is computed.
 
-use std::num::NonZero;
 use std::sync::Arc;
-use std::thread::available_parallelism;
 
 use futures::future::join_all;
 use protocol::{Body, Frame, Masks};
+use tokio::runtime::Handle;
 
 use crate::request::{NextTokens, Wanted};
 use crate::stages::{SendError, Stages};
@@ -19,9 +18,10 @@ pub(super) async fn send(stages: &Stages, frame: Frame, wanted: Wanted) -> Resul
     stages.send(Frame { body, ..frame })
 }
 
-/// As many at once as the machine has processors.
+/// As many at once as the runtime has threads, one for each processor: to count those takes longer
+/// than most masks do.
 async fn made(Wanted(wanted): Wanted) -> Masks {
-    let at_once = available_parallelism().map_or(1, NonZero::get);
+    let at_once = Handle::current().metrics().num_workers();
     let part = wanted.len().div_ceil(at_once).max(1);
     let parts = wanted.chunks(part).map(|part| {
         let part = part.to_vec();
