@@ -289,14 +289,15 @@ pub fn parts(plan: &StagePlan) -> Vec<Part> {
 }
 
 fn keys(plan: &StagePlan) -> Result<Vec<Key>, StageError> {
-    let parts = parts(plan);
-    let (num_digests, num_parts) = (plan.digests.len(), parts.len());
+    // Before there is a list of them: a plan may say of any layers that it has them.
+    let ends = usize::from(plan.embeds()) + usize::from(plan.samples());
+    let (num_digests, num_parts) = (plan.digests.len(), plan.layers.len() + ends);
     if num_digests != num_parts {
         return Err(StageError::BadPlan(format!("{num_digests} digests for {num_parts} parts")));
     }
     let StagePlan { model, quantize, .. } = *plan;
     let key = |(part, digest): (Part, &Digest)| Key { model, part, digest: *digest, quantize };
-    Ok(parts.into_iter().zip(&plan.digests).map(key).collect())
+    Ok(parts(plan).into_iter().zip(&plan.digests).map(key).collect())
 }
 
 #[cfg(test)]
@@ -404,5 +405,8 @@ pub(crate) mod tests {
         let mut plan = plan(&files, 0..2);
         plan.digests.pop();
         assert!(keys(&plan).unwrap_err().to_string().contains("1 digests for 2 parts"));
+        // Which takes no memory for layers that there can't be.
+        plan.layers.end = u32::MAX;
+        assert!(keys(&plan).unwrap_err().to_string().contains("1 digests for 4294967295 parts"));
     }
 }
