@@ -4,13 +4,12 @@ use serde_json::Value;
 
 use super::arguments::{self, JsonEnd, Kind, ObjectText};
 use super::held::Held;
-use super::{CallFormat, Said, Tools};
+use super::{CallFormat, END_OF_CALL as CLOSING, Said, Tools};
 
 /// Bytes of a tool's name. Longer ones are text that happens to follow a tag.
 const MAX_NAME: usize = 256;
 
 const OPENING: &str = "<tool_call>";
-const CLOSING: &str = "</tool_call>";
 const KEY: &str = "<arg_key>";
 const END_OF_KEY: &str = "</arg_key>";
 const VALUE: &str = "<arg_value>";
@@ -57,8 +56,8 @@ enum Place {
     /// Between arguments; the text may be a key whose tag was forgotten.
     Between(String),
     Key(String),
-    /// After the key.
-    Before(String),
+    /// After the key, and what was read since: it is the value, if that has no tag of its own.
+    Before(String, String),
     Value {
         key: String,
         kind: Kind,
@@ -92,7 +91,8 @@ impl Call {
     ) -> Step {
         match self {
             Self::Name(read) => {
-                let (text, tag) = held.until(&["\n", KEY, CLOSING]);
+                const TAGS: [&str; 6] = ["\n", KEY, CLOSING, END_OF_KEY, END_OF_VALUE, OPENING];
+                let (text, tag) = held.until(&TAGS);
                 read.push_str(&text);
                 let name = read.trim();
                 let tag = match tag {
@@ -101,13 +101,25 @@ impl Call {
                         read.push('\n');
                         return Step::Goes;
                     }
-                    Some(tag) => ["\n", KEY, CLOSING][tag],
+                    Some(tag) => TAGS[tag],
                     None if read.len() > MAX_NAME => "",
                     None => return Step::Waits,
                 };
-                if tag.is_empty() || !is_name(name, tools, must_exist) {
-                    return Step::IsText(OPENING.to_owned() + read + tag);
+                if tag == OPENING {
+                    // It may begin another call, be this one what it will.
+                    held.put_back(tag);
                 }
+                let named = match tag {
+                    "" => None,
+                    // The tag between name and key is missing.
+                    END_OF_KEY => begins_with_name(name, tools),
+                    OPENING | END_OF_VALUE => is_name(name, tools, true).then_some((name, "")),
+                    _ => is_name(name, tools, must_exist).then_some((name, "")),
+                };
+                let Some((name, key)) = named else {
+                    let tag = if tag == OPENING { "" } else { tag };
+                    return Step::IsText(OPENING.to_owned() + read + tag);
+                };
                 said.push(Said::Call(name.to_owned()));
                 if tag == CLOSING {
                     said.push(Said::Arguments("{}".into()));
@@ -115,6 +127,7 @@ impl Call {
                 }
                 let place = match tag {
                     KEY => Place::Key(String::new()),
+                    END_OF_KEY => Place::Before(key.to_owned(), String::new()),
                     _ => Place::Between(String::new()),
                 };
                 let object = ObjectText::default();
@@ -206,7 +219,10 @@ impl Keys {
     fn step(&mut self, held: &mut Held, tools: &Tools, said: &mut Vec<Said>) -> Step {
         match &mut self.place {
             Place::Between(read) => {
-                let (text, tag) = held.until(&[KEY, CLOSING, END_OF_KEY]);
+                if held.as_str().starts_with(OPENING) {
+                    return self.opened_again(held, said);
+                }
+                let (text, tag) = held.until(&[KEY, CLOSING, END_OF_KEY, OPENING]);
                 read.push_str(&text);
                 match tag {
                     None => return Step::Waits,
@@ -215,7 +231,8 @@ impl Keys {
                         said.push(Said::Arguments(self.object.end().into()));
                         return Step::Ended;
                     }
-                    Some(_) => self.place = Place::Before(read.trim().to_owned()),
+                    Some(2) => self.place = Place::Before(read.trim().to_owned(), String::new()),
+                    Some(_) => held.put_back(OPENING),
                 }
             }
             Place::Key(read) => {
@@ -224,25 +241,33 @@ impl Keys {
                 if tag.is_none() {
                     return Step::Waits;
                 }
-                self.place = Place::Before(read.trim().to_owned());
+                self.place = Place::Before(read.trim().to_owned(), String::new());
             }
-            Place::Before(key) => match held.until(&[VALUE, CLOSING]).1 {
-                None => return Step::Waits,
-                Some(0) => {
-                    let kind = arguments::kind(tools.get(&self.tool), key);
-                    let begins = self.object.key(key);
-                    let is_repeated = begins.is_none();
-                    let key = std::mem::take(key);
-                    let quote = if kind == Kind::Text { "\"" } else { "" };
-                    said.extend(begins.map(|begins| Said::Arguments(begins + quote)));
-                    let text = String::new();
-                    self.place = Place::Value { key, kind, is_repeated, text };
+            Place::Before(key, read) => {
+                let (text, tag) = held.until(&[VALUE, CLOSING, END_OF_VALUE]);
+                read.push_str(&text);
+                match tag {
+                    None => return Step::Waits,
+                    Some(1) => {
+                        said.push(Said::Arguments(self.object.end().into()));
+                        return Step::Ended;
+                    }
+                    Some(0) => {}
+                    // The tag before the value is missing.
+                    Some(_) => {
+                        held.put_back(END_OF_VALUE);
+                        held.put_back(read.strip_prefix('\n').unwrap_or(read));
+                    }
                 }
-                Some(_) => {
-                    said.push(Said::Arguments(self.object.end().into()));
-                    return Step::Ended;
-                }
-            },
+                let kind = arguments::kind(tools.get(&self.tool), key);
+                let begins = self.object.key(key);
+                let is_repeated = begins.is_none();
+                let key = std::mem::take(key);
+                let quote = if kind == Kind::Text { "\"" } else { "" };
+                said.extend(begins.map(|begins| Said::Arguments(begins + quote)));
+                let text = String::new();
+                self.place = Place::Value { key, kind, is_repeated, text };
+            }
             Place::Value { key, kind, is_repeated, text } => {
                 let (more, tag) = held.until(&[END_OF_VALUE]);
                 let json = match kind {
@@ -265,11 +290,30 @@ impl Keys {
         Step::Goes
     }
 
+    /// A tag that opens a call, in front of what is held: in the place of a key's, or behind a call
+    /// that nothing has closed.
+    fn opened_again(&mut self, held: &mut Held, said: &mut Vec<Said>) -> Step {
+        let text = &held.as_str()[OPENING.len()..];
+        let tags = ["\n", KEY, CLOSING, END_OF_KEY, VALUE, END_OF_VALUE, OPENING];
+        let ends = tags.iter().filter_map(|tag| Some((text.find(tag)?, *tag)));
+        let end = ends.min().filter(|(at, _)| *at <= MAX_NAME);
+        if end.is_none() && text.len() <= MAX_NAME + END_OF_VALUE.len() {
+            return Step::Waits;
+        }
+        if let Some((1.., END_OF_KEY)) = end {
+            held.take(OPENING.len());
+            self.place = Place::Key(String::new());
+            return Step::Goes;
+        }
+        said.push(Said::Arguments(self.object.end().into()));
+        Step::Ended
+    }
+
     /// Between arguments an end of the answer is as good as a closing tag. In the middle of a value
     /// it is what was asked for: an answer that was cut off.
     fn finish(self, rest: &str, said: &mut Vec<Said>) {
         let json = match self.place {
-            Place::Between(_) | Place::Key(_) | Place::Before(_) => self.object.end().to_owned(),
+            Place::Between(_) | Place::Key(_) | Place::Before(..) => self.object.end().to_owned(),
             Place::Value { is_repeated: true, .. } => return,
             Place::Value { kind: Kind::Text, .. } => arguments::escaped(rest),
             Place::Value { text, .. } => text + rest,
@@ -285,6 +329,14 @@ fn is_name(name: &str, tools: &Tools, must_exist: bool) -> bool {
     let is_sign = |sign: char| sign.is_ascii_alphanumeric() || "_-.:/".contains(sign);
     let could_exist = !name.is_empty() && name.len() <= MAX_NAME && name.chars().all(is_sign);
     tools.contains_key(name) || (could_exist && !must_exist)
+}
+
+/// The tool whose name a text begins with, the longest of several, and what follows it.
+fn begins_with_name<'a>(text: &'a str, tools: &Tools) -> Option<(&'a str, &'a str)> {
+    let names = tools.keys().filter(|name| text.starts_with(name.as_str()));
+    let (name, rest) = text.split_at(names.map(String::len).max()?);
+    let rest = rest.trim();
+    (!rest.is_empty()).then_some((name, rest))
 }
 
 /// It is too early to tell.

@@ -1,5 +1,38 @@
 //! The faults that users of GLM's tools and thoughts have reported of servers, in our words: each a
-//! text as models write it and what it says. `read` cuts it at every place.
+//! text as models write it and what it says. `read` cuts it at every place. The kinds, and what
+//! holds each, which is here where nothing else is said:
+//!
+//!  1. A name is cut where it begins like another.
+//!  2. A call without arguments is dropped, or breaks the reader.
+//!  3. What follows a call without arguments loses its own.
+//!  4. Arguments are lost where several tokens come at once (and `any_cut_says_the_same`).
+//!  5. Arguments are encoded twice, or texts that are JSON once less.
+//!  6. Numbers, truth, null and lists become texts, or the reverse.
+//!  7. Only the first argument is read.
+//!  8. JSON is cut short, or two objects follow each other in one call.
+//!  9. Calls that come together become one, or the second is text.
+//! 10. A call in thoughts is none, while the answer's end says that there is one
+//!     (and `http/agents_tests.rs`: `a_call_in_thoughts_is_one_in_every_api`).
+//! 11. A call that thoughts quote is made.
+//! 12. Thoughts that the prompt has opened are an answer, in later turns too
+//!     (and `http/agents_tests.rs`: two turns of each client).
+//! 13. An answer without thoughts is taken for them.
+//! 14. Thoughts open or close more often than once.
+//! 15. Text is told twice where a parser is on and a request has no tools.
+//! 16. Text before, between or behind calls is lost, or told twice.
+//! 17. Tags of the format are missing, doubled or astray, and tear the call.
+//! 18. Tags within a value end it; line ends, quotes, indents, signs of several bytes are broken.
+//! 19. Nothing is told before a call is whole: `calls_are_streamed_as_they_are_written`.
+//! 20. A call has its id, type or name never, or with each piece: `openai/answer/tests.rs`,
+//!     `a_streamed_call_has_its_name_whole_and_first`.
+//! 21. A stream of Responses or Messages breaks off where a call begins: `openai/answer/tests.rs`,
+//!     `the_events_of_a_response_are_numbered_and_end_with_the_whole`,
+//!     `the_events_of_a_message_build_it`.
+//! 22. A call that must come is forced into JSON that the model doesn't write: `grammar/tests.rs`,
+//!     `calls_are_written_as_they_are_read`.
+//! 23. What agents send back (arguments as text, no content, results in parts) spoils the prompt:
+//!     `openai/tools.rs`, `turns_are_shown_as_they_were_written`.
+//! 24. Tokens that end a turn are shown: `text.rs`, `the_pieces_are_the_whole`.
 
 use serde_json::{Value, json};
 
@@ -81,6 +114,7 @@ fn faults() -> Vec<Fault> {
     let code = "\tif a < \"b\\n\":\n\n        c\n";
     let (code, is_code) = edit("old", code, &Value::from(code).to_string());
     let (signs, is_signs) = edit("old", "naïve 😀 中文", "\"naïve 😀 中文\"");
+    let (json_text, is_json_text) = edit("old", r#"{"a": "b"}"#, r#""{\"a\": \"b\"}""#);
     let quoted = "I could write <tool_call>name</tool_call> here.";
     vec![
         fault(
@@ -223,6 +257,67 @@ fn faults() -> Vec<Fault> {
             "a key whose tag is missing takes the others with it",
             call("edit", &[("line", "1"), ("all", "true")]).replacen("edit<arg_key>", "edit\n", 1),
             said("", "", &[("edit", r#"{"line":1,"all":true}"#)]),
+        ),
+        fault(
+            "a key whose tag is missing becomes part of the name",
+            "<tool_call>run_in_terminalcommand</arg_key><arg_value>ls -l</arg_value></tool_call>",
+            said("", "", &[("run_in_terminal", terminal)]),
+        ),
+        fault(
+            "a key whose tag is missing, behind a space, makes text of the call",
+            call("edit", &[("line", "1"), ("all", "true")]).replacen("edit<arg_key>", "edit ", 1),
+            said("", "", &[("edit", r#"{"line":1,"all":true}"#)]),
+        ),
+        fault(
+            "a value whose tag is missing is lost",
+            call("edit", &[("old", "a  b"), ("line", "1")]).replacen("<arg_value>", "", 1),
+            said("", "", &[("edit", r#"{"old":"a  b","line":1}"#)]),
+        ),
+        fault(
+            "a tag without a beginning becomes part of the name",
+            "<tool_call>now</arg_value></tool_call>",
+            said("", "", &[("now", "{}")]),
+        ),
+        fault(
+            "a tag that opens calls stands where a key's should, and makes text of the call",
+            ls.replace("<arg_key>", "<tool_call>"),
+            said("", "", &[("run_in_terminal", terminal)]),
+        ),
+        fault(
+            "a call that nothing closes takes the next one with it",
+            format!("<tool_call>now{}", call("edit", &[("line", "1")]).replace(END_OF_CALL, ""))
+                + &ls,
+            said(
+                "",
+                "",
+                &[("now", "{}"), ("edit", r#"{"line":1}"#), ("run_in_terminal", terminal)],
+            ),
+        ),
+        fault(
+            "tags that close calls once more are an answer",
+            format!("{ls}{END_OF_CALL}\n{END_OF_CALL}{ls}{END_OF_CALL} Done."),
+            said("", "Done.", &[("run_in_terminal", terminal); 2]),
+        ),
+        fault(
+            "a call behind a tag that is only quoted is lost",
+            format!("With <tool_call> as here. {ls}"),
+            said("", "With <tool_call> as here.", &[("run_in_terminal", terminal)]),
+        ),
+        fault(
+            "text behind calls is lost",
+            format!("{ls}\n\nDone."),
+            said("", "Done.", &[("run_in_terminal", terminal)]),
+        ),
+        fault("text that is JSON is encoded once less, or once more", json_text, is_json_text),
+        fault(
+            "only the first of several arguments is read",
+            in_lines("edit", &[("path", "a.rs"), ("line", "7"), ("all", "false"), ("old", "")]),
+            said("", "", &[("edit", r#"{"path":"a.rs","line":7,"all":false,"old":""}"#)]),
+        ),
+        fault(
+            "a key that comes twice makes JSON that readers understand in two ways",
+            call("edit", &[("line", "7"), ("line", "8")]),
+            said("", "", &[("edit", r#"{"line":7}"#)]),
         ),
         fault(
             "a sign that might begin a tag is held for ever",

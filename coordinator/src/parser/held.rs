@@ -13,6 +13,11 @@ impl Held {
         &self.0
     }
 
+    /// Puts text in front of what is held: it is to be read again.
+    pub(super) fn put_back(&mut self, text: &str) {
+        self.0.insert_str(0, text);
+    }
+
     /// The first `length` bytes.
     pub(super) fn take(&mut self, length: usize) -> String {
         self.0.drain(..length).collect()

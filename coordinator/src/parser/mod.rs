@@ -69,6 +69,8 @@ enum Outside {
 pub const THINK: &str = "<think>";
 /// What ends it.
 pub const END_OF_THINK: &str = "</think>";
+/// What ends a call.
+const END_OF_CALL: &str = "</tool_call>";
 
 impl Parser {
     /// A parser of answers in `format` to a prompt that ends with `prompt_end`. Without `tools`
@@ -131,6 +133,9 @@ impl Parser {
             State::Reasoning if self.follows_tag && self.is_at(THINK) != Some(false) => {
                 self.skip(THINK, State::Reasoning)
             }
+            // And what the model has closed it may close once more.
+            State::Reasoning if self.may_close_again() => self.skip(END_OF_CALL, State::Reasoning),
+            State::Content if self.may_close_again() => self.skip(END_OF_CALL, State::Content),
             State::Reasoning => {
                 let tags: Vec<_> = [END_OF_THINK].into_iter().chain(self.opening()).collect();
                 let (text, tag) = self.held.until(&tags);
@@ -200,6 +205,11 @@ impl Parser {
             return Some(true);
         }
         if tag.starts_with(text) { None } else { Some(false) }
+    }
+
+    /// Whether a tag that closes a call may come where none is open.
+    fn may_close_again(&self) -> bool {
+        self.follows_tag && self.opening().is_some() && self.is_at(END_OF_CALL) != Some(false)
     }
 
     /// Passes a tag over, once all of it is there.
