@@ -85,6 +85,22 @@ CONTEXT = {
 HERE = pathlib.Path(__file__).parent
 
 
+def calls(*numbers):
+    return [{**CALL, "id": f"c{n}", "function": {"name": "add", "arguments": {"a": n} if n else {}}} for n in numbers]
+
+
+# Results that come in another order than their calls, and those of which nobody knows the calls.
+SWAPPED = [
+    {"role": "user", "content": "1, then 2"},
+    {"role": "assistant", "content": "", "tool_calls": calls(1, 2, 0)},
+    {"role": "tool", "content": "two", "tool_call_id": "c2"},
+    {"role": "tool", "content": "none", "tool_call_id": "c0"},
+    {"role": "tool", "content": "one", "tool_call_id": "c1"},
+    {"role": "assistant", "content": "", "reasoning_content": "again", "tool_calls": calls(3)},
+    {"role": "tool", "content": "four", "tool_call_id": "c4"},
+    {"role": "tool", "content": "three", "tool_call_id": "c3"},
+]
+
 # What requests may tell a whole template besides (`chat_template_kwargs`).
 TOLD = [
     {},
@@ -93,6 +109,7 @@ TOLD = [
     {"add_generation_prompt": False, "reasoning_effort": "low"},
     {"reasoning_effort": "high", "clear_thinking": True},
     {"reasoning_effort": None, "clear_thinking": False, "tools": []},
+    {"messages": SWAPPED, "tools": None},
 ]
 
 
