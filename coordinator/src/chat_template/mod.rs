@@ -28,8 +28,7 @@ pub struct ChatTemplate {
     compiled: Result<Environment<'static>, TemplateError>,
     special: Map<String, Value>,
     max_bytes: usize,
-    knows_developers: bool,
-    knows_tools: bool,
+    text: String,
     format: Format,
 }
 
@@ -60,20 +59,34 @@ impl ChatTemplate {
             compiled,
             special,
             max_bytes,
-            knows_developers: template.contains("developer"),
-            knows_tools: template.contains("tools"),
+            text: template.to_owned(),
             format: Format::of_template(template),
         })
     }
 
     /// Whether it has something for the role `developer`, the newer name of `system`.
     pub fn knows_developers(&self) -> bool {
-        self.knows_developers
+        self.text.contains("developer")
     }
 
     /// Whether it shows the tools that may be called.
     pub fn knows_tools(&self) -> bool {
-        self.knows_tools
+        self.text.contains("tools")
+    }
+
+    /// Whether it has something for a role: it names it, or writes roles as they are.
+    pub fn knows_role(&self, role: &str) -> bool {
+        let writes = |(at, found): (usize, &str)| {
+            let rest = self.text[at + found.len()..].trim_start_matches(['\'', '"', ']', ' ']);
+            rest.starts_with("}}") || rest.starts_with(['+', '~', '|'])
+        };
+        let is_named = !role.is_empty() && self.text.contains(role);
+        is_named || self.text.match_indices("role").any(writes)
+    }
+
+    /// Whether it may ask whether there is something: one that doesn't would write `None`.
+    pub fn knows_none(&self) -> bool {
+        self.text.contains("none")
     }
 
     /// How its model writes reasoning and calls.

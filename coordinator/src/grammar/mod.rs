@@ -134,9 +134,10 @@ impl Vocabulary {
     }
 }
 
-/// What the library says, as one line without its own trace.
+/// What the library says, as one line without its own trace, and without a full stop.
 fn sentence(cause: &str) -> String {
     const MAX_CHARS: usize = 300;
     let line = cause.split("\n<").next().unwrap_or_default();
-    line.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(MAX_CHARS).collect()
+    let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.trim_end_matches('.').chars().take(MAX_CHARS).collect()
 }

@@ -14,7 +14,7 @@ use crate::openai::testing::Served;
 use crate::request::{Event, FinishReason};
 
 /// A server that answers with these texts in turn, and the prompts that came.
-async fn glm(answers: &[&str]) -> (Server, Arc<Mutex<Vec<String>>>) {
+pub(super) async fn glm(answers: &[&str]) -> (Server, Arc<Mutex<Vec<String>>>) {
     let prompts = Arc::new(Mutex::new(Vec::new()));
     let answers: VecDeque<_> = answers.iter().map(|text| (*text).to_owned()).collect();
     let (seen, answers) = (Arc::clone(&prompts), Mutex::new(answers));
@@ -356,4 +356,50 @@ async fn messages_become_the_tokens_of_a_chat_with_the_same_switches() {
     let wrong = json!({"messages": messages, "chat_template_kwargs": 1});
     let refused = server.post("/tokenize", &wrong).await;
     assert_eq!(refused.json()["error"]["param"], "chat_template_kwargs", "{}", refused.body);
+}
+
+/// Goal: a call that is made before thoughts end is one, and the answer's end says so.
+#[tokio::test]
+async fn a_call_in_thoughts_is_one_in_every_api() {
+    let said = "Hm.<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>";
+    let (server, _) = glm(&[said; 6]).await;
+    let messages = json!([{"role": "user", "content": "Hi"}]);
+    let parameters = json!({"type": "object", "properties": {"a": {"type": "integer"}}});
+    for stream in [false, true] {
+        let function = json!({"name": "f", "parameters": parameters});
+        let chat = json!({"model": "m", "messages": messages, "stream": stream,
+            "tools": [{"type": "function", "function": function}]});
+        let chat = server.post("/v1/chat/completions", &chat).await;
+        let message = json!({"model": "m", "messages": messages, "stream": stream,
+            "max_tokens": 50, "tools": [{"name": "f", "input_schema": parameters}]});
+        let message = server.post("/v1/messages", &message).await;
+        let response = json!({"model": "m", "input": "Hi", "stream": stream,
+            "tools": [{"type": "function", "name": "f", "parameters": parameters}]});
+        let response = server.post("/v1/responses", &response).await;
+        if stream {
+            assert!(chat.body.contains("\"finish_reason\":\"tool_calls\""), "{}", chat.body);
+            assert!(chat.body.contains("\"name\":\"f\""), "{}", chat.body);
+            let told = events(&message);
+            assert_eq!(told[told.len() - 2]["delta"]["stop_reason"], "tool_use");
+            let deltas: Vec<_> = told.iter().filter_map(|it| it.get("delta")).cloned().collect();
+            assert_eq!(joined(&deltas, "input_json_delta", "partial_json"), "{\"a\":1}");
+            let told = events(&response);
+            let arguments = joined(&told, "response.function_call_arguments.delta", "delta");
+            assert_eq!(arguments, "{\"a\":1}");
+            continue;
+        }
+        let choice = &chat.json()["choices"][0];
+        assert_eq!(choice["finish_reason"], "tool_calls", "{choice}");
+        assert_eq!(choice["message"]["reasoning_content"], "Hm.");
+        assert_eq!(choice["message"]["tool_calls"][0]["function"]["arguments"], "{\"a\":1}");
+        let message = message.json();
+        let kinds: Vec<_> =
+            message["content"].as_array().unwrap().iter().map(|it| &it["type"]).collect();
+        assert_eq!(kinds, ["thinking", "tool_use"], "{message}");
+        assert_eq!(message["stop_reason"], "tool_use");
+        let response = response.json();
+        let kinds: Vec<_> =
+            response["output"].as_array().unwrap().iter().map(|it| &it["type"]).collect();
+        assert_eq!(kinds, ["reasoning", "function_call"], "{response}");
+    }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::Request;
+use axum::http::header;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::sync::OwnedSemaphorePermit;
@@ -48,6 +49,12 @@ pub(super) async fn parsed<T: Send + 'static>(
 /// Reads a body. Of one that is too large more is read and dropped, so that its client comes to
 /// read why: a connection that is closed while it still sends tells it nothing.
 pub(super) async fn read(state: &ApiState, request: Request) -> Result<Bytes, ApiError> {
+    let encoding = request.headers().get(header::CONTENT_ENCODING);
+    if let Some(encoding) = encoding.filter(|it| !it.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        let message =
+            format!("content-encoding {encoding:?} is not read here; send the body plain");
+        return Err(ApiError::malformed(message).status(415).code("unsupported_encoding"));
+    }
     let (max, max_dropped) = (state.config.max_body_bytes, state.config.max_dropped_bytes);
     let timeout = Duration::from_millis(state.config.body_timeout_ms);
     let mut stream = request.into_body().into_data_stream();

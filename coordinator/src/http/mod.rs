@@ -22,6 +22,8 @@ mod files;
 mod health;
 mod host;
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod keys_tests;
 #[cfg(test)]
 mod limit_tests;

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use axum::body::Body;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -259,6 +261,50 @@ async fn without_keys_a_name_that_a_stranger_can_have_is_no_way_in() {
     let asked = "/v1/models HTTP/1.1\r\nhost: evil.example\r\nauthorization: Bearer sk-";
     assert!(ask(&locked, &get(&format!("{asked}1"))).await.starts_with("HTTP/1.1 200"));
     assert!(ask(&locked, &get(&format!("{asked}2"))).await.starts_with("HTTP/1.1 401"));
+}
+
+/// Over HTTP/2 a name stands in the request's target, and counts as over HTTP/1.
+#[tokio::test]
+async fn a_name_that_a_stranger_can_have_is_no_way_in_over_http_2() {
+    let server = Server::with(
+        |request| Script::Say(say(request, "one")),
+        |served| served.config.hosts = vec!["llm.example.org".into()],
+    )
+    .await;
+    let ask = async |uri: &str, host: Option<&str>| {
+        let stream = TokioIo::new(TcpStream::connect(server.addr).await.unwrap());
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+        tokio::spawn(connection);
+        let mut request = hyper::Request::get(uri);
+        if let Some(host) = host {
+            request = request.header("host", host);
+        }
+        let answer = sender.send_request(request.body(Body::empty()).unwrap()).await.unwrap();
+        let status = answer.status().as_u16();
+        let body = axum::body::to_bytes(Body::new(answer.into_body()), 1 << 20).await.unwrap();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    };
+    for (uri, host) in [
+        ("http://evil.example/v1/models", None),
+        ("http://evil.example:8000/ui", None),
+        ("http://127.0.0.1.evil.example/health/stages", None),
+        ("http://evil.example/v1/messages", None),
+        ("http://localhost/v1/models", Some("evil.example")),
+    ] {
+        let (status, body) = ask(uri, host).await;
+        assert_eq!(status, 403, "{uri}: {body}");
+        assert!(body.contains("http.hosts"), "{uri}: {body}");
+        assert_eq!(body.contains("\"type\":\"error\""), uri.ends_with("/v1/messages"), "{body}");
+    }
+    for uri in [
+        format!("http://{}/v1/models", server.addr),
+        "http://localhost:8000/v1/models".into(),
+        "http://llm.example.org/v1/models".into(),
+    ] {
+        let (status, body) = ask(&uri, None).await;
+        assert_eq!(status, 200, "{uri}: {body}");
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ mod stream;
 
 use serde_json::{Value, json};
 
-pub(crate) use request::chat;
+pub(crate) use request::{NAMES, chat};
 pub(crate) use stream::{Stream, message};
 
 use crate::openai::ApiError;

@@ -28,7 +28,7 @@ pub(crate) fn chat(mut body: Map<String, Value>, counts_only: bool) -> Result<Va
         other => other.unwrap_or_default(),
     };
     chat.insert("model".into(), model);
-    if !counts_only && !body.contains_key("max_tokens") {
+    if !counts_only && body.get("max_tokens").is_none_or(Value::is_null) {
         let message = "max_tokens is missing; say how long the answer may be";
         return Err(ApiError::invalid("max_tokens", message));
     }
@@ -80,6 +80,10 @@ pub(crate) fn chat(mut body: Map<String, Value>, counts_only: bool) -> Result<Va
     Ok(Value::Object(chat))
 }
 
+/// What a chat calls the fields that have other names here.
+pub(crate) const NAMES: [(&str, &str); 3] =
+    [("stop", "stop_sequences"), (".function.parameters", ".input_schema"), (".function.", ".")];
+
 fn tools(tools: Value) -> Result<Value, ApiError> {
     let Value::Array(tools) = tools else { return Err(wrong("tools", "a list of tools", &tools)) };
     let tools = tools.iter().enumerate().filter_map(|(number, tool)| {
@@ -126,10 +130,18 @@ fn message(given: &Value, place: &str, messages: &mut Vec<Value>) -> Result<(), 
             Some("thinking") => thought += block["thinking"].as_str().unwrap_or_default(),
             // What only its maker can read.
             Some("redacted_thinking") => {}
-            Some("tool_use") => calls.push(json!({
-                "id": block["id"], "type": "function",
-                "function": {"name": block["name"], "arguments": block["input"]},
-            })),
+            Some("tool_use") => {
+                if !block["name"].is_string() {
+                    return Err(wrong(&format!("{place}.name"), "a string", &block["name"]));
+                }
+                if !block["input"].is_object() {
+                    return Err(wrong(&format!("{place}.input"), "an object", &block["input"]));
+                }
+                calls.push(json!({
+                    "id": block["id"], "type": "function",
+                    "function": {"name": block["name"], "arguments": block["input"]},
+                }));
+            }
             Some("tool_result") => {
                 let content = match &block["content"] {
                     Value::Null => String::new(),

@@ -29,7 +29,8 @@ pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
 /// When the body asks for what this server or this model can't do.
 pub fn parse_messages(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
     let body = crate::messages::chat(object(body)?, false)?;
-    Ok(read(parse_fields(Fields::of(body), context)?))
+    let parsed = parse_fields(Fields::of(body), context);
+    Ok(read(parsed.map_err(|error| error.renamed(&crate::messages::NAMES))?))
 }
 
 /// The request of a body of `/v1/responses`.
@@ -52,8 +53,10 @@ pub fn count_messages(body: &[u8], context: Context<'_>) -> Result<usize, ApiErr
     let body = crate::messages::chat(object(body)?, true)?;
     let mut fields = Fields::of(body);
     super::check_model(&mut fields, context)?;
-    let asked = Asked::take(&mut fields)?;
-    Ok(prompt_of_messages(&mut fields, &asked, context)?.tokens.len())
+    let prompt = Asked::take(&mut fields)
+        .and_then(|asked| prompt_of_messages(&mut fields, &asked, context))
+        .map_err(|error| error.renamed(&crate::messages::NAMES))?;
+    Ok(prompt.tokens.len())
 }
 
 fn object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
@@ -136,9 +139,13 @@ pub fn prompt_of_messages(
         let message = "this model has no chat template; use /v1/completions";
         return Err(ApiError::invalid("messages", message).code("no_chat_template"));
     };
+    check_roles(&parsed, template)?;
     let render = |messages: &mut Value| {
         if !template.knows_developers() {
             call_developers_system(messages);
+        }
+        if !template.knows_none() {
+            say_nothing(messages);
         }
         let variables = asked.prepare(template, messages, &extra)?;
         template
@@ -192,6 +199,20 @@ fn has_text_arguments(messages: &Value) -> bool {
     calls.any(|call| call["function"]["arguments"].is_string())
 }
 
+/// A message of which the template knows nothing would be left out of the prompt.
+fn check_roles(messages: &Value, template: &ChatTemplate) -> Result<(), ApiError> {
+    for (number, message) in messages.as_array().into_iter().flatten().enumerate() {
+        let role = message["role"].as_str().unwrap_or_default();
+        let is_usual = ["system", "developer", "user", "assistant", "tool"].contains(&role);
+        if !is_usual && !template.knows_role(role) {
+            let field = format!("messages[{number}].role");
+            let expected = "system, developer, user, assistant or tool";
+            return Err(wrong(&field, expected, &role.into()));
+        }
+    }
+    Ok(())
+}
+
 /// The newer name of a role, for a template that has only the older.
 fn call_developers_system(messages: &mut Value) {
     for message in messages.as_array_mut().into_iter().flatten() {
@@ -199,6 +220,13 @@ fn call_developers_system(messages: &mut Value) {
             message["role"] = "system".into();
         }
     }
+}
+
+/// No content is empty content, for a template that doesn't ask.
+fn say_nothing(messages: &mut Value) {
+    let messages = messages.as_array_mut().into_iter().flatten();
+    let contents = messages.filter_map(|message| message.get_mut("content"));
+    contents.filter(|content| content.is_null()).for_each(|content| *content = "".into());
 }
 
 fn messages(messages: Value, arguments: Arguments) -> Result<Value, ApiError> {

@@ -47,6 +47,26 @@ impl ApiError {
         Self::invalid("model", message).status(404).code("model_not_found")
     }
 
+    /// About a chat's field by the name that it has in another API: the first of `names`, pairs of
+    /// a chat's and that one's, that the field begins with or, where a dot comes first, contains.
+    pub fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        let Some(param) = &mut self.param else { return self };
+        for (chat, theirs) in names {
+            let is_of = if chat.starts_with('.') {
+                param.contains(chat)
+            } else {
+                param
+                    .strip_prefix(chat)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+            };
+            if is_of {
+                *param = param.replacen(chat, theirs, 1);
+                self.message = self.message.replacen(chat, theirs, 1);
+            }
+        }
+        self
+    }
+
     /// With a code.
     pub fn code(self, code: &'static str) -> Self {
         Self { code: Some(code), ..self }

@@ -217,7 +217,7 @@ fn choice(choice: Option<Value>, schemas: &Map<String, Value>) -> Result<Choice,
         Some("auto") => Ok(Choice::Auto),
         Some("none") => Ok(Choice::None),
         Some("required") if schemas.is_empty() => {
-            let message = "tool_choice is \"required\" and there are no tools";
+            let message = "tool_choice asks for a call, and there are no tools";
             Err(ApiError::invalid("tool_choice", message))
         }
         Some("required") => Ok(Choice::Required),
@@ -421,6 +421,55 @@ mod tests {
         assert!(text.contains("Be brief.\n\n# Tools"), "{text}");
         let call = "<tool_call>\n{\"name\":\"add\",\"arguments\":{\"a\":1}}\n</tool_call>";
         assert!(text.contains(call), "{text}");
+    }
+
+    /// Goal: what clients send back of calls is to the model what it wrote: arguments that travel
+    /// as text, content that isn't there, results in parts.
+    #[test]
+    fn turns_are_shown_as_they_were_written() {
+        let call = |arguments: Value| {
+            json!({"type": "function", "id": "c1", "function": {
+                "name": "add", "arguments": arguments,
+            }})
+        };
+        let parts = json!([{"type": "text", "text": "4"}, {"type": "text", "text": "2"}]);
+        for (template, said) in [
+            (
+                "glm45.jinja",
+                "<|assistant|>\n<think>Hm.</think>\n<tool_call>add\n<arg_key>a</arg_key>\n\
+                 <arg_value>[1, \"x\"]</arg_value>\n\
+                 <arg_key>b</arg_key>\n<arg_value>1</arg_value>\n\
+                 </tool_call><|observation|>\n<tool_response>\n42\n</tool_response><|assistant|>",
+            ),
+            (
+                "glm47.jinja",
+                "<|assistant|><think>Hm.</think><tool_call>add<arg_key>a</arg_key>\
+                 <arg_value>[1, \"x\"]</arg_value><arg_key>b</arg_key><arg_value>1</arg_value>\
+                 </tool_call><|observation|><tool_response>42</tool_response><|assistant|><think>",
+            ),
+            (
+                "glm53.jinja",
+                "<|assistant|><think>Hm.</think><tool_call>add<arg_key>a</arg_key>\
+                 <arg_value>[1, \"x\"]</arg_value><arg_key>b</arg_key><arg_value>1</arg_value>\
+                 </tool_call><|observation|><tool_response>42</tool_response><|assistant|><think>",
+            ),
+        ] {
+            let served = served(template);
+            let object = json!({"a": [1, "x"], "b": "1"});
+            for (arguments, content, result) in [
+                (object.to_string().into(), Value::Null, json!("42")),
+                (object, json!(""), parts.clone()),
+            ] {
+                let answer = json!({"role": "assistant", "content": content,
+                    "reasoning_content": "Hm.", "tool_calls": [call(arguments)]});
+                let messages = json!([
+                    {"role": "user", "content": "1+1"}, answer,
+                    {"role": "tool", "tool_call_id": "c1", "content": result},
+                ]);
+                let text = rendered(&served, json!({"messages": messages}));
+                assert!(text.ends_with(said), "{template}: {text}");
+            }
+        }
     }
 
     #[test]

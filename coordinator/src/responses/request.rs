@@ -1,5 +1,6 @@
 //! A body of `/v1/responses` as one of `/v1/chat/completions`.
 
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use crate::openai::{ApiError, wrong};
@@ -90,12 +91,12 @@ pub(crate) fn chat(mut body: Map<String, Value>) -> Result<Chat, ApiError> {
         let message = "background is not supported by this server; use /v1/batches or remove it";
         return Err(ApiError::invalid("background", message).code("unsupported_parameter"));
     }
-    if let Some(reasoning) = body.remove("reasoning")
+    if let Some(reasoning) = object(&mut body, "reasoning")?
         && let Some(effort) = reasoning.get("effort").filter(|effort| !effort.is_null())
     {
         chat.insert("reasoning_effort".into(), effort.clone());
     }
-    if let Some(text) = body.remove("text") {
+    if let Some(text) = object(&mut body, "text")? {
         let format = &text["format"];
         if !format.is_null() && format["type"] != "text" {
             let schema = json!({"type": format["type"], "json_schema": format});
@@ -116,9 +117,13 @@ pub(crate) fn chat(mut body: Map<String, Value>) -> Result<Chat, ApiError> {
         }
     }
     let (mut messages, mut places) = (Vec::new(), Vec::new());
-    if let Some(text) = body.remove("instructions").filter(|text| !text.is_null()) {
-        messages.push(json!({"role": "system", "content": text}));
-        places.push("instructions".to_owned());
+    match body.remove("instructions") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(text)) => {
+            messages.push(json!({"role": "system", "content": text}));
+            places.push("instructions".to_owned());
+        }
+        Some(other) => return Err(wrong("instructions", "a string", &other)),
     }
     match body.remove("input") {
         Some(Value::String(text)) => {
@@ -147,31 +152,41 @@ pub(crate) fn chat(mut body: Map<String, Value>) -> Result<Chat, ApiError> {
     Ok(Chat { body: Value::Object(chat), repeated, places })
 }
 
+/// What a chat calls the fields that have other names here.
+const NAMES: [(&str, &str); 6] = [
+    ("response_format.json_schema", "text.format"),
+    ("response_format", "text.format"),
+    ("messages", "input"),
+    ("max_tokens", "max_output_tokens"),
+    ("reasoning_effort", "reasoning.effort"),
+    (".function.", "."),
+];
+
 /// An error about a chat's field by the name that the field has here, and about one of its messages
 /// by where that comes from.
 pub(crate) fn named(mut error: ApiError, places: &[String]) -> ApiError {
-    const NAMES: [(&str, &str); 3] = [
-        ("response_format.json_schema", "text.format"),
-        ("response_format", "text.format"),
-        ("messages", "input"),
-    ];
-    let Some(param) = error.param.take() else { return error };
+    let param = error.param.clone().unwrap_or_default();
     let number = param.strip_prefix("messages[").and_then(|it| it.split_once(']'));
     let number = number.and_then(|(number, _)| number.parse::<usize>().ok());
-    let (theirs, ours) = match number.and_then(|number| Some((number, places.get(number)?))) {
-        Some((number, place)) => {
-            // Whatever is no item is a text.
-            let content = if place.ends_with(']') { "" } else { ".content" };
-            (format!("messages[{number}]{content}"), place.as_str())
-        }
-        None => {
-            let found = NAMES.iter().find(|(theirs, _)| param.starts_with(theirs));
-            found.map_or(("".into(), ""), |(theirs, ours)| ((*theirs).into(), *ours))
-        }
+    let Some((number, place)) = number.and_then(|number| Some((number, places.get(number)?)))
+    else {
+        return error.renamed(&NAMES);
     };
-    error.message = error.message.replacen(&theirs, ours, 1);
-    error.param = Some(param.replacen(&theirs, ours, 1));
+    // Whatever is no item is a text.
+    let content = if place.ends_with(']') { "" } else { ".content" };
+    let theirs = format!("messages[{number}]{content}");
+    error.message = error.message.replacen(&theirs, place, 1);
+    error.param = Some(param.replacen(&theirs, place, 1));
     error
+}
+
+/// A field that is an object, if it is there.
+fn object(body: &mut Map<String, Value>, name: &str) -> Result<Option<Value>, ApiError> {
+    match body.remove(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(object @ Value::Object(_)) => Ok(Some(object)),
+        Some(other) => Err(wrong(name, "an object", &other)),
+    }
 }
 
 fn tools(tools: Value) -> Result<Value, ApiError> {
@@ -195,6 +210,15 @@ fn tools(tools: Value) -> Result<Value, ApiError> {
 fn item(item: &Value, place: &str, messages: &mut Vec<Value>) -> Result<(), ApiError> {
     match item["type"].as_str() {
         Some("function_call") => {
+            if !item["name"].is_string() {
+                return Err(wrong(&format!("{place}.name"), "a string", &item["name"]));
+            }
+            let arguments = item["arguments"].as_str();
+            let parsed = arguments.and_then(|text| serde_json::from_str::<IgnoredAny>(text).ok());
+            if parsed.is_none() {
+                let field = format!("{place}.arguments");
+                return Err(wrong(&field, "JSON in a string", &item["arguments"]));
+            }
             let call = json!({
                 "id": item["call_id"], "type": "function",
                 "function": {"name": item["name"], "arguments": item["arguments"]},
@@ -331,6 +355,13 @@ mod tests {
         assert_eq!(error.message, "text.format.schema must be an object");
         let error = named(ApiError::invalid("temperature", "temperature is too high"), &[]);
         assert_eq!(error.param.as_deref(), Some("temperature"));
+        let error =
+            named(ApiError::invalid("tools[0].function.name", "tools[0].function.name is 7"), &[]);
+        assert_eq!(error.param.as_deref(), Some("tools[0].name"));
+        assert_eq!(error.message, "tools[0].name is 7");
+        let error =
+            named(ApiError::invalid("max_tokens_of_others", "max_tokens_of_others is 7"), &[]);
+        assert_eq!(error.message, "max_tokens_of_others is 7");
         // Instructions are a message before all items, and items of one answer are one message.
         let item = |role: &str| json!({"role": role, "content": "Hi"});
         let thought = json!({"type": "reasoning", "summary": []});
