@@ -35,7 +35,7 @@ const AT_ONCE: usize = 64;
 const ANSWER: u64 = 4;
 
 /// A cache that holds a few of those who ask, and chunks that cut every prompt.
-const SMALL: &str = "[scheduler]\nmax_blocks = 40\nmax_num_seqs = 12\nmax_batched_tokens = 24\n\
+const SMALL: &str = "[scheduler]\nmax_blocks = 20\nmax_num_seqs = 12\nmax_batched_tokens = 24\n\
                      reserved_tokens = 8\n";
 
 struct Random(u64);
@@ -58,9 +58,11 @@ impl Random {
     }
 }
 
-/// A schema of which every answer is short, however it is chosen.
+/// A schema of this depth, of which every answer is short, however it is chosen: where it is deep
+/// it isn't wide.
 fn schema(random: &mut Random, depth: u32) -> Value {
-    match random.below(if depth == 0 { 6 } else { 8 }) {
+    let is_wide = depth <= 2;
+    match random.below(6) + if depth == 0 { 0 } else { 6 } {
         0 => json!({"type": "boolean"}),
         1 => {
             let minimum = random.below(50) as i64 - 20;
@@ -70,15 +72,19 @@ fn schema(random: &mut Random, depth: u32) -> Value {
         3 => json!({"enum": ["red", 7, null, "a \"b\""]}),
         4 => json!({"type": "string", "pattern": "^[a-c]{1,3}-[0-9]{2}$"}),
         5 => json!({"anyOf": [{"type": "null"}, {"const": "x"}, {"type": "boolean"}]}),
-        6 => {
+        6 | 7 => {
             let items = schema(random, depth - 1);
-            json!({"type": "array", "items": items, "minItems": 1, "maxItems": 2})
+            let most = if is_wide { 2 } else { 1 };
+            json!({"type": "array", "items": items, "minItems": 1, "maxItems": most})
         }
         _ => {
-            // Where it is deep, it isn't wide.
-            let names = &["a", "bc", "d"][..if depth > 2 { 1 } else { 3 }];
-            let properties: Map<_, _> =
-                names.iter().map(|name| (name.to_string(), schema(random, depth - 1))).collect();
+            let names = &["a", "bc", "d"][..if is_wide { 3 } else { 1 }];
+            let mut properties = Map::new();
+            for name in names {
+                // One of them is as deep as is wanted.
+                let depth = if properties.is_empty() { depth - 1 } else { 0 };
+                properties.insert(name.to_string(), schema(random, depth));
+            }
             let required = &names[..1 + random.below(names.len() as u64) as usize];
             json!({
                 "type": "object", "properties": properties, "required": required,
@@ -90,7 +96,7 @@ fn schema(random: &mut Random, depth: u32) -> Value {
 
 /// The same without texts, for models whose vocabulary has no quotes.
 fn schema_of_numbers(random: &mut Random, depth: u32) -> Value {
-    match random.below(if depth == 0 { 4 } else { 6 }) {
+    match random.below(4) + if depth == 0 { 0 } else { 4 } {
         0 => json!({"type": "boolean"}),
         1 => {
             let minimum = random.below(5000) as i64 - 2500;
@@ -103,7 +109,6 @@ fn schema_of_numbers(random: &mut Random, depth: u32) -> Value {
         }
         _ => {
             let items = schema_of_numbers(random, depth - 1);
-            // Where it is deep, it isn't wide.
             let (least, more) = if depth > 2 { (1, 0) } else { (random.below(2), 1) };
             json!({"type": "array", "items": items, "minItems": least, "maxItems": least + more})
         }
@@ -217,16 +222,23 @@ async fn every_answer_is_what_its_schema_says_and_one_over_any_stages() {
     let [folder, texts] = MODEL.map(|name| std::env::var(name).ok());
     let has_texts = texts.is_none_or(|it| it == "1");
     let folder = folder.map_or(golden::fixture("glm4").join("f32"), PathBuf::from);
-    check_all(&folder, if has_texts { schema } else { schema_of_numbers }, numbers).await;
+    let (schema, max_tokens): (fn(&mut Random, u32) -> Value, _) =
+        if has_texts { (schema, 300) } else { (schema_of_numbers, 100) };
+    check_all(&folder, schema, max_tokens, numbers).await;
 }
 
 /// The same of a model that was trained, which says what is likely.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trained_model_keeps_to_schemas_over_any_stages() {
-    check_all(&golden::model("glass-en"), schema_of_numbers, 0..16).await;
+    check_all(&golden::model("glass-en"), schema_of_numbers, 100, 0..16).await;
 }
 
-async fn check_all(folder: &Path, schema: fn(&mut Random, u32) -> Value, numbers: Range<u64>) {
+async fn check_all(
+    folder: &Path,
+    schema: fn(&mut Random, u32) -> Value,
+    max_tokens: u32,
+    numbers: Range<u64>,
+) {
     let mut schemas: Vec<_> =
         numbers.clone().map(|i| schema(&mut Random::of(i), i as u32 % 5)).collect();
     for schema in &mut schemas {
@@ -247,7 +259,7 @@ async fn check_all(folder: &Path, schema: fn(&mut Random, u32) -> Value, numbers
             let format =
                 json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
             let more = json!({
-                "max_tokens": 100, "temperature": i % 3, "seed": i, "logprobs": 2,
+                "max_tokens": max_tokens, "temperature": i % 3, "seed": i, "logprobs": 2,
                 "n": if i % 4 == 1 { 2 } else { 1 }, "response_format": format,
             });
             requests.push(cluster.request(&prompt, more).await);
