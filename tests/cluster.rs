@@ -153,7 +153,7 @@ impl Cluster {
     /// Starts it and waits until it serves.
     pub async fn start(options: Options) -> Self {
         let cluster = Self::launch(&options);
-        cluster.ready(Duration::from_secs(120)).await;
+        cluster.ready(Duration::from_secs(300)).await;
         cluster
     }
 
@@ -197,7 +197,7 @@ impl Cluster {
                 .arg(config)
                 .args(&options.flags),
         );
-        let line = process.wait_for(" http=", Duration::from_secs(60));
+        let line = process.wait_for(" http=", Duration::from_secs(300));
         let field = |name: &str| {
             let rest = line.split_once(&format!(" {name}=")).unwrap().1;
             rest.split_whitespace().next().unwrap().to_owned()

@@ -26,7 +26,9 @@ struct Arguments {
 #[tokio::main]
 async fn main() {
     let Arguments { runs, lines, seed, nodes } = Arguments::parse();
+    // Many lines are under way at every kill, and a small model's steps cost less a line.
     let options = Options::new(golden::model("glass-en")).nodes(nodes, nodes);
+    let options = options.config("[scheduler]\nmax_num_seqs = 128\nmax_batched_tokens = 1024\n");
     let Report { num_kills, num_killed_nodes, mut at_kill, mut recoveries, .. } =
         run_with_kills(options, lines, runs, seed).await;
     at_kill.sort_unstable();
