@@ -1,6 +1,6 @@
 //! Clusters of ours, real processes on this machine, as measurements start them.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
@@ -18,8 +18,6 @@ const READY_SECONDS: u64 = 300;
 pub struct Setup {
     /// A Hugging Face directory or a GGUF file.
     pub model: PathBuf,
-    /// The coordinator's program, beside which lies that of the nodes.
-    pub coordinator: PathBuf,
     /// What the coordinator is run by: these words come before its own.
     pub runner: Vec<String>,
     /// Node processes, a stage on each.
@@ -39,13 +37,7 @@ pub struct Cluster {
 impl Setup {
     /// One pipeline of so many stages, with the programs that lie beside this one and defaults.
     pub fn new(model: impl Into<PathBuf>, num_nodes: u32) -> Self {
-        Self {
-            model: model.into(),
-            coordinator: program("autoglm"),
-            runner: Vec::new(),
-            num_nodes,
-            config: String::new(),
-        }
+        Self { model: model.into(), runner: Vec::new(), num_nodes, config: String::new() }
     }
 
     /// Starts it and waits until it serves.
@@ -56,7 +48,8 @@ impl Setup {
         let folder = tempfile::tempdir()?;
         let config = folder.path().join("cluster.toml");
         std::fs::write(&config, &self.config)?;
-        let coordinator = self.coordinator.display().to_string();
+        // Whatever runs it knows no folder of ours.
+        let coordinator = program("autoglm").display().to_string();
         let nodes = self.num_nodes.to_string();
         let (model, config) = (self.model.to_string_lossy(), config.to_string_lossy());
         let words = [
@@ -111,17 +104,4 @@ impl Cluster {
     pub async fn end(self) {
         self.started.end().await;
     }
-}
-
-/// Whether a folder holds programs of ours.
-///
-/// # Errors
-/// When it doesn't.
-pub fn check_programs(folder: &Path) -> Result<()> {
-    for name in ["autoglm", "autoglm-node"] {
-        if !folder.join(name).is_file() {
-            bail!("{} holds no {name}: give the folder of a build", folder.display());
-        }
-    }
-    Ok(())
 }

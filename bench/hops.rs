@@ -5,16 +5,11 @@
 //! per token of one user's answer, as the client sees it; the layers are the same however they are
 //! cut, so `h` is what a hop adds. The same fit of each part of a step says what it is made of.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 
-use loadgen::experiments::configuration::Command;
 use loadgen::numbers::median;
+use loadgen::report::compare::aligned;
 use loadgen::report::statistics::{Slope, slope_interval};
-
-/// What a cluster gets to load a model and compile its kernels.
-const READY_SECONDS: u64 = 180;
 
 /// How sure an interval is.
 const CONFIDENCE: f64 = 0.95;
@@ -28,17 +23,6 @@ const PARTS: [(&str, &[&str]); 5] = [
     ("QUIC", &["serialise", "send", "transfer"]),
     ("hand-off", &["handoff", "wait"]),
 ];
-
-/// How a cluster of this machine with a node process for each stage is started.
-pub fn cluster(model: &Path, num_stages: u32) -> Command {
-    let (model, stages) = (model.display().to_string(), num_stages.to_string());
-    let words = [
-        &["autoglm", "serve", "--model", &model, "--local-nodes", &stages, "--stages", &stages][..],
-        &["--http", "127.0.0.1:{port}", "--cluster", "127.0.0.1:0", "--data-dir", "{dir}"],
-    ];
-    let words = words.concat().into_iter().map(str::to_owned).collect();
-    Command { words, ready_seconds: READY_SECONDS }
-}
 
 /// Where the time of all steps so far went, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -126,24 +110,26 @@ pub fn rows(stages: &[u32], samples: &[Sample]) -> Vec<HopPart> {
 
 /// A line for each part, with a column for each number of stages.
 pub fn table(stages: &[u32], rows: &[HopPart]) -> String {
-    use std::fmt::Write as _;
-    let mut text = format!("  {:<14}", "ms");
-    for stages in stages {
-        let name = if *stages == 1 { "1 stage".to_owned() } else { format!("{stages} stages") };
-        let _ = write!(text, "{name:>10}");
-    }
-    let _ = writeln!(text, "{:>14}{:>20}", "a hop adds", "95 % interval");
+    let name = |&num: &u32| match num {
+        1 => "1 stage".to_owned(),
+        _ => format!("{num} stages"),
+    };
+    let mut head = vec!["ms".to_owned()];
+    head.extend(stages.iter().map(name));
+    head.extend(["a hop adds", "95 % interval"].map(str::to_owned));
+    let mut lines = vec![head];
     for HopPart { name, medians, hop } in rows {
-        let _ = write!(text, "  {name:<14}");
-        medians.iter().for_each(|ms| text.push_str(&format!("{ms:>10.3}")));
-        let _ = match hop {
+        let mut line = vec![(*name).to_owned()];
+        line.extend(medians.iter().map(|ms| format!("{ms:.3}")));
+        match hop {
             Some(Slope { slope, low, high }) => {
-                writeln!(text, "{slope:>14.3}{:>20}", format!("{low:.3} … {high:.3}"))
+                line.extend([format!("{slope:.3}"), format!("{low:.3} … {high:.3}")]);
             }
-            None => writeln!(text, "{:>14}", "-"),
-        };
+            None => line.push("-".to_owned()),
+        }
+        lines.push(line);
     }
-    text
+    aligned(&lines, 1)
 }
 
 /// The same as JSON.

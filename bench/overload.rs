@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use rand::RngExt;
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -19,6 +20,7 @@ use loadgen::load::slo::Slo;
 use loadgen::load::workload::Workload;
 use loadgen::load::{Extent, Load, Progress};
 use loadgen::numbers::{decimal, percent, time};
+use loadgen::report::compare::aligned;
 use loadgen::report::result::Metric;
 use loadgen::report::statistics::slope_interval;
 
@@ -50,7 +52,7 @@ pub struct Demand {
 }
 
 /// What came of a load.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct LoadResult {
     /// What was asked for, in words.
     pub name: String,
@@ -60,8 +62,8 @@ pub struct LoadResult {
     pub goodput: f64,
     /// All answers a second.
     pub answered: f64,
-    /// Median and 95th percentile of the time to an answer's end, in milliseconds.
-    pub end: [f64; 2],
+    /// Median and 95th percentile of the time to an answer's end.
+    pub e2el_ms: [f64; 2],
     /// The other requests, by what they got instead.
     pub failures: BTreeMap<String, u64>,
 }
@@ -117,14 +119,14 @@ impl Demand {
         let (_, window) = measured.sums.window(measured.elapsed);
         let rate = |num: u64| num as f64 / window.as_secs_f64();
         let times = all.times(Metric::E2el);
-        let end = [50.0, 95.0]
+        let e2el_ms = [50.0, 95.0]
             .map(|percent| if times.is_empty() { f64::NAN } else { times.percentile_ms(percent) });
         Ok(LoadResult {
             name,
             offered: rate(all.num_completed + all.num_failed()),
             goodput: rate(measured.sums.arrived.good),
             answered: rate(measured.sums.arrived.answers),
-            end,
+            e2el_ms,
             failures: all.failures.iter().map(|(kind, it)| (kind.to_string(), it.count)).collect(),
         })
     }
@@ -148,13 +150,6 @@ impl LoadResult {
     pub fn unexpected(&self) -> Vec<String> {
         let others = self.failures.iter().filter(|(kind, _)| !EXPECTED.contains(&kind.as_str()));
         others.map(|(kind, count)| format!("{count} x {kind}")).collect()
-    }
-
-    fn json(&self) -> Value {
-        json!({
-            "name": self.name, "offered": self.offered, "goodput": self.goodput,
-            "answered": self.answered, "e2el_ms": self.end, "failures": self.failures,
-        })
     }
 }
 
@@ -193,24 +188,17 @@ impl Memory {
 
 /// A line for each load: what was offered, what was good, what was refused.
 pub fn table(outcomes: &[LoadResult]) -> String {
-    let mut text = format!(
-        "  {:<24}{:>10}{:>10}{:>10}{:>20}   {}\n",
-        "requests a second", "offered", "answered", "good", "end p50 / p95", "refused"
-    );
+    let head = ["requests a second", "offered", "answered", "good", "end p50 / p95", "refused"];
+    let mut lines = vec![head.map(str::to_owned).to_vec()];
     for it in outcomes {
         let refused: Vec<_> =
             it.failures.iter().map(|(kind, count)| format!("{count} x {kind}")).collect();
-        text += &format!(
-            "  {:<24}{:>10}{:>10}{:>10}{:>20}   {}\n",
-            it.name,
-            decimal(it.offered),
-            decimal(it.answered),
-            decimal(it.goodput),
-            format!("{} / {}", time(it.end[0]), time(it.end[1])),
-            refused.join(", "),
-        );
+        let [p50, p95] = it.e2el_ms.map(time);
+        let [offered, answered, good] = [it.offered, it.answered, it.goodput].map(decimal);
+        let end = format!("{p50} / {p95}");
+        lines.push(vec![it.name.clone(), offered, answered, good, end, refused.join(", ")]);
     }
-    text
+    aligned(&lines, 1)
 }
 
 /// What the loads beyond capacity say of the objective: `within` are those up to it.
@@ -238,8 +226,7 @@ pub fn summary(within: &[LoadResult], beyond: &[LoadResult]) -> String {
 /// The same as JSON.
 pub fn report(within: &[LoadResult], beyond: &[LoadResult], memory: &[Memory]) -> Value {
     json!({
-        "within": within.iter().map(LoadResult::json).collect::<Vec<_>>(),
-        "beyond": beyond.iter().map(LoadResult::json).collect::<Vec<_>>(),
+        "within": within, "beyond": beyond,
         "memory_mib": memory.iter().map(|it| &it.samples).collect::<Vec<_>>(),
     })
 }
@@ -250,8 +237,8 @@ mod tests {
 
     fn outcome(name: &str, goodput: f64, failures: &[(&str, u64)]) -> LoadResult {
         let failures = failures.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
-        let (offered, answered, end) = (goodput * 4.0, goodput, [1.0, 2.0]);
-        LoadResult { name: name.to_owned(), offered, goodput, answered, end, failures }
+        let (offered, answered, e2el_ms) = (goodput * 4.0, goodput, [1.0, 2.0]);
+        LoadResult { name: name.to_owned(), offered, goodput, answered, e2el_ms, failures }
     }
 
     #[test]

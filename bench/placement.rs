@@ -14,6 +14,7 @@ use tokio::process::{Child, Command as Process};
 use loadgen::experiments::configuration::Command;
 use loadgen::experiments::server::{Started, program};
 use loadgen::numbers::decimal;
+use loadgen::report::compare::aligned;
 
 /// What a cluster gets to load a model and compile its kernels.
 const READY_SECONDS: u64 = 300;
@@ -231,32 +232,24 @@ pub struct Row {
 /// The table, and what the last shape gains over the first.
 pub fn table(rows: &[Row]) -> String {
     let off = |planned: f64, measured: f64| format!("{:+.0} %", (planned / measured - 1.0) * 100.0);
-    let mut text = format!(
-        "  {:<10}{:<14}{:>12}{:>12}{:>8}{:>10}{:>12}{:>12}{:>8}\n",
-        "shape",
-        "layers",
-        "ms planned",
-        "measured",
-        "off",
-        "at once",
-        "tokens/s",
-        "measured",
-        "off"
-    );
-    for Row { shape, planned, token_ms, tokens_per_s } in rows {
+    let head = ["shape", "layers", "ms planned", "measured", "off", "at once", "tokens/s planned"];
+    let head = head.iter().chain(&["measured", "off"]).map(|it| (*it).to_owned()).collect();
+    let line = |Row { shape, planned, token_ms, tokens_per_s }: &Row| {
         let layers: Vec<_> = planned.layers.iter().map(ToString::to_string).collect();
-        text += &format!(
-            "  {:<10}{:<14}{:>12.2}{token_ms:>12.2}{:>8}{:>10}{:>12}{:>12}{:>8}\n",
+        vec![
             shape.to_string(),
             layers.join("/"),
-            planned.token_ms,
+            decimal(planned.token_ms),
+            decimal(*token_ms),
             off(planned.token_ms, *token_ms),
-            planned.concurrency,
+            planned.concurrency.to_string(),
             decimal(planned.tokens_per_s),
             decimal(*tokens_per_s),
             off(planned.tokens_per_s, *tokens_per_s),
-        );
-    }
+        ]
+    };
+    let lines: Vec<_> = std::iter::once(head).chain(rows.iter().map(line)).collect();
+    let mut text = aligned(&lines, 2);
     if let [first, .., last] = rows {
         text += &format!(
             "  {} against {}: a token takes {:.2}x as long by plan, {:.2}x measured\n",

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use crate::cluster::Cluster;
 use crate::processes;
 use crate::users::{Arrivals, Users, Wish};
 use loadgen::numbers::{decimal, median};
+use loadgen::report::compare::aligned;
 
 /// A cluster under measurement.
 #[derive(Debug)]
@@ -79,28 +79,20 @@ impl Side {
         crowd.begun(concurrency).await?;
         let (coordinator, client) = (self.cluster.pid()?, std::process::id());
         let done_before = self.done().await?;
-        let begin = Instant::now();
         let before = [coordinator, client].map(processes::seconds);
-        let passes = async {
-            tokio::time::sleep(window).await;
-            Ok(())
-        };
-        crowd.beside(passes).await?;
+        let (tokens, seconds) = crowd.count_for(window).await?;
         let after = [coordinator, client].map(processes::seconds);
-        let end = Instant::now();
         let done = self.done().await?;
-        let seconds = (end - begin).as_secs_f64();
         let mut cores = [0.0; 2];
         for (cores, (before, after)) in cores.iter_mut().zip(before.into_iter().zip(after)) {
             *cores = (after? - before?) / seconds;
         }
-        let tokens = crowd.arrivals().between(begin, end) as f64 / seconds;
         drop(crowd);
         self.rest().await?;
         let busy = done.busy.iter().zip(&done_before.busy);
         Ok(Rate {
             concurrency,
-            tokens,
+            tokens: tokens / seconds,
             coordinator: cores[0],
             client: cores[1],
             batch: (done.tokens - done_before.tokens) / (done.steps - done_before.steps),
@@ -185,19 +177,17 @@ impl Comparison {
 
 /// A line for each comparison, with the goal that it is held to.
 pub fn table(comparisons: &[Comparison]) -> String {
-    let mut text = format!(
-        "  {:<28}{:>28}{:>28}{:>9}   {:<12}\n",
-        "medians over rounds", "first", "second", "ratio", "goal"
-    );
+    let head = ["medians over rounds", "first", "second", "ratio", "goal"];
+    let mut lines = vec![head.map(str::to_owned).to_vec()];
     for it in comparisons {
         let side = |at: usize| {
             let values: Vec<_> = it.rounds.iter().map(|round| round[at]).collect();
             format!("{}: {}", it.sides[at], decimal(median(&values)))
         };
-        let (name, ratio, verdict) = (&it.name, format!("{:.3}", it.ratio()), it.verdict());
-        text += &format!("  {name:<28}{:>28}{:>28}{ratio:>9}   {verdict}\n", side(0), side(1));
+        let ratio = format!("{:.3}", it.ratio());
+        lines.push(vec![it.name.clone(), side(0), side(1), ratio, it.verdict()]);
     }
-    text
+    aligned(&lines, 1)
 }
 
 /// The same as JSON.
@@ -222,8 +212,8 @@ mod tests {
         assert_eq!(good.verdict(), ">= 1.8: kept");
         assert_eq!(comparison(Some(Goal::AtMost(0.62))).verdict(), "<= 0.62: missed");
         let text = table(&[good, comparison(None)]);
-        assert!(text.contains("one: 10.0") && text.contains("1.800   >= 1.8: kept"), "{text}");
-        assert!(text.contains("1.800   -\n"), "{text}");
+        assert!(text.contains("one: 10.0") && text.contains("1.800  >= 1.8: kept"), "{text}");
+        assert!(text.contains("1.800  -\n"), "{text}");
     }
 
     #[test]

@@ -186,14 +186,6 @@ impl Listen for &mut Count {
     }
 }
 
-/// The value that so much of them, from 0 to 1, isn't above.
-pub fn quantile(values: &[f64], part: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let at = (sorted.len().saturating_sub(1) as f64 * part).round() as usize;
-    sorted.get(at).copied().unwrap_or(0.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,7 +205,5 @@ mod tests {
         let times = time_masks(&words, 2, 30).unwrap();
         assert_eq!((times.mask.len(), times.push.len(), times.copy.len()), (60, 60, 2));
         assert!(times.allowed >= 1.0 && times.allowed < 400.0);
-        assert!(quantile(&times.mask, 0.99) >= quantile(&times.mask, 0.5));
-        assert_eq!(quantile(&[3.0, 1.0, 2.0], 0.5), 2.0);
     }
 }

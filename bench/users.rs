@@ -190,6 +190,21 @@ impl Crowd {
         self.beside(begun).await
     }
 
+    /// Tokens that arrive from now on within a window of time, and how many seconds it was.
+    ///
+    /// # Errors
+    /// When one of its requests fails.
+    pub async fn count_for(&mut self, window: Duration) -> Result<(f64, f64)> {
+        let begin = Instant::now();
+        let passes = async {
+            tokio::time::sleep(window).await;
+            Ok(())
+        };
+        self.beside(passes).await?;
+        let end = Instant::now();
+        Ok((self.arrivals.between(begin, end) as f64, (end - begin).as_secs_f64()))
+    }
+
     /// Does `work` while the crowd asks.
     ///
     /// # Errors

@@ -35,7 +35,7 @@ fn an_interactive_request_goes_before_a_crowd() {
         &folder.path().join("result.json"),
     );
     assert!(text.contains("tokens of offline work"), "{text}");
-    let ours = &result["setups"][0];
+    let ours = &result["figures"];
     // First come, first served, it would wait for 16 answers of 96 tokens, some thirty times as
     // long as for its own 128.
     let ratio = ours["ttft_ratio"][0].as_f64().unwrap();

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use bench::hops::{Sample, StepTimes, cluster, report, rows, table};
+use bench::cluster::Setup;
+use bench::hops::{Sample, StepTimes, report, rows, table};
 use loadgen::client::Server;
 use loadgen::client::request::{Endpoint, Parameters, Prompt};
-use loadgen::experiments::server::Started;
 
 use super::terminal::{dim, say, write_json};
 
@@ -38,7 +38,7 @@ pub(crate) async fn time_hops(arguments: HopsArguments) -> Result<ExitCode> {
     let mut clusters = Vec::new();
     for &num_stages in &stages {
         eprintln!("{}", dim(&format!("starting a cluster of {num_stages} stages")));
-        let cluster = Started::start(&cluster(&arguments.model, num_stages)).await?;
+        let cluster = Setup::new(&arguments.model, num_stages).start().await?;
         let server = Server::new(cluster.url(), Duration::from_secs(600))?;
         clusters.push((num_stages, cluster, server));
     }

@@ -98,7 +98,7 @@ pub(crate) async fn overload(arguments: OverloadArguments) -> Result<ExitCode> {
             arguments.duration.as_secs()
         );
     }
-    let within = arguments.within.unwrap_or(Duration::from_secs_f64(at_capacity.end[0] * 3e-3));
+    let within = arguments.within.unwrap_or(Duration::from_secs_f64(at_capacity.e2el_ms[0] * 3e-3));
     let objective = format!("e2el={}ms", within.as_millis());
     asked.slo = objective.parse().map_err(anyhow::Error::msg)?;
     say(&format!(

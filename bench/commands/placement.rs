@@ -5,17 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use bench::engine::random_model::Storage;
 use bench::placement::{Joined, Planned, Row, Setup, Shape, report, table};
 use bench::users::{Arrivals, Users, Wish};
 use checkpoint::Checkpoint;
 use loadgen::numbers::{median, parse_time};
 use protocol::config::Config;
-use tokio::time::Instant;
 
 use super::model::find_or_write;
-use super::terminal::{dim, say};
+use super::terminal::{dim, say, write_json};
 
 /// Tokens of a lone prompt: with those of an answer the context is what plans are made for.
 const PROMPT: usize = 96;
@@ -90,10 +89,7 @@ pub(crate) async fn placement(arguments: PlacementArguments) -> Result<ExitCode>
         arguments.memory * 100.0,
         table(&rows)
     ));
-    if let Some(path) = &arguments.json {
-        let json = format!("{:#}\n", report(&rows));
-        std::fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
-    }
+    write_json(arguments.json.as_deref(), &report(&rows))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -126,18 +122,11 @@ async fn measure(
     let wish = Wish { prompt: SHORT_PROMPT, ..wish };
     let mut crowd = users.crowd(wish, planned.concurrency, 1);
     crowd.begun(planned.concurrency).await?;
-    let begin = Instant::now();
-    let passes = async {
-        tokio::time::sleep(arguments.window).await;
-        Ok(())
-    };
-    crowd.beside(passes).await?;
-    let end = Instant::now();
-    let num_tokens = crowd.arrivals().between(begin, end) as f64;
+    let (num_tokens, seconds) = crowd.count_for(arguments.window).await?;
     ensure!(num_tokens > 0.0, "nothing was answered within {:?}", arguments.window);
     // Prompts count among what arrives, and not in plans.
     let answer = f64::from(arguments.answer);
     let share = answer / (answer + SHORT_PROMPT as f64);
-    let tokens_per_s = num_tokens * share / (end - begin).as_secs_f64();
+    let tokens_per_s = num_tokens * share / seconds;
     Ok(Row { shape: shape.clone(), planned, token_ms: median(&tokens), tokens_per_s })
 }

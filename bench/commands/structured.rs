@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use bench::cluster::Setup;
 use bench::engine::random_model::Storage;
-use bench::structured::{numbers, quantile, rate, schema, time_masks, words};
+use bench::structured::{numbers, rate, schema, time_masks, words};
 use bench::users::{Users, Wish};
-use loadgen::numbers::median;
+use loadgen::numbers::{median, percentile};
 use serde_json::json;
 
 use super::model::find_or_write;
@@ -68,7 +68,7 @@ pub(crate) async fn structured(arguments: StructuredArguments) -> Result<ExitCod
             ("copy", "the actor's, once an answer", &times.copy),
             ("mask", "other threads', for each", &times.mask),
         ] {
-            let [middle, tail] = [0.5, 0.99].map(|part| quantile(values, part));
+            let [middle, tail] = [0.5, 0.99].map(|part| percentile(values, part));
             say(&format!("  {name:<6}{middle:>10.1}{tail:>10.1}  {whose}\n"));
             result[name] = json!({"p50_us": middle, "p99_us": tail});
         }

@@ -205,7 +205,7 @@ pub(crate) fn differences(one: &RunResult, other: &RunResult) -> Vec<String> {
 }
 
 /// `lines` in columns, those from `first_right` on to the right but for the last one.
-pub(crate) fn aligned(lines: &[Vec<String>], first_right: usize) -> String {
+pub fn aligned(lines: &[Vec<String>], first_right: usize) -> String {
     let num_columns = lines.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = lines.iter().filter_map(|line| line.get(column));
