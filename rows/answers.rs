@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
+use crate::jsonl::read;
 use crate::row::{Cells, Column, Kind};
 
 /// What becomes of an answer.
@@ -84,11 +85,17 @@ impl Answers {
             Self::Fields(columns) => columns,
             Self::Lines => return Ok(Cells::new()),
         };
-        let said: Value = serde_json::from_str(inner(text))
+        let said = read(inner(text).as_bytes())
             .map_err(|cause| format!("the answer is no JSON ({cause}): {text}"))?;
         let said = said.as_object().ok_or("the answer is JSON, but no object")?;
         let cell = |column: &Column| {
-            let cell = said.get(&column.name).cloned().unwrap_or(Value::Null);
+            let mut cell = said.get(&column.name).cloned().unwrap_or(Value::Null);
+            // To a schema 3.0 is an integer.
+            if column.kind == Kind::Int
+                && let Some(whole) = whole(&cell)
+            {
+                cell = whole.into();
+            }
             // A whole number is a number, too.
             let fits = match (Kind::of(&cell), column.kind) {
                 (Kind::Null, _) | (_, Kind::Text) => true,
@@ -108,6 +115,13 @@ impl Answers {
         };
         columns.iter().map(cell).collect()
     }
+}
+
+/// The whole number that a float is, where it says each digit of it.
+fn whole(cell: &Value) -> Option<i64> {
+    const MAX: f64 = (1_u64 << 53) as f64;
+    let number = cell.as_f64().filter(|number| cell.is_f64() && number.abs() <= MAX)?;
+    (number.fract() == 0.0).then_some(number as i64)
 }
 
 /// What stands in a fence of Markdown, in which models like to put JSON.
@@ -153,6 +167,15 @@ mod tests {
         assert_eq!(said, json!({"name": "x", "age": 3, "score": 1.0}));
         assert_eq!(fill("{}").unwrap(), json!({"name": null, "age": null, "score": null}));
         assert_eq!(fill(r#"{"age": "old"}"#).unwrap_err(), "the answer's \"age\" is \"old\"");
+        // Models write these for integers, and are right.
+        assert_eq!(fill(r#"{"age": -0, "score": -0}"#).unwrap()["age"], json!(0));
+        assert_eq!(fill(r#"{"age": -0, "score": -0}"#).unwrap()["score"].to_string(), "0.0");
+        assert_eq!(fill(r#"{"age": 4e1}"#).unwrap()["age"], json!(40));
+        assert_eq!(fill(r#"{"age": 1e300}"#).unwrap_err(), "the answer's \"age\" is 1e+300");
+        assert_eq!(fill(r#"{"age": 0.5}"#).unwrap_err(), "the answer's \"age\" is 0.5");
+        let text = answer_columns(&["n".into()]).unwrap();
+        let cell = text.cells(&json!({"choices": [{"text": "{\"n\": -0}"}]})).unwrap();
+        assert_eq!(crate::row::text_of(&cell["n"]), "0");
         let mut taken = cells(json!({"name": "here"}));
         let answer = json!({"choices": [{"text": "{}"}]});
         assert!(answers.fill(&mut taken, &answer).unwrap_err().contains("already"));

@@ -1,9 +1,11 @@
 //! A JSON object on each line.
 
+use std::collections::HashMap;
 use std::io::Read;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::lines::{Line, Lines, without_end};
 use crate::row::Cells;
@@ -58,9 +60,51 @@ impl<R: Read> Records<R> {
 /// # Errors
 /// When it is something else.
 pub fn cells_of(text: &[u8]) -> Result<Cells, Unreadable> {
-    match serde_json::from_slice::<Value>(text) {
+    match read(text) {
         Ok(Value::Object(cells)) => Ok(cells),
         Ok(_) => Err(Unreadable::new("it is JSON, but no object", text)),
         Err(cause) => Err(Unreadable::new(format!("it is no JSON: {cause}"), text)),
+    }
+}
+
+/// What a JSON text says. A cell that is `-0` is the whole number that it is to everybody else: the
+/// library takes it for a float, which is written as `-0.0` and makes its column one of texts.
+///
+/// # Errors
+/// When it is no JSON.
+pub(crate) fn read(text: &[u8]) -> serde_json::Result<Value> {
+    let mut value = serde_json::from_slice(text)?;
+    let is_minus_zero = |cell: &Value| {
+        cell.as_f64().is_some_and(|number| number == 0.0 && number.is_sign_negative())
+    };
+    if let Value::Object(cells) = &mut value
+        && cells.values().any(is_minus_zero)
+    {
+        // Only the text tells it from -0.0.
+        let texts: HashMap<String, &RawValue> = serde_json::from_slice(text)?;
+        for (_, cell) in cells.iter_mut().filter(|(name, _)| texts[*name].get() == "-0") {
+            *cell = 0.into();
+        }
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn minus_zero_is_a_whole_number_unless_it_is_written_as_another() {
+        let text =
+            br#"{"a": -0, "b": -0.0, "\u0061b": -0, "c": [-0], "d": "-0", "e": -0e0, "f": 0}"#;
+        let cells = cells_of(text).unwrap();
+        let expected = json!(
+            {"a": 0, "b": -0.0, "ab": 0, "c": [-0.0], "d": "-0", "e": -0.0, "f": 0}
+        );
+        assert_eq!(serde_json::to_string(&cells).unwrap(), expected.to_string());
+        // Of two cells of one name the last counts.
+        assert_eq!(cells_of(br#"{"a": -0.0, "a": -0}"#).unwrap()["a"].to_string(), "0");
     }
 }
