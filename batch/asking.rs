@@ -28,6 +28,29 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Why no row of these columns can be asked for so, though each would be tried.
+    pub(crate) fn problem(&self, input: &[Column], id: Option<&str>) -> Option<String> {
+        let is_in = |columns: &[Column], name: &str| columns.iter().any(|it| it.name == name);
+        let labelled = [input, &self.labels.columns()].concat();
+        let mapped = self.template.iter().flat_map(Template::needs).map(|name| ("--map", name));
+        let kept = self.columns.iter().flatten().map(|name| ("--columns", name.as_str()));
+        let missing = |(_, name): &(&str, &str)| !is_in(input, name);
+        let mut mapped = mapped.filter(|(_, name)| !is_in(&labelled, name));
+        let wanted = kept.chain(id.map(|name| ("--id", name)));
+        if let Some((flag, name)) = mapped.next().or_else(|| wanted.filter(missing).next()) {
+            let names: Vec<_> = input.iter().map(|it| it.name.as_str()).collect();
+            let names = names.join(", ");
+            return Some(format!("{flag} names a column {name:?}, the input has {names}"));
+        }
+        self.template.as_ref().filter(|template| !template.is_lines())?;
+        let mut others = self.layout(Some(input.to_vec()))?;
+        let answers = self.answers.columns();
+        others.truncate(others.len() - answers.len());
+        let taken = answers.iter().find(|it| is_in(&others, &it.name))?;
+        let name = &taken.name;
+        Some(format!("the rows have a column {name:?} already: --answer-column names another"))
+    }
+
     /// The output's columns, where the input's are known.
     pub(crate) fn layout(&self, input: Option<Vec<Column>>) -> Option<Vec<Column>> {
         if self.template.as_ref().is_some_and(Template::is_lines) {

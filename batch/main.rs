@@ -22,10 +22,21 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
-            eprintln!("autoglm batch run: {cause:#}");
+            eprintln!("autoglm batch run: {}", said(&cause));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes, but for those that the one before says already.
+fn said(error: &anyhow::Error) -> String {
+    let mut said: Vec<String> = Vec::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if said.last().is_none_or(|last| !last.ends_with(&cause)) {
+            said.push(cause);
+        }
+    }
+    said.join(": ")
 }
 
 async fn execute(arguments: Arguments) -> Result<()> {
@@ -67,4 +78,19 @@ async fn execute(arguments: Arguments) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn an_error_says_each_cause_once() {
+        let cause = sqlx::Error::Io(std::io::Error::other("refused"));
+        let error = Err::<(), _>(cause).context("the query failed").unwrap_err();
+        let expected = "the query failed: error communicating with database: refused";
+        assert_eq!(said(&error), expected);
+    }
 }

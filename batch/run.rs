@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context as _, Error, Result, anyhow};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
@@ -129,6 +129,7 @@ async fn run_with(
         id: job.id,
         seen: beside(&job.journal, ".seen"),
     };
+    let id = input.id.clone();
     let (position, kept) = (resumed.position.clone(), resumed.kept);
     let reader = {
         let (ahead, progress, runtime) = (ahead.clone(), progress.clone(), runtime.clone());
@@ -145,6 +146,9 @@ async fn run_with(
         reader.await?;
         return stop.check();
     };
+    if let Some(why) = columns.as_ref().and_then(|it| job.plan.problem(it, id.as_deref())) {
+        bail!("{why}");
+    }
 
     let (settled_sender, settled) = watch::channel::<Settled>((position.rows, false));
     let (kept_sender, mut kept) = watch::channel(kept);

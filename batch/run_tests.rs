@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
-use rows::answers::answer_columns;
+use rows::answers::{Answers, answer_columns};
 use serde_json::{Value, json};
 
 use crate::journal::{Begin, Counts};
@@ -79,6 +79,7 @@ async fn a_run_in_pieces_ends_as_one_that_was_never_interrupted() {
                 let said = trial.run(Stub::new(1)).await.unwrap_err().to_string();
                 assert!(said.contains("gone"), "{said}");
                 assert!(!Path::new(&output).exists(), "it is there only when it is whole");
+                assert!(!Path::new(&(output.clone() + ".part")).exists(), "nor is a part of it");
             }
         }
         let counts = trial.run_in_pieces(num_answers.max(100)).await;
@@ -140,6 +141,49 @@ async fn another_that_holds_the_journal_is_an_error_and_so_is_an_unfinished_run(
         });
     stopped.await.unwrap_err();
     trial.run(Stub::new(99)).await.unwrap();
+}
+
+/// Goal: nothing is asked where every row would fail for the same reason.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn columns_that_the_input_lacks_or_has_already_are_named_before_anything_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (path(dir.path(), "in.csv"), path(dir.path(), "out.csv"));
+    std::fs::write(&input, numbers(3)).unwrap();
+    let trial =
+        || Trial { template: Some("{{ text }}"), ..Trial::new(dir.path(), &input, &output) };
+    let taken = Answers::Text("text".into());
+    for (trial, expected) in [
+        (Trial { id: Some("no"), ..trial() }, "--id names a column \"no\", the input has id, text"),
+        (Trial { columns: Some(vec!["id".into(), "x".into()]), ..trial() }, "--columns names a"),
+        (Trial { map: vec!["user=txt".into()], ..trial() }, "--map names a column \"txt\""),
+        (Trial { answers: taken.clone(), ..trial() }, "\"text\" already: --answer-column"),
+    ] {
+        let stub = Stub::new(u64::MAX);
+        let said = trial.run(stub.clone()).await.unwrap_err().to_string();
+        assert!(said.contains(expected), "{said}");
+        assert_eq!(stub.asked.load(SeqCst), 0);
+    }
+    // A column that isn't kept is in nobody's way, and one that is labelled may be asked for.
+    let kept = Some(vec!["id".to_owned()]);
+    Trial { answers: taken, columns: kept, ..trial() }.run(Stub::new(9)).await.unwrap();
+    let written = std::fs::read_to_string(&output).unwrap();
+    assert!(written.starts_with("id,text\n0,\"WORD 0, É\"\n"), "{written}");
+    let clean = "label = [{ column = 'tone', question = '{{ text }}', values = ['word'] }]";
+    let labelled = Trial { clean, map: vec!["user=tone".into()], ..trial() };
+    assert_eq!(labelled.run(Stub::new(99)).await.unwrap().answered, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn minus_zero_goes_through_as_the_whole_number_that_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (path(dir.path(), "in.jsonl"), path(dir.path(), "out.csv"));
+    std::fs::write(&input, "{\"n\": -0, \"text\": \"{\\\"A\\\": -0}\"}\n").unwrap();
+    let mut trial = Trial::new(dir.path(), &input, &output);
+    trial.template = Some("{{ text }}");
+    trial.answers = answer_columns(&["A".into()]).unwrap();
+    trial.run(Stub::new(9)).await.unwrap();
+    let written = std::fs::read_to_string(&output).unwrap();
+    assert_eq!(written, "n,text,A\n0,\"{\"\"A\"\": -0}\",0\n");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -212,6 +256,16 @@ fn a_table_has_each_row_once() {
     assert_eq!(text.lines().count(), 1200);
     let expected = "{\"id\":100,\"x\":50.0,\"text\":\"row 100\",\"answer\":\"ROW 100\"}";
     assert_eq!(text.lines().nth(99).unwrap(), expected);
+    // A table that can't take rows, or wouldn't find them again, is refused with what it needs.
+    sqlite(&runtime, &database, "CREATE TABLE loose (id, x, text, answer); CREATE TABLE few (id)");
+    for table in ["loose", "few"] {
+        let output = format!("sqlite:{database}?table={table}");
+        let folder = tempfile::tempdir().unwrap();
+        let refused = Trial::new(folder.path(), &query, &output);
+        let refused = Trial { id: Some("id"), ..refused };
+        let said = format!("{:#}", runtime.block_on(refused.run(Stub::new(0))).unwrap_err());
+        assert!(said.contains("its primary key or have a unique index"), "{said}");
+    }
     let said = Trial { id: None, ..trial };
     let said = runtime.block_on(said.run(Stub::new(u64::MAX))).unwrap_err().to_string();
     assert!(said.contains("--id"), "{said}");

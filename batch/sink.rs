@@ -174,6 +174,14 @@ impl Whole {
     }
 }
 
+/// A part is of no use to anybody: whoever goes on writes all of it again.
+impl Drop for Whole {
+    fn drop(&mut self) {
+        // There is none once it has its name.
+        let _ = fs::remove_file(&self.part);
+    }
+}
+
 impl Write for Whole {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write(bytes)

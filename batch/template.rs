@@ -123,6 +123,15 @@ impl Template {
         matches!(self.way, Way::Lines)
     }
 
+    /// The columns that it can't do without, as far as it names them: those of `--map`.
+    pub fn needs(&self) -> impl Iterator<Item = &str> {
+        let fields = match &self.way {
+            Way::Columns(fields) => &fields[..],
+            _ => &[],
+        };
+        fields.iter().map(|(_, column)| column.as_str())
+    }
+
     /// The request of a row. Where it names no seed it gets one that depends on what it asks and
     /// on the row's number: a run that is resumed draws the same tokens.
     ///

@@ -96,6 +96,8 @@ pub(crate) struct Trial {
     pub(crate) output: String,
     /// What the user says; none: rows go on as they are.
     pub(crate) template: Option<&'static str>,
+    /// What `--map` says, in the template's place.
+    pub(crate) map: Vec<String>,
     pub(crate) answers: Answers,
     pub(crate) clean: &'static str,
     pub(crate) id: Option<&'static str>,
@@ -112,6 +114,7 @@ impl Trial {
             input: input.into(),
             output: output.into(),
             template: None,
+            map: Vec::new(),
             answers: Answers::Text("answer".into()),
             clean: "",
             id: None,
@@ -132,7 +135,10 @@ impl Trial {
         let output = Address::parse(&self.output, None, Direction::Output).unwrap();
         let clean: Declared = toml::from_str(self.clean).unwrap();
         let labels: Labels = clean.labels().unwrap();
-        let template = self.template.map(|text| Template::parse(text, false).unwrap());
+        let template = match &self.map[..] {
+            [] => self.template.map(|text| Template::parse(text, false).unwrap()),
+            map => Some(Template::columns(map).unwrap()),
+        };
         let id = self.id.map(str::to_owned);
         let journal = self.folder.join("journal");
         Job {

@@ -72,12 +72,24 @@ impl Table {
         });
         let columns = columns.collect::<Vec<_>>().join(", ");
         let create = format!("CREATE TABLE IF NOT EXISTS {} ({columns})", self.quoted_table());
+        // Nothing is inserted, and all is looked at that inserting needs.
+        let (table, names, end) = (self.quoted_table(), self.names(), self.on_conflict());
+        let nothing =
+            format!("INSERT INTO {table} ({names}) SELECT {names} FROM {table} WHERE false {end}");
+        let what = format!(
+            "its columns must be {names} at least, and {} its primary key or have a unique index",
+            self.quoted(&self.id)
+        );
         match self.database.insert(database) {
             Connection::Sqlite(it) => {
                 sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut **it).await?;
+                let tried = sqlx::raw_sql(AssertSqlSafe(nothing)).execute(&mut **it).await;
+                tried.context(what)?;
             }
             Connection::Postgres(it) => {
                 sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut **it).await?;
+                let tried = sqlx::raw_sql(AssertSqlSafe(nothing)).execute(&mut **it).await;
+                tried.context(what)?;
             }
             Connection::Mysql(it) => {
                 let create = format!("{create} DEFAULT CHARACTER SET utf8mb4");
