@@ -170,7 +170,7 @@ impl Links {
     /// # Errors
     /// When its connection is gone.
     pub async fn to_coordinator(&self, from: StageId) -> Result<Outlet, TransportError> {
-        Ok(Outlet::Remote(transport::open_frames(&self.coordinator, from).await?))
+        Ok(Outlet::Remote(Box::new(transport::open_frames(&self.coordinator, from).await?)))
     }
 
     /// The way to a stage on another node, or on this one.
@@ -185,7 +185,7 @@ impl Links {
             return Ok(Outlet::Local(inbox.link()));
         }
         let connection = self.neighbour(peer).await?;
-        Ok(Outlet::Remote(transport::open_frames(&connection, to).await?))
+        Ok(Outlet::Remote(Box::new(transport::open_frames(&connection, to).await?)))
     }
 
     /// The connection to another node, dialled where there is none.
@@ -247,7 +247,7 @@ pub enum Outlet {
     /// Into the inbox of a stage of this process.
     Local(mpsc::Sender<Arrived>),
     /// Over QUIC.
-    Remote(FrameSender),
+    Remote(Box<FrameSender>),
 }
 
 impl Outlet {
