@@ -36,8 +36,8 @@ impl Plan {
         let kept = self.columns.iter().flatten().map(|name| ("--columns", name.as_str()));
         let missing = |(_, name): &(&str, &str)| !is_in(input, name);
         let mut mapped = mapped.filter(|(_, name)| !is_in(&labelled, name));
-        let wanted = kept.chain(id.map(|name| ("--id", name)));
-        if let Some((flag, name)) = mapped.next().or_else(|| wanted.filter(missing).next()) {
+        let mut wanted = kept.chain(id.map(|name| ("--id", name)));
+        if let Some((flag, name)) = mapped.next().or_else(|| wanted.find(missing)) {
             let names: Vec<_> = input.iter().map(|it| it.name.as_str()).collect();
             let names = names.join(", ");
             return Some(format!("{flag} names a column {name:?}, the input has {names}"));
