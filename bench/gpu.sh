@@ -77,18 +77,18 @@ fi
 ways=plain,packed-dot
 if [ "$(left)" != 0 ] && within "$bench" kernels ${choice[@]+"${choice[@]}"} --kernels norm \
   --rows 1 --rounds 1 --products cooperative-matrix >/dev/null 2>&1; then
-  ways+=,cooperative-matrix,mixed
+  ways+=,cooperative-matrix
 fi
 kernels() {
   section 'What kernels reach' "$bench" kernels ${choice[@]+"${choice[@]}"} --shapes "$matrices" \
     --rows 1,16,512 --formats bf16,f16,int8,int4,fp8 --products plain,packed-dot \
     --rounds "$rounds" --json "$results/kernels.json"
   # Apart: there halves are stored as matrices are read.
-  [[ $ways != *mixed ]] ||
-    section 'What kernels reach by cooperative matrices' "$bench" kernels \
-      ${choice[@]+"${choice[@]}"} --kernels matmul --shapes "$matrices" --rows 1,16,512 \
-      --formats bf16,int8,int4,fp8 --products cooperative-matrix,mixed --rounds "$rounds" \
-      --json "$results/kernels-cooperative.json"
+  [[ $ways == *cooperative-matrix ]] || return 0
+  section 'What kernels reach by cooperative matrices' "$bench" kernels \
+    ${choice[@]+"${choice[@]}"} --kernels matmul --shapes "$matrices" --rows 1,16,512 \
+    --formats bf16,int8,int4 --products cooperative-matrix --rounds "$rounds" \
+    --json "$results/kernels-cooperative.json"
 }
 [ -n "${LIMIT:-}" ] || kernels
 for shape in ${SHAPES:-glm-edge-1.5b glm-4-9b glm-moe-0.5b}; do

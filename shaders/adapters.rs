@@ -231,7 +231,7 @@ pub(crate) fn features_for(
 ) -> Result<wgpu::Features, &'static str> {
     let (can, features, missing) = match products {
         Products::Plain | Products::PackedDot => return Ok(wgpu::Features::empty()),
-        Products::Cooperative | Products::Mixed => (
+        Products::Cooperative => (
             cooperative_side(adapter).is_some(),
             COOPERATIVE,
             "cooperative matrices (16 x 16 x 16 or 8 x 8 x 8 of f16 with sums in f32, by Vulkan)",

@@ -38,7 +38,7 @@ pub struct Caps {
     pub is_cpu: bool,
     /// How products with weights are computed.
     pub products: Products,
-    /// The side of the cooperative matrices by which they are, if they are.
+    /// The side of the cooperative matrices by which those with halves are, if they are.
     pub cooperative_side: Option<u32>,
     /// Whether those with integer weights are computed by packed dot products.
     pub packs: bool,
@@ -48,9 +48,9 @@ impl Caps {
     /// The same for products that are computed so.
     pub(crate) fn with_products(self, products: Products) -> Self {
         let packs = match products {
-            Products::Plain | Products::Cooperative => false,
+            Products::Plain => false,
             Products::PackedDot => true,
-            Products::Mixed => self.packs,
+            Products::Cooperative => self.packs,
         };
         Self { products, packs, ..self }
     }
@@ -132,13 +132,13 @@ impl Gpu {
             GpuError::Unsupported { adapter: info.name.clone(), missing: missing.to_owned() }
         })?;
         let cooperative_side = match options.products {
-            Products::Cooperative | Products::Mixed => adapters::cooperative_side(adapter),
+            Products::Cooperative => adapters::cooperative_side(adapter),
             Products::Plain | Products::PackedDot => None,
         };
         let packs = match options.products {
-            Products::Plain | Products::Cooperative => false,
+            Products::Plain => false,
             Products::PackedDot => true,
-            Products::Mixed => adapters::has_packed_dot(adapter),
+            Products::Cooperative => adapters::has_packed_dot(adapter),
         };
         let features = adapter.features() & (wanted | more);
         let limits = adapter.limits();

@@ -21,17 +21,9 @@ pub(crate) struct Class {
 impl Class {
     /// The class of an adapter for weights of this format.
     pub(crate) fn choose(caps: Caps, format: Format) -> Self {
-        let multiplies = matches!(caps.products, Products::Cooperative | Products::Mixed);
-        if let Some(side) = caps.cooperative_side.filter(|_| multiplies) {
-            let stored = caps.fragment_side();
-            if stored.is_some() && format.fragment_side() == stored {
-                return Self::straight(side, caps.max_subgroup_size).that_fits(caps);
-            }
-            // Where halves are stored as matrices, what is left as bf16 doesn't fit an f16.
-            let fits = format != Format::Bf16 || stored.is_none();
-            if caps.products == Products::Cooperative && fits {
-                return Self::cooperative(side, caps.max_subgroup_size).that_fits(caps);
-            }
+        let side = caps.fragment_side().filter(|_| caps.products == Products::Cooperative);
+        if let Some(side) = side.filter(|_| format.fragment_side() == side) {
+            return Self::cooperative(side, caps.max_subgroup_size).that_fits(caps);
         }
         match caps.packs && format.is_integer() {
             true => Self::packed(caps.is_cpu).that_fits(caps),
@@ -181,44 +173,16 @@ impl Class {
         Variant { max_rows: usize::MAX, aside: Aside::Nothing, ..*staged }
     }
 
-    /// Matrix cores take `side` rows or none: with fewer, the others are computed and not stored.
-    /// Few rows need more loads under way than their columns have lanes, so that subgroups share
-    /// k; with many, what a subgroup has read is used for several matrices.
+    /// Of weights that are stored as matrices. Matrix cores take `side` rows or none: with fewer,
+    /// the others are computed and not stored. Few rows need more loads under way than their
+    /// columns have lanes, so that subgroups share k; with many, what a subgroup has read is used
+    /// for several matrices.
     pub(crate) fn cooperative(side: u32, subgroup_lanes: u32) -> Self {
-        let (few, many) = Self::by_matrices(side, subgroup_lanes, false);
-        Self { variants: [few, many].concat(), order: Order { chunked: true, norm_lanes: 64 } }
-    }
-
-    /// The same of weights that are stored as matrices. One tile is for one row and for many, and
-    /// with little to stage a step takes more of k at a time.
-    pub(crate) fn straight(side: u32, subgroup_lanes: u32) -> Self {
-        let (few, many) = Self::by_matrices(side, subgroup_lanes, true);
-        let staging = |variant: Variant, chunks, staged| match variant.operands {
-            Operands::Cooperative(subgroups) => Variant {
-                operands: Operands::Cooperative(Subgroups { chunks, staged, ..subgroups }),
-                ..variant
-            },
-            _ => variant,
-        };
-        let first = few[0];
-        let more = [
-            Variant { aside: Aside::Nothing, ..first },
-            staging(first, 4, 4),
-            staging(first, 16, 1),
-            Variant { aside: Aside::Nothing, ..staging(first, 16, 1) },
-        ];
-        let deep = staging(many[1], 1, 2);
-        let variants = [&few[..], &more[..], &many[..], &[deep]].concat();
-        Self { variants, order: Order { chunked: true, norm_lanes: 64 } }
-    }
-
-    /// Variants for few rows and for many.
-    fn by_matrices(side: u32, subgroup_lanes: u32, straight: bool) -> (Vec<Variant>, Vec<Variant>) {
         // Fewer couldn't sum the squares of a norm.
         let lanes = subgroup_lanes.max(side);
-        let alone = Subgroups { lanes, down: 1, chunks: 1, staged: 1, straight };
+        let alone = Subgroups { lanes, down: 1, chunks: 1, staged: 1 };
         let cooperative = Operands::Cooperative;
-        let split = Subgroups { chunks: 8, staged: 2, ..alone };
+        let split = |chunks, staged| cooperative(Subgroups { chunks, staged, ..alone });
         let few = Variant {
             max_rows: side as usize,
             tm: side,
@@ -226,21 +190,28 @@ impl Class {
             lanes: side,
             groups: 1,
             ahead: false,
-            operands: cooperative(split),
+            operands: split(8, 2),
             aside: Aside::Norm,
         };
         let alone_few = Variant { lanes: 64, operands: cooperative(alone), ..few };
-        let half_split = cooperative(Subgroups { chunks: 4, ..split });
         let many = Variant { max_rows: usize::MAX, groups: 4, ..alone_few };
         let shared = cooperative(Subgroups { down: 2, ..alone });
-        let few = vec![few, Variant { lanes: 2 * side, operands: half_split, ..few }, alone_few];
-        let many = vec![
+        let variants = vec![
+            few,
+            Variant { lanes: 2 * side, operands: split(4, 2), ..few },
+            alone_few,
+            Variant { aside: Aside::Nothing, ..few },
+            // With little to stage, a step takes more of k at a time.
+            Variant { operands: split(4, 4), ..few },
+            Variant { operands: split(16, 1), ..few },
+            Variant { operands: split(16, 1), aside: Aside::Nothing, ..few },
             many,
             Variant { groups: 2, ..many },
             Variant { groups: 8, operands: shared, ..many },
             Variant { groups: 8, tn: 2, lanes: 32, operands: shared, ..many },
+            Variant { groups: 2, operands: split(1, 2), ..many },
         ];
-        (few, many)
+        Self { variants, order: Order { chunked: true, norm_lanes: 64 } }
     }
 
     /// As plain ones are laid out. A broadcast would gain nothing on a software driver, which has

@@ -10,17 +10,12 @@ enable wgpu_cooperative_matrix;
 // one row or many, so a row doesn't depend on its batch where the cores treat the rows of a matrix
 // alike. The bits are those of a class of its own.
 //
-// STRAIGHT: weights are stored as halves in the order of such matrices, and are loaded from there.
-// The same matrices are multiplied in the same order.
+// Weights are stored as halves in the order of such matrices, and are loaded from there.
 //
 // No subgroup operations here: a driver crashes on modules that have both.
 
 // Padded rows: lanes that read one column each meet different banks.
-var<workgroup> sh_x: array<vec4<f16>, {HALF_X}>;             // [CHUNKS, TILE_ROWS, PADDED]
-//! if STRAIGHT
-//! else
-var<workgroup> sh_weights: array<vec4<f16>, {HALF_WEIGHTS}>; // [CHUNKS, STRIP, PADDED]
-//! end
+var<workgroup> sh_x: array<vec4<f16>, {HALF_X}>;  // [CHUNKS, TILE_ROWS, PADDED]
 
 @compute @workgroup_size({WORKGROUP})
 fn main(
@@ -37,18 +32,10 @@ fn main(
     let part = subgroup / {ACROSS}u / {DOWN}u;
     // Of what this subgroup multiplies and stores, in workgroup memory.
     let own_x = (part * {TILE_ROWS}u + down * {MATRICES}u * {SIDE}u) * {PADDED}u;
-//! if STRAIGHT
     // Of weights: a block is two vec4s, a column of a matrix FRAGMENT_STRIDE.
     let own_weights = tile * p.num_blocks * {TILE}u * 2u + (strip + across) * {FRAGMENT_STRIDE}u;
     let last_fragment = p.num_blocks / {FRAGMENT_BLOCKS}u - 1u;
-//! else
-    let own_weights = (part * {STRIP}u + across) * {PADDED}u;
-    let tile_start = tile * p.num_blocks * {TILE}u + strip * {SIDE_BY_SIDE}u;
-//! end
     let own_out = (part * {DOWN}u + down) * {SIDE}u * {STRIP}u + across;
-//! if GROUPED
-    let scales_start = tile * sides_of(p.num_blocks) * {TILE}u + strip;
-//! end
 //! for m in 0..MATRICES
 //! for j in 0..TN
     var total_{m}_{j}: coop_mat{SIDE}x{SIDE}<f32, C>;
@@ -68,7 +55,6 @@ fn main(
         let num_blocks = min({CHUNK_BLOCKS}u, p.num_blocks - chunk);
         for (var step = 0u; step < num_blocks; step += {STAGED}u * {STEP_BLOCKS}u) {
             workgroupBarrier();
-//! if STRAIGHT
             // Under way while x is staged. Past the last one x is zero, and weights are finite.
             let fragment = (chunk + part * {CHUNK_BLOCKS}u + step) / {FRAGMENT_BLOCKS}u;
 //! for k in 0..STAGED_VALUES by SIDE
@@ -77,7 +63,6 @@ fn main(
 //! for j in 0..TN
             let b_{k}_{j} = coopLoad<coop_mat{SIDE}x{SIDE}<f16, B>>(
                 &weights[place_{k} + {j}u * {FRAGMENT}u], {FRAGMENT_STRIDE}u);
-//! end
 //! end
 //! end
             for (var i = local; i < {CHUNKS}u * {TILE_ROWS}u * {STAGED_VEC4S}u; i += {WORKGROUP}u) {
@@ -94,46 +79,8 @@ fn main(
                         vec4<f16>(clamp(value, vec4<f32>(-65504.0), vec4<f32>(65504.0)));
                 }
             }
-//! if STRAIGHT
-//! else
-            for (var i = local; i < {CHUNKS}u * {STRIP}u * {STAGED}u * {STEP_BLOCKS}u;
-                i += {WORKGROUP}u) {
-                let column = i % {STRIP}u;
-                let b = i / {STRIP}u % ({STAGED}u * {STEP_BLOCKS}u);
-                let of_part = i / {STRIP}u / ({STAGED}u * {STEP_BLOCKS}u);
-                let block = chunk + of_part * {CHUNK_BLOCKS}u + step + b;
-                // Past the last one x is zero; weights must be finite there.
-                let inside = min(block, p.num_blocks - 1u);
-                let stored =
-                    weights_in(tile_start + block_at(inside) + column * {SIDE_BY_SIDE}u);
-                let place = (of_part * {STRIP}u + column) * {PADDED}u + b * {PARTS}u;
-//! if GROUPED
-                let quad = quad_at(scales_start, inside, column);
-                let factor = factor_of(quad);
-                let w = whole(stored, quad);
-//! else
-                let w = stored;
-//! end
-//! for q in 0..PARTS
-//! if GROUPED
-                let decoded_{q} = fma(decode_{q}(w), vec4<f32>(factor.x), vec4<f32>(factor.y));
-//! else
-                let decoded_{q} = decode_{q}(w);
-//! end
-                sh_weights[place + {q}u] =
-                    vec4<f16>(select(vec4<f32>(0.0), decoded_{q}, block < p.num_blocks));
-//! end
-            }
-//! end
             workgroupBarrier();
 //! for k in 0..STAGED_VALUES by SIDE
-//! if STRAIGHT
-//! else
-//! for j in 0..TN
-            let b_{k}_{j} = coopLoad<coop_mat{SIDE}x{SIDE}<f16, B>>(
-                &sh_weights[own_weights + {j}u * {SIDE}u * {PADDED}u + {k}u / 4u], {PADDED}u);
-//! end
-//! end
 //! for m in 0..MATRICES
             let a_{k}_{m} = coopLoadT<coop_mat{SIDE}x{SIDE}<f16, A>>(
                 &sh_x[own_x + {m}u * {SIDE}u * {PADDED}u + {k}u / 4u], {PADDED}u);

@@ -38,7 +38,7 @@ var<immediate> params: Params;
 //! else
 //! read x vec4s  [num_rows, K / 4]
 //! end
-//! if STRAIGHT
+//! if COOPERATIVE
 //! read weights vec4<f16>  [tiles of TILE columns, K / SIDE, TILE, SIDE / 4]
 //! else
 //! read weights blocks  [tiles of TILE columns, num_blocks, TILE]

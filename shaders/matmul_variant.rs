@@ -73,9 +73,9 @@ pub(crate) enum Operands {
     Broadcast,
     /// A workgroup loads and decodes a tile of both into its memory.
     Staged,
-    /// The same in f16, multiplied by cooperative matrices: a variant's rows and columns per lane
-    /// are rows of a matrix and matrices side by side. Weights that are stored in their order go
-    /// straight to them.
+    /// The same of x in f16, multiplied by cooperative matrices: a variant's rows and columns per
+    /// lane are rows of a matrix and matrices side by side. Weights are stored in their order, and
+    /// are read from there.
     Cooperative(Subgroups),
     /// As loaded, by dot products of four bytes: of x, which was quantised before, and of weights.
     Packed,
@@ -94,8 +94,6 @@ pub(crate) struct Subgroups {
     pub(crate) chunks: u32,
     /// Groups of values of k in workgroup memory at a time.
     pub(crate) staged: u32,
-    /// Whether only x is: weights are read as matrices where they are stored.
-    pub(crate) straight: bool,
 }
 
 impl Operands {
@@ -112,7 +110,7 @@ impl Operands {
     fn subgroups(self) -> Subgroups {
         match self {
             Self::Cooperative(subgroups) => subgroups,
-            _ => Subgroups { lanes: 1, down: 1, chunks: 1, staged: 1, straight: false },
+            _ => Subgroups { lanes: 1, down: 1, chunks: 1, staged: 1 },
         }
     }
 }
@@ -160,7 +158,6 @@ impl Variant {
     pub(crate) fn how(&self) -> &'static str {
         match self.operands {
             Operands::Loaded | Operands::Broadcast | Operands::Staged => "",
-            Operands::Cooperative(Subgroups { straight: true, .. }) => " straight",
             Operands::Cooperative(_) => " cooperative",
             Operands::Packed | Operands::PackedStaged => " packed",
         }
@@ -187,13 +184,12 @@ impl Variant {
     /// offsets.
     fn most_bytes(&self) -> u32 {
         let Self { tm, tn, lanes, groups, .. } = *self;
-        let Subgroups { down, chunks, staged, straight, .. } = self.operands.subgroups();
+        let Subgroups { down, chunks, staged, .. } = self.operands.subgroups();
         let (rows, strip, group_vec4s) = (self.rows(), self.strip(), GROUP as u32 / 4);
         let norm = 4 * (self.workgroup() + rows);
         match self.operands {
             Operands::Cooperative(_) => {
-                let staged_rows = if straight { rows } else { rows + strip };
-                let operands = staged_rows * chunks * (group_vec4s * staged + PADDING);
+                let operands = rows * chunks * (group_vec4s * staged + PADDING);
                 8 * operands + 4 * chunks * down * tm * strip + norm
             }
             Operands::Staged => {
@@ -271,8 +267,9 @@ impl Variant {
         assert!(groups.is_multiple_of(shared.down), "each subgroup has as many rows");
         assert!(shared.chunks == 1 || groups == 1, "of few rows k is shared");
         let padded = group_vec4s * shared.staged + PADDING;
+        let cooperative = matches!(operands, Operands::Cooperative(_));
         let is_whole = format.fragment_side() == Some(tm) && !images;
-        assert!(!shared.straight || is_whole, "weights are stored as matrices are read");
+        assert!(!cooperative || is_whole, "weights are stored as matrices are read");
         let block = format.block() as u32;
         // Up to four groups, whose scales are loaded at once.
         let step_loads = GROUP as u32 / block * tn;
@@ -310,7 +307,7 @@ impl Variant {
             ("DOWN", shared.down),
             ("CHUNKS", shared.chunks),
             ("MATRICES", groups / shared.down),
-            ("STRAIGHT", shared.straight.into()),
+            ("COOPERATIVE", cooperative.into()),
             ("FRAGMENT_BLOCKS", (tm / FRAGMENT_BLOCK).max(1)),
             ("FRAGMENT", tm * tm / 4),
             ("FRAGMENT_STRIDE", tm / 4),
@@ -318,7 +315,6 @@ impl Variant {
             ("STAGED_VEC4S", group_vec4s * shared.staged),
             ("PADDED", padded),
             ("HALF_X", padded * self.rows() * shared.chunks),
-            ("HALF_WEIGHTS", padded * self.strip() * shared.chunks),
             ("PACKED", packed.into()),
             ("NIBBLES", (format == Format::Int4).into()),
             ("LAST_BLOCK", format.group_blocks() as u32 - 1),

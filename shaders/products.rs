@@ -13,20 +13,18 @@ pub enum Products {
     /// In f32.
     #[default]
     Plain,
-    /// By cooperative matrices (tensor cores), with operands rounded to f16: several times as fast
-    /// for many rows.
+    /// With f16 and bf16 weights by cooperative matrices (tensor cores), with operands rounded to
+    /// f16; with integer ones by packed dot products where those are an instruction; with others in
+    /// f32.
     Cooperative,
     /// With integer weights by dot products of four bytes, with x rounded to eight bits
     /// ([`crate::quantize_rows`]); with others in f32.
     PackedDot,
-    /// With f16 and bf16 weights by cooperative matrices, with integer ones by packed dot products
-    /// where those are an instruction, with others in f32.
-    Mixed,
 }
 
 impl Products {
     /// What a command line may name.
-    pub const ALL: [Self; 4] = [Self::Plain, Self::Cooperative, Self::PackedDot, Self::Mixed];
+    pub const ALL: [Self; 3] = [Self::Plain, Self::Cooperative, Self::PackedDot];
 }
 
 impl fmt::Display for Products {
@@ -35,7 +33,6 @@ impl fmt::Display for Products {
             Self::Plain => "plain",
             Self::Cooperative => "cooperative-matrix",
             Self::PackedDot => "packed-dot",
-            Self::Mixed => "mixed",
         })
     }
 }
@@ -121,7 +118,7 @@ mod tests {
             assert_eq!(wanted.on(Some("none of this name")).unwrap(), [products]);
         }
         assert_eq!("auto".parse(), Ok(Wanted::Auto));
-        assert!("fast".parse::<Wanted>().unwrap_err().contains("packed-dot, mixed, auto"));
+        assert!("fast".parse::<Wanted>().unwrap_err().contains("packed-dot, auto"));
         let Some(gpu) = crate::testing::gpu() else { return };
         let found = Wanted::Auto.on(crate::testing::adapter().as_deref()).unwrap();
         // A software driver may know such products, and takes longer for them.

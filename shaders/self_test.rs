@@ -429,22 +429,22 @@ mod tests {
     fn halves_by_cooperative_matrices_have_a_class_of_their_own() {
         let Some(plain) = testing::gpu() else { return };
         let shape = HeadShape { num_heads: 2, num_kv_heads: 1, head_dim: 16 };
-        let Some(gpu) = testing::cooperative_gpus(false).into_iter().next() else { return };
-        let gpu = gpu.with_caps(|caps| Caps { products: Products::Mixed, packs: true, ..caps });
+        let Some(gpu) = testing::cooperative_gpus().into_iter().next() else { return };
+        let gpu = gpu.with_caps(|caps| Caps { packs: true, ..caps });
         let texts = |gpu: &Gpu, format| -> Vec<String> {
             let sources = sources(gpu.caps(), format, shape, KvFormat::F32);
             sources.into_iter().map(|source| source.wgsl).collect()
         };
-        let is_straight = |text: &String| text.contains("&weights[");
+        let is_cooperative = |text: &String| text.contains("&weights[");
         for format in [Format::F16, Format::Bf16] {
-            assert!(texts(&gpu, format).iter().any(is_straight), "{format:?}");
+            assert!(texts(&gpu, format).iter().any(is_cooperative), "{format:?}");
         }
         // Integers are packed; others are as everywhere.
         for format in [Format::Int4, Format::F32] {
-            assert!(!texts(&gpu, format).iter().any(is_straight), "{format:?}");
+            assert!(!texts(&gpu, format).iter().any(is_cooperative), "{format:?}");
         }
         assert!(texts(&gpu, Format::Int4).iter().any(|text| text.contains("dot4I8Packed")));
-        assert!(!texts(&plain, Format::Bf16).iter().any(is_straight));
+        assert!(!texts(&plain, Format::Bf16).iter().any(is_cooperative));
     }
 
     #[test]

@@ -69,10 +69,11 @@ pub(crate) fn small_gpu(max_binding_bytes: u64) -> Option<Gpu> {
 }
 
 /// Devices that multiply by cooperative matrices: the adapter, where it has some; else as if it had
-/// them of each size, with vec4 tensors in images or in buffers.
-pub(crate) fn cooperative_gpus(images: bool) -> Vec<Gpu> {
+/// them of each size.
+pub(crate) fn cooperative_gpus() -> Vec<Gpu> {
     let name = adapter();
-    let options = GpuOptions { images: Some(images), ..GpuOptions::default() };
+    // Matrices are read from buffers.
+    let options = GpuOptions { images: Some(false), ..GpuOptions::default() };
     let products = Products::Cooperative;
     let own = GpuOptions { products, ..options.clone() };
     if let Ok(gpu) = Gpu::open_with(name.as_deref(), own) {

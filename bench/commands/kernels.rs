@@ -28,8 +28,8 @@ pub(crate) struct KernelsArguments {
     #[arg(long, value_delimiter = ',', value_parser = format, default_value = "f16,bf16,int8,int4",
           default_value_if("peer", ArgPredicate::IsPresent, "f32,f16,bf16"))]
     formats: Vec<Format>,
-    /// How products are computed: plain, cooperative-matrix, packed-dot, mixed, as by
-    /// `autoglm-node --products`. Beside one of matrices, all take halves as those are stored.
+    /// How products are computed: plain, cooperative-matrix, packed-dot, as by
+    /// `autoglm-node --products`. Beside those by matrices, all take halves as those are stored.
     #[arg(
         long,
         value_name = "HOW",
@@ -133,9 +133,8 @@ pub(crate) fn time_kernels(arguments: &KernelsArguments) -> Result<ExitCode> {
         return compare_burn(arguments);
     }
     // The adapter is opened for what takes most of it.
-    let demanding = [Products::Mixed, Products::Cooperative];
-    let demanding = demanding.into_iter().find(|how| arguments.products.contains(how));
-    let products = demanding.unwrap_or_default();
+    let demands = arguments.products.contains(&Products::Cooperative);
+    let products = if demands { Products::Cooperative } else { Products::Plain };
     let opened = GpuOptions { products, ..GpuOptions::kept() };
     let gpu = Gpu::open_with(arguments.adapter.as_deref(), opened)?;
     let adapter = kernels::report::adapter(&gpu);

@@ -36,7 +36,7 @@ pub(crate) struct ModelArguments {
     /// How keys and values are stored: auto, f32 or f16.
     #[arg(long, value_name = "DTYPE", default_value = "auto")]
     kv_cache_dtype: KvCacheDtype,
-    /// How products are computed: plain, cooperative-matrix, packed-dot or mixed, as by
+    /// How products are computed: plain, cooperative-matrix or packed-dot, as by
     /// `autoglm-node --products`.
     #[arg(long, value_name = "HOW", default_value = "plain")]
     products: Products,

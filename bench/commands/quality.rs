@@ -24,8 +24,8 @@ pub(crate) struct QualityArguments {
     /// What float weights are rounded to, beside `none`.
     #[arg(long, value_name = "FORMAT", value_delimiter = ',', default_value = "int8,int4")]
     quantize: Vec<Quantize>,
-    /// How products are computed: plain, f16, cooperative-matrix, packed-dot (of rounded weights),
-    /// as by `autoglm-node --products`.
+    /// How products are computed: plain, cooperative-matrix, packed-dot (of rounded weights), as by
+    /// `autoglm-node --products`.
     #[arg(long, value_name = "HOW", value_delimiter = ',', default_value = "plain")]
     products: Vec<Products>,
     /// How the random weights of a shape are stored.

@@ -64,7 +64,7 @@ pub struct Arguments {
     /// How products are computed.
     #[arg(
         long,
-        value_name = "auto|plain|cooperative-matrix|packed-dot|mixed",
+        value_name = "auto|plain|cooperative-matrix|packed-dot",
         default_value = "auto",
         env = "AUTOGLM_PRODUCTS"
     )]

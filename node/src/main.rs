@@ -71,15 +71,16 @@ struct Arguments {
     /// ctrl-c); a second signal ends it at once.
     #[arg(long, value_name = "SECONDS", default_value = "120")]
     drain_timeout: u64,
-    /// How products are computed, each a device class of its own: in f32; by cooperative matrices
-    /// (tensor cores), with operands rounded to f16 and sums in f32; or, of int8 and int4 weights,
-    /// by packed int8 dot products (dp4a), with activations rounded to eight bits; mixed: of f16
-    /// and bf16 weights by cooperative matrices, of integer ones by packed dot products, of others
-    /// in f32. Refused where the adapter can't. auto: packed-dot where the adapter has an
-    /// instruction for it and computes it right, else in f32.
+    /// How products are computed, each a device class of its own. plain: in f32. packed-dot: of
+    /// integer weights by packed int8 dot products (dp4a), with activations rounded to eight bits,
+    /// of others in f32. cooperative-matrix: of f16 and bf16 weights by cooperative matrices
+    /// (tensor cores), with operands rounded to f16 and sums in f32; of integer ones by packed dot
+    /// products where the adapter has an instruction for them; of others in f32. Refused where the
+    /// adapter can't. auto: packed-dot where the adapter has that instruction and computes it
+    /// right, else plain.
     #[arg(
         long,
-        value_name = "auto|plain|cooperative-matrix|packed-dot|mixed",
+        value_name = "auto|plain|cooperative-matrix|packed-dot",
         default_value = "auto",
         env = "AUTOGLM_PRODUCTS"
     )]

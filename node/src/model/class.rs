@@ -29,8 +29,8 @@ impl Kernels {
     /// products, of which one leaves floats as they are.
     pub fn proven(products: Products) -> (&'static [Format], HeadShape) {
         let formats: &[Format] = match products {
-            Products::PackedDot | Products::Mixed => &[Format::F16, Format::Int8],
-            Products::Plain | Products::Cooperative => &[Format::F16],
+            Products::PackedDot | Products::Cooperative => &[Format::F16, Format::Int8],
+            Products::Plain => &[Format::F16],
         };
         (formats, HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 64 })
     }
@@ -80,7 +80,7 @@ impl Kernels {
                 forms.push(form);
             }
         };
-        if matches!(gpu.caps().products, Products::PackedDot | Products::Mixed) {
+        if gpu.caps().products != Products::Plain {
             add(Form::Layer(on_device(files.matrix(Matrix::LmHead)?.format()), heads, kv));
         }
         for layer in 0..model.num_layers() {
