@@ -105,3 +105,14 @@ impl Cluster {
         self.started.end().await;
     }
 }
+
+/// The value of a series in the text of `/metrics`, which may be named with its labels; without
+/// them it is the sum over all. None where there is no such series.
+pub(crate) fn series(text: &str, name: &str) -> Option<f64> {
+    let values = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        let value = rest.strip_prefix(' ').or_else(|| rest.split_once("} ").map(|it| it.1));
+        value?.split(' ').next()?.parse::<f64>().ok()
+    });
+    values.reduce(|sum, value| sum + value)
+}

@@ -7,6 +7,7 @@
 
 use serde_json::{Value, json};
 
+use crate::cluster::series;
 use loadgen::numbers::median;
 use loadgen::report::compare::aligned;
 use loadgen::report::statistics::{Slope, slope_interval};
@@ -44,19 +45,12 @@ pub struct Sample {
 impl StepTimes {
     /// Reads them from a server's `/metrics`. None when it doesn't tell them.
     pub fn read(text: &str) -> Option<Self> {
-        let sum = |name: &str| -> Option<f64> {
-            let values = text.lines().filter_map(|line| {
-                let rest = line.strip_prefix(name)?;
-                let value = rest.strip_prefix(' ').or_else(|| rest.split_once("} ").map(|s| s.1));
-                value?.split(' ').next()?.parse::<f64>().ok()
-            });
-            values.reduce(|sum, value| sum + value)
-        };
-        let mut times = Self { num_steps: sum("autoglm_step_seconds_count")?, ..Self::default() };
+        let mut times =
+            Self { num_steps: series(text, "autoglm_step_seconds_count")?, ..Self::default() };
         for ((_, names), time) in PARTS.iter().zip(&mut times.parts) {
             for name in *names {
                 // A part that no stage has had yet has no series.
-                *time += sum(&format!("autoglm_stage_{name}_seconds_sum")).unwrap_or(0.0);
+                *time += series(text, &format!("autoglm_stage_{name}_seconds_sum")).unwrap_or(0.0);
             }
         }
         Some(times)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, series};
 use crate::processes;
 use crate::users::{Arrivals, Users, Wish};
 use loadgen::numbers::{decimal, median};
@@ -50,10 +50,7 @@ struct Done {
 
 impl Done {
     fn read(text: &str) -> Option<Self> {
-        let value = |series: &str| -> Option<f64> {
-            let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-            value?.split(' ').next()?.parse().ok()
-        };
+        let value = |name: &str| series(text, name);
         let busy = |stage| value(&format!("autoglm_stage_busy_seconds_total{{stage=\"{stage}\"}}"));
         Some(Self {
             steps: value("autoglm_step_seconds_count")?,

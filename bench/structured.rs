@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, bail};
 use coordinator::grammar::{Begins, Source, Vocabulary};
 use coordinator::request::{Constraint, Going};
-use loadgen::client::Listen;
 use loadgen::client::request::Endpoint;
 use loadgen::distribution::{Purpose, random};
 use protocol::TokenId;
@@ -16,7 +15,7 @@ use rand::RngExt;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::users::{Users, Wish};
+use crate::users::{Note, Users, Wish};
 
 /// What agents ask for, without an end of its own.
 pub fn schema() -> Value {
@@ -160,10 +159,11 @@ pub async fn rate(
         }
         let users = users.clone();
         streams.spawn(async move {
-            let mut count = Count(0);
-            users.server().ask(Endpoint::Completions, &body, &mut count).await?;
-            if count.0 != wish.answer as usize {
-                bail!("an answer has {} tokens where {} were asked for", count.0, wish.answer);
+            let mut num_tokens = 0;
+            let note = Note(|num_new: usize| num_tokens += num_new);
+            users.server().ask(Endpoint::Completions, &body, note).await?;
+            if num_tokens != wish.answer as usize {
+                bail!("an answer has {num_tokens} tokens where {} were asked for", wish.answer);
             }
             Ok(())
         });
@@ -173,17 +173,6 @@ pub async fn rate(
     }
     let took: Duration = began.elapsed();
     Ok((num * u64::from(wish.answer)) as f64 / took.as_secs_f64())
-}
-
-/// Tokens that came.
-struct Count(usize);
-
-impl Listen for &mut Count {
-    fn event(&mut self, event: &Value) {
-        let choices = event["choices"].as_array().into_iter().flatten();
-        let ids = choices.filter_map(|choice| choice["token_ids"].as_array());
-        self.0 += ids.map(Vec::len).sum::<usize>();
-    }
 }
 
 #[cfg(test)]

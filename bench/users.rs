@@ -221,8 +221,8 @@ impl Crowd {
     }
 }
 
-/// Hears of the tokens of each event.
-struct Note<F>(F);
+/// Hears how many tokens each event brings, unless it brings none.
+pub(crate) struct Note<F>(pub(crate) F);
 
 impl<F: FnMut(usize)> Listen for Note<F> {
     fn event(&mut self, event: &Value) {

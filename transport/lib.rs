@@ -1,7 +1,7 @@
 //! QUIC between processes: one endpoint each, mutual TLS, joining, framed streams, and the byte
 //! stream on which ractor_cluster rides.
 //!
-//! The only crate that names quinn and rustls. It moves frames and knows nothing of what they mean.
+//! The only crate that names quinn. It moves frames and knows nothing of what they mean.
 
 #[cfg(test)]
 mod adversaries;

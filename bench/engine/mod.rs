@@ -11,7 +11,6 @@ pub mod quality;
 pub mod random_model;
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use checkpoint::{Checkpoint, Matrix, Part, Weight};
@@ -298,18 +297,8 @@ pub fn token(at: usize, vocab_size: usize) -> TokenId {
     TokenId(((at as u64 + 1).wrapping_mul(2_654_435_761) % vocab_size as u64) as u32)
 }
 
-/// Processor time of this process so far; `None` where the system doesn't say.
-pub(crate) fn processor_time() -> Option<Duration> {
-    // Fields 14 and 15 of proc(5)'s `stat`, in hundredths of a second; the name before them may
-    // hold anything but ends with the last parenthesis.
-    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    let ticks: u64 = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
-    Some(Duration::from_millis(ticks * 10))
-}
-
-/// Processor time of the threads that this process has now, finer than [`processor_time`]; `None`
-/// where the system doesn't say. Comparable only while no thread ends.
+/// Processor time of the threads that this process has now, finer than a process's own; `None` where
+/// the system doesn't say. Comparable only while no thread ends.
 pub(crate) fn processor_nanoseconds() -> Option<u64> {
     let mut sum = 0;
     for thread in std::fs::read_dir("/proc/self/task").ok()? {

@@ -10,7 +10,8 @@ use anyhow::{Result, ensure};
 use protocol::BLOCK_TOKENS;
 use serde_json::{Value, json};
 
-use crate::engine::{Engine, Matrices, OWN_TOKENS, Sequence, processor_time};
+use crate::engine::{Engine, Matrices, OWN_TOKENS, Sequence};
+use crate::processes;
 use loadgen::numbers::median;
 
 /// What is timed.
@@ -132,7 +133,7 @@ pub fn measure(
             let (time, processor) = run(engine, test, &contexts, max_batched_tokens)?;
             if round > 0 {
                 measured.seconds.push(time.as_secs_f64());
-                measured.processor_seconds.extend(processor.map(|time| time.as_secs_f64()));
+                measured.processor_seconds.extend(processor);
                 let usage = engine.gpu().usage();
                 let encoding = usage.encoding - before.encoding;
                 let num_encoded = usage.num_encoded - before.num_encoded;
@@ -160,7 +161,7 @@ fn run(
     test: Test,
     contexts: &[Sequence],
     max_batched_tokens: usize,
-) -> Result<(Duration, Option<Duration>)> {
+) -> Result<(Duration, Option<f64>)> {
     let (batch, context) = match test {
         Test::Prompt { .. } => (1, None),
         Test::Decode { batch, context, num_tokens } => {
@@ -169,7 +170,8 @@ fn run(
         }
     };
     let mut sequences: Vec<_> = (0..batch).map(|_| engine.begin(context)).collect();
-    let (start, processor) = (Instant::now(), processor_time());
+    let processor = || processes::seconds(std::process::id()).ok();
+    let (start, before) = (Instant::now(), processor());
     match test {
         Test::Prompt { num_tokens } => {
             prefill(engine, &mut sequences, num_tokens, max_batched_tokens)?;
@@ -181,7 +183,7 @@ fn run(
         }
     }
     let time = start.elapsed();
-    let processor = processor_time().zip(processor).map(|(after, before)| after - before);
+    let processor = processor().zip(before).map(|(after, before)| after - before);
     sequences.into_iter().for_each(|sequence| engine.end(sequence));
     Ok((time, processor))
 }

@@ -332,14 +332,20 @@ pub(crate) mod tests {
         }
     }
 
+    /// The default adapter. None, said aloud, where there is none.
+    fn adapter() -> Option<Gpu> {
+        Gpu::open(None).inspect_err(|cause| println!("skipped: no adapter ({cause})")).ok()
+    }
+
+    fn glass() -> Checkpoint {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
+        Checkpoint::open(std::path::Path::new(path)).unwrap()
+    }
+
     #[test]
     fn only_what_is_missing_is_loaded_and_what_nobody_holds_gives_way() {
-        let gpu = match Gpu::open(None) {
-            Ok(gpu) => gpu,
-            Err(cause) => return println!("skipped: no adapter ({cause})"),
-        };
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
-        let files = Checkpoint::open(std::path::Path::new(path)).unwrap();
+        let Some(gpu) = adapter() else { return };
+        let files = glass();
         let mut kept = KeptWeights::new();
         let load = |kept: &mut KeptWeights, layers, others_bytes| {
             kept.load(&gpu, &files, &plan(&files, layers), others_bytes, &mut |_| ()).unwrap()
@@ -374,12 +380,8 @@ pub(crate) mod tests {
     /// Goal: what came early is taken by whoever loads the rest, and nothing is there twice.
     #[test]
     fn parts_that_are_brought_before_the_rest_are_not_loaded_again() {
-        let gpu = match Gpu::open(None) {
-            Ok(gpu) => gpu,
-            Err(cause) => return println!("skipped: no adapter ({cause})"),
-        };
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
-        let files = Checkpoint::open(std::path::Path::new(path)).unwrap();
+        let Some(gpu) = adapter() else { return };
+        let files = glass();
         let mut kept = KeptWeights::new();
         let plan = plan(&files, 0..2);
         let held =
@@ -400,8 +402,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_plan_has_a_digest_for_each_part() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
-        let files = Checkpoint::open(std::path::Path::new(path)).unwrap();
+        let files = glass();
         let mut plan = plan(&files, 0..2);
         plan.digests.pop();
         assert!(keys(&plan).unwrap_err().to_string().contains("1 digests for 2 parts"));
