@@ -39,7 +39,7 @@ pub trait Answerer: Send + Sync + 'static {
 
 /// A running server.
 #[derive(Clone, Debug)]
-pub struct Server {
+pub(crate) struct Server {
     http: Http,
     url: String,
     key: Option<String>,
@@ -54,7 +54,7 @@ impl Server {
     ///
     /// # Errors
     /// When it is none.
-    pub fn new(
+    pub(crate) fn new(
         http: Http,
         url: &str,
         key: Option<String>,
@@ -73,7 +73,7 @@ impl Server {
     ///
     /// # Errors
     /// When it can't be asked, or serves several.
-    pub async fn model(&self) -> Result<String> {
+    pub(crate) async fn model(&self) -> Result<String> {
         let said = self.ask(Method::GET, "/v1/models", None, SHORT).await;
         let said = said.with_context(|| {
             format!("{} can't be asked; where the server is says --server", self.url)
@@ -196,7 +196,7 @@ impl Answerer for Server {
 }
 
 /// Asks the server, which has the model's tokenizer.
-pub struct ServerTokens {
+pub(crate) struct ServerTokens {
     server: Server,
     model: String,
     runtime: Handle,
@@ -210,7 +210,7 @@ impl std::fmt::Debug for ServerTokens {
 
 impl ServerTokens {
     /// Asks `/tokenize` of the server for each text; `runtime` is where that waits.
-    pub fn new(server: Server, model: String, runtime: Handle) -> Self {
+    pub(crate) fn new(server: Server, model: String, runtime: Handle) -> Self {
         Self { server, model, runtime }
     }
 }

@@ -15,8 +15,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use unicode_normalization::{UnicodeNormalization as _, is_nfc_quick};
 
-pub use label::{Label, Labels};
-pub use seen::Seen;
+pub(crate) use label::{Label, Labels};
+pub(crate) use seen::Seen;
 
 use rows::row::Cells;
 
@@ -87,17 +87,17 @@ impl Declared {
     }
 
     /// Whether rows stay as they are, but for labels.
-    pub fn is_nothing(&self) -> bool {
+    pub(crate) fn is_nothing(&self) -> bool {
         *self == Self { label: self.label.clone(), ..Self::default() }
     }
 
     /// Whether rows are compared with all before, so that what was seen must be kept.
-    pub fn compares(&self) -> bool {
+    pub(crate) fn compares(&self) -> bool {
         self.duplicates != Duplicates::Keep
     }
 
     /// Whether somebody must count tokens.
-    pub fn counts_tokens(&self) -> bool {
+    pub(crate) fn counts_tokens(&self) -> bool {
         self.min_tokens.is_some() || self.max_tokens.is_some()
     }
 
@@ -111,7 +111,7 @@ impl Declared {
 }
 
 /// The steps that need no model.
-pub struct Cleaner {
+pub(crate) struct Cleaner {
     columns: Vec<String>,
     nfc: bool,
     redact: Vec<(Regex, String)>,
@@ -137,7 +137,7 @@ impl Cleaner {
     ///
     /// # Errors
     /// When something declared can't be done.
-    pub fn new(
+    pub(crate) fn new(
         declared: &Declared,
         tokens: Option<Box<dyn Tokens>>,
         seen: Option<Seen>,
@@ -184,7 +184,7 @@ impl Cleaner {
     ///
     /// # Errors
     /// When it can't be told what to do with it.
-    pub fn clean(&mut self, row: u64, cells: &mut Cells) -> Result<Option<String>> {
+    pub(crate) fn clean(&mut self, row: u64, cells: &mut Cells) -> Result<Option<String>> {
         if let Some(missing) = self.columns.iter().find(|name| !cells.contains_key(*name)) {
             return Ok(Some(format!("it has no column {missing:?}")));
         }
@@ -270,7 +270,7 @@ impl Cleaner {
     ///
     /// # Errors
     /// When it can't be written.
-    pub fn keep(&mut self) -> Result<()> {
+    pub(crate) fn keep(&mut self) -> Result<()> {
         self.seen.as_mut().map_or(Ok(()), Seen::keep)
     }
 }

@@ -27,7 +27,7 @@ const MAX_BYTES_READ: usize = 4 << 20;
 
 /// What became of a row.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum State {
+pub(crate) enum State {
     /// It goes to the output.
     Answered = 0,
     /// It has no answer.
@@ -44,7 +44,7 @@ impl State {
 
 /// A row that is done with.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Record {
+pub(crate) struct Record {
     /// Its number.
     pub row: u64,
     /// What became of it.
@@ -71,7 +71,7 @@ pub struct Counts {
 
 impl Counts {
     /// One more.
-    pub fn add(&mut self, state: State, num: u64) {
+    pub(crate) fn add(&mut self, state: State, num: u64) {
         match state {
             State::Answered => self.answered += num,
             State::Failed => self.failed += num,
@@ -88,7 +88,7 @@ impl Counts {
 
 /// The open file, which no other process has.
 #[derive(Debug)]
-pub struct Journal {
+pub(crate) struct Journal {
     database: SqliteConnection,
     path: PathBuf,
     /// Held until the end.
@@ -97,7 +97,7 @@ pub struct Journal {
 
 /// Where a run goes on.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Resumed {
+pub(crate) struct Resumed {
     /// All rows before it are done with.
     pub position: Position,
     /// Rows behind it that are done with.
@@ -125,7 +125,11 @@ impl Journal {
     /// # Errors
     /// When another process has it; when there is an unfinished run that isn't to be gone on with,
     /// or one of another purpose.
-    pub async fn open(path: &Path, purpose: &Purpose, begin: Begin) -> Result<(Self, Resumed)> {
+    pub(crate) async fn open(
+        path: &Path,
+        purpose: &Purpose,
+        begin: Begin,
+    ) -> Result<(Self, Resumed)> {
         let lock = lock(path)?;
         let exists = path.exists();
         ensure!(
@@ -202,7 +206,11 @@ impl Journal {
     ///
     /// # Errors
     /// When they aren't.
-    pub async fn commit(&mut self, rows: &[Record], position: Option<&Position>) -> Result<()> {
+    pub(crate) async fn commit(
+        &mut self,
+        rows: &[Record],
+        position: Option<&Position>,
+    ) -> Result<()> {
         let mut transaction = self.database.begin().await?;
         if !rows.is_empty() {
             let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO rows ");
@@ -224,7 +232,7 @@ impl Journal {
     ///
     /// # Errors
     /// When that can't be written.
-    pub async fn keep(&mut self, kept: u64) -> Result<()> {
+    pub(crate) async fn keep(&mut self, kept: u64) -> Result<()> {
         self.set_fact("kept", &kept.to_string()).await
     }
 
@@ -232,7 +240,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the file can't be read.
-    pub async fn reader(&self) -> Result<Reader> {
+    pub(crate) async fn reader(&self) -> Result<Reader> {
         let options = SqliteConnectOptions::new().filename(&self.path).read_only(true);
         Ok(Reader(options.connect().await?))
     }
@@ -242,7 +250,7 @@ impl Journal {
     ///
     /// # Errors
     /// When it can't be removed.
-    pub async fn remove(self, mark: bool) -> Result<()> {
+    pub(crate) async fn remove(self, mark: bool) -> Result<()> {
         if mark {
             File::create(done(&self.path))?.sync_all()?;
         }
@@ -302,7 +310,7 @@ fn same_file(_file: &File, path: &Path) -> bool {
 
 /// Reads rows while others are written.
 #[derive(Debug)]
-pub struct Reader(SqliteConnection);
+pub(crate) struct Reader(SqliteConnection);
 
 impl Reader {
     /// Rows from one number to before another, in order, as many as a bound in bytes lets through:
@@ -310,7 +318,7 @@ impl Reader {
     ///
     /// # Errors
     /// When they can't be read.
-    pub async fn rows(&mut self, from: u64, before: u64) -> Result<Vec<Record>> {
+    pub(crate) async fn rows(&mut self, from: u64, before: u64) -> Result<Vec<Record>> {
         let query =
             "SELECT row, state, text FROM rows WHERE row >= ? AND row < ? ORDER BY row LIMIT ?";
         let query = sqlx::query(query).bind(from.cast_signed()).bind(before.cast_signed());

@@ -21,7 +21,7 @@ use crate::http::Http;
 use crate::object::{ObjectWriter, Objects};
 
 /// Takes rows. It may wait for a disk or a network, so it has a thread of its own.
-pub trait Sink: Send {
+pub(crate) trait Sink: Send {
     /// Takes a row; its number grows from one to the next.
     ///
     /// # Errors
@@ -91,7 +91,7 @@ impl Address {
 ///
 /// # Errors
 /// When rows can't go there.
-pub fn open(
+pub(crate) fn open(
     address: &Address,
     columns: &[Column],
     kept: u64,

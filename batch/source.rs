@@ -22,7 +22,7 @@ use crate::object::{ObjectReader, Objects};
 
 /// How far a source was read. What it doesn't count stays zero.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Position {
+pub(crate) struct Position {
     /// Rows, those that can't be read included.
     pub rows: u64,
     /// From where a file is read on.
@@ -38,7 +38,7 @@ pub struct Position {
 
 /// What stands in the place of one row.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Item {
+pub(crate) struct Item {
     /// The row, or why it is none.
     pub cells: Result<Cells, Unreadable>,
     /// The line on which it begins, if the source has lines.
@@ -56,7 +56,7 @@ impl Item {
 }
 
 /// Reads rows. It may wait for a disk or a network, so it has a thread of its own.
-pub trait Source: Send {
+pub(crate) trait Source: Send {
     /// The columns, if they are known before the last row is read.
     fn columns(&self) -> Option<Vec<Column>> {
         None
@@ -89,7 +89,7 @@ pub struct Reading {
 ///
 /// # Errors
 /// When it isn't there, or can't be read.
-pub fn open(address: &Address, at: &Position, reading: &Reading) -> Result<Box<dyn Source>> {
+pub(crate) fn open(address: &Address, at: &Position, reading: &Reading) -> Result<Box<dyn Source>> {
     let (input, format) = match address {
         Address::Folder(path) => return Ok(Box::new(folder::Folder::open(path, at, reading))),
         Address::Database { dialect, url, what } => {

@@ -113,18 +113,18 @@ impl Template {
 
     /// What every body says that doesn't say otherwise.
     #[must_use]
-    pub fn with_defaults(mut self, defaults: Map<String, Value>) -> Self {
+    pub(crate) fn with_defaults(mut self, defaults: Map<String, Value>) -> Self {
         self.defaults = defaults;
         self
     }
 
     /// Whether rows are lines of OpenAI's batch files.
-    pub fn is_lines(&self) -> bool {
+    pub(crate) fn is_lines(&self) -> bool {
         matches!(self.way, Way::Lines)
     }
 
     /// The columns that it can't do without, as far as it names them: those of `--map`.
-    pub fn needs(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn needs(&self) -> impl Iterator<Item = &str> {
         let fields = match &self.way {
             Way::Columns(fields) => &fields[..],
             _ => &[],

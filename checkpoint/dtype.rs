@@ -50,7 +50,7 @@ impl DType {
         Q5_1, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS and IQ3_XXS";
 
     /// All that can be read.
-    pub const ALL: &[Self] = &[
+    pub(crate) const ALL: &[Self] = &[
         Self::F32,
         Self::F16,
         Self::BF16,
@@ -70,7 +70,7 @@ impl DType {
     ];
 
     /// Values in one block; 1 for plain floats.
-    pub fn block_values(self) -> usize {
+    pub(crate) fn block_values(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 | Self::F8_E4M3 => 1,
             Self::I4 => 8,

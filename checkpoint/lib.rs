@@ -84,7 +84,7 @@ use mapped::Mapped;
 use tensors::{Tensors, Weights};
 
 /// A blake3 hash.
-pub type Digest = [u8; 32];
+pub(crate) type Digest = [u8; 32];
 
 /// What a stage can hold of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

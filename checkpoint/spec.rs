@@ -134,7 +134,7 @@ impl Gqa {
     }
 
     /// Rows of q, k and v one below the other.
-    pub fn qkv_rows(&self) -> usize {
+    pub(crate) fn qkv_rows(&self) -> usize {
         self.q_rows() + 2 * self.kv_rows()
     }
 }
@@ -160,7 +160,7 @@ impl Mla {
     }
 
     /// What all heads give.
-    pub fn value_rows(&self) -> usize {
+    pub(crate) fn value_rows(&self) -> usize {
         self.num_heads * self.value_dim
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 /// A timer for any number of tasks. A thread of its own sleeps for them.
 #[derive(Debug)]
-pub struct Alarm {
+pub(crate) struct Alarm {
     shared: Arc<Shared>,
     has_thread: bool,
 }
@@ -38,8 +38,7 @@ struct Wish<'a> {
 impl Alarm {
     /// One that is as exact as the system lets a thread sleep; the runtime's where there is no
     /// thread to be had.
-    #[expect(clippy::new_without_default, reason = "a default starts no threads")]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let shared = Arc::new(Shared::default());
         let of_thread = shared.clone();
         let thread = std::thread::Builder::new().name("alarm".to_owned());
@@ -48,7 +47,7 @@ impl Alarm {
     }
 
     /// Waits until `time`, and may be dropped before.
-    pub async fn at(&self, time: Instant) {
+    pub(crate) async fn at(&self, time: Instant) {
         if time <= Instant::now() {
             return;
         }

@@ -9,9 +9,9 @@
 //!
 //! [`experiments`] measures two configurations in turn and says whether they differ.
 //!
-//! [`alarm`] wakes them all, more exactly than the runtime's timers.
+//! `alarm` wakes them all, more exactly than the runtime's timers.
 
-pub mod alarm;
+mod alarm;
 pub mod client;
 pub mod distribution;
 pub mod experiments;

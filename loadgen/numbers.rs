@@ -48,7 +48,7 @@ pub(crate) fn grouped(num: u64) -> String {
 }
 
 /// A number that is grouped, where it is known.
-pub fn count(num: Option<u64>) -> String {
+pub(crate) fn count(num: Option<u64>) -> String {
     num.map_or("unknown".to_string(), grouped)
 }
 
@@ -72,7 +72,7 @@ pub fn percent(share: f64) -> String {
 }
 
 /// A change such as 0.034, in percent with its sign.
-pub fn change(share: f64) -> String {
+pub(crate) fn change(share: f64) -> String {
     let decimals = usize::from(share.abs() < 0.0995);
     format!("{:+.decimals$} %", share * 100.0)
 }

@@ -121,7 +121,7 @@ pub enum Quantize {
 
 impl Quantize {
     /// All there are.
-    pub const ALL: [Self; 3] = [Self::None, Self::Int8, Self::Int4];
+    pub(crate) const ALL: [Self; 3] = [Self::None, Self::Int8, Self::Int4];
 }
 
 impl fmt::Display for Quantize {
@@ -160,7 +160,7 @@ pub enum KvCacheDtype {
 
 impl KvCacheDtype {
     /// All there are.
-    pub const ALL: [Self; 3] = [Self::Auto, Self::F32, Self::F16];
+    pub(crate) const ALL: [Self; 3] = [Self::Auto, Self::F32, Self::F16];
 
     /// Bytes of a value.
     pub fn num_bytes(self) -> u64 {

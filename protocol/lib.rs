@@ -3,22 +3,22 @@
 //! Pure: nothing here opens a file or a socket, reads a clock or starts a task. Everything that
 //! arrives from another process is decoded here, with its lengths checked before memory is taken.
 
-pub mod address;
-pub mod batch;
-pub mod carried;
+mod address;
+mod batch;
+mod carried;
 pub mod codec;
 pub mod config;
-pub mod finding;
+mod finding;
 pub mod frame;
-pub mod id;
-pub mod masks;
+mod id;
+mod masks;
 pub mod message;
-pub mod node;
+mod node;
 pub mod pieces;
-pub mod plan;
+mod plan;
 pub mod size;
-pub mod speed;
-pub mod timing;
+mod speed;
+mod timing;
 mod trace;
 
 pub use address::Address;

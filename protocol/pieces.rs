@@ -12,12 +12,12 @@ use crate::{Digest, ModelId, StagePlan};
 pub const MAX_MANIFEST_BYTES: usize = 256 << 20;
 
 /// Sizes that a piece may have.
-pub const PIECE_BYTES: Range<u32> = 4 << 10..(64 << 20) + 1;
+pub(crate) const PIECE_BYTES: Range<u32> = 4 << 10..(64 << 20) + 1;
 
 const MAX_FILES: usize = 4096;
 
 /// The pieces that hold headers, and those of each part of a stage.
-pub type NeededByPart = (BTreeSet<PieceId>, Vec<BTreeSet<PieceId>>);
+pub(crate) type NeededByPart = (BTreeSet<PieceId>, Vec<BTreeSet<PieceId>>);
 
 /// What a model's files hold, without the bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

@@ -81,7 +81,7 @@ impl<R: Read> Lines<R> {
     }
 
     /// Takes back the newest lines that were read, so that they are read again.
-    pub fn take_back(&mut self, text: &[u8], num_lines: u64) {
+    pub(crate) fn take_back(&mut self, text: &[u8], num_lines: u64) {
         let mut again = text.to_vec();
         again.extend_from_slice(&self.again[self.taken..]);
         (self.again, self.taken) = (again, 0);

@@ -82,14 +82,14 @@ impl Format {
     }
 
     /// Whether a group's values have an offset beside their scale, or codes that take one.
-    pub fn has_offset(self) -> bool {
+    pub(crate) fn has_offset(self) -> bool {
         let has_none = matches!(self, Self::Fp8 | Self::Q6K) || self.levels().is_some();
         self.is_grouped() && !has_none
     }
 
     /// Whether codes can be decoded in the places that they have in a word, each a power of two too
     /// large, by kernels that scale x.
-    pub fn scales_x(self) -> bool {
+    pub(crate) fn scales_x(self) -> bool {
         self.has_offset() || self == Self::Q6K
     }
 
@@ -165,12 +165,12 @@ impl Format {
     }
 
     /// How many blocks share the scale of a group.
-    pub fn group_blocks(self) -> usize {
+    pub(crate) fn group_blocks(self) -> usize {
         self.group() / self.block()
     }
 
     /// The functions that decode a block, to append to a kernel; of grouped formats without scale.
-    pub fn decoder(self) -> &'static str {
+    pub(crate) fn decoder(self) -> &'static str {
         match self {
             Self::F32 => include_str!("decode_f32.wgsl"),
             Self::F16 | Self::F16Fragments => include_str!("decode_f16.wgsl"),
@@ -237,7 +237,7 @@ impl Format {
     }
 
     /// The constants of kernels that read blocks, beside their own.
-    pub fn constants(self) -> [(&'static str, u32); 11] {
+    pub(crate) fn constants(self) -> [(&'static str, u32); 11] {
         let block = self.block() as u32;
         let group_blocks = self.group_blocks() as u32;
         [

@@ -169,7 +169,7 @@ impl StepShape {
     }
 
     /// Where the block tables start.
-    pub fn tables_at(&self) -> u32 {
+    pub(crate) fn tables_at(&self) -> u32 {
         (3 * self.num_tokens + self.num_outputs) as u32
     }
 

@@ -14,7 +14,7 @@ use crate::tensor::{Storage, Tensor, Texel};
 /// How a kernel uses a tensor. The same tensor can't be read by one binding and written by another
 /// of one dispatch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Access {
+pub(crate) enum Access {
     /// `var<storage, read>`
     Read,
     /// `var<storage, read_write>`
@@ -62,7 +62,7 @@ impl Access {
 
 /// The text of a kernel and what its launcher relies on.
 #[derive(Debug, Clone)]
-pub struct KernelSource {
+pub(crate) struct KernelSource {
     /// The name in errors.
     pub name: String,
     /// WGSL with one entry point `main`, expanded.
@@ -86,7 +86,7 @@ impl KernelSource {
     }
 
     /// A kernel whose parameters are a `P`.
-    pub fn new<P: Pod>(
+    pub(crate) fn new<P: Pod>(
         name: impl Into<String>,
         wgsl: impl Into<String>,
         bindings: &[Access],
@@ -102,7 +102,7 @@ impl KernelSource {
 
 /// A kernel of an adapter, compiled by [`Gpu::compile`] or when it is first run.
 #[derive(Debug, Clone)]
-pub struct Kernel {
+pub(crate) struct Kernel {
     name: Arc<str>,
     code: Arc<Code>,
 }
@@ -129,7 +129,7 @@ pub(crate) struct Codes {
 impl Kernel {
     /// Takes `source`, which is trusted: nothing is checked on the device, so its text and its
     /// launcher must be part of a program that keeps every index within what is bound.
-    pub fn new(gpu: &Gpu, source: &KernelSource) -> Result<Self, GpuError> {
+    pub(crate) fn new(gpu: &Gpu, source: &KernelSource) -> Result<Self, GpuError> {
         assert!(
             source.params_bytes as usize <= MAX_PARAMS_BYTES,
             "every driver has room for 128 bytes of parameters"
@@ -151,13 +151,13 @@ impl Kernel {
     }
 
     /// Its name in errors and profiles.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// Ties the kernel to `tensors`, in the order of its bindings. Done once, when a model is
     /// loaded.
-    pub fn bind(&self, gpu: &Gpu, tensors: &[&Tensor]) -> Result<Bound, GpuError> {
+    pub(crate) fn bind(&self, gpu: &Gpu, tensors: &[&Tensor]) -> Result<Bound, GpuError> {
         let num_bindings = self.code.source.bindings.len();
         assert_eq!(tensors.len(), num_bindings, "every binding gets a tensor");
         let entries: Vec<_> = (0..)
@@ -296,7 +296,7 @@ impl PartialEq for Bound {
 impl Bound {
     /// The same, under a name of its own in profiles.
     #[must_use]
-    pub fn named(self, name: &str) -> Self {
+    pub(crate) fn named(self, name: &str) -> Self {
         Self { name: name.into(), ..self }
     }
 }

@@ -33,7 +33,7 @@ impl HeadShape {
     }
 
     /// Keys and values are read four at a time: `head_dim` is a multiple of 4.
-    pub fn head_vec4s(&self) -> usize {
+    pub(crate) fn head_vec4s(&self) -> usize {
         self.head_dim / 4
     }
 

@@ -27,12 +27,12 @@ use crate::tensor::Tensor;
 use crate::weights::{Format, RowOrder, Shard, WeightMatrix};
 
 /// How a kernel of products reads its operands: `Params`, bindings and loads, to append to it.
-pub const INPUTS: &str = include_str!("matmul_in.wgsl");
+pub(crate) const INPUTS: &str = include_str!("matmul_in.wgsl");
 
 /// The parameters of kernels with [`INPUTS`].
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
-pub struct Params {
+pub(crate) struct Params {
     /// Rows of x.
     pub num_rows: u32,
     num_columns: u32,
@@ -51,7 +51,7 @@ pub struct Params {
 
 impl Params {
     /// Of a product with `weights`: no columns of it yet, and no rows.
-    pub fn new(weights: &WeightMatrix) -> Self {
+    pub(crate) fn new(weights: &WeightMatrix) -> Self {
         Self {
             num_columns: weights.rows as u32,
             row_vec4s: (weights.cols / 4) as u32,
@@ -86,7 +86,7 @@ impl Params {
 
     /// With the columns that a shard of the weights computes.
     #[must_use]
-    pub fn of_shard(self, shard: &Shard) -> Self {
+    pub(crate) fn of_shard(self, shard: &Shard) -> Self {
         Self {
             first_column: shard.rows.start as u32,
             num_computed: shard.rows.len() as u32,

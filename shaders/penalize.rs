@@ -15,7 +15,7 @@ use crate::tensor::Tensor;
 /// The parameters of `penalize.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct Params {
+pub(crate) struct Params {
     vocab_size: u32,
     first_row: u32,
     first_adjustment: u32,
@@ -60,11 +60,11 @@ impl AdjustmentWords {
 }
 
 /// The compiled kernels.
-pub struct Penalize(Change);
+pub(crate) struct Penalize(Change);
 
 impl Penalize {
     /// Compiles both.
-    pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
+    pub(crate) fn new(gpu: &Gpu) -> Result<Self, GpuError> {
         Change::new(gpu, sources()).map(Self)
     }
 
@@ -80,7 +80,7 @@ impl Penalize {
 }
 
 /// The kernels bound to a sampler's tensors.
-pub struct BoundPenalize(BoundChange);
+pub(crate) struct BoundPenalize(BoundChange);
 
 impl BoundPenalize {
     /// Changes the logits that a range of adjustments names.

@@ -396,7 +396,7 @@ fn result_words(num_top: usize) -> usize {
 /// A row as the kernels read it: `RowParams` of `sampler.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct RowParams {
+pub(crate) struct RowParams {
     scale: f32,
     top_k: u32,
     top_p: f32,

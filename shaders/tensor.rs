@@ -169,7 +169,7 @@ impl Gpu {
     }
 
     /// A tensor of `len` u32 values, all zero.
-    pub fn alloc_u32(&self, len: usize) -> Result<Tensor, GpuError> {
+    pub(crate) fn alloc_u32(&self, len: usize) -> Result<Tensor, GpuError> {
         self.alloc_buffer(len)
     }
 

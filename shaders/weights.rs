@@ -3,7 +3,7 @@
 //! A block is 16 bytes of one row: 4 values of f32, 8 of f16 or bf16, 16 of int8 or fp8, 32 of
 //! int4. Blocks are stored as `[rows / TILE][cols / block][TILE]`, so that lanes which compute
 //! neighbouring rows read neighbouring blocks. Rows are padded with zeros to a multiple of
-//! [`GROUP`] values, and their number to a multiple of [`TILE`]. The scales of grouped formats are
+//! [`GROUP`] values, and their number to a multiple of `TILE`. The scales of grouped formats are
 //! in a plane of their own, four groups of a row side by side: `[rows / TILE][groups / 4][TILE]`;
 //! those of ggml's large blocks with the upper bits of their codes (`format_k.rs`). A matrix that
 //! is larger than a kernel can bind is split into shards of whole tiles.
@@ -22,13 +22,13 @@ use crate::halves::Halves;
 use crate::tensor::Tensor;
 
 /// Rows of weights (columns of a product) whose blocks are interleaved.
-pub const TILE: usize = 64;
+pub(crate) const TILE: usize = 64;
 
 /// Values of a row that a kernel takes at a time, and that share a scale in an integer format.
 pub const GROUP: usize = 32;
 
 /// Groups whose scales a kernel loads at a time.
-pub const GROUPS_PER_QUAD: usize = 4;
+pub(crate) const GROUPS_PER_QUAD: usize = 4;
 
 /// How the rows of a matrix are ordered on the adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

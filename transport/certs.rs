@@ -88,7 +88,7 @@ impl Identity {
     }
 
     /// How long until two thirds of the certificate's life are over, when it is time for another.
-    pub fn renew_in(&self) -> std::time::Duration {
+    pub(crate) fn renew_in(&self) -> std::time::Duration {
         // A certificate that can't be read should be replaced at once.
         let (begin, end) = self.validity();
         let renewal = begin + (end - begin) / 3 * 2;

@@ -140,7 +140,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// When the identity is unusable; the old one stays.
-    pub fn replace_identity(&self, identity: Identity) -> Result<(), TransportError> {
+    pub(crate) fn replace_identity(&self, identity: Identity) -> Result<(), TransportError> {
         let server = server_config(&identity, self.newest, &self.config)?;
         self.endpoint.set_server_config(Some(server));
         *self.identity.write().unwrap_or_else(PoisonError::into_inner) = Some(identity);

@@ -14,7 +14,7 @@ const MAX_TOKENS: u32 = 16;
 /// A column that the model fills.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
-pub struct Label {
+pub(crate) struct Label {
     /// The column's name.
     column: String,
     /// What is asked: a template over the row.
@@ -47,17 +47,17 @@ impl Labels {
     }
 
     /// One for each question, in their order.
-    pub fn columns(&self) -> Vec<Column> {
+    pub(crate) fn columns(&self) -> Vec<Column> {
         self.0.iter().map(|(label, _)| Column::new(&label.column, Kind::Text)).collect()
     }
 
     /// How many questions there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
     /// Whether nothing is asked.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
@@ -65,7 +65,7 @@ impl Labels {
     ///
     /// # Errors
     /// When the row can't be asked about.
-    pub fn request(
+    pub(crate) fn request(
         &self,
         index: usize,
         cells: &Cells,
@@ -90,7 +90,7 @@ impl Labels {
     ///
     /// # Errors
     /// When it is no label.
-    pub fn take(
+    pub(crate) fn take(
         &self,
         index: usize,
         cells: &mut Cells,

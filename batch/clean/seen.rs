@@ -23,7 +23,7 @@ const TABLES: &str = "
 const MAX_COMPARED: i64 = 64;
 
 /// A file of what was seen.
-pub struct Seen {
+pub(crate) struct Seen {
     database: SqliteConnection,
     runtime: Handle,
     is_open: bool,
@@ -40,7 +40,7 @@ impl Seen {
     ///
     /// # Errors
     /// When it can't be.
-    pub fn open(path: &Path, runtime: Handle) -> Result<Self> {
+    pub(crate) fn open(path: &Path, runtime: Handle) -> Result<Self> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -59,7 +59,7 @@ impl Seen {
     ///
     /// # Errors
     /// When that can't be told.
-    pub fn exact(&mut self, row: u64, text: &str) -> Result<Option<u64>> {
+    pub(crate) fn exact(&mut self, row: u64, text: &str) -> Result<Option<u64>> {
         let hash = blake3::hash(text.as_bytes()).as_bytes()[..16].to_vec();
         let row = row.cast_signed();
         self.begin()?;
@@ -76,7 +76,7 @@ impl Seen {
     ///
     /// # Errors
     /// When that can't be told.
-    pub fn near(&mut self, row: u64, text: &str, threshold: f64) -> Result<Option<u64>> {
+    pub(crate) fn near(&mut self, row: u64, text: &str, threshold: f64) -> Result<Option<u64>> {
         let signature = Signature::of(text);
         let bands: Vec<i64> = signature.bands().map(u64::cast_signed).collect();
         let row = row.cast_signed();
@@ -126,7 +126,7 @@ impl Seen {
     ///
     /// # Errors
     /// When it can't be written.
-    pub fn keep(&mut self) -> Result<()> {
+    pub(crate) fn keep(&mut self) -> Result<()> {
         if self.is_open {
             self.execute("COMMIT")?;
             self.is_open = false;

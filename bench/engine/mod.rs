@@ -57,7 +57,7 @@ pub struct Sequence {
 
 impl Sequence {
     /// Tokens computed so far.
-    pub fn num_tokens(&self) -> usize {
+    pub(crate) fn num_tokens(&self) -> usize {
         self.len
     }
 }
@@ -293,12 +293,12 @@ impl Engine {
 pub const OWN_TOKENS: usize = 512;
 
 /// Any tokens; always the same ones.
-pub fn token(at: usize, vocab_size: usize) -> TokenId {
+pub(crate) fn token(at: usize, vocab_size: usize) -> TokenId {
     TokenId(((at as u64 + 1).wrapping_mul(2_654_435_761) % vocab_size as u64) as u32)
 }
 
-/// Processor time of the threads that this process has now, finer than a process's own; `None` where
-/// the system doesn't say. Comparable only while no thread ends.
+/// Processor time of the threads that this process has now, finer than a process's own; `None`
+/// where the system doesn't say. Comparable only while no thread ends.
 pub(crate) fn processor_nanoseconds() -> Option<u64> {
     let mut sum = 0;
     for thread in std::fs::read_dir("/proc/self/task").ok()? {

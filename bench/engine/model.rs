@@ -77,7 +77,7 @@ pub struct TestTimes {
 
 impl TestTimes {
     /// Tokens a second, the median round's.
-    pub fn rate(&self) -> f64 {
+    pub(crate) fn rate(&self) -> f64 {
         self.test.num_tokens() as f64 / median(&self.seconds)
     }
 

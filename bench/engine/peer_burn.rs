@@ -27,7 +27,7 @@ type Device = <CubeBackend as BackendTypes>::Device;
 
 /// What was compared.
 #[derive(Debug)]
-pub struct Compared {
+pub(crate) struct Compared {
     /// What the adapter is called.
     pub adapter: String,
     /// What the device can do.
@@ -42,7 +42,7 @@ pub struct Compared {
 ///
 /// # Errors
 /// When the adapter can't be shared, has no room, or fails.
-pub fn compare(
+pub(crate) fn compare(
     selector: Option<&str>,
     options: &KernelOptions,
     progress: &mut dyn FnMut(&str),
@@ -116,7 +116,7 @@ pub fn compare(
 }
 
 /// Burn's version: the one that the workspace's manifest pins.
-pub const VERSION: &str = "0.22.1";
+pub(crate) const VERSION: &str = "0.22.1";
 
 fn dtype(format: Format) -> Option<DType> {
     match format {

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 use transport::{Remote, ticks};
 
-pub use self::gate::GateActor;
+pub(crate) use self::gate::GateActor;
 use crate::cluster::{Action, Cluster, Input, Staffing};
 use crate::duty::{self, Duty};
 use crate::engine::Submission;
@@ -48,7 +48,7 @@ const MAX_TOLD_REVOKED: usize = 50_000;
 
 /// Local messages of [`CoordinatorActor`].
 #[derive(Debug, ractor_cluster::RactorMessage)]
-pub enum Msg {
+pub(crate) enum Msg {
     /// From the API: a request.
     Submit(Submission),
     /// From the shells: something happened.
@@ -62,10 +62,10 @@ pub enum Msg {
 }
 
 /// A look at the state as it is between two messages.
-pub struct Look(pub Looking);
+pub(crate) struct Look(pub Looking);
 
 /// Is shown the state, and told the time.
-pub type Looking = Box<dyn FnOnce(&Cluster, Instant) + Send>;
+pub(crate) type Looking = Box<dyn FnOnce(&Cluster, Instant) + Send>;
 
 impl fmt::Debug for Look {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -74,10 +74,10 @@ impl fmt::Debug for Look {
 }
 
 /// The one writer of cluster state.
-pub struct CoordinatorActor;
+pub(crate) struct CoordinatorActor;
 
 /// What the coordinator's actor starts with.
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// The state.
     pub cluster: Cluster,
     /// The links to stages.
@@ -97,7 +97,7 @@ pub struct Arguments {
 }
 
 /// What the coordinator's actor changes.
-pub struct State {
+pub(crate) struct State {
     arguments: Arguments,
     clients: HashMap<RequestId, Client>,
     nodes: HashMap<NodeId, (SessionId, Remote<NodeMsg>)>,

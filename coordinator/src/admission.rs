@@ -15,7 +15,7 @@ use crate::store::{Store, StoreError};
 use crate::tokens::Standing;
 
 /// Where nodes belong whose token doesn't say.
-pub const DEFAULT_POOL: &str = "default";
+pub(crate) const DEFAULT_POOL: &str = "default";
 
 /// Within this time failed proofs count.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -25,7 +25,7 @@ const MAX_COUNTED: usize = 1024;
 
 /// Why a node may not join.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// It proves no token that is known here.
     #[error(
         "a node must prove a join token that is known here: make one with autoglm token create \
@@ -77,7 +77,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// By what refusals are counted.
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::NoToken => "no_token",
             Self::NotHere => "not_here",
@@ -93,7 +93,7 @@ impl Refusal {
     }
 
     /// What the node is told: whether it may ask again.
-    pub fn verdict(&self) -> Verdict {
+    pub(crate) fn verdict(&self) -> Verdict {
         match self {
             Self::Connected(_) | Self::TooMany | Self::Store(_) => {
                 Verdict::NotNow(self.to_string())
@@ -105,7 +105,7 @@ impl Refusal {
 
 /// Decides who may join; clones share what they know.
 #[derive(Clone, Debug)]
-pub struct Admission {
+pub(crate) struct Admission {
     store: Store,
     local: TokenKey,
     failures: Arc<Mutex<Failures>>,
@@ -115,7 +115,7 @@ pub struct Admission {
 
 impl Admission {
     /// Nobody is here; the tokens of `store` are good, and on this machine the one of this key.
-    pub fn new(store: Store, local: TokenKey, max_failed_proofs: u32) -> Self {
+    pub(crate) fn new(store: Store, local: TokenKey, max_failed_proofs: u32) -> Self {
         let failures = Failures { max: max_failed_proofs, of: HashMap::new() };
         let failures = Arc::new(Mutex::new(failures));
         Self { store, local, failures, connected: Arc::default() }
@@ -126,7 +126,11 @@ impl Admission {
     ///
     /// # Errors
     /// Why this one may not join, or not yet.
-    pub async fn decide(&self, applicant: &Applicant, now: Timestamp) -> Result<String, Refusal> {
+    pub(crate) async fn decide(
+        &self,
+        applicant: &Applicant,
+        now: Timestamp,
+    ) -> Result<String, Refusal> {
         let node = applicant.node;
         if self.store.revoked_nodes().await?.contains(&node) {
             return Err(Refusal::Revoked(node));
@@ -182,7 +186,7 @@ impl Admission {
     }
 
     /// This node is here as long as what is returned.
-    pub fn enter(&self, node: NodeId) -> Entered {
+    pub(crate) fn enter(&self, node: NodeId) -> Entered {
         *self.connected.entry(node).or_default() += 1;
         Entered { node, connected: Arc::clone(&self.connected) }
     }
@@ -226,7 +230,7 @@ impl Failures {
 
 /// That a node is here.
 #[derive(Debug)]
-pub struct Entered {
+pub(crate) struct Entered {
     node: NodeId,
     connected: Arc<DashMap<NodeId, u32>>,
 }

@@ -36,7 +36,7 @@ pub struct Server {
 
 impl Server {
     /// One that is asked for what needs no key.
-    pub fn at(url: &str) -> Self {
+    pub(crate) fn at(url: &str) -> Self {
         Self { url: url.to_owned(), api_key: None }
     }
 
@@ -44,7 +44,7 @@ impl Server {
     ///
     /// # Errors
     /// When it can't be asked, or says no.
-    pub async fn ask(&self, method: Method, path: &str) -> Result<Value> {
+    pub(crate) async fn ask(&self, method: Method, path: &str) -> Result<Value> {
         let asked = tokio::time::timeout(TIMEOUT, self.send(method, path)).await;
         let (status, text) = asked.with_context(|| {
             format!("{} doesn't answer within {} s", self.url, TIMEOUT.as_secs())
@@ -61,7 +61,7 @@ impl Server {
     ///
     /// # Errors
     /// When it can't be asked, says no, or stops in the middle.
-    pub async fn copy(&self, path: &str, out: &mut impl Write) -> Result<()> {
+    pub(crate) async fn copy(&self, path: &str, out: &mut impl Write) -> Result<()> {
         let (status, mut body) = self.open(Method::GET, path).await?;
         ensure!(status == 200, "{status}: {}", text(body).await?);
         while let Some(data) = next(&mut body).await? {
@@ -122,7 +122,7 @@ async fn next(body: &mut Incoming) -> Result<Option<Bytes>> {
 ///
 /// # Errors
 /// Its own.
-pub fn block_on<T>(command: impl Future<Output = Result<T>>) -> Result<T> {
+pub(crate) fn block_on<T>(command: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
 }
 

@@ -76,7 +76,7 @@ impl fmt::Display for Cause {
 
 /// Decides how many pipelines are wanted.
 #[derive(Debug)]
-pub struct Autoscaler {
+pub(crate) struct Autoscaler {
     config: config::Autoscaler,
     max_num_seqs: usize,
     wanted: usize,
@@ -99,7 +99,7 @@ struct Asked {
 
 impl Autoscaler {
     /// Begins with the fewest, but with one, so that a model that can't be loaded is noticed.
-    pub fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
         Self {
             max_num_seqs: config.scheduler.max_num_seqs as usize,
             wanted: config.autoscaler.min_pipelines.max(1) as usize,
@@ -113,22 +113,22 @@ impl Autoscaler {
     }
 
     /// Pipelines that are wanted.
-    pub fn wanted(&self) -> usize {
+    pub(crate) fn wanted(&self) -> usize {
         self.wanted
     }
 
     /// Load in pipelines, averaged.
-    pub fn load(&self) -> f64 {
+    pub(crate) fn load(&self) -> f64 {
         self.load.map_or(0.0, |(load, _)| load)
     }
 
     /// The last decisions, oldest first.
-    pub fn decisions(&self) -> impl Iterator<Item = &Decision> {
+    pub(crate) fn decisions(&self) -> impl Iterator<Item = &Decision> {
         self.decisions.iter()
     }
 
     /// Takes in what is seen, and says so if another number of pipelines is wanted from now on.
-    pub fn decide(&mut self, seen: Observation, now: Instant) -> Option<Decision> {
+    pub(crate) fn decide(&mut self, seen: Observation, now: Instant) -> Option<Decision> {
         let load = self.average(&seen, now);
         self.idle_since = (seen.num_open == 0).then(|| self.idle_since.unwrap_or(now));
         let (to, cause) = self.another(load, &seen, now)?;

@@ -6,17 +6,17 @@
 //! (`reading`, `window`, `job`, `runner`), what becomes of each is written down (`journal`), and
 //! files are made of that (`finishing`).
 
-pub mod blobs;
+pub(crate) mod blobs;
 pub mod command;
-pub mod files;
+pub(crate) mod files;
 mod finishing;
-pub mod input;
-pub mod job;
-pub mod journal;
-pub mod line;
+mod input;
+mod job;
+pub(crate) mod journal;
+pub(crate) mod line;
 mod places;
 mod reading;
-pub mod records;
+pub(crate) mod records;
 pub mod row_plan;
 #[cfg(test)]
 mod row_tests;
@@ -25,7 +25,7 @@ mod runner;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-pub mod window;
+mod window;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -62,7 +62,7 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 
 /// All jobs and files of a data directory; clones share them.
 #[derive(Clone)]
-pub struct BatchJobs {
+pub(crate) struct BatchJobs {
     inner: Arc<Inner>,
 }
 
@@ -91,7 +91,7 @@ impl BatchJobs {
     ///
     /// # Errors
     /// When they can't be read.
-    pub async fn open(
+    pub(crate) async fn open(
         data_dir: &Path,
         store: Store,
         completions: Arc<Completions>,
@@ -119,32 +119,32 @@ impl BatchJobs {
     }
 
     /// The files.
-    pub fn files(&self) -> &Files {
+    pub(crate) fn files(&self) -> &Files {
         &self.inner.files
     }
 
     /// The jobs.
-    pub fn records(&self) -> &Records {
+    pub(crate) fn records(&self) -> &Records {
         &self.inner.records
     }
 
     /// Limits.
-    pub fn config(&self) -> &config::Batch {
+    pub(crate) fn config(&self) -> &config::Batch {
         &self.inner.config
     }
 
     /// How it is with the disk.
-    pub fn disk(&self) -> Disk {
+    pub(crate) fn disk(&self) -> Disk {
         self.inner.journal.disk().borrow().clone()
     }
 
     /// Something couldn't be kept.
-    pub fn note(&self, cause: &impl journal::Trouble) {
+    pub(crate) fn note(&self, cause: &impl journal::Trouble) {
         self.inner.journal.note(cause);
     }
 
     /// There may be a job that doesn't run yet.
-    pub fn changed(&self) {
+    pub(crate) fn changed(&self) {
         self.inner.changed.notify_one();
     }
 
@@ -152,7 +152,7 @@ impl BatchJobs {
     ///
     /// # Errors
     /// When that can't be kept.
-    pub async fn cancel(&self, number: i64) -> Result<bool, StoreError> {
+    pub(crate) async fn cancel(&self, number: i64) -> Result<bool, StoreError> {
         let from = &[State::Validating, State::InProgress];
         let records = &self.inner.records;
         let is_cancelled = records.advance(number, from, State::Cancelling, None).await?;
@@ -166,7 +166,7 @@ impl BatchJobs {
     }
 
     /// Runs jobs, for ever.
-    pub async fn run(self) {
+    pub(crate) async fn run(self) {
         let mut jobs = JoinSet::new();
         let mut looked = None;
         loop {
@@ -291,7 +291,7 @@ impl Inner {
 
 /// In which order a list is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub(crate) enum Order {
     /// The newest first.
     Descending,
     /// The oldest first.
@@ -300,7 +300,7 @@ pub enum Order {
 
 /// A part of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page {
+pub(crate) struct Page {
     /// At most so many.
     pub limit: u32,
     /// Those behind this one.
@@ -325,7 +325,7 @@ impl Page {
 }
 
 /// Seconds since 1970.
-pub fn now_s() -> i64 {
+pub(crate) fn now_s() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
@@ -333,7 +333,7 @@ pub fn now_s() -> i64 {
 ///
 /// # Errors
 /// When the system has no random numbers.
-pub fn new_id(prefix: &str) -> io::Result<String> {
+pub(crate) fn new_id(prefix: &str) -> io::Result<String> {
     let [high, low] = [getrandom::u64(), getrandom::u64()];
     let (high, low) = (high.map_err(io::Error::other)?, low.map_err(io::Error::other)?);
     Ok(format!("{prefix}{high:016x}{low:016x}"))

@@ -25,13 +25,13 @@ pub struct BlockHash {
 impl BlockHash {
     /// Where the blocks of one tenant begin: tenants never share, so that none can tell by the
     /// time that it takes what another has asked.
-    pub fn root(tenant: &str) -> Self {
+    pub(crate) fn root(tenant: &str) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("autoglm prefix cache, tenant");
         Self { tenant: first_half(hasher.update(tenant.as_bytes())), content: Hash::default() }
     }
 
     /// The block of these tokens behind this one; as many as it has of them, if it isn't full.
-    pub fn then(self, tokens: &[TokenId]) -> Self {
+    pub(crate) fn then(self, tokens: &[TokenId]) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.content);
         for token in tokens {
@@ -65,7 +65,6 @@ pub struct BlockManager {
     max_pinned: usize,
     pin_after_hits: u32,
     clock: u64,
-    num_evicted: u64,
 }
 
 /// Who is handed out first: whatever isn't pinned, those of unknown content before the others, then
@@ -96,7 +95,7 @@ impl Block {
 
 /// Why a block that a sequence needs is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Miss {
+pub(crate) enum Miss {
     /// Nobody computed it, as far as is remembered.
     Unknown,
     /// It was there, and was handed out for something else.
@@ -109,11 +108,11 @@ pub enum Miss {
 
 impl Miss {
     /// All there are.
-    pub const ALL: [Self; 4] =
+    pub(crate) const ALL: [Self; 4] =
         [Self::Unknown, Self::Evicted, Self::OtherTenant, Self::PromptLogprobs];
 
     /// Its name in metrics.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
             Self::Evicted => "evicted",
@@ -142,17 +141,17 @@ impl BlockManager {
     }
 
     /// Whether this one is there.
-    pub fn is_cached(&self, hash: &BlockHash) -> bool {
+    pub(crate) fn is_cached(&self, hash: &BlockHash) -> bool {
         self.cached.contains_key(hash)
     }
 
     /// How many of these blocks, from the first on, are there.
-    pub fn num_cached(&self, hashes: &[BlockHash]) -> usize {
+    pub(crate) fn num_cached(&self, hashes: &[BlockHash]) -> usize {
         hashes.iter().take_while(|hash| self.is_cached(hash)).count()
     }
 
     /// Why a block can't be used. One that is there is of no use when what stands before it isn't.
-    pub fn why_missed(&self, hash: &BlockHash) -> Miss {
+    pub(crate) fn why_missed(&self, hash: &BlockHash) -> Miss {
         if self.is_cached(hash) || self.evicted.contains(hash) {
             Miss::Evicted
         } else if self.contents.contains_key(&hash.content) {
@@ -163,7 +162,7 @@ impl BlockManager {
     }
 
     /// Blocks that are free and not among those with these hashes.
-    pub fn num_free_beside(&self, hashes: &[BlockHash]) -> usize {
+    pub(crate) fn num_free_beside(&self, hashes: &[BlockHash]) -> usize {
         let ids = hashes.iter().filter_map(|hash| self.cached.get(hash));
         self.free.len() - ids.filter(|id| self.blocks[id.0 as usize].num_holders == 0).count()
     }
@@ -175,7 +174,11 @@ impl BlockManager {
 
     /// `num_blocks` blocks, of which the first are those with these hashes, all of which are
     /// there; nothing when too few others are free.
-    pub fn allocate(&mut self, num_blocks: usize, hashes: &[BlockHash]) -> Option<Vec<BlockId>> {
+    pub(crate) fn allocate(
+        &mut self,
+        num_blocks: usize,
+        hashes: &[BlockHash],
+    ) -> Option<Vec<BlockId>> {
         let num_new = num_blocks.saturating_sub(hashes.len());
         if self.num_free_beside(hashes) < num_new {
             return None;
@@ -192,7 +195,7 @@ impl BlockManager {
     }
 
     /// The block with this hash, held once more, if it is there.
-    pub fn hold(&mut self, hash: &BlockHash) -> Option<BlockId> {
+    pub(crate) fn hold(&mut self, hash: &BlockHash) -> Option<BlockId> {
         let id = *self.cached.get(hash)?;
         let block = &mut self.blocks[id.0 as usize];
         if block.num_holders == 0 {
@@ -203,7 +206,7 @@ impl BlockManager {
     }
 
     /// A request found these, which are held: one after the other, from the first on.
-    pub fn hit<'a>(&mut self, hashes: impl DoubleEndedIterator<Item = &'a BlockHash>) {
+    pub(crate) fn hit<'a>(&mut self, hashes: impl DoubleEndedIterator<Item = &'a BlockHash>) {
         // The last of them is the first to be unpinned: a prefix outlives what followed it.
         for hash in hashes.rev() {
             let id = self.cached[hash];
@@ -266,7 +269,6 @@ impl BlockManager {
     /// A block that is in no list is about to hold something else.
     fn forget_content(&mut self, id: BlockId) {
         let block = &mut self.blocks[id.0 as usize];
-        self.num_evicted += u64::from(block.is_known());
         for hash in std::mem::take(&mut block.hashes).into_iter().flatten() {
             self.cached.remove(&hash);
             self.evicted.insert(&hash);
@@ -340,13 +342,9 @@ impl BlockManager {
         self.free.len()
     }
 
-    /// Blocks of known content that were handed out for something else.
-    pub fn num_evicted(&self) -> u64 {
-        self.num_evicted
-    }
-
     /// Blocks that are handed out after all others.
-    pub fn num_pinned(&self) -> usize {
+    #[cfg(test)]
+    fn num_pinned(&self) -> usize {
         self.pinned.len()
     }
 }

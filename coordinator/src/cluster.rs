@@ -31,12 +31,13 @@ use protocol::{
     StageId, StagePlan, StageTiming, StepId,
 };
 
-pub use self::explain::{Explained, State, Waiting};
-pub use self::left_out::unsuited;
+pub(crate) use self::explain::Explained;
+#[cfg(test)]
+pub(crate) use self::explain::State;
+pub(crate) use self::left_out::unsuited;
 use self::returning::Returning;
 use self::scaling::Scaling;
-pub use self::scaling::{Idle, Staffing};
-pub use self::show::Load;
+pub(crate) use self::scaling::{Idle, Staffing};
 use crate::autoscaler::{self, Observation};
 use crate::backoff::Backoff;
 use crate::duty::{Duties, Duty};

@@ -19,7 +19,7 @@ use telemetry::Tracer;
 use self::clock::Clock;
 use self::ending::Ending;
 use self::parsing::MAX_QUICK_BYTES;
-pub use self::parsing::Parsing;
+pub(crate) use self::parsing::Parsing;
 use crate::chat_template::ChatTemplate;
 use crate::durable::{Durables, Kept, Log, now_ms};
 use crate::engine::Engine;
@@ -35,7 +35,7 @@ use crate::tokenizer::Tokenizer;
 
 /// What every completion needs.
 #[derive(Debug)]
-pub struct Completions {
+pub(crate) struct Completions {
     /// Where requests go.
     pub engine: Engine,
     /// Text to tokens and back.
@@ -62,7 +62,7 @@ pub struct Completions {
 
 /// Where a completion comes from.
 #[derive(Debug)]
-pub struct Origin {
+pub(crate) struct Origin {
     /// When it arrived.
     pub start: Instant,
     /// Whether somebody waits for it: then its times are measured, its end is logged, and it may be
@@ -78,7 +78,7 @@ pub struct Origin {
 
 /// What whoever asks knows better than the body.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Terms {
+pub(crate) struct Terms {
     /// When the answer is of no more use: in the place of the body's.
     pub deadline: Option<Instant>,
     /// Who goes first: in the place of the body's.
@@ -93,7 +93,7 @@ impl Completions {
     ///
     /// # Errors
     /// Those of `parse`.
-    pub async fn parse<T: Send + 'static>(
+    pub(crate) async fn parse<T: Send + 'static>(
         self: &Arc<Self>,
         access: &Arc<Access>,
         (body, renders): (Bytes, bool),
@@ -118,7 +118,7 @@ impl Completions {
 
 /// A completion that is asked for: counted, logged and traced once, whatever becomes of it.
 /// Dropped without another word, its client has left.
-pub struct Asked {
+pub(crate) struct Asked {
     completions: Arc<Completions>,
     access: Arc<Access>,
     style: Style,
@@ -127,7 +127,7 @@ pub struct Asked {
 
 impl Asked {
     /// Nothing is known of it but where it comes from.
-    pub fn new(
+    pub(crate) fn new(
         completions: &Arc<Completions>,
         access: &Arc<Access>,
         style: Style,
@@ -139,12 +139,12 @@ impl Asked {
     }
 
     /// Where its client finds it: headers of W3C's trace context.
-    pub fn trace_headers(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn trace_headers(&self) -> Vec<(&'static str, String)> {
         self.ending.traced.as_ref().map(|traced| traced.headers()).unwrap_or_default()
     }
 
     /// It isn't answered, for this reason.
-    pub fn refuse(mut self, error: ApiError) -> ApiError {
+    pub(crate) fn refuse(mut self, error: ApiError) -> ApiError {
         self.ending.failed(&error);
         error
     }
@@ -153,7 +153,11 @@ impl Asked {
     ///
     /// # Errors
     /// When the body isn't legal, its key doesn't allow it now, or there is no place for it.
-    pub async fn submit(mut self, body: Bytes, terms: Terms) -> Result<Completion, ApiError> {
+    pub(crate) async fn submit(
+        mut self,
+        body: Bytes,
+        terms: Terms,
+    ) -> Result<Completion, ApiError> {
         match self.admit(body, terms).await {
             Ok((answer, events, reserved, log)) => {
                 let Self { completions, mut ending, .. } = self;
@@ -242,7 +246,7 @@ fn describe(completions: &Completions, style: Style, parsed: &Parsed) -> Answer 
 }
 
 /// A completion that is computed. Dropped before its end, what is left of it is cancelled.
-pub struct Completion {
+pub(crate) struct Completion {
     completions: Arc<Completions>,
     answer: Answer,
     events: Events,
@@ -255,17 +259,17 @@ pub struct Completion {
 
 impl Completion {
     /// What its stream says before the first token.
-    pub fn opening(&mut self) -> Vec<Chunk> {
+    pub(crate) fn opening(&mut self) -> Vec<Chunk> {
         self.answer.opening()
     }
 
     /// What its stream says in place of the rest.
-    pub fn failed(&mut self, error: &ApiError) -> Vec<Chunk> {
+    pub(crate) fn failed(&mut self, error: &ApiError) -> Vec<Chunk> {
         self.answer.failed(error)
     }
 
     /// As far as it is known.
-    pub fn answer(&self) -> &Answer {
+    pub(crate) fn answer(&self) -> &Answer {
         &self.answer
     }
 
@@ -274,7 +278,7 @@ impl Completion {
     ///
     /// # Errors
     /// When there is no answer.
-    pub async fn advance(&mut self) -> Result<Option<Vec<Chunk>>, ApiError> {
+    pub(crate) async fn advance(&mut self) -> Result<Option<Vec<Chunk>>, ApiError> {
         if self.answer.is_complete() {
             self.end();
             return Ok(None);
@@ -312,7 +316,7 @@ impl Completion {
     ///
     /// # Errors
     /// When there is none.
-    pub async fn whole(mut self) -> Result<Answer, ApiError> {
+    pub(crate) async fn whole(mut self) -> Result<Answer, ApiError> {
         while self.advance().await?.is_some() {}
         Ok(self.answer)
     }

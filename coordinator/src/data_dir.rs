@@ -10,7 +10,7 @@ use protocol::config::{self, Config};
 
 /// The directory, and the lock on it.
 #[derive(Debug)]
-pub struct DataDir {
+pub(crate) struct DataDir {
     /// Where.
     pub path: PathBuf,
     _lock: File,
@@ -22,7 +22,7 @@ impl DataDir {
     /// # Errors
     /// When it can't be written, or another coordinator holds it: two would admit nodes of one
     /// name, and count the same starts.
-    pub fn open(config: &Config) -> Result<Self> {
+    pub(crate) fn open(config: &Config) -> Result<Self> {
         let path = path(config)?;
         create(&path)?;
         let lock_path = lock_path(&path);
@@ -42,18 +42,18 @@ impl DataDir {
 
 impl DataDir {
     /// Where the token lies by which processes of this user join.
-    pub fn token_path(&self) -> PathBuf {
+    pub(crate) fn token_path(&self) -> PathBuf {
         token_path(&self.path)
     }
 }
 
 /// Where it lies in a data directory.
-pub fn token_path(data_dir: &Path) -> PathBuf {
+pub(crate) fn token_path(data_dir: &Path) -> PathBuf {
     data_dir.join(TOKEN)
 }
 
 /// What the coordinator holds that uses a data directory.
-pub fn lock_path(data_dir: &Path) -> PathBuf {
+pub(crate) fn lock_path(data_dir: &Path) -> PathBuf {
     data_dir.join("coordinator.lock")
 }
 
@@ -65,7 +65,7 @@ const KEYS: &str = "keys.toml";
 ///
 /// # Errors
 /// When there is no saying where that is.
-pub fn keys_path(config: &Config) -> Result<PathBuf> {
+pub(crate) fn keys_path(config: &Config) -> Result<PathBuf> {
     match config.http.api_keys.as_path() {
         none if none.as_os_str().is_empty() => Ok(path(config)?.join(KEYS)),
         file => Ok(file.to_owned()),
@@ -73,7 +73,7 @@ pub fn keys_path(config: &Config) -> Result<PathBuf> {
 }
 
 /// How a node is started that is to join; it finds the token in the default directory by itself.
-pub fn join_command(config: &config::Coordinator) -> String {
+pub(crate) fn join_command(config: &config::Coordinator) -> String {
     let host = config.cluster_addr.host();
     let is_loopback = host.parse::<IpAddr>().map_or(host == "localhost", |ip| ip.is_loopback());
     if !is_loopback {
@@ -105,7 +105,7 @@ pub fn config(path: Option<&Path>) -> Result<Config> {
 ///
 /// # Errors
 /// When it can't be.
-pub fn create(path: &Path) -> Result<()> {
+pub(crate) fn create(path: &Path) -> Result<()> {
     let mut builder = DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
@@ -120,7 +120,7 @@ pub fn create(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// When it can't be written.
-pub fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let new = PathBuf::from(format!("{}.new", path.display()));
     // Left over from a write that was cut short.
     let _ = fs::remove_file(&new);
@@ -143,7 +143,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 ///
 /// # Errors
 /// When neither a configuration nor the environment says so.
-pub fn path(config: &Config) -> Result<PathBuf> {
+pub(crate) fn path(config: &Config) -> Result<PathBuf> {
     let configured = &config.coordinator.data_dir;
     if !configured.as_os_str().is_empty() {
         return Ok(configured.clone());

@@ -22,8 +22,8 @@ use sqlx::sqlite::SqliteConnection;
 use tracing::{info, warn};
 use transport::ticks;
 
-pub use self::log::{Log, Next};
-pub use self::record::{Kept, Record};
+pub(crate) use self::log::{Log, Next};
+pub(crate) use self::record::{Kept, Record};
 use self::rows::{Done, Row};
 use crate::completion::Completions;
 use crate::openai::{ApiError, Parsed};
@@ -35,7 +35,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// All durable answers; clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Durables(Option<Arc<Shared>>);
+pub(crate) struct Durables(Option<Arc<Shared>>);
 
 #[derive(Debug)]
 struct Shared {
@@ -69,7 +69,7 @@ impl Durables {
     ///
     /// # Errors
     /// When they can't be read.
-    pub async fn open(store: Store, config: config::Durable) -> Result<Self, StoreError> {
+    pub(crate) async fn open(store: Store, config: config::Durable) -> Result<Self, StoreError> {
         let rows = rows::all(store.reader()).await?;
         let entry = |Row { id, ended_ms, read_ms, .. }: &Row| {
             (*id, Entry { log: Weak::new(), ended_ms: *ended_ms, read_ms: *read_ms })
@@ -82,7 +82,7 @@ impl Durables {
     ///
     /// # Errors
     /// When there is no place for it, or it can't be written.
-    pub async fn begin(&self, kept: Kept, parsed: Parsed) -> Result<Arc<Log>, ApiError> {
+    pub(crate) async fn begin(&self, kept: Kept, parsed: Parsed) -> Result<Arc<Log>, ApiError> {
         let max = self.0.as_ref().map_or(0, |shared| shared.config.max_requests);
         let Some(shared) = self.0.as_ref().filter(|_| max > 0) else {
             let message = "durable: answers aren't kept by this server (durable.max_requests = 0)";
@@ -113,7 +113,7 @@ impl Durables {
     ///
     /// # Errors
     /// When they can't be written.
-    pub async fn add(&self, log: &Log, records: Vec<Record>) -> Result<(), ApiError> {
+    pub(crate) async fn add(&self, log: &Log, records: Vec<Record>) -> Result<(), ApiError> {
         let Some(shared) = &self.0 else { return Ok(()) };
         let (number, records) = log.news(records);
         if records.is_empty() {
@@ -133,7 +133,7 @@ impl Durables {
     }
 
     /// It isn't computed after all.
-    pub async fn forget(&self, id: RequestId) {
+    pub(crate) async fn forget(&self, id: RequestId) {
         let Some(shared) = &self.0 else { return };
         shared.entries().remove(&id);
         shared.forget(vec![id]).await;
@@ -143,7 +143,7 @@ impl Durables {
     ///
     /// # Errors
     /// When it can't be read.
-    pub async fn find(
+    pub(crate) async fn find(
         &self,
         id: RequestId,
         completions: &Arc<Completions>,
@@ -167,7 +167,7 @@ impl Durables {
     }
 
     /// Somebody has read it to its end: it is kept for a little longer only.
-    pub async fn was_read(&self, id: RequestId) {
+    pub(crate) async fn was_read(&self, id: RequestId) {
         let Some(shared) = &self.0 else { return };
         let now_ms = now_ms();
         match shared.entries().get_mut(&id) {
@@ -184,7 +184,7 @@ impl Durables {
     ///
     /// # Errors
     /// When the disk can't be read.
-    pub async fn resume(&self, completions: &Arc<Completions>) -> Result<(), StoreError> {
+    pub(crate) async fn resume(&self, completions: &Arc<Completions>) -> Result<(), StoreError> {
         let Some(shared) = &self.0 else { return Ok(()) };
         let mut num_resumed = 0;
         for Row { id, format, ended_ms, .. } in rows::all(shared.store.reader()).await? {
@@ -239,7 +239,7 @@ impl Durables {
     }
 
     /// Drops what is kept no longer, as long as the process lives.
-    pub async fn tidy(self) {
+    pub(crate) async fn tidy(self) {
         let Some(shared) = self.0 else { return };
         loop {
             ticks::pass(LOOK_EVERY).await;

@@ -21,7 +21,7 @@ pub enum Duty {
 
 impl Duty {
     /// Its name in answers and tables.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Active => "active",
             Self::Cordoned => "cordoned",
@@ -30,7 +30,7 @@ impl Duty {
     }
 
     /// The duty of a name.
-    pub fn of(name: &str) -> Option<Self> {
+    pub(crate) fn of(name: &str) -> Option<Self> {
         [Self::Active, Self::Cordoned, Self::Draining].into_iter().find(|it| it.name() == name)
     }
 }

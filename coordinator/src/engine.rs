@@ -18,7 +18,7 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A handle; clones share what they hold.
 #[derive(Clone, Debug)]
-pub struct Engine {
+pub(crate) struct Engine {
     coordinator: ActorRef<Msg>,
     // An actor's mailbox takes everything: what may wait in it is decided before.
     places: Arc<Semaphore>,
@@ -28,7 +28,7 @@ pub struct Engine {
 
 /// The requests of a body on their way to the scheduler.
 #[derive(Debug)]
-pub struct Submission {
+pub(crate) struct Submission {
     /// What is asked, and who is told what becomes of each.
     pub requests: Vec<(Request, Teller)>,
     /// Their places in the mailbox; those that were taken in long ago need none.
@@ -38,7 +38,7 @@ pub struct Submission {
 impl Engine {
     /// A handle that hands requests to `coordinator`, so many before it takes them in, and reads
     /// `status`.
-    pub fn new(
+    pub(crate) fn new(
         coordinator: ActorRef<Msg>,
         max_queued_requests: usize,
         status: watch::Receiver<Arc<Status>>,
@@ -51,7 +51,7 @@ impl Engine {
     ///
     /// # Errors
     /// When they aren't admitted: all of them are, or none.
-    pub async fn submit(&self, requests: Vec<Request>) -> Result<Events, SubmitError> {
+    pub(crate) async fn submit(&self, requests: Vec<Request>) -> Result<Events, SubmitError> {
         let max = self.max_queued_requests;
         let num_requests = u32::try_from(requests.len()).unwrap_or(u32::MAX);
         if num_requests as usize > max {
@@ -70,7 +70,7 @@ impl Engine {
 
     /// Hands the requests of a body to the scheduler that another coordinator had taken in: they
     /// wait whatever else does.
-    pub fn resume(&self, requests: Vec<Request>) -> Events {
+    pub(crate) fn resume(&self, requests: Vec<Request>) -> Events {
         let ids = requests.iter().map(|request| request.id).collect();
         let (tellers, events) = events::channel(ids, self.coordinator.clone());
         let requests = requests.into_iter().zip(tellers).collect();
@@ -79,7 +79,7 @@ impl Engine {
     }
 
     /// What `look` says of the cluster; none when the actor that owns it is gone, or too busy.
-    pub async fn look<T: Send + 'static>(
+    pub(crate) async fn look<T: Send + 'static>(
         &self,
         look: impl FnOnce(&Cluster, Instant) -> T + Send + 'static,
     ) -> Option<T> {
@@ -90,19 +90,19 @@ impl Engine {
     }
 
     /// Cancels all requests of a body, by the name of the first.
-    pub fn withdraw(&self, body: RequestId) {
+    pub(crate) fn withdraw(&self, body: RequestId) {
         // Where the actor is gone, so are they.
         let _ = self.coordinator.cast(Msg::Happened(Input::Withdraw(body)));
     }
 
     /// Something that an operator says.
-    pub fn happened(&self, input: Input) {
+    pub(crate) fn happened(&self, input: Input) {
         // Where the actor is gone, the process is about to be.
         let _ = self.coordinator.cast(Msg::Happened(input));
     }
 
     /// The newest status; never waits.
-    pub fn status(&self) -> Arc<Status> {
+    pub(crate) fn status(&self) -> Arc<Status> {
         // The last word of an actor that has ended is no longer true.
         if self.status.has_changed().is_err() {
             let waiting_for = "nothing: the coordinator has stopped".to_owned();

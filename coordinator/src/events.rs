@@ -21,7 +21,7 @@ const MAX_APART: usize = 64;
 
 /// An event of one of a body's requests.
 #[derive(Debug, PartialEq)]
-pub struct Heard {
+pub(crate) struct Heard {
     /// The number of the request in its body.
     pub number: usize,
     /// What happened. Of a token, its text is that of those that follow, too.
@@ -32,7 +32,7 @@ pub struct Heard {
 
 /// Tokens of one choice that follow another.
 #[derive(Debug, Default, PartialEq)]
-pub struct More {
+pub(crate) struct More {
     /// In order.
     pub tokens: Vec<TokenId>,
     /// Of each, or none at all.
@@ -41,21 +41,21 @@ pub struct More {
 
 impl Heard {
     /// Tokens that it brings.
-    pub fn num_tokens(&self) -> usize {
+    pub(crate) fn num_tokens(&self) -> usize {
         usize::from(matches!(self.event, Event::Token { .. })) + self.more.tokens.len()
     }
 }
 
 /// The actor's end, for one request. Dropped when no more is to come.
 #[derive(Debug)]
-pub struct Teller {
+pub(crate) struct Teller {
     shared: Arc<Mutex<Shared>>,
     number: usize,
 }
 
 /// The client's end. Dropped before the answer has ended, it cancels what is left of it.
 #[derive(Debug)]
-pub struct Events {
+pub(crate) struct Events {
     shared: Arc<Mutex<Shared>>,
     coordinator: ActorRef<Msg>,
 }
@@ -90,17 +90,17 @@ pub(crate) fn channel(
 
 impl Teller {
     /// Whether all the body's requests wait.
-    pub fn accept(&self, result: Result<(), SubmitError>) {
+    pub(crate) fn accept(&self, result: Result<(), SubmitError>) {
         self.change(|shared| shared.accepted = Some(result));
     }
 
     /// What happened to the request.
-    pub fn tell(&self, event: Event) {
+    pub(crate) fn tell(&self, event: Event) {
         self.change(|shared| shared.put(self.number, event));
     }
 
     /// Whether nobody listens any more.
-    pub fn has_left(&self) -> bool {
+    pub(crate) fn has_left(&self) -> bool {
         lock(&self.shared).has_left
     }
 
@@ -131,7 +131,7 @@ impl Events {
     ///
     /// # Errors
     /// When they don't.
-    pub async fn accepted(&mut self) -> Result<(), SubmitError> {
+    pub(crate) async fn accepted(&mut self) -> Result<(), SubmitError> {
         poll_fn(|context| {
             let mut shared = lock(&self.shared);
             match shared.accepted.take() {
@@ -144,7 +144,7 @@ impl Events {
     }
 
     /// The next event; none when there is nobody who would tell. May be dropped while it waits.
-    pub async fn next(&mut self) -> Option<Heard> {
+    pub(crate) async fn next(&mut self) -> Option<Heard> {
         poll_fn(|context| {
             let mut shared = lock(&self.shared);
             match shared.heard.pop_front() {

@@ -12,8 +12,8 @@ mod file;
 mod quota;
 mod ring;
 
-pub use quota::{Limits, OverQuota};
-pub use ring::{Access, Keys, Open, Refusal, Reserved};
+pub(crate) use quota::{Limits, OverQuota};
+pub(crate) use ring::{Access, Keys, Open, Refusal, Reserved};
 
 use std::fmt;
 
@@ -34,7 +34,7 @@ const MAX_WEIGHT: u32 = 1000;
 /// What a key is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Scope {
+pub(crate) enum Scope {
     /// Everything under /v1, /tokenize and /detokenize.
     Inference,
     /// /metrics.
@@ -45,7 +45,7 @@ pub enum Scope {
 
 impl Scope {
     /// Its name in files, lists and answers.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Inference => "inference",
             Self::Metrics => "metrics",
@@ -57,7 +57,7 @@ impl Scope {
 /// A key as the file has it.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Key {
+pub(crate) struct Key {
     /// What people call it. It is no secret.
     pub name: String,
     /// Of its secret.
@@ -96,7 +96,7 @@ fn highest() -> Priority {
 
 /// What a key is at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub(crate) enum Standing {
     /// Good.
     Valid,
     /// Its time is over.
@@ -107,7 +107,7 @@ pub enum Standing {
 
 impl Standing {
     /// Its name in lists.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Valid => "valid",
             Self::Expired => "expired",
@@ -118,7 +118,7 @@ impl Standing {
 
 impl Key {
     /// Whether it is good.
-    pub fn standing(&self, now: Timestamp) -> Standing {
+    pub(crate) fn standing(&self, now: Timestamp) -> Standing {
         if self.revoked.is_some() {
             Standing::Revoked
         } else if self.expires.is_some_and(|expires| expires <= now) {
@@ -171,11 +171,11 @@ fn new_secret() -> Result<String, getrandom::Error> {
 
 /// What is kept of a secret. Compared in constant time.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct SecretHash(blake3::Hash);
+pub(crate) struct SecretHash(blake3::Hash);
 
 impl SecretHash {
     /// Of this secret.
-    pub fn of(secret: &str) -> Self {
+    pub(crate) fn of(secret: &str) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("autoglm API key");
         Self(hasher.update(secret.as_bytes()).finalize())
     }

@@ -34,7 +34,8 @@ pub use self::admission::admit;
 use self::chunk::MIN_CHUNK;
 use self::masks::Awaited;
 use self::pace::Pace;
-pub use self::told::{Obstacle, Prefix, Told};
+pub use self::told::Told;
+pub(crate) use self::told::{Obstacle, Prefix};
 use crate::block_manager::{BlockHash, BlockManager};
 use crate::history::Decision;
 use crate::queue::Queue;
@@ -364,7 +365,7 @@ impl Lane {
 
     /// Everybody leaves, to be computed again somewhere. Steps under way are nobody's, and take
     /// room until they return.
-    pub fn evict(&mut self) -> Vec<Sequence> {
+    pub(crate) fn evict(&mut self) -> Vec<Sequence> {
         self.steps.retain(|step| step.early.is_none());
         self.steps.iter_mut().for_each(|step| step.sequences.clear());
         self.coming.clear();
@@ -387,7 +388,7 @@ impl Lane {
     }
 
     /// Requests that run and whose deadline has passed.
-    pub fn expired(&self, now: Instant) -> impl Iterator<Item = RequestId> + '_ {
+    pub(crate) fn expired(&self, now: Instant) -> impl Iterator<Item = RequestId> + '_ {
         let is_late = move |it: &&Sequence| it.request().deadline.is_some_and(|at| at <= now);
         self.running.iter().filter(is_late).map(Sequence::request_id)
     }
@@ -407,7 +408,7 @@ impl Lane {
     }
 
     /// Tokens that are yet to be computed of what runs, at most.
-    pub fn num_outstanding_tokens(&self) -> usize {
+    pub(crate) fn num_outstanding_tokens(&self) -> usize {
         self.running.iter().map(Sequence::num_outstanding).sum()
     }
 

@@ -6,14 +6,14 @@ pub mod grammar;
 mod infill;
 mod messages;
 pub mod openai;
-pub mod parser;
+mod parser;
 pub mod request;
 mod responses;
 pub mod text;
 pub mod tokenizer;
 
 // The core: pure.
-pub mod autoscaler;
+mod autoscaler;
 mod backoff;
 pub mod block_manager;
 pub mod cluster;
@@ -34,20 +34,20 @@ mod trace;
 mod trust;
 
 // The shells.
-pub mod actor;
-pub mod admission;
-pub mod asking;
+mod actor;
+mod admission;
+mod asking;
 pub mod batch_job;
-pub mod completion;
+mod completion;
 pub mod data_dir;
 pub mod doctor;
 mod door;
-pub mod durable;
+mod durable;
 mod engine;
 mod events;
 pub mod explain;
 pub mod hand_over;
-pub mod http;
+mod http;
 pub mod keys;
 mod local_nodes;
 mod metrics;
@@ -61,13 +61,13 @@ mod sessions;
 mod spans;
 mod stages;
 mod stamp;
-pub mod start_number;
+mod start_number;
 mod store;
 pub mod tokens;
 pub mod top;
 mod trips;
 pub mod weights;
-pub mod whereabouts;
+mod whereabouts;
 
 #[cfg(test)]
 mod cancel_tests;

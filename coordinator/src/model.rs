@@ -37,7 +37,7 @@ const MAX_DESCRIPTION_BYTES: u64 = 1 << 20;
 /// # Errors
 /// When the rows of the largest step that the configuration allows don't fit into a frame: they
 /// would be refused by the next stage, again and again.
-pub fn check_frames(model: &Model, config: &Config) -> Result<(), String> {
+pub(crate) fn check_frames(model: &Model, config: &Config) -> Result<(), String> {
     let row = model.cost.row_bytes.max(u64::from(model.hidden_size) * ELEMENT_BYTES);
     let (tokens, max) = (config.scheduler.max_batched_tokens, config.transport.max_frame_bytes);
     let mask = u64::from(model.vocab_size.div_ceil(32) + 1) * 4;
@@ -76,7 +76,7 @@ pub fn describe(
 ///
 /// # Errors
 /// Those of `cost`.
-pub fn outline(
+pub(crate) fn outline(
     model: &ModelConfig,
     cost: impl Fn(Part) -> Result<PartCost, CheckpointError>,
     config: &Config,
@@ -114,7 +114,7 @@ pub fn outline(
 }
 
 /// The configuration's word in the checkpoint's.
-pub fn quantize(quantize: protocol::config::Quantize) -> checkpoint::Quantize {
+pub(crate) fn quantize(quantize: protocol::config::Quantize) -> checkpoint::Quantize {
     match quantize {
         protocol::config::Quantize::None => checkpoint::Quantize::None,
         protocol::config::Quantize::Int8 => checkpoint::Quantize::Int8,
@@ -126,7 +126,7 @@ pub fn quantize(quantize: protocol::config::Quantize) -> checkpoint::Quantize {
 const LOGIT_ROWS: u64 = 32;
 
 /// Tokens of one sequence: what the model was made for, or less where configured.
-pub fn max_model_len(model: &ModelConfig, config: &Config) -> u32 {
+pub(crate) fn max_model_len(model: &ModelConfig, config: &Config) -> u32 {
     let made_for = model.max_position_embeddings as u32;
     match config.model.max_model_len {
         0 => made_for,

@@ -19,8 +19,8 @@ use protocol::config::{Config, KvCacheDtype, Quantize};
 use protocol::{LinkSpeed, NodeId};
 
 use self::model::Planned;
-pub use self::nodes::NodeSpec;
-pub use self::report::{PlanReport, PlannedPipeline, PlannedStage, plan_table};
+pub(crate) use self::nodes::NodeSpec;
+pub(crate) use self::report::{PlanReport, plan_table};
 use crate::asking::{Server, block_on};
 use crate::cluster::{Cluster, Input, unsuited};
 use crate::data_dir;

@@ -67,7 +67,7 @@ pub struct Queue {
 
 /// Where somebody stands who waits.
 #[derive(Debug)]
-pub struct Place<'a> {
+pub(crate) struct Place<'a> {
     /// Who.
     pub sequence: &'a Sequence,
     /// Since when.
@@ -81,7 +81,7 @@ pub struct Place<'a> {
 
 /// What time has done to those who wait.
 #[derive(Debug, Default)]
-pub struct Advanced {
+pub(crate) struct Advanced {
     /// Their deadline has passed: they wait no longer.
     pub expired: Vec<Sequence>,
     /// They stand before others now.
@@ -90,7 +90,7 @@ pub struct Advanced {
 
 /// Who was lifted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lifted {
+pub(crate) struct Lifted {
     /// Whose request.
     pub request: RequestId,
     /// Which of its choices.
@@ -167,7 +167,7 @@ impl Queue {
     }
 
     /// A sequence that ran waits again, where it waited before.
-    pub fn put(&mut self, mut sequence: Sequence, now: Instant) {
+    pub(crate) fn put(&mut self, mut sequence: Sequence, now: Instant) {
         sequence.num_passed = 0;
         let (ticket, key) = (sequence.ticket, turn(&sequence));
         let priority = sequence.priority();
@@ -226,7 +226,7 @@ impl Queue {
 
     /// The most urgent that may take the place of another: the first of those that would be
     /// looked at with the highest priority of its own.
-    pub fn most_urgent(&mut self) -> Option<&mut Sequence> {
+    pub(crate) fn most_urgent(&mut self) -> Option<&mut Sequence> {
         let candidates = self.candidates();
         let priority = |ticket: &u64| self.waiting[ticket].sequence.priority();
         let first = candidates
@@ -245,7 +245,7 @@ impl Queue {
     }
 
     /// Tokens were computed for this request that never were before.
-    pub fn charge(&mut self, request: &Request, num_tokens: usize) {
+    pub(crate) fn charge(&mut self, request: &Request, num_tokens: usize) {
         if num_tokens == 0 {
             return;
         }
@@ -267,7 +267,7 @@ impl Queue {
     }
 
     /// Lifts whom it is time to lift; those whose deadline has passed wait no longer.
-    pub fn advance(&mut self, now: Instant) -> Advanced {
+    pub(crate) fn advance(&mut self, now: Instant) -> Advanced {
         let mut advanced = Advanced::default();
         while let Some(&(at, ticket)) = self.timers.first()
             && at <= now
@@ -298,7 +298,7 @@ impl Queue {
         Lifted { request, choice, level, is_urgent }
     }
 
-    /// When [`advance`](Self::advance) has something to do next.
+    /// When `advance` has something to do next.
     pub fn next_timer(&self) -> Option<Instant> {
         self.timers.first().map(|(at, _)| *at)
     }
@@ -311,12 +311,12 @@ impl Queue {
     }
 
     /// Since when each waits, and of which request it is, in the order of requests.
-    pub fn waiting_since(&self) -> impl Iterator<Item = (RequestId, Instant)> + '_ {
+    pub(crate) fn waiting_since(&self) -> impl Iterator<Item = (RequestId, Instant)> + '_ {
         self.requests.iter().map(|(id, ticket)| (*id, self.waiting[ticket].since))
     }
 
     /// Since when whoever came with this priority waits that waits longest.
-    pub fn oldest(&self, priority: Priority) -> Option<Instant> {
+    pub(crate) fn oldest(&self, priority: Priority) -> Option<Instant> {
         self.since[priority.index()].first().map(|(since, _)| *since)
     }
 
@@ -326,12 +326,12 @@ impl Queue {
     }
 
     /// Where what waits of a request stands, and how long it has.
-    pub fn places(&self, request: RequestId) -> impl Iterator<Item = Place<'_>> {
+    pub(crate) fn places(&self, request: RequestId) -> impl Iterator<Item = Place<'_>> {
         self.of(request).map(|ticket| self.place(&self.waiting[&ticket]))
     }
 
     /// Sequences of a request that wait.
-    pub fn num_waiting_of(&self, request: RequestId) -> usize {
+    pub(crate) fn num_waiting_of(&self, request: RequestId) -> usize {
         self.of(request).count()
     }
 

@@ -20,7 +20,7 @@ use crate::snapshot::{EventKind, Happened, Point, StepTime};
 
 /// The curves, the time line, and the newest steps.
 #[derive(Debug)]
-pub struct Recent {
+pub(crate) struct Recent {
     max_points: usize,
     max_events: usize,
     interval: Duration,
@@ -58,7 +58,7 @@ pub struct Seen {
 
 impl Recent {
     /// Nothing happened.
-    pub fn new(config: &config::Metrics) -> Self {
+    pub(crate) fn new(config: &config::Metrics) -> Self {
         Self {
             max_points: config.history_points as usize,
             max_events: config.max_events as usize,
@@ -73,7 +73,7 @@ impl Recent {
     }
 
     /// Closes the point that is under way, once its time is over.
-    pub fn tick(&mut self, now: Instant) {
+    pub(crate) fn tick(&mut self, now: Instant) {
         let began = *self.open.began.get_or_insert(now);
         if now.saturating_duration_since(began) < self.interval {
             return;
@@ -89,24 +89,24 @@ impl Recent {
     }
 
     /// The first token of an answer, after this time.
-    pub fn first_token(&mut self, after: Duration) {
+    pub(crate) fn first_token(&mut self, after: Duration) {
         self.open.first_token.add(after);
         self.open.point.generated_tokens += 1;
     }
 
     /// Another token of a choice, after this time.
-    pub fn next_token(&mut self, after: Duration) {
+    pub(crate) fn next_token(&mut self, after: Duration) {
         self.open.between_tokens.add(after);
         self.open.point.generated_tokens += 1;
     }
 
     /// A sequence was admitted after this wait.
-    pub fn admitted(&mut self, wait: Duration) {
+    pub(crate) fn admitted(&mut self, wait: Duration) {
         self.open.queue_wait.add(wait);
     }
 
     /// A request has ended with this status.
-    pub fn ended(&mut self, code: u16) {
+    pub(crate) fn ended(&mut self, code: u16) {
         let point = &mut self.open.point;
         match code {
             429 | 503 => point.refused += 1,
@@ -116,43 +116,43 @@ impl Recent {
     }
 
     /// What the prefix cache had.
-    pub fn prefix(&mut self, prefix: Prefix) {
+    pub(crate) fn prefix(&mut self, prefix: Prefix) {
         self.open.point.prefix_tokens += prefix.num_looked_for as u64;
         self.open.point.prefix_hits += prefix.num_found as u64;
     }
 
     /// Sequences that wait.
-    pub fn queued(&mut self, num_waiting: usize) {
+    pub(crate) fn queued(&mut self, num_waiting: usize) {
         self.open.waiting = num_waiting;
         self.open.point.waiting = self.open.point.waiting.max(num_waiting as u64);
     }
 
     /// Sequences that run.
-    pub fn running(&mut self, num_running: usize) {
+    pub(crate) fn running(&mut self, num_running: usize) {
         self.open.running = num_running;
         self.open.point.running = self.open.point.running.max(num_running as u64);
     }
 
     /// The share of KV blocks that is held.
-    pub fn kv(&mut self, used: f64) {
+    pub(crate) fn kv(&mut self, used: f64) {
         self.open.kv = used;
         self.open.point.kv_used = self.open.point.kv_used.max(used);
     }
 
     /// A step of a pipeline has returned.
-    pub fn step(&mut self, step: &StepReport<'_>, ways: Option<&Ways>) {
+    pub(crate) fn step(&mut self, step: &StepReport<'_>, ways: Option<&Ways>) {
         self.open.point.steps += 1;
         self.open.point.computed_tokens += step.num_tokens as u64;
         self.pipelines.entry(step.pipeline).or_default().step(step, ways);
     }
 
     /// A pipeline is gone: the next of its number is another.
-    pub fn forget(&mut self, pipeline: PipelineId) {
+    pub(crate) fn forget(&mut self, pipeline: PipelineId) {
         self.pipelines.remove(&pipeline);
     }
 
     /// Something that belongs on the time line.
-    pub fn happened(&mut self, now: Instant, kind: EventKind, happened: Happened) {
+    pub(crate) fn happened(&mut self, now: Instant, kind: EventKind, happened: Happened) {
         if self.max_events == 0 {
             return;
         }
@@ -165,12 +165,12 @@ impl Recent {
     }
 
     /// How the steps of a pipeline spend their time.
-    pub fn step_time(&self, pipeline: PipelineId) -> Option<StepTime> {
+    pub(crate) fn step_time(&self, pipeline: PipelineId) -> Option<StepTime> {
         self.pipelines.get(&pipeline).map(Parts::mean)
     }
 
     /// Points and events beyond those that were seen, oldest first; the last point is under way.
-    pub fn beyond(&self, seen: Seen, now: Instant) -> (Vec<Point>, Vec<Happened>) {
+    pub(crate) fn beyond(&self, seen: Seen, now: Instant) -> (Vec<Point>, Vec<Happened>) {
         let ago = |at: Instant| now.saturating_duration_since(at).as_millis() as u64;
         let points = self.points.iter().filter(|(_, it)| it.number >= seen.points);
         let points = points.map(|(at, it)| Point { ago_ms: ago(*at), ..it.clone() });
@@ -181,7 +181,7 @@ impl Recent {
     }
 
     /// Nodes of which nothing newer is known than that they were lost: how long ago, and why.
-    pub fn lost(&self, now: Instant) -> BTreeMap<NodeId, (Duration, &str)> {
+    pub(crate) fn lost(&self, now: Instant) -> BTreeMap<NodeId, (Duration, &str)> {
         let mut lost = BTreeMap::new();
         for (at, it) in &self.events {
             let Ok(node) = u64::from_str_radix(&it.node, 16).map(NodeId) else { continue };
@@ -199,12 +199,12 @@ impl Recent {
     }
 
     /// How much time a point stands for.
-    pub fn interval_ms(&self) -> u64 {
+    pub(crate) fn interval_ms(&self) -> u64 {
         self.interval.as_millis() as u64
     }
 
     /// What is seen by whoever sees all that there is now.
-    pub fn seen(&self) -> Seen {
+    pub(crate) fn seen(&self) -> Seen {
         Seen { points: self.next_point, events: self.next_event }
     }
 }

@@ -191,7 +191,7 @@ pub struct Resumed {
 
 impl Request {
     /// Whether stages must know what the release before doesn't: masks, or to tell hidden states.
-    pub fn needs_newest(&self) -> bool {
+    pub(crate) fn needs_newest(&self) -> bool {
         self.constraint.is_some() || self.tells_hidden
     }
 

@@ -171,12 +171,12 @@ impl Sequence {
     }
 
     /// Whether a pipeline has computed it before.
-    pub fn was_admitted(&self) -> bool {
+    pub(crate) fn was_admitted(&self) -> bool {
         self.num_admissions > 0
     }
 
     /// When its deadline leaves no more time than computing it may take, by the configured pace.
-    pub fn slack_ends(&self, config: &config::Scheduler) -> Option<Instant> {
+    pub(crate) fn slack_ends(&self, config: &config::Scheduler) -> Option<Instant> {
         let deadline = self.request.deadline?;
         let num_left = self.request.max_tokens as usize - self.generated.len();
         let num_chunks = self.num_tokens().div_ceil(config.max_batched_tokens as usize);
@@ -185,7 +185,7 @@ impl Sequence {
     }
 
     /// The tokens of its prompt that its tenant has yet to be charged for, once.
-    pub fn charge_prompt(&mut self) -> usize {
+    pub(crate) fn charge_prompt(&mut self) -> usize {
         let num_new = self.request.prompt.len().saturating_sub(self.num_charged);
         self.num_charged += num_new;
         num_new
@@ -224,7 +224,7 @@ impl Sequence {
     }
 
     /// It waits again; what was computed of it is to be computed anew. Its blocks are given back.
-    pub fn preempt(&mut self) -> Vec<BlockId> {
+    pub(crate) fn preempt(&mut self) -> Vec<BlockId> {
         (self.num_scheduled, self.sampled_by, self.num_in_flight) = (0, None, 0);
         (self.has_begun, self.num_told_blocks, self.num_shared) = (false, 0, 0);
         self.is_tail_shared = false;
@@ -238,31 +238,31 @@ impl Sequence {
     }
 
     /// All that it holds.
-    pub fn take_blocks(&mut self) -> Vec<BlockId> {
+    pub(crate) fn take_blocks(&mut self) -> Vec<BlockId> {
         let mut blocks = std::mem::take(&mut self.blocks);
         blocks.extend(self.copy_from.take());
         blocks
     }
 
     /// What its block began as a copy of, once a slice says so: it holds that no more.
-    pub fn take_copied(&mut self) -> Option<BlockId> {
+    pub(crate) fn take_copied(&mut self) -> Option<BlockId> {
         self.copy_from.take_if(|_| self.has_begun)
     }
 
     /// Tokens that are yet to be computed, at most.
-    pub fn num_outstanding(&self) -> usize {
+    pub(crate) fn num_outstanding(&self) -> usize {
         let num_left = self.request.max_tokens as usize - self.generated.len();
         self.num_tokens() + num_left - self.num_scheduled
     }
 
     /// Whether one account is charged for both.
-    pub fn pays_with(&self, other: &Self) -> bool {
+    pub(crate) fn pays_with(&self, other: &Self) -> bool {
         let (a, b) = (&self.request, &other.request);
         Arc::ptr_eq(a, b) || (a.priority == b.priority && a.tenant == b.tenant)
     }
 
     /// The phase of its trace that ends with it.
-    pub fn end_trace(&mut self, error: Option<&'static str>) -> Option<PhaseEnded> {
+    pub(crate) fn end_trace(&mut self, error: Option<&'static str>) -> Option<PhaseEnded> {
         self.trace.take().and_then(|trace| trace.ended(error))
     }
 
@@ -278,14 +278,14 @@ impl Sequence {
 
     /// The step under way that samples its next token, where that is all there is to compute and
     /// the answer may go on after it: the token can be computed before anybody knows it.
-    pub fn promised_by(&self) -> Option<StepId> {
+    pub(crate) fn promised_by(&self) -> Option<StepId> {
         let is_next = self.num_scheduled == self.num_tokens();
         let goes_on = self.generated.len() + 1 < self.request.max_tokens as usize;
         self.sampled_by.filter(|_| is_next && goes_on && self.num_failures == 0)
     }
 
     /// Whether not all tokens may come everywhere in its answer.
-    pub fn keeps_to_something(&self) -> bool {
+    pub(crate) fn keeps_to_something(&self) -> bool {
         self.request.constraint.is_some()
     }
 
@@ -302,7 +302,7 @@ impl Sequence {
 
     /// The next at most `max_tokens` pending tokens, or the promised one, as a slice of this step,
     /// and how many of them were never computed before. There are blocks for them.
-    pub fn take_slice(&mut self, max_tokens: usize, step: StepId) -> (Slice, usize) {
+    pub(crate) fn take_slice(&mut self, max_tokens: usize, step: StepId) -> (Slice, usize) {
         let (start, end) = (self.num_scheduled, self.num_after(max_tokens));
         debug_assert!(start < end);
         debug_assert!(end <= self.blocks.len() * BLOCK_TOKENS);
@@ -358,7 +358,7 @@ impl Sequence {
 
     /// Hashes of what it may find computed, without its last token, which is always computed: full
     /// blocks, and, before it has answered anything, the block in which its prompt ends.
-    pub fn sharable(&mut self) -> (&[BlockHash], Option<BlockHash>) {
+    pub(crate) fn sharable(&mut self) -> (&[BlockHash], Option<BlockHash>) {
         let num_blocks = (self.num_tokens() - 1) / BLOCK_TOKENS;
         self.hash(num_blocks);
         let tail = if self.generated.is_empty() { self.prompt_tail() } else { None };
@@ -366,12 +366,12 @@ impl Sequence {
     }
 
     /// Whether it may use what others computed: not where every token's logprobs are wanted.
-    pub fn may_share(&self) -> bool {
+    pub(crate) fn may_share(&self) -> bool {
         !self.scores_prompt()
     }
 
     /// Tokens of the prompt, its last one apart, that don't fill a block.
-    pub fn num_tail_tokens(&self) -> usize {
+    pub(crate) fn num_tail_tokens(&self) -> usize {
         (self.request.prompt.len() - 1) % BLOCK_TOKENS
     }
 
@@ -381,14 +381,14 @@ impl Sequence {
     }
 
     /// Whether the whole prompt was computed and nothing is to follow.
-    pub fn is_scored(&self) -> bool {
+    pub(crate) fn is_scored(&self) -> bool {
         self.request.max_tokens == 0
             && self.num_scheduled == self.num_tokens()
             && self.num_in_flight == 0
     }
 
     /// Takes in logprobs of the prompt; all of them, once the last has come.
-    pub fn take_prompt_logprobs(
+    pub(crate) fn take_prompt_logprobs(
         &mut self,
         logprobs: Vec<Logprobs>,
         is_last: bool,
@@ -406,7 +406,7 @@ impl Sequence {
 
     /// No step under way names it, so none computes more than is known: what a step that came out
     /// of turn said was discarded.
-    pub fn rewind(&mut self) {
+    pub(crate) fn rewind(&mut self) {
         self.num_scheduled = self.num_scheduled.min(self.num_tokens() - 1);
     }
 

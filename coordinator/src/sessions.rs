@@ -18,13 +18,13 @@ const HEAR_PAUSE: Duration = Duration::from_secs(2);
 
 /// Sessions that are open, by their control connections.
 #[derive(Debug, Default)]
-pub struct Sessions {
+pub(crate) struct Sessions {
     open: DashMap<SessionId, Connection>,
 }
 
 /// How the way to a node is measured.
 #[derive(Clone, Copy, Debug)]
-pub struct Probe {
+pub(crate) struct Probe {
     /// Bytes that are sent; 0: it isn't.
     pub num_bytes: usize,
     /// What that may take.
@@ -53,7 +53,7 @@ impl Probe {
 
 impl Sessions {
     /// A node's control connection: from its greeting to the end of its session.
-    pub async fn serve(
+    pub(crate) async fn serve(
         &self,
         node: NodeId,
         control: Connection,
@@ -98,7 +98,7 @@ impl Sessions {
     ///
     /// # Errors
     /// Why its neighbours couldn't reach it.
-    pub fn correct(&self, report: &mut NodeReport) -> Result<(), String> {
+    pub(crate) fn correct(&self, report: &mut NodeReport) -> Result<(), String> {
         let Some(control) = self.open.get(&report.session) else { return Ok(()) };
         report.pool = control.pool().unwrap_or_default().to_owned();
         report.data_addr = place(report.data_addr, control.remote_addr().ip())?;
@@ -107,7 +107,7 @@ impl Sessions {
 
     /// A neighbour's address for the node of this session: who is on the coordinator's machine is
     /// known to others by the address at which they reach the coordinator.
-    pub fn address_for(&self, session: SessionId, addr: SocketAddr) -> SocketAddr {
+    pub(crate) fn address_for(&self, session: SessionId, addr: SocketAddr) -> SocketAddr {
         let Some(control) = self.open.get(&session) else { return addr };
         let is_elsewhere = !control.remote_addr().ip().is_loopback();
         match control.local_ip() {
@@ -117,12 +117,12 @@ impl Sessions {
     }
 
     /// The wire version that the node of this session understands.
-    pub fn wire_version(&self, session: SessionId) -> Option<u16> {
+    pub(crate) fn wire_version(&self, session: SessionId) -> Option<u16> {
         Some(self.open.get(&session)?.wire_version())
     }
 
     /// Ends every session of these nodes.
-    pub fn end(&self, nodes: &HashSet<NodeId>, cause: &str) {
+    pub(crate) fn end(&self, nodes: &HashSet<NodeId>, cause: &str) {
         for control in &self.open {
             if matches!(control.peer(), PeerName::Node(node) if nodes.contains(&node)) {
                 control.close(cause);
@@ -131,7 +131,7 @@ impl Sessions {
     }
 
     /// Closes a session's connections, if they are open: its node is to begin a new one.
-    pub fn disconnect(&self, session: SessionId) {
+    pub(crate) fn disconnect(&self, session: SessionId) {
         if let Some(control) = self.open.get(&session) {
             control.close("the coordinator has ended the session");
         }

@@ -15,7 +15,7 @@ use crate::trips::Trips;
 /// Data connections of nodes, and each pipeline's links to its stages: one to the first for steps,
 /// and one to the last for masks.
 #[derive(Debug)]
-pub struct Stages {
+pub(crate) struct Stages {
     // The newest of each node.
     connections: DashMap<NodeId, (SessionId, Connection)>,
     arrived: Notify,
@@ -35,7 +35,7 @@ struct Link {
 /// Why a step can't be handed to the first stage.
 #[derive(Debug, thiserror::Error)]
 #[error("the first stage takes no more steps ({reason})")]
-pub struct SendError {
+pub(crate) struct SendError {
     /// The first stage.
     pub stage: StageId,
     reason: &'static str,
@@ -43,7 +43,7 @@ pub struct SendError {
 
 impl Stages {
     /// No connections yet.
-    pub fn new(config: &protocol::config::Transport) -> Self {
+    pub(crate) fn new(config: &protocol::config::Transport) -> Self {
         Self {
             connections: DashMap::new(),
             arrived: Notify::new(),
@@ -56,7 +56,7 @@ impl Stages {
 
     /// A node's data connection, over which it gets pieces of `weights`: `tell` hears which stages
     /// it links, what they send, and which links have ended, until the connection closes.
-    pub async fn serve(
+    pub(crate) async fn serve(
         &self,
         node: NodeId,
         connection: Connection,
@@ -98,7 +98,7 @@ impl Stages {
     }
 
     /// Opens a link to a stage in the background; `lost` hears why it ended.
-    pub fn connect(
+    pub(crate) fn connect(
         self: &Arc<Self>,
         node: NodeId,
         stage: StageId,
@@ -147,7 +147,7 @@ impl Stages {
     }
 
     /// The ways of steps.
-    pub fn trips(&self) -> &Trips {
+    pub(crate) fn trips(&self) -> &Trips {
         &self.trips
     }
 
@@ -155,7 +155,7 @@ impl Stages {
     ///
     /// # Errors
     /// When there is no link of the frame's epoch, or its buffer is full.
-    pub fn send(&self, frame: Frame) -> Result<(), SendError> {
+    pub(crate) fn send(&self, frame: Frame) -> Result<(), SendError> {
         let stage = frame.stage;
         let link = self.links.get(&(stage.pipeline, stage.stage));
         let link = link
@@ -172,7 +172,7 @@ impl Stages {
 
     /// The data connection of a node's session. It may be here a moment later than the control
     /// connection; none when it doesn't come.
-    pub async fn connection(&self, node: NodeId, session: SessionId) -> Option<Connection> {
+    pub(crate) async fn connection(&self, node: NodeId, session: SessionId) -> Option<Connection> {
         let found = async {
             loop {
                 let arrived = self.arrived.notified();

@@ -12,7 +12,7 @@ use crate::data_dir;
 ///
 /// # Errors
 /// When the data directory can't be written, or the file isn't a number.
-pub fn next(dir: &Path) -> Result<u64> {
+pub(crate) fn next(dir: &Path) -> Result<u64> {
     let path = dir.join("starts");
     let last = match fs::read_to_string(&path) {
         Ok(text) => text

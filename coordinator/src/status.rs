@@ -34,7 +34,7 @@ pub struct Status {
 
 impl Status {
     /// Whether a pipeline serves, or one would be made for the first request.
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.pipelines.iter().any(PipelineStatus::is_ready)
             || self.scaling.as_ref().is_some_and(|scaling| scaling.is_asleep)
     }
@@ -42,7 +42,7 @@ impl Status {
 
 impl Status {
     /// What a node is there for.
-    pub fn duty_of(&self, node: NodeId) -> Duty {
+    pub(crate) fn duty_of(&self, node: NodeId) -> Duty {
         self.relieved.iter().find(|(id, _)| *id == node).map_or(Duty::Active, |(_, duty)| *duty)
     }
 }
@@ -134,13 +134,13 @@ pub struct PipelineStatus {
 
 impl PipelineStatus {
     /// Whether every stage serves, and requests go there.
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         !self.is_draining && self.stages.iter().all(|stage| stage.state == StageState::Serving)
     }
 
     /// Tokens for which its KV cache has room: as all stages say or, until they do, as was
     /// expected.
-    pub fn cache(&self) -> CacheRoom {
+    pub(crate) fn cache(&self) -> CacheRoom {
         let said = self.stages.iter().map(|stage| u64::from(stage.num_blocks)).min().unwrap_or(0);
         match said * BLOCK_TOKENS as u64 {
             0 => self.predicted.cache,
@@ -150,7 +150,7 @@ impl PipelineStatus {
 
     /// The nodes of a pipeline that serves with stages of several device classes, each with its
     /// class: its answers are right, but not bit-equal to those of a pipeline of one class.
-    pub fn mixed_classes(&self) -> Option<String> {
+    pub(crate) fn mixed_classes(&self) -> Option<String> {
         let class = |stage: &StageStatus| Some((stage.node, stage.class?));
         let mut classes = self.stages.iter().map(class).collect::<Option<Vec<_>>>()?;
         classes.dedup();
@@ -207,7 +207,7 @@ pub enum StageState {
 
 impl StageState {
     /// Its name in answers.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Loading => "loading",
             Self::Linking => "linking",

@@ -42,7 +42,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why what is kept can't be read or written.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub(crate) enum StoreError {
     /// The file can't be opened, or isn't ours.
     #[error("{path}: {cause}")]
     Open {
@@ -81,7 +81,7 @@ pub enum StoreError {
 
 /// The open file; clones share it. What was sent to be written is written when the last is gone.
 #[derive(Clone)]
-pub struct Store {
+pub(crate) struct Store {
     path: Arc<Path>,
     readers: SqlitePool,
     deeds: mpsc::Sender<Deed>,
@@ -129,7 +129,7 @@ impl Store {
     ///
     /// # Errors
     /// When it can't be, or a newer release has written it.
-    pub async fn open(data_dir: &Path) -> Result<Self, StoreError> {
+    pub(crate) async fn open(data_dir: &Path) -> Result<Self, StoreError> {
         let path = data_dir.join(FILE);
         let failed = |cause| StoreError::Open { path: path.clone(), cause };
         let options = SqliteConnectOptions::new()
@@ -163,7 +163,7 @@ impl Store {
     ///
     /// # Errors
     /// When the deed fails, or can't be written.
-    pub async fn write<T, F>(&self, deed: F) -> Result<T, StoreError>
+    pub(crate) async fn write<T, F>(&self, deed: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, sqlx::Error>>
@@ -198,7 +198,7 @@ impl Store {
     }
 
     /// For queries that change nothing.
-    pub fn reader(&self) -> &SqlitePool {
+    pub(crate) fn reader(&self) -> &SqlitePool {
         &self.readers
     }
 
@@ -217,7 +217,7 @@ impl Store {
     }
 
     /// Resolves when nobody writes any more, which no deed brings about.
-    pub async fn ended(&self) {
+    pub(crate) async fn ended(&self) {
         self.deeds.closed().await;
     }
 
@@ -225,7 +225,7 @@ impl Store {
     ///
     /// # Errors
     /// When it can't be read.
-    pub async fn fact(&self, name: &str) -> Result<Option<String>, StoreError> {
+    pub(crate) async fn fact(&self, name: &str) -> Result<Option<String>, StoreError> {
         let query = sqlx::query_scalar("SELECT value FROM facts WHERE name = ?").bind(name);
         Ok(query.fetch_optional(&self.readers).await?)
     }
@@ -234,7 +234,11 @@ impl Store {
     ///
     /// # Errors
     /// When it can't be written.
-    pub async fn set_fact(&self, name: &'static str, value: String) -> Result<(), StoreError> {
+    pub(crate) async fn set_fact(
+        &self,
+        name: &'static str,
+        value: String,
+    ) -> Result<(), StoreError> {
         self.write(move |database| {
             Box::pin(async move {
                 let insert = sqlx::query("INSERT OR REPLACE INTO facts VALUES (?, ?)");

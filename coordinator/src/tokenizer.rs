@@ -157,12 +157,12 @@ impl Tokenizer {
     }
 
     /// What one token shows; bytes that aren't a whole character as U+FFFD.
-    pub fn token_text(&self, token: TokenId) -> String {
+    pub(crate) fn token_text(&self, token: TokenId) -> String {
         String::from_utf8_lossy(self.token_bytes(token)).into_owned()
     }
 
     /// The bytes of one token.
-    pub fn token_bytes(&self, token: TokenId) -> &[u8] {
+    pub(crate) fn token_bytes(&self, token: TokenId) -> &[u8] {
         self.pieces.bytes(token)
     }
 

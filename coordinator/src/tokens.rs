@@ -16,7 +16,7 @@ use crate::store::{Store, StoreError};
 
 /// A token, as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Token {
+pub(crate) struct Token {
     /// What a proof names it by.
     pub id: String,
     /// What people call it.
@@ -39,7 +39,7 @@ pub struct Token {
 
 /// Whether a token is good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub(crate) enum Standing {
     /// It is.
     Valid,
     /// Its time is over.
@@ -52,7 +52,7 @@ pub enum Standing {
 
 impl Standing {
     /// In words.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Valid => "valid",
             Self::Expired => "expired",
@@ -64,7 +64,7 @@ impl Standing {
 
 impl Token {
     /// Whether it is good.
-    pub fn standing(&self, now: Timestamp) -> Standing {
+    pub(crate) fn standing(&self, now: Timestamp) -> Standing {
         if self.revoked.is_some() {
             Standing::Revoked
         } else if now >= self.expires {
@@ -103,7 +103,7 @@ impl Store {
     ///
     /// # Errors
     /// When it can't be written.
-    pub async fn add_token(&self, token: Token) -> Result<(), StoreError> {
+    pub(crate) async fn add_token(&self, token: Token) -> Result<(), StoreError> {
         self.write(move |database| {
             Box::pin(async move {
                 sqlx::query(
@@ -129,7 +129,7 @@ impl Store {
     ///
     /// # Errors
     /// When they can't be read.
-    pub async fn tokens(&self) -> Result<Vec<Token>, StoreError> {
+    pub(crate) async fn tokens(&self) -> Result<Vec<Token>, StoreError> {
         let query = sqlx::query(
             "SELECT *, (SELECT count(*) FROM token_uses WHERE token = id) AS num_uses
              FROM tokens ORDER BY created_ms, id",
@@ -142,7 +142,11 @@ impl Store {
     ///
     /// # Errors
     /// When that can't be written.
-    pub async fn revoke_token(&self, name: String, now: Timestamp) -> Result<u64, StoreError> {
+    pub(crate) async fn revoke_token(
+        &self,
+        name: String,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
         self.write(move |database| {
             Box::pin(async move {
                 let update = sqlx::query(
@@ -160,7 +164,7 @@ impl Store {
     ///
     /// # Errors
     /// When it can't be read.
-    pub async fn token(&self, id: &str) -> Result<Option<Token>, StoreError> {
+    pub(crate) async fn token(&self, id: &str) -> Result<Option<Token>, StoreError> {
         let mut reader = self.reader().acquire().await?;
         Ok(find(&mut reader, id).await?)
     }
@@ -170,7 +174,7 @@ impl Store {
     ///
     /// # Errors
     /// When that can't be read or written.
-    pub async fn use_token(
+    pub(crate) async fn use_token(
         &self,
         id: &str,
         node: NodeId,
@@ -211,7 +215,7 @@ impl Store {
     ///
     /// # Errors
     /// When that can't be written.
-    pub async fn revoke_node(&self, node: NodeId, now: Timestamp) -> Result<(), StoreError> {
+    pub(crate) async fn revoke_node(&self, node: NodeId, now: Timestamp) -> Result<(), StoreError> {
         self.write(move |database| {
             Box::pin(async move {
                 sqlx::query("INSERT OR IGNORE INTO revoked_nodes VALUES (?, ?)")
@@ -229,7 +233,7 @@ impl Store {
     ///
     /// # Errors
     /// When they can't be read.
-    pub async fn revoked_nodes(&self) -> Result<HashSet<NodeId>, StoreError> {
+    pub(crate) async fn revoked_nodes(&self) -> Result<HashSet<NodeId>, StoreError> {
         let query = sqlx::query_scalar("SELECT node FROM revoked_nodes");
         let nodes: Vec<i64> = query.fetch_all(self.reader()).await?;
         Ok(nodes.into_iter().map(|node| NodeId(node.cast_unsigned())).collect())

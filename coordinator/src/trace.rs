@@ -74,7 +74,7 @@ pub struct SequenceTrace {
 
 impl SequenceTrace {
     /// A choice that waits since `now`.
-    pub fn new(
+    pub(crate) fn new(
         trace: RequestTrace,
         (request, choice): (RequestId, u32),
         num_prompt_tokens: usize,
@@ -95,12 +95,12 @@ impl SequenceTrace {
     }
 
     /// It runs.
-    pub fn admitted(&mut self, now: Instant) -> PhaseEnded {
+    pub(crate) fn admitted(&mut self, now: Instant) -> PhaseEnded {
         self.go_on_to(Phase::Prefill, now)
     }
 
     /// A step computes it: under which span the stages' own are to stand, if this step is kept.
-    pub fn step(&mut self) -> Option<TraceContext> {
+    pub(crate) fn step(&mut self) -> Option<TraceContext> {
         let is_kept =
             self.phase != Phase::Decode || self.num_steps.is_multiple_of(self.trace.steps_every);
         self.num_steps += 1;
@@ -109,7 +109,7 @@ impl SequenceTrace {
 
     /// As [`step`](Self::step), of a token that may not have been recorded yet: decoding then
     /// begins while the prefill is still under way.
-    pub fn decode_step(&mut self, now: Instant) -> Option<TraceContext> {
+    pub(crate) fn decode_step(&mut self, now: Instant) -> Option<TraceContext> {
         if self.phase == Phase::Decode {
             return self.step();
         }
@@ -119,13 +119,13 @@ impl SequenceTrace {
     }
 
     /// A token was recorded; the first ends the prefill.
-    pub fn token(&mut self, now: Instant) -> Option<PhaseEnded> {
+    pub(crate) fn token(&mut self, now: Instant) -> Option<PhaseEnded> {
         self.num_generated += 1;
         (self.phase == Phase::Prefill).then(|| self.go_on_to(Phase::Decode, now))
     }
 
     /// It has ended, for `error` where it was cut short. The first token alone is no decoding.
-    pub fn ended(self, error: Option<&'static str>) -> Option<PhaseEnded> {
+    pub(crate) fn ended(self, error: Option<&'static str>) -> Option<PhaseEnded> {
         let is_empty = self.phase == Phase::Decode && self.num_steps == 0;
         (!is_empty).then(|| PhaseEnded { error, ..self.phase_ended() })
     }

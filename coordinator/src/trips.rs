@@ -12,7 +12,7 @@ const MAX_KEPT: usize = 1024;
 
 /// A step's way through the pipeline, as the coordinator saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Trip {
+pub(crate) struct Trip {
     /// From the moment when QUIC had taken the step until the last byte of what came of it was
     /// back.
     pub away: Duration,
@@ -26,7 +26,7 @@ pub struct Trip {
 
 /// Steps under way.
 #[derive(Debug, Default)]
-pub struct Trips(Mutex<VecDeque<UnderWay>>);
+pub(crate) struct Trips(Mutex<VecDeque<UnderWay>>);
 
 #[derive(Debug)]
 struct UnderWay {
@@ -37,7 +37,7 @@ struct UnderWay {
 
 impl Trips {
     /// A step is about to leave. (Its answer may be back before its sender is told that it left.)
-    pub fn leaves(&self, epoch: Epoch, step: StepId) {
+    pub(crate) fn leaves(&self, epoch: Epoch, step: StepId) {
         let mut trips = self.trips();
         if trips.len() == MAX_KEPT {
             trips.pop_front();
@@ -46,14 +46,14 @@ impl Trips {
     }
 
     /// QUIC has all of it.
-    pub fn left(&self, epoch: Epoch, step: StepId, at: Instant, sent: Sent) {
+    pub(crate) fn left(&self, epoch: Epoch, step: StepId, at: Instant, sent: Sent) {
         if let Some(trip) = self.trips().iter_mut().find(|trip| trip.step == (epoch, step)) {
             trip.left = Some((at, sent));
         }
     }
 
     /// What came of it is back.
-    pub fn back(
+    pub(crate) fn back(
         &self,
         (epoch, step): (Epoch, StepId),
         at: Instant,
@@ -66,7 +66,7 @@ impl Trips {
     }
 
     /// The step's trip, once, if all of it was seen; those of its epoch before it are forgotten.
-    pub fn take(&self, epoch: Epoch, step: StepId) -> Option<Trip> {
+    pub(crate) fn take(&self, epoch: Epoch, step: StepId) -> Option<Trip> {
         let mut trips = self.trips();
         let at = trips.iter().position(|trip| trip.step == (epoch, step));
         let trip = at.and_then(|at| trips.remove(at));

@@ -11,7 +11,7 @@ use crate::data_dir;
 
 /// Where a coordinator keeps what it knows, as its own flags would say it.
 #[derive(Args, Clone, Debug)]
-pub struct Whereabouts {
+pub(crate) struct Whereabouts {
     /// The coordinator's data directory [default: under your home directory].
     #[arg(long, value_name = "DIR", global = true)]
     pub data_dir: Option<PathBuf>,
@@ -29,7 +29,7 @@ impl Whereabouts {
     ///
     /// # Errors
     /// When the file can't be read, or there is no saying where the directory is.
-    pub fn find(self) -> Result<(Config, PathBuf)> {
+    pub(crate) fn find(self) -> Result<(Config, PathBuf)> {
         let mut config = data_dir::config(self.config.as_deref())?;
         if let Some(dir) = self.data_dir {
             config.coordinator.data_dir = dir;

@@ -9,7 +9,7 @@ pub(crate) const MAX_EVENT_BYTES: usize = 4 << 20;
 ///
 /// A piece may end anywhere: in a line, in a character, between `\r` and `\n`.
 #[derive(Debug, Default)]
-pub struct Parser {
+pub(crate) struct Parser {
     /// The line that is still incomplete.
     line: Vec<u8>,
     /// The data lines of the event that is still incomplete.
@@ -20,7 +20,7 @@ pub struct Parser {
 
 /// Why a stream isn't one of events.
 #[derive(Clone, Copy, Debug, Error, PartialEq)]
-pub enum SseError {
+pub(crate) enum SseError {
     /// More than `MAX_EVENT_BYTES` without the end of an event.
     #[error("an event of the stream is longer than {MAX_EVENT_BYTES} bytes")]
     TooLong,

@@ -9,7 +9,7 @@ use crate::report::result::{Metric, RunResult, Series};
 use crate::report::statistics::{Interval, mean_interval, sign_flip_p};
 
 /// How sure the intervals are.
-pub const CONFIDENCE: f64 = 0.95;
+pub(crate) const CONFIDENCE: f64 = 0.95;
 
 /// Two configurations that were measured in turn.
 #[derive(Clone, Debug)]

@@ -85,7 +85,7 @@ impl fmt::Display for Fault {
 ///
 /// All times are since the run's start; events come in the order of time.
 #[derive(Clone, Debug)]
-pub struct FaultWatch {
+pub(crate) struct FaultWatch {
     faults: Vec<Watched>,
     num_running: u64,
     /// Nothing is in flight, and the last that was has been answered whole.
@@ -102,7 +102,7 @@ struct Watched {
 
 impl FaultWatch {
     /// Watches for the effects of these, none of which has been injected.
-    pub fn new(faults: &[Fault]) -> Self {
+    pub(crate) fn new(faults: &[Fault]) -> Self {
         let watched = |fault: &Fault| Watched {
             outcome: FaultOutcome { fault: fault.to_string(), ..FaultOutcome::default() },
             at: None,
@@ -112,7 +112,7 @@ impl FaultWatch {
     }
 
     /// Fault number `index` of the list was injected.
-    pub fn injected(&mut self, index: usize, at: Duration) {
+    pub(crate) fn injected(&mut self, index: usize, at: Duration) {
         if let Some(fault) = self.faults.get_mut(index) {
             fault.at = Some(at);
             fault.outcome.at = Some(at.as_secs_f64());
@@ -127,7 +127,7 @@ impl FaultWatch {
     }
 
     /// A request was sent.
-    pub fn sent(&mut self, at: Duration) {
+    pub(crate) fn sent(&mut self, at: Duration) {
         if std::mem::take(&mut self.is_idle) {
             self.silent_since = at;
         }
@@ -135,7 +135,7 @@ impl FaultWatch {
     }
 
     /// A token, or a piece of text, of a request that was sent at `sent` has come.
-    pub fn token(&mut self, sent: Duration, at: Duration) {
+    pub(crate) fn token(&mut self, sent: Duration, at: Duration) {
         self.silent_until(at);
         self.silent_since = at;
         let waiting = self.faults.iter_mut().filter(|fault| fault.outcome.recovered.is_none());
@@ -147,7 +147,7 @@ impl FaultWatch {
     }
 
     /// A request has been answered whole.
-    pub fn completed(&mut self, at: Duration) {
+    pub(crate) fn completed(&mut self, at: Duration) {
         self.num_running = self.num_running.saturating_sub(1);
         if self.num_running == 0 {
             self.silent_until(at);
@@ -156,7 +156,7 @@ impl FaultWatch {
     }
 
     /// A request has failed. Where each is refused at once, nobody waits, but it is silent.
-    pub fn failed(&mut self, at: Duration) {
+    pub(crate) fn failed(&mut self, at: Duration) {
         self.num_running = self.num_running.saturating_sub(1);
         let latest = self.faults.iter_mut().filter(|fault| fault.at.is_some_and(|from| from <= at));
         let Some(fault) = latest.max_by_key(|fault| fault.at) else { return };
@@ -167,7 +167,7 @@ impl FaultWatch {
     }
 
     /// The run has ended; what is still in flight won't be answered.
-    pub fn ended(&mut self, at: Duration) {
+    pub(crate) fn ended(&mut self, at: Duration) {
         if !std::mem::replace(&mut self.is_idle, true) {
             self.silent_until(at);
         }
@@ -175,7 +175,7 @@ impl FaultWatch {
     }
 
     /// What became of the faults so far.
-    pub fn outcomes(&self) -> Vec<FaultOutcome> {
+    pub(crate) fn outcomes(&self) -> Vec<FaultOutcome> {
         self.faults.iter().map(|fault| fault.outcome.clone()).collect()
     }
 

@@ -56,19 +56,19 @@ impl Default for Count {
 
 impl Count {
     /// Adds a part. A server may count what it likes.
-    pub fn add(&mut self, part: Option<u64>) {
+    pub(crate) fn add(&mut self, part: Option<u64>) {
         self.0 = self.0.zip(part).map(|(sum, part)| sum.saturating_add(part));
     }
 
     /// The sum; none when it isn't known.
-    pub fn known(self) -> Option<u64> {
+    pub(crate) fn known(self) -> Option<u64> {
         self.0
     }
 }
 
 impl Metrics {
     /// Adds what became of one request. A failed one counts in no time and in no throughput.
-    pub fn record(&mut self, outcome: &Outcome, slo: &Slo) {
+    pub(crate) fn record(&mut self, outcome: &Outcome, slo: &Slo) {
         let answer = match &outcome.answer {
             Ok(answer) => answer,
             Err(failure) => {
@@ -110,7 +110,7 @@ impl Metrics {
 
     /// `{mean,median,std,p50,p90,p95,p99,p99.9,max}_{ttft,tpot,itl,e2el}_ms`, as vllm bench names
     /// them; null where nothing was measured.
-    pub fn statistics(&self) -> BTreeMap<String, Value> {
+    pub(crate) fn statistics(&self) -> BTreeMap<String, Value> {
         let of = |metric: Metric| {
             let (times, name) = (self.times(metric), metric.name());
             let values = [

@@ -8,7 +8,7 @@ use crate::client::failure::Failure;
 
 /// What became of one request. Its times are since the run's start.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Its service tier.
     pub tier: Option<Arc<str>>,
     /// Whose it was.

@@ -77,7 +77,7 @@ pub enum Growth {
 
 /// A request that starts. Times are since the run's start.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Start {
+pub(crate) struct Start {
     /// When it should have been sent: what latencies are measured from.
     pub intended: Duration,
     /// When nothing but the generator stood in its way any more: what lag is measured from.

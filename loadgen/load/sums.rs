@@ -64,7 +64,7 @@ struct Tally {
 
 impl Sums {
     /// Nothing yet. Requests count from `from`, those of before are warm-up.
-    pub fn new(slo: Slo, from: Duration, until: Option<Duration>) -> Self {
+    pub(crate) fn new(slo: Slo, from: Duration, until: Option<Duration>) -> Self {
         Self {
             slo,
             from,
@@ -78,12 +78,12 @@ impl Sums {
     }
 
     /// A request was sent.
-    pub fn started(&mut self, at: Duration) {
+    pub(crate) fn started(&mut self, at: Duration) {
         self.second(at).started += 1;
     }
 
     /// A request has ended.
-    pub fn record(&mut self, outcome: &Outcome) {
+    pub(crate) fn record(&mut self, outcome: &Outcome) {
         let counts = self.in_window(outcome.intended);
         if counts {
             self.all.record(outcome, &self.slo);
@@ -134,7 +134,7 @@ impl Sums {
     }
 
     /// Second by second, from the start.
-    pub fn timeline(&self) -> Vec<Second> {
+    pub(crate) fn timeline(&self) -> Vec<Second> {
         let (mut running, mut tokens) = (0_u64, 0.0);
         let mut rounded = 0;
         let second = |(second, tally): (usize, &Tally)| {

@@ -15,7 +15,7 @@ const MAX_ANSWER_BYTES: usize = 16 << 20;
 
 /// What a server gives to compare answers by.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Compared {
+pub(crate) enum Compared {
     /// The id and the logprob of each token (vLLM's `return_token_ids`, and ours).
     TokenIds,
     /// The text and the logprob of each token (OpenAI's `logprobs`).
@@ -25,11 +25,12 @@ pub enum Compared {
 }
 
 impl Compared {
-    /// All of them, the most telling first.
-    pub const ALL: [Self; 3] = [Self::TokenIds, Self::Tokens, Self::Text];
+    /// The most telling first.
+    #[cfg(test)]
+    const ALL: [Self; 3] = [Self::TokenIds, Self::Tokens, Self::Text];
 
     /// Makes a request's body ask for it.
-    pub fn ask(self, endpoint: Endpoint, body: &mut Value) {
+    pub(crate) fn ask(self, endpoint: Endpoint, body: &mut Value) {
         if self != Self::Text {
             body["logprobs"] = match endpoint {
                 Endpoint::Chat => json!(true),
@@ -54,7 +55,7 @@ impl fmt::Display for Compared {
 
 /// A whole answer, as it was when its request was alone.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Reference {
+pub(crate) struct Reference {
     tokens: Vec<Token>,
     pieces: Vec<Piece>,
     ending: Ending,
@@ -100,14 +101,15 @@ impl Reference {
     }
 
     /// Its tokens, or pieces of text where the server names no tokens.
-    pub fn num_tokens(&self) -> usize {
+    #[cfg(test)]
+    fn num_tokens(&self) -> usize {
         if self.tokens.is_empty() { self.pieces.len() } else { self.tokens.len() }
     }
 }
 
 /// An answer as it arrives, beside its reference. What is equal takes no memory.
 #[derive(Clone, Debug)]
-pub struct Recording {
+pub(crate) struct Recording {
     reference: Arc<Reference>,
     tokens: Track<Token>,
     pieces: Track<Piece>,
@@ -148,7 +150,7 @@ impl Comparison {
 
 impl Recording {
     /// An answer of which nothing has come.
-    pub fn new(reference: Arc<Reference>) -> Self {
+    pub(crate) fn new(reference: Arc<Reference>) -> Self {
         Self {
             reference,
             tokens: Track::default(),
@@ -160,7 +162,7 @@ impl Recording {
     }
 
     /// A stream has been opened, or an answer begun.
-    pub fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         self.has_begun = true;
     }
 
@@ -170,7 +172,7 @@ impl Recording {
     }
 
     /// Takes in an event of the stream.
-    pub fn take(&mut self, event: &Value) {
+    pub(crate) fn take(&mut self, event: &Value) {
         self.has_begun = true;
         if let Some(usage) = event.get("usage").filter(|usage| usage.is_object()) {
             let count = |name: &str| usage.get(name).and_then(Value::as_u64);
@@ -215,7 +217,7 @@ impl Recording {
     }
 
     /// Compares it: all of it, or, of a stream that was cut, what came before the cut.
-    pub fn compare(&self, whole: bool) -> Comparison {
+    pub(crate) fn compare(&self, whole: bool) -> Comparison {
         let reference = &*self.reference;
         let mut num_differing = self.tokens.num_differing(&reference.tokens, whole);
         if num_differing == 0 && !self.has_text_of(reference, whole) {

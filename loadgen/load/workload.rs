@@ -72,7 +72,7 @@ pub struct Prefix {
 
 /// One user's requests.
 #[derive(Clone, Debug)]
-pub struct Conversation {
+pub(crate) struct Conversation {
     /// Its number, from 0 in the order of the starts.
     pub index: u64,
     /// The user's turns, with the time to think before each and the tokens of its answer.
@@ -87,7 +87,7 @@ pub struct Conversation {
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Turn {
+pub(crate) struct Turn {
     /// What the user says.
     pub prompt: Prompt,
     /// Tokens of the answer, at most; without it the parameters'.
@@ -139,7 +139,7 @@ impl Workload {
     }
 
     /// Conversation number `index`.
-    pub fn conversation(&self, index: u64) -> Conversation {
+    pub(crate) fn conversation(&self, index: u64) -> Conversation {
         let index = self.distinct.map_or(index, |distinct| index % distinct.max(1));
         let mut random = random(Purpose::Conversation, self.seed.unwrap_or(0), index);
         let mut turns = self.turns(index, &mut random);
@@ -209,7 +209,7 @@ impl Conversation {
     ///
     /// # Errors
     /// When the endpoint can't take a prompt of that form.
-    pub fn body(
+    pub(crate) fn body(
         &self,
         turn: usize,
         history: &History,
@@ -235,7 +235,7 @@ impl Conversation {
     }
 
     /// The headers of its requests.
-    pub fn headers(&self) -> Vec<(&'static str, &str)> {
+    pub(crate) fn headers(&self) -> Vec<(&'static str, &str)> {
         let tier = self.tier.as_deref().filter(|_| self.tier_in_header);
         let tier = tier.map(|tier| (TIER, tier));
         tier.into_iter().chain(self.tenant.as_deref().map(|tenant| (TENANT, tenant))).collect()
@@ -244,14 +244,14 @@ impl Conversation {
 
 /// What has been said in a conversation.
 #[derive(Clone, Debug, Default)]
-pub struct History {
+pub(crate) struct History {
     messages: Vec<Value>,
     text: String,
 }
 
 impl History {
     /// Adds a turn and its answer.
-    pub fn add(&mut self, prompt: &Prompt, answer: &str, endpoint: Endpoint) {
+    pub(crate) fn add(&mut self, prompt: &Prompt, answer: &str, endpoint: Endpoint) {
         match endpoint {
             Endpoint::Chat => {
                 self.messages.extend(messages(prompt));

@@ -5,7 +5,7 @@ use crate::numbers::grouped;
 
 /// What is known of the answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Nothing compared them.
     NotVerified,
     /// All that were compared are as the reference says.
@@ -17,7 +17,7 @@ pub enum Verdict {
 }
 
 /// The verdict on a run.
-pub fn verdict(run: &RunResult) -> Verdict {
+pub(crate) fn verdict(run: &RunResult) -> Verdict {
     let Some(found) = run.verification.as_ref().filter(|found| found.checked > 0) else {
         return Verdict::NotVerified;
     };
@@ -45,7 +45,7 @@ pub fn short(run: &RunResult) -> String {
 }
 
 /// The verdict as a sentence, with what it rests on.
-pub fn sentence(run: &RunResult) -> String {
+pub(crate) fn sentence(run: &RunResult) -> String {
     let Some(found) = &run.verification else {
         return "Answers not verified: nothing compared them with a reference, so the throughput \
                 may count wrong ones."

@@ -228,7 +228,7 @@ pub fn aligned(lines: &[Vec<String>], first_right: usize) -> String {
 }
 
 /// A date to the minute.
-pub fn minute(date: &str) -> String {
+pub(crate) fn minute(date: &str) -> String {
     date.chars().take(16).map(|c| if c == 'T' { ' ' } else { c }).collect()
 }
 

@@ -1,5 +1,5 @@
-//! The node's actors: shells. [`NodeActor`] loads and drops stages as the coordinator says and
-//! supervises them; [`StageActor`] moves frames between links and the device, and never computes.
+//! The node's actors: shells. `NodeActor` loads and drops stages as the coordinator says and
+//! supervises them; `StageActor` moves frames between links and the device, and never computes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,10 +36,10 @@ const HELD_SINCE: u16 = 5;
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Loads and drops stages, and supervises them.
-pub struct NodeActor;
+pub(crate) struct NodeActor;
 
 /// What a node has.
-pub struct Node {
+pub(crate) struct Node {
     /// What it says of itself.
     pub report: NodeReport,
     /// One for each adapter of the report.
@@ -73,7 +73,7 @@ impl Node {
 }
 
 /// What the node's actor changes.
-pub struct NodeState {
+pub(crate) struct NodeState {
     node: Arc<Node>,
     stages: HashMap<StageId, (ActorRef<StageMsg>, Arc<StagePlan>)>,
 }
@@ -210,11 +210,11 @@ impl Actor for NodeActor {
 }
 
 /// A loaded stage, whose frames a courier moves.
-pub struct StageActor;
+pub(crate) struct StageActor;
 
 /// Local messages of [`StageActor`], from its own tasks.
 #[derive(Debug, ractor_cluster::RactorMessage)]
-pub enum StageMsg {
+pub(crate) enum StageMsg {
     /// The stage is loaded, or can't be.
     Loaded(Result<Held, StageError>),
     /// A link or the device is gone, and whose fault it is.
@@ -222,7 +222,7 @@ pub enum StageMsg {
 }
 
 /// What a stage's actor changes.
-pub struct StageState {
+pub(crate) struct StageState {
     node: Arc<Node>,
     plan: Arc<StagePlan>,
     // What brings it steps, and what else it hears.
@@ -353,7 +353,7 @@ fn failed(node: &Node, id: StageId, cause: String, blame: Blame) -> StageFailed 
 
 /// The way to the coordinator's remote face.
 #[derive(Clone, Copy, Debug)]
-pub struct Gate {
+pub(crate) struct Gate {
     /// What is spoken in this session.
     pub wire_version: u16,
 }
@@ -361,7 +361,7 @@ pub struct Gate {
 impl Gate {
     /// Casts to it, unless it wouldn't understand. It may take a moment to appear after the session
     /// is up.
-    pub async fn tell(self, message: CoordinatorMsg) {
+    pub(crate) async fn tell(self, message: CoordinatorMsg) {
         if message.since() > self.wire_version {
             return;
         }

@@ -180,7 +180,7 @@ impl CachedModel {
     }
 
     /// What its files hold.
-    pub fn manifest(&self) -> &Manifest {
+    pub(crate) fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
@@ -191,7 +191,7 @@ impl CachedModel {
 
     /// Whether a piece is here, by what is recorded and what its bytes hash to. Only the first time
     /// they are read.
-    pub fn holds(&self, piece: PieceId) -> bool {
+    pub(crate) fn holds(&self, piece: PieceId) -> bool {
         let mut state = self.state();
         if state.held.contains(&piece) {
             return true;
@@ -211,7 +211,7 @@ impl CachedModel {
     ///
     /// # Errors
     /// When they can't be read.
-    pub fn read(&self, piece: PieceId) -> io::Result<Vec<u8>> {
+    pub(crate) fn read(&self, piece: PieceId) -> io::Result<Vec<u8>> {
         let range = self.manifest.range(piece).ok_or(io::ErrorKind::NotFound)?;
         let mut bytes = vec![0; (range.end - range.start) as usize];
         self.files[piece.file as usize].read_exact_at(&mut bytes, range.start)?;
@@ -241,7 +241,7 @@ impl CachedModel {
     ///
     /// # Errors
     /// One sentence, when the disk is full, or fails.
-    pub fn flush(&self) -> Result<(), String> {
+    pub(crate) fn flush(&self) -> Result<(), String> {
         self.sync(&mut self.state()).map_err(|cause| trouble(self.cache(), &cause))
     }
 
@@ -251,12 +251,12 @@ impl CachedModel {
     }
 
     /// The pieces that are here for certain.
-    pub fn held(&self) -> PieceSet {
+    pub(crate) fn held(&self) -> PieceSet {
         self.state().held.iter().copied().collect()
     }
 
     /// Whether all pieces in which these bytes of a file lie are here for certain.
-    pub fn covers(&self, file: &OsStr, bytes: Range<u64>) -> bool {
+    pub(crate) fn covers(&self, file: &OsStr, bytes: Range<u64>) -> bool {
         let is_it = |it: &protocol::FileManifest| OsStr::new(&it.name) == file;
         let Some(file) = self.manifest.files.iter().position(is_it) else { return false };
         let size = u64::from(self.manifest.piece_bytes);

@@ -31,7 +31,7 @@ const MAX_IDLE: Duration = Duration::from_secs(600);
 
 /// What a computed step brought, and how long it took.
 #[derive(Debug)]
-pub struct Computed {
+pub(crate) struct Computed {
     /// What was computed, as it came.
     pub step: Step,
     /// The result.
@@ -49,7 +49,7 @@ pub struct Computed {
 /// A handle to an adapter's thread; clones share it. The thread ends with the last of them, or when
 /// it is [stopped](Self::stop).
 #[derive(Clone, Debug)]
-pub struct DeviceThread {
+pub(crate) struct DeviceThread {
     jobs: mpsc::Sender<Job>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
     // Why the thread has given the adapter up, once it has.
@@ -62,7 +62,7 @@ pub struct DeviceThread {
 }
 
 /// Hears how far loading has come.
-pub type ReportProgress = Box<dyn FnMut(Loading) + Send>;
+pub(crate) type ReportProgress = Box<dyn FnMut(Loading) + Send>;
 
 enum Job {
     Load {
@@ -93,7 +93,7 @@ impl DeviceThread {
     ///
     /// # Errors
     /// When there is no such adapter, or its kernels don't compute what they should.
-    pub fn start(
+    pub(crate) fn start(
         adapter: Option<String>,
         products: Wanted,
         memory_bytes: impl FnOnce(&Gpu) -> anyhow::Result<u64> + Send + 'static,
@@ -127,7 +127,7 @@ impl DeviceThread {
     ///
     /// # Errors
     /// When the model's files or the adapter don't allow it.
-    pub async fn load(
+    pub(crate) async fn load(
         &self,
         plan: StagePlan,
         progress: ReportProgress,
@@ -141,7 +141,7 @@ impl DeviceThread {
     ///
     /// # Errors
     /// When the batch is wrong, the adapter fails, or nobody is left to bring the masks.
-    pub async fn step(
+    pub(crate) async fn step(
         &self,
         id: StageId,
         step: Step,
@@ -157,14 +157,14 @@ impl DeviceThread {
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub async fn warm(&self, plan: StagePlan) -> Result<(), StageError> {
+    pub(crate) async fn warm(&self, plan: StagePlan) -> Result<(), StageError> {
         let (reply, answer) = oneshot::channel();
         self.ask(Job::Warm { plan: Box::new(plan), part: None, reply }, answer).await
     }
 
     /// Loads a part of a stage to come, the rest of which isn't there yet. Where it fails, loading
     /// the stage says so.
-    pub async fn bring(&self, plan: StagePlan, part: usize) {
+    pub(crate) async fn bring(&self, plan: StagePlan, part: usize) {
         let (reply, answer) = oneshot::channel();
         let job = Job::Warm { plan: Box::new(plan), part: Some(part), reply };
         let _ = self.ask(job, answer).await;
@@ -172,7 +172,7 @@ impl DeviceThread {
 
     /// Drops a stage, once the steps before it are computed. Its weights stay for another one,
     /// until they were of no use for ten minutes or their room is needed.
-    pub async fn unload(&self, id: StageId) {
+    pub(crate) async fn unload(&self, id: StageId) {
         // Fails only when the thread is gone, and its stages with it.
         let _ = self.jobs.send(Job::Unload(id)).await;
         self.tidy_later();
@@ -193,7 +193,7 @@ impl DeviceThread {
 
     /// There is a coordinator, or none: as long as there is none, all that is here stays, since it
     /// may be wanted when one comes back. What it doesn't ask for goes later.
-    pub fn coordinated(&self, is_coordinated: bool) {
+    pub(crate) fn coordinated(&self, is_coordinated: bool) {
         let was_alone = self.is_alone.swap(!is_coordinated, Ordering::Relaxed);
         if is_coordinated && was_alone {
             self.tidy_later();
@@ -201,20 +201,20 @@ impl DeviceThread {
     }
 
     /// What is on the adapter.
-    pub fn held(&self) -> Vec<HeldParts> {
+    pub(crate) fn held(&self) -> Vec<HeldParts> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Why the adapter can't be used any more, once it can't: its thread has ended, and with it
     /// every stage there.
-    pub async fn lost(&self) -> String {
+    pub(crate) async fn lost(&self) -> String {
         self.jobs.closed().await;
         self.fault.get().cloned().unwrap_or_else(|| "its thread has ended".into())
     }
 
     /// Ends the thread once what was asked of it before is done. A process must not exit before:
     /// a driver that is still at work crashes while the process takes it apart.
-    pub async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         let _ = self.jobs.send(Job::Stop).await;
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {

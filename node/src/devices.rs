@@ -12,7 +12,7 @@ use crate::device_thread::DeviceThread;
 ///
 /// # Errors
 /// When there is none, or one of them doesn't compute what it should.
-pub fn open(
+pub(crate) fn open(
     adapter: Option<&str>,
     max_memory: Option<u64>,
     products: Wanted,
@@ -35,7 +35,7 @@ fn every_gpu() -> Vec<Option<String>> {
 
 /// Why each adapter isn't used, if it isn't: the one that is named is, else every GPU of the
 /// fastest kind, else the software driver.
-pub fn choose(
+pub(crate) fn choose(
     adapters: Vec<AdapterDetails>,
     selector: Option<&str>,
 ) -> Vec<(AdapterDetails, Option<String>)> {

@@ -64,7 +64,7 @@ pub enum StageError {
 
 impl StageError {
     /// Whether what ended so leaves the adapter of no more use.
-    pub fn loses_adapter(&self) -> bool {
+    pub(crate) fn loses_adapter(&self) -> bool {
         use shaders::error::GpuError::{Lost, TimedOut};
         let (Self::Gpu(cause) | Self::Sampler(shaders::sampler::SamplerError::Gpu(cause))) = self
         else {
@@ -74,7 +74,7 @@ impl StageError {
     }
 
     /// Whether the stage is of no more use.
-    pub fn is_fatal(&self) -> bool {
+    pub(crate) fn is_fatal(&self) -> bool {
         matches!(
             self,
             Self::Gpu(_) | Self::DeviceGone | Self::Sampler(shaders::sampler::SamplerError::Gpu(_))

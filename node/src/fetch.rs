@@ -25,7 +25,7 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Who gives pieces.
 #[derive(Clone, Debug)]
-pub struct Sources {
+pub(crate) struct Sources {
     /// Has all of them.
     pub coordinator: Connection,
     /// Have some of them.
@@ -38,7 +38,7 @@ pub struct Sources {
 
 /// How much of what is needed is here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Given {
+pub(crate) struct Given {
     /// Bytes.
     pub num_bytes: u64,
     /// Of so many.

@@ -12,7 +12,7 @@ use crate::joining::Papers;
 
 /// The node's id, and the lock on the directory that holds it.
 #[derive(Debug)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// Who.
     pub node: NodeId,
     /// What it shows.
@@ -28,7 +28,7 @@ impl Identity {
     /// # Errors
     /// When another process holds the directory, when it can't be written, or when its file
     /// doesn't hold an id.
-    pub fn open(data_dir: &Path) -> Result<Self> {
+    pub(crate) fn open(data_dir: &Path) -> Result<Self> {
         Self::try_open(data_dir)?.with_context(|| {
             format!("another node uses {}: give each its own --data-dir", data_dir.display())
         })
@@ -38,7 +38,7 @@ impl Identity {
     ///
     /// # Errors
     /// As [`open`](Self::open), when it is held all the time.
-    pub async fn open_within(data_dir: &Path, timeout: Duration) -> Result<Self> {
+    pub(crate) async fn open_within(data_dir: &Path, timeout: Duration) -> Result<Self> {
         let start = Instant::now();
         while start.elapsed() < timeout {
             if let Some(identity) = Self::try_open(data_dir)? {
@@ -54,7 +54,7 @@ impl Identity {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_any(parent: &Path) -> Result<Self> {
+    pub(crate) fn open_any(parent: &Path) -> Result<Self> {
         for number in 0..MAX_NODES_PER_USER {
             let dir: PathBuf = parent.join(format!("node-{number}"));
             if let Some(identity) = Self::try_open(&dir)? {

@@ -25,7 +25,7 @@ const ROUNDS_PER_WARNING: usize = 60;
 
 /// The node's key and certificate: with them it comes back without a token.
 #[derive(Clone, Debug)]
-pub struct Papers {
+pub(crate) struct Papers {
     key: NodeKey,
     certificate: PathBuf,
 }
@@ -35,13 +35,13 @@ impl Papers {
     ///
     /// # Errors
     /// When the key can't be read or written.
-    pub fn open(data_dir: &Path) -> Result<Self> {
+    pub(crate) fn open(data_dir: &Path) -> Result<Self> {
         let key = NodeKey::load_or_create(&data_dir.join("node.key"))?;
         Ok(Self { key, certificate: data_dir.join("node.pem") })
     }
 
     /// Keeps a certificate for the next start. Without it a token is needed then, no more.
-    pub fn keep(&self, identity: &Identity) {
+    pub(crate) fn keep(&self, identity: &Identity) {
         if let Err(cause) = identity.keep(&self.certificate) {
             warn!(%cause, "the certificate can't be kept: the next start needs a token");
         }
@@ -59,7 +59,7 @@ impl Options {
 ///
 /// # Errors
 /// When there is none.
-pub fn find_token(token: Option<&Token>, file: Option<&Path>, port: u16) -> Result<Token> {
+pub(crate) fn find_token(token: Option<&Token>, file: Option<&Path>, port: u16) -> Result<Token> {
     if let Some(token) = token {
         return Ok(token.clone());
     }
@@ -86,7 +86,7 @@ pub fn find_token(token: Option<&Token>, file: Option<&Path>, port: u16) -> Resu
 ///
 /// # Errors
 /// When it refuses this node for good.
-pub async fn join(
+pub(crate) async fn join(
     options: &Options,
     node: NodeId,
     papers: &Papers,

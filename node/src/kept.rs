@@ -28,7 +28,7 @@ struct Key {
 }
 
 /// A part of a model on the adapter. Clones of its tensors share their memory.
-pub enum PartWeights {
+pub(crate) enum PartWeights {
     /// The embedding's table.
     Embedding(WeightMatrix),
     /// A layer's matrices and norms.
@@ -38,7 +38,7 @@ pub enum PartWeights {
 }
 
 /// The parts of a plan.
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// In their order.
     pub parts: Vec<Arc<PartWeights>>,
     /// Their bytes.
@@ -46,7 +46,7 @@ pub struct Loaded {
 }
 
 /// What an adapter keeps. A part is in use as long as a stage holds it, too.
-pub struct KeptWeights {
+pub(crate) struct KeptWeights {
     parts: HashMap<Key, Kept>,
     // They stay however long no stage holds them.
     wanted: Vec<Key>,
@@ -72,12 +72,12 @@ impl Kept {
 
 impl KeptWeights {
     /// Nothing yet.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { parts: HashMap::new(), wanted: Vec::new() }
     }
 
     /// Whether nothing is kept.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }
 
@@ -87,7 +87,7 @@ impl KeptWeights {
     ///
     /// # Errors
     /// When the files don't hold them, or the adapter has no room.
-    pub fn load(
+    pub(crate) fn load(
         &mut self,
         gpu: &Gpu,
         files: &Checkpoint,
@@ -135,7 +135,7 @@ impl KeptWeights {
     ///
     /// # Errors
     /// As there.
-    pub fn bring(
+    pub(crate) fn bring(
         &mut self,
         gpu: &Gpu,
         files: &Checkpoint,
@@ -156,7 +156,7 @@ impl KeptWeights {
     }
 
     /// What is here, in a few words for the coordinator.
-    pub fn held(&self) -> Vec<HeldParts> {
+    pub(crate) fn held(&self) -> Vec<HeldParts> {
         let mut all: Vec<HeldParts> = Vec::new();
         let mut keys: Vec<_> = self.parts.keys().collect();
         keys.sort_by_key(|key| match key.part {
@@ -238,12 +238,12 @@ impl KeptWeights {
     }
 
     /// What this plan names stays from now on as long as there is room for it.
-    pub fn want(&mut self, plan: &StagePlan) {
+    pub(crate) fn want(&mut self, plan: &StagePlan) {
         self.wanted = keys(plan).unwrap_or_default();
     }
 
     /// Drops what no stage has held for `max_idle`, unless it is wanted.
-    pub fn tidy(&mut self, now: Instant, max_idle: Duration) {
+    pub(crate) fn tidy(&mut self, now: Instant, max_idle: Duration) {
         self.parts.retain(|key, kept| {
             if !kept.is_idle() || self.wanted.contains(key) {
                 kept.used = now;
@@ -263,7 +263,7 @@ impl Default for KeptWeights {
 ///
 /// # Errors
 /// When they don't, or the plan can't be.
-pub fn check_files(files: &Checkpoint, plan: &StagePlan) -> Result<(), StageError> {
+pub(crate) fn check_files(files: &Checkpoint, plan: &StagePlan) -> Result<(), StageError> {
     keys(plan)?.iter().try_for_each(|key| check_part(files, plan, key))
 }
 
@@ -276,7 +276,7 @@ fn check_part(files: &Checkpoint, plan: &StagePlan, key: &Key) -> Result<(), Sta
 }
 
 /// The parts of the model that a stage holds, in the order of its plan's digests.
-pub fn parts(plan: &StagePlan) -> Vec<Part> {
+pub(crate) fn parts(plan: &StagePlan) -> Vec<Part> {
     let mut parts = Vec::new();
     if plan.embeds() {
         parts.push(Part::Embedding);

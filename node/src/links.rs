@@ -21,7 +21,7 @@ use crate::weights::{Provided, Weights};
 
 /// A frame that has arrived for a stage.
 #[derive(Debug)]
-pub struct Arrived {
+pub(crate) struct Arrived {
     /// The frame.
     pub frame: Frame,
     /// Its size on the wire; 0 when it never left this process.
@@ -34,7 +34,7 @@ pub struct Arrived {
 
 /// A stage's end of the one link that brings it frames. Its frames end when the link does.
 #[derive(Debug)]
-pub struct Inlet {
+pub(crate) struct Inlet {
     /// Resolves when the link is open; fails when there will be none.
     pub linked: oneshot::Receiver<()>,
     /// What it brings.
@@ -59,7 +59,7 @@ impl Inbox {
 
 /// Connections of this node, and the inboxes of its stages.
 #[derive(Debug)]
-pub struct Links {
+pub(crate) struct Links {
     node: NodeId,
     endpoint: Endpoint,
     coordinator: Connection,
@@ -77,7 +77,7 @@ pub struct Links {
 
 impl Links {
     /// No stages yet.
-    pub fn new(
+    pub(crate) fn new(
         node: NodeId,
         endpoint: Endpoint,
         coordinator: Connection,
@@ -96,13 +96,13 @@ impl Links {
     }
 
     /// Has nothing to do with these nodes from now on.
-    pub fn keep_out(&self, nodes: Vec<NodeId>) {
+    pub(crate) fn keep_out(&self, nodes: Vec<NodeId>) {
         info!(num_nodes = nodes.len(), "the coordinator names the nodes that are revoked");
         self.endpoint.set_revoked(nodes.into_iter().collect());
     }
 
     /// The inlet of a stage, until [`close`](Self::close).
-    pub fn open(&self, stage: StageId) -> Inlet {
+    pub(crate) fn open(&self, stage: StageId) -> Inlet {
         let (sender, frames) = mpsc::channel(self.max_buffered_frames);
         let (linked, is_linked) = oneshot::channel();
         self.inboxes.insert(stage, Inbox { linked, frames: sender });
@@ -110,12 +110,12 @@ impl Links {
     }
 
     /// The stage is gone: a link to it finds nobody.
-    pub fn close(&self, stage: StageId) {
+    pub(crate) fn close(&self, stage: StageId) {
         self.inboxes.remove(&stage);
     }
 
     /// Hands the frames of a data connection to the stages that they are for, until it closes.
-    pub async fn serve(self: Arc<Self>, connection: Connection) {
+    pub(crate) async fn serve(self: Arc<Self>, connection: Connection) {
         loop {
             let (stage, frames) = match transport::accept_frames(&connection).await {
                 Ok(accepted) => accepted,
@@ -137,7 +137,7 @@ impl Links {
     }
 
     /// These nodes have pieces of a model: they are asked for them, too, from now on.
-    pub fn set_sources(&self, model: ModelId, peers: Vec<Peer>) {
+    pub(crate) fn set_sources(&self, model: ModelId, peers: Vec<Peer>) {
         *self.sources.lock().unwrap_or_else(PoisonError::into_inner) = (model, peers);
     }
 
@@ -146,7 +146,7 @@ impl Links {
     ///
     /// # Errors
     /// When nobody gives what isn't here.
-    pub async fn provide(
+    pub(crate) async fn provide(
         self: &Arc<Self>,
         weights: &Weights,
         plan: StagePlan,
@@ -169,7 +169,7 @@ impl Links {
     ///
     /// # Errors
     /// When its connection is gone.
-    pub async fn to_coordinator(&self, from: StageId) -> Result<Outlet, TransportError> {
+    pub(crate) async fn to_coordinator(&self, from: StageId) -> Result<Outlet, TransportError> {
         Ok(Outlet::Remote(Box::new(transport::open_frames(&self.coordinator, from).await?)))
     }
 
@@ -177,7 +177,7 @@ impl Links {
     ///
     /// # Errors
     /// When the node can't be reached, or the stage isn't on this one.
-    pub async fn to_stage(&self, peer: Peer, to: StageId) -> Result<Outlet, TransportError> {
+    pub(crate) async fn to_stage(&self, peer: Peer, to: StageId) -> Result<Outlet, TransportError> {
         if peer.node == self.node {
             let inbox = self.inboxes.remove(&to).map(|(_, inbox)| inbox);
             let inbox =
@@ -192,7 +192,7 @@ impl Links {
     ///
     /// # Errors
     /// When the node can't be reached.
-    pub async fn neighbour(&self, peer: Peer) -> Result<Connection, TransportError> {
+    pub(crate) async fn neighbour(&self, peer: Peer) -> Result<Connection, TransportError> {
         let peers = || self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         let known = {
             let peers = peers();
@@ -217,7 +217,7 @@ impl Links {
     }
 
     /// What the ways to these nodes are like, one after the other.
-    pub async fn measure(&self, measure: Measure) -> Vec<(NodeId, LinkSpeed)> {
+    pub(crate) async fn measure(&self, measure: Measure) -> Vec<(NodeId, LinkSpeed)> {
         let timeout = Duration::from_millis(measure.timeout_ms);
         let mut ways = Vec::with_capacity(measure.nodes.len());
         for peer in measure.nodes {
@@ -236,14 +236,14 @@ impl Links {
     }
 
     /// Which node this is.
-    pub fn node(&self) -> NodeId {
+    pub(crate) fn node(&self) -> NodeId {
         self.node
     }
 }
 
 /// Where a stage's frames go.
 #[derive(Debug)]
-pub enum Outlet {
+pub(crate) enum Outlet {
     /// Into the inbox of a stage of this process.
     Local(mpsc::Sender<Arrived>),
     /// Over QUIC.
@@ -252,7 +252,7 @@ pub enum Outlet {
 
 impl Outlet {
     /// Why nothing can be sent any more, once nothing can. Outlives the outlet.
-    pub fn ended(&self) -> Pin<Box<dyn Future<Output = String> + Send>> {
+    pub(crate) fn ended(&self) -> Pin<Box<dyn Future<Output = String> + Send>> {
         match self {
             Self::Local(inbox) => {
                 let inbox = inbox.clone();
@@ -273,7 +273,7 @@ impl Outlet {
     ///
     /// # Errors
     /// When the receiver is gone.
-    pub async fn send(&mut self, frame: Frame) -> Result<Sent, String> {
+    pub(crate) async fn send(&mut self, frame: Frame) -> Result<Sent, String> {
         match self {
             Self::Local(inbox) => {
                 let (num_bytes, decode) = (0, Duration::ZERO);

@@ -53,7 +53,7 @@ pub fn stage_bytes(gpu: &Gpu, files: &Checkpoint, plan: &StagePlan) -> Result<u6
 ///
 /// # Errors
 /// When the files don't hold its tensors.
-pub fn part_bytes(gpu: &Gpu, files: &Checkpoint, part: Part) -> Result<u64, StageError> {
+pub(crate) fn part_bytes(gpu: &Gpu, files: &Checkpoint, part: Part) -> Result<u64, StageError> {
     let bytes = |weight| -> Result<u64, StageError> {
         Ok(match weight {
             Weight::Matrix(matrix) => {
@@ -79,7 +79,7 @@ pub fn cache_bytes(gpu: &Gpu, model: &ModelConfig, plan: &StagePlan, num_blocks:
 
 /// The most that a KV cache takes, unless one sequence needs more: a software driver's memory is
 /// the machine's.
-pub fn max_cache_bytes(gpu: &Gpu) -> Option<u64> {
+pub(crate) fn max_cache_bytes(gpu: &Gpu) -> Option<u64> {
     gpu.caps().is_cpu.then_some(MAX_SOFTWARE_KV_BYTES)
 }
 
@@ -91,7 +91,7 @@ fn layers<'a>(model: &'a ModelConfig, plan: &StagePlan) -> &'a [LayerSpec] {
 ///
 /// # Errors
 /// When not even one sequence fits.
-pub fn num_blocks(
+pub(crate) fn num_blocks(
     gpu: &Gpu,
     model: &ModelConfig,
     plan: &StagePlan,
@@ -124,7 +124,11 @@ pub fn num_blocks(
 }
 
 /// What the tensor of inputs has room for.
-pub fn input_limits(model: &ModelConfig, limits: &StageLimits, num_blocks: u32) -> InputLimits {
+pub(crate) fn input_limits(
+    model: &ModelConfig,
+    limits: &StageLimits,
+    num_blocks: u32,
+) -> InputLimits {
     let max_tokens = limits.max_batched_tokens as usize;
     let max_positions = limits.max_model_len as usize;
     InputLimits {
@@ -141,7 +145,7 @@ pub fn input_limits(model: &ModelConfig, limits: &StageLimits, num_blocks: u32) 
 }
 
 /// What the sampler has room for.
-pub fn sampler_limits(model: &ModelConfig, limits: &StageLimits) -> SamplerLimits {
+pub(crate) fn sampler_limits(model: &ModelConfig, limits: &StageLimits) -> SamplerLimits {
     SamplerLimits {
         vocab_size: model.vocab_size,
         // With the logprobs of a prompt every token has a row.

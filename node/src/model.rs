@@ -29,11 +29,12 @@ use shaders::rms_norm::{BoundRmsNorm, RmsNorm};
 use shaders::tensor::Tensor;
 use shaders::weights::GROUP;
 
-pub use self::attention::{AttentionKernels, LayerCache};
+pub(crate) use self::attention::{AttentionKernels, LayerCache};
 use self::attention::{AttentionWeights, BoundAttention};
 use self::mlp::{BoundMlp, MlpWeights};
 use self::weights::Loader;
-pub use self::weights::{format, on_device, upload, vector_bytes};
+pub use self::weights::format;
+pub(crate) use self::weights::{on_device, upload, vector_bytes};
 use crate::error::StageError;
 
 /// The kernels that serve layers of every shape, compiled.
@@ -62,7 +63,7 @@ impl Kernels {
 }
 
 /// What a step computes with, overwritten layer by layer. Rows are tokens.
-pub struct Scratch {
+pub(crate) struct Scratch {
     rows: HashMap<Row, Tensor>,
     /// Before a product by packed dot products, where the adapter computes them: the widest of all
     /// rows, in bytes.
@@ -75,7 +76,7 @@ impl Scratch {
     ///
     /// # Errors
     /// When the adapter has no room.
-    pub fn new(gpu: &Gpu, model: &ModelConfig, max_tokens: usize) -> Result<Self, GpuError> {
+    pub(crate) fn new(gpu: &Gpu, model: &ModelConfig, max_tokens: usize) -> Result<Self, GpuError> {
         let tensor = |(row, width): (Row, usize)| {
             let len = max_tokens * width;
             Ok((row, if row.is_vec4s() { gpu.alloc_vec4s(len)? } else { gpu.alloc_f32(len)? }))
@@ -92,7 +93,7 @@ impl Scratch {
     }
 
     /// Bytes that [`new`](Self::new) takes.
-    pub fn num_bytes(gpu: &Gpu, model: &ModelConfig, max_tokens: usize) -> u64 {
+    pub(crate) fn num_bytes(gpu: &Gpu, model: &ModelConfig, max_tokens: usize) -> u64 {
         let bytes = |(row, width): (Row, usize)| match row.is_vec4s() {
             true => gpu.vec4s_bytes(max_tokens * width),
             false => (max_tokens * width * 4) as u64,
@@ -106,7 +107,7 @@ impl Scratch {
     }
 
     /// The tensor of a row that layers of the model compute with.
-    pub fn row(&self, row: Row) -> &Tensor {
+    pub(crate) fn row(&self, row: Row) -> &Tensor {
         self.rows.get(&row).expect("a layer asks for the rows of its kind")
     }
 
@@ -135,7 +136,7 @@ fn widest(model: &ModelConfig) -> usize {
 }
 
 /// What all layers of a stage share.
-pub struct Shared<'a> {
+pub(crate) struct Shared<'a> {
     /// The adapter.
     pub gpu: &'a Gpu,
     /// The compiled kernels.
@@ -166,7 +167,7 @@ struct Stream<'a> {
 }
 
 /// One decoder layer, bound to its weights.
-pub struct Layer {
+pub(crate) struct Layer {
     attention: BoundAttention,
     /// Sandwich norms only: adds the normalised attention to the residual stream.
     post_self_attn_norm: Option<BoundRmsNorm>,
@@ -176,7 +177,7 @@ pub struct Layer {
 }
 
 /// A decoder layer's weights on the adapter, which no stage changes.
-pub struct LayerWeights {
+pub(crate) struct LayerWeights {
     input_norm: Tensor,
     attention: AttentionWeights,
     post_self_attn_norm: Option<Tensor>,
@@ -190,7 +191,7 @@ impl LayerWeights {
     ///
     /// # Errors
     /// When the files don't hold the layer, or the adapter has no room.
-    pub fn load(
+    pub(crate) fn load(
         gpu: &Gpu,
         files: &Checkpoint,
         layer: usize,
@@ -214,7 +215,7 @@ impl Layer {
     ///
     /// # Errors
     /// When the adapter has no room.
-    pub fn bind(
+    pub(crate) fn bind(
         shared: &Shared<'_>,
         weights: &LayerWeights,
         cache: &LayerCache,
@@ -254,7 +255,7 @@ impl Layer {
     }
 
     /// Records the layer's part of a step.
-    pub fn record(&self, pass: &mut Pass, step: StepShape) {
+    pub(crate) fn record(&self, pass: &mut Pass, step: StepShape) {
         self.attention.record(pass, step);
         if let Some(norm) = &self.post_self_attn_norm {
             norm.record(pass, step.num_tokens);

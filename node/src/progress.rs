@@ -10,10 +10,10 @@ use crate::actor::Node;
 use crate::fetch::Given;
 
 /// Between two reports of how far something has come.
-pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+pub(crate) const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Tells the coordinator how much of what is fetched has come; when this is gone, nothing is.
-pub struct FetchReport {
+pub(crate) struct FetchReport {
     node: Arc<Node>,
     is_warming: bool,
     last: Option<Instant>,
@@ -21,12 +21,12 @@ pub struct FetchReport {
 
 impl FetchReport {
     /// Nothing is said before something is fetched.
-    pub fn new(node: &Arc<Node>, is_warming: bool) -> Self {
+    pub(crate) fn new(node: &Arc<Node>, is_warming: bool) -> Self {
         Self { node: Arc::clone(node), is_warming, last: None }
     }
 
     /// So far.
-    pub fn set(&mut self, given: Given) {
+    pub(crate) fn set(&mut self, given: Given) {
         if self.last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL) {
             self.last = Some(Instant::now());
             self.tell(given);
@@ -51,7 +51,7 @@ impl Drop for FetchReport {
 }
 
 /// A bar on a terminal; nothing where there is none.
-pub struct Bar {
+pub(crate) struct Bar {
     bar: ProgressBar,
     name: String,
     is_of_kernels: bool,
@@ -59,14 +59,14 @@ pub struct Bar {
 
 impl Bar {
     /// An empty bar with a name.
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let bar = ProgressBar::new(0);
         show(&bar, &format!("{name} [{{bar:30}}] {{bytes}}/{{total_bytes}} {{bytes_per_sec}}"));
         Self { bar, name: name.to_owned(), is_of_kernels: false }
     }
 
     /// So far.
-    pub fn set(&mut self, loading: Loading) {
+    pub(crate) fn set(&mut self, loading: Loading) {
         let (done, total) = match loading.num_kernels {
             _ if loading.fetch_bytes > 0 => (loading.fetched_bytes, loading.fetch_bytes),
             0 => (loading.loaded_bytes, loading.total_bytes),

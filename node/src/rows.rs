@@ -10,7 +10,7 @@ use crate::sequences::{Sequence, Sequences};
 
 /// The rows of a batch, and whose they are.
 #[derive(Debug, Default)]
-pub struct Rows {
+pub(crate) struct Rows {
     /// Indexes into the hidden state, ascending.
     pub indexes: Vec<u32>,
     wanted: Vec<Wanted>,
@@ -30,7 +30,7 @@ struct Wanted {
 
 impl Rows {
     /// Becomes the rows of `batch`, whose sequences are known.
-    pub fn fill(&mut self, batch: &Batch, sequences: &Sequences) {
+    pub(crate) fn fill(&mut self, batch: &Batch, sequences: &Sequences) {
         self.indexes.clear();
         self.wanted.clear();
         let mut first_row = 0;
@@ -41,7 +41,7 @@ impl Rows {
     }
 
     /// Takes in which tokens may be sampled.
-    pub fn mask(&mut self, masks: &Masks) {
+    pub(crate) fn mask(&mut self, masks: &Masks) {
         let mut sampled = self.wanted.iter_mut().filter(|wanted| wanted.sampling.is_some());
         for (number, mask) in masks.iter() {
             // Both ascend.
@@ -98,7 +98,7 @@ impl Rows {
     }
 
     /// What is wanted of each row, as the sampler takes it.
-    pub fn rows(&self) -> impl Iterator<Item = Row<'_>> + Clone {
+    pub(crate) fn rows(&self) -> impl Iterator<Item = Row<'_>> + Clone {
         self.wanted.iter().map(|wanted| Row {
             sampling: wanted.sampling,
             adjustments: &wanted.adjustments,
@@ -109,7 +109,7 @@ impl Rows {
     }
 
     /// One output for each slice of `batch`, from the results of all rows in order.
-    pub fn outputs(
+    pub(crate) fn outputs(
         &self,
         batch: &Batch,
         results: impl Iterator<Item = RowResult>,

@@ -63,7 +63,7 @@ impl Sequences {
     ///
     /// # Errors
     /// When one isn't.
-    pub fn check_masks(&self, batch: &Batch, masks: &Masks) -> Result<(), StageError> {
+    pub(crate) fn check_masks(&self, batch: &Batch, masks: &Masks) -> Result<(), StageError> {
         let (num_words, due) = (masks.num_words(), self.vocab_size.div_ceil(32) as usize);
         if !masks.is_empty() && num_words != due {
             return Err(bad(format!("masks of {num_words} words, {due} are the vocabulary's")));

@@ -25,7 +25,7 @@ use crate::weights::Weights;
 
 /// Why a session is over.
 #[derive(Debug)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// The coordinator can't be talked to any more.
     Connection(String),
     /// An adapter can't be used any more.
@@ -33,7 +33,7 @@ pub enum Ended {
 }
 
 /// The time between joining a coordinator and losing it.
-pub struct Session {
+pub(crate) struct Session {
     node: NodeId,
     id: SessionId,
     gate: Gate,
@@ -56,7 +56,7 @@ impl Session {
     ///
     /// # Errors
     /// When the coordinator can't be reached any more, or the settings that it gave can't work.
-    pub async fn open(
+    pub(crate) async fn open(
         options: &Options,
         coordinator: SocketAddr,
         joined: Joined,
@@ -155,7 +155,7 @@ impl Session {
     }
 
     /// Why it is over, once it is.
-    pub async fn ended(&mut self) -> Ended {
+    pub(crate) async fn ended(&mut self) -> Ended {
         let Self { devices, data, control, acting, tasks, .. } = self;
         let lost = devices.iter().map(|device| Box::pin(device.lost()));
         let cause = tokio::select! {
@@ -175,7 +175,7 @@ impl Session {
     }
 
     /// Asks that what it holds goes elsewhere, and waits for that as long as the session stands.
-    pub async fn drain(&mut self) {
+    pub(crate) async fn drain(&mut self) {
         info!("asked to end: waiting until nothing is held any more");
         let drain = Drain { node: self.node, session: self.id };
         self.gate.tell(CoordinatorMsg::Drain(drain.into())).await;
@@ -187,7 +187,7 @@ impl Session {
     }
 
     /// Says goodbye and why, so that nobody has to wait for silence.
-    pub async fn leave(self, cause: &str) {
+    pub(crate) async fn leave(self, cause: &str) {
         info!(cause, "leaving");
         let leaving = Leaving { node: self.node, session: self.id, cause: cause.to_owned() };
         self.gate.tell(CoordinatorMsg::Leaving(leaving.into())).await;
@@ -197,7 +197,7 @@ impl Session {
     }
 
     /// Ends what is left of it.
-    pub async fn end(mut self) {
+    pub(crate) async fn end(mut self) {
         self.tasks.abort_all();
         self.actor.stop_and_wait(None, Some(Duration::from_secs(2))).await.ok();
         self.node_server.stop().await;

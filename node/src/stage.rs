@@ -103,7 +103,7 @@ impl Stage {
     ///
     /// # Errors
     /// When the files or the adapter don't allow it.
-    pub fn load_missing(
+    pub(crate) fn load_missing(
         gpu: &Gpu,
         kernels: &Kernels,
         files: &Checkpoint,
@@ -193,7 +193,7 @@ impl Stage {
     ///
     /// # Errors
     /// As [`load_missing`](Self::load_missing).
-    pub fn bring(
+    pub(crate) fn bring(
         gpu: &Gpu,
         files: &Checkpoint,
         plan: &StagePlan,
@@ -243,7 +243,7 @@ impl Stage {
     ///
     /// # Errors
     /// As [`step`](Self::step), and when no masks come.
-    pub fn masked_step(
+    pub(crate) fn masked_step(
         &mut self,
         gpu: &Gpu,
         step: &Step,

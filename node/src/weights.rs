@@ -24,7 +24,7 @@ use crate::kept::{check_files, parts};
 
 /// What a node has of models' files, and how it gets the rest.
 #[derive(Debug)]
-pub struct Weights {
+pub(crate) struct Weights {
     cache: Arc<Cache>,
     // Whether files at a plan's path are of any use.
     uses_local_files: bool,
@@ -34,7 +34,7 @@ pub struct Weights {
 
 /// A plan, and files that hold what it needs.
 #[derive(Debug)]
-pub struct Provided {
+pub(crate) struct Provided {
     /// With the files' path here.
     pub plan: StagePlan,
     // While it is read it isn't to make room for another model.
@@ -43,7 +43,7 @@ pub struct Provided {
 
 impl Weights {
     /// Nothing fetched yet.
-    pub fn new(cache: Cache, uses_local_files: bool) -> Self {
+    pub(crate) fn new(cache: Cache, uses_local_files: bool) -> Self {
         Self { cache: Arc::new(cache), uses_local_files, fetched: Mutex::default() }
     }
 
@@ -53,7 +53,7 @@ impl Weights {
     ///
     /// # Errors
     /// When the files are no use here, and no source gives what is missing.
-    pub async fn provide(
+    pub(crate) async fn provide(
         &self,
         mut plan: StagePlan,
         sources: Sources,

@@ -16,7 +16,7 @@ pub(crate) const PROMPT_TOKENS: usize = 512;
 
 /// Tokens that attend in one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// The last token of each of some sequences of equal length.
     Decode {
         /// Sequences that decode at once, a token each.
@@ -87,7 +87,7 @@ impl Phase {
 }
 
 /// What a step of attention reads and writes.
-pub struct Operands {
+pub(crate) struct Operands {
     /// Positions and block tables.
     pub inputs: Inputs,
     /// Rows of the step.
@@ -105,7 +105,7 @@ impl Operands {
     ///
     /// # Errors
     /// When the device has no room.
-    pub fn new(gpu: &Gpu, heads: HeadShape, format: KvFormat, phase: Phase) -> Result<Self> {
+    pub(crate) fn new(gpu: &Gpu, heads: HeadShape, format: KvFormat, phase: Phase) -> Result<Self> {
         let (_, context) = phase.extent();
         let num_blocks = phase.num_blocks();
         let limits = InputLimits {
@@ -183,7 +183,7 @@ pub(super) fn works(gpu: &Gpu, options: &KernelOptions) -> Result<Vec<KernelRun>
 ///
 /// # Errors
 /// When the device has no room or fails.
-pub fn work(
+pub(crate) fn work(
     gpu: &Gpu,
     attention: &Attention,
     operands: &Operands,

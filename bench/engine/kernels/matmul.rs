@@ -37,7 +37,7 @@ pub(super) fn works(gpu: &Gpu, options: &KernelOptions) -> Result<Vec<KernelRun>
 ///
 /// # Errors
 /// When the device has no room or fails.
-pub fn work(
+pub(crate) fn work(
     gpu: &Gpu,
     matmul: &Matmul,
     weights: &WeightMatrix,
@@ -80,7 +80,7 @@ pub(crate) fn format_name(format: Format) -> String {
 ///
 /// # Errors
 /// When the device has no room.
-pub fn weights(
+pub(crate) fn weights(
     gpu: &Gpu,
     (cols, rows): (usize, usize),
     format: Format,

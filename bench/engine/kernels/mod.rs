@@ -1,7 +1,7 @@
 //! How fast kernels are, and how fast the same device could be.
 //!
 //! Everything is measured in [`rounds`], the limits among it; what is reported are medians over
-//! the rounds. [`KernelRun`] is one kernel on one shape; each kernel's file says of what it is
+//! the rounds. `KernelRun` is one kernel on one shape; each kernel's file says of what it is
 //! made.
 
 pub mod attention;
@@ -83,7 +83,7 @@ pub struct Limits {
 }
 
 /// One kernel on one shape, ready to be recorded any number of times.
-pub struct KernelRun {
+pub(crate) struct KernelRun {
     /// What its row of the table says.
     pub about: About,
     /// Records it once.
@@ -95,7 +95,7 @@ impl KernelRun {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn ready(self, gpu: &Gpu) -> Result<(About, Task<'_>)> {
+    pub(crate) fn ready(self, gpu: &Gpu) -> Result<(About, Task<'_>)> {
         Ok((self.about, Task::of_pass(gpu, self.record)?))
     }
 }
@@ -132,7 +132,7 @@ pub struct KernelTimes {
 
 impl KernelTimes {
     /// Seconds of one run, the median round's.
-    pub fn seconds(&self) -> f64 {
+    pub(crate) fn seconds(&self) -> f64 {
         median(&self.rounds)
     }
 

@@ -20,7 +20,7 @@ const MAX_REPETITIONS: usize = 200;
 type Run<'a> = Box<dyn FnMut(usize) -> Result<Duration> + 'a>;
 
 /// One thing that is repeated and timed.
-pub struct Task<'a> {
+pub(crate) struct Task<'a> {
     run: Run<'a>,
     repetitions: usize,
     /// What one repetition took, round by round.
@@ -29,7 +29,7 @@ pub struct Task<'a> {
 
 /// What one repetition took, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Times {
+pub(crate) struct Times {
     /// By the clock.
     pub wall: f64,
     /// Of all this process's threads; NaN where the system doesn't say.
@@ -41,7 +41,7 @@ impl<'a> Task<'a> {
     ///
     /// # Errors
     /// When `run` fails.
-    pub fn new(run: impl FnMut(usize) -> Result<Duration> + 'a) -> Result<Self> {
+    pub(crate) fn new(run: impl FnMut(usize) -> Result<Duration> + 'a) -> Result<Self> {
         let mut task = Self { run: Box::new(run), repetitions: 1, times: Vec::new() };
         task.time()?;
         let once = task.time()?.wall;
@@ -68,7 +68,7 @@ impl<'a> Task<'a> {
     ///
     /// # Errors
     /// When it fails.
-    pub fn time(&mut self) -> Result<Times> {
+    pub(crate) fn time(&mut self) -> Result<Times> {
         let before = processor_nanoseconds();
         let wall = (self.run)(self.repetitions)?.as_secs_f64() / self.repetitions as f64;
         let processor = before.zip(processor_nanoseconds()).map_or(f64::NAN, |(before, after)| {
@@ -78,12 +78,12 @@ impl<'a> Task<'a> {
     }
 
     /// Seconds of one repetition by the clock, the median round's.
-    pub fn median(&self) -> f64 {
+    pub(crate) fn median(&self) -> f64 {
         median(&self.seconds())
     }
 
     /// Seconds of one repetition by the clock, round by round.
-    pub fn seconds(&self) -> Vec<f64> {
+    pub(crate) fn seconds(&self) -> Vec<f64> {
         self.times.iter().map(|times| times.wall).collect()
     }
 }

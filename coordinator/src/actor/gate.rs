@@ -9,7 +9,7 @@ use super::Msg;
 use crate::cluster::Input;
 
 /// The coordinator's remote face: nodes cast to it, it passes on.
-pub struct GateActor;
+pub(crate) struct GateActor;
 
 impl Actor for GateActor {
     type Msg = CoordinatorMsg;

@@ -19,7 +19,7 @@ const UNFINISHED: &str = "unfinished-";
 
 /// The open folder; clones share it.
 #[derive(Clone, Debug)]
-pub struct Blobs {
+pub(crate) struct Blobs {
     folder: Arc<PathBuf>,
     next: Arc<AtomicU64>,
     /// Held by whoever makes a name known or takes a blob away whose name nobody knows, so that
@@ -32,7 +32,7 @@ impl Blobs {
     ///
     /// # Errors
     /// When it can't be.
-    pub fn open(data_dir: &Path) -> io::Result<Self> {
+    pub(crate) fn open(data_dir: &Path) -> io::Result<Self> {
         let folder = data_dir.join(FOLDER);
         fs::create_dir_all(&folder)?;
         for entry in fs::read_dir(&folder)? {
@@ -48,7 +48,7 @@ impl Blobs {
     ///
     /// # Errors
     /// When it can't be made.
-    pub fn begin(&self) -> io::Result<Unfinished> {
+    pub(crate) fn begin(&self) -> io::Result<Unfinished> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = self.folder.join(format!("{UNFINISHED}{number}"));
         let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
@@ -58,7 +58,7 @@ impl Blobs {
     }
 
     /// Where the bytes of this hash are.
-    pub fn path(&self, hash: &str) -> PathBuf {
+    pub(crate) fn path(&self, hash: &str) -> PathBuf {
         self.folder.join(hash)
     }
 
@@ -66,7 +66,7 @@ impl Blobs {
     ///
     /// # Errors
     /// When they can't be read.
-    pub fn read(&self, hash: &str) -> io::Result<File> {
+    pub(crate) fn read(&self, hash: &str) -> io::Result<File> {
         File::open(self.path(hash))
     }
 
@@ -74,7 +74,7 @@ impl Blobs {
     ///
     /// # Errors
     /// When they are there and can't be.
-    pub fn remove(&self, hash: &str) -> io::Result<()> {
+    pub(crate) fn remove(&self, hash: &str) -> io::Result<()> {
         match fs::remove_file(self.path(hash)) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(cause),
             _ => Ok(()),
@@ -85,7 +85,7 @@ impl Blobs {
     ///
     /// # Errors
     /// When the folder can't be read.
-    pub fn all(&self) -> io::Result<Vec<String>> {
+    pub(crate) fn all(&self) -> io::Result<Vec<String>> {
         let names = fs::read_dir(&*self.folder)?
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
         let names: io::Result<Vec<_>> = names.collect();
@@ -95,7 +95,7 @@ impl Blobs {
 
 /// A blob that is written. Dropped before it is finished, it leaves nothing.
 #[derive(Debug)]
-pub struct Unfinished {
+pub(crate) struct Unfinished {
     blobs: Blobs,
     path: PathBuf,
     file: File,
@@ -105,7 +105,7 @@ pub struct Unfinished {
 
 impl Unfinished {
     /// Bytes so far.
-    pub fn num_bytes(&self) -> u64 {
+    pub(crate) fn num_bytes(&self) -> u64 {
         self.num_bytes
     }
 
@@ -113,7 +113,7 @@ impl Unfinished {
     ///
     /// # Errors
     /// When they can't be kept.
-    pub fn finish(self) -> io::Result<String> {
+    pub(crate) fn finish(self) -> io::Result<String> {
         self.file.sync_all()?;
         let hash = self.hasher.finalize().to_hex().to_string();
         fs::rename(&self.path, self.blobs.path(&hash))?;

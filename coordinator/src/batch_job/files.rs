@@ -11,7 +11,7 @@ use crate::store::{Store, StoreError};
 
 /// What a file is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
+pub(crate) enum Purpose {
     /// The input of a job.
     Batch,
     /// The input of a job over rows.
@@ -22,7 +22,7 @@ pub enum Purpose {
 
 impl Purpose {
     /// OpenAI's word for it.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Batch => "batch",
             Self::Rows => "rows",
@@ -31,14 +31,14 @@ impl Purpose {
     }
 
     /// By its name.
-    pub fn of(name: &str) -> Option<Self> {
+    pub(crate) fn of(name: &str) -> Option<Self> {
         [Self::Batch, Self::Rows, Self::BatchOutput].into_iter().find(|it| it.name() == name)
     }
 }
 
 /// What is known of a file.
 #[derive(Clone, Debug, PartialEq)]
-pub struct StoredFile {
+pub(crate) struct StoredFile {
     /// Its name in the API.
     pub id: String,
     /// Whose it is.
@@ -59,7 +59,7 @@ pub struct StoredFile {
 
 /// Why a file isn't kept.
 #[derive(Debug, thiserror::Error)]
-pub enum KeepError {
+pub(crate) enum KeepError {
     /// Its bytes can't be written.
     #[error("the file can't be kept: {0}")]
     Bytes(#[from] io::Error),
@@ -70,7 +70,7 @@ pub enum KeepError {
 
 /// The files; clones share them.
 #[derive(Clone, Debug)]
-pub struct Files {
+pub(crate) struct Files {
     store: Store,
     /// Their bytes.
     pub blobs: Blobs,
@@ -82,7 +82,7 @@ impl Files {
     ///
     /// # Errors
     /// When they can't be read.
-    pub async fn open(store: Store, blobs: Blobs) -> Result<Self, KeepError> {
+    pub(crate) async fn open(store: Store, blobs: Blobs) -> Result<Self, KeepError> {
         let this = Self { store, blobs };
         for hash in this.blobs.all()? {
             this.sweep(&hash).await?;
@@ -94,7 +94,7 @@ impl Files {
     ///
     /// # Errors
     /// When it can't be.
-    pub async fn keep(
+    pub(crate) async fn keep(
         &self,
         bytes: Unfinished,
         what: impl FnOnce(u64, String) -> StoredFile,
@@ -114,7 +114,7 @@ impl Files {
     ///
     /// # Errors
     /// When it can't be read.
-    pub async fn get(&self, id: &str) -> Result<Option<StoredFile>, StoreError> {
+    pub(crate) async fn get(&self, id: &str) -> Result<Option<StoredFile>, StoreError> {
         let query = sqlx::query("SELECT * FROM files WHERE id = ? AND coalesce(expires_s > ?, 1)");
         let row = query.bind(id).bind(now_s()).fetch_optional(self.store.reader()).await?;
         Ok(row.as_ref().map(file_of).transpose()?)
@@ -124,7 +124,7 @@ impl Files {
     ///
     /// # Errors
     /// When they can't be read.
-    pub async fn list(
+    pub(crate) async fn list(
         &self,
         tenant: Option<&str>,
         purpose: Option<Purpose>,
@@ -147,7 +147,7 @@ impl Files {
     ///
     /// # Errors
     /// When it can't be read.
-    pub async fn num_bytes(&self) -> Result<u64, StoreError> {
+    pub(crate) async fn num_bytes(&self) -> Result<u64, StoreError> {
         let query = sqlx::query_scalar("SELECT coalesce(sum(num_bytes), 0) FROM files");
         let num: i64 = query.fetch_one(self.store.reader()).await?;
         Ok(num.unsigned_abs())
@@ -157,7 +157,7 @@ impl Files {
     ///
     /// # Errors
     /// When it can't be.
-    pub async fn delete(&self, file: &StoredFile) -> Result<(), KeepError> {
+    pub(crate) async fn delete(&self, file: &StoredFile) -> Result<(), KeepError> {
         let id = file.id.clone();
         let delete = self.store.write(move |database| {
             Box::pin(async move {
@@ -173,7 +173,7 @@ impl Files {
     ///
     /// # Errors
     /// When they can't be.
-    pub async fn expire(&self) -> Result<(), KeepError> {
+    pub(crate) async fn expire(&self) -> Result<(), KeepError> {
         let query = sqlx::query("SELECT * FROM files WHERE expires_s <= ? LIMIT 1000");
         let rows = query.bind(now_s()).fetch_all(self.store.reader()).await;
         for row in rows.map_err(StoreError::from)? {
@@ -186,7 +186,7 @@ impl Files {
     ///
     /// # Errors
     /// When they can't be.
-    pub async fn sweep(&self, hash: &str) -> Result<(), KeepError> {
+    pub(crate) async fn sweep(&self, hash: &str) -> Result<(), KeepError> {
         let _names = self.blobs.names.lock().await;
         let query = sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM files WHERE hash = ?1) OR EXISTS (SELECT 1 FROM batches

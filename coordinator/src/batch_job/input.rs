@@ -5,14 +5,14 @@ use std::io::{self, Read};
 use rows::lines::{self, without_end};
 
 /// The lines of a file that say something, with their numbers.
-pub struct Lines<R> {
+pub(crate) struct Lines<R> {
     lines: lines::Lines<R>,
     max_bytes: usize,
 }
 
 /// A line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RawLine {
+pub(crate) struct RawLine {
     /// From 1 on, empty lines counted.
     pub number: u32,
     /// Without its end; none where it has more bytes than a line may.
@@ -21,7 +21,7 @@ pub struct RawLine {
 
 impl<R: Read> Lines<R> {
     /// From its start.
-    pub fn new(file: R, max_bytes: usize) -> Self {
+    pub(crate) fn new(file: R, max_bytes: usize) -> Self {
         // One that ends as Windows' do has two bytes more.
         Self { lines: lines::Lines::new(file, max_bytes + 2, 0, 0), max_bytes }
     }
@@ -30,7 +30,7 @@ impl<R: Read> Lines<R> {
     ///
     /// # Errors
     /// When the file can't be read.
-    pub fn next_line(&mut self) -> io::Result<Option<RawLine>> {
+    pub(crate) fn next_line(&mut self) -> io::Result<Option<RawLine>> {
         loop {
             let mut line = Vec::new();
             let how = self.lines.read(&mut line)?;

@@ -12,14 +12,14 @@ use super::line::Asks;
 
 /// Lines of which something is known, by their numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Numbers {
+pub(crate) struct Numbers {
     bits: Vec<u64>,
     len: u32,
 }
 
 impl Numbers {
     /// Adds one.
-    pub fn insert(&mut self, number: u32) {
+    pub(crate) fn insert(&mut self, number: u32) {
         let at = number as usize / 64;
         if self.bits.len() <= at {
             self.bits.resize(at + 1, 0);
@@ -30,24 +30,19 @@ impl Numbers {
     }
 
     /// Whether it is there.
-    pub fn contains(&self, number: u32) -> bool {
+    pub(crate) fn contains(&self, number: u32) -> bool {
         self.bits.get(number as usize / 64).is_some_and(|bits| bits & (1 << (number % 64)) != 0)
     }
 
     /// How many.
-    pub fn len(&self) -> u32 {
+    pub(crate) fn len(&self) -> u32 {
         self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 }
 
 /// A line that asks for something.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
+pub(crate) struct Line {
     /// Its number in the file.
     pub number: u32,
     /// What it asks.
@@ -58,7 +53,7 @@ pub struct Line {
 
 /// How a job ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     /// Every line has been answered.
     Completed,
     /// Its time was up before.
@@ -69,7 +64,7 @@ pub enum End {
 
 /// What became of a try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub(crate) enum Trouble {
     /// There is no pipeline, no place, or its tenant has used up its tokens: the line stands where
     /// it stood. Where it is known how long that takes, so long.
     Later(Option<Duration>),
@@ -79,7 +74,7 @@ pub enum Trouble {
 
 /// A job that runs.
 #[derive(Debug)]
-pub struct Job {
+pub(crate) struct Job {
     config: config::Batch,
     num_lines: u32,
     done: Numbers,
@@ -99,7 +94,12 @@ pub struct Job {
 
 impl Job {
     /// A job of so many lines, of which `done` are durable.
-    pub fn new(config: &config::Batch, num_lines: u32, done: Numbers, deadline: Instant) -> Self {
+    pub(crate) fn new(
+        config: &config::Batch,
+        num_lines: u32,
+        done: Numbers,
+        deadline: Instant,
+    ) -> Self {
         Self {
             config: config.clone(),
             num_lines,
@@ -117,7 +117,7 @@ impl Job {
     }
 
     /// Whether more lines should be read; then they are.
-    pub fn reads(&mut self) -> bool {
+    pub(crate) fn reads(&mut self) -> bool {
         let has_enough = self.waiting.len() > self.config.window_lines as usize / 4;
         let reads = !(self.is_reading || self.has_read_all || has_enough || self.end.is_some());
         self.is_reading |= reads;
@@ -125,14 +125,14 @@ impl Job {
     }
 
     /// Lines were read, in the order in which they are to be computed.
-    pub fn read(&mut self, lines: Vec<Line>, is_last: bool) {
+    pub(crate) fn read(&mut self, lines: Vec<Line>, is_last: bool) {
         (self.is_reading, self.has_read_all) = (false, is_last);
         let done = &self.done;
         self.waiting.extend(lines.into_iter().filter(|line| !done.contains(line.number)));
     }
 
     /// Whether a line waits that could be computed now.
-    pub fn wants_place(&self, now: Instant) -> bool {
+    pub(crate) fn wants_place(&self, now: Instant) -> bool {
         // What is computed faster than it becomes durable waits in memory.
         let is_full = self.num_open >= 4 * self.config.max_commit_rows as usize;
         let is_paused = self.resumes.is_some_and(|at| now < at);
@@ -140,7 +140,7 @@ impl Job {
     }
 
     /// The next line, which is with the scheduler from now on.
-    pub fn next(&mut self, now: Instant) -> Option<Line> {
+    pub(crate) fn next(&mut self, now: Instant) -> Option<Line> {
         if !self.wants_place(now) {
             return None;
         }
@@ -150,7 +150,7 @@ impl Job {
     }
 
     /// A line is answered, or failed for good; it isn't durable yet.
-    pub fn answered(&mut self) {
+    pub(crate) fn answered(&mut self) {
         self.num_computing -= 1;
         self.num_open += 1;
         (self.num_pauses, self.resumes) = (0, None);
@@ -158,7 +158,7 @@ impl Job {
 
     /// A try was in vain. Whether the line is tried again; otherwise it has failed for good, and is
     /// [`answered`](Self::answered) with that.
-    pub fn tries_again(&mut self, mut line: Line, trouble: Trouble, now: Instant) -> bool {
+    pub(crate) fn tries_again(&mut self, mut line: Line, trouble: Trouble, now: Instant) -> bool {
         // Whoever has had enough, or no time left, doesn't try.
         let wait = match trouble {
             Trouble::Later(wait) => wait,
@@ -185,7 +185,7 @@ impl Job {
     }
 
     /// These lines are durable.
-    pub fn committed(&mut self, numbers: &[u32]) {
+    pub(crate) fn committed(&mut self, numbers: &[u32]) {
         for number in numbers {
             debug_assert!(!self.done.contains(*number), "a line is recorded once");
             self.done.insert(*number);
@@ -194,13 +194,13 @@ impl Job {
     }
 
     /// Nobody wants it any more.
-    pub fn cancel(&mut self) {
+    pub(crate) fn cancel(&mut self) {
         self.end.get_or_insert(End::Cancelled);
         self.waiting.clear();
     }
 
     /// Looks at the clock.
-    pub fn tick(&mut self, now: Instant) {
+    pub(crate) fn tick(&mut self, now: Instant) {
         if now >= self.deadline {
             self.end.get_or_insert(End::Expired);
             self.waiting.clear();
@@ -208,17 +208,17 @@ impl Job {
     }
 
     /// Whether what is with the scheduler is of no more use.
-    pub fn is_given_up(&self) -> bool {
+    pub(crate) fn is_given_up(&self) -> bool {
         self.end.is_some()
     }
 
     /// What was with the scheduler is no more.
-    pub fn abandoned(&mut self) {
+    pub(crate) fn abandoned(&mut self) {
         self.num_computing = 0;
     }
 
     /// How it has ended, once everything that is known is durable.
-    pub fn ended(&self) -> Option<End> {
+    pub(crate) fn ended(&self) -> Option<End> {
         if self.num_open > 0 || self.num_computing > 0 {
             return None;
         }
@@ -226,13 +226,14 @@ impl Job {
     }
 
     /// When it has something to do, if nothing else happens.
-    pub fn next_timer(&self, now: Instant) -> Instant {
+    pub(crate) fn next_timer(&self, now: Instant) -> Instant {
         let resumes = self.resumes.filter(|at| *at > now);
         resumes.map_or(self.deadline, |at| at.min(self.deadline))
     }
 
     /// Lines that are durable.
-    pub fn num_done(&self) -> u32 {
+    #[cfg(test)]
+    fn num_done(&self) -> u32 {
         self.done.len()
     }
 }

@@ -18,7 +18,7 @@ use crate::store::StoreError;
 
 /// How it is with the disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Disk {
+pub(crate) enum Disk {
     /// It takes what is written.
     #[default]
     Fine,
@@ -30,7 +30,7 @@ pub enum Disk {
 
 impl Disk {
     /// Why nothing becomes durable.
-    pub fn problem(&self) -> Option<&str> {
+    pub(crate) fn problem(&self) -> Option<&str> {
         match self {
             Self::Fine => None,
             Self::Full(cause) | Self::Broken(cause) => Some(cause),
@@ -43,7 +43,7 @@ type Waiting = (Outcome, mpsc::UnboundedSender<Vec<u32>>);
 
 /// Whoever has results hands them in here; clones share it.
 #[derive(Clone, Debug)]
-pub struct Journal {
+pub(crate) struct Journal {
     // Unbounded: each job bounds what it has here.
     waiting: mpsc::UnboundedSender<Waiting>,
     disk: Arc<watch::Sender<Disk>>,
@@ -52,7 +52,7 @@ pub struct Journal {
 
 impl Journal {
     /// Starts the task that writes; it ends with the last clone.
-    pub fn start(records: Records, config: &config::Batch, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn start(records: Records, config: &config::Batch, metrics: Arc<Metrics>) -> Self {
         let (waiting, queue) = mpsc::unbounded_channel();
         let disk = Arc::new(watch::Sender::new(Disk::Fine));
         let retry = Duration::from_millis(config.retry_ms.max(1));
@@ -62,14 +62,14 @@ impl Journal {
     }
 
     /// A result that is to become durable; `told` hears of it.
-    pub fn record(&self, outcome: Outcome, told: mpsc::UnboundedSender<Vec<u32>>) {
+    pub(crate) fn record(&self, outcome: Outcome, told: mpsc::UnboundedSender<Vec<u32>>) {
         // Where nobody writes any more nobody is told.
         let _ = self.waiting.send((outcome, told));
     }
 
     /// Waits until these results are durable, on a thread that may: how many never will be, since
     /// nobody writes any more.
-    pub fn keep(&self, outcomes: Vec<Outcome>) -> usize {
+    pub(crate) fn keep(&self, outcomes: Vec<Outcome>) -> usize {
         let mut num_open = outcomes.len();
         let (told, mut heard) = mpsc::unbounded_channel();
         outcomes.into_iter().for_each(|outcome| self.record(outcome, told.clone()));
@@ -82,7 +82,7 @@ impl Journal {
     }
 
     /// How it is with the disk.
-    pub fn disk(&self) -> watch::Receiver<Disk> {
+    pub(crate) fn disk(&self) -> watch::Receiver<Disk> {
         self.disk.subscribe()
     }
 
@@ -90,7 +90,10 @@ impl Journal {
     ///
     /// # Errors
     /// When none can.
-    pub async fn settle<T, E: Trouble>(&self, came: Result<T, E>) -> Result<Option<T>, Stopped> {
+    pub(crate) async fn settle<T, E: Trouble>(
+        &self,
+        came: Result<T, E>,
+    ) -> Result<Option<T>, Stopped> {
         match came {
             Ok(done) => {
                 told(&self.disk, Disk::Fine);
@@ -108,13 +111,13 @@ impl Journal {
     }
 
     /// What a write that failed says of the disk.
-    pub fn note(&self, cause: &impl Trouble) {
+    pub(crate) fn note(&self, cause: &impl Trouble) {
         told(&self.disk, cause.disk());
     }
 }
 
 /// Why something isn't durable.
-pub trait Trouble: std::fmt::Display {
+pub(crate) trait Trouble: std::fmt::Display {
     /// Whether another try can't do better.
     fn is_final(&self) -> bool;
 

@@ -28,11 +28,11 @@ pub struct Wrong {
 }
 
 /// The routes that lines may name.
-pub const ENDPOINTS: [(&str, Style); 2] =
+pub(crate) const ENDPOINTS: [(&str, Style); 2] =
     [("/v1/chat/completions", Style::Chat), ("/v1/completions", Style::Completion)];
 
 /// How a route answers.
-pub fn style_of(endpoint: &str) -> Option<Style> {
+pub(crate) fn style_of(endpoint: &str) -> Option<Style> {
     ENDPOINTS.iter().find(|(name, _)| *name == endpoint).map(|(_, style)| *style)
 }
 
@@ -59,7 +59,7 @@ impl Asks {
     ///
     /// # Errors
     /// When it isn't a request for it.
-    pub fn parse(line: &[u8], endpoint: &str) -> Result<Self, Wrong> {
+    pub(crate) fn parse(line: &[u8], endpoint: &str) -> Result<Self, Wrong> {
         let wrong = |code, param, message: String| Wrong { custom_id: None, code, message, param };
         let text = std::str::from_utf8(line)
             .map_err(|_| wrong("invalid_json_line", None, "the line isn't UTF-8".into()))?;
@@ -134,7 +134,7 @@ struct Failure<'a> {
 
 /// Which line of which job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub(crate) struct Place {
     /// The job's number.
     pub batch: i64,
     /// From 1 on.
@@ -143,17 +143,17 @@ pub struct Place {
 
 impl Place {
     /// In the file of answers: the body of a response.
-    pub fn answered(self, custom_id: &str, body: String) -> String {
+    pub(crate) fn answered(self, custom_id: &str, body: String) -> String {
         self.responded(custom_id, 200, body)
     }
 
     /// In the file of errors: the request failed.
-    pub fn failed(self, custom_id: &str, error: &ApiError) -> String {
+    pub(crate) fn failed(self, custom_id: &str, error: &ApiError) -> String {
         self.responded(custom_id, error.status, error.body().to_string())
     }
 
     /// In the file of errors: the line is none.
-    pub fn wrong(self, wrong: &Wrong) -> String {
+    pub(crate) fn wrong(self, wrong: &Wrong) -> String {
         let Wrong { custom_id, code, message, param } = wrong;
         let message = format!("line {}: {message}", self.line);
         let error = Failure { code, message: &message, param: *param, line: Some(self.line) };
@@ -161,7 +161,7 @@ impl Place {
     }
 
     /// In the file of errors: its job has ended before it.
-    pub fn ended(self, custom_id: Option<&str>, code: &str, message: &str) -> String {
+    pub(crate) fn ended(self, custom_id: Option<&str>, code: &str, message: &str) -> String {
         self.text(custom_id, None, Some(Failure { code, message, param: None, line: None }))
     }
 

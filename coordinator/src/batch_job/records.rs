@@ -11,7 +11,7 @@ use crate::store::{Store, StoreError};
 
 /// How far a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     /// Its lines are looked at, or it waits for its turn.
     Validating,
     /// Its input isn't one.
@@ -43,7 +43,7 @@ impl State {
     ];
 
     /// OpenAI's word for it.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Validating => "validating",
             Self::Failed => "failed",
@@ -57,7 +57,7 @@ impl State {
     }
 
     /// Whether something is still to be done.
-    pub fn is_open(self) -> bool {
+    pub(crate) fn is_open(self) -> bool {
         matches!(self, Self::Validating | Self::InProgress | Self::Finalizing | Self::Cancelling)
     }
 
@@ -88,7 +88,7 @@ impl From<End> for State {
 
 /// A file of requests, and how far its answers are.
 #[derive(Clone, Debug, PartialEq)]
-pub struct BatchJob {
+pub(crate) struct BatchJob {
     /// Counted from 1 on.
     pub number: i64,
     /// Its name in the API.
@@ -137,7 +137,7 @@ pub struct BatchJob {
 
 impl BatchJob {
     /// When it came to a state.
-    pub fn since(&self, state: State) -> Option<i64> {
+    pub(crate) fn since(&self, state: State) -> Option<i64> {
         self.since_s.iter().find(|(it, _)| *it == state).map(|(_, at)| *at)
     }
 
@@ -185,7 +185,7 @@ impl BatchJob {
 
 /// A line that is durable, or is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Of which job.
     pub batch: i64,
     /// Its number.
@@ -200,7 +200,7 @@ pub struct Outcome {
 
 /// The jobs in the store; clones share them.
 #[derive(Clone, Debug)]
-pub struct Records {
+pub(crate) struct Records {
     store: Store,
 }
 
@@ -209,7 +209,7 @@ const OPEN: &str = "status IN ('validating', 'in_progress', 'finalizing', 'cance
 
 impl Records {
     /// Those of a store.
-    pub fn new(store: Store) -> Self {
+    pub(crate) fn new(store: Store) -> Self {
         Self { store }
     }
 
@@ -217,7 +217,7 @@ impl Records {
     ///
     /// # Errors
     /// When it can't be kept.
-    pub async fn insert(&self, job: BatchJob) -> Result<(), StoreError> {
+    pub(crate) async fn insert(&self, job: BatchJob) -> Result<(), StoreError> {
         self.store
             .write(move |database| {
                 Box::pin(async move {
@@ -251,7 +251,7 @@ impl Records {
     ///
     /// # Errors
     /// When it can't be read.
-    pub async fn get(&self, id: &str) -> Result<Option<BatchJob>, StoreError> {
+    pub(crate) async fn get(&self, id: &str) -> Result<Option<BatchJob>, StoreError> {
         let query = sqlx::query("SELECT * FROM batches WHERE id = ?").bind(id);
         let row = query.fetch_optional(self.store.reader()).await?;
         Ok(row.as_ref().map(BatchJob::of).transpose()?)
@@ -261,7 +261,7 @@ impl Records {
     ///
     /// # Errors
     /// When they can't be read.
-    pub async fn list(
+    pub(crate) async fn list(
         &self,
         tenant: Option<&str>,
         page: &Page,
@@ -279,7 +279,7 @@ impl Records {
     ///
     /// # Errors
     /// When they can't be read.
-    pub async fn open(&self) -> Result<Vec<BatchJob>, StoreError> {
+    pub(crate) async fn open(&self) -> Result<Vec<BatchJob>, StoreError> {
         let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM batches WHERE ");
         query.push(OPEN).push(" ORDER BY number");
         let rows = query.build().fetch_all(self.store.reader()).await?;
@@ -290,7 +290,7 @@ impl Records {
     ///
     /// # Errors
     /// When they can't be counted.
-    pub async fn num_open(&self, tenant: &str) -> Result<u32, StoreError> {
+    pub(crate) async fn num_open(&self, tenant: &str) -> Result<u32, StoreError> {
         let mut query = QueryBuilder::<Sqlite>::new("SELECT count(*) FROM batches WHERE ");
         query.push(OPEN).push(" AND tenant = ").push_bind(tenant);
         Ok(query.build_query_scalar().fetch_one(self.store.reader()).await?)
@@ -301,7 +301,7 @@ impl Records {
     ///
     /// # Errors
     /// When it can't be written.
-    pub async fn advance(
+    pub(crate) async fn advance(
         &self,
         number: i64,
         from: &'static [State],
@@ -331,7 +331,7 @@ impl Records {
     ///
     /// # Errors
     /// When it can't be written.
-    pub async fn fail(&self, number: i64, errors: Value) -> Result<(), StoreError> {
+    pub(crate) async fn fail(&self, number: i64, errors: Value) -> Result<(), StoreError> {
         self.store
             .write(move |database| {
                 Box::pin(async move {
@@ -350,7 +350,7 @@ impl Records {
     ///
     /// # Errors
     /// When it can't be written.
-    pub async fn end(
+    pub(crate) async fn end(
         &self,
         number: i64,
         end: End,
@@ -386,7 +386,7 @@ impl Records {
     ///
     /// # Errors
     /// When they can't be written: then none is.
-    pub async fn record(&self, outcomes: Vec<Outcome>) -> Result<(), StoreError> {
+    pub(crate) async fn record(&self, outcomes: Vec<Outcome>) -> Result<(), StoreError> {
         self.store
             .write(move |database| {
                 Box::pin(async move {
@@ -403,7 +403,7 @@ impl Records {
     ///
     /// # Errors
     /// When they can't be read.
-    pub async fn done(&self, number: i64) -> Result<Numbers, StoreError> {
+    pub(crate) async fn done(&self, number: i64) -> Result<Numbers, StoreError> {
         let query = sqlx::query_scalar("SELECT id FROM results WHERE id BETWEEN ? AND ?");
         let ids: Vec<i64> = query
             .bind(result_id(number, 0))
@@ -421,7 +421,7 @@ impl Records {
     ///
     /// # Errors
     /// When they can't be read.
-    pub async fn outcomes(
+    pub(crate) async fn outcomes(
         &self,
         number: i64,
         after: u32,

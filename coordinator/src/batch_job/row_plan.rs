@@ -175,7 +175,7 @@ impl RowPlan {
     ///
     /// # Errors
     /// When it can't be written.
-    pub fn write_header(&self, out: &mut impl Write, columns: &[String]) -> io::Result<()> {
+    pub(crate) fn write_header(&self, out: &mut impl Write, columns: &[String]) -> io::Result<()> {
         match self.format {
             Format::Csv => {
                 rows::csv::write(out, columns.iter().cloned().chain(self.answer_columns()))

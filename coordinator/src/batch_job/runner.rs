@@ -29,7 +29,7 @@ use crate::store::StoreError;
 
 /// Why a job doesn't go on now.
 #[derive(Debug, thiserror::Error)]
-pub enum Stopped {
+pub(crate) enum Stopped {
     /// What is known can't be read.
     #[error(transparent)]
     Store(#[from] StoreError),

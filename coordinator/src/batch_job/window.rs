@@ -54,7 +54,7 @@ impl Leaf<'_> {
 }
 
 /// The places of these bodies, in the order in which they are best computed.
-pub fn order<'a>(bodies: impl Iterator<Item = &'a str>) -> Vec<usize> {
+pub(crate) fn order<'a>(bodies: impl Iterator<Item = &'a str>) -> Vec<usize> {
     let mut leaves: Vec<_> = bodies.enumerate().map(|(at, body)| leaf(at, body)).collect();
     leaves.sort_by(|one, other| one.prompt.cmp(&other.prompt).then(one.at.cmp(&other.at)));
     let mut branches: Vec<Branch> = Vec::new();

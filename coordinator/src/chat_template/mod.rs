@@ -65,17 +65,17 @@ impl ChatTemplate {
     }
 
     /// Whether it has something for the role `developer`, the newer name of `system`.
-    pub fn knows_developers(&self) -> bool {
+    pub(crate) fn knows_developers(&self) -> bool {
         self.text.contains("developer")
     }
 
     /// Whether it shows the tools that may be called.
-    pub fn knows_tools(&self) -> bool {
+    pub(crate) fn knows_tools(&self) -> bool {
         self.text.contains("tools")
     }
 
     /// Whether it has something for a role: it names it, or writes roles as they are.
-    pub fn knows_role(&self, role: &str) -> bool {
+    pub(crate) fn knows_role(&self, role: &str) -> bool {
         let writes = |(at, found): (usize, &str)| {
             let rest = self.text[at + found.len()..].trim_start_matches(['\'', '"', ']', ' ']);
             rest.starts_with("}}") || rest.starts_with(['+', '~', '|'])
@@ -85,7 +85,7 @@ impl ChatTemplate {
     }
 
     /// Whether it may ask whether there is something: one that doesn't would write `None`.
-    pub fn knows_none(&self) -> bool {
+    pub(crate) fn knows_none(&self) -> bool {
         self.text.contains("none")
     }
 

@@ -11,7 +11,7 @@ use crate::pipeline::Pipeline;
 
 impl Cluster {
     /// An operator says what a node is there for, whether it is here or not.
-    pub fn set_duty(&mut self, node: NodeId, duty: Duty, now: Instant) {
+    pub(crate) fn set_duty(&mut self, node: NodeId, duty: Duty, now: Instant) {
         if self.duties.set(node, duty, now) {
             self.actions.push(Action::Relieved(node, duty));
             self.duty_changed(now);

@@ -92,7 +92,7 @@ impl Cluster {
     }
 
     /// Open bodies of tenants that `may_see` allows, newest first, after `before`.
-    pub fn open_requests(
+    pub(crate) fn open_requests(
         &self,
         before: Option<RequestId>,
         max: usize,
@@ -164,7 +164,7 @@ impl Cluster {
 
 impl Decision {
     /// Its name in answers.
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Queued => "queued",
             Self::Lifted { .. } => "lifted",
@@ -182,7 +182,7 @@ impl Decision {
     }
 
     /// One sentence for a person.
-    pub fn why(&self) -> String {
+    pub(crate) fn why(&self) -> String {
         match self {
             Self::Queued => "it waits for its turn".to_owned(),
             Self::Admitted { pipeline, num_cached_tokens, num_passed } => format!(

@@ -8,7 +8,7 @@ use crate::duty::Duty;
 use crate::placement::Size;
 
 /// What the model asks for that a node isn't, in one sentence.
-pub fn unsuited(model: &Model, node: &NodeReport) -> Option<String> {
+pub(crate) fn unsuited(model: &Model, node: &NodeReport) -> Option<String> {
     if !model.pools.is_empty() && !model.pools.contains(&node.pool) {
         let (pool, pools) = (&node.pool, model.pools.join(", "));
         return Some(format!("it is of pool {pool:?}, and model.pools asks for {pools}"));

@@ -12,7 +12,7 @@ use crate::trust::Quarantine;
 
 impl Cluster {
     /// Whether this is the node's newest session, so that what it says counts.
-    pub fn is_current(&self, node: NodeId, session: SessionId) -> bool {
+    pub(crate) fn is_current(&self, node: NodeId, session: SessionId) -> bool {
         self.members.is_current(node, session)
     }
 

@@ -44,7 +44,7 @@ impl Cluster {
     }
 
     /// It, waiting for so many nodes before it places anything, whatever its configuration says.
-    pub fn expecting(self, num_nodes: usize) -> Self {
+    pub(crate) fn expecting(self, num_nodes: usize) -> Self {
         Self { expected: Some(num_nodes), ..self }
     }
 

@@ -24,7 +24,7 @@ impl Returning {
 
 impl Cluster {
     /// These nodes had pipelines before the coordinator started again, in this order.
-    pub fn expect_back(&mut self, nodes: Vec<NodeId>, now: Instant) {
+    pub(crate) fn expect_back(&mut self, nodes: Vec<NodeId>, now: Instant) {
         let max = Duration::from_millis(self.config.coordinator.rejoin_ms);
         let until = (!nodes.is_empty()).then_some(now + max);
         self.returning = Returning { nodes, until };

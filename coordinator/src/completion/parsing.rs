@@ -14,7 +14,7 @@ pub(super) const MAX_QUICK_BYTES: usize = 1 << 10;
 /// Bodies become tokens on threads of their own: a small one may render to much, and whoever
 /// holds up the runtime holds up health checks and the nodes' connections with it.
 #[derive(Debug)]
-pub struct Parsing {
+pub(crate) struct Parsing {
     threads: Arc<Semaphore>,
     kib: Arc<Semaphore>,
     max_kib: u32,
@@ -22,7 +22,7 @@ pub struct Parsing {
 
 impl Parsing {
     /// As many at once, in number and in bytes, as the configuration allows.
-    pub fn new(config: &Http) -> Self {
+    pub(crate) fn new(config: &Http) -> Self {
         let max_kib = u32::try_from(config.max_parsing_bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX);
         let kib = Arc::new(Semaphore::new((max_kib as usize).min(Semaphore::MAX_PERMITS)));
         Self { threads: Arc::new(Semaphore::new(config.max_parsing_threads)), kib, max_kib }

@@ -21,7 +21,7 @@ impl Completions {
     ///
     /// # Errors
     /// When it isn't any more: the configuration is another.
-    pub async fn parse_again(self: &Arc<Self>, kept: &Kept) -> Result<Parsed, ApiError> {
+    pub(crate) async fn parse_again(self: &Arc<Self>, kept: &Kept) -> Result<Parsed, ApiError> {
         let (style, seed) = (kept.style, Some(kept.seed()));
         let parse =
             move |body: &[u8], context: Context<'_>| style.parse(body, Context { seed, ..context });
@@ -30,7 +30,7 @@ impl Completions {
     }
 
     /// Goes on with an answer that another coordinator began, and that has one sequence.
-    pub fn resume(self: &Arc<Self>, log: Arc<Log>, resumed: Resumed) -> Completion {
+    pub(crate) fn resume(self: &Arc<Self>, log: Arc<Log>, resumed: Resumed) -> Completion {
         let access = Arc::new(Access::anybody());
         let (client_request, parent, trace_state) = (None, None, String::new());
         let start = Instant::now();
@@ -52,13 +52,18 @@ impl Completions {
 
 impl Completion {
     /// Where it is kept, if it is durable.
-    pub fn log(&self) -> Option<&Arc<Log>> {
+    pub(crate) fn log(&self) -> Option<&Arc<Log>> {
         self.log.as_ref()
     }
 
     /// Writes what is heard until the answer ends; its client may come and go. It is given up when
     /// nothing is heard within `patience`, where there is one, and holds `permit` meanwhile.
-    pub async fn record<P>(mut self, durables: Durables, patience: Option<Duration>, permit: P) {
+    pub(crate) async fn record<P>(
+        mut self,
+        durables: Durables,
+        patience: Option<Duration>,
+        permit: P,
+    ) {
         let Some(log) = self.log.clone() else { return };
         let mut patience = patience;
         loop {

@@ -15,7 +15,7 @@ const MAX_AT_ONCE: usize = 64;
 
 /// A durable answer as far as it is on the disk.
 #[derive(Debug)]
-pub struct Log {
+pub(crate) struct Log {
     kept: Kept,
     parsed: Parsed,
     records: Mutex<Vec<Record>>,
@@ -34,7 +34,7 @@ struct Stand {
 
 /// What a reader finds.
 #[derive(Debug)]
-pub enum Next {
+pub(crate) enum Next {
     /// Some more of it, in order.
     Records(Vec<Record>),
     /// There was no more, and won't be.
@@ -45,34 +45,34 @@ pub enum Next {
 
 impl Log {
     /// Of what was asked, and what was made of it; so much was said already.
-    pub fn new(kept: Kept, parsed: Parsed, records: Vec<Record>) -> Self {
+    pub(crate) fn new(kept: Kept, parsed: Parsed, records: Vec<Record>) -> Self {
         let has_ended = records.last().is_some_and(Record::ends);
         let stand = Stand { num_records: records.len(), has_ended, broken_off: None };
         Self { kept, parsed, records: Mutex::new(records), news: watch::Sender::new(stand) }
     }
 
     /// Whose answer.
-    pub fn id(&self) -> RequestId {
+    pub(crate) fn id(&self) -> RequestId {
         self.kept.id
     }
 
     /// Whose it is.
-    pub fn tenant(&self) -> Tenant {
+    pub(crate) fn tenant(&self) -> Tenant {
         self.kept.tenant.as_str().into()
     }
 
     /// What was made of the body.
-    pub fn parsed(&self) -> &Parsed {
+    pub(crate) fn parsed(&self) -> &Parsed {
         &self.parsed
     }
 
     /// How far the answer has come.
-    pub fn so_far(&self) -> Resumed {
+    pub(crate) fn so_far(&self) -> Resumed {
         record::so_far(&self.lock())
     }
 
     /// The answer before anything was said.
-    pub fn answer(&self, model: &str, tokenizer: &Arc<Tokenizer>) -> Answer {
+    pub(crate) fn answer(&self, model: &str, tokenizer: &Arc<Tokenizer>) -> Answer {
         let Kept { style, id, created, fingerprint, .. } = &self.kept;
         let tokenizer = Arc::clone(tokenizer);
         let answer =
@@ -102,7 +102,7 @@ impl Log {
     }
 
     /// What comes after the first `num` records, once there is something.
-    pub async fn after(&self, num: usize) -> Next {
+    pub(crate) async fn after(&self, num: usize) -> Next {
         let mut news = self.news.subscribe();
         loop {
             let Stand { num_records, has_ended, broken_off } = news.borrow_and_update().clone();
@@ -122,7 +122,7 @@ impl Log {
     }
 
     /// All that there is, and whether no more will come.
-    pub fn records(&self) -> (Vec<Record>, bool) {
+    pub(crate) fn records(&self) -> (Vec<Record>, bool) {
         let records = self.lock().clone();
         let has_ended = records.last().is_some_and(Record::ends);
         (records, has_ended)

@@ -11,7 +11,7 @@ use crate::request::{Event, FinishReason, Priority, Request, Resumed};
 /// Something that the client hears, and its number among all: as long as it is kept, so that it
 /// can be heard again.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Record(Said);
+pub(crate) struct Record(Said);
 
 #[derive(Clone, Debug, PartialEq)]
 enum Said {
@@ -44,19 +44,19 @@ type Written = (u8, u64, Vec<TokenId>, Vec<Logprobs>, String);
 
 impl Record {
     /// The answer can't be given.
-    pub fn failed(error: &ApiError) -> Self {
+    pub(crate) fn failed(error: &ApiError) -> Self {
         let ApiError { status, kind, code, message, .. } = error;
         let (kind, code) = ((*kind).to_owned(), code.unwrap_or_default().to_owned());
         Self(Said::Failed(Error { status: *status, kind, code, message: message.clone() }))
     }
 
     /// It has ended with these words.
-    pub fn finished(reason: FinishReason, text: String) -> Self {
+    pub(crate) fn finished(reason: FinishReason, text: String) -> Self {
         Self(Said::Finished { reason, text })
     }
 
     /// What the client of a single sequence hears; none of a failure, which isn't its words.
-    pub fn of(heard: &Heard) -> Option<Self> {
+    pub(crate) fn of(heard: &Heard) -> Option<Self> {
         Some(Self(match &heard.event {
             Event::Admitted { num_cached_tokens, class, .. } => {
                 Said::Admitted { num_cached_tokens: *num_cached_tokens, class: *class }
@@ -76,7 +76,7 @@ impl Record {
     }
 
     /// As it was heard; or the error.
-    pub fn heard(self) -> Result<Heard, ApiError> {
+    pub(crate) fn heard(self) -> Result<Heard, ApiError> {
         let mut more = More::default();
         let event = match self.0 {
             Said::Admitted { num_cached_tokens, class } => {
@@ -102,12 +102,12 @@ impl Record {
     }
 
     /// Whether nothing follows it.
-    pub fn ends(&self) -> bool {
+    pub(crate) fn ends(&self) -> bool {
         matches!(self.0, Said::Finished { .. } | Said::Failed(_))
     }
 
     /// Whether `before` makes it no news: a coordinator that goes on with an answer says it again.
-    pub fn is_known(&self, before: &[Self]) -> bool {
+    pub(crate) fn is_known(&self, before: &[Self]) -> bool {
         let is_alike = |it: &Self| std::mem::discriminant(&it.0) == std::mem::discriminant(&self.0);
         let is_said_once =
             matches!(self.0, Said::Admitted { .. } | Said::Inexact | Said::Prompt(_));
@@ -199,7 +199,7 @@ pub(super) fn so_far(records: &[Record]) -> Resumed {
 /// What was asked: the body as it came, and what was made of it that may be made otherwise at
 /// another time.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Kept {
+pub(crate) struct Kept {
     /// By which endpoint.
     pub style: Style,
     /// The request's body, as it came: it is read again after a restart.
@@ -236,7 +236,7 @@ type KeptWritten = (
 
 impl Kept {
     /// Of a body of one prompt, and the answer that is begun to it.
-    pub fn new(
+    pub(crate) fn new(
         (style, body): (Style, &[u8]),
         answer: &Answer,
         request: &Request,
@@ -260,12 +260,12 @@ impl Kept {
     }
 
     /// The seed that was drawn, or given.
-    pub fn seed(&self) -> u64 {
+    pub(crate) fn seed(&self) -> u64 {
         self.sampling.seed
     }
 
     /// The body, parsed again, becomes what it was.
-    pub fn restore(&self, parsed: &mut Parsed) {
+    pub(crate) fn restore(&self, parsed: &mut Parsed) {
         for request in &mut parsed.requests {
             request.id = self.id;
             request.prompt = self.prompt.as_slice().into();
@@ -277,7 +277,7 @@ impl Kept {
     }
 
     /// Its bytes.
-    pub fn write(&self) -> Vec<u8> {
+    pub(crate) fn write(&self) -> Vec<u8> {
         let Self { style, body, id, created, fingerprint, model, prompt, .. } = self.clone();
         let Self { sampling, max_tokens, tenant, weight, priority, deadline_ms, .. } = self.clone();
         let style = STYLES.iter().position(|it| *it == style).expect("all of them");
@@ -292,7 +292,7 @@ impl Kept {
     ///
     /// # Errors
     /// When they are anything else.
-    pub fn read(bytes: &[u8]) -> Result<Self, CodecError> {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, CodecError> {
         let (asked, made, whose) = codec::decode::<KeptWritten>(bytes)?;
         let (style, body, id, created) = asked;
         let (fingerprint, model, prompt, sampling, max_tokens) = made;

@@ -18,8 +18,9 @@ use llguidance::{Logger, Matcher, ParserFactory, panic_utils};
 use protocol::TokenId;
 use protocol::config::Http;
 
-pub use self::calls::{Calls, Or};
-pub use self::kept::{Begins, Kept};
+pub(crate) use self::calls::{Calls, Or};
+pub use self::kept::Begins;
+pub(crate) use self::kept::Kept;
 pub use self::source::Source;
 use crate::tokenizer::Tokenizer;
 

@@ -75,7 +75,7 @@ use crate::openai::ApiError;
 
 /// What every handler sees: what completions need, and what HTTP does.
 #[derive(Debug)]
-pub struct ApiState {
+pub(crate) struct ApiState {
     /// Who answers.
     pub completions: Arc<Completions>,
     /// Who may ask.
@@ -228,7 +228,7 @@ fn route_of(routes: &[&'static str], path: &str) -> &'static str {
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     state: Arc<ApiState>,
     shutdown: impl Future<Output = ()> + Send + 'static,

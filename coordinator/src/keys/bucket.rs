@@ -34,7 +34,7 @@ pub(super) struct Taken(Age);
 
 /// What may be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Left {
+pub(crate) struct Left {
     /// At once.
     pub remaining: u32,
     /// Until it is as much as ever.

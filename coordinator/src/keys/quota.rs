@@ -9,7 +9,7 @@ use super::bucket::{Bucket, Left, Taken};
 /// What a key may ask for. What isn't said has no limit of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::Args)]
 #[serde(default, deny_unknown_fields)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Requests a minute.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,7 +35,7 @@ pub struct Limits {
 
 impl Limits {
     /// Each that there is, by its name.
-    pub fn named(&self) -> impl Iterator<Item = (&'static str, u32)> {
+    pub(crate) fn named(&self) -> impl Iterator<Item = (&'static str, u32)> {
         [
             ("requests_per_minute", self.requests_per_minute),
             ("tokens_per_minute", self.tokens_per_minute),
@@ -50,7 +50,7 @@ impl Limits {
 
 /// Why a request has to wait.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum OverQuota {
+pub(crate) enum OverQuota {
     /// Too many requests in the last minute.
     #[error(
         "this API key may send a request in {wait_s} s: its limit of requests a minute is {limit}"
@@ -98,7 +98,7 @@ pub enum OverQuota {
 
 impl OverQuota {
     /// Its name where refusals are counted.
-    pub fn reason(&self) -> &'static str {
+    pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::Requests { .. } => "requests",
             Self::Streams { .. } => "streams",

@@ -24,7 +24,7 @@ const MAX_SECRET_CHARS: usize = 256;
 
 /// Who asks, and what they may.
 #[derive(Debug)]
-pub struct Access {
+pub(crate) struct Access {
     /// The key's name, where there is a key.
     pub name: Option<String>,
     /// Whose the requests are.
@@ -41,7 +41,7 @@ pub struct Access {
 
 impl Access {
     /// Of whoever asks where no key is needed: one tenant, who may do everything.
-    pub fn anybody() -> Self {
+    pub(crate) fn anybody() -> Self {
         Self {
             name: None,
             tenant: "".into(),
@@ -54,7 +54,7 @@ impl Access {
     }
 
     /// Of a tenant whose key is no more.
-    pub fn of_tenant(tenant: &str) -> Self {
+    pub(crate) fn of_tenant(tenant: &str) -> Self {
         Self { tenant: tenant.into(), ..Self::anybody() }
     }
 
@@ -71,7 +71,7 @@ impl Access {
     }
 
     /// Whether it is for this.
-    pub fn is_for(&self, scope: Scope) -> bool {
+    pub(crate) fn is_for(&self, scope: Scope) -> bool {
         let scopes = self.key.as_ref().map(|key| &key.scopes);
         scopes.is_none_or(|scopes| scopes.contains(&scope) || scopes.contains(&Scope::Admin))
     }
@@ -80,7 +80,7 @@ impl Access {
     ///
     /// # Errors
     /// When the key has used up its requests, or has as many open as it may have.
-    pub fn open(self: &Arc<Self>) -> Result<Open, OverQuota> {
+    pub(crate) fn open(self: &Arc<Self>) -> Result<Open, OverQuota> {
         self.quota().open(&self.limits, Instant::now())?;
         Ok(Open(Arc::clone(self)))
     }
@@ -90,7 +90,7 @@ impl Access {
     ///
     /// # Errors
     /// When the key has not so many left, or never has.
-    pub fn reserve(self: &Arc<Self>, requests: &[Request]) -> Result<Reserved, OverQuota> {
+    pub(crate) fn reserve(self: &Arc<Self>, requests: &[Request]) -> Result<Reserved, OverQuota> {
         let prompts: Vec<_> = requests.iter().map(|request| request.prompt.len() as u64).collect();
         let answer = |it: &Request| u64::from(it.num_choices) * u64::from(it.max_tokens);
         let num = prompts.iter().sum::<u64>() + requests.iter().map(answer).sum::<u64>();
@@ -99,7 +99,7 @@ impl Access {
     }
 
     /// Limit and rest of requests and of tokens a minute, where they are limited.
-    pub fn left(&self) -> [Option<(u32, Left)>; 2] {
+    pub(crate) fn left(&self) -> [Option<(u32, Left)>; 2] {
         self.quota().left(&self.limits, Instant::now())
     }
 
@@ -110,7 +110,7 @@ impl Access {
 
 /// A request that is open.
 #[derive(Debug)]
-pub struct Open(Arc<Access>);
+pub(crate) struct Open(Arc<Access>);
 
 impl Drop for Open {
     fn drop(&mut self) {
@@ -120,7 +120,7 @@ impl Drop for Open {
 
 /// Tokens that were taken for the requests of a body.
 #[derive(Debug)]
-pub struct Reserved {
+pub(crate) struct Reserved {
     access: Arc<Access>,
     taken: Option<Taken>,
     unused: u64,
@@ -130,13 +130,13 @@ pub struct Reserved {
 
 impl Reserved {
     /// The prompt of request number `request` is computed, whatever comes of it.
-    pub fn prompt(&mut self, request: usize) {
+    pub(crate) fn prompt(&mut self, request: usize) {
         let num_tokens = self.prompts.get_mut(request).map(std::mem::take);
         self.unused = self.unused.saturating_sub(num_tokens.unwrap_or_default());
     }
 
     /// Tokens of an answer were computed.
-    pub fn tokens(&mut self, num: usize) {
+    pub(crate) fn tokens(&mut self, num: usize) {
         self.unused = self.unused.saturating_sub(num as u64);
     }
 }
@@ -152,7 +152,7 @@ impl Drop for Reserved {
 
 /// Why nobody is let in by a key, or without one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// There is none.
     #[error(
         "this server needs an API key: send it as `Authorization: Bearer KEY`, or as `x-api-key`"
@@ -171,7 +171,7 @@ pub enum Refusal {
 
 /// The keys of a server. Without a file of them there are none, and anybody may ask.
 #[derive(Debug)]
-pub struct Keys {
+pub(crate) struct Keys {
     anybody: Arc<Access>,
     path: Option<PathBuf>,
     // None where there is no file.
@@ -184,7 +184,7 @@ type Ring = HashMap<SecretHash, Arc<Access>>;
 
 impl Keys {
     /// No keys: anybody may ask.
-    pub fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self {
             anybody: Arc::new(Access::anybody()),
             path: None,
@@ -197,7 +197,7 @@ impl Keys {
     ///
     /// # Errors
     /// When there is a file that can't be read.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let keys = Self { path: Some(path.to_owned()), ..Self::none() };
         let stamp = Stamp::of(path);
         if stamp.is_some() {
@@ -216,17 +216,17 @@ impl Keys {
     }
 
     /// Whether a request needs one.
-    pub fn are_needed(&self) -> bool {
+    pub(crate) fn are_needed(&self) -> bool {
         self.ring.read().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// What anybody may who needs no key.
-    pub fn anybody(&self) -> Arc<Access> {
+    pub(crate) fn anybody(&self) -> Arc<Access> {
         Arc::clone(&self.anybody)
     }
 
     /// What the key of this name allows, or allowed before it was revoked.
-    pub fn of_name(&self, name: &str) -> Option<Arc<Access>> {
+    pub(crate) fn of_name(&self, name: &str) -> Option<Arc<Access>> {
         let ring = self.ring.read().unwrap_or_else(PoisonError::into_inner);
         let is_it = |it: &&Arc<Access>| it.name.as_deref() == Some(name);
         ring.as_ref()?.values().find(is_it).cloned()
@@ -236,7 +236,7 @@ impl Keys {
     ///
     /// # Errors
     /// When it allows nothing.
-    pub fn access(&self, secret: Option<&str>) -> Result<Arc<Access>, Refusal> {
+    pub(crate) fn access(&self, secret: Option<&str>) -> Result<Arc<Access>, Refusal> {
         let found = match &*self.ring.read().unwrap_or_else(PoisonError::into_inner) {
             None => return Ok(self.anybody()),
             Some(keys) => {
@@ -256,7 +256,7 @@ impl Keys {
     }
 
     /// Reads the file again whenever it has changed, for ever.
-    pub async fn watch(self: Arc<Self>) {
+    pub(crate) async fn watch(self: Arc<Self>) {
         loop {
             ticks::pass(LOOK_EVERY).await;
             let keys = Arc::clone(&self);
@@ -269,7 +269,7 @@ impl Keys {
 
     /// Reads the file if it has changed. One that can't be read changes nothing: whoever was
     /// refused still is.
-    pub fn look(&self) {
+    pub(crate) fn look(&self) {
         let Some(path) = &self.path else { return };
         let stamp = Stamp::of(path);
         {

@@ -111,7 +111,7 @@ fn allowed(waiting: &Sequence, lanes: &[&mut Lane]) -> impl Fn(usize) -> bool + 
 impl Capacity {
     /// Whether a lane of this capacity could ever take a sequence: it is large enough, and goes on
     /// exactly where that is insisted on.
-    pub fn can_take(&self, waiting: &Sequence) -> bool {
+    pub(crate) fn can_take(&self, waiting: &Sequence) -> bool {
         let begun = waiting.class.filter(|_| waiting.num_generated() > 0);
         let may_go_on = begun.is_none_or(|class| class == self.class);
         self.has_what_it_needs(waiting) && (may_go_on || !waiting.request().require_exact)

@@ -45,7 +45,7 @@ pub struct Prefix {
 
 /// Why a sequence that waits can't run in a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Obstacle {
+pub(crate) enum Obstacle {
     /// It can: others go first, or somebody computes the beginning of its prompt just now.
     Turn,
     /// As many run as may.
@@ -71,7 +71,7 @@ impl Lane {
     }
 
     /// What hinders `waiting` from running here now.
-    pub fn obstacle(&self, waiting: &Sequence) -> Obstacle {
+    pub(crate) fn obstacle(&self, waiting: &Sequence) -> Obstacle {
         let needed = waiting.num_blocks_to_begin(self.config.reserved_tokens as usize);
         let (free, max) = (self.blocks.num_free(), self.config.max_num_seqs as usize);
         if waiting.num_blocks_needed() > self.capacity.num_blocks {

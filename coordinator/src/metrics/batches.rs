@@ -9,7 +9,7 @@ use super::{KindLabels, Metrics, StateLabels};
 
 /// How it is with all jobs that haven't ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OpenJobs {
+pub(crate) struct OpenJobs {
     /// Jobs in this state.
     pub num: usize,
     /// Their lines that aren't answered.
@@ -73,7 +73,7 @@ impl Batches {
 
 impl Metrics {
     /// How it is with batch jobs.
-    pub fn open_jobs(&self, jobs: OpenJobs) {
+    pub(crate) fn open_jobs(&self, jobs: OpenJobs) {
         if self.is_on {
             self.batches.open(jobs);
         }
@@ -81,7 +81,7 @@ impl Metrics {
 
     /// A line of a batch job is durable: whether it failed, and tokens of its prompt, those of them
     /// that need not be computed, tokens of its answer.
-    pub fn line_answered(&self, is_failed: bool, num_tokens: [i64; 3]) {
+    pub(crate) fn line_answered(&self, is_failed: bool, num_tokens: [i64; 3]) {
         if self.is_on {
             self.batches.answered(is_failed, num_tokens);
         }

@@ -93,7 +93,7 @@ struct HttpLabels {
 
 /// Every series of the coordinator.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     is_on: bool,
     registry: Registry,
     model: Arc<str>,
@@ -137,7 +137,7 @@ fn seconds() -> Histogram {
 
 impl Metrics {
     /// Everything at zero, for the model of this name.
-    pub fn new(model: &str, config: &config::Metrics) -> Self {
+    pub(crate) fn new(model: &str, config: &config::Metrics) -> Self {
         let kv_blocks = Family::<StateLabels, Gauge>::default();
         let kv_states =
             ["used", "free"].map(|state| kv_blocks.get_or_create(&StateLabels { state }).clone());
@@ -243,19 +243,19 @@ impl Metrics {
     }
 
     /// The last hour.
-    pub fn recent(&self) -> MutexGuard<'_, Recent> {
+    pub(crate) fn recent(&self) -> MutexGuard<'_, Recent> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Time passed.
-    pub fn tick(&self, now: Instant) {
+    pub(crate) fn tick(&self, now: Instant) {
         if self.is_on {
             self.recent().tick(now);
         }
     }
 
     /// All of it, in OpenMetrics text.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         // Writing to a string can't fail.
         let _ = encode(&mut text, &self.registry);
@@ -263,12 +263,12 @@ impl Metrics {
     }
 
     /// All of it, in Prometheus' older text format.
-    pub fn plain_text(&self) -> String {
+    pub(crate) fn plain_text(&self) -> String {
         text::plain(&self.text())
     }
 
     /// Sequences that wait, by priority, lowest first.
-    pub fn queued(&self, num_waiting: [usize; Priority::ALL.len()]) {
+    pub(crate) fn queued(&self, num_waiting: [usize; Priority::ALL.len()]) {
         if !self.is_on {
             return;
         }
@@ -279,7 +279,7 @@ impl Metrics {
     }
 
     /// Sequences that run.
-    pub fn running(&self, num_running: usize) {
+    pub(crate) fn running(&self, num_running: usize) {
         if !self.is_on {
             return;
         }
@@ -288,7 +288,7 @@ impl Metrics {
     }
 
     /// A sequence was admitted after this wait.
-    pub fn admitted(&self, wait: Duration) {
+    pub(crate) fn admitted(&self, wait: Duration) {
         if !self.is_on {
             return;
         }
@@ -297,7 +297,7 @@ impl Metrics {
     }
 
     /// Blocks of the KV cache.
-    pub fn kv(&self, num_used: usize, num_blocks: usize) {
+    pub(crate) fn kv(&self, num_used: usize, num_blocks: usize) {
         if !self.is_on {
             return;
         }
@@ -310,7 +310,7 @@ impl Metrics {
     }
 
     /// A step has returned.
-    pub fn step(&self, step: &StepReport<'_>) {
+    pub(crate) fn step(&self, step: &StepReport<'_>) {
         if !self.is_on {
             return;
         }
@@ -322,17 +322,17 @@ impl Metrics {
     }
 
     /// A running sequence had to give way.
-    pub fn preempted(&self, priority: Priority) {
+    pub(crate) fn preempted(&self, priority: Priority) {
         self.scheduling.preempted(priority);
     }
 
     /// So many sequences of a lost pipeline went back to the queue.
-    pub fn moved(&self, num_sequences: usize) {
+    pub(crate) fn moved(&self, num_sequences: usize) {
         self.scheduling.moved(num_sequences);
     }
 
     /// What the prefix cache had.
-    pub fn prefix(&self, prefix: Prefix) {
+    pub(crate) fn prefix(&self, prefix: Prefix) {
         self.scheduling.prefix(prefix);
         if self.is_on {
             self.recent().prefix(prefix);
@@ -340,19 +340,19 @@ impl Metrics {
     }
 
     /// The pipeline was lost.
-    pub fn pipeline_lost(&self) {
+    pub(crate) fn pipeline_lost(&self) {
         self.pipelines_lost.inc();
         self.stages.forget();
     }
 
     /// A pipeline was given up, and so many of its sequences went back to the queue.
-    pub fn drained(&self, num_sequences: usize) {
+    pub(crate) fn drained(&self, num_sequences: usize) {
         self.scheduling.moved(num_sequences);
         self.stages.forget();
     }
 
     /// What runs or waits, in tokens, and the pipelines that serve.
-    pub fn observed(&self, num_tokens: usize, num_pipelines: usize) {
+    pub(crate) fn observed(&self, num_tokens: usize, num_pipelines: usize) {
         if !self.is_on {
             return;
         }
@@ -360,17 +360,17 @@ impl Metrics {
     }
 
     /// Another number of pipelines is wanted.
-    pub fn scaled(&self, from: usize, to: usize) {
+    pub(crate) fn scaled(&self, from: usize, to: usize) {
         self.scaling.decided(from, to);
     }
 
     /// The pipelines that the autoscaler wants, and the nodes that they take.
-    pub fn wanted(&self, num_pipelines: usize, num_nodes: usize) {
+    pub(crate) fn wanted(&self, num_pipelines: usize, num_nodes: usize) {
         self.scaling.wanted(num_pipelines, num_nodes);
     }
 
     /// The first token of an answer, after this time.
-    pub fn first_token(&self, after: Duration, trace: Option<TraceId>) {
+    pub(crate) fn first_token(&self, after: Duration, trace: Option<TraceId>) {
         if !self.is_on {
             return;
         }
@@ -379,7 +379,7 @@ impl Metrics {
     }
 
     /// Another token of a choice, after this time.
-    pub fn next_token(&self, after: Duration, trace: Option<TraceId>) {
+    pub(crate) fn next_token(&self, after: Duration, trace: Option<TraceId>) {
         if !self.is_on {
             return;
         }
@@ -388,7 +388,7 @@ impl Metrics {
     }
 
     /// A choice has ended, its last token this time after its first.
-    pub fn decoded(&self, decoding: Duration, num_tokens: usize, trace: Option<TraceId>) {
+    pub(crate) fn decoded(&self, decoding: Duration, num_tokens: usize, trace: Option<TraceId>) {
         if !self.is_on {
             return;
         }
@@ -399,7 +399,7 @@ impl Metrics {
     }
 
     /// A whole answer has ended.
-    pub fn answered(&self, tokens: Tokens, duration: Duration, trace: Option<TraceId>) {
+    pub(crate) fn answered(&self, tokens: Tokens, duration: Duration, trace: Option<TraceId>) {
         if !self.is_on {
             return;
         }
@@ -409,7 +409,7 @@ impl Metrics {
     }
 
     /// A request that was admitted has ended, whichever way: this is what was computed for it.
-    pub fn computed(&self, tokens: Tokens) {
+    pub(crate) fn computed(&self, tokens: Tokens) {
         if !self.is_on {
             return;
         }
@@ -418,7 +418,7 @@ impl Metrics {
     }
 
     /// A request has ended with this status, or 499: its client left.
-    pub fn ended(&self, code: u16) {
+    pub(crate) fn ended(&self, code: u16) {
         if !self.is_on {
             return;
         }
@@ -429,7 +429,7 @@ impl Metrics {
     }
 
     /// A request has failed.
-    pub fn failed(&self, kind: &'static str) {
+    pub(crate) fn failed(&self, kind: &'static str) {
         if !self.is_on {
             return;
         }
@@ -437,7 +437,7 @@ impl Metrics {
     }
 
     /// Choices have ended: `stop`, `length`, `abort` (the client left) or `error`.
-    pub fn finished(&self, finished_reason: &'static str, num_choices: usize) {
+    pub(crate) fn finished(&self, finished_reason: &'static str, num_choices: usize) {
         if !self.is_on {
             return;
         }
@@ -446,22 +446,22 @@ impl Metrics {
     }
 
     /// A request was refused for load.
-    pub fn shed(&self, reason: &'static str) {
+    pub(crate) fn shed(&self, reason: &'static str) {
         self.shed.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// No API key allows a request: not at all, or not now.
-    pub fn refused(&self, reason: &'static str) {
+    pub(crate) fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// A node that asked to join may not.
-    pub fn join_refused(&self, reason: &'static str) {
+    pub(crate) fn join_refused(&self, reason: &'static str) {
         self.joins_refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// A response has ended. `endpoint` is a route's template, never a path.
-    pub fn http(&self, method: &'static str, endpoint: &'static str, duration: Duration) {
+    pub(crate) fn http(&self, method: &'static str, endpoint: &'static str, duration: Duration) {
         if !self.is_on {
             return;
         }
@@ -472,7 +472,7 @@ impl Metrics {
 
 /// Tokens of a request.
 #[derive(Clone, Copy, Debug)]
-pub struct Tokens {
+pub(crate) struct Tokens {
     /// Of its prompts.
     pub num_prompt: usize,
     /// Of its answers.

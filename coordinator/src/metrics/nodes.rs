@@ -63,7 +63,7 @@ impl Nodes {
 impl Metrics {
     /// The nodes that are joined, and whether a pipeline serves on them. A node that is lost is
     /// told of until one does; it may never come back, so its series ends then.
-    pub fn nodes(&self, joined: impl Iterator<Item = NodeId>, is_ready: bool) {
+    pub(crate) fn nodes(&self, joined: impl Iterator<Item = NodeId>, is_ready: bool) {
         self.nodes.are(joined, is_ready);
     }
 }

@@ -37,7 +37,7 @@ const BUBBLE_SECONDS: f64 = 10.0;
 
 /// One pass of one batch through the pipeline.
 #[derive(Clone, Copy, Debug)]
-pub struct StepReport<'a> {
+pub(crate) struct StepReport<'a> {
     /// Through which.
     pub pipeline: PipelineId,
     /// When what came of it was recorded.
@@ -54,7 +54,7 @@ pub struct StepReport<'a> {
 
 /// What the stages of a step don't know of: the network, and the coordinator's own part. Seconds.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Ways {
+pub(crate) struct Ways {
     /// Round trips of the ways to each stage in order, and back to the coordinator.
     pub rtts: Vec<f64>,
     /// What the network took on each of them.
@@ -71,7 +71,7 @@ pub struct Ways {
 
 impl Ways {
     /// Of a step, if all of its way was seen.
-    pub fn of(step: &StepReport<'_>) -> Option<Self> {
+    pub(crate) fn of(step: &StepReport<'_>) -> Option<Self> {
         let Trip { away, sent, decode, num_bytes } = step.trip?;
         let known = away + sent.encode + sent.write + decode;
         let within = step.timings.iter().map(StageTiming::total_us).sum();

@@ -20,13 +20,13 @@ use crate::tokenizer::Tokenizer;
 use spoken::Reader;
 pub(crate) use spoken::Spoken;
 pub use style::Style;
-pub use voice::Chunk;
+pub(crate) use voice::Chunk;
 use voice::Voice;
 pub(crate) use voice::{Counts, Described};
 
 /// An answer under way.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     style: Style,
     // Who tells it, where it isn't told as completions are.
     voice: Option<Voice>,
@@ -95,7 +95,7 @@ impl Piece {
 
 impl Answer {
     /// Nothing was said yet. `id` is the request's number, in the id that clients see.
-    pub fn new(
+    pub(crate) fn new(
         style: Style,
         id: u64,
         model: String,
@@ -139,62 +139,62 @@ impl Answer {
     }
 
     /// The id that clients see.
-    pub fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         &self.id
     }
 
     /// When it was asked for, in seconds since 1970.
-    pub fn created(&self) -> u64 {
+    pub(crate) fn created(&self) -> u64 {
         self.created
     }
 
     /// As one that was asked for then.
-    pub fn created_at(self, created: u64) -> Self {
+    pub(crate) fn created_at(self, created: u64) -> Self {
         Self { created, head: OnceLock::new(), ..self }
     }
 
     /// What it says of the pipelines.
-    pub fn system_fingerprint(&self) -> &str {
+    pub(crate) fn system_fingerprint(&self) -> &str {
         &self.system_fingerprint
     }
 
     /// Whether it goes out while it is computed.
-    pub fn streams(&self) -> bool {
+    pub(crate) fn streams(&self) -> bool {
         self.options.stream
     }
 
     /// Tokens of the prompts that the prefix cache had.
-    pub fn num_cached_tokens(&self) -> usize {
+    pub(crate) fn num_cached_tokens(&self) -> usize {
         self.num_cached_tokens
     }
 
     /// Tokens of the prompts, each counted once.
-    pub fn num_prompt_tokens(&self) -> usize {
+    pub(crate) fn num_prompt_tokens(&self) -> usize {
         self.prompts.iter().map(|prompt| prompt.ids.len()).sum()
     }
 
     /// Tokens of the choices.
-    pub fn num_generated_tokens(&self) -> usize {
+    pub(crate) fn num_generated_tokens(&self) -> usize {
         self.choices.iter().map(|choice| choice.num_tokens).sum()
     }
 
     /// Whether every choice has ended: no event is to come.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.choices.iter().all(|choice| choice.ended)
     }
 
     /// Choices of all requests together.
-    pub fn num_choices(&self) -> usize {
+    pub(crate) fn num_choices(&self) -> usize {
         self.choices.len()
     }
 
     /// The number among all choices of a choice of request number `request`.
-    pub fn index(&self, request: usize, choice: u32) -> usize {
+    pub(crate) fn index(&self, request: usize, choice: u32) -> usize {
         request * self.num_choices as usize + choice as usize
     }
 
     /// What a stream says before the first token: who speaks, in a chat.
-    pub fn opening(&mut self) -> Vec<Chunk> {
+    pub(crate) fn opening(&mut self) -> Vec<Chunk> {
         if let Some(mut voice) = self.voice.take() {
             let chunks = self.describe(0, |answer| voice.begin(answer));
             self.voice = Some(voice);
@@ -215,7 +215,7 @@ impl Answer {
     }
 
     /// Takes in what was heard; the chunks that it makes of a stream.
-    pub fn take(&mut self, heard: Heard) -> Vec<Chunk> {
+    pub(crate) fn take(&mut self, heard: Heard) -> Vec<Chunk> {
         let Heard { number: request, event, more } = heard;
         let (choice, mut piece) = match event {
             Event::Hidden(values) => {
@@ -340,7 +340,7 @@ impl Answer {
     }
 
     /// What comes after the last piece: token counts, where they are wanted, and the end.
-    pub fn closing(&self) -> Vec<Chunk> {
+    pub(crate) fn closing(&self) -> Vec<Chunk> {
         if self.voice.is_some() {
             return Vec::new();
         }
@@ -353,7 +353,7 @@ impl Answer {
     }
 
     /// What a stream says in place of the rest.
-    pub fn failed(&mut self, error: &ApiError) -> Vec<Chunk> {
+    pub(crate) fn failed(&mut self, error: &ApiError) -> Vec<Chunk> {
         match self.voice.take() {
             Some(mut voice) => self.describe(0, |answer| voice.fail(error, answer)),
             None => vec![error.body().to_string().into()],
@@ -361,7 +361,7 @@ impl Answer {
     }
 
     /// The whole answer.
-    pub fn finish(mut self) -> String {
+    pub(crate) fn finish(mut self) -> String {
         if let Some(embedding) = self.options.embedding {
             let rows = self.prompts.iter().map(|prompt| &*prompt.hidden);
             return embedding.body(&self.model, rows, self.num_prompt_tokens());

@@ -19,7 +19,7 @@ use crate::parser::{END_OF_THINK, THINK};
 ///
 /// # Errors
 /// When the body asks for what this server or this model can't do.
-pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
+pub(crate) fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
     parse_fields(Fields::parse(body)?, context)
 }
 
@@ -27,7 +27,7 @@ pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
 ///
 /// # Errors
 /// When the body asks for what this server or this model can't do.
-pub fn parse_messages(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
+pub(crate) fn parse_messages(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
     let body = crate::messages::chat(object(body)?, false)?;
     let parsed = parse_fields(Fields::of(body), context);
     Ok(read(parsed.map_err(|error| error.renamed(&crate::messages::NAMES))?))
@@ -37,7 +37,7 @@ pub fn parse_messages(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiEr
 ///
 /// # Errors
 /// When the body asks for what this server or this model can't do.
-pub fn parse_responses(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
+pub(crate) fn parse_responses(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
     let chat = crate::responses::chat(object(body)?)?;
     let parsed = parse_fields(Fields::of(chat.body), context);
     let mut parsed = read(parsed.map_err(|it| crate::responses::named(it, &chat.places))?);
@@ -49,7 +49,7 @@ pub fn parse_responses(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiE
 ///
 /// # Errors
 /// When there is none.
-pub fn count_messages(body: &[u8], context: Context<'_>) -> Result<usize, ApiError> {
+pub(crate) fn count_messages(body: &[u8], context: Context<'_>) -> Result<usize, ApiError> {
     let body = crate::messages::chat(object(body)?, true)?;
     let mut fields = Fields::of(body);
     super::check_model(&mut fields, context)?;
@@ -103,7 +103,7 @@ fn parse_fields(mut fields: Fields, context: Context<'_>) -> Result<Parsed, ApiE
 
 /// A body's `messages`, rendered by the model's template.
 #[derive(Debug)]
-pub struct ChatPrompt {
+pub(crate) struct ChatPrompt {
     /// The tokens.
     pub tokens: Vec<TokenId>,
     /// How the answer is read; `None`: as plain text.
@@ -116,7 +116,7 @@ pub struct ChatPrompt {
 ///
 /// # Errors
 /// When the model has no template, or it refuses the messages.
-pub fn prompt_of_messages(
+pub(crate) fn prompt_of_messages(
     fields: &mut Fields,
     asked: &Asked,
     context: Context<'_>,

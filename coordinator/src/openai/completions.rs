@@ -20,7 +20,7 @@ const MAX_PROMPTS: usize = 256;
 ///
 /// # Errors
 /// When the body asks for what this server or this model can't do.
-pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
+pub(crate) fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
     let mut fields = Fields::parse(body)?;
     let mut common = Common::take(&mut fields, context)?;
     known::settle(&mut fields, Style::Completion)?;

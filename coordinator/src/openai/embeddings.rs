@@ -28,7 +28,7 @@ const FIELDS: [&str; 11] = [
 
 /// How embeddings are told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Embedding {
+pub(crate) struct Embedding {
     /// Whether as bytes in base64: f32s, little-endian.
     pub base64: bool,
     /// How many of the values are kept; they get length 1 again.
@@ -39,7 +39,7 @@ pub struct Embedding {
 ///
 /// # Errors
 /// When the body asks for what this server or this model can't do.
-pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
+pub(crate) fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
     let mut fields = Fields::parse(body)?;
     if let Some((name, _)) = fields.left().find(|(name, _)| !FIELDS.contains(&name.as_str())) {
         let message = format!("{name} means nothing for embeddings; remove it");

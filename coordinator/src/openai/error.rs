@@ -25,7 +25,7 @@ pub struct ApiError {
 
 impl ApiError {
     /// The client's fault.
-    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+    pub(crate) fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             status: 400,
             kind: "invalid_request_error",
@@ -37,19 +37,19 @@ impl ApiError {
     }
 
     /// A body that isn't what it should be.
-    pub fn malformed(message: impl Into<String>) -> Self {
+    pub(crate) fn malformed(message: impl Into<String>) -> Self {
         Self { param: None, ..Self::invalid("", message) }
     }
 
     /// There is no such model.
-    pub fn no_model(name: &str, served: &str) -> Self {
+    pub(crate) fn no_model(name: &str, served: &str) -> Self {
         let message = format!("there is no model {name}; this server has {served}");
         Self::invalid("model", message).status(404).code("model_not_found")
     }
 
     /// About a chat's field by the name that it has in another API: the first of `names`, pairs of
     /// a chat's and that one's, that the field begins with or, where a dot comes first, contains.
-    pub fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+    pub(crate) fn renamed(mut self, names: &[(&str, &str)]) -> Self {
         let Some(param) = &mut self.param else { return self };
         for (chat, theirs) in names {
             let is_of = if chat.starts_with('.') {
@@ -68,22 +68,22 @@ impl ApiError {
     }
 
     /// With a code.
-    pub fn code(self, code: &'static str) -> Self {
+    pub(crate) fn code(self, code: &'static str) -> Self {
         Self { code: Some(code), ..self }
     }
 
     /// With another status.
-    pub fn status(self, status: u16) -> Self {
+    pub(crate) fn status(self, status: u16) -> Self {
         Self { status, ..self }
     }
 
     /// Our fault.
-    pub fn internal(message: impl Into<String>) -> Self {
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self { status: 500, kind: "server_error", param: None, ..Self::invalid("", message) }
     }
 
     /// Full, or not there yet: worth another try.
-    pub fn unavailable(message: impl Into<String>, code: &'static str) -> Self {
+    pub(crate) fn unavailable(message: impl Into<String>, code: &'static str) -> Self {
         Self {
             status: 503,
             kind: "service_unavailable",
@@ -94,7 +94,7 @@ impl ApiError {
     }
 
     /// OpenAI's error object.
-    pub fn body(&self) -> Value {
+    pub(crate) fn body(&self) -> Value {
         json!({"error": {
             "message": self.message,
             "type": self.kind,

@@ -9,14 +9,14 @@ use super::{ApiError, known};
 
 /// What is left of a body: few enough to look through.
 #[derive(Debug, Default)]
-pub struct Fields(Vec<(String, Value)>);
+pub(crate) struct Fields(Vec<(String, Value)>);
 
 impl Fields {
     /// The fields of a JSON object.
     ///
     /// # Errors
     /// When the body is anything else.
-    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         serde_json::from_slice(body).map_err(|cause| {
             if cause.is_data() {
                 return ApiError::malformed("the body must be a JSON object");
@@ -32,7 +32,7 @@ impl Fields {
     }
 
     /// A field's value; `null` is the same as none.
-    pub fn take(&mut self, name: &str) -> Option<Value> {
+    pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
         let at = self.0.iter().position(|(field, _)| field == name)?;
         Some(self.0.swap_remove(at).1)
     }
@@ -43,7 +43,7 @@ impl Fields {
     }
 
     /// Whether a field has a value.
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.0.iter().any(|(field, _)| field == name)
     }
 
@@ -56,7 +56,7 @@ impl Fields {
     ///
     /// # Errors
     /// When it isn't.
-    pub fn required(&mut self, name: &str) -> Result<Value, ApiError> {
+    pub(crate) fn required(&mut self, name: &str) -> Result<Value, ApiError> {
         self.take(name).ok_or_else(|| ApiError::invalid(name, format!("{name} is missing")))
     }
 
@@ -64,7 +64,7 @@ impl Fields {
     ///
     /// # Errors
     /// When it is something else.
-    pub fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+    pub(crate) fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -76,7 +76,7 @@ impl Fields {
     ///
     /// # Errors
     /// When it is something else.
-    pub fn bool(&mut self, name: &str) -> Result<bool, ApiError> {
+    pub(crate) fn bool(&mut self, name: &str) -> Result<bool, ApiError> {
         match self.take(name) {
             None => Ok(false),
             Some(Value::Bool(value)) => Ok(value),
@@ -88,7 +88,7 @@ impl Fields {
     ///
     /// # Errors
     /// When it is something else.
-    pub fn u32(&mut self, name: &str) -> Result<Option<u32>, ApiError> {
+    pub(crate) fn u32(&mut self, name: &str) -> Result<Option<u32>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
         whole(&value).map(Some).ok_or_else(|| wrong(name, "a whole number from 0 on", &value))
     }
@@ -97,7 +97,7 @@ impl Fields {
     ///
     /// # Errors
     /// When it is something else.
-    pub fn f32(&mut self, name: &str, min: f32, max: f32) -> Result<Option<f32>, ApiError> {
+    pub(crate) fn f32(&mut self, name: &str, min: f32, max: f32) -> Result<Option<f32>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let number = value.as_f64().map(|number| number as f32);
         match number.filter(|number| (min..=max).contains(number)) {
@@ -110,7 +110,7 @@ impl Fields {
     ///
     /// # Errors
     /// When it has another.
-    pub fn only(&mut self, name: &str, harmless: &[Value]) -> Result<(), ApiError> {
+    pub(crate) fn only(&mut self, name: &str, harmless: &[Value]) -> Result<(), ApiError> {
         match self.take(name) {
             None => Ok(()),
             Some(value) if harmless.iter().any(|it| is_same(it, &value)) => Ok(()),
@@ -122,7 +122,7 @@ impl Fields {
     ///
     /// # Errors
     /// When something is.
-    pub fn finish(self) -> Result<(), ApiError> {
+    pub(crate) fn finish(self) -> Result<(), ApiError> {
         match self.0.into_iter().next() {
             None => Ok(()),
             Some((name, _)) if known::is_known(&name) => Err(unsupported(&name)),

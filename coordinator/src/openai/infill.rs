@@ -28,7 +28,7 @@ const FILES: [&str; 2] = ["<|file_sep|>", "<file_sep>"];
 ///
 /// # Errors
 /// When the body asks for what this server or this model can't do.
-pub fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
+pub(crate) fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
     let mut fields = Fields::parse(body)?;
     let between = Between::take(&mut fields)?;
     if !fields.has("model") {

@@ -20,20 +20,21 @@ mod structured;
 pub(crate) mod testing;
 mod tools;
 
-pub use answer::{Answer, Chunk, Style};
+pub use answer::Style;
+pub(crate) use answer::{Answer, Chunk};
 pub(crate) use answer::{Counts, Described, Spoken};
-pub use chat::{ChatPrompt, prompt_of_messages};
-pub use chat::{count_messages, parse as parse_chat, parse_messages, parse_responses};
-pub use completions::parse as parse_completion;
-pub use embeddings::{Embedding, parse as parse_embeddings};
-pub use error::ApiError;
-pub use fields::Fields;
+pub(crate) use chat::prompt_of_messages;
+pub(crate) use chat::{count_messages, parse as parse_chat, parse_messages, parse_responses};
+pub(crate) use completions::parse as parse_completion;
+pub(crate) use embeddings::{Embedding, parse as parse_embeddings};
+pub(crate) use error::ApiError;
+pub(crate) use fields::Fields;
 pub(crate) use fields::wrong;
-pub use infill::parse as parse_infill;
-pub use sampling::check_model;
-pub use scheduling::deadline;
+pub(crate) use infill::parse as parse_infill;
+pub(crate) use sampling::check_model;
+pub(crate) use scheduling::deadline;
 pub(crate) use structured::may_be_asked;
-pub use tools::{Asked, Reading};
+pub(crate) use tools::{Asked, Reading};
 
 use std::sync::Arc;
 
@@ -47,7 +48,7 @@ use crate::tokenizer::Tokenizer;
 
 /// The model, as the API shows it.
 #[derive(Clone, Debug)]
-pub struct ServedModel {
+pub(crate) struct ServedModel {
     /// Its name in the API.
     pub name: String,
     /// Which weights.
@@ -68,7 +69,7 @@ pub struct ServedModel {
 
 /// What a body is judged by.
 #[derive(Clone, Copy, Debug)]
-pub struct Context<'a> {
+pub(crate) struct Context<'a> {
     /// What is served.
     pub model: &'a ServedModel,
     /// Text to tokens.
@@ -85,7 +86,7 @@ pub struct Context<'a> {
 
 /// A parsed body: one request for each prompt, and how to answer.
 #[derive(Clone, Debug)]
-pub struct Parsed {
+pub(crate) struct Parsed {
     /// In the order of the prompts.
     pub requests: Vec<Request>,
     /// For each of them what an answer repeats, where that is wanted.
@@ -96,7 +97,7 @@ pub struct Parsed {
 
 /// A prompt as it was sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Echo {
+pub(crate) struct Echo {
     /// Its text.
     pub text: String,
     /// Its tokens, of those that are computed: special ones may have been added around them.
@@ -105,7 +106,7 @@ pub struct Echo {
 
 /// How to answer.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub(crate) struct Options {
     /// As server-sent events.
     pub stream: bool,
     /// Whether a stream ends with the token counts.

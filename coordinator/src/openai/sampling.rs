@@ -220,7 +220,7 @@ impl Common {
 ///
 /// # Errors
 /// When it is another.
-pub fn check_model(fields: &mut Fields, context: Context<'_>) -> Result<(), ApiError> {
+pub(crate) fn check_model(fields: &mut Fields, context: Context<'_>) -> Result<(), ApiError> {
     let served = &context.model.name;
     match fields.string("model")? {
         Some(name) if name != *served => Err(ApiError::no_model(&name, served)),

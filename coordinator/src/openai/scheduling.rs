@@ -46,7 +46,7 @@ impl Scheduling {
 ///
 /// # Errors
 /// When they are none, or more than a day.
-pub fn deadline(field: &str, millis: u32) -> Result<Instant, ApiError> {
+pub(crate) fn deadline(field: &str, millis: u32) -> Result<Instant, ApiError> {
     if !(1..=MAX_TIME_MS).contains(&millis) {
         let message = format!("{field} must be from 1 to {MAX_TIME_MS} milliseconds");
         return Err(ApiError::invalid(field, message));

@@ -12,7 +12,7 @@ use crate::parser::{CallFormat, Format, Parser, Tools};
 
 /// What a chat asks for beside messages.
 #[derive(Debug, Default)]
-pub struct Asked {
+pub(crate) struct Asked {
     /// The tools as they came, those that may be called.
     tools: Vec<Value>,
     /// Their arguments' schemas.
@@ -42,7 +42,7 @@ pub(super) enum Must {
 
 /// How an answer is read.
 #[derive(Clone, Debug)]
-pub struct Reading {
+pub(crate) struct Reading {
     /// A reader for each choice.
     pub parser: Parser,
     /// Whether more than one tool may be called.
@@ -53,7 +53,7 @@ pub struct Reading {
 
 impl Reading {
     /// Of an answer that is nothing but text.
-    pub fn plain() -> Self {
+    pub(crate) fn plain() -> Self {
         let parser = Parser::new(Format::default(), Tools::default(), "");
         Self { parser, parallel: true, hides_reasoning: false }
     }
@@ -70,7 +70,7 @@ impl Asked {
     ///
     /// # Errors
     /// When one of them is wrong, or asks for what isn't built.
-    pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+    pub(crate) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
         let tools = match fields.take("tools") {
             None => Vec::new(),
             Some(Value::Array(tools)) if tools.len() <= MAX_TOOLS => tools,

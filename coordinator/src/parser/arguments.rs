@@ -87,7 +87,7 @@ pub(super) fn kind(schema: Option<&Value>, key: &str) -> Kind {
 }
 
 /// Whether the value of `key` stands as text in calls of a tool with this schema.
-pub fn is_text(schema: &Value, key: &str) -> bool {
+pub(crate) fn is_text(schema: &Value, key: &str) -> bool {
     kind(Some(schema), key) == Kind::Text
 }
 

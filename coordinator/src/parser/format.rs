@@ -24,7 +24,7 @@ pub enum CallFormat {
 
 impl CallFormat {
     /// The tag that a call begins with, if it does.
-    pub fn opening(self) -> Option<&'static str> {
+    pub(crate) fn opening(self) -> Option<&'static str> {
         match self {
             Self::KeysAndValues | Self::Json => Some("<tool_call>"),
             Self::NameThenJson => None,

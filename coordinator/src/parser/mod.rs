@@ -18,15 +18,15 @@ use serde_json::{Map, Value};
 use call::{Call, Step};
 use held::Held;
 
-pub use arguments::is_text;
-pub use format::{CallFormat, Format};
+pub(crate) use arguments::is_text;
+pub(crate) use format::{CallFormat, Format};
 
 /// The schemas of the arguments of the tools that may be called, by name.
-pub type Tools = Arc<Map<String, Value>>;
+pub(crate) type Tools = Arc<Map<String, Value>>;
 
 /// Something that an answer says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Said {
+pub(crate) enum Said {
     /// What the model thinks before it answers.
     Reasoning(String),
     /// The answer.
@@ -39,7 +39,7 @@ pub enum Said {
 
 /// Reads one answer.
 #[derive(Clone, Debug)]
-pub struct Parser {
+pub(crate) struct Parser {
     format: Format,
     tools: Tools,
     state: State,
@@ -66,16 +66,16 @@ enum Outside {
 }
 
 /// What begins reasoning.
-pub const THINK: &str = "<think>";
+pub(crate) const THINK: &str = "<think>";
 /// What ends it.
-pub const END_OF_THINK: &str = "</think>";
+pub(crate) const END_OF_THINK: &str = "</think>";
 /// What ends a call.
 const END_OF_CALL: &str = "</tool_call>";
 
 impl Parser {
     /// A parser of answers in `format` to a prompt that ends with `prompt_end`. Without `tools`
     /// nothing is a call, whatever it looks like.
-    pub fn new(format: Format, tools: Tools, prompt_end: &str) -> Self {
+    pub(crate) fn new(format: Format, tools: Tools, prompt_end: &str) -> Self {
         let thinks = format.reasons && prompt_end.trim_end().ends_with(THINK);
         let state = if thinks { State::Reasoning } else { State::Start };
         let held = Held::default();
@@ -83,7 +83,7 @@ impl Parser {
     }
 
     /// Takes in more of the answer's text.
-    pub fn push(&mut self, text: &str) -> Vec<Said> {
+    pub(crate) fn push(&mut self, text: &str) -> Vec<Said> {
         self.held.push(text);
         let mut said = Vec::new();
         while self.step(&mut said) {}
@@ -91,7 +91,7 @@ impl Parser {
     }
 
     /// The answer has ended: what waited for more.
-    pub fn finish(&mut self) -> Vec<Said> {
+    pub(crate) fn finish(&mut self) -> Vec<Said> {
         let mut said = Vec::new();
         let rest = self.held.take_all();
         let (outside, rest) = match std::mem::replace(&mut self.state, State::Content) {
@@ -112,7 +112,7 @@ impl Parser {
     }
 
     /// Whether what comes next is thought.
-    pub fn is_reasoning(&self) -> bool {
+    pub(crate) fn is_reasoning(&self) -> bool {
         matches!(self.state, State::Reasoning | State::Call(_, Outside::Reasoning))
     }
 

@@ -139,7 +139,7 @@ impl PlanReport {
 }
 
 /// The report for people: a line for each stage, then what it brings.
-pub fn plan_table(report: &PlanReport) -> String {
+pub(crate) fn plan_table(report: &PlanReport) -> String {
     let PlanReport { model, num_layers, memory_bytes, pipelines, idle, .. } = report;
     let PlanReport { max_model_len, made_for_tokens, kv_cache_dtype, .. } = report;
     let mut text = format!(

@@ -19,7 +19,7 @@ const UNEVEN: f64 = 1.5;
 
 impl Snapshot {
     /// Says what there is to say of all the rest of it, worst first.
-    pub fn find_concerns(&mut self) {
+    pub(crate) fn find_concerns(&mut self) {
         let mut found = Vec::new();
         let mut say = |level, what: String, hint: String| found.push(Concern { level, what, hint });
         if !self.ready {

@@ -15,7 +15,7 @@ const MISSED: Duration = Duration::from_secs(10 * 60);
 
 impl Snapshot {
     /// Takes in who is there and what they hold.
-    pub fn take_status(&mut self, status: &Status, recent: &Recent, now: Instant) {
+    pub(crate) fn take_status(&mut self, status: &Status, recent: &Recent, now: Instant) {
         self.ready = status.is_ready();
         self.waiting_for.clone_from(&status.waiting_for);
         self.fingerprint.clone_from(&status.system_fingerprint);

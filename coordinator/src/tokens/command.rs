@@ -19,7 +19,7 @@ use crate::store::Store;
 use crate::whereabouts::Whereabouts;
 
 /// By this name the store knows where nodes join.
-pub const CLUSTER_ADDR: &str = "cluster_addr";
+pub(crate) const CLUSTER_ADDR: &str = "cluster_addr";
 
 /// Makes, lists and revokes join tokens.
 #[derive(Args)]

@@ -10,7 +10,7 @@ use crate::whereabouts::Whereabouts;
 
 /// Shows a node out for good.
 #[derive(Args)]
-pub struct Revoke {
+pub(crate) struct Revoke {
     /// Its id: 16 hexadecimal digits, as autoglm nodes and the log tell it.
     #[arg(value_parser = node)]
     node: NodeId,
@@ -23,7 +23,7 @@ impl Revoke {
     ///
     /// # Errors
     /// When it can't.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         let (_, dir) = self.coordinator.find()?;
         ensure!(
             dir.join("ca.pem").exists(),

@@ -22,7 +22,7 @@ use super::weights::Loader;
 use crate::error::StageError;
 
 /// What the layers of a stage share, compiled for the model's heads.
-pub struct AttentionKernels {
+pub(crate) struct AttentionKernels {
     pub(super) gqa: Option<attention::Attention>,
     /// What has partitions of latent attention side by side.
     pub(super) beside: Option<Beside>,
@@ -39,7 +39,7 @@ impl AttentionKernels {
     ///
     /// # Errors
     /// When the adapter has no room.
-    pub fn new(
+    pub(crate) fn new(
         gpu: &Gpu,
         model: &ModelConfig,
         kv: KvFormat,
@@ -72,7 +72,7 @@ impl AttentionKernels {
     }
 
     /// Bytes that [`new`](Self::new) takes.
-    pub fn num_bytes(
+    pub(crate) fn num_bytes(
         gpu: &Gpu,
         model: &ModelConfig,
         kv: KvFormat,
@@ -100,7 +100,7 @@ impl AttentionKernels {
 
 impl AttentionKernels {
     /// What tokens have chosen, and words of one, where layers of the model choose positions.
-    pub fn chosen(&self, model: &ModelConfig) -> Option<(&Tensor, usize)> {
+    pub(crate) fn chosen(&self, model: &ModelConfig) -> Option<(&Tensor, usize)> {
         let choice = self.choice.as_ref()?;
         Some((&choice.chosen, Choice::stride(model.index()?.top_k)))
     }
@@ -112,7 +112,7 @@ pub(super) fn of_all(model: &ModelConfig) -> Attention {
 }
 
 /// The cache of a layer.
-pub enum LayerCache {
+pub(crate) enum LayerCache {
     /// Of heads' keys and values.
     Heads(KvCache),
     /// Of latent rows, and of the keys that positions are chosen by.
@@ -124,7 +124,7 @@ impl LayerCache {
     ///
     /// # Errors
     /// When the adapter has no room.
-    pub fn new(
+    pub(crate) fn new(
         gpu: &Gpu,
         attention: &Attention,
         kv: KvFormat,
@@ -141,7 +141,12 @@ impl LayerCache {
     }
 
     /// Bytes that [`new`](Self::new) takes.
-    pub fn num_bytes(gpu: &Gpu, attention: &Attention, kv: KvFormat, num_blocks: usize) -> u64 {
+    pub(crate) fn num_bytes(
+        gpu: &Gpu,
+        attention: &Attention,
+        kv: KvFormat,
+        num_blocks: usize,
+    ) -> u64 {
         match attention {
             Attention::Gqa(gqa) => KvCache::num_bytes(gpu, gqa::shape(gqa), kv, num_blocks),
             Attention::Mla(mla) => {
@@ -152,12 +157,12 @@ impl LayerCache {
     }
 
     /// Bytes of a block.
-    pub fn block_bytes(attention: &Attention, kv: KvFormat) -> u64 {
+    pub(crate) fn block_bytes(attention: &Attention, kv: KvFormat) -> u64 {
         attention.kv_values() * BLOCK_TOKENS as u64 * kv.num_bytes()
     }
 
     /// The most blocks that it can have.
-    pub fn max_blocks(gpu: &Gpu, attention: &Attention, kv: KvFormat) -> usize {
+    pub(crate) fn max_blocks(gpu: &Gpu, attention: &Attention, kv: KvFormat) -> usize {
         match attention {
             Attention::Gqa(gqa) => KvCache::max_blocks(gpu, gqa::shape(gqa), kv),
             Attention::Mla(mla) => {

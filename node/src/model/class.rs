@@ -27,7 +27,7 @@ pub(super) enum Form {
 impl Kernels {
     /// What proves an adapter before any model is known, and tells apart all ways to compute
     /// products, of which one leaves floats as they are.
-    pub fn proven(products: Products) -> (&'static [Format], HeadShape) {
+    pub(crate) fn proven(products: Products) -> (&'static [Format], HeadShape) {
         let formats: &[Format] = match products {
             Products::PackedDot | Products::Cooperative => &[Format::F16, Format::Int8],
             Products::Plain => &[Format::F16],
@@ -60,7 +60,7 @@ impl Kernels {
     ///
     /// # Errors
     /// When the files don't hold them, or a kernel doesn't compute what it should.
-    pub fn class_of_model(
+    pub(crate) fn class_of_model(
         &self,
         gpu: &Gpu,
         files: &Checkpoint,

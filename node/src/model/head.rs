@@ -24,7 +24,7 @@ use crate::sequences::Sequences;
 pub const MAX_ROWS: usize = 32;
 
 /// The head of a stage that samples.
-pub struct Head {
+pub(crate) struct Head {
     gather: BoundGatherRows,
     lm_head: BoundMatmul,
     /// The same of rows where they are.
@@ -39,7 +39,7 @@ pub struct Head {
 }
 
 /// The head's weights on the adapter, which no stage changes.
-pub struct HeadWeights {
+pub(crate) struct HeadWeights {
     norm: Tensor,
     // The same, for hidden states that are told.
     own_norm: Arc<[f32]>,
@@ -52,7 +52,7 @@ impl HeadWeights {
     ///
     /// # Errors
     /// When the files don't hold them, or the adapter has no room.
-    pub fn load(
+    pub(crate) fn load(
         gpu: &Gpu,
         files: &Checkpoint,
         embedding: Option<&WeightMatrix>,
@@ -72,7 +72,7 @@ impl Head {
     ///
     /// # Errors
     /// When the adapter has no room.
-    pub fn bind(
+    pub(crate) fn bind(
         gpu: &Gpu,
         kernels: &Kernels,
         model: &ModelConfig,
@@ -104,14 +104,14 @@ impl Head {
 
     /// Finds the rows of a step whose logits are wanted, and returns their places in its hidden
     /// state.
-    pub fn choose(&mut self, batch: &Batch, masks: &Masks, sequences: &Sequences) -> &[u32] {
+    pub(crate) fn choose(&mut self, batch: &Batch, masks: &Masks, sequences: &Sequences) -> &[u32] {
         self.rows.fill(batch, sequences);
         self.rows.mask(masks);
         &self.rows.indexes
     }
 
     /// Takes in masks that came later.
-    pub fn mask(&mut self, masks: &Masks) {
+    pub(crate) fn mask(&mut self, masks: &Masks) {
         self.rows.mask(masks);
     }
 
@@ -120,7 +120,7 @@ impl Head {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn record(
+    pub(crate) fn record(
         &mut self,
         gpu: &Gpu,
         pass: &mut Pass,
@@ -142,12 +142,12 @@ impl Head {
     }
 
     /// What a step reads back, for [`outputs`](Self::outputs).
-    pub fn readback(&self) -> Readback<'_> {
+    pub(crate) fn readback(&self) -> Readback<'_> {
         self.sampler.readback(&self.sampled)
     }
 
     /// What was sampled, from the bytes that were read back.
-    pub fn outputs(&self, batch: &Batch, bytes: &[u8]) -> Vec<SliceOutput> {
+    pub(crate) fn outputs(&self, batch: &Batch, bytes: &[u8]) -> Vec<SliceOutput> {
         self.rows.outputs(batch, self.sampled.results(bytes))
     }
 
@@ -155,7 +155,7 @@ impl Head {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn hidden_rows(
+    pub(crate) fn hidden_rows(
         &self,
         gpu: &Gpu,
         step: &Step,
@@ -198,7 +198,7 @@ impl Head {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn logits(&self, gpu: &Gpu) -> Result<Vec<f32>, GpuError> {
+    pub(crate) fn logits(&self, gpu: &Gpu) -> Result<Vec<f32>, GpuError> {
         gpu.read_f32(&self.logits)
     }
 }

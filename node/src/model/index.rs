@@ -15,7 +15,7 @@ use super::weights::Loader;
 use crate::error::StageError;
 
 /// What goes on to a stage that begins with a layer that takes what the one before it has chosen.
-pub const CHOSEN: &str = "chosen";
+pub(crate) const CHOSEN: &str = "chosen";
 
 /// How positions are chosen in a model whose layers choose them, as kernels take it.
 pub(super) fn shape(model: &ModelConfig) -> Option<IndexShape> {

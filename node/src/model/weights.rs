@@ -52,7 +52,7 @@ impl Loader<'_> {
 ///
 /// # Errors
 /// When the files don't hold it, or the adapter has no room.
-pub fn upload(
+pub(crate) fn upload(
     gpu: &Gpu,
     files: &Checkpoint,
     matrix: Matrix,
@@ -91,7 +91,7 @@ fn is_taken_by_value(vector: Vector) -> bool {
 }
 
 /// Bytes of a vector of so many values on the adapter.
-pub fn vector_bytes(gpu: &Gpu, vector: Vector, len: usize) -> u64 {
+pub(crate) fn vector_bytes(gpu: &Gpu, vector: Vector, len: usize) -> u64 {
     if is_taken_by_value(vector) {
         return (len.next_multiple_of(4) * 4) as u64;
     }
@@ -122,7 +122,7 @@ fn order(matrix: Matrix) -> RowOrder {
 }
 
 /// The format on the device of weights that the files hand over in `format`.
-pub fn on_device(format: checkpoint::Format) -> Format {
+pub(crate) fn on_device(format: checkpoint::Format) -> Format {
     match format {
         checkpoint::Format::F32 => Format::F32,
         checkpoint::Format::F16 => Format::F16,

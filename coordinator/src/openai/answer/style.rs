@@ -23,7 +23,7 @@ pub enum Style {
 
 impl Style {
     /// Whether messages go through the model's template.
-    pub fn renders(self) -> bool {
+    pub(crate) fn renders(self) -> bool {
         !matches!(self, Self::Completion | Self::Infill | Self::Embeddings)
     }
 

@@ -11,7 +11,7 @@ use crate::{infill, messages, responses};
 
 /// A server-sent event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chunk {
+pub(crate) struct Chunk {
     /// Its name, where the API has names.
     pub event: Option<&'static str>,
     /// What it says.
