@@ -88,7 +88,7 @@ impl Attention {
         format: KvFormat,
         max_positions: usize,
     ) -> Result<Self, GpuError> {
-        let variants = Variant::choose(gpu.caps(), shape);
+        let variants = Variant::choose(gpu.caps(), shape, format);
         Self::with_variants(gpu, shape, format, max_positions, variants)
     }
 
@@ -110,8 +110,8 @@ impl Attention {
     }
 
     /// Bytes that [`new`](Self::new) takes.
-    pub fn num_bytes(gpu: &Gpu, shape: HeadShape, max_positions: usize) -> u64 {
-        let partition = Variant::choose(gpu.caps(), shape)[0].order.partition;
+    pub fn num_bytes(gpu: &Gpu, shape: HeadShape, format: KvFormat, max_positions: usize) -> u64 {
+        let partition = Variant::choose(gpu.caps(), shape, format)[0].order.partition;
         Beside::num_bytes(gpu, parts(shape, partition), max_positions)
     }
 
@@ -187,7 +187,7 @@ impl BoundAttention {
         let tiles_of_heads = num_heads / variant.queries;
         let Some((beside, num_partitions)) = self.beside(variant, step) else {
             let tiles = num_tokens.div_ceil(variant.tokens);
-            return pass.dispatch(bound, &params, [tiles_of_heads, 1, tiles]);
+            return pass.dispatch(bound, &params, [tiles_of_heads, variant.workgroups(), tiles]);
         };
         beside.record(pass, (num_tokens, num_partitions), tiles_of_heads, |first_token| Params {
             first_token,

@@ -12,6 +12,9 @@ use crate::rotary::{Rotary, inverse_frequencies};
 use crate::testing::{self, Random, assert_bits_eq, assert_close};
 use crate::weights::{Format, RowOrder, WeightMatrix};
 
+#[path = "attention_cooperative_tests.rs"]
+mod cooperative;
+
 const SMALL: HeadShape = HeadShape { num_heads: 4, num_kv_heads: 2, head_dim: 16 };
 const SHAPES: [HeadShape; 5] = [
     SMALL,
@@ -33,6 +36,7 @@ fn variants(shape: HeadShape, chosen: Variant) -> Vec<Variant> {
             Variant { exchange: subgroup, ..plain },
             Variant { tokens: 2, queries: shared, exchange: subgroup, ..plain },
         ],
+        Within::Matrices { .. } => Vec::new(),
         Within::Whole => vec![
             Variant { tokens: 3, queries: shared, ..plain },
             Variant { lanes: 16, exchange: Exchange::MemoryParted, ..plain },
@@ -76,7 +80,7 @@ fn params_are_the_shader_s() {
         });
         let narrow = narrow.concat().into_iter().chain(orders(32));
         let of_orders = narrow.flat_map(|narrow| variants(shape, narrow));
-        for variant in of_orders.chain(Variant::choose(gpu_caps(), shape)) {
+        for variant in of_orders.chain(Variant::plain(gpu_caps(), shape)) {
             // GPUs have no images.
             let layouts: &[bool] = if variant.lanes > 16 { &[false] } else { &[false, true] };
             for (images, format) in
@@ -157,7 +161,11 @@ fn identity(gpu: &Gpu, size: usize) -> WeightMatrix {
 impl<'a> Layer<'a> {
     fn new(gpu: &'a Gpu, shape: HeadShape, format: KvFormat, variant: Option<Variant>) -> Self {
         let variants = variant.map(|variant| vec![variant]);
-        let variants = variants.unwrap_or_else(|| Variant::choose(gpu.caps(), shape));
+        let chosen = || Variant::choose(gpu.caps(), shape, format);
+        Self::of(gpu, shape, format, variants.unwrap_or_else(chosen))
+    }
+
+    fn of(gpu: &'a Gpu, shape: HeadShape, format: KvFormat, variants: Vec<Variant>) -> Self {
         let attention = Attention::with_variants(gpu, shape, format, MAX_POSITIONS, variants);
         let inv_freq = inverse_frequencies(10_000.0, shape.head_dim / 2);
         Self {
@@ -304,7 +312,7 @@ fn agrees_with_the_reference_in_every_variant() {
             if gpu.caps().is_cpu && (shape != proven || is_twice) {
                 continue;
             }
-            let first = Variant::choose(gpu.caps(), shape)[0];
+            let first = Variant::choose(gpu.caps(), shape, format)[0];
             let run = |variant| Layer::new(&gpu, shape, format, Some(variant)).step(&all);
             for variant in variants(shape, first) {
                 let fits = gpu.caps().subgroups && gpu.caps().min_subgroup_size >= variant.lanes;
@@ -364,7 +372,7 @@ fn what_gpus_get_is_proof_against_long_sequences() {
     for shape in shapes {
         let mut sequence = Sequence::random(shape, 300, 38);
         sequence.table = (0..19).map(|block| block * 7 % 19).collect();
-        let results = Variant::choose(gpu_caps(), shape).into_iter().map(|variant| {
+        let results = Variant::plain(gpu_caps(), shape).into_iter().map(|variant| {
             let layer = Layer::new(&gpu, shape, KvFormat::F32, Some(variant));
             let rows = layer.step(&[(&sequence, 0..300)]);
             // The last ones alone, so that their partitions are computed side by side.

@@ -1,6 +1,7 @@
 //! The kernels of attention: one way of laying the work out over lanes, and its text.
 
 use crate::attention::{INPUTS, Params};
+use crate::attention_cooperative;
 use crate::gpu::Caps;
 use crate::inputs::BLOCK_TOKENS;
 use crate::kernel::KernelSource;
@@ -50,6 +51,8 @@ pub(crate) enum Within {
     Steps { lanes: u32, keys: u32 },
     /// All at a time.
     Whole,
+    /// All at a time, by cooperative matrices of this side.
+    Matrices { side: u32 },
 }
 
 /// How the lanes of a workgroup exchange values.
@@ -65,7 +68,13 @@ pub(crate) enum Exchange {
 
 impl Variant {
     /// Those for few tokens and for many.
-    pub(crate) fn choose(caps: Caps, shape: HeadShape) -> Vec<Self> {
+    pub(crate) fn choose(caps: Caps, shape: HeadShape, format: KvFormat) -> Vec<Self> {
+        let cooperative = attention_cooperative::variants(caps, shape, format);
+        cooperative.unwrap_or_else(|| Self::plain(caps, shape))
+    }
+
+    /// In f32: what others are compared with.
+    pub(crate) fn plain(caps: Caps, shape: HeadShape) -> Vec<Self> {
         if caps.is_cpu { Self::narrow(caps, shape) } else { Self::wide(caps, shape) }
     }
 
@@ -107,20 +116,26 @@ impl Variant {
     pub(crate) fn source(&self, shape: HeadShape, format: KvFormat, images: bool) -> KernelSource {
         let Self { order, lanes, tokens, queries, exchange } = *self;
         let Order { partition, within } = order;
+        let step_keys = match within {
+            Within::Steps { keys, .. } => Some(keys),
+            Within::Whole => None,
+            Within::Matrices { side } => {
+                assert!(!images, "matrices are read from buffers");
+                return attention_cooperative::source(self, side, shape, format);
+            }
+        };
         // Keys and values have a width each. Where both lie in one row, as in a latent cache, whose
         // values are the beginning of its keys, a kernel differs in these and in how it finds one.
         let (key_vec4s, value_vec4s) = (shape.head_vec4s() as u32, shape.head_vec4s() as u32);
         let parted = exchange == Exchange::MemoryParted;
-        let slice = match within {
-            Within::Steps { .. } => largest_divisor(key_vec4s, lanes),
-            Within::Whole if parted => largest_divisor(value_vec4s, lanes / VALUE_PARTS),
-            Within::Whole => largest_divisor(value_vec4s, lanes),
+        let slice = match step_keys {
+            Some(_) => largest_divisor(key_vec4s, lanes),
+            None if parted => largest_divisor(value_vec4s, lanes / VALUE_PARTS),
+            None => largest_divisor(value_vec4s, lanes),
         };
         let rows = tokens * queries;
-        let (keys, step) = match within {
-            Within::Steps { keys, .. } => (keys, lanes * keys),
-            Within::Whole => (partition / lanes, partition),
-        };
+        let keys = step_keys.unwrap_or(partition / lanes);
+        let step = lanes * keys;
         assert!(partition.is_multiple_of(step), "a partition is taken in whole steps");
         assert!((partition / VALUE_PARTS).is_multiple_of(VALUES_AT_ONCE), "in whole parts");
         let constants = [
@@ -152,9 +167,9 @@ impl Variant {
             ("AT_ONCE", largest_divisor(key_vec4s, (LOADS_AT_ONCE / keys).max(1))),
             ("VALUES_AT_ONCE", VALUES_AT_ONCE),
         ];
-        let kernel = match within {
-            Within::Steps { .. } => include_str!("attention.wgsl"),
-            Within::Whole => include_str!("attention_wide.wgsl"),
+        let kernel = match step_keys {
+            Some(_) => include_str!("attention.wgsl"),
+            None => include_str!("attention_wide.wgsl"),
         };
         let template =
             [kernel, include_str!("attention_main.wgsl"), STORE, PARTS_OF_STATE, INPUTS].concat();
@@ -169,7 +184,18 @@ impl Variant {
     /// Tokens and query heads a workgroup, its lanes, positions a partition.
     pub(crate) fn name(&self) -> String {
         let Self { order, lanes, tokens, queries, .. } = self;
-        format!("{tokens}x{queries}x{lanes}x{}", order.partition)
+        let how = if self.is_cooperative() { " cooperative" } else { "" };
+        format!("{tokens}x{queries}x{lanes}x{}{how}", order.partition)
+    }
+
+    /// Whether it multiplies by cooperative matrices.
+    pub(crate) fn is_cooperative(&self) -> bool {
+        matches!(self.order.within, Within::Matrices { .. })
+    }
+
+    /// Workgroups for a tile of tokens: one for each sequence that they may be of, or for all.
+    pub(crate) fn workgroups(&self) -> u32 {
+        if self.is_cooperative() { self.tokens } else { 1 }
     }
 }
 
@@ -184,7 +210,7 @@ fn queries(shape: HeadShape, most: u32) -> u32 {
     largest_divisor((shape.num_heads / shape.num_kv_heads) as u32, most)
 }
 
-fn largest_divisor(of: u32, most: u32) -> u32 {
+pub(crate) fn largest_divisor(of: u32, most: u32) -> u32 {
     (1..=most.min(of)).rev().find(|divisor| of.is_multiple_of(*divisor)).unwrap_or(1)
 }
 

@@ -41,6 +41,7 @@ pub mod weights;
 // The kernels.
 pub mod attention;
 pub mod attention_beside;
+mod attention_cooperative;
 mod attention_variant;
 pub mod copy_blocks;
 pub mod embed;

@@ -1,7 +1,7 @@
 //! Kernels of cooperative matrices for devices without them, in tests: the same text, but that
 //! loads, products and stores are loops. Each lane of a subgroup has a row of a matrix of sums; an
-//! operand is where it begins and how far its rows or columns are from each other. What is
-//! loaded, multiplied and stored, from where and in which order, is the kernel's own.
+//! operand is an array, where it begins there and how far its rows or columns are from each other.
+//! What is loaded, multiplied and stored, from where and in which order, is the kernel's own.
 
 use crate::kernel::KernelSource;
 use crate::template::expand;
@@ -13,25 +13,26 @@ pub(crate) fn emulated(source: KernelSource) -> KernelSource {
     };
     let side = if body.contains("coop_mat16x16") { 16 } else { 8 };
     let mut wgsl = body.to_owned();
-    let (mut left, mut right) = (None, None);
+    // Those that operands are in.
+    let mut arrays: Vec<String> = Vec::new();
     while let Some(at) = wgsl.find("coopLoad") {
         let open = at + wgsl[at..].find('(').expect("a load has operands");
         let of = wgsl[at..open].to_owned();
         let (name, place, end) = operand(&wgsl, open + 1);
-        // In the order in which the kernels have them: x by rows, weights by columns.
-        let known = match (of.starts_with("coopLoadT"), of.ends_with("<f32, C>>")) {
-            (true, true) => None,
-            (true, false) => Some(&mut left),
-            (false, _) => Some(&mut right),
-        };
-        let load = match known {
-            Some(known) => {
-                assert!(known.get_or_insert(name.clone()) == &name, "an operand has one array");
-                "Operand"
+        let load = match of.ends_with("<f32, C>>") {
+            true => format!("load_sum({place}, "),
+            false => {
+                let number = arrays.iter().position(|array| *array == name);
+                let number = number.unwrap_or_else(|| {
+                    arrays.push(name);
+                    arrays.len() - 1
+                });
+                let by_rows = of.starts_with("coopLoadT");
+                assert!(by_rows || of.ends_with("<f16, B>>"), "{of}: no other load is known");
+                format!("Operand({number}u, {by_rows}, {place}, ")
             }
-            None => "load_sum",
         };
-        wgsl.replace_range(at..end, &format!("{load}({place}, "));
+        wgsl.replace_range(at..end, &load);
     }
     while let Some(at) = wgsl.find("coopStoreT(") {
         let comma = at + wgsl[at..].find(", ").expect("a store has operands");
@@ -42,18 +43,22 @@ pub(crate) fn emulated(source: KernelSource) -> KernelSource {
     let matrix = format!("coop_mat{side}x{side}<f32, C>");
     wgsl = wgsl.replace(&matrix, "Sums").replace("coopMultiplyAdd", "multiply_add");
     wgsl = wgsl.split_inclusive(';').map(added).collect();
+    let some = if body.contains("num_tokens: u32") { "num_tokens" } else { "num_rows" };
     wgsl = wgsl.replace(
         ") {\n    let p = params;",
         &format!(
             ") {{\n    own_row = local % {side}u;\n    \
-             side = min({side}u, params.num_rows + {side}u);\n    let p = params;"
+             side = min({side}u, params.{some} + {side}u);\n    let p = params;"
         ),
     );
     let is_known = !wgsl.contains("coop_mat") && !wgsl.contains("coopStore");
     assert!(is_known, "{}: no other operation is known", source.name);
+    let load = |(number, array): (usize, &String)| {
+        format!("        case {number}u: {{ return vec4<f32>({array}[at]); }}\n")
+    };
+    let loads: String = arrays.iter().enumerate().map(load).collect();
     let helpers = expand(include_str!("matmul_emulated.wgsl"), &[("SIDE", side)])
-        .replace("LEFT", &left.expect("x is loaded"))
-        .replace("RIGHT", &right.expect("weights are loaded"));
+        .replace("        LOADS\n", &loads);
     let text = [head, &wgsl, &helpers].concat();
     KernelSource { wgsl: text, ..source }
 }

@@ -12,23 +12,42 @@ struct Sums {
 //! end
 }
 
-// In vec4s: where it begins, and the distance of its rows, or of its columns.
+// The number of its array; whether values follow each other in a row, or in a column; in vec4s:
+// where it begins, and the distance of its rows, or of its columns.
 struct Operand {
+    array: u32,
+    by_rows: bool,
     place: u32,
     stride: u32,
+}
+
+fn loaded(array: u32, at: u32) -> vec4<f32> {
+    switch array {
+        LOADS
+        default: { return vec4<f32>(0.0); }
+    }
 }
 
 fn multiply_add(a: Operand, b: Operand, c: Sums) -> Sums {
     var sums = c;
     for (var k = 0u; k < side / 4u; k++) {
-        let x = vec4<f32>(LEFT[a.place + own_row * a.stride + k]);
+        let x = loaded(a.array, a.place + own_row * a.stride + k);
+        if (b.by_rows) {
+//! for i in 0..4
+            let row_{i} = b.place + (4u * k + {i}u) * b.stride;
 //! for c in 0..SIDE
-        let w_{c} = vec4<f32>(RIGHT[b.place + {c}u * b.stride + k]);
-        sums.at_{c} = fma(x.x, w_{c}.x, sums.at_{c});
-        sums.at_{c} = fma(x.y, w_{c}.y, sums.at_{c});
-        sums.at_{c} = fma(x.z, w_{c}.z, sums.at_{c});
-        sums.at_{c} = fma(x.w, w_{c}.w, sums.at_{c});
+            sums.at_{c} = fma(x[{i}], loaded(b.array, row_{i} + {c}u / 4u)[{c}u % 4u], sums.at_{c});
 //! end
+//! end
+        } else {
+//! for c in 0..SIDE
+            let w_{c} = loaded(b.array, b.place + {c}u * b.stride + k);
+            sums.at_{c} = fma(x.x, w_{c}.x, sums.at_{c});
+            sums.at_{c} = fma(x.y, w_{c}.y, sums.at_{c});
+            sums.at_{c} = fma(x.z, w_{c}.z, sums.at_{c});
+            sums.at_{c} = fma(x.w, w_{c}.w, sums.at_{c});
+//! end
+        }
     }
     return sums;
 }

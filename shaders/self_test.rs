@@ -58,7 +58,7 @@ pub struct SelfTest {
     name: [u8; 32],
     /// One for each way of laying products out.
     layers: Vec<Layer>,
-    /// By plain products, where the class is of others.
+    /// By plain products and attention, where the class is of others.
     plain: Option<Layer>,
     /// Whether those are packed dot products.
     packs: bool,
@@ -72,14 +72,18 @@ impl SelfTest {
         shape: HeadShape,
         kv: KvFormat,
     ) -> Result<Self, GpuError> {
-        let of = |class| Layer::new(gpu, format, (shape, kv), class);
-        let stored = format.stored(gpu.caps());
-        let (chosen, plain) = (Class::choose(gpu.caps(), stored), Class::plain(gpu.caps(), stored));
+        let (caps, stored) = (gpu.caps(), format.stored(gpu.caps()));
+        let (chosen, plain) = (Class::choose(caps, stored), Class::plain(caps, stored));
+        let attention = Variant::choose(caps, shape, kv);
+        let is_plain = chosen == plain && !attention[0].is_cooperative();
+        let of = |class, attention| Layer::new(gpu, format, (shape, kv), (class, attention));
+        let plain = (!is_plain).then(|| of(plain, Variant::plain(caps, shape)));
+        let ways = chosen.ways().into_iter().map(|class| of(class, attention.clone()));
         Ok(Self {
             name: name(gpu, format, shape, kv),
             packs: chosen.is_packed(),
-            plain: (chosen != plain).then(|| of(plain)).transpose()?,
-            layers: chosen.ways().into_iter().map(of).collect::<Result<_, _>>()?,
+            plain: plain.transpose()?,
+            layers: ways.collect::<Result<_, _>>()?,
         })
     }
 
@@ -158,7 +162,7 @@ fn sources(caps: Caps, format: Format, shape: HeadShape, kv: KvFormat) -> Vec<Ke
         crate::rms_norm::source(images),
         crate::qk_norm::source(caps, kv),
     ];
-    let attention = Variant::choose(caps, shape);
+    let attention = Variant::choose(caps, shape, kv);
     let parts = crate::attention::parts(shape, attention[0].order.partition);
     sources.push(crate::attention_beside::merge_source(caps, parts));
     for variant in attention {
@@ -223,7 +227,7 @@ impl Layer {
         gpu: &Gpu,
         format: Format,
         (shape, kv): (HeadShape, KvFormat),
-        class: Class,
+        (class, attention): (Class, Vec<Variant>),
     ) -> Result<Self, GpuError> {
         let limits = InputLimits {
             max_tokens: NUM_TOKENS,
@@ -275,17 +279,12 @@ impl Layer {
             cache: &cache,
             queries: &queries,
         };
+        let attention = Attention::with_variants(gpu, shape, kv, NUM_POSITIONS, attention)?;
         let attention_out = Output::Residual { residual: &hidden, out: &attended_hidden };
         Ok(Self {
             embed: BoundEmbed::new(gpu, &inputs, &table, &hidden)?,
             qkv: matmul.bind(gpu, normed(&hidden), &qkv_weights, Output::Qkv(qkv))?,
-            attention: Attention::new(gpu, shape, kv, NUM_POSITIONS)?.bind(
-                gpu,
-                &inputs,
-                &cache,
-                scale,
-                (&queries, &attended),
-            )?,
+            attention: attention.bind(gpu, &inputs, &cache, scale, (&queries, &attended))?,
             attention_out: matmul.bind(gpu, operand(&attended), &out_weights, attention_out)?,
             gate_up: matmul.bind(
                 gpu,
@@ -480,7 +479,7 @@ mod tests {
                     &gpu,
                     Format::F32,
                     (shape, KvFormat::F16),
-                    Class::plain(gpu.caps(), Format::F32),
+                    (Class::plain(gpu.caps(), Format::F32), Variant::plain(gpu.caps(), shape)),
                 )
                 .unwrap()
                 .run(&gpu, 0..NUM_TOKENS)

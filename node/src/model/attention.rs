@@ -81,7 +81,7 @@ impl AttentionKernels {
         let copy_blocks = match of_all(model) {
             Attention::Gqa(gqa) => {
                 let heads = gqa::shape(&gqa);
-                attention::Attention::num_bytes(gpu, heads, max_positions)
+                attention::Attention::num_bytes(gpu, heads, kv, max_positions)
                     + CopyBlocks::num_bytes(gpu, heads, kv)
             }
             Attention::Mla(latent) => {
