@@ -89,9 +89,11 @@ kernels() {
     ${choice[@]+"${choice[@]}"} --kernels matmul,attention --shapes "$matrices" --rows 1,16,512 \
     --formats bf16,int8,int4 --products cooperative-matrix --rounds "$rounds" \
     --json "$results/kernels-cooperative.json"
-  section 'Attention by cooperative matrices, of a cache of halves' "$bench" kernels \
-    ${choice[@]+"${choice[@]}"} --kernels attention --products cooperative-matrix \
-    --kv-cache-dtype f16 --rounds "$rounds" --json "$results/attention-cooperative.json"
+  for products in plain cooperative-matrix; do
+    section "Attention to a cache of halves, products: $products" "$bench" kernels \
+      ${choice[@]+"${choice[@]}"} --kernels attention --products "$products" \
+      --kv-cache-dtype f16 --rounds "$rounds" --json "$results/attention-$products.json"
+  done
 }
 [ -n "${LIMIT:-}" ] || kernels
 for shape in ${SHAPES:-glm-edge-1.5b glm-4-9b glm-moe-0.5b}; do
