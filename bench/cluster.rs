@@ -13,7 +13,7 @@ use loadgen::experiments::server::{Started, program};
 /// What a cluster gets to load a model and compile its kernels.
 const READY_SECONDS: u64 = 300;
 
-/// What a cluster is started with.
+/// A cluster of ours on this machine: one pipeline, a node process for each stage.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// A Hugging Face directory or a GGUF file.
@@ -70,7 +70,7 @@ impl Setup {
 }
 
 impl Cluster {
-    /// Where its API is.
+    /// `http://127.0.0.1:PORT`, the port of the system's choice.
     pub fn url(&self) -> &str {
         self.started.url()
     }
@@ -100,7 +100,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Ends its processes.
+    /// Ends its processes: SIGTERM first, SIGKILL for what is left after 15 s.
     pub async fn end(self) {
         self.started.end().await;
     }

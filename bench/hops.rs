@@ -35,7 +35,7 @@ pub struct StepTimes {
 /// Milliseconds a token, of one answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
-    /// Stages of the pipeline.
+    /// So many stages, each on a node process of its own.
     pub num_stages: u32,
     /// As the client saw it.
     pub token: f64,
@@ -86,7 +86,7 @@ pub struct HopPart {
     pub hop: Option<Slope>,
 }
 
-/// The parts, then the whole.
+/// What a hop adds, in rows: the parts of a step, what is left to HTTP and the client, the whole.
 pub fn rows(stages: &[u32], samples: &[Sample]) -> Vec<HopPart> {
     let row = |name, of: &dyn Fn(&Sample) -> f64| {
         let with = |num_stages| samples.iter().filter(move |one| one.num_stages == num_stages);

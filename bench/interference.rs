@@ -16,7 +16,7 @@ use loadgen::report::compare::aligned;
 /// How long a server gets to notice who has gone away.
 const REST: Duration = Duration::from_secs(1);
 
-/// Who asks for what.
+/// One user who waits for each answer, and a crowd of batch requests.
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
     /// What the one user asks for.
@@ -42,7 +42,7 @@ pub struct Round {
     pub seconds: f64,
     /// Tokens of the user's prompts and answers.
     pub interactive_tokens: f64,
-    /// The crowd's.
+    /// Tokens of the crowd's prompts and answers.
     pub offline_tokens: f64,
 }
 
@@ -123,7 +123,7 @@ impl Scenario {
     }
 }
 
-/// Rounds of each kind.
+/// As many of each kind, taken in turn.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Rounds {
     /// The user alone.
@@ -134,7 +134,7 @@ pub struct Rounds {
     pub offline: Vec<Round>,
 }
 
-/// What is made of them.
+/// The figures that a scheduler is held to.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Figures {
     /// Median and 95th percentile of the times to a first token, undisturbed.
@@ -143,7 +143,7 @@ pub struct Figures {
     pub disturbed_ttft_ms: [f64; 2],
     /// How much longer a first token takes beside the crowd, at both.
     pub ttft_ratio: [f64; 2],
-    /// Tokens of the crowd alone.
+    /// Tokens a second of the crowd alone, prompts and answers.
     pub offline_alone_tokens_per_second: f64,
     /// Tokens a second of all together, over that.
     pub all_share: f64,

@@ -41,9 +41,9 @@ const EXPECTED: [&str; 3] = ["status 429", "status 503", "status 504"];
 pub struct Demand {
     /// The model's name in the API.
     pub model: String,
-    /// Tokens of a prompt.
+    /// Random tokens of each prompt.
     pub prompt: usize,
-    /// Tokens of an answer.
+    /// Tokens of each answer: the model's own end is ignored.
     pub answer: u32,
     /// What an answer should keep.
     pub slo: Slo,

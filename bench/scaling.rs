@@ -16,7 +16,7 @@ use loadgen::report::compare::aligned;
 pub struct Side {
     /// What it is called in tables.
     pub name: String,
-    /// Its processes.
+    /// One pipeline, each of its nodes on a core of its own.
     pub cluster: Cluster,
     /// Who asks it.
     pub users: Users,

@@ -28,12 +28,12 @@ const GOLDEN: f64 = 0.618_033_988_749_894_9;
 /// Between two looks at whether a crowd has come in.
 const POLL: Duration = Duration::from_millis(20);
 
-/// What users ask for.
+/// One request's sizes, and how urgent it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Wish {
-    /// Tokens of a prompt.
+    /// Random tokens of the prompt.
     pub prompt: usize,
-    /// Tokens of an answer.
+    /// Tokens of the answer, exactly: an answer of another length is an error.
     pub answer: u32,
     /// The service tier, where one is named.
     pub tier: Option<&'static str>,
@@ -53,7 +53,7 @@ pub struct Arrivals(Mutex<Vec<(Instant, u64)>>);
 /// How long an answer took.
 #[derive(Clone, Copy, Debug)]
 pub struct AnswerTimes {
-    /// To its first token.
+    /// From sending the request to the first event with a token.
     pub first: Duration,
     /// From sending the request to the end of the stream.
     pub end: Duration,
@@ -170,7 +170,7 @@ impl Users {
 }
 
 impl Crowd {
-    /// What has arrived.
+    /// Tokens of all its users, since it began to ask.
     pub fn arrivals(&self) -> &Arrivals {
         &self.arrivals
     }

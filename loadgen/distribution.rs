@@ -70,14 +70,13 @@ pub fn random(purpose: Purpose, seed: u64, index: u64) -> StdRng {
 }
 
 impl Delays {
-    /// A draw.
+    /// One draw; what no duration can hold is the longest that a wait can be.
     pub fn sample(&self, random: &mut impl Rng) -> Duration {
         Duration::try_from_secs_f64(self.0.sample(random)).unwrap_or(Duration::MAX / 4)
     }
 }
 
 impl Default for Delays {
-    /// None.
     fn default() -> Self {
         Self(Shifted { base: 0.0, law: Law::Constant(0.0), text: "0s".to_owned() })
     }

@@ -64,7 +64,6 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Does it.
     pub(crate) fn run(self) -> Result<ExitCode> {
         let runtime = || {
             tokio::runtime::Builder::new_multi_thread()

@@ -79,7 +79,6 @@ impl WorkloadArguments {
         Ok(())
     }
 
-    /// What is asked.
     pub(crate) fn workload(&self, endpoint: Endpoint, trace: Option<&Trace>) -> Result<Workload> {
         let of_trace = trace.and_then(Trace::source).filter(|_| self.prompts.is_none());
         let source = match (&self.input_tokens, of_trace) {

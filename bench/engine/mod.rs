@@ -34,7 +34,7 @@ pub struct EngineOptions {
     pub kv_cache_dtype: config::KvCacheDtype,
     /// How products with weights are computed.
     pub products: Products,
-    /// Tokens of one step.
+    /// Of all sequences together, in one step.
     pub max_batched_tokens: usize,
     /// Sequences that run at once.
     pub max_num_seqs: usize,
@@ -56,7 +56,6 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// Tokens computed so far.
     pub(crate) fn num_tokens(&self) -> usize {
         self.len
     }
@@ -130,7 +129,7 @@ impl Engine {
         Ok(Self { gpu, stage, files, next_id: 0, free, finished: Vec::new() })
     }
 
-    /// The model's files.
+    /// As they were opened: weights are read anew where somebody asks.
     pub fn files(&self) -> &Checkpoint {
         &self.files
     }
@@ -140,7 +139,7 @@ impl Engine {
         &self.gpu
     }
 
-    /// Bytes on the adapter.
+    /// Bytes that the stage was given on the adapter: weights, KV cache and scratch.
     pub fn memory_bytes(&self) -> u64 {
         self.stage.held().memory_bytes
     }

@@ -14,7 +14,7 @@ use crate::engine::{Engine, Matrices, OWN_TOKENS, Sequence};
 use crate::processes;
 use loadgen::numbers::median;
 
-/// What is timed.
+/// A test, as llama-bench and llama-batched-bench have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Test {
     /// The tokens of one prompt, in as many steps as they need.
@@ -67,7 +67,7 @@ impl Test {
 pub struct TestTimes {
     /// What was timed.
     pub test: Test,
-    /// Seconds of each round.
+    /// Seconds by the clock, round by round.
     pub seconds: Vec<f64>,
     /// Seconds of processor time of each round; empty where the system doesn't say.
     pub processor_seconds: Vec<f64>,
@@ -203,7 +203,7 @@ fn prefill(
     Ok(())
 }
 
-/// What was measured, and on what.
+/// The head of a table: everything that its figures hang on.
 #[derive(Debug, Clone)]
 pub struct About {
     /// The model's file or shape.

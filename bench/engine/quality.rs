@@ -34,7 +34,6 @@ pub struct Said {
 }
 
 impl Said {
-    /// For people.
     fn name(&self) -> String {
         match self.products {
             Products::Plain => self.quantize.to_string(),

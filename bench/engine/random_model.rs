@@ -127,7 +127,6 @@ impl Shape {
         Self { layer: LayerSpec { mlp: Mlp::Moe(moe), ..self.layer }, ..self }
     }
 
-    /// What a layer is.
     fn layer(&self, layer: u32) -> LayerSpec {
         match layer {
             0 => LayerSpec { mlp: Mlp::Dense(self.dense), ..self.layer },
@@ -147,7 +146,6 @@ impl Shape {
         SHAPES.into_iter().find(|shape| shape.name == name)
     }
 
-    /// Heads of attention.
     pub(crate) fn head_shape(&self) -> HeadShape {
         let Gqa { num_heads, num_kv_heads, head_dim, .. } = self.gqa();
         HeadShape { num_heads, num_kv_heads, head_dim }

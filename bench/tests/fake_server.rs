@@ -18,7 +18,6 @@ use serde_json::{Value, json};
 pub(crate) const FIRST: Duration = Duration::from_millis(60);
 pub(crate) const BETWEEN: Duration = Duration::from_millis(15);
 
-/// What the server saw.
 #[derive(Default)]
 pub(crate) struct Seen {
     running: AtomicUsize,

@@ -78,9 +78,7 @@ pub(crate) struct CoordinatorActor;
 
 /// What the coordinator's actor starts with.
 pub(crate) struct Arguments {
-    /// The state.
     pub cluster: Cluster,
-    /// The links to stages.
     pub stages: Arc<Stages>,
     /// The nodes' connections.
     pub sessions: Arc<Sessions>,
@@ -88,7 +86,6 @@ pub(crate) struct Arguments {
     pub status: watch::Sender<Arc<Status>>,
     /// Where is said how many nodes there are to be.
     pub staffing: watch::Sender<Staffing>,
-    /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Where spans go.
     pub tracer: Tracer,

@@ -56,7 +56,6 @@ pub(crate) enum Refusal {
         wanted: String,
         /// What speaks for it.
         what: &'static str,
-        /// Where that would put it.
         pool: String,
     },
     /// The node is revoked.
@@ -76,7 +75,6 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    /// By what refusals are counted.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::NoToken => "no_token",
@@ -228,7 +226,6 @@ impl Failures {
     }
 }
 
-/// That a node is here.
 #[derive(Debug)]
 pub(crate) struct Entered {
     node: NodeId,

@@ -112,7 +112,6 @@ impl Autoscaler {
         }
     }
 
-    /// Pipelines that are wanted.
     pub(crate) fn wanted(&self) -> usize {
         self.wanted
     }

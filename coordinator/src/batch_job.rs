@@ -72,7 +72,6 @@ impl fmt::Debug for BatchJobs {
     }
 }
 
-/// What jobs share.
 struct Inner {
     completions: Arc<Completions>,
     keys: Arc<Keys>,
@@ -118,22 +117,18 @@ impl BatchJobs {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The files.
     pub(crate) fn files(&self) -> &Files {
         &self.inner.files
     }
 
-    /// The jobs.
     pub(crate) fn records(&self) -> &Records {
         &self.inner.records
     }
 
-    /// Limits.
     pub(crate) fn config(&self) -> &config::Batch {
         &self.inner.config
     }
 
-    /// How it is with the disk.
     pub(crate) fn disk(&self) -> Disk {
         self.inner.journal.disk().borrow().clone()
     }
@@ -301,11 +296,9 @@ pub(crate) enum Order {
 /// A part of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Page {
-    /// At most so many.
     pub limit: u32,
     /// Those behind this one.
     pub after: Option<String>,
-    /// In which order.
     pub order: Order,
 }
 

@@ -107,11 +107,9 @@ pub(crate) enum Miss {
 }
 
 impl Miss {
-    /// All there are.
     pub(crate) const ALL: [Self; 4] =
         [Self::Unknown, Self::Evicted, Self::OtherTenant, Self::PromptLogprobs];
 
-    /// Its name in metrics.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
@@ -140,7 +138,6 @@ impl BlockManager {
         num_tokens.div_ceil(BLOCK_TOKENS)
     }
 
-    /// Whether this one is there.
     pub(crate) fn is_cached(&self, hash: &BlockHash) -> bool {
         self.cached.contains_key(hash)
     }

@@ -42,13 +42,10 @@ pub(crate) struct Completions {
     pub tokenizer: Arc<Tokenizer>,
     /// Messages to text, where the model has a template.
     pub chat_template: Option<ChatTemplate>,
-    /// What is served.
     pub model: ServedModel,
-    /// Limits.
     pub config: Http,
     /// Threads and bytes for turning bodies into tokens.
     pub parsing: Parsing,
-    /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Where spans go.
     pub tracer: Tracer,
@@ -60,15 +57,12 @@ pub(crate) struct Completions {
     pub durables: Durables,
 }
 
-/// Where a completion comes from.
 #[derive(Debug)]
 pub(crate) struct Origin {
-    /// When it arrived.
     pub start: Instant,
     /// Whether somebody waits for it: then its times are measured, its end is logged, and it may be
     /// traced. A line of a batch job waits for hours, and nobody with it.
     pub is_awaited: bool,
-    /// What its client calls it.
     pub client_request: Option<String>,
     /// Its caller's place in a trace.
     pub parent: Option<TraceContext>,

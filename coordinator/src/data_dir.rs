@@ -11,7 +11,6 @@ use protocol::config::{self, Config};
 /// The directory, and the lock on it.
 #[derive(Debug)]
 pub(crate) struct DataDir {
-    /// Where.
     pub path: PathBuf,
     _lock: File,
 }

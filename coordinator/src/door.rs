@@ -32,23 +32,18 @@ const LOOKS_BETWEEN: u32 = 30;
 /// Everything that has to do with a node that dials.
 #[derive(Clone)]
 pub(crate) struct Door {
-    /// Where they dial.
     pub endpoint: Endpoint,
     /// Whose certificates they get.
     pub authority: Arc<Authority>,
-    /// Who may join.
     pub admission: Admission,
     /// Who carries actors.
     pub node_server: NodeServerHandle,
-    /// Who is told.
     pub coordinator: ActorRef<Msg>,
-    /// Their links.
     pub stages: Arc<Stages>,
     /// What nodes get of the model.
     pub weights: Arc<Weights>,
     /// Of the nodes that have come in.
     pub sessions: Arc<Sessions>,
-    /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Who was refused of late.
     pub refusals: Arc<Refusals>,

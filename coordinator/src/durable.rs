@@ -44,7 +44,6 @@ struct Shared {
     entries: Mutex<HashMap<RequestId, Entry>>,
 }
 
-/// One that is kept.
 #[derive(Debug, Default)]
 struct Entry {
     // While anybody writes or reads it.

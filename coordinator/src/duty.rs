@@ -29,7 +29,6 @@ impl Duty {
         }
     }
 
-    /// The duty of a name.
     pub(crate) fn of(name: &str) -> Option<Self> {
         [Self::Active, Self::Cordoned, Self::Draining].into_iter().find(|it| it.name() == name)
     }
@@ -88,7 +87,6 @@ impl Duties {
         }
     }
 
-    /// What a node is there for.
     pub(crate) fn of(&self, node: NodeId) -> Duty {
         self.relieved.get(&node).map_or(Duty::Active, |it| it.duty)
     }

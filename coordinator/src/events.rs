@@ -40,7 +40,6 @@ pub(crate) struct More {
 }
 
 impl Heard {
-    /// Tokens that it brings.
     pub(crate) fn num_tokens(&self) -> usize {
         usize::from(matches!(self.event, Event::Token { .. })) + self.more.tokens.len()
     }

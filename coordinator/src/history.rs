@@ -79,11 +79,8 @@ pub struct Entry {
 /// All that is known of a body's requests.
 #[derive(Debug)]
 pub(crate) struct Story {
-    /// Whose they are.
     pub tenant: Tenant,
-    /// Their priority.
     pub priority: Priority,
-    /// When they came.
     pub arrived: Instant,
     /// In the order of the prompts.
     pub requests: Vec<RequestId>,
@@ -212,7 +209,6 @@ impl History {
         self.open.values().map(|body| (*body, &self.stories[body]))
     }
 
-    /// Bodies that are open.
     pub(crate) fn num_open(&self) -> usize {
         self.open.len()
     }

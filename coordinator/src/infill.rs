@@ -39,11 +39,8 @@ const MAX_EXTRA: usize = 256;
 pub(crate) struct Between {
     /// Other files: name and text.
     pub(crate) extra: Vec<(String, String)>,
-    /// What comes before.
     pub(crate) before: String,
-    /// What comes after.
     pub(crate) after: String,
-    /// How it begins.
     pub(crate) begun: String,
 }
 
@@ -127,7 +124,6 @@ impl Stream {
     }
 }
 
-/// A whole answer.
 pub(crate) fn whole(spoken: &Spoken, reason: &str, answer: &Described<'_>) -> Value {
     let counts = answer.counts;
     let stop_type = match (reason, answer.stop) {

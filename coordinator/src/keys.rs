@@ -60,7 +60,6 @@ impl Scope {
 pub(crate) struct Key {
     /// What people call it. It is no secret.
     pub name: String,
-    /// Of its secret.
     pub hash: SecretHash,
     /// Whose requests they are: tenants share what there is, and nothing of the prefix cache.
     pub tenant: String,
@@ -72,7 +71,6 @@ pub(crate) struct Key {
     /// The highest that it may ask for.
     #[serde(default = "highest")]
     pub max_priority: Priority,
-    /// When it was made.
     #[serde(with = "time")]
     pub created: Timestamp,
     /// Until when it is good.
@@ -97,16 +95,13 @@ fn highest() -> Priority {
 /// What a key is at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// Good.
     Valid,
     /// Its time is over.
     Expired,
-    /// It was taken back.
     Revoked,
 }
 
 impl Standing {
-    /// Its name in lists.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Valid => "valid",
@@ -174,7 +169,6 @@ fn new_secret() -> Result<String, getrandom::Error> {
 pub(crate) struct SecretHash(blake3::Hash);
 
 impl SecretHash {
-    /// Of this secret.
     pub(crate) fn of(secret: &str) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("autoglm API key");
         Self(hasher.update(secret.as_bytes()).finalize())

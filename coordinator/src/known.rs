@@ -14,7 +14,6 @@ use crate::pipeline::Stage;
 use crate::placement::predict::step_seconds;
 use crate::placement::{Links, ModelCost, Place, Placed};
 
-/// An adapter of a node.
 type Adapter = (NodeId, u32);
 
 /// What a measurement still counts for when the next has come.
@@ -39,10 +38,8 @@ const HOST_S: f64 = 0.5e-3;
 /// No host takes longer; what says so isn't used.
 const MAX_HOST_S: f64 = 10.0;
 
-/// What is known of nodes.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    /// The ways between them.
     pub(crate) links: Links,
     held: HashMap<Adapter, Vec<bool>>,
     // What nodes get from others now.

@@ -412,7 +412,6 @@ impl Lane {
         self.running.iter().map(Sequence::num_outstanding).sum()
     }
 
-    /// It has ended.
     fn leave(&mut self, sequence: &mut Sequence) {
         self.blocks.free(sequence.take_blocks().into_iter());
         self.forget(sequence.id);

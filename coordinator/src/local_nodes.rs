@@ -54,7 +54,6 @@ pub(crate) struct LocalNodes {
 /// Called for each child that ends unasked.
 type Hear = Arc<dyn Fn(Ended) + Send + Sync>;
 
-/// A child that is kept.
 struct Kept {
     index: u32,
     // Of its process, while there is one.

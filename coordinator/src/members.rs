@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use protocol::{NodeId, NodeReport, SessionId, config};
 
-/// The nodes that are here.
 #[derive(Debug, Default)]
 pub(crate) struct Members {
     // The newest session of each node, in the order in which they began.
@@ -22,7 +21,6 @@ struct Session {
     since: Instant,
 }
 
-/// A session that is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Over {
     pub(crate) node: NodeId,

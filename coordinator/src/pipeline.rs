@@ -31,7 +31,6 @@ pub(crate) struct Pipeline {
     pub(crate) draining: Option<(Instant, String)>,
     /// What was expected of it when it was placed.
     pub(crate) predicted: Prediction,
-    /// What came of it.
     pub(crate) measured: Measured,
 }
 

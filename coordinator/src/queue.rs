@@ -68,9 +68,7 @@ pub struct Queue {
 /// Where somebody stands who waits.
 #[derive(Debug)]
 pub(crate) struct Place<'a> {
-    /// Who.
     pub sequence: &'a Sequence,
-    /// Since when.
     pub since: Instant,
     /// The priority that it has by now.
     pub level: Priority,
@@ -88,12 +86,9 @@ pub(crate) struct Advanced {
     pub lifted: Vec<Lifted>,
 }
 
-/// Who was lifted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lifted {
-    /// Whose request.
     pub request: RequestId,
-    /// Which of its choices.
     pub choice: u32,
     /// The priority that it has from now on.
     pub level: Priority,

@@ -121,7 +121,6 @@ impl Recent {
         self.open.point.prefix_hits += prefix.num_found as u64;
     }
 
-    /// Sequences that wait.
     pub(crate) fn queued(&mut self, num_waiting: usize) {
         self.open.waiting = num_waiting;
         self.open.point.waiting = self.open.point.waiting.max(num_waiting as u64);

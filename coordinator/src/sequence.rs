@@ -237,7 +237,6 @@ impl Sequence {
         self.blocks.iter().copied().chain(self.copy_from)
     }
 
-    /// All that it holds.
     pub(crate) fn take_blocks(&mut self) -> Vec<BlockId> {
         let mut blocks = std::mem::take(&mut self.blocks);
         blocks.extend(self.copy_from.take());

@@ -27,7 +27,6 @@ pub(crate) struct Sessions {
 pub(crate) struct Probe {
     /// Bytes that are sent; 0: it isn't.
     pub num_bytes: usize,
-    /// What that may take.
     pub timeout: Duration,
 }
 

@@ -36,13 +36,11 @@ struct Link {
 #[derive(Debug, thiserror::Error)]
 #[error("the first stage takes no more steps ({reason})")]
 pub(crate) struct SendError {
-    /// The first stage.
     pub stage: StageId,
     reason: &'static str,
 }
 
 impl Stages {
-    /// No connections yet.
     pub(crate) fn new(config: &protocol::config::Transport) -> Self {
         Self {
             connections: DashMap::new(),

@@ -41,7 +41,6 @@ impl Status {
 }
 
 impl Status {
-    /// What a node is there for.
     pub(crate) fn duty_of(&self, node: NodeId) -> Duty {
         self.relieved.iter().find(|(id, _)| *id == node).map_or(Duty::Active, |(_, duty)| *duty)
     }
@@ -206,7 +205,6 @@ pub enum StageState {
 }
 
 impl StageState {
-    /// Its name in answers.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Loading => "loading",

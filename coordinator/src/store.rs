@@ -45,23 +45,16 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) enum StoreError {
     /// The file can't be opened, or isn't ours.
     #[error("{path}: {cause}")]
-    Open {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        cause: sqlx::Error,
-    },
+    Open { path: PathBuf, cause: sqlx::Error },
     /// A newer release has changed the tables.
     #[error(
         "{path} was written by a newer release (its tables are of number {theirs}, this release \
          knows {ours}): install that release, or choose another --data-dir"
     )]
     Newer {
-        /// Which file.
         path: PathBuf,
         /// Its last migration.
         theirs: u32,
-        /// Ours.
         ours: usize,
     },
     /// A deed that failed changes nothing.

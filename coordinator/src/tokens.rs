@@ -14,7 +14,6 @@ use transport::TokenKey;
 
 use crate::store::{Store, StoreError};
 
-/// A token, as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
     /// What a proof names it by.
@@ -29,7 +28,6 @@ pub(crate) struct Token {
     pub max_uses: u32,
     /// So many have.
     pub num_uses: u32,
-    /// When it was made.
     pub created: Timestamp,
     /// From when on it is good no longer.
     pub expires: Timestamp,
@@ -40,18 +38,15 @@ pub(crate) struct Token {
 /// Whether a token is good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// It is.
     Valid,
     /// Its time is over.
     Expired,
     /// Whoever may use it has.
     UsedUp,
-    /// It was taken back.
     Revoked,
 }
 
 impl Standing {
-    /// In words.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Valid => "valid",

@@ -131,7 +131,6 @@ fn watch(server: Server, mut seen: Seen) -> Receiver<Result<Snapshot>> {
     told
 }
 
-/// What is shown.
 struct View {
     snapshot: Snapshot,
     heard: Instant,

@@ -94,7 +94,6 @@ impl SequenceTrace {
         }
     }
 
-    /// It runs.
     pub(crate) fn admitted(&mut self, now: Instant) -> PhaseEnded {
         self.go_on_to(Phase::Prefill, now)
     }

@@ -20,11 +20,9 @@ pub(crate) struct Trip {
     pub sent: Sent,
     /// Making a frame of the bytes that came back.
     pub decode: Duration,
-    /// How many they were.
     pub num_bytes: usize,
 }
 
-/// Steps under way.
 #[derive(Debug, Default)]
 pub(crate) struct Trips(Mutex<VecDeque<UnderWay>>);
 

@@ -12,7 +12,7 @@ use super::failure::{Failure, FailureKind};
 pub struct Answer {
     /// When each piece of text arrived. Pieces that came in one packet share its time.
     pub pieces: Pieces,
-    /// When the stream ended.
+    /// The end of the stream, `[DONE]`, or of the body.
     pub end: Duration,
     /// Tokens of the prompt, if the server told.
     pub num_prompt_tokens: Option<u64>,

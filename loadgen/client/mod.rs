@@ -54,7 +54,7 @@ pub struct Manner {
     pub headers: HeaderMap,
 }
 
-/// A server, and how it is asked.
+/// A server at an address, with what goes along with every request to it. Clones share connections.
 #[derive(Clone, Debug)]
 pub struct Server {
     http: Http,
@@ -112,7 +112,7 @@ impl Server {
         Ok(Self { http, headers: manner.headers, url, timeout })
     }
 
-    /// Its address.
+    /// As it was given, without `/v1` and a slash at its end.
     pub fn url(&self) -> &str {
         &self.url
     }

@@ -27,15 +27,15 @@ const READY_SECONDS: u64 = 180;
 /// One of the two things that are compared.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Configuration {
-    /// Its name in tables.
+    /// What tables call it.
     pub name: String,
-    /// What is asked.
+    /// The server that answers.
     pub server: Target,
     /// How it is asked: arguments of `autoglm-bench load`.
     pub load: Vec<String>,
 }
 
-/// The server of a configuration.
+/// A server that runs anyway, or one that an experiment starts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Target {
     /// One that runs.

@@ -65,7 +65,7 @@ pub struct Little {
 /// By how much the second configuration differs from the first, over paired rounds.
 #[derive(Clone, Debug)]
 pub struct Difference {
-    /// What differs.
+    /// Which figure of a round, with its unit.
     pub what: &'static str,
     /// In milliseconds, or in requests a second.
     pub is_time: bool,
@@ -158,7 +158,6 @@ impl ExperimentResult {
         checked.collect()
     }
 
-    /// What to mistrust.
     fn doubts(&self) -> Vec<String> {
         let doubts = self.configurations.iter().filter_map(|found| {
             let why = found.bottleneck.as_ref()?;

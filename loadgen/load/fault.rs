@@ -10,7 +10,7 @@ use crate::report::result::FaultOutcome;
 /// What is done to a server, and when.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fault {
-    /// What is done.
+    /// A signal to a process, or a command.
     pub deed: Deed,
     /// When, since the run's start (its warm-up's, if it has one).
     pub at: Duration,
@@ -126,7 +126,6 @@ impl FaultWatch {
         }
     }
 
-    /// A request was sent.
     pub(crate) fn sent(&mut self, at: Duration) {
         if std::mem::take(&mut self.is_idle) {
             self.silent_since = at;

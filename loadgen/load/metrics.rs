@@ -23,7 +23,7 @@ const STEPS_PER_HALF: u32 = 10;
 pub struct Metrics {
     /// Requests that were answered whole.
     pub num_completed: u64,
-    /// The others, by kind.
+    /// Requests without an answer, by what became of them.
     pub failures: BTreeMap<FailureKind, FailureCount>,
     /// Tokens of the prompts that were answered.
     pub num_prompt_tokens: Count,
@@ -48,7 +48,6 @@ pub struct Times(Histogram<u64>);
 pub struct Count(Option<u64>);
 
 impl Default for Count {
-    /// Of nothing.
     fn default() -> Self {
         Self(Some(0))
     }

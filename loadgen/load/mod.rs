@@ -48,11 +48,11 @@ use workload::Workload;
 pub struct Load {
     /// What the requests have in common.
     pub parameters: Parameters,
-    /// What is asked.
+    /// Prompts, and whose they are.
     pub workload: Workload,
     /// When requests start.
     pub pace: Pace,
-    /// For how long.
+    /// Where it ends: after so many requests, or after some time.
     pub extent: Extent,
     /// What answers should keep.
     pub slo: Slo,
@@ -63,7 +63,7 @@ pub struct Load {
 /// How long a run lasts: until the first of its limits, or as long as its trace.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Extent {
-    /// Requests that are sent.
+    /// At most so many are sent; none: as many as the time allows.
     pub requests: Option<u64>,
     /// Time in which they are sent, after the warm-up. What is in flight then is waited for.
     pub duration: Option<Duration>,
@@ -80,7 +80,7 @@ pub struct Progress {
     pieces: AtomicU64,
 }
 
-/// What a load measured.
+/// Sums over one run, and whether it came to its end.
 #[derive(Clone, Debug)]
 pub struct Measured {
     /// What was added up, for the window and second by second.
@@ -123,7 +123,7 @@ impl Load {
 }
 
 impl Extent {
-    /// So many requests.
+    /// So many requests, however long they take, without a warm-up.
     pub fn requests(num: u64) -> Self {
         Self { requests: Some(num), ..Self::default() }
     }

@@ -9,17 +9,17 @@ use crate::client::failure::Failure;
 /// What became of one request. Its times are since the run's start.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
-    /// Its service tier.
+    /// `service_tier` of the request, where one was named.
     pub tier: Option<Arc<str>>,
-    /// Whose it was.
+    /// Of a mix of tenants, whose it was.
     pub tenant: Option<Arc<str>>,
     /// When it should have been sent.
     pub intended: Duration,
     /// When nothing but the generator stood in its way any more.
     pub due: Duration,
-    /// When it was sent.
+    /// Later than it was due where the generator or a limit kept it back.
     pub sent: Duration,
-    /// When it ended, well or not.
+    /// Of the answer's stream, or when it failed.
     pub ended: Duration,
     /// The answer, whose own times are since it was sent.
     pub answer: Result<Answer, Failure>,

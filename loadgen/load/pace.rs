@@ -85,7 +85,7 @@ pub(crate) struct Start {
 }
 
 impl Ramp {
-    /// No change.
+    /// The same from beginning to end.
     pub fn constant(value: f64) -> Self {
         Self { from: value, to: value, over: 0.0, growth: Growth::Linear }
     }

@@ -41,7 +41,7 @@ pub struct Sums {
 /// What arrived within a window of time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Arrived {
-    /// Whole answers.
+    /// Answers that ended within the window, whenever they were due.
     pub answers: u64,
     /// Of them, those that kept the objective.
     pub good: u64,

@@ -14,10 +14,10 @@ use crate::client::request::{Endpoint, Parameters, Prompt};
 use crate::client::{TENANT, TIER};
 use crate::distribution::{Delays, Lengths, Purpose, random};
 
-/// What is asked.
+/// What requests say: each conversation is a function of the seed and its number.
 #[derive(Clone, Debug)]
 pub struct Workload {
-    /// Where prompts come from.
+    /// Random words, a list, or the lengths of a trace.
     pub source: PromptSource,
     /// Tokens of an answer, at most; without it the prompt's own, else the parameters'.
     pub output_tokens: Option<Lengths>,
@@ -41,7 +41,7 @@ pub struct Workload {
     pub seed: Option<u64>,
 }
 
-/// Where prompts come from.
+/// Random words, a list, or the lengths of a trace.
 #[derive(Clone, Debug)]
 pub enum PromptSource {
     /// A list, taken in turn, and again from the first.
@@ -77,15 +77,14 @@ pub(crate) struct Conversation {
     pub index: u64,
     /// The user's turns, with the time to think before each and the tokens of its answer.
     pub turns: Vec<Turn>,
-    /// Its service tier.
+    /// `service_tier`, where the mix names one.
     pub tier: Option<Arc<str>>,
     /// Whether a header names the tier, and not the body.
     pub tier_in_header: bool,
-    /// Whose it is.
+    /// The tenant, where the mix names some: each has a header of its own.
     pub tenant: Option<Arc<str>>,
 }
 
-/// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Turn {
     /// What the user says.
@@ -234,7 +233,7 @@ impl Conversation {
         Ok(body)
     }
 
-    /// The headers of its requests.
+    /// What says whose its requests are: a header's name and value, or nothing.
     pub(crate) fn headers(&self) -> Vec<(&'static str, &str)> {
         let tier = self.tier.as_deref().filter(|_| self.tier_in_header);
         let tier = tier.map(|tier| (TIER, tier));

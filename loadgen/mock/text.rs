@@ -16,7 +16,6 @@ pub(super) struct Asked {
     pub(super) stream: bool,
     pub(super) include_usage: bool,
     pub(super) num_prompt_tokens: usize,
-    /// Tokens of the answer.
     pub(super) num_tokens: u32,
     /// Ended by the limit, not by the answer's end.
     pub(super) is_cut: bool,

@@ -16,7 +16,6 @@ pub(crate) enum Verdict {
     Wrong,
 }
 
-/// The verdict on a run.
 pub(crate) fn verdict(run: &RunResult) -> Verdict {
     let Some(found) = run.verification.as_ref().filter(|found| found.checked > 0) else {
         return Verdict::NotVerified;

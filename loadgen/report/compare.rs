@@ -11,7 +11,7 @@ use crate::numbers::{change, decimal, percent, time};
 pub struct ResultFile {
     /// As it is called beside the others.
     pub name: String,
-    /// What it holds.
+    /// One run, or those of a sweep or an experiment.
     pub series: Series,
 }
 
@@ -48,7 +48,6 @@ pub struct ComparedRun {
     pub unlike: Vec<String>,
 }
 
-/// What is compared.
 struct Figure {
     title: &'static str,
     of: fn(&RunResult) -> Option<f64>,
@@ -232,7 +231,6 @@ pub(crate) fn minute(date: &str) -> String {
     date.chars().take(16).map(|c| if c == 'T' { ' ' } else { c }).collect()
 }
 
-/// Where a run was made.
 fn place(run: &RunResult) -> String {
     let provenance = &run.provenance;
     let mut parts = vec![provenance.machine.clone()];

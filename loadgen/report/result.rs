@@ -51,7 +51,7 @@ impl Metric {
     }
 }
 
-/// What is kept of a run.
+/// A run as `--json` has it, under the names that vllm bench uses.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunResult {
     /// [`FORMAT`] of the version that wrote it.
@@ -110,7 +110,7 @@ pub struct RunResult {
     pub groups: Vec<Group>,
     /// Whether the answers were right; none when they weren't checked.
     pub verification: Option<Verification>,
-    /// Faults that were injected.
+    /// What was done to the server meanwhile, and what broke.
     pub faults: Vec<FaultOutcome>,
     /// What the generator itself took, and whether it was the bottleneck.
     pub client: ClientUse,
@@ -153,7 +153,7 @@ pub struct Provenance {
     pub driver: Option<String>,
     /// The commit of the sources that this binary was built from, with `-dirty` where they differ.
     pub commit: Option<String>,
-    /// The version of this binary.
+    /// Of the program that measured, not of the server.
     pub version: String,
     /// What the server says of itself (its `server` header, version).
     pub server: Option<String>,
@@ -161,7 +161,7 @@ pub struct Provenance {
     pub flags: Vec<String>,
 }
 
-/// One second of a run.
+/// What happened within one second of a run, its warm-up included.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Second {
     /// Since the run's start.
@@ -170,7 +170,7 @@ pub struct Second {
     pub started: u64,
     /// Requests that were answered whole.
     pub completed: u64,
-    /// Requests that failed.
+    /// Requests that failed in it.
     pub failed: u64,
     /// Tokens of answers that arrived.
     pub tokens: u64,

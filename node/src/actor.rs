@@ -38,15 +38,12 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Loads and drops stages, and supervises them.
 pub(crate) struct NodeActor;
 
-/// What a node has.
 pub(crate) struct Node {
     /// What it says of itself.
     pub report: NodeReport,
     /// One for each adapter of the report.
     pub devices: Vec<DeviceThread>,
-    /// Its connections.
     pub links: Arc<Links>,
-    /// Where weights come from.
     pub weights: Arc<Weights>,
     /// Where spans of traced steps go.
     pub tracer: Tracer,

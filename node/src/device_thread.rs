@@ -34,7 +34,6 @@ const MAX_IDLE: Duration = Duration::from_secs(600);
 pub(crate) struct Computed {
     /// What was computed, as it came.
     pub step: Step,
-    /// The result.
     pub output: StepOutput,
     /// Behind other jobs of the adapter.
     pub wait: Duration,
@@ -57,7 +56,6 @@ pub(crate) struct DeviceThread {
     held: Arc<Mutex<Vec<HeldParts>>>,
     // Whether there is no coordinator that could say what is needed.
     is_alone: Arc<AtomicBool>,
-    /// What the adapter is.
     pub report: AdapterReport,
 }
 
@@ -200,7 +198,6 @@ impl DeviceThread {
         }
     }
 
-    /// What is on the adapter.
     pub(crate) fn held(&self) -> Vec<HeldParts> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -233,7 +230,6 @@ impl DeviceThread {
     }
 }
 
-/// What lives on the thread.
 struct Worker {
     gpu: Gpu,
     kernels: Kernels,

@@ -30,7 +30,6 @@ pub(crate) struct Sources {
     pub coordinator: Connection,
     /// Have some of them.
     pub nodes: Vec<Peer>,
-    /// The way to those.
     pub links: Arc<Links>,
     /// Pieces that may be on their way at once.
     pub max_pieces: usize,
@@ -39,7 +38,6 @@ pub(crate) struct Sources {
 /// How much of what is needed is here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Given {
-    /// Bytes.
     pub num_bytes: u64,
     /// Of so many.
     pub of_bytes: u64,
@@ -47,10 +45,8 @@ pub(crate) struct Given {
     pub num_sources: u32,
 }
 
-/// What came of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Fetched {
-    /// Pieces that were missing.
     pub(crate) num_pieces: usize,
     /// Bytes of them that other nodes gave.
     pub(crate) from_nodes: u64,
@@ -58,7 +54,6 @@ pub(crate) struct Fetched {
     pub(crate) left: BTreeSet<String>,
 }
 
-/// What all that fetch share.
 struct Shared {
     id: ModelId,
     model: Arc<CachedModel>,

@@ -20,7 +20,6 @@ const MAX_LATE: u32 = 2;
 /// What a source is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Ask for this.
     Ask(PieceId),
     /// Nothing, until something changes, or until then.
     Wait(Option<Instant>),
@@ -89,7 +88,6 @@ impl Fetching {
         number
     }
 
-    /// A source has more pieces by now.
     pub(crate) fn has_now(&mut self, source: usize, has: PieceSet) {
         self.sources[source].has = Some(has);
         self.queue(source);
@@ -179,7 +177,6 @@ impl Fetching {
         it.num_late >= MAX_LATE && it.has.is_some()
     }
 
-    /// Sources that are asked.
     pub(crate) fn num_sources(&self) -> usize {
         self.sources.iter().filter(|it| !it.is_gone).count()
     }

@@ -13,11 +13,8 @@ use crate::joining::Papers;
 /// The node's id, and the lock on the directory that holds it.
 #[derive(Debug)]
 pub(crate) struct Identity {
-    /// Who.
     pub node: NodeId,
-    /// What it shows.
     pub papers: Papers,
-    /// Where both are kept.
     pub data_dir: PathBuf,
     _lock: File,
 }

@@ -37,11 +37,9 @@ pub(crate) enum PartWeights {
     Head(HeadWeights),
 }
 
-/// The parts of a plan.
 pub(crate) struct Loaded {
     /// In their order.
     pub parts: Vec<Arc<PartWeights>>,
-    /// Their bytes.
     pub num_bytes: u64,
 }
 
@@ -71,7 +69,6 @@ impl Kept {
 }
 
 impl KeptWeights {
-    /// Nothing yet.
     pub(crate) fn new() -> Self {
         Self { parts: HashMap::new(), wanted: Vec::new() }
     }

@@ -22,7 +22,6 @@ use crate::weights::{Provided, Weights};
 /// A frame that has arrived for a stage.
 #[derive(Debug)]
 pub(crate) struct Arrived {
-    /// The frame.
     pub frame: Frame,
     /// Its size on the wire; 0 when it never left this process.
     pub num_bytes: usize,
@@ -37,7 +36,6 @@ pub(crate) struct Arrived {
 pub(crate) struct Inlet {
     /// Resolves when the link is open; fails when there will be none.
     pub linked: oneshot::Receiver<()>,
-    /// What it brings.
     pub frames: mpsc::Receiver<Arrived>,
 }
 
@@ -76,7 +74,6 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    /// No stages yet.
     pub(crate) fn new(
         node: NodeId,
         endpoint: Endpoint,
@@ -235,7 +232,6 @@ impl Links {
         ways
     }
 
-    /// Which node this is.
     pub(crate) fn node(&self) -> NodeId {
         self.node
     }

@@ -137,15 +137,11 @@ fn widest(model: &ModelConfig) -> usize {
 
 /// What all layers of a stage share.
 pub(crate) struct Shared<'a> {
-    /// The adapter.
     pub gpu: &'a Gpu,
-    /// The compiled kernels.
     pub kernels: &'a Kernels,
     /// The model's shape.
     pub model: &'a ModelConfig,
-    /// What a step is told.
     pub inputs: &'a Inputs,
-    /// What attention is computed with.
     pub attention: &'a AttentionKernels,
     /// What a step computes with.
     pub scratch: &'a Scratch,

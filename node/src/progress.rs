@@ -25,7 +25,6 @@ impl FetchReport {
         Self { node: Arc::clone(node), is_warming, last: None }
     }
 
-    /// So far.
     pub(crate) fn set(&mut self, given: Given) {
         if self.last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL) {
             self.last = Some(Instant::now());
@@ -65,7 +64,6 @@ impl Bar {
         Self { bar, name: name.to_owned(), is_of_kernels: false }
     }
 
-    /// So far.
     pub(crate) fn set(&mut self, loading: Loading) {
         let (done, total) = match loading.num_kernels {
             _ if loading.fetch_bytes > 0 => (loading.fetched_bytes, loading.fetch_bytes),

@@ -21,7 +21,6 @@ pub(crate) struct Proven {
 /// Which adapters are proven when they are opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Prove {
-    /// Every one.
     All,
     /// A software driver takes long to compile what no model may need: what is loaded is proven.
     Hardware,

@@ -46,7 +46,6 @@ impl Phase {
         sequences * context.div_ceil(BLOCK_TOKENS)
     }
 
-    /// Rows that are computed.
     pub(crate) fn num_rows(self) -> usize {
         match self {
             Self::Decode { sequences, .. } => sequences,
@@ -90,9 +89,9 @@ impl Phase {
 pub(crate) struct Operands {
     /// Positions and block tables.
     pub inputs: Inputs,
-    /// Rows of the step.
+    /// As the step was written: a row for each token.
     pub shape: StepShape,
-    /// The layer's cache.
+    /// Full of numbers: what is read costs the same whatever it is.
     pub cache: KvCache,
     /// [num_rows, num_heads, head_dim], vec4s
     pub q: Tensor,
@@ -134,7 +133,6 @@ impl Operands {
     }
 }
 
-/// Words of a cache.
 fn words(format: KvFormat, len: usize) -> Vec<u32> {
     match format {
         KvFormat::F32 => numbers(len).into_iter().map(f32::to_bits).collect(),

@@ -45,9 +45,9 @@ pub enum Kernel {
 /// What is measured.
 #[derive(Debug, Clone)]
 pub struct KernelOptions {
-    /// Which kernels.
+    /// Those that are measured; the other fields are of no use to some of them.
     pub kernels: Vec<Kernel>,
-    /// Formats of weights.
+    /// Each is measured with every shape.
     pub formats: Vec<Format>,
     /// How they are multiplied; packed dot products are those of integer ones only.
     pub products: Vec<Products>,
@@ -55,7 +55,7 @@ pub struct KernelOptions {
     pub shapes: Vec<(usize, usize)>,
     /// Rows of activations multiplied at once.
     pub batches: Vec<usize>,
-    /// Heads of attention.
+    /// Each is measured at every context.
     pub heads: Vec<HeadShape>,
     /// How keys and values are stored.
     pub kv: KvFormat,
@@ -86,7 +86,6 @@ pub struct Limits {
 pub(crate) struct KernelRun {
     /// What its row of the table says.
     pub about: About,
-    /// Records it once.
     pub record: Box<dyn Fn(&mut Pass)>,
 }
 
@@ -105,7 +104,7 @@ impl KernelRun {
 pub struct About {
     /// The kernel's name in the table.
     pub kernel: &'static str,
-    /// Its shape, for people.
+    /// As the table has it; [`keys`](Self::keys) say the same to machines.
     pub shape: String,
     /// Rows computed at once.
     pub rows: usize,

@@ -104,7 +104,6 @@ pub(crate) struct Unfinished {
 }
 
 impl Unfinished {
-    /// Bytes so far.
     pub(crate) fn num_bytes(&self) -> u64 {
         self.num_bytes
     }

@@ -9,14 +9,12 @@ use super::blobs::{Blobs, Unfinished};
 use super::{Page, now_s};
 use crate::store::{Store, StoreError};
 
-/// What a file is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// The input of a job.
     Batch,
     /// The input of a job over rows.
     Rows,
-    /// What a job made.
     BatchOutput,
 }
 
@@ -30,7 +28,6 @@ impl Purpose {
         }
     }
 
-    /// By its name.
     pub(crate) fn of(name: &str) -> Option<Self> {
         [Self::Batch, Self::Rows, Self::BatchOutput].into_iter().find(|it| it.name() == name)
     }
@@ -41,13 +38,10 @@ impl Purpose {
 pub(crate) struct StoredFile {
     /// Its name in the API.
     pub id: String,
-    /// Whose it is.
     pub tenant: String,
-    /// What it is for.
     pub purpose: Purpose,
     /// As whoever handed it in calls it.
     pub filename: String,
-    /// Its length.
     pub num_bytes: u64,
     /// Under which its bytes are found.
     pub hash: String,
@@ -72,7 +66,6 @@ pub(crate) enum KeepError {
 #[derive(Clone, Debug)]
 pub(crate) struct Files {
     store: Store,
-    /// Their bytes.
     pub blobs: Blobs,
 }
 

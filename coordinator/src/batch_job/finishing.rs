@@ -113,7 +113,6 @@ impl Runner {
     }
 }
 
-/// Files that are made.
 struct Making {
     output: BufWriter<Unfinished>,
     error: BufWriter<Unfinished>,

@@ -10,7 +10,6 @@ pub(crate) struct Lines<R> {
     max_bytes: usize,
 }
 
-/// A line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RawLine {
     /// From 1 on, empty lines counted.
@@ -20,7 +19,6 @@ pub(crate) struct RawLine {
 }
 
 impl<R: Read> Lines<R> {
-    /// From its start.
     pub(crate) fn new(file: R, max_bytes: usize) -> Self {
         // One that ends as Windows' do has two bytes more.
         Self { lines: lines::Lines::new(file, max_bytes + 2, 0, 0), max_bytes }

@@ -18,7 +18,6 @@ pub(crate) struct Numbers {
 }
 
 impl Numbers {
-    /// Adds one.
     pub(crate) fn insert(&mut self, number: u32) {
         let at = number as usize / 64;
         if self.bits.len() <= at {
@@ -29,12 +28,10 @@ impl Numbers {
         self.bits[at] |= bit;
     }
 
-    /// Whether it is there.
     pub(crate) fn contains(&self, number: u32) -> bool {
         self.bits.get(number as usize / 64).is_some_and(|bits| bits & (1 << (number % 64)) != 0)
     }
 
-    /// How many.
     pub(crate) fn len(&self) -> u32 {
         self.len
     }
@@ -43,15 +40,12 @@ impl Numbers {
 /// A line that asks for something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Line {
-    /// Its number in the file.
     pub number: u32,
-    /// What it asks.
     pub asks: Asks,
     /// How often it was tried in vain.
     pub num_tries: u32,
 }
 
-/// How a job ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// Every line has been answered.
@@ -72,7 +66,6 @@ pub(crate) enum Trouble {
     Lost,
 }
 
-/// A job that runs.
 #[derive(Debug)]
 pub(crate) struct Job {
     config: config::Batch,

@@ -43,7 +43,6 @@ enum Cut {
     Before(usize),
     /// It is, and nobody has heard of it.
     After(usize),
-    /// It is, and it was heard of.
     Heard(usize),
     Never,
 }

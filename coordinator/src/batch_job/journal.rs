@@ -16,7 +16,6 @@ use super::runner::Stopped;
 use crate::metrics::Metrics;
 use crate::store::StoreError;
 
-/// How it is with the disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Disk {
     /// It takes what is written.
@@ -81,7 +80,6 @@ impl Journal {
         num_open
     }
 
-    /// How it is with the disk.
     pub(crate) fn disk(&self) -> watch::Receiver<Disk> {
         self.disk.subscribe()
     }

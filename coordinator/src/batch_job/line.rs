@@ -132,7 +132,6 @@ struct Failure<'a> {
     line: Option<u32>,
 }
 
-/// Which line of which job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     /// The job's number.

@@ -17,15 +17,9 @@ use super::row_plan::{Format, RowPlan};
 use super::runner::Cancel;
 use super::window;
 
-/// What an input is.
 pub(super) enum Found {
     /// Lines, and how many of them are no requests.
-    Lines {
-        /// All of them.
-        num: u32,
-        /// Those.
-        num_wrong: u32,
-    },
+    Lines { num: u32, num_wrong: u32 },
     /// It is an input no job can have; why, as OpenAI says it.
     Nothing(Value),
     /// Nobody wants to know.
@@ -36,7 +30,6 @@ pub(super) enum Found {
 pub(super) struct Entry {
     /// The first of these lines, from 1 on.
     pub(super) number: u32,
-    /// What it asks.
     pub(super) asks: Result<Asks, Wrong>,
     /// The row, where there is one.
     pub(super) cells: Cells,
@@ -149,7 +142,6 @@ fn unusable(cause: anyhow::Error) -> Unusable {
     }
 }
 
-/// What a line asks.
 fn asks(line: &RawLine, endpoint: &str, max_bytes: u32) -> Result<Asks, Wrong> {
     match &line.bytes {
         Some(bytes) => Asks::parse(bytes, endpoint),
@@ -214,7 +206,6 @@ fn problem(code: &str, message: &str, line: Option<u32>) -> Value {
     json!({"code": code, "message": message, "param": null, "line": line})
 }
 
-/// Where windows come from.
 pub(super) struct Source {
     entries: Entries,
     done: Numbers,

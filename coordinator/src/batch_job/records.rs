@@ -9,7 +9,6 @@ use super::job::{End, Numbers};
 use super::{Page, now_s};
 use crate::store::{Store, StoreError};
 
-/// How far a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     /// Its lines are looked at, or it waits for its turn.
@@ -93,13 +92,10 @@ pub(crate) struct BatchJob {
     pub number: i64,
     /// Its name in the API.
     pub id: String,
-    /// Whose it is.
     pub tenant: String,
-    /// By whose API key.
     pub key_name: Option<String>,
     /// The route that its lines name.
     pub endpoint: String,
-    /// The file of its lines.
     pub input_file: String,
     /// Under which their bytes are found.
     pub input_hash: String,
@@ -111,7 +107,6 @@ pub(crate) struct BatchJob {
     pub metadata: Option<Map<String, Value>>,
     /// Seconds that its files are kept.
     pub output_expires_s: Option<i64>,
-    /// How far it is.
     pub state: State,
     /// Why it has failed.
     pub errors: Option<Value>,
@@ -129,14 +124,12 @@ pub(crate) struct BatchJob {
     pub num_tokens: [i64; 3],
     /// Seconds since 1970.
     pub created_s: i64,
-    /// When its time is up.
     pub expires_s: i64,
     /// When it came to each state that it came to.
     pub since_s: Vec<(State, i64)>,
 }
 
 impl BatchJob {
-    /// When it came to a state.
     pub(crate) fn since(&self, state: State) -> Option<i64> {
         self.since_s.iter().find(|(it, _)| *it == state).map(|(_, at)| *at)
     }
@@ -186,13 +179,9 @@ impl BatchJob {
 /// A line that is durable, or is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
-    /// Of which job.
     pub batch: i64,
-    /// Its number.
     pub line: u32,
-    /// Into which file.
     pub is_failed: bool,
-    /// As it is written there.
     pub text: String,
     /// Tokens of its prompt, those of them that need not be computed, tokens of its answer.
     pub num_tokens: [i64; 3],
@@ -208,7 +197,6 @@ pub(crate) struct Records {
 const OPEN: &str = "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')";
 
 impl Records {
-    /// Those of a store.
     pub(crate) fn new(store: Store) -> Self {
         Self { store }
     }

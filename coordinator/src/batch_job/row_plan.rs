@@ -40,12 +40,10 @@ impl Format {
 pub struct RowPlan {
     /// How they lie in the input, and in the output.
     pub format: Format,
-    /// What becomes of answers.
     answers: Answers,
     body: Part,
 }
 
-/// A part of a body.
 #[derive(Clone, Debug, PartialEq)]
 enum Part {
     Said(Value),
@@ -54,7 +52,6 @@ enum Part {
     Fields(Vec<(String, Self)>),
 }
 
-/// A piece of a text.
 #[derive(Clone, Debug, PartialEq)]
 enum Piece {
     Said(String),
@@ -289,7 +286,6 @@ impl Part {
     }
 }
 
-/// The pieces of a text.
 fn pieces(text: &str) -> Result<Vec<Piece>, String> {
     if text.contains("{%") {
         return Err("a template here has columns in it, {{ column }}, and no statements, {% %}: \

@@ -61,7 +61,6 @@ impl Cancel {
     }
 }
 
-/// A job that runs.
 pub(super) struct Runner {
     pub(super) inner: Arc<Inner>,
     pub(super) record: Arc<BatchJob>,
@@ -69,7 +68,6 @@ pub(super) struct Runner {
 }
 
 impl Runner {
-    /// Runs it to its end.
     pub(super) async fn run(self) -> Result<(), Stopped> {
         let mut end = match self.record.state {
             State::Validating if !self.validate().await? => return Ok(()),

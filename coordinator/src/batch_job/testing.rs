@@ -94,7 +94,6 @@ impl Bench {
         self.hand_in_rows(bytes, seconds, None).await
     }
 
-    /// A job over these rows.
     pub(super) async fn hand_in_rows(
         &self,
         bytes: &[u8],
@@ -170,7 +169,6 @@ impl Bench {
         ended.expect("the job ends")
     }
 
-    /// What stands in a file.
     pub(super) async fn text(&self, file: Option<&String>) -> String {
         let Some(file) = file else { return String::new() };
         let file = self.jobs.files().get(file).await.unwrap().unwrap();

@@ -37,7 +37,6 @@ pub(super) struct Tag<'a> {
 }
 
 impl<'a> Tag<'a> {
-    /// The name of a statement.
     pub(super) fn statement(&self) -> Option<&'a str> {
         self.tokens.first().filter(|_| self.open.starts_with("{%")).map(|token| token.text)
     }

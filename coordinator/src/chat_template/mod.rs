@@ -137,7 +137,6 @@ fn told(cause: &Error) -> String {
     }
 }
 
-/// What was rendered so far.
 struct Bounded {
     bytes: Vec<u8>,
     max: usize,

@@ -247,7 +247,6 @@ impl Args {
         self.get(at).filter(|value| !value.is_none())
     }
 
-    /// A text.
     pub(super) fn text(&self, at: usize) -> Result<Option<&str>, Error> {
         let Some(value) = self.some(at) else { return Ok(None) };
         match value.as_str() {

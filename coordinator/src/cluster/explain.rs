@@ -163,7 +163,6 @@ impl Cluster {
 }
 
 impl Decision {
-    /// Its name in answers.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Queued => "queued",

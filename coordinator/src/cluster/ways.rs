@@ -15,7 +15,6 @@ const MAX_AT_ONCE: usize = 8;
 /// Between two looks where there was nothing to measure.
 const LOOK_PAUSE: Duration = Duration::from_secs(5);
 
-/// What is measured.
 #[derive(Debug, Default)]
 pub(super) struct Ways {
     // Who measures, and until when that is waited for.

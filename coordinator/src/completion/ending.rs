@@ -24,7 +24,6 @@ pub(super) struct Facts {
     pub(super) operation: &'static str,
     /// The id that clients see, once the body was found legal.
     pub(super) id: Option<String>,
-    /// What the client calls it.
     pub(super) client_request: Option<String>,
     /// The name of the API key, where there is one.
     key: Option<String>,
@@ -62,7 +61,6 @@ impl Facts {
 pub(super) struct Ending {
     state: Arc<Completions>,
     facts: Facts,
-    /// Where it is traced.
     pub(super) traced: Option<Box<Traced>>,
 }
 

@@ -48,7 +48,6 @@ impl Traced {
         }))
     }
 
-    /// Which trace.
     pub(super) fn id(&self) -> TraceId {
         self.server.trace
     }

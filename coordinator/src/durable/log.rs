@@ -51,12 +51,10 @@ impl Log {
         Self { kept, parsed, records: Mutex::new(records), news: watch::Sender::new(stand) }
     }
 
-    /// Whose answer.
     pub(crate) fn id(&self) -> RequestId {
         self.kept.id
     }
 
-    /// Whose it is.
     pub(crate) fn tenant(&self) -> Tenant {
         self.kept.tenant.as_str().into()
     }

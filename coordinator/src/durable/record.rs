@@ -75,7 +75,6 @@ impl Record {
         }))
     }
 
-    /// As it was heard; or the error.
     pub(crate) fn heard(self) -> Result<Heard, ApiError> {
         let mut more = More::default();
         let event = match self.0 {
@@ -166,7 +165,6 @@ impl Record {
     }
 }
 
-/// The bytes of some records.
 pub(super) fn write(records: &[Record]) -> Vec<u8> {
     codec::encode(&records.iter().cloned().map(Record::written).collect::<Vec<_>>())
 }
@@ -200,7 +198,6 @@ pub(super) fn so_far(records: &[Record]) -> Resumed {
 /// another time.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Kept {
-    /// By which endpoint.
     pub style: Style,
     /// The request's body, as it came: it is read again after a restart.
     pub body: Vec<u8>,
@@ -210,13 +207,11 @@ pub(crate) struct Kept {
     pub created: u64,
     /// What the API said of the pipelines then.
     pub fingerprint: String,
-    /// Of which model.
     pub model: ModelId,
     // Templates may show the date, and files of defaults may change.
     prompt: Vec<TokenId>,
     sampling: SamplingParams,
     max_tokens: u32,
-    /// Whose it is.
     pub tenant: String,
     weight: u32,
     priority: Priority,
@@ -276,7 +271,6 @@ impl Kept {
         }
     }
 
-    /// Its bytes.
     pub(crate) fn write(&self) -> Vec<u8> {
         let Self { style, body, id, created, fingerprint, model, prompt, .. } = self.clone();
         let Self { sampling, max_tokens, tenant, weight, priority, deadline_ms, .. } = self.clone();

@@ -8,7 +8,6 @@ use sqlx::{Row as _, SqlitePool};
 /// How what was asked and records are written. A release that writes them otherwise takes another.
 pub(super) const FORMAT: i64 = 1;
 
-/// What a deed does.
 pub(super) type Done<'c> = BoxFuture<'c, Result<(), sqlx::Error>>;
 
 /// One of them, but for what was asked and said.

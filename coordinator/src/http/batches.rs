@@ -93,7 +93,6 @@ pub(super) async fn create(
     Ok(Json(describe(&state, &job)).into_response())
 }
 
-/// What a body asks for.
 struct Asked {
     input_file: String,
     endpoint: String,

@@ -22,7 +22,6 @@ use crate::request::Tenant;
 pub(super) struct Caller(pub(super) Arc<Access>);
 
 impl Caller {
-    /// Whose the requests are.
     #[allow(dead_code, reason = "for handlers that show requests")]
     pub(super) fn tenant(&self) -> &Tenant {
         &self.0.tenant

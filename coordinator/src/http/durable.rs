@@ -120,7 +120,6 @@ pub(super) fn begin(state: &Arc<ApiState>, log: Arc<Log>) -> Response {
     stream(state, replay, events)
 }
 
-/// These events, and what follows.
 fn stream(state: &Arc<ApiState>, replay: Replay, events: Vec<(usize, Chunk)>) -> Response {
     let (lines, sent) = mpsc::channel(MAX_BUFFERED_CHUNKS);
     tokio::spawn(produce(Arc::clone(state), replay, events, Lines::new(state, lines)));

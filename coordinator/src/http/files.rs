@@ -79,7 +79,6 @@ pub(super) async fn upload(
     Ok(Json(describe(&file)).into_response())
 }
 
-/// What a form holds.
 #[derive(Default)]
 struct Form {
     bytes: Option<Unfinished>,
@@ -320,7 +319,6 @@ async fn find(
     found.filter(|file| caller.may_see(&file.tenant)).ok_or_else(|| unknown(&id))
 }
 
-/// There is no such file.
 pub(super) fn unknown(id: &str) -> ApiError {
     let shown: String = id.chars().take(64).collect();
     let message = format!("there is no file {shown}; GET /v1/files lists those that there are");

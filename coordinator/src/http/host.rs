@@ -15,7 +15,6 @@ use crate::openai::ApiError;
 /// Ends of names that nobody can register.
 const PRIVATE: [&str; 5] = [".local", ".internal", ".svc", ".home.arpa", ".localhost"];
 
-/// The names.
 #[derive(Debug)]
 pub(super) struct Hosts {
     names: Vec<String>,

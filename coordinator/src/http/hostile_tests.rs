@@ -295,7 +295,6 @@ fn messages() -> Vec<(Value, u16, &'static str)> {
     cases
 }
 
-/// What is wrong in Responses.
 fn responses() -> Vec<(Value, u16, &'static str)> {
     let input = |item: Value| json!({"input": [item]});
     let tool = |name: &str| json!({"type": "function", "name": name});

@@ -76,9 +76,7 @@ use crate::openai::ApiError;
 /// What every handler sees: what completions need, and what HTTP does.
 #[derive(Debug)]
 pub(crate) struct ApiState {
-    /// Who answers.
     pub completions: Arc<Completions>,
-    /// Who may ask.
     pub keys: Arc<Keys>,
     /// Files, and the jobs that answer them.
     pub jobs: BatchJobs,
@@ -96,7 +94,6 @@ impl Deref for ApiState {
     }
 }
 
-/// Every route.
 fn routes() -> [(&'static str, MethodRouter<Arc<ApiState>>); 35] {
     [
         ("/v1/models", get(models::list)),

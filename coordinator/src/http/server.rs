@@ -38,7 +38,6 @@ const LINGER: Duration = Duration::from_secs(10);
 /// Open files that are not connections: model, logs, sockets of nodes.
 const OTHER_FILES: u64 = 128;
 
-/// Every connection.
 struct Connections {
     open: Mutex<HashMap<u64, Arc<Connection>>>,
     // For those that ask for more than health.
@@ -46,7 +45,6 @@ struct Connections {
     max: usize,
 }
 
-/// What one connection may take.
 #[derive(Clone, Copy)]
 struct Limits {
     idle_timeout: Duration,
@@ -54,7 +52,6 @@ struct Limits {
     max_dropped_bytes: usize,
 }
 
-/// One connection.
 struct Connection {
     num_requests: AtomicUsize,
     // When the last request ended, or it began.

@@ -32,7 +32,6 @@ struct Age {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Taken(Age);
 
-/// What may be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Left {
     /// At once.
@@ -42,7 +41,6 @@ pub(crate) struct Left {
 }
 
 impl Bucket {
-    /// A full one.
     pub(super) fn new(now: Instant) -> Self {
         Self { taken: 0, at: now, age: Age { era: 0, logarithm: 0.0 } }
     }
@@ -78,7 +76,6 @@ impl Bucket {
         }
     }
 
-    /// What may be taken now.
     pub(super) fn left(&mut self, limit: u32, now: Instant) -> Left {
         self.fill(limit, now);
         let most = u128::from(limit) * PARTS;

@@ -34,7 +34,6 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// Each that there is, by its name.
     pub(crate) fn named(&self) -> impl Iterator<Item = (&'static str, u32)> {
         [
             ("requests_per_minute", self.requests_per_minute),
@@ -56,17 +55,13 @@ pub(crate) enum OverQuota {
         "this API key may send a request in {wait_s} s: its limit of requests a minute is {limit}"
     )]
     Requests {
-        /// The limit.
         limit: u32,
         /// Whole seconds after which one may be sent.
         wait_s: u32,
     },
     /// Too many at once.
     #[error("this API key may have {limit} requests answered at once; wait for one to end")]
-    Streams {
-        /// The limit.
-        limit: u32,
-    },
+    Streams { limit: u32 },
     /// Too many tokens in the last minute.
     #[error(
         "this API key may use {limit} tokens a minute, of which {remaining} are left; the request \
@@ -74,9 +69,7 @@ pub(crate) enum OverQuota {
          smaller max_tokens"
     )]
     Tokens {
-        /// The limit.
         limit: u32,
-        /// How many are left.
         remaining: u32,
         /// How many the request may take.
         num: u64,
@@ -89,7 +82,6 @@ pub(crate) enum OverQuota {
          use {limit} a minute (tokens_per_minute): shorten it, or lower max_tokens"
     )]
     TooLarge {
-        /// The limit.
         limit: u32,
         /// How many the request may take.
         num: u64,
@@ -108,7 +100,6 @@ impl OverQuota {
     }
 }
 
-/// What is used.
 #[derive(Debug)]
 pub(super) struct Quota {
     requests: Bucket,

@@ -27,7 +27,6 @@ const MAX_SECRET_CHARS: usize = 256;
 pub(crate) struct Access {
     /// The key's name, where there is a key.
     pub name: Option<String>,
-    /// Whose the requests are.
     pub tenant: Tenant,
     /// How much of the cluster its tenant gets beside others of the same priority.
     pub weight: u32,
@@ -70,7 +69,6 @@ impl Access {
         }
     }
 
-    /// Whether it is for this.
     pub(crate) fn is_for(&self, scope: Scope) -> bool {
         let scopes = self.key.as_ref().map(|key| &key.scopes);
         scopes.is_none_or(|scopes| scopes.contains(&scope) || scopes.contains(&Scope::Admin))
@@ -108,7 +106,6 @@ impl Access {
     }
 }
 
-/// A request that is open.
 #[derive(Debug)]
 pub(crate) struct Open(Arc<Access>);
 

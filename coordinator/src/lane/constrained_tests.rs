@@ -35,7 +35,6 @@ impl NextTokens for Said {
 
 const FREE: usize = 2;
 
-/// What may follow these tokens.
 fn next(said: &[TokenId]) -> TokenId {
     let fold = |hash: u32, token: &TokenId| (hash ^ token.0).wrapping_mul(0x0100_0193);
     TokenId(said.iter().fold(0x811c_9dc5, fold) >> 8 & 63)

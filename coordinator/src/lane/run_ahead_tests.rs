@@ -11,7 +11,6 @@ use super::*;
 use crate::request::{Priority, Request};
 use crate::testing::{Pipeline, request, scheduler};
 
-/// What follows these tokens.
 fn next(tokens: impl IntoIterator<Item = TokenId>) -> TokenId {
     let fold = |hash: u32, token: TokenId| (hash ^ token.0).wrapping_mul(0x0100_0193);
     TokenId(tokens.into_iter().fold(0x811c_9dc5, fold) >> 8 & 31)

@@ -4,7 +4,6 @@ use serde_json::{Value, json};
 
 use crate::openai::{Chunk, Counts, Described, Spoken};
 
-/// A stream of one answer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stream {
     open: Option<Block>,
@@ -89,7 +88,6 @@ impl Stream {
     }
 }
 
-/// A whole answer.
 pub(crate) fn message(spoken: &Spoken, reason: &str, answer: &Described<'_>) -> Value {
     let mut content = Vec::new();
     if !spoken.reasoning.is_empty() {

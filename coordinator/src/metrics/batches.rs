@@ -10,7 +10,6 @@ use super::{KindLabels, Metrics, StateLabels};
 /// How it is with all jobs that haven't ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct OpenJobs {
-    /// Jobs in this state.
     pub num: usize,
     /// Their lines that aren't answered.
     pub num_waiting: i64,
@@ -72,7 +71,6 @@ impl Batches {
 }
 
 impl Metrics {
-    /// How it is with batch jobs.
     pub(crate) fn open_jobs(&self, jobs: OpenJobs) {
         if self.is_on {
             self.batches.open(jobs);

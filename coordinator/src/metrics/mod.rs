@@ -296,7 +296,6 @@ impl Metrics {
         self.recent().admitted(wait);
     }
 
-    /// Blocks of the KV cache.
     pub(crate) fn kv(&self, num_used: usize, num_blocks: usize) {
         if !self.is_on {
             return;
@@ -309,7 +308,6 @@ impl Metrics {
         self.recent().kv(share);
     }
 
-    /// A step has returned.
     pub(crate) fn step(&self, step: &StepReport<'_>) {
         if !self.is_on {
             return;
@@ -339,7 +337,6 @@ impl Metrics {
         }
     }
 
-    /// The pipeline was lost.
     pub(crate) fn pipeline_lost(&self) {
         self.pipelines_lost.inc();
         self.stages.forget();
@@ -428,7 +425,6 @@ impl Metrics {
         self.recent().ended(code);
     }
 
-    /// A request has failed.
     pub(crate) fn failed(&self, kind: &'static str) {
         if !self.is_on {
             return;
@@ -470,11 +466,8 @@ impl Metrics {
     }
 }
 
-/// Tokens of a request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tokens {
-    /// Of its prompts.
     pub num_prompt: usize,
-    /// Of its answers.
     pub num_generated: usize,
 }

@@ -18,7 +18,6 @@ struct NodeLabels {
     node: String,
 }
 
-/// Gauges of nodes.
 #[derive(Debug, Default)]
 pub(super) struct Nodes {
     up: Family<NodeLabels, Gauge>,

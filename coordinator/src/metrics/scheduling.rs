@@ -16,7 +16,6 @@ struct ClassLabels {
     class: &'static str,
 }
 
-/// Counters of scheduling.
 #[derive(Debug)]
 pub(super) struct Scheduling {
     queue_depth: Family<ClassLabels, Gauge>,

@@ -38,13 +38,11 @@ const BUBBLE_SECONDS: f64 = 10.0;
 /// One pass of one batch through the pipeline.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StepReport<'a> {
-    /// Through which.
     pub pipeline: PipelineId,
     /// When what came of it was recorded.
     pub ended: Instant,
     /// Since it was scheduled.
     pub duration: Duration,
-    /// Tokens that it computed.
     pub num_tokens: usize,
     /// What its stages say, in their order.
     pub timings: &'a [StageTiming],

@@ -173,7 +173,6 @@ impl Answer {
         self.prompts.iter().map(|prompt| prompt.ids.len()).sum()
     }
 
-    /// Tokens of the choices.
     pub(crate) fn num_generated_tokens(&self) -> usize {
         self.choices.iter().map(|choice| choice.num_tokens).sum()
     }
@@ -360,7 +359,6 @@ impl Answer {
         }
     }
 
-    /// The whole answer.
     pub(crate) fn finish(mut self) -> String {
         if let Some(embedding) = self.options.embedding {
             let rows = self.prompts.iter().map(|prompt| &*prompt.hidden);

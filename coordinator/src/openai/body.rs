@@ -27,7 +27,6 @@ pub(super) struct Body<'a> {
     pub(super) prompt_token_ids: Option<Vec<u32>>,
 }
 
-/// One choice of it.
 #[derive(Default, Serialize)]
 pub(super) struct Choice<'a> {
     pub(super) index: usize,
@@ -75,7 +74,6 @@ pub(super) struct CallBody<'a> {
     pub(super) function: FunctionBody<'a>,
 }
 
-/// What is called.
 #[derive(Serialize)]
 pub(super) struct FunctionBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,7 +81,6 @@ pub(super) struct FunctionBody<'a> {
     pub(super) arguments: &'a str,
 }
 
-/// How many tokens.
 #[derive(Serialize)]
 pub(super) struct Usage {
     pub(super) prompt_tokens: usize,

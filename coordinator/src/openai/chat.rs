@@ -104,7 +104,6 @@ fn parse_fields(mut fields: Fields, context: Context<'_>) -> Result<Parsed, ApiE
 /// A body's `messages`, rendered by the model's template.
 #[derive(Debug)]
 pub(crate) struct ChatPrompt {
-    /// The tokens.
     pub tokens: Vec<TokenId>,
     /// How the answer is read; `None`: as plain text.
     pub reading: Option<Reading>,

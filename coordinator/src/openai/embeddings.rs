@@ -26,7 +26,6 @@ const FIELDS: [&str; 11] = [
     "seed",
 ];
 
-/// How embeddings are told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Embedding {
     /// Whether as bytes in base64: f32s, little-endian.
@@ -77,7 +76,6 @@ pub(crate) fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiErro
     Ok(Parsed { requests, echoes: Vec::new(), options: common.options })
 }
 
-/// The tokens of each text.
 fn inputs(input: Value, context: Context<'_>) -> Result<Vec<Vec<TokenId>>, ApiError> {
     let expected = |found: &Value| {
         wrong("input", "a string, a list of strings, token ids, or lists of token ids", found)

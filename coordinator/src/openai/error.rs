@@ -41,7 +41,6 @@ impl ApiError {
         Self { param: None, ..Self::invalid("", message) }
     }
 
-    /// There is no such model.
     pub(crate) fn no_model(name: &str, served: &str) -> Self {
         let message = format!("there is no model {name}; this server has {served}");
         Self::invalid("model", message).status(404).code("model_not_found")
@@ -67,12 +66,10 @@ impl ApiError {
         self
     }
 
-    /// With a code.
     pub(crate) fn code(self, code: &'static str) -> Self {
         Self { code: Some(code), ..self }
     }
 
-    /// With another status.
     pub(crate) fn status(self, status: u16) -> Self {
         Self { status, ..self }
     }

@@ -37,7 +37,6 @@ impl Fields {
         Some(self.0.swap_remove(at).1)
     }
 
-    /// Gives a field a value.
     pub(crate) fn put(&mut self, name: &str, value: Value) {
         self.0.push((name.to_owned(), value));
     }
@@ -47,7 +46,6 @@ impl Fields {
         self.0.iter().any(|(field, _)| field == name)
     }
 
-    /// What is left.
     pub(super) fn left(&self) -> impl Iterator<Item = &(String, Value)> {
         self.0.iter()
     }

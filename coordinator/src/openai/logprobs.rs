@@ -8,7 +8,6 @@ use crate::tokenizer::Tokenizer;
 /// What OpenAI prints for minus infinity, which JSON can't.
 const IMPOSSIBLE: f32 = -9999.0;
 
-/// How tokens are named.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Naming<'a> {
     pub(crate) tokenizer: &'a Tokenizer,

@@ -49,9 +49,7 @@ use crate::tokenizer::Tokenizer;
 /// The model, as the API shows it.
 #[derive(Clone, Debug)]
 pub(crate) struct ServedModel {
-    /// Its name in the API.
     pub name: String,
-    /// Which weights.
     pub id: ModelId,
     /// Tokens of one sequence, prompt and answer.
     pub max_model_len: u32,
@@ -70,13 +68,11 @@ pub(crate) struct ServedModel {
 /// What a body is judged by.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Context<'a> {
-    /// What is served.
     pub model: &'a ServedModel,
     /// Text to tokens.
     pub tokenizer: &'a Arc<Tokenizer>,
     /// Messages to text, where the model has a template.
     pub chat_template: Option<&'a ChatTemplate>,
-    /// Limits.
     pub config: &'a Http,
     /// Who asks, and how much they may.
     pub access: &'a Access,
@@ -91,20 +87,17 @@ pub(crate) struct Parsed {
     pub requests: Vec<Request>,
     /// For each of them what an answer repeats, where that is wanted.
     pub echoes: Vec<Echo>,
-    /// How to answer.
     pub options: Options,
 }
 
 /// A prompt as it was sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Echo {
-    /// Its text.
     pub text: String,
     /// Its tokens, of those that are computed: special ones may have been added around them.
     pub tokens: std::ops::Range<usize>,
 }
 
-/// How to answer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
     /// As server-sent events.
@@ -119,7 +112,6 @@ pub(crate) struct Options {
     pub return_token_ids: bool,
     /// Whether logprobs name tokens as `token_id:N`.
     pub tokens_as_ids: bool,
-    /// Whether logprobs are wanted.
     pub logprobs: bool,
     /// Strings that end an answer.
     pub stops: Arc<[String]>,

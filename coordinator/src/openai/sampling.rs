@@ -15,7 +15,6 @@ use crate::text::TextStream;
 pub(crate) struct Common {
     pub(crate) options: Options,
     pub(crate) sampling: SamplingParams,
-    /// The field that the prompt comes from.
     pub(crate) prompt_field: &'static str,
     /// Whether the answer may have no token.
     pub(crate) may_say_nothing: bool,

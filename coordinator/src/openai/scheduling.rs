@@ -22,7 +22,6 @@ const TIERS: [(&str, Priority); 8] = [
     ("batch", Priority::Offline),
 ];
 
-/// When an answer is wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Scheduling {
     pub(crate) priority: Priority,

@@ -15,7 +15,6 @@ use crate::parser::{CallFormat, Format, Parser, Tools};
 pub(crate) struct Asked {
     /// The tools as they came, those that may be called.
     tools: Vec<Value>,
-    /// Their arguments' schemas.
     schemas: Tools,
     /// The names of those whose arguments are to keep to them even where none must be called.
     strict: Vec<String>,
@@ -36,14 +35,11 @@ pub(super) enum Must {
     Nothing,
     /// Whatever it calls, it must get the arguments right.
     BeStrict,
-    /// It must call.
     Call,
 }
 
-/// How an answer is read.
 #[derive(Clone, Debug)]
 pub(crate) struct Reading {
-    /// A reader for each choice.
     pub parser: Parser,
     /// Whether more than one tool may be called.
     pub parallel: bool,
@@ -207,7 +203,6 @@ enum Choice {
     None,
     /// At least one.
     Required,
-    /// This one.
     Named(String),
 }
 

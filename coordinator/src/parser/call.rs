@@ -15,7 +15,6 @@ const END_OF_KEY: &str = "</arg_key>";
 const VALUE: &str = "<arg_value>";
 const END_OF_VALUE: &str = "</arg_value>";
 
-/// What a step brought.
 #[derive(Debug)]
 pub(super) enum Step {
     /// More text is needed.
@@ -81,7 +80,6 @@ impl Call {
         Self::Arguments(JsonEnd::default(), false)
     }
 
-    /// Reads on.
     pub(super) fn step(
         &mut self,
         held: &mut Held,

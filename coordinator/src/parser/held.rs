@@ -1,6 +1,5 @@
 //! Text in which a tag may be under way.
 
-/// What was not read yet.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Held(String);
 

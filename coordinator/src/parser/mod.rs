@@ -29,7 +29,6 @@ pub(crate) type Tools = Arc<Map<String, Value>>;
 pub(crate) enum Said {
     /// What the model thinks before it answers.
     Reasoning(String),
-    /// The answer.
     Content(String),
     /// A call of a tool begins; this is its whole name.
     Call(String),
@@ -67,9 +66,7 @@ enum Outside {
 
 /// What begins reasoning.
 pub(crate) const THINK: &str = "<think>";
-/// What ends it.
 pub(crate) const END_OF_THINK: &str = "</think>";
-/// What ends a call.
 const END_OF_CALL: &str = "</tool_call>";
 
 impl Parser {

@@ -193,7 +193,6 @@ fn short(text: &str) -> Option<Result<Vec<NodeSpec>>> {
     Some(Ok(nodes))
 }
 
-/// The nodes of a file.
 fn read(path: &Path) -> Result<Vec<NodeSpec>> {
     let what = || format!("--nodes {}", path.display());
     let num_bytes = std::fs::metadata(path).with_context(what)?.len();

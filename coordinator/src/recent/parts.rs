@@ -22,7 +22,6 @@ pub(super) struct Parts {
     coordinator: Stage,
 }
 
-/// Seconds of a stage.
 #[derive(Clone, Copy, Debug, Default)]
 struct Stage {
     compute: f64,
@@ -66,7 +65,6 @@ impl Parts {
         );
     }
 
-    /// Of a step.
     pub(super) fn mean(&self) -> StepTime {
         let mean_ms = |seconds: f64| seconds * 1e3 / self.num_steps.max(1e-9);
         let of = |stage: &Stage| StageTime {

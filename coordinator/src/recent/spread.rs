@@ -13,7 +13,6 @@ const LONGEST_LOG2: u32 = 29;
 
 const SLOTS: usize = ((LONGEST_LOG2 - SHORTEST_LOG2) << PARTS_LOG2) as usize;
 
-/// How durations are spread.
 #[derive(Clone, Debug)]
 pub(crate) struct Spread {
     slots: Box<[u32; SLOTS]>,
@@ -27,7 +26,6 @@ impl Default for Spread {
 }
 
 impl Spread {
-    /// Another one.
     pub(crate) fn add(&mut self, duration: Duration) {
         let longest = (1 << LONGEST_LOG2) - 1;
         let micros = duration.as_micros().clamp(1 << SHORTEST_LOG2, longest) as u64;
@@ -67,7 +65,6 @@ impl Spread {
     }
 }
 
-/// Where a slot begins.
 fn start_us(slot: usize) -> f64 {
     let parts = 1 << PARTS_LOG2;
     let (octave, part) = (slot / parts, slot % parts);

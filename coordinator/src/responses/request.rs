@@ -54,7 +54,6 @@ fn repeated() -> [(&'static str, Value); 9] {
 pub(crate) struct Chat {
     /// The chat's fields.
     pub(crate) body: Value,
-    /// What the response repeats.
     pub(crate) repeated: Map<String, Value>,
     /// Where each message comes from, or begins.
     pub(crate) places: Vec<String>,
@@ -280,7 +279,6 @@ fn answer(messages: &mut Vec<Value>) -> &mut Value {
     messages.last_mut().expect("there is one")
 }
 
-/// Parts of text.
 fn text(content: &Value, place: &str) -> Result<String, ApiError> {
     let Value::Array(parts) = content else {
         return Err(wrong(place, "a string or a list of parts", content));

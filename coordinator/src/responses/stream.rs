@@ -36,7 +36,6 @@ impl Item {
         format!("{prefix}_{}{at:02x}", answer.number)
     }
 
-    /// As it is so far.
     fn body(&self, at: usize, status: &str, answer: &Described<'_>) -> Value {
         let id = self.id(at, answer);
         match &self.kind {
@@ -208,7 +207,6 @@ impl Stream {
     }
 }
 
-/// A whole answer.
 pub(crate) fn response(spoken: &Spoken, reason: &str, answer: &Described<'_>) -> Value {
     let mut stream = Stream::default();
     stream.say(spoken, answer);

@@ -18,7 +18,6 @@ const MAX_REQUESTS: usize = 100;
 const BAR: usize = 12;
 const STEPS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// Who and how it is.
 pub(super) fn head(it: &Snapshot) -> Line<'static> {
     let state = if it.ready { " serving ".green() } else { " not ready ".red() };
     let up = Duration::from_secs(it.up_s);
@@ -35,7 +34,6 @@ pub(super) fn trouble(silent_s: u64, cause: &str) -> Line<'static> {
     format!("no word for {silent_s} s, trying again: {cause}").red().bold().into()
 }
 
-/// All the rest.
 pub(super) fn body(it: &Snapshot) -> Vec<Line<'static>> {
     let mut lines = Vec::new();
     for concern in &it.concerns {

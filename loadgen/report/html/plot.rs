@@ -35,7 +35,6 @@ pub(super) struct Plot {
     pub(super) legend: bool,
 }
 
-/// An axis.
 #[derive(Clone, Debug)]
 pub(super) struct Axis {
     pub(super) title: String,
@@ -53,7 +52,6 @@ pub(super) enum Unit {
     Number,
 }
 
-/// A line.
 #[derive(Clone, Debug)]
 pub(super) struct Line {
     pub(super) name: String,
@@ -83,7 +81,6 @@ pub(super) fn ramp(index: usize, num: usize) -> String {
 }
 
 impl Plot {
-    /// The picture.
     pub(super) fn svg(&self) -> String {
         let points = || self.lines.iter().flat_map(|line| &line.points);
         let highest = points().map(|point| point.1).fold(0.0, f64::max);

@@ -213,7 +213,6 @@ fn groups(run: &RunResult) -> String {
     format!("<h3>Groups</h3>\n{}", table(&head, &rows))
 }
 
-/// A value of a second.
 type OfSecond = fn(&Second) -> Option<f64>;
 
 fn timeline(run: &RunResult) -> String {

@@ -58,7 +58,6 @@ pub(super) fn provenance(runs: &[Drawn<'_>]) -> String {
     html
 }
 
-/// The table of all runs.
 pub(super) fn section(runs: &[Drawn<'_>]) -> String {
     let mut head = vec!["run", "requests", "errors", "requests/s"];
     let goodput = runs.iter().any(|run| run.run.request_goodput.is_some());

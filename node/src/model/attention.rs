@@ -111,7 +111,6 @@ pub(super) fn of_all(model: &ModelConfig) -> Attention {
     model.layers.first().expect("a model has layers").attention
 }
 
-/// The cache of a layer.
 pub(crate) enum LayerCache {
     /// Of heads' keys and values.
     Heads(KvCache),
@@ -156,7 +155,6 @@ impl LayerCache {
         }
     }
 
-    /// Bytes of a block.
     pub(crate) fn block_bytes(attention: &Attention, kv: KvFormat) -> u64 {
         attention.kv_values() * BLOCK_TOKENS as u64 * kv.num_bytes()
     }

@@ -78,7 +78,6 @@ impl DenseWeights {
     }
 }
 
-/// Such an MLP, bound to its weights.
 pub(super) struct BoundDense {
     /// Gate and up, SwiGLU.
     gate_up: BoundMatmul,

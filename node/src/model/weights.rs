@@ -7,7 +7,6 @@ use shaders::weights::{Format, RowOrder, WeightMatrix};
 
 use crate::error::StageError;
 
-/// What loads a layer.
 pub(super) struct Loader<'a> {
     pub(super) gpu: &'a Gpu,
     pub(super) files: &'a Checkpoint,

@@ -5,7 +5,6 @@ use super::super::tools::Reading;
 use super::Described;
 use crate::parser::Said;
 
-/// Reads one choice.
 #[derive(Clone, Debug)]
 pub(super) struct Reader {
     reading: Reading,
@@ -113,7 +112,6 @@ impl Spoken {
         }
     }
 
-    /// A whole message.
     pub(super) fn message(&self, answer: &Described<'_>) -> Message<'_> {
         let calls = self.calls(answer, false);
         // Clients look for null where there is nothing but calls.

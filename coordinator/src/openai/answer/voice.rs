@@ -14,7 +14,6 @@ use crate::{infill, messages, responses};
 pub(crate) struct Chunk {
     /// Its name, where the API has names.
     pub event: Option<&'static str>,
-    /// What it says.
     pub data: String,
 }
 
@@ -39,7 +38,6 @@ pub(crate) struct Described<'a> {
     pub(crate) repeated: &'a Map<String, Value>,
 }
 
-/// Tokens so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) num_prompt: usize,
@@ -115,7 +113,6 @@ impl Voice {
         }
     }
 
-    /// The whole answer.
     pub(super) fn whole(&self, spoken: &Spoken, reason: &str, answer: &Described<'_>) -> Value {
         match self {
             Self::Messages(_) => messages::message(spoken, reason, answer),
