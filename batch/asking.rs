@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::answerer::{Answerer, Failed};
 use crate::clean::Labels;
-use crate::journal::{Record, State};
+use crate::journal::{DoneRow, State};
 use crate::progress::Progress;
 use crate::reading::told;
 use crate::template::{Request, Template};
@@ -92,7 +92,7 @@ impl Asking {
         row: u64,
         line: u64,
         mut cells: Cells,
-    ) -> Result<Record, String> {
+    ) -> Result<DoneRow, String> {
         let (state, text) = match self.answer(row, &mut cells).await {
             Ok(()) => (State::Answered, serde_json::to_string(&cells).expect("cells are JSON")),
             Err(Refused::Row(state, why)) => {
@@ -100,7 +100,7 @@ impl Asking {
             }
             Err(Refused::Server(why)) => return Err(why),
         };
-        Ok(Record { row, state, text })
+        Ok(DoneRow { row, state, text })
     }
 
     async fn answer(&self, row: u64, cells: &mut Cells) -> Result<(), Refused> {

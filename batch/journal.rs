@@ -44,7 +44,7 @@ impl State {
 
 /// A row that is done with.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Record {
+pub(crate) struct DoneRow {
     /// Its number.
     pub row: u64,
     /// What became of it.
@@ -208,7 +208,7 @@ impl Journal {
     /// When they aren't.
     pub(crate) async fn commit(
         &mut self,
-        rows: &[Record],
+        rows: &[DoneRow],
         position: Option<&Position>,
     ) -> Result<()> {
         let mut transaction = self.database.begin().await?;
@@ -240,9 +240,9 @@ impl Journal {
     ///
     /// # Errors
     /// When the file can't be read.
-    pub(crate) async fn reader(&self) -> Result<Reader> {
+    pub(crate) async fn reader(&self) -> Result<JournalReader> {
         let options = SqliteConnectOptions::new().filename(&self.path).read_only(true);
-        Ok(Reader(options.connect().await?))
+        Ok(JournalReader(options.connect().await?))
     }
 
     /// The run is over: nothing is left of its journal, but for an empty file that says so where
@@ -310,15 +310,15 @@ fn same_file(_file: &File, path: &Path) -> bool {
 
 /// Reads rows while others are written.
 #[derive(Debug)]
-pub(crate) struct Reader(SqliteConnection);
+pub(crate) struct JournalReader(SqliteConnection);
 
-impl Reader {
+impl JournalReader {
     /// Rows from one number to before another, in order, as many as a bound in bytes lets through:
     /// one at least, where there is one.
     ///
     /// # Errors
     /// When they can't be read.
-    pub(crate) async fn rows(&mut self, from: u64, before: u64) -> Result<Vec<Record>> {
+    pub(crate) async fn rows(&mut self, from: u64, before: u64) -> Result<Vec<DoneRow>> {
         let query =
             "SELECT row, state, text FROM rows WHERE row >= ? AND row < ? ORDER BY row LIMIT ?";
         let query = sqlx::query(query).bind(from.cast_signed()).bind(before.cast_signed());
@@ -330,7 +330,7 @@ impl Reader {
             let text: String = row.try_get(2)?;
             num_bytes += text.len();
             let number = row.try_get::<i64, _>(0)?.cast_unsigned();
-            records.push(Record { row: number, state, text });
+            records.push(DoneRow { row: number, state, text });
             if num_bytes > MAX_BYTES_READ {
                 break;
             }
@@ -343,8 +343,8 @@ impl Reader {
 mod tests {
     use super::*;
 
-    fn record(row: u64, state: State) -> Record {
-        Record { row, state, text: format!("{{\"row\":{row}}}") }
+    fn record(row: u64, state: State) -> DoneRow {
+        DoneRow { row, state, text: format!("{{\"row\":{row}}}") }
     }
 
     fn purpose(model: &str) -> Purpose {

@@ -16,7 +16,7 @@ use crate::address::Address;
 use crate::answerer::Answerer;
 use crate::asking::{Asking, Plan};
 use crate::clean::{Cleaner, Declared, Seen, Tokens};
-use crate::journal::{Begin, Counts, Journal, Purpose, Record, Resumed};
+use crate::journal::{Begin, Counts, DoneRow, Journal, Purpose, Resumed};
 use crate::progress::Progress;
 use crate::reading::{self, Reader, What, Work};
 use crate::sink::{Writing, beside};
@@ -316,7 +316,7 @@ impl Input {
 struct Done {
     row: u64,
     after: Position,
-    record: Option<Record>,
+    record: Option<DoneRow>,
 }
 
 /// Asks for rows as they come, so many at once.
@@ -333,7 +333,7 @@ async fn dispatch(
             for Work { row, line, after, what } in together {
                 let record = match what {
                     What::Already => None,
-                    What::Done(state, text) => Some(Record { row, state, text }),
+                    What::Done(state, text) => Some(DoneRow { row, state, text }),
                     What::Ask(cells) => {
                         let slot = slots.clone().acquire_owned().await;
                         let slot = slot.expect("it is never closed");

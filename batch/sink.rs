@@ -106,7 +106,7 @@ pub(crate) fn open(
             let sink = database::Table::open(*dialect, url, what, columns, kept, writing)?;
             return Ok(Box::new(sink));
         }
-        Address::Http(url) => return Ok(Box::new(http::Server::open(url, kept, writing)?)),
+        Address::Http(url) => return Ok(Box::new(http::HttpSink::open(url, kept, writing)?)),
         Address::Folder(_) | Address::Stdin(_) => bail!("rows can't go to {address}"),
     };
     Ok(match format {

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::address::Address;
-use crate::journal::{Reader, Record, State};
+use crate::journal::{DoneRow, JournalReader, State};
 use crate::sink::{self, Wants, Whole, Writing};
 
 /// Rows that are done with: all before this number; and whether there are no others.
@@ -20,7 +20,7 @@ pub(crate) struct Writer {
     pub(crate) output: Address,
     /// The output's columns, where they are known before.
     pub(crate) layout: Option<Vec<Column>>,
-    pub(crate) journal: Reader,
+    pub(crate) journal: JournalReader,
     pub(crate) settled: watch::Receiver<Settled>,
     /// What the sink has for good.
     pub(crate) kept: watch::Sender<u64>,
@@ -78,7 +78,7 @@ impl Writer {
         settled.ok().map(|settled| settled.0)
     }
 
-    fn rows(&mut self, from: u64, before: u64) -> Result<Vec<Record>> {
+    fn rows(&mut self, from: u64, before: u64) -> Result<Vec<DoneRow>> {
         let rows = self.runtime.block_on(self.journal.rows(from, before))?;
         let first = rows.first().map(|record| record.row);
         ensure!(first == Some(from), "the journal has lost row {}", from + 1);
@@ -103,7 +103,7 @@ impl Writer {
     }
 }
 
-fn cells_of(record: &Record) -> Result<Cells> {
+fn cells_of(record: &DoneRow) -> Result<Cells> {
     serde_json::from_str(&record.text).with_context(|| format!("row {} is broken", record.row + 1))
 }
 
@@ -114,7 +114,7 @@ struct Rejects<'a> {
 }
 
 impl Rejects<'_> {
-    fn write(&mut self, record: &Record) -> Result<()> {
+    fn write(&mut self, record: &DoneRow) -> Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(Whole::create(self.path)?),

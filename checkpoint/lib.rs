@@ -73,7 +73,7 @@ pub use generation::SamplingDefaults;
 pub use gguf_model::BOS_BY_DEFAULT;
 pub use matrix::MatrixView;
 pub use outline::Outline;
-pub use spec::{Attention, Dense, Gqa, Index, LayerSpec, Mla, Mlp, Moe, Row};
+pub use spec::{Attention, Dense, Gqa, Index, LayerSpec, Mla, Mlp, Moe, ScratchRow};
 pub use tokenizer::{SpecialTokens, TokenizerSource};
 pub use weight::{Matrix, Vector, Weight};
 

@@ -167,7 +167,7 @@ impl Mla {
 
 /// A tensor with a row for each token that a stage computes with, overwritten layer by layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Row {
+pub enum ScratchRow {
     /// The residual stream between layers.
     Hidden,
     /// The residual stream between the sublayers of a layer.
@@ -206,7 +206,7 @@ pub enum Row {
     Mixed,
 }
 
-impl Row {
+impl ScratchRow {
     /// Whether kernels that choose how a tensor is stored take it four values at a time.
     pub fn is_vec4s(self) -> bool {
         !matches!(
@@ -237,10 +237,10 @@ impl LayerSpec {
     }
 
     /// The rows of one token that it computes with, and their widths.
-    fn rows(&self, hidden_size: usize) -> Vec<(Row, usize)> {
+    fn rows(&self, hidden_size: usize) -> Vec<(ScratchRow, usize)> {
         let mut rows = self.attention.rows();
         rows.extend(self.mlp.rows(hidden_size));
-        rows.extend(self.sandwich_norms.then_some((Row::Sublayer, hidden_size)));
+        rows.extend(self.sandwich_norms.then_some((ScratchRow::Sublayer, hidden_size)));
         rows
     }
 }
@@ -284,27 +284,28 @@ impl Attention {
         }
     }
 
-    fn rows(&self) -> Vec<(Row, usize)> {
+    fn rows(&self) -> Vec<(ScratchRow, usize)> {
         match self {
             Self::Gqa(gqa) => {
-                let mut rows = vec![(Row::Queries, gqa.q_rows()), (Row::Attended, gqa.q_rows())];
-                rows.extend(gqa.qk_norm.then_some((Row::Unnormed, gqa.qkv_rows())));
+                let mut rows =
+                    vec![(ScratchRow::Queries, gqa.q_rows()), (ScratchRow::Attended, gqa.q_rows())];
+                rows.extend(gqa.qk_norm.then_some((ScratchRow::Unnormed, gqa.qkv_rows())));
                 rows
             }
             Self::Mla(mla) => {
                 let mut rows = vec![
-                    (Row::QueryLatent, mla.q_lora_rank),
-                    (Row::HeadQueries, mla.num_heads * mla.head_dim()),
-                    (Row::Latent, mla.latent()),
-                    (Row::Queries, mla.num_heads * mla.latent()),
-                    (Row::LatentAttended, mla.num_heads * mla.kv_lora_rank),
-                    (Row::Attended, mla.value_rows()),
+                    (ScratchRow::QueryLatent, mla.q_lora_rank),
+                    (ScratchRow::HeadQueries, mla.num_heads * mla.head_dim()),
+                    (ScratchRow::Latent, mla.latent()),
+                    (ScratchRow::Queries, mla.num_heads * mla.latent()),
+                    (ScratchRow::LatentAttended, mla.num_heads * mla.kv_lora_rank),
+                    (ScratchRow::Attended, mla.value_rows()),
                 ];
                 if let Some(index) = mla.own_index() {
                     rows.extend([
-                        (Row::IndexQueries, index.num_heads * index.head_dim),
-                        (Row::IndexKeys, index.head_dim),
-                        (Row::IndexWeights, index.num_heads),
+                        (ScratchRow::IndexQueries, index.num_heads * index.head_dim),
+                        (ScratchRow::IndexKeys, index.head_dim),
+                        (ScratchRow::IndexWeights, index.num_heads),
                     ]);
                 }
                 rows
@@ -360,17 +361,20 @@ impl Mlp {
         }
     }
 
-    fn rows(&self, hidden_size: usize) -> Vec<(Row, usize)> {
+    fn rows(&self, hidden_size: usize) -> Vec<(ScratchRow, usize)> {
         match *self {
-            Self::Dense(Dense { width }) => vec![(Row::Gated, width)],
+            Self::Dense(Dense { width }) => vec![(ScratchRow::Gated, width)],
             Self::Moe(Moe { num_experts, top_k, width, shared_width, .. }) => {
                 let mut rows = vec![
-                    (Row::Router, num_experts),
-                    (Row::ExpertsGated, top_k * width),
-                    (Row::Experts, top_k * hidden_size),
+                    (ScratchRow::Router, num_experts),
+                    (ScratchRow::ExpertsGated, top_k * width),
+                    (ScratchRow::Experts, top_k * hidden_size),
                 ];
                 if shared_width > 0 {
-                    rows.extend([(Row::Gated, shared_width), (Row::Mixed, hidden_size)]);
+                    rows.extend([
+                        (ScratchRow::Gated, shared_width),
+                        (ScratchRow::Mixed, hidden_size),
+                    ]);
                 }
                 rows
             }
@@ -424,8 +428,9 @@ impl ModelConfig {
 
     /// The rows of one token that a stage computes with, each with its width: as much as the layer
     /// that takes most.
-    pub fn rows(&self) -> Vec<(Row, usize)> {
-        let mut rows = vec![(Row::Hidden, self.hidden_size), (Row::Middle, self.hidden_size)];
+    pub fn rows(&self) -> Vec<(ScratchRow, usize)> {
+        let mut rows =
+            vec![(ScratchRow::Hidden, self.hidden_size), (ScratchRow::Middle, self.hidden_size)];
         for layer in &self.layers {
             for (row, width) in layer.rows(self.hidden_size) {
                 match rows.iter_mut().find(|(other, _)| *other == row) {

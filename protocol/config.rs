@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::Address;
 
-pub use autoscaler::{Autoscaler, Extent};
-pub use batch::Batch;
+pub use autoscaler::{Autoscaler, CountRange};
+pub use batch::Jobs;
 pub use durable::Durable;
 pub use http::Http;
 pub use scheduler::{RunAhead, Scheduler};
@@ -41,7 +41,7 @@ pub struct Config {
     /// Who is computed, and how much at once.
     pub scheduler: Scheduler,
     /// Files of requests, and the jobs that answer them line by line.
-    pub batch: Batch,
+    pub batch: Jobs,
     /// Answers that outlive the coordinator.
     pub durable: Durable,
     /// How many pipelines there are, as load changes.

@@ -12,8 +12,8 @@ use ractor::message::SerializedMessage;
 
 use crate::config::{KvCacheDtype, Quantize};
 use crate::message::{
-    CoordinatorMsg, Drain, Fetching, Leaving, Loading, Measure, NodeMsg, Progress, Sources,
-    StageFailed, Unload, Ways,
+    CoordinatorMsg, Drain, FetchProgress, Leaving, LoadProgress, Loading, Measure, NodeMsg,
+    Sources, StageFailed, Unload, Ways,
 };
 use crate::*;
 
@@ -247,7 +247,7 @@ fn all(version: u16) -> BTreeMap<String, (Vec<u8>, Said)> {
     let way = LinkSpeed { rtt_us: 250.0, bytes_per_s: 1e9 };
     let ways = Ways { node, session, ways: vec![(NodeId(13), way)] };
     let (is_warming, num_bytes, of_bytes, num_sources) = (true, 1 << 20, 1 << 33, 3);
-    let fetching = Fetching { node, session, is_warming, num_bytes, of_bytes, num_sources };
+    let fetching = FetchProgress { node, session, is_warming, num_bytes, of_bytes, num_sources };
     let to_node = [
         NodeMsg::Sources(sources.into()),
         NodeMsg::Measure(measure.into()),
@@ -260,7 +260,7 @@ fn all(version: u16) -> BTreeMap<String, (Vec<u8>, Said)> {
     let to_coordinator = [
         CoordinatorMsg::Ready(echo().into()),
         CoordinatorMsg::Failed(StageFailed { node, id, cause, blame }.into()),
-        CoordinatorMsg::Progress(Progress { id, loading: loading() }.into()),
+        CoordinatorMsg::Progress(LoadProgress { id, loading: loading() }.into()),
         CoordinatorMsg::Leaving(leaving.into()),
         CoordinatorMsg::Fetching(fetching.into()),
         CoordinatorMsg::Ways(ways.into()),

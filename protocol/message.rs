@@ -68,9 +68,9 @@ pub enum CoordinatorMsg {
     /// A stage can't be loaded, or is lost.
     Failed(Wire<StageFailed>),
     /// How far loading has come.
-    Progress(Wire<Progress>),
+    Progress(Wire<LoadProgress>),
     /// How far fetching weights has come, for a stage or to keep them ready.
-    Fetching(Wire<Fetching>),
+    Fetching(Wire<FetchProgress>),
     /// What ways to other nodes are like.
     Ways(Wire<Ways>),
     /// The node wants to end: what it holds is to go elsewhere. It waits for
@@ -127,7 +127,7 @@ pub struct Ways {
 
 /// How much of the weights that a node needs has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Fetching {
+pub struct FetchProgress {
     /// Reports of several nodes of one model are told apart by it.
     pub node: NodeId,
     /// News of an older session than the node's newest changes nothing.
@@ -186,14 +186,14 @@ pub struct StageFailed {
 
 /// How far a stage's loading has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode)]
-pub struct Progress {
+pub struct LoadProgress {
     /// With its generation: what is said of an old one is dropped.
     pub id: StageId,
     /// What is done.
     pub loading: Loading,
 }
 
-impl Decode<()> for Progress {
+impl Decode<()> for LoadProgress {
     fn decode<D: Decoder<Context = ()>>(decoder: &mut D) -> Result<Self, DecodeError> {
         Ok(Self { id: Decode::decode(decoder)?, loading: Loading::decode(decoder)? })
     }
@@ -298,8 +298,8 @@ mod tests {
         let id = StageId::default();
         for (fetched_bytes, fetch_bytes) in [(0, 0), (0, 9_000_000), (4_000_000, 9_000_000)] {
             let loading = Loading { fetched_bytes, fetch_bytes, ..Loading::default() };
-            let progress = Progress { id, loading };
-            assert_eq!(codec::decode::<Progress>(&codec::encode(&progress)), Ok(progress));
+            let progress = LoadProgress { id, loading };
+            assert_eq!(codec::decode::<LoadProgress>(&codec::encode(&progress)), Ok(progress));
             let says = loading.to_string().ends_with("of 9 MB fetched");
             assert_eq!(says, fetch_bytes > 0, "{loading}");
         }

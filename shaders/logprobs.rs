@@ -9,9 +9,9 @@ use crate::sample::{self, Params};
 use crate::tensor::Tensor;
 
 /// The compiled kernels: of partitions, and of rows.
-pub struct Logprobs([Kernel; 2], u32);
+pub struct LogprobKernels([Kernel; 2], u32);
 
-impl Logprobs {
+impl LogprobKernels {
     /// Compiles them.
     pub(crate) fn new(gpu: &Gpu, lanes: u32) -> Result<Self, GpuError> {
         let [parts, ..] = sample::sources(lanes);

@@ -27,7 +27,7 @@ pub fn num_words(vocab_size: usize) -> usize {
 }
 
 /// The masks of a step, and the kernels that apply them. Takes no memory before the first mask.
-pub struct Masks {
+pub struct StepMasks {
     kernels: Change,
     vocab_size: usize,
     group_rows: usize,
@@ -46,7 +46,7 @@ struct BoundMasks {
     change: BoundChange,
 }
 
-impl Masks {
+impl StepMasks {
     /// Compiles the kernels.
     ///
     /// * `logits`: [group_rows, vocab_size]
@@ -187,7 +187,7 @@ mod tests {
         for vocab_size in [1, 31, 32, 33, 1757] {
             let logits: Vec<f32> = random.normal(3 * vocab_size);
             let tensor = gpu.upload(&logits).unwrap();
-            let mut masks = Masks::new(&gpu, vocab_size, &tensor).unwrap();
+            let mut masks = StepMasks::new(&gpu, vocab_size, &tensor).unwrap();
             let mut expected = logits.clone();
             // The group is rows 2, 3, 4 of the step, of which 2 and 4 are masked.
             for row in [0, 2, 4] {

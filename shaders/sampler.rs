@@ -19,8 +19,8 @@ use bytemuck::{Pod, Zeroable};
 use crate::error::GpuError;
 use crate::gpu::{Caps, Gpu, Readback};
 use crate::kernel::{KernelSource, Pass};
-use crate::logprobs::{BoundLogprobs, Logprobs};
-use crate::mask::Masks;
+use crate::logprobs::{BoundLogprobs, LogprobKernels};
+use crate::mask::StepMasks;
 use crate::penalize::{self, Adjustment, AdjustmentWords, BoundPenalize, Penalize};
 use crate::sample::{BoundSample, Kind, Sample, work_words};
 use crate::tensor::Tensor;
@@ -135,7 +135,7 @@ pub struct Sampler {
     results: Tensor,
     max_adjustments: usize,
     adjustments: Tensor,
-    masks: Masks,
+    masks: StepMasks,
     // What was copied to the device last; kept, so that a step allocates nothing.
     row_params: Vec<RowParams>,
     adjustment_words: Vec<AdjustmentWords>,
@@ -179,9 +179,9 @@ impl Sampler {
             max_adjustments: MIN_ADJUSTMENTS,
             bound_penalize: penalize.bind(gpu, [&rows, &adjustments, &raw, logits])?,
             bound_sample: Sample::new(gpu, lanes)?.bind(gpu, tensors)?,
-            bound_logprobs: Logprobs::new(gpu, lanes)?.bind(gpu, tensors)?,
+            bound_logprobs: LogprobKernels::new(gpu, lanes)?.bind(gpu, tensors)?,
             penalize,
-            masks: Masks::new(gpu, limits.vocab_size, logits)?,
+            masks: StepMasks::new(gpu, limits.vocab_size, logits)?,
             logits: logits.clone(),
             adjustments,
             row_params: Vec::new(),

@@ -8,12 +8,12 @@ use std::path::Path;
 
 use bytes::Bytes;
 use checkpoint::{Checkpoint, Part, TokenizerSource};
-use coordinator::batch_job::row_plan::{self, Format, RowPlan};
+use coordinator::batch_job::row_plan::{self, RowFormat, RowPlan};
 use coordinator::chat_template::ChatTemplate;
 use coordinator::openai::Style;
 use coordinator::tokenizer::Tokenizer;
 use protocol::config::Http;
-use protocol::message::{Leaving, Progress, StageFailed, Unload};
+use protocol::message::{Leaving, LoadProgress, StageFailed, Unload};
 use protocol::{Config, Frame, NodeReport, StageEcho, StagePlan, codec};
 use rows::Record;
 use tempfile::TempDir;
@@ -58,7 +58,7 @@ fn message(bytes: &[u8]) {
         1 => read!(NodeReport),
         2 => read!(StageEcho),
         3 => read!(StageFailed),
-        4 => read!(Progress),
+        4 => read!(LoadProgress),
         5 => read!(Unload),
         _ => read!(Leaving),
     }
@@ -159,13 +159,13 @@ fn rows(bytes: &[u8]) {
         plan.write(&mut out, cells, "{}").expect("there is memory");
     };
     match plan.format {
-        Format::Jsonl => {
+        RowFormat::Jsonl => {
             let mut records = rows::jsonl::Records::new(file, 256, 0, 0);
             while let Ok(Some(record)) = records.next_row() {
                 ask(record);
             }
         }
-        Format::Csv => {
+        RowFormat::Csv => {
             let Ok(mut records) = rows::csv::Records::open(file, 256) else { return };
             while let Ok(Some(record)) = records.next_row() {
                 ask(record);

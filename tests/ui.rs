@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use coordinator::snapshot::{
-    EventKind, Happened, Node, OpenRequest, Pipeline, Point, Snapshot, Stage, StageTime, StepTime,
+    EventKind, Happened, OpenRequest, Point, ShownNode, ShownPipeline, ShownStage, Snapshot,
+    StageTime, StepTime,
 };
 use serde_json::{Value, json};
 use tests::browser::{Browser, chromium};
@@ -199,7 +200,7 @@ fn tests_are_slow() -> bool {
 /// A snapshot of a cluster that no machine here could hold.
 fn simulated(num_nodes: u32, num_requests: usize, at: u64) -> Snapshot {
     let id = |number: u32| format!("{number:016x}");
-    let nodes = (0..num_nodes).map(|number| Node {
+    let nodes = (0..num_nodes).map(|number| ShownNode {
         node: id(number),
         hostname: format!("gpu-{number}"),
         state: if number % 50 == 7 { "loading" } else { "serving" }.into(),
@@ -210,25 +211,25 @@ fn simulated(num_nodes: u32, num_requests: usize, at: u64) -> Snapshot {
         used_bytes: u64::from(number % 20) << 30,
         rtt_us: Some(200.0 + f64::from(number)),
         holds: vec![[number / 4, number % 4]],
-        ..Node::default()
+        ..ShownNode::default()
     });
-    let stage = |number: u32| Stage {
+    let stage = |number: u32| ShownStage {
         node: id(number),
         hostname: format!("gpu-{number}"),
         layers: [number % 4 * 12, number % 4 * 12 + 12],
         state: "serving".into(),
         memory_bytes: 14 << 30,
         adapter_bytes: 22 << 30,
-        ..Stage::default()
+        ..ShownStage::default()
     };
     let time =
         StageTime { compute_ms: 9.0 + (at % 3) as f64, wait_ms: 1.0, network_ms: 0.5, busy: 0.8 };
-    let pipelines = (0..num_nodes / 4).map(|number| Pipeline {
+    let pipelines = (0..num_nodes / 4).map(|number| ShownPipeline {
         pipeline: number,
         state: "serving".into(),
         stages: (number * 4..number * 4 + 4).map(stage).collect(),
         time: Some(StepTime { step_ms: 44.0, stages: vec![time; 4], ..StepTime::default() }),
-        ..Pipeline::default()
+        ..ShownPipeline::default()
     });
     let requests = (0..num_requests).map(|number| OpenRequest {
         id: format!("{:016x}", number as u64 + at),

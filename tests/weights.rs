@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use checkpoint::{Checkpoint, Part};
-use coordinator::weights::Weights;
+use coordinator::weights::WeightSource;
 use node::cache::Cache;
 use protocol::{Ask, Digest, LayerRange, Manifest, ModelId, StageId, StageIndex, StagePlan, codec};
 use serde_json::{Value, json};
@@ -112,7 +112,7 @@ async fn a_stages_part_of_files_of_every_form_travels_bit_for_bit() {
         let id = ModelId::of(Digest(files.model_digest().unwrap()));
         let folder = folder.path().join(form.to_string());
         std::fs::create_dir(&folder).unwrap();
-        let source = Weights::start(id, &files, 4096, &folder).unwrap();
+        let source = WeightSource::start(id, &files, 4096, &folder).unwrap();
         let manifest = source.give(Ask::Manifest(id)).await.unwrap();
         let manifest: Manifest = codec::decode(&manifest).unwrap();
         let shards = manifest.files.iter().filter(|it| it.name.ends_with(".safetensors"));

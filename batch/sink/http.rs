@@ -16,7 +16,7 @@ const MAX_AWAY: Duration = Duration::from_secs(600);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-pub(super) struct Server {
+pub(super) struct HttpSink {
     url: String,
     writing: Writing,
     /// Rows that wait until they are enough, the number of the first, and that behind the last.
@@ -28,7 +28,7 @@ pub(super) struct Server {
     kept: u64,
 }
 
-impl Server {
+impl HttpSink {
     pub(super) fn open(url: &str, kept: u64, writing: &Writing) -> Result<Self> {
         if url.contains("{id}") {
             ensure!(
@@ -98,7 +98,7 @@ fn escape(text: &str) -> String {
     escaped
 }
 
-impl Sink for Server {
+impl Sink for HttpSink {
     fn write(&mut self, row: u64, cells: Cells) -> Result<()> {
         if self.lines.is_empty() {
             self.first = row;

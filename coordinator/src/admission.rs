@@ -12,7 +12,7 @@ use protocol::NodeId;
 use transport::{Applicant, LOCAL_TOKEN, TokenKey, Verdict};
 
 use crate::store::{Store, StoreError};
-use crate::tokens::Standing;
+use crate::tokens::TokenStanding;
 
 /// Where nodes belong whose token doesn't say.
 pub(crate) const DEFAULT_POOL: &str = "default";
@@ -25,7 +25,7 @@ const MAX_COUNTED: usize = 1024;
 
 /// Why a node may not join.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Refusal {
+pub(crate) enum JoinRefusal {
     /// It proves no token that is known here.
     #[error(
         "a node must prove a join token that is known here: make one with autoglm token create \
@@ -47,7 +47,7 @@ pub(crate) enum Refusal {
         /// The name of the join token.
         token: String,
         /// What it is instead.
-        standing: Standing,
+        standing: TokenStanding,
     },
     /// It would belong elsewhere.
     #[error("the node is to be in pool {wanted}, and {what} is for pool {pool}")]
@@ -74,13 +74,13 @@ pub(crate) enum Refusal {
     Store(#[from] StoreError),
 }
 
-impl Refusal {
+impl JoinRefusal {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::NoToken => "no_token",
             Self::NotHere => "not_here",
-            Self::Token { standing: Standing::Expired, .. } => "expired",
-            Self::Token { standing: Standing::UsedUp, .. } => "used_up",
+            Self::Token { standing: TokenStanding::Expired, .. } => "expired",
+            Self::Token { standing: TokenStanding::UsedUp, .. } => "used_up",
             Self::Token { .. } => "revoked_token",
             Self::OtherPool { .. } => "other_pool",
             Self::Revoked(_) => "revoked_node",
@@ -128,15 +128,15 @@ impl Admission {
         &self,
         applicant: &Applicant,
         now: Timestamp,
-    ) -> Result<String, Refusal> {
+    ) -> Result<String, JoinRefusal> {
         let node = applicant.node;
         if self.store.revoked_nodes().await?.contains(&node) {
-            return Err(Refusal::Revoked(node));
+            return Err(JoinRefusal::Revoked(node));
         }
         let belongs = |what, pool: &str| match &applicant.pool {
             Some(wanted) if wanted != pool => {
                 let (wanted, pool) = (wanted.clone(), pool.to_owned());
-                Err(Refusal::OtherPool { wanted, what, pool })
+                Err(JoinRefusal::OtherPool { wanted, what, pool })
             }
             _ => Ok(pool.to_owned()),
         };
@@ -146,7 +146,7 @@ impl Admission {
         }
         let ip = applicant.addr.ip();
         if !self.failures().may_try(ip, Instant::now()) {
-            return Err(Refusal::TooMany);
+            return Err(JoinRefusal::TooMany);
         }
         let id = applicant.token().unwrap_or_default();
         let token = if id == LOCAL_TOKEN { None } else { self.store.token(id).await? };
@@ -157,16 +157,16 @@ impl Admission {
         // Whoever proves nothing isn't told which tokens there are.
         if !key.is_some_and(|key| applicant.knows(key)) {
             self.failures().note(ip, Instant::now());
-            return Err(Refusal::NoToken);
+            return Err(JoinRefusal::NoToken);
         }
         let connected = || match self.connected.contains_key(&node) && !applicant.is_trial {
             // Whoever knows a token could otherwise take over the prompts of a node that serves.
-            true => Err(Refusal::Connected(node)),
+            true => Err(JoinRefusal::Connected(node)),
             false => Ok(()),
         };
         let Some(token) = token else {
             if !applicant.is_here {
-                return Err(Refusal::NotHere);
+                return Err(JoinRefusal::NotHere);
             }
             connected()?;
             return belongs("join.token", DEFAULT_POOL);
@@ -178,8 +178,8 @@ impl Admission {
             false => self.store.use_token(&token.id, node, &applicant.key, now).await?,
         };
         match standing {
-            Standing::Valid => Ok(pool),
-            standing => Err(Refusal::Token { token: token.id, standing }),
+            TokenStanding::Valid => Ok(pool),
+            standing => Err(JoinRefusal::Token { token: token.id, standing }),
         }
     }
 

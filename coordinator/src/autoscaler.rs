@@ -32,7 +32,7 @@ pub struct Observation {
 
 /// A change of the number of pipelines that are wanted.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Decision {
+pub struct Rescale {
     /// When.
     pub at: Instant,
     /// Pipelines wanted before.
@@ -85,7 +85,7 @@ pub(crate) struct Autoscaler {
     above: Option<Asked>,
     below: Option<Asked>,
     idle_since: Option<Instant>,
-    decisions: VecDeque<Decision>,
+    decisions: VecDeque<Rescale>,
 }
 
 /// Another number was asked for ever since.
@@ -122,16 +122,16 @@ impl Autoscaler {
     }
 
     /// The last decisions, oldest first.
-    pub(crate) fn decisions(&self) -> impl Iterator<Item = &Decision> {
+    pub(crate) fn decisions(&self) -> impl Iterator<Item = &Rescale> {
         self.decisions.iter()
     }
 
     /// Takes in what is seen, and says so if another number of pipelines is wanted from now on.
-    pub(crate) fn decide(&mut self, seen: Observation, now: Instant) -> Option<Decision> {
+    pub(crate) fn decide(&mut self, seen: Observation, now: Instant) -> Option<Rescale> {
         let load = self.average(&seen, now);
         self.idle_since = (seen.num_open == 0).then(|| self.idle_since.unwrap_or(now));
         let (to, cause) = self.another(load, &seen, now)?;
-        let decision = Decision { at: now, from: self.wanted, to, cause, load, seen };
+        let decision = Rescale { at: now, from: self.wanted, to, cause, load, seen };
         self.wanted = to;
         (self.above, self.below) = (None, None);
         self.decisions.push_back(decision);

@@ -47,7 +47,7 @@ use self::blobs::Blobs;
 use self::files::Files;
 use self::journal::{Disk, Journal};
 use self::places::Places;
-use self::records::{BatchJob, Records, State};
+use self::records::{BatchJob, JobState, Records};
 use self::runner::{Cancel, Runner};
 use crate::completion::Completions;
 use crate::keys::{Access, Keys};
@@ -75,7 +75,7 @@ impl fmt::Debug for BatchJobs {
 struct Inner {
     completions: Arc<Completions>,
     keys: Arc<Keys>,
-    config: config::Batch,
+    config: config::Jobs,
     scheduler: config::Scheduler,
     files: Files,
     records: Records,
@@ -125,7 +125,7 @@ impl BatchJobs {
         &self.inner.records
     }
 
-    pub(crate) fn config(&self) -> &config::Batch {
+    pub(crate) fn config(&self) -> &config::Jobs {
         &self.inner.config
     }
 
@@ -148,9 +148,9 @@ impl BatchJobs {
     /// # Errors
     /// When that can't be kept.
     pub(crate) async fn cancel(&self, number: i64) -> Result<bool, StoreError> {
-        let from = &[State::Validating, State::InProgress];
+        let from = &[JobState::Validating, JobState::InProgress];
         let records = &self.inner.records;
-        let is_cancelled = records.advance(number, from, State::Cancelling, None).await?;
+        let is_cancelled = records.advance(number, from, JobState::Cancelling, None).await?;
         if is_cancelled {
             if let Some((_, cancel)) = self.inner.running().get(&number) {
                 cancel.cancel();
@@ -218,7 +218,7 @@ impl BatchJobs {
         while !waiting.is_empty() && self.disk().problem().is_none() {
             let num_of = |tenant: &str| running.values().filter(|(it, _)| it == tenant).count();
             let is_over = |job: &BatchJob| {
-                matches!(job.state, State::Cancelling | State::Finalizing)
+                matches!(job.state, JobState::Cancelling | JobState::Finalizing)
                     || job.expires_s <= now_s()
             };
             let order = |job: &BatchJob| (!is_over(job), num_of(&job.tenant), job.number);

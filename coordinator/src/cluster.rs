@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use protocol::config::Config;
-use protocol::message::{Fetching, Measure, Progress, StageFailed, Ways};
+use protocol::message::{FetchProgress, LoadProgress, Measure, StageFailed, Ways};
 use protocol::{
     Body, Epoch, Frame, LinkSpeed, NodeId, NodeReport, PipelineId, RequestId, SessionId, StageEcho,
     StageId, StagePlan, StageTiming, StepId,
@@ -49,7 +49,7 @@ use crate::model::Model;
 use crate::pipeline::Pipeline;
 use crate::placement::End;
 use crate::queue::{Advanced, Lifted, Queue};
-use crate::request::{Event, Priority, Request, RequestError, SubmitError, Wanted};
+use crate::request::{Event, Priority, Request, RequestError, SubmitError, WantedMasks};
 use crate::trace::PhaseEnded;
 use crate::trust::Trust;
 
@@ -92,7 +92,7 @@ pub enum Input {
     /// A stage can't be loaded, or is lost.
     Failed(StageFailed),
     /// Loading goes on.
-    Progress(Progress),
+    Progress(LoadProgress),
     /// A child process has ended, or couldn't be started again.
     Exited {
         /// Which, while it was one.
@@ -136,7 +136,7 @@ pub enum Input {
     /// A node has measured the ways to others.
     Ways(Ways),
     /// A node gets weights from others.
-    Fetching(Fetching),
+    Fetching(FetchProgress),
     /// A node's host was found to take so many seconds of a step.
     Host(NodeId, f64),
     /// What each further sequence of a step takes of an adapter, as a share of one alone.
@@ -171,7 +171,7 @@ pub enum Action {
     /// Send this frame to the first stage.
     Send(Box<Frame>),
     /// Make these masks and send them in this frame, while nobody waits.
-    Mask(Box<Frame>, Wanted),
+    Mask(Box<Frame>, WantedMasks),
     /// Tell a client.
     Tell(RequestId, Event),
     /// A step has returned.
@@ -238,7 +238,7 @@ pub enum Action {
     /// The load, when it isn't what it was.
     Observed(Observation),
     /// Another number of pipelines is wanted.
-    Scaled(Box<autoscaler::Decision>),
+    Scaled(Box<autoscaler::Rescale>),
     /// Another number of nodes is wanted, or there, or other ones could go.
     Staff(Staffing),
     /// Nodes or pipelines have changed.

@@ -11,7 +11,7 @@ mod sources;
 use std::time::{Duration, Instant};
 
 use protocol::config::{Config, RunAhead};
-use protocol::message::{Loading, Progress, StageFailed};
+use protocol::message::{LoadProgress, Loading, StageFailed};
 use protocol::{
     AdapterReport, Blame, Body, Digest, Failed, Frame, ModelId, NodeId, NodeReport, PipelineId,
     SessionId, StageEcho, StageId, StageIndex, StagePlan, StepId,
@@ -363,7 +363,7 @@ fn a_load_goes_on_as_long_as_bytes_or_kernels_come() {
     for (number, loading) in (1..).zip(files.chain(bytes).chain(kernels)) {
         // Slow, and never still for as long as it may be.
         test.wait(Duration::from_secs(100));
-        test.handle(Input::Progress(Progress { id, loading }));
+        test.handle(Input::Progress(LoadProgress { id, loading }));
         let said = test.cluster.status().waiting_for;
         if let Some((_, expected)) = expect.iter().find(|(at, _)| *at == number) {
             assert!(said.ends_with(&format!("stage 1: {expected}")), "{said}");
@@ -376,7 +376,7 @@ fn a_load_goes_on_as_long_as_bytes_or_kernels_come() {
     for _ in 0..2 {
         test.wait(Duration::from_secs(61));
         let loading = Loading { num_compiled: 37, ..loaded };
-        test.handle(Input::Progress(Progress { id, loading }));
+        test.handle(Input::Progress(LoadProgress { id, loading }));
     }
     assert!(test.cluster.status().waiting_for.contains("load_timeout_ms"));
 }

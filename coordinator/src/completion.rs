@@ -21,7 +21,7 @@ use self::ending::Ending;
 use self::parsing::MAX_QUICK_BYTES;
 pub(crate) use self::parsing::Parsing;
 use crate::chat_template::ChatTemplate;
-use crate::durable::{Durables, Kept, Log, now_ms};
+use crate::durable::{Durables, KeptRequest, Log, now_ms};
 use crate::engine::Engine;
 use crate::events::{Events, Heard};
 use crate::keys::{Access, Reserved};
@@ -201,7 +201,7 @@ impl Asked {
             [request] if parsed.options.durable => {
                 let left = request.deadline.map(|it| it.saturating_duration_since(Instant::now()));
                 let deadline_ms = left.map(|left| now_ms() + left.as_millis() as i64);
-                let kept = Kept::new((style, &body), &answer, request, deadline_ms);
+                let kept = KeptRequest::new((style, &body), &answer, request, deadline_ms);
                 Some(completions.durables.begin(kept, parsed.clone()).await?)
             }
             _ => None,

@@ -14,7 +14,7 @@ use hyper::Method;
 use protocol::config::Config;
 use protocol::{Address, Finding, Findings};
 use serde_json::Value;
-use transport::doctor::machine::{self, Protocol};
+use transport::doctor::machine::{self, PortProtocol};
 use transport::doctor::reach::{Link, judge_link};
 
 use crate::asking::Server;
@@ -99,8 +99,9 @@ impl Arguments {
                 here = Some((config.coordinator.cluster_addr, data_dir));
             } else {
                 let coordinator = &config.coordinator;
-                findings.push(port(&coordinator.cluster_addr, Protocol::Udp, "--cluster").await);
-                findings.push(port(&config.http.addr, Protocol::Tcp, "--http").await);
+                findings
+                    .push(port(&coordinator.cluster_addr, PortProtocol::Udp, "--cluster").await);
+                findings.push(port(&config.http.addr, PortProtocol::Tcp, "--http").await);
             }
         }
         for found in judge_node(self.ask_node(here).await) {
@@ -199,7 +200,7 @@ fn of_model(path: &Path) -> Option<Finding> {
 }
 
 /// Whether something can listen at the address of this flag.
-async fn port(addr: &Address, protocol: Protocol, flag: &str) -> Finding {
+async fn port(addr: &Address, protocol: PortProtocol, flag: &str) -> Finding {
     match transport::resolve(addr).await {
         Ok(found) => {
             let seen = machine::look_at_port(found[0], protocol);

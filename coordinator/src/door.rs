@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::sessions::{Probe, Sessions};
 use crate::stages::Stages;
 use crate::store::Store;
-use crate::weights::Weights;
+use crate::weights::WeightSource;
 
 /// How often it is looked whether the list of revoked nodes may have changed: a command writes it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -41,7 +41,7 @@ pub(crate) struct Door {
     pub coordinator: ActorRef<Msg>,
     pub stages: Arc<Stages>,
     /// What nodes get of the model.
-    pub weights: Arc<Weights>,
+    pub weights: Arc<WeightSource>,
     /// Of the nodes that have come in.
     pub sessions: Arc<Sessions>,
     pub metrics: Arc<Metrics>,

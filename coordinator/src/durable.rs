@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use transport::ticks;
 
 pub(crate) use self::log::{Log, Next};
-pub(crate) use self::record::{Kept, Record};
+pub(crate) use self::record::{KeptRequest, Record};
 use self::rows::{Done, Row};
 use crate::completion::Completions;
 use crate::openai::{ApiError, Parsed};
@@ -81,7 +81,11 @@ impl Durables {
     ///
     /// # Errors
     /// When there is no place for it, or it can't be written.
-    pub(crate) async fn begin(&self, kept: Kept, parsed: Parsed) -> Result<Arc<Log>, ApiError> {
+    pub(crate) async fn begin(
+        &self,
+        kept: KeptRequest,
+        parsed: Parsed,
+    ) -> Result<Arc<Log>, ApiError> {
         let max = self.0.as_ref().map_or(0, |shared| shared.config.max_requests);
         let Some(shared) = self.0.as_ref().filter(|_| max > 0) else {
             let message = "durable: answers aren't kept by this server (durable.max_requests = 0)";
@@ -291,7 +295,7 @@ impl Shared {
         let Some((asked, parts)) = row.map_err(|cause| unread(cause.to_string()))? else {
             return Ok(None);
         };
-        let kept = Kept::read(&asked).map_err(|cause| unread(cause.to_string()))?;
+        let kept = KeptRequest::read(&asked).map_err(|cause| unread(cause.to_string()))?;
         let mut records = Vec::new();
         for part in parts {
             records.extend(record::read(&part).map_err(|cause| unread(cause.to_string()))?);

@@ -43,7 +43,7 @@ impl Door {
     /// A token, as the command makes it, that is good for so long.
     async fn token(&self, pool: &str, max_uses: u32, life: SignedDuration) -> Token {
         let (token, now) = (Token::new(&self.authority).unwrap(), Timestamp::now());
-        let kept = tokens::Token {
+        let kept = tokens::TokenRecord {
             id: token.id().to_owned(),
             name: token.id().to_owned(),
             pool: pool.to_owned(),

@@ -13,7 +13,7 @@ mod quota;
 mod ring;
 
 pub(crate) use quota::{Limits, OverQuota};
-pub(crate) use ring::{Access, Keys, Open, Refusal, Reserved};
+pub(crate) use ring::{Access, KeyRefusal, Keys, Open, Reserved};
 
 use std::fmt;
 
@@ -94,14 +94,14 @@ fn highest() -> Priority {
 
 /// What a key is at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum KeyStanding {
     Valid,
     /// Its time is over.
     Expired,
     Revoked,
 }
 
-impl Standing {
+impl KeyStanding {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Valid => "valid",
@@ -113,13 +113,13 @@ impl Standing {
 
 impl Key {
     /// Whether it is good.
-    pub(crate) fn standing(&self, now: Timestamp) -> Standing {
+    pub(crate) fn standing(&self, now: Timestamp) -> KeyStanding {
         if self.revoked.is_some() {
-            Standing::Revoked
+            KeyStanding::Revoked
         } else if self.expires.is_some_and(|expires| expires <= now) {
-            Standing::Expired
+            KeyStanding::Expired
         } else {
-            Standing::Valid
+            KeyStanding::Valid
         }
     }
 
@@ -270,12 +270,12 @@ pub(crate) mod tests {
     fn a_key_is_good_until_it_expires_or_is_revoked() {
         let second = Timestamp::from_second;
         let mut key = key("x", "sk-x");
-        assert_eq!(key.standing(second(5).unwrap()), Standing::Valid);
+        assert_eq!(key.standing(second(5).unwrap()), KeyStanding::Valid);
         key.expires = Some(second(9).unwrap());
-        assert_eq!(key.standing(second(8).unwrap()), Standing::Valid);
-        assert_eq!(key.standing(second(9).unwrap()), Standing::Expired);
+        assert_eq!(key.standing(second(8).unwrap()), KeyStanding::Valid);
+        assert_eq!(key.standing(second(9).unwrap()), KeyStanding::Expired);
         key.revoked = Some(second(7).unwrap());
-        assert_eq!(key.standing(second(6).unwrap()), Standing::Revoked);
+        assert_eq!(key.standing(second(6).unwrap()), KeyStanding::Revoked);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use protocol::config::Quantize;
-use protocol::message::Fetching;
+use protocol::message::FetchProgress;
 use protocol::{
     Digest, HeldParts, ModelId, NodeId, NodeReport, Peer, Speed, StagePlan, StageTiming,
 };
@@ -43,7 +43,7 @@ pub(crate) struct Known {
     pub(crate) links: Links,
     held: HashMap<Adapter, Vec<bool>>,
     // What nodes get from others now.
-    fetching: HashMap<NodeId, Fetching>,
+    fetching: HashMap<NodeId, FetchProgress>,
     slowness: HashMap<Adapter, Slowness>,
     // Seconds that a node's host takes of a step.
     hosts: HashMap<NodeId, Mean>,
@@ -341,7 +341,7 @@ impl Known {
     }
 
     /// A node gets weights from others, or has got them.
-    pub(crate) fn fetches(&mut self, fetching: Fetching) {
+    pub(crate) fn fetches(&mut self, fetching: FetchProgress) {
         match fetching.of_bytes {
             0 => self.fetching.remove(&fetching.node),
             _ => self.fetching.insert(fetching.node, fetching),
@@ -349,7 +349,7 @@ impl Known {
     }
 
     /// What a node gets from others now, if anything.
-    pub(crate) fn fetching(&self, node: NodeId) -> Option<Fetching> {
+    pub(crate) fn fetching(&self, node: NodeId) -> Option<FetchProgress> {
         self.fetching.get(&node).copied()
     }
 

@@ -136,7 +136,7 @@ pub struct Update {
 
 /// How full a lane is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
+pub struct LaneLoad {
     /// Sequences that run.
     pub num_running: usize,
     /// Blocks held by running sequences.
@@ -399,8 +399,8 @@ impl Lane {
     }
 
     /// How full it is.
-    pub fn load(&self) -> Load {
-        Load {
+    pub fn load(&self) -> LaneLoad {
+        LaneLoad {
             num_running: self.running.len(),
             num_used_blocks: self.blocks.num_blocks() - self.blocks.num_free(),
             num_blocks: self.blocks.num_blocks(),

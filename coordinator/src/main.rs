@@ -10,7 +10,7 @@ use coordinator::operator::{self, Show};
 use coordinator::serve::{self, Misconfigured};
 use coordinator::{batch_job, data_dir, doctor, explain, hand_over, keys, plan, tokens, top};
 use protocol::config::{
-    Config, Extent, GenerationConfig, KvCacheDtype, LogFormat, MetricsCompat, Quantize,
+    Config, CountRange, GenerationConfig, KvCacheDtype, LogFormat, MetricsCompat, Quantize,
 };
 use protocol::{Address, OLDEST_WIRE_VERSION, WIRE_VERSION};
 use telemetry::{Service, Tracer};
@@ -86,14 +86,14 @@ struct ServeArguments {
     /// Node processes to run on this machine; of a range, as many as the pipelines need [default:
     /// none, wait for nodes to join].
     #[arg(long, value_name = "N|MIN..MAX")]
-    local_nodes: Option<Extent>,
+    local_nodes: Option<CountRange>,
     /// Stages of the pipeline [default: 0, one on each adapter].
     #[arg(long, value_name = "N")]
     stages: Option<u32>,
     /// Pipelines of the model, where there are nodes for them; of a range, as many as the load
     /// needs; 0: placement decides [default: 1].
     #[arg(long, value_name = "N|MIN..MAX")]
-    pipelines: Option<Extent>,
+    pipelines: Option<CountRange>,
     /// Where the API listens [default: 127.0.0.1:8000].
     #[arg(long, value_name = "HOST:PORT")]
     http: Option<Address>,

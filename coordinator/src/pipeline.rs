@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use protocol::config::{Config, RunAhead};
-use protocol::message::{Loading, Progress};
+use protocol::message::{LoadProgress, Loading};
 use protocol::{
     Body, Epoch, Frame, Masks, ModelId, NodeId, NodeReport, PipelineId, StageEcho, StageId,
     StageIndex, StageLimits, StagePlan, Step,
@@ -203,7 +203,7 @@ impl Pipeline {
 
     /// Takes in what a stage says of its loading: whether anything of it is new. Only then it is
     /// alive.
-    pub(crate) fn has_moved(&mut self, progress: &Progress, now: Instant) -> bool {
+    pub(crate) fn has_moved(&mut self, progress: &LoadProgress, now: Instant) -> bool {
         let stage = self.stages.get_mut(progress.id.stage.index());
         let Some(stage) = stage.filter(|stage| stage.echo.is_none()) else {
             return false;

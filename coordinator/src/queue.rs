@@ -67,7 +67,7 @@ pub struct Queue {
 
 /// Where somebody stands who waits.
 #[derive(Debug)]
-pub(crate) struct Place<'a> {
+pub(crate) struct QueuePlace<'a> {
     pub sequence: &'a Sequence,
     pub since: Instant,
     /// The priority that it has by now.
@@ -321,7 +321,7 @@ impl Queue {
     }
 
     /// Where what waits of a request stands, and how long it has.
-    pub(crate) fn places(&self, request: RequestId) -> impl Iterator<Item = Place<'_>> {
+    pub(crate) fn places(&self, request: RequestId) -> impl Iterator<Item = QueuePlace<'_>> {
         self.of(request).map(|ticket| self.place(&self.waiting[&ticket]))
     }
 
@@ -330,7 +330,7 @@ impl Queue {
         self.of(request).count()
     }
 
-    fn place<'a>(&'a self, waiting: &'a Waiting) -> Place<'a> {
+    fn place<'a>(&'a self, waiting: &'a Waiting) -> QueuePlace<'a> {
         let Waiting { sequence, since, level, key, .. } = waiting;
         let num_at = |level: &Level| level.tenants.values().map(BTreeSet::len).sum::<usize>();
         let higher = self.levels[level.index() + 1..].iter().map(num_at).sum::<usize>();
@@ -339,7 +339,7 @@ impl Queue {
         let before = own.order.iter().map(|(_, it)| it).take_while(|it| *it != tenant);
         let others = before.map(|it| own.tenants[it].len()).sum::<usize>();
         let num_before = higher + others + own.tenants[tenant].range(..key).count();
-        Place { sequence, since: *since, level: *level, num_before }
+        QueuePlace { sequence, since: *since, level: *level, num_before }
     }
 
     /// Requests of which something waits.

@@ -15,7 +15,7 @@ use protocol::{NodeId, PipelineId, config};
 use self::parts::Parts;
 pub(crate) use self::spread::Spread;
 use crate::lane::Prefix;
-use crate::metrics::{StepReport, Ways};
+use crate::metrics::{StepReport, StepWays};
 use crate::snapshot::{EventKind, Happened, Point, StepTime};
 
 /// The curves, the time line, and the newest steps.
@@ -139,7 +139,7 @@ impl Recent {
     }
 
     /// A step of a pipeline has returned.
-    pub(crate) fn step(&mut self, step: &StepReport<'_>, ways: Option<&Ways>) {
+    pub(crate) fn step(&mut self, step: &StepReport<'_>, ways: Option<&StepWays>) {
         self.open.point.steps += 1;
         self.open.point.computed_tokens += step.num_tokens as u64;
         self.pipelines.entry(step.pipeline).or_default().step(step, ways);

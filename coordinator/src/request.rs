@@ -64,7 +64,7 @@ pub type Tenant = Arc<str>;
 /// All that the core knows of an answer's text: tokens go in, what may be shown comes out.
 pub trait AnswerText: fmt::Debug + Send + Sync {
     /// The next token.
-    fn push(&mut self, token: TokenId) -> Piece;
+    fn push(&mut self, token: TokenId) -> TokenText;
     /// What was held back, once the answer ends for another reason than a stop string.
     fn finish(&mut self) -> String;
     /// A copy.
@@ -79,7 +79,7 @@ impl Clone for Box<dyn AnswerText> {
 
 /// What a token brings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Piece {
+pub struct TokenText {
     /// Text that may be shown.
     pub text: String,
     /// The number of the stop string that has appeared: the answer ends before it.
@@ -114,9 +114,9 @@ pub trait NextTokens: fmt::Debug + Send + Sync {
 
 /// The masks of a step, which are yet to be made: where, and for which of its slices.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted(pub Vec<(usize, Arc<dyn NextTokens>)>);
+pub struct WantedMasks(pub Vec<(usize, Arc<dyn NextTokens>)>);
 
-impl PartialEq for Wanted {
+impl PartialEq for WantedMasks {
     fn eq(&self, other: &Self) -> bool {
         self.0.iter().map(|(slice, _)| slice).eq(other.0.iter().map(|(slice, _)| slice))
     }

@@ -37,7 +37,7 @@ use crate::status::Status;
 use crate::store::Store;
 use crate::tokenizer::Tokenizer;
 use crate::tokens::command::CLUSTER_ADDR;
-use crate::weights::Weights;
+use crate::weights::WeightSource;
 use crate::{duty, model, placed, scaling, start_number};
 
 /// What those get who are to hear of the end.
@@ -190,7 +190,7 @@ async fn start(
     let data_dir = DataDir::open(config)?;
     let start = start_number::next(&data_dir.path)?;
     let piece_bytes = config.transport.piece_bytes;
-    let weights = Arc::new(Weights::start(described.id, &files, piece_bytes, &data_dir.path)?);
+    let weights = Arc::new(WeightSource::start(described.id, &files, piece_bytes, &data_dir.path)?);
     let configured = &config.coordinator.cluster_addr;
     let found = transport::resolve(configured).await.context("--cluster")?;
     // One of a host's addresses has to do: children and neighbours are told of it.

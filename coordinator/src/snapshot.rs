@@ -13,7 +13,7 @@ const REQUESTS: usize = 200;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct SnapshotQuery {
     /// Open requests, at most.
     pub num_requests: usize,
     /// Whether those that came last are shown; otherwise those that are open for longest.
@@ -22,7 +22,7 @@ pub struct Wanted {
     pub seen: crate::recent::Seen,
 }
 
-impl Default for Wanted {
+impl Default for SnapshotQuery {
     fn default() -> Self {
         Self { num_requests: REQUESTS, newest: false, seen: Default::default() }
     }
@@ -51,10 +51,10 @@ pub struct Snapshot {
     /// How full the cluster is.
     pub load: Fill,
     /// Serving or loading.
-    pub pipelines: Vec<Pipeline>,
+    pub pipelines: Vec<ShownPipeline>,
     /// Those that are here, those that were just lost, and those of which an operator has said
     /// something; lost ones first.
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<ShownNode>,
     /// What waits, by priority and tenant.
     pub queue: Vec<Group>,
     /// Groups of the queue that aren't shown.
@@ -64,9 +64,9 @@ pub struct Snapshot {
     /// Requests that have not ended, those that aren't shown among them.
     pub num_requests: usize,
     /// Batch jobs: those that are open, and the newest others.
-    pub jobs: Vec<Job>,
+    pub jobs: Vec<ShownJob>,
     /// What the autoscaler wants, where there is one.
-    pub scaling: Option<Scaling>,
+    pub scaling: Option<ShownScaling>,
     /// Milliseconds between two points.
     pub interval_ms: u64,
     /// The last hour, oldest first; the last point is under way.
@@ -117,7 +117,7 @@ pub struct Fill {
 /// A pipeline that serves, loads or is given up.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
-pub struct Pipeline {
+pub struct ShownPipeline {
     /// Its number, as in logs and metrics.
     pub pipeline: u32,
     /// `serving`, `loading`, `linking` or `draining`.
@@ -125,7 +125,7 @@ pub struct Pipeline {
     /// How full it is.
     pub load: Fill,
     /// Its stages, in order.
-    pub stages: Vec<Stage>,
+    pub stages: Vec<ShownStage>,
     /// How its steps spend their time, once there were some.
     pub time: Option<StepTime>,
     /// Milliseconds of a token of one sequence, as they were expected.
@@ -137,7 +137,7 @@ pub struct Pipeline {
 /// Consecutive layers on one adapter.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
-pub struct Stage {
+pub struct ShownStage {
     /// The id of its node.
     pub node: String,
     /// That machine's name.
@@ -191,7 +191,7 @@ pub struct StageTime {
 /// A node, here or gone.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
-pub struct Node {
+pub struct ShownNode {
     /// Its id.
     pub node: String,
     /// Its machine's name.
@@ -274,7 +274,7 @@ pub struct OpenRequest {
 /// A batch job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
-pub struct Job {
+pub struct ShownJob {
     /// Its name in the API.
     pub id: String,
     /// Whose it is.
@@ -300,7 +300,7 @@ pub struct Job {
 /// What the autoscaler wants.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
-pub struct Scaling {
+pub struct ShownScaling {
     /// Pipelines.
     pub wanted: usize,
     /// Pipelines at least.

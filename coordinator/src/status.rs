@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use protocol::message::Fetching;
+use protocol::message::FetchProgress;
 use protocol::{
     BLOCK_TOKENS, Digest, LayerRange, LinkSpeed, NodeId, PipelineId, Speed, StageIndex,
 };
 
 use crate::placement::predict::{CacheRoom, Prediction};
 
-use crate::autoscaler::Decision;
+use crate::autoscaler::Rescale;
 use crate::duty::Duty;
 
 /// Nodes and pipelines.
@@ -62,7 +62,7 @@ pub struct ScalingStatus {
     /// Whether there is no pipeline until somebody asks for something.
     pub is_asleep: bool,
     /// Its last decisions, oldest first.
-    pub decisions: Vec<Decision>,
+    pub decisions: Vec<Rescale>,
 }
 
 /// A node that has joined.
@@ -100,7 +100,7 @@ pub struct NodeStatus {
     /// The ways between it and other nodes, as far as they were measured.
     pub links: Vec<(NodeId, LinkSpeed)>,
     /// What it gets of a model's weights from others, while it does.
-    pub fetching: Option<Fetching>,
+    pub fetching: Option<FetchProgress>,
     /// Why nothing is placed on it, where that is so and neither a quarantine nor its duty says it.
     pub left_out: Option<String>,
 }

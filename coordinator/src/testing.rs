@@ -16,7 +16,7 @@ use crate::actor::Msg;
 use crate::lane::{self, Capacity, Lane, Scheduled, Told, Update};
 use crate::queue::Queue;
 use crate::request::{
-    AnswerText, Constraint, Event, FinishReason, Going, NextTokens, Piece, Priority, Request,
+    AnswerText, Constraint, Event, FinishReason, Going, NextTokens, Priority, Request, TokenText,
 };
 use crate::trace::RequestTrace;
 
@@ -71,8 +71,8 @@ impl Constraint for Anything {
 pub(crate) struct NoText;
 
 impl AnswerText for NoText {
-    fn push(&mut self, _token: TokenId) -> Piece {
-        Piece::default()
+    fn push(&mut self, _token: TokenId) -> TokenText {
+        TokenText::default()
     }
 
     fn finish(&mut self) -> String {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use protocol::TokenId;
 
-use crate::request::{AnswerText, Piece};
+use crate::request::{AnswerText, TokenText};
 use crate::tokenizer::Tokenizer;
 
 /// Turns tokens into text that may be shown. Pure.
@@ -55,13 +55,13 @@ impl TextStream {
     }
 
     /// The next token.
-    pub fn push(&mut self, token: TokenId) -> Piece {
+    pub fn push(&mut self, token: TokenId) -> TokenText {
         if self.is_finished {
-            return Piece { text: String::new(), stopped: self.stopped };
+            return TokenText { text: String::new(), stopped: self.stopped };
         }
         // It changes nothing about the text, and would only make the window longer.
         if self.tokenizer.is_hidden(token) {
-            return Piece::default();
+            return TokenText::default();
         }
         self.window.push(token);
         let text = self.decode_new();
@@ -110,7 +110,7 @@ impl TextStream {
         self.tokenizer.decode_after(before, new)
     }
 
-    fn show(&mut self, new: &str) -> Piece {
+    fn show(&mut self, new: &str) -> TokenText {
         self.held.push_str(new);
         let stops = (0..).zip(&*self.stop).filter(|(_, stop)| !stop.is_empty());
         let found = stops.filter_map(|(number, stop)| Some((self.held.find(stop)?, number))).min();
@@ -118,7 +118,7 @@ impl TextStream {
             (self.stopped, self.is_finished) = (Some(number), true);
             let mut text = std::mem::take(&mut self.held);
             text.truncate(at);
-            return Piece { text, stopped: self.stopped };
+            return TokenText { text, stopped: self.stopped };
         }
         let begins_stop = |at: &usize| {
             let tail = &self.held[*at..];
@@ -134,12 +134,12 @@ impl TextStream {
             .find(begins_stop)
             .unwrap_or(self.held.len());
         let held = self.held.split_off(keep);
-        Piece { text: std::mem::replace(&mut self.held, held), stopped: None }
+        TokenText { text: std::mem::replace(&mut self.held, held), stopped: None }
     }
 }
 
 impl AnswerText for TextStream {
-    fn push(&mut self, token: TokenId) -> Piece {
+    fn push(&mut self, token: TokenId) -> TokenText {
         Self::push(self, token)
     }
 

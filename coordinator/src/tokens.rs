@@ -15,7 +15,7 @@ use transport::TokenKey;
 use crate::store::{Store, StoreError};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Token {
+pub(crate) struct TokenRecord {
     /// What a proof names it by.
     pub id: String,
     /// What people call it.
@@ -37,7 +37,7 @@ pub(crate) struct Token {
 
 /// Whether a token is good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum TokenStanding {
     Valid,
     /// Its time is over.
     Expired,
@@ -46,7 +46,7 @@ pub(crate) enum Standing {
     Revoked,
 }
 
-impl Standing {
+impl TokenStanding {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Valid => "valid",
@@ -57,17 +57,17 @@ impl Standing {
     }
 }
 
-impl Token {
+impl TokenRecord {
     /// Whether it is good.
-    pub(crate) fn standing(&self, now: Timestamp) -> Standing {
+    pub(crate) fn standing(&self, now: Timestamp) -> TokenStanding {
         if self.revoked.is_some() {
-            Standing::Revoked
+            TokenStanding::Revoked
         } else if now >= self.expires {
-            Standing::Expired
+            TokenStanding::Expired
         } else if self.num_uses >= self.max_uses {
-            Standing::UsedUp
+            TokenStanding::UsedUp
         } else {
-            Standing::Valid
+            TokenStanding::Valid
         }
     }
 
@@ -98,7 +98,7 @@ impl Store {
     ///
     /// # Errors
     /// When it can't be written.
-    pub(crate) async fn add_token(&self, token: Token) -> Result<(), StoreError> {
+    pub(crate) async fn add_token(&self, token: TokenRecord) -> Result<(), StoreError> {
         self.write(move |database| {
             Box::pin(async move {
                 sqlx::query(
@@ -124,13 +124,13 @@ impl Store {
     ///
     /// # Errors
     /// When they can't be read.
-    pub(crate) async fn tokens(&self) -> Result<Vec<Token>, StoreError> {
+    pub(crate) async fn tokens(&self) -> Result<Vec<TokenRecord>, StoreError> {
         let query = sqlx::query(
             "SELECT *, (SELECT count(*) FROM token_uses WHERE token = id) AS num_uses
              FROM tokens ORDER BY created_ms, id",
         );
         let rows = query.fetch_all(self.reader()).await?;
-        Ok(rows.iter().map(Token::read).collect::<Result<_, _>>()?)
+        Ok(rows.iter().map(TokenRecord::read).collect::<Result<_, _>>()?)
     }
 
     /// The token of this name, or whose id this is, is good no longer. How many there were.
@@ -159,7 +159,7 @@ impl Store {
     ///
     /// # Errors
     /// When it can't be read.
-    pub(crate) async fn token(&self, id: &str) -> Result<Option<Token>, StoreError> {
+    pub(crate) async fn token(&self, id: &str) -> Result<Option<TokenRecord>, StoreError> {
         let mut reader = self.reader().acquire().await?;
         Ok(find(&mut reader, id).await?)
     }
@@ -175,22 +175,24 @@ impl Store {
         node: NodeId,
         node_key: &[u8],
         now: Timestamp,
-    ) -> Result<Standing, StoreError> {
+    ) -> Result<TokenStanding, StoreError> {
         let (id, node_key) = (id.to_owned(), node_key.to_owned());
         let node = node.0.cast_signed();
         self.write(move |database| {
             Box::pin(async move {
-                let Some(token) = find(database, &id).await? else { return Ok(Standing::Revoked) };
+                let Some(token) = find(database, &id).await? else {
+                    return Ok(TokenStanding::Revoked);
+                };
                 let standing = token.standing(now);
                 let used = sqlx::query(
                     "SELECT 1 FROM token_uses WHERE token = ? AND node = ? AND node_key = ?",
                 );
                 let used = used.bind(&id).bind(node).bind(&node_key);
                 let has_used = used.fetch_optional(&mut *database).await?.is_some();
-                if has_used && standing == Standing::UsedUp {
-                    return Ok(Standing::Valid);
+                if has_used && standing == TokenStanding::UsedUp {
+                    return Ok(TokenStanding::Valid);
                 }
-                if standing == Standing::Valid && !has_used {
+                if standing == TokenStanding::Valid && !has_used {
                     sqlx::query("INSERT INTO token_uses VALUES (?, ?, ?, ?)")
                         .bind(&id)
                         .bind(node)
@@ -235,12 +237,15 @@ impl Store {
     }
 }
 
-async fn find(database: &mut SqliteConnection, id: &str) -> Result<Option<Token>, sqlx::Error> {
+async fn find(
+    database: &mut SqliteConnection,
+    id: &str,
+) -> Result<Option<TokenRecord>, sqlx::Error> {
     let query = sqlx::query(
         "SELECT *, (SELECT count(*) FROM token_uses WHERE token = id) AS num_uses
          FROM tokens WHERE id = ?",
     );
-    query.bind(id).fetch_optional(database).await?.as_ref().map(Token::read).transpose()
+    query.bind(id).fetch_optional(database).await?.as_ref().map(TokenRecord::read).transpose()
 }
 
 #[cfg(test)]
@@ -256,7 +261,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).await.unwrap();
         let now = Timestamp::from_millisecond(1_700_000_000_000).unwrap();
-        let token = Token {
+        let token = TokenRecord {
             id: "abcdef".into(),
             name: "rack 1".into(),
             pool: "gpu-a".into(),
@@ -273,25 +278,28 @@ mod tests {
             store.use_token("abcdef", NodeId(node), key, now).await.unwrap()
         };
         for (node, key, expected) in [
-            (1, b"one", Standing::Valid),
-            (1, b"one", Standing::Valid),
-            (u64::MAX, b"two", Standing::Valid),
-            (1, b"one", Standing::Valid),
+            (1, b"one", TokenStanding::Valid),
+            (1, b"one", TokenStanding::Valid),
+            (u64::MAX, b"two", TokenStanding::Valid),
+            (1, b"one", TokenStanding::Valid),
             // The same name with another key is another node.
-            (1, b"new", Standing::UsedUp),
-            (3, b"one", Standing::UsedUp),
+            (1, b"new", TokenStanding::UsedUp),
+            (3, b"one", TokenStanding::UsedUp),
         ] {
             assert_eq!(by(&store, node, key, now).await, expected, "{node} {key:?}");
         }
         assert_eq!(store.token("abcdef").await.unwrap().unwrap().num_uses, 2);
         // It is on the disk.
         let store = Store::open(dir.path()).await.unwrap();
-        assert_eq!(by(&store, 4, b"any", now).await, Standing::UsedUp);
-        assert_eq!(by(&store, 1, b"one", now + 15.minutes()).await, Standing::Expired);
+        assert_eq!(by(&store, 4, b"any", now).await, TokenStanding::UsedUp);
+        assert_eq!(by(&store, 1, b"one", now + 15.minutes()).await, TokenStanding::Expired);
         assert_eq!(store.revoke_token("nobody".into(), now).await.unwrap(), 0);
         assert_eq!(store.revoke_token("rack 1".into(), now).await.unwrap(), 1);
-        assert_eq!(by(&store, 1, b"one", now).await, Standing::Revoked);
-        assert_eq!(store.use_token("other", NodeId(1), b"", now).await.unwrap(), Standing::Revoked);
+        assert_eq!(by(&store, 1, b"one", now).await, TokenStanding::Revoked);
+        assert_eq!(
+            store.use_token("other", NodeId(1), b"", now).await.unwrap(),
+            TokenStanding::Revoked
+        );
 
         store.revoke_node(NodeId(u64::MAX), now).await.unwrap();
         store.revoke_node(NodeId(u64::MAX), now).await.unwrap();

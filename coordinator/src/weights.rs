@@ -21,7 +21,7 @@ const MAX_THREADS: usize = 8;
 
 /// What is given out.
 #[derive(Debug)]
-pub struct Weights {
+pub struct WeightSource {
     model: ModelId,
     // None while it is made; then it, or why there is none.
     manifest: watch::Receiver<Option<Result<Arc<Served>, String>>>,
@@ -34,7 +34,7 @@ struct Served {
     files: Vec<File>,
 }
 
-impl Weights {
+impl WeightSource {
     /// Begins to hash what isn't known from an earlier start, by what `dir` holds.
     pub fn start(model: ModelId, files: &Checkpoint, piece_bytes: u32, dir: &Path) -> Result<Self> {
         let outline = Outline::of(files, piece_bytes)?;
@@ -57,7 +57,7 @@ impl Weights {
     }
 }
 
-impl PieceSource for Weights {
+impl PieceSource for WeightSource {
     async fn give(&self, ask: Ask) -> Result<Bytes, String> {
         let (Ask::Manifest(model) | Ask::Piece(model, ..) | Ask::Held(model)) = ask;
         if model != self.model {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::message::{
-    COORDINATOR_GROUP, CoordinatorMsg, Loading, NODE_GROUP, NodeMsg, Progress, Sources,
+    COORDINATOR_GROUP, CoordinatorMsg, LoadProgress, Loading, NODE_GROUP, NodeMsg, Sources,
     StageFailed, Unload, Ways, Wire,
 };
 use protocol::{Blame, HeldParts, NodeReport, StageEcho, StageId, StagePlan};
@@ -24,7 +24,7 @@ use crate::fetch::Given;
 use crate::links::{Arrived, Inlet, Links};
 use crate::progress::{Bar, FetchReport, PROGRESS_INTERVAL};
 use crate::stage::Held;
-use crate::weights::Weights;
+use crate::weights::WeightStore;
 
 /// How long a stage that ends tries to say why.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(100);
@@ -44,7 +44,7 @@ pub(crate) struct Node {
     /// One for each adapter of the report.
     pub devices: Vec<DeviceThread>,
     pub links: Arc<Links>,
-    pub weights: Arc<Weights>,
+    pub weights: Arc<WeightStore>,
     /// Where spans of traced steps go.
     pub tracer: Tracer,
     /// Hears that the node holds nothing any more, and may go.
@@ -219,7 +219,7 @@ pub(crate) enum StageMsg {
 }
 
 /// What a stage's actor changes.
-pub(crate) struct StageState {
+pub(crate) struct StageActorState {
     node: Arc<Node>,
     plan: Arc<StagePlan>,
     // What brings it steps, and what else it hears.
@@ -230,14 +230,14 @@ pub(crate) struct StageState {
 
 impl Actor for StageActor {
     type Msg = StageMsg;
-    type State = StageState;
+    type State = StageActorState;
     type Arguments = (Arc<Node>, Arc<StagePlan>);
 
     async fn pre_start(
         &self,
         myself: ActorRef<StageMsg>,
         (node, plan): Self::Arguments,
-    ) -> Result<StageState, ActorProcessingErr> {
+    ) -> Result<StageActorState, ActorProcessingErr> {
         let inlet = node.links.open(plan.id);
         let also = plan.also_hears().map(|name| node.links.open(name).frames);
         let loading = load(Arc::clone(&node), Arc::clone(&plan));
@@ -246,14 +246,14 @@ impl Actor for StageActor {
             let loaded = loading.await;
             let _ = myself.cast(StageMsg::Loaded(loaded));
         });
-        Ok(StageState { node, plan, inlets: Some((inlet, also)), task })
+        Ok(StageActorState { node, plan, inlets: Some((inlet, also)), task })
     }
 
     async fn handle(
         &self,
         myself: ActorRef<StageMsg>,
         message: StageMsg,
-        state: &mut StageState,
+        state: &mut StageActorState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
             StageMsg::Loaded(Ok(held)) => {
@@ -289,7 +289,7 @@ impl Actor for StageActor {
     async fn post_stop(
         &self,
         _myself: ActorRef<StageMsg>,
-        state: &mut StageState,
+        state: &mut StageActorState,
     ) -> Result<(), ActorProcessingErr> {
         state.task.abort_all();
         let id = state.plan.id;
@@ -315,7 +315,7 @@ async fn load(node: Arc<Node>, plan: Arc<StagePlan>) -> Result<Held, StageError>
         bar.set(loading);
         if last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL) {
             last = Some(Instant::now());
-            let progress = Progress { id, loading };
+            let progress = LoadProgress { id, loading };
             runtime.spawn(gate.tell(CoordinatorMsg::Progress(progress.into())));
         }
     });

@@ -25,7 +25,7 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Who gives pieces.
 #[derive(Clone, Debug)]
-pub(crate) struct Sources {
+pub(crate) struct OpenSources {
     /// Has all of them.
     pub coordinator: Connection,
     /// Have some of them.
@@ -75,7 +75,7 @@ enum Trouble {
 type Came = Result<(PieceId, u64, bool), String>;
 
 /// Hears how much is here, and which pieces are that it hasn't heard of.
-pub(crate) type Progress<'a> = dyn FnMut(Given, &[PieceId]) + Send + 'a;
+pub(crate) type HearFetched<'a> = dyn FnMut(Given, &[PieceId]) + Send + 'a;
 
 /// Gets what is missing of `needed`.
 ///
@@ -85,8 +85,8 @@ pub(crate) async fn fetch(
     id: ModelId,
     model: &Arc<CachedModel>,
     needed: BTreeSet<PieceId>,
-    sources: Sources,
-    progress: &mut Progress<'_>,
+    sources: OpenSources,
+    progress: &mut HearFetched<'_>,
 ) -> Result<Fetched, StageError> {
     let manifest = model.manifest();
     let mut given = Given { of_bytes: manifest.num_bytes(&needed), ..Given::default() };
@@ -114,7 +114,7 @@ pub(crate) async fn fetch(
     let (tell, mut came) = mpsc::channel(sources.max_pieces.max(1));
     // End with this.
     let mut asking = JoinSet::new();
-    let Sources { coordinator, nodes, links, max_pieces } = sources;
+    let OpenSources { coordinator, nodes, links, max_pieces } = sources;
     asking.spawn(Arc::clone(&shared).all(coordinator, max_pieces, tell.clone()));
     for node in nodes {
         let (shared, links, tell) = (Arc::clone(&shared), Arc::clone(&links), tell.clone());

@@ -157,7 +157,7 @@ impl World {
         let needed: BTreeSet<_> = (0..NUM_PIECES).map(|index| PieceId { file: 0, index }).collect();
         let cache = Cache::open(&self.dir.path().join("cache"), u64::MAX).unwrap();
         let model = cache.model(&manifest, &needed).unwrap();
-        let sources = Sources { coordinator, nodes, links, max_pieces: 4 };
+        let sources = OpenSources { coordinator, nodes, links, max_pieces: 4 };
         let mut last = Given::default();
         let mut progress = |given: Given, _: &[PieceId]| last = given;
         let fetched = fetch(ModelId::default(), &model, needed, sources, &mut progress);

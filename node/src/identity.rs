@@ -12,14 +12,14 @@ use crate::joining::Papers;
 
 /// The node's id, and the lock on the directory that holds it.
 #[derive(Debug)]
-pub(crate) struct Identity {
+pub(crate) struct NodeHome {
     pub node: NodeId,
     pub papers: Papers,
     pub data_dir: PathBuf,
     _lock: File,
 }
 
-impl Identity {
+impl NodeHome {
     /// The identity kept in `data_dir`; a new one when it holds none.
     ///
     /// # Errors
@@ -124,14 +124,14 @@ mod tests {
     #[test]
     fn a_node_keeps_its_id_and_shares_it_with_nobody() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Identity::open_any(dir.path()).unwrap();
-        let second = Identity::open_any(dir.path()).unwrap();
+        let first = NodeHome::open_any(dir.path()).unwrap();
+        let second = NodeHome::open_any(dir.path()).unwrap();
         assert_ne!(first.node, second.node);
-        let error = Identity::open(&dir.path().join("node-0")).unwrap_err();
+        let error = NodeHome::open(&dir.path().join("node-0")).unwrap_err();
         assert!(error.to_string().contains("its own --data-dir"), "{error}");
         let (node, held) = (first.node, second.node);
         drop(first);
-        assert_eq!(Identity::open_any(dir.path()).unwrap().node, node);
+        assert_eq!(NodeHome::open_any(dir.path()).unwrap().node, node);
         assert_ne!(node, held);
     }
 
@@ -140,29 +140,29 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node-id");
         fs::write(&path, "").unwrap();
-        let node = Identity::open(dir.path()).unwrap().node;
-        assert_eq!(Identity::open(dir.path()).unwrap().node, node, "it is kept");
+        let node = NodeHome::open(dir.path()).unwrap().node;
+        assert_eq!(NodeHome::open(dir.path()).unwrap().node, node, "it is kept");
         fs::write(&path, "rubbish").unwrap();
-        let error = Identity::open(dir.path()).unwrap_err().to_string();
+        let error = NodeHome::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("16 hexadecimal digits"), "{error}");
 
         // What can't be written whole is not written at all.
         fs::remove_file(&path).unwrap();
         fs::create_dir(dir.path().join("node-id.new")).unwrap();
-        Identity::open(dir.path()).unwrap_err();
+        NodeHome::open(dir.path()).unwrap_err();
         assert!(!path.exists());
     }
 
     #[tokio::test]
     async fn a_place_that_is_given_up_is_taken() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Identity::open(dir.path()).unwrap();
+        let first = NodeHome::open(dir.path()).unwrap();
         let short = Duration::from_millis(100);
-        let error = Identity::open_within(dir.path(), short).await.unwrap_err().to_string();
+        let error = NodeHome::open_within(dir.path(), short).await.unwrap_err().to_string();
         assert!(error.contains("another node uses"), "{error}");
         let second = tokio::spawn({
             let dir = dir.path().to_owned();
-            async move { Identity::open_within(&dir, Duration::from_secs(60)).await }
+            async move { NodeHome::open_within(&dir, Duration::from_secs(60)).await }
         });
         tokio::time::sleep(short).await;
         let node = first.node;

@@ -16,8 +16,8 @@ use transport::{
 
 use crate::device_thread::DeviceThread;
 use crate::error::StageError;
-use crate::fetch::{Given, Sources};
-use crate::weights::{Provided, Weights};
+use crate::fetch::{Given, OpenSources};
+use crate::weights::{Provided, WeightStore};
 
 /// A frame that has arrived for a stage.
 #[derive(Debug)]
@@ -145,13 +145,13 @@ impl Links {
     /// When nobody gives what isn't here.
     pub(crate) async fn provide(
         self: &Arc<Self>,
-        weights: &Weights,
+        weights: &WeightStore,
         plan: StagePlan,
         device: Option<&DeviceThread>,
         progress: &mut (dyn FnMut(Given) + Send),
     ) -> Result<Provided, StageError> {
         let (model, peers) = self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let sources = Sources {
+        let sources = OpenSources {
             coordinator: self.coordinator.clone(),
             nodes: if model == plan.model { peers } else { Vec::new() },
             links: Arc::clone(self),

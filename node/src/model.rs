@@ -15,7 +15,7 @@ mod weights;
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use checkpoint::{Checkpoint, LayerSpec, ModelConfig, Row, Vector};
+use checkpoint::{Checkpoint, LayerSpec, ModelConfig, ScratchRow, Vector};
 use protocol::config;
 use shaders::error::GpuError;
 use shaders::experts::Routes;
@@ -64,7 +64,7 @@ impl Kernels {
 
 /// What a step computes with, overwritten layer by layer. Rows are tokens.
 pub(crate) struct Scratch {
-    rows: HashMap<Row, Tensor>,
+    rows: HashMap<ScratchRow, Tensor>,
     /// Before a product by packed dot products, where the adapter computes them: the widest of all
     /// rows, in bytes.
     pub quantized: Option<QuantizedRows>,
@@ -77,7 +77,7 @@ impl Scratch {
     /// # Errors
     /// When the adapter has no room.
     pub(crate) fn new(gpu: &Gpu, model: &ModelConfig, max_tokens: usize) -> Result<Self, GpuError> {
-        let tensor = |(row, width): (Row, usize)| {
+        let tensor = |(row, width): (ScratchRow, usize)| {
             let len = max_tokens * width;
             Ok((row, if row.is_vec4s() { gpu.alloc_vec4s(len)? } else { gpu.alloc_f32(len)? }))
         };
@@ -94,7 +94,7 @@ impl Scratch {
 
     /// Bytes that [`new`](Self::new) takes.
     pub(crate) fn num_bytes(gpu: &Gpu, model: &ModelConfig, max_tokens: usize) -> u64 {
-        let bytes = |(row, width): (Row, usize)| match row.is_vec4s() {
+        let bytes = |(row, width): (ScratchRow, usize)| match row.is_vec4s() {
             true => gpu.vec4s_bytes(max_tokens * width),
             false => (max_tokens * width * 4) as u64,
         };
@@ -107,7 +107,7 @@ impl Scratch {
     }
 
     /// The tensor of a row that layers of the model compute with.
-    pub(crate) fn row(&self, row: Row) -> &Tensor {
+    pub(crate) fn row(&self, row: ScratchRow) -> &Tensor {
         self.rows.get(&row).expect("a layer asks for the rows of its kind")
     }
 
@@ -124,12 +124,19 @@ fn quantizes(gpu: &Gpu) -> bool {
 /// Values of the longest row that may be multiplied.
 fn widest(model: &ModelConfig) -> usize {
     let is_operand = |row| {
-        matches!(row, Row::Hidden | Row::Middle | Row::QueryLatent | Row::Attended | Row::Gated)
+        matches!(
+            row,
+            ScratchRow::Hidden
+                | ScratchRow::Middle
+                | ScratchRow::QueryLatent
+                | ScratchRow::Attended
+                | ScratchRow::Gated
+        )
     };
     // A token's experts have a row each.
     let top_k = moe::shape(model).map_or(1, |shape| shape.top_k);
-    let width = |(row, width): (Row, usize)| match row {
-        Row::ExpertsGated => Some((width / top_k).next_multiple_of(GROUP) * top_k),
+    let width = |(row, width): (ScratchRow, usize)| match row {
+        ScratchRow::ExpertsGated => Some((width / top_k).next_multiple_of(GROUP) * top_k),
         _ => is_operand(row).then_some(width),
     };
     model.rows().into_iter().filter_map(width).max().unwrap_or(0)
@@ -216,18 +223,20 @@ impl Layer {
         weights: &LayerWeights,
         cache: &LayerCache,
     ) -> Result<Self, StageError> {
-        let (hidden, middle) = (shared.scratch.row(Row::Hidden), shared.scratch.row(Row::Middle));
+        let (hidden, middle) =
+            (shared.scratch.row(ScratchRow::Hidden), shared.scratch.row(ScratchRow::Middle));
         let first = Stream { from: hidden, to: middle };
         let second = Stream { from: middle, to: hidden };
         let after = |norm: &Option<Tensor>, Stream { from, to }| -> Result<_, StageError> {
             let Some(norm) = norm else { return Ok(None) };
-            let (sublayer, eps) = (shared.scratch.row(Row::Sublayer), shared.model.rms_norm_eps);
+            let (sublayer, eps) =
+                (shared.scratch.row(ScratchRow::Sublayer), shared.model.rms_norm_eps);
             let kernel = &shared.kernels.rms_norm;
             Ok(Some(kernel.bind(shared.gpu, eps, sublayer, norm, (from, to))?))
         };
         // Where a norm follows a sublayer, its output waits in a tensor of its own.
         let output = |norm: &Option<Tensor>, Stream { from, to }| match norm {
-            Some(_) => Output::Store(shared.scratch.row(Row::Sublayer)),
+            Some(_) => Output::Store(shared.scratch.row(ScratchRow::Sublayer)),
             None => Output::Residual { residual: from, out: to },
         };
         let LayerWeights { post_self_attn_norm, post_mlp_norm, .. } = weights;

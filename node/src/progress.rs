@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use protocol::message::{CoordinatorMsg, Fetching, Loading};
+use protocol::message::{CoordinatorMsg, FetchProgress, Loading};
 
 use crate::actor::Node;
 use crate::fetch::Given;
@@ -35,7 +35,8 @@ impl FetchReport {
     fn tell(&self, Given { num_bytes, of_bytes, num_sources }: Given) {
         let (node, session) = (self.node.report.node, self.node.report.session);
         let is_warming = self.is_warming;
-        let fetching = Fetching { node, session, is_warming, num_bytes, of_bytes, num_sources };
+        let fetching =
+            FetchProgress { node, session, is_warming, num_bytes, of_bytes, num_sources };
         let gate = self.node.gate;
         tokio::spawn(gate.tell(CoordinatorMsg::Fetching(fetching.into())));
     }

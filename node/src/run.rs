@@ -18,10 +18,10 @@ use transport::Token;
 use crate::cache::Cache;
 use crate::device_thread::DeviceThread;
 use crate::devices;
-use crate::identity::Identity;
+use crate::identity::NodeHome;
 use crate::joining::{self, Papers};
 use crate::session::{self, Session};
-use crate::weights::Weights;
+use crate::weights::WeightStore;
 
 /// How a node is started.
 #[derive(Clone, Debug)]
@@ -86,7 +86,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let cache_dir = options.cache_dir.clone().unwrap_or_else(|| identity.data_dir.join("cache"));
     let cache = Cache::open(&cache_dir, options.cache_size)
         .with_context(|| format!("can't keep weights in {}", cache_dir.display()))?;
-    let weights = Arc::new(Weights::new(cache, !options.no_local_files));
+    let weights = Arc::new(WeightStore::new(cache, !options.no_local_files));
     let mut pause = Pause::default();
     let mut devices = open_devices(&options, &shutdown).await?;
     loop {
@@ -98,7 +98,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
             &shutdown,
         )
         .await;
-        let is_lost = matches!(ended, Ok(Ended::Device(_)));
+        let is_lost = matches!(ended, Ok(ServeEnd::Device(_)));
         for device in &devices {
             // A process must not exit before its adapters' threads have ended.
             let stopped = device.stop();
@@ -108,7 +108,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
                 stopped.await;
             }
         }
-        let Ended::Device(cause) = ended? else { return Ok(()) };
+        let ServeEnd::Device(cause) = ended? else { return Ok(()) };
         warn!(cause, "an adapter is lost; all are opened again");
         devices = loop {
             tokio::select! {
@@ -157,20 +157,20 @@ async fn open_devices(
     Ok(devices)
 }
 
-async fn identify(options: &Options) -> Result<Identity> {
+async fn identify(options: &Options) -> Result<NodeHome> {
     match &options.data_dir {
         // Its place may still be held by one that was killed and isn't gone yet.
         Some(data_dir) if options.exit_with_coordinator => {
-            Identity::open_within(data_dir, LOCK_TIMEOUT).await
+            NodeHome::open_within(data_dir, LOCK_TIMEOUT).await
         }
-        Some(data_dir) => Identity::open(data_dir),
-        None => Identity::open_any(&default_data_dir()?),
+        Some(data_dir) => NodeHome::open(data_dir),
+        None => NodeHome::open_any(&default_data_dir()?),
     }
 }
 
 /// Why a node no longer serves with the adapters that it has.
 #[derive(Debug)]
-pub(crate) enum Ended {
+pub(crate) enum ServeEnd {
     /// It was asked to end.
     Over,
     /// One of them is lost.
@@ -182,13 +182,13 @@ pub(crate) enum Ended {
 pub(crate) async fn serve(
     options: &Options,
     (node, papers): (NodeId, &Papers),
-    held: (&Arc<Weights>, &[DeviceThread]),
+    held: (&Arc<WeightStore>, &[DeviceThread]),
     pause: &mut Pause,
     shutdown: &(impl Future<Output = ()> + Clone),
-) -> Result<Ended> {
+) -> Result<ServeEnd> {
     loop {
         let opened = tokio::select! {
-            () = shutdown.clone() => return Ok(Ended::Over),
+            () = shutdown.clone() => return Ok(ServeEnd::Over),
             opened = async {
                 let (coordinator, joined) = joining::join(options, node, papers).await?;
                 let session = Session::open(options, coordinator, joined, node, papers, held);
@@ -216,13 +216,13 @@ pub(crate) async fn serve(
                             () = options.hurry.cancelled() => {}
                         }
                         session.leave("it was asked to end").await;
-                        return Ok(Ended::Over);
+                        return Ok(ServeEnd::Over);
                     }
-                    Some(session::Ended::Device(cause)) => {
+                    Some(session::SessionEnd::Device(cause)) => {
                         session.leave(&cause).await;
-                        return Ok(Ended::Device(cause));
+                        return Ok(ServeEnd::Device(cause));
                     }
-                    Some(session::Ended::Connection(cause)) => {
+                    Some(session::SessionEnd::Connection(cause)) => {
                         session.end().await;
                         warn!(
                             cause,
@@ -241,7 +241,7 @@ pub(crate) async fn serve(
         } else {
             tokio::select! {
                 () = pause.wait() => {}
-                () = shutdown.clone() => return Ok(Ended::Over),
+                () = shutdown.clone() => return Ok(ServeEnd::Over),
             }
         }
     }

@@ -21,11 +21,11 @@ use crate::device_thread::DeviceThread;
 use crate::joining::Papers;
 use crate::links::Links;
 use crate::run::Options;
-use crate::weights::Weights;
+use crate::weights::WeightStore;
 
 /// Why a session is over.
 #[derive(Debug)]
-pub(crate) enum Ended {
+pub(crate) enum SessionEnd {
     /// The coordinator can't be talked to any more.
     Connection(String),
     /// An adapter can't be used any more.
@@ -62,7 +62,7 @@ impl Session {
         joined: Joined,
         node: NodeId,
         papers: &Papers,
-        (weights, devices): (&Arc<Weights>, &[DeviceThread]),
+        (weights, devices): (&Arc<WeightStore>, &[DeviceThread]),
     ) -> Result<Self> {
         let Joined { identity, transport: config, cookie, is_open } = joined;
         let is_open = is_open || options.advertise.is_some();
@@ -155,7 +155,7 @@ impl Session {
     }
 
     /// Why it is over, once it is.
-    pub(crate) async fn ended(&mut self) -> Ended {
+    pub(crate) async fn ended(&mut self) -> SessionEnd {
         let Self { devices, data, control, acting, tasks, .. } = self;
         let lost = devices.iter().map(|device| Box::pin(device.lost()));
         let cause = tokio::select! {
@@ -168,10 +168,10 @@ impl Session {
             },
             (cause, number, _) = futures::future::select_all(lost), if !devices.is_empty() => {
                 let name = &devices[number].report.name;
-                return Ended::Device(format!("its adapter {name} is lost: {cause}"));
+                return SessionEnd::Device(format!("its adapter {name} is lost: {cause}"));
             }
         };
-        Ended::Connection(cause)
+        SessionEnd::Connection(cause)
     }
 
     /// Asks that what it holds goes elsewhere, and waits for that as long as the session stands.
@@ -206,7 +206,7 @@ impl Session {
 }
 
 /// Neighbours dial to bring activations, and to get weights.
-async fn accept(endpoint: Endpoint, links: Arc<Links>, weights: Arc<Weights>) -> &'static str {
+async fn accept(endpoint: Endpoint, links: Arc<Links>, weights: Arc<WeightStore>) -> &'static str {
     while let Some(incoming) = endpoint.accept().await {
         if let Incoming::Data(connection) = incoming {
             tokio::spawn(transport::serve_pieces(connection.clone(), Arc::clone(&weights)));

@@ -17,7 +17,7 @@ use transport::{
 
 use crate::device_thread::DeviceThread;
 use crate::joining::Papers;
-use crate::run::{Ended, Options, Pause, serve};
+use crate::run::{Options, Pause, ServeEnd, serve};
 
 const NODE: NodeId = NodeId(0xabc);
 
@@ -113,12 +113,15 @@ impl Door {
     }
 
     /// A node that dials this door, until it ends.
-    fn node(&self, devices: Vec<DeviceThread>) -> tokio::task::JoinHandle<anyhow::Result<Ended>> {
+    fn node(
+        &self,
+        devices: Vec<DeviceThread>,
+    ) -> tokio::task::JoinHandle<anyhow::Result<ServeEnd>> {
         let options = self.options.clone();
         let papers = Papers::open(self.dir.path()).unwrap();
         let cache_dir = tempfile::tempdir().unwrap();
         let cache = crate::cache::Cache::open(cache_dir.path(), 0).unwrap();
-        let held = Arc::new(crate::weights::Weights::new(cache, true));
+        let held = Arc::new(crate::weights::WeightStore::new(cache, true));
         tokio::spawn(async move {
             let never: Shared<Pending<()>> = std::future::pending().shared();
             serve(&options, (NODE, &papers), (&held, &devices), &mut Pause::default(), &never).await
@@ -169,6 +172,6 @@ async fn a_node_whose_adapter_is_lost_leaves() {
     drop(thread);
     closed(&session.control).await;
     let ended = tokio::time::timeout(PATIENCE, node).await.expect("it ends").unwrap().unwrap();
-    let Ended::Device(cause) = ended else { panic!("{ended:?}") };
+    let ServeEnd::Device(cause) = ended else { panic!("{ended:?}") };
     assert_eq!(cause, "its adapter card is lost: unplugged");
 }

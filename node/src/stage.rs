@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use checkpoint::{Checkpoint, Row};
+use checkpoint::{Checkpoint, ScratchRow};
 use protocol::message::Loading;
 use protocol::{
     BLOCK_TOKENS, Batch, Digest, Hidden, HiddenRow, Input, LayerRange, Masks, Side, SliceOutput,
@@ -142,7 +142,12 @@ impl Stage {
         for part in &weights.parts {
             match &**part {
                 PartWeights::Embedding(table) => {
-                    embed = Some(BoundEmbed::new(gpu, &inputs, table, scratch.row(Row::Hidden))?);
+                    embed = Some(BoundEmbed::new(
+                        gpu,
+                        &inputs,
+                        table,
+                        scratch.row(ScratchRow::Hidden),
+                    )?);
                 }
                 PartWeights::Layer(weights) => {
                     let spec = specs.next().expect("the parts of a plan are its layers");
@@ -282,7 +287,7 @@ impl Stage {
         self.pass.clear();
         match &self.embed {
             Some(embed) => embed.record(&mut self.pass, shape),
-            None => gpu.write(self.scratch.row(Row::Hidden), 0, hidden.bytes()),
+            None => gpu.write(self.scratch.row(ScratchRow::Hidden), 0, hidden.bytes()),
         }
         if let Some((choice, side)) = self.choice.as_ref().zip(step.side.as_ref()) {
             choice.take(gpu, side);
@@ -295,7 +300,7 @@ impl Stage {
         let is_decode = batch.slices.iter().all(|slice| slice.num_tokens() == 1);
         if let (Some(head), Some(awaited)) = (&mut self.head, awaited) {
             turn = Some(gpu.turn());
-            let nothing = || (self.scratch.row(Row::Hidden), 0..0);
+            let nothing = || (self.scratch.row(ScratchRow::Hidden), 0..0);
             // The head's is waited for, which comes behind it.
             let _ = self.ahead.submit(gpu, &self.pass, nothing())?;
             if is_decode {
@@ -312,7 +317,7 @@ impl Stage {
         let num_values = shape.num_tokens * self.held.row_values as usize;
         let readback = || match &self.head {
             Some(head) => head.readback(),
-            None => (self.scratch.row(Row::Hidden), 0..num_values),
+            None => (self.scratch.row(ScratchRow::Hidden), 0..num_values),
         };
         // What comes after masks is short, and encoded when it comes.
         let (is_whole, turn) = (turn.is_none(), turn.unwrap_or_else(|| gpu.turn()));
@@ -337,7 +342,7 @@ impl Stage {
             *side = choice.after(gpu, shape.num_tokens)?;
         }
         if let (StepOutput::Sampled(_, rows), Some(head)) = (&mut output, &self.head) {
-            *rows = head.hidden_rows(gpu, step, self.scratch.row(Row::Hidden))?;
+            *rows = head.hidden_rows(gpu, step, self.scratch.row(ScratchRow::Hidden))?;
         }
         self.times = StepTimes {
             upload: uploaded - start,

@@ -19,12 +19,12 @@ use transport::{Connection, PieceSource};
 use crate::cache::{Cache, CachedModel};
 use crate::device_thread::DeviceThread;
 use crate::error::StageError;
-use crate::fetch::{self, Given, Sources};
+use crate::fetch::{self, Given, OpenSources};
 use crate::kept::{check_files, parts};
 
 /// What a node has of models' files, and how it gets the rest.
 #[derive(Debug)]
-pub(crate) struct Weights {
+pub(crate) struct WeightStore {
     cache: Arc<Cache>,
     // Whether files at a plan's path are of any use.
     uses_local_files: bool,
@@ -41,7 +41,7 @@ pub(crate) struct Provided {
     _files: Option<Arc<CachedModel>>,
 }
 
-impl Weights {
+impl WeightStore {
     /// Nothing fetched yet.
     pub(crate) fn new(cache: Cache, uses_local_files: bool) -> Self {
         Self { cache: Arc::new(cache), uses_local_files, fetched: Mutex::default() }
@@ -56,7 +56,7 @@ impl Weights {
     pub(crate) async fn provide(
         &self,
         mut plan: StagePlan,
-        sources: Sources,
+        sources: OpenSources,
         device: Option<&DeviceThread>,
         progress: &mut (dyn FnMut(Given) + Send),
     ) -> Result<Provided, StageError> {
@@ -118,7 +118,7 @@ impl Weights {
 }
 
 /// Other nodes get what is here.
-impl PieceSource for Weights {
+impl PieceSource for WeightStore {
     async fn give(&self, ask: Ask) -> Result<Bytes, String> {
         let id = match ask {
             Ask::Piece(id, ..) | Ask::Held(id) => id,

@@ -95,14 +95,14 @@ impl Autoscaler {
 
 /// A number, or the least and the most that it may be: `2`, `1..4`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
+pub struct CountRange {
     /// The least.
     pub min: u32,
     /// The most, where they differ.
     pub max: Option<u32>,
 }
 
-impl FromStr for Extent {
+impl FromStr for CountRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -120,7 +120,7 @@ impl FromStr for Extent {
 
 impl Config {
     /// So many pipelines: a range is left to the autoscaler.
-    pub fn set_pipelines(&mut self, pipelines: Extent) {
+    pub fn set_pipelines(&mut self, pipelines: CountRange) {
         self.autoscaler.enabled = pipelines.max.is_some();
         match pipelines.max {
             None => self.coordinator.pipelines = pipelines.min,
@@ -133,7 +133,7 @@ impl Config {
 
     /// So many child processes: of a range, as many as the autoscaler's pipelines need. Without
     /// another word there is a pipeline for each.
-    pub fn set_local_nodes(&mut self, local_nodes: Extent) {
+    pub fn set_local_nodes(&mut self, local_nodes: CountRange) {
         self.coordinator.local_nodes = local_nodes.min;
         if let Some(max) = local_nodes.max {
             self.autoscaler.max_local_nodes = max;
@@ -160,7 +160,7 @@ mod tests {
         config.set_local_nodes("2".parse().unwrap());
         assert_eq!((config.coordinator.local_nodes, config.autoscaler.max_local_nodes), (2, 4));
         for text in ["", "..", "1..", "..4", "4..1", "-1", "1...4", "1..4..", "many"] {
-            let said = text.parse::<Extent>().unwrap_err();
+            let said = text.parse::<CountRange>().unwrap_err();
             assert!(said.starts_with("must be a number"), "{text}: {said}");
         }
     }

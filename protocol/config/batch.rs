@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Files of requests, and the jobs that answer them line by line.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Batch {
+pub struct Jobs {
     /// Bytes of a file that is handed in; a larger one is answered 413.
     pub max_file_bytes: u64,
     /// Bytes of all files together; whoever hands in one that is too many is answered 507.
@@ -41,7 +41,7 @@ pub struct Batch {
     pub max_retry_ms: u64,
 }
 
-impl Default for Batch {
+impl Default for Jobs {
     fn default() -> Self {
         Self {
             max_file_bytes: 209_715_200,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use coordinator::request::{
-    AnswerText, Event, FinishReason, Piece, Priority, Request, RequestError,
+    AnswerText, Event, FinishReason, Priority, Request, RequestError, TokenText,
 };
 use protocol::{BLOCK_TOKENS, ModelId, RequestId, SamplingParams, TokenId};
 
@@ -65,9 +65,12 @@ impl Words {
 }
 
 impl AnswerText for Words {
-    fn push(&mut self, token: TokenId) -> Piece {
+    fn push(&mut self, token: TokenId) -> TokenText {
         self.num += 1;
-        Piece { text: format!("{}:{token} ", self.num), stopped: self.is_stop(token).then_some(0) }
+        TokenText {
+            text: format!("{}:{token} ", self.num),
+            stopped: self.is_stop(token).then_some(0),
+        }
     }
 
     fn finish(&mut self) -> String {

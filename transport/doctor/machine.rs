@@ -150,7 +150,7 @@ pub fn judge_folder(seen: &Folder, needed: u64) -> Finding {
 
 /// What speaks on a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
+pub enum PortProtocol {
     /// The API.
     Tcp,
     /// The cluster.
@@ -161,24 +161,24 @@ pub enum Protocol {
 ///
 /// # Errors
 /// Why it can't.
-pub fn look_at_port(addr: SocketAddr, protocol: Protocol) -> io::Result<()> {
+pub fn look_at_port(addr: SocketAddr, protocol: PortProtocol) -> io::Result<()> {
     match protocol {
-        Protocol::Tcp => TcpListener::bind(addr).map(drop),
-        Protocol::Udp => settings::bound(addr).map(drop),
+        PortProtocol::Tcp => TcpListener::bind(addr).map(drop),
+        PortProtocol::Udp => settings::bound(addr).map(drop),
     }
 }
 
 /// Whether something can listen there; `flag` sets another place.
 pub fn judge_port(
     addr: SocketAddr,
-    protocol: Protocol,
+    protocol: PortProtocol,
     seen: &io::Result<()>,
     flag: &str,
 ) -> Finding {
     let check = "port";
     let name = match protocol {
-        Protocol::Tcp => "TCP",
-        Protocol::Udp => "UDP",
+        PortProtocol::Tcp => "TCP",
+        PortProtocol::Udp => "UDP",
     };
     let Err(cause) = seen else {
         return Finding::ok(check, format!("{addr} ({name}) is free"));
@@ -262,7 +262,8 @@ mod tests {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener = TcpListener::bind(any).unwrap();
         let socket = std::net::UdpSocket::bind(any).unwrap();
-        let taken = [(listener.local_addr(), Protocol::Tcp), (socket.local_addr(), Protocol::Udp)];
+        let taken =
+            [(listener.local_addr(), PortProtocol::Tcp), (socket.local_addr(), PortProtocol::Udp)];
         for (addr, protocol) in taken {
             let addr = addr.unwrap();
             let judged = judge_port(addr, protocol, &look_at_port(addr, protocol), "--there");
@@ -270,8 +271,8 @@ mod tests {
             is(&judge_port(any, protocol, &look_at_port(any, protocol), ""), Severity::Ok, &[]);
         }
         let elsewhere = SocketAddr::from(([192, 0, 2, 1], 7000));
-        let seen = look_at_port(elsewhere, Protocol::Udp);
-        let judged = judge_port(elsewhere, Protocol::Udp, &seen, "--there");
+        let seen = look_at_port(elsewhere, PortProtocol::Udp);
+        let judged = judge_port(elsewhere, PortProtocol::Udp, &seen, "--there");
         is(&judged, Severity::Fail, &["isn't an address of this machine", "0.0.0.0"]);
     }
 }

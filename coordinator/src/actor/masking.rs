@@ -6,21 +6,25 @@ use futures::future::join_all;
 use protocol::{Body, Frame, Masks};
 use tokio::runtime::Handle;
 
-use crate::request::{NextTokens, Wanted};
+use crate::request::{NextTokens, WantedMasks};
 use crate::stages::{SendError, Stages};
 
 /// Makes the masks and sends them in this frame.
 ///
 /// # Errors
 /// When there is no link for them.
-pub(super) async fn send(stages: &Stages, frame: Frame, wanted: Wanted) -> Result<(), SendError> {
+pub(super) async fn send(
+    stages: &Stages,
+    frame: Frame,
+    wanted: WantedMasks,
+) -> Result<(), SendError> {
     let body = Body::Masks(made(wanted).await);
     stages.send(Frame { body, ..frame })
 }
 
 /// As many at once as the runtime has threads, one for each processor: to count those takes longer
 /// than most masks do.
-async fn made(Wanted(wanted): Wanted) -> Masks {
+async fn made(WantedMasks(wanted): WantedMasks) -> Masks {
     let at_once = Handle::current().metrics().num_workers();
     let part = wanted.len().div_ceil(at_once).max(1);
     let parts = wanted.chunks(part).map(|part| {

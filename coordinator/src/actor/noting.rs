@@ -8,7 +8,7 @@ use protocol::{NodeId, NodeReport, PipelineId};
 use tracing::{debug, info, warn};
 
 use super::State;
-use crate::autoscaler::{Decision, Observation};
+use crate::autoscaler::{Observation, Rescale};
 use crate::cluster::Action;
 use crate::duty::Duty;
 use crate::metrics::StepReport;
@@ -105,8 +105,8 @@ impl State {
         self.arguments.metrics.recent().happened(Instant::now(), kind, happened);
     }
 
-    fn scaled(&self, decision: &Decision) {
-        let &Decision { from, to, cause, load, seen, .. } = decision;
+    fn scaled(&self, decision: &Rescale) {
+        let &Rescale { from, to, cause, load, seen, .. } = decision;
         let Observation { num_serving, num_tokens, num_sequences, longest_wait, .. } = seen;
         let (load, longest_wait_ms) = (format!("{load:.2}"), longest_wait.as_millis() as u64);
         info!(

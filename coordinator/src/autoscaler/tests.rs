@@ -37,7 +37,7 @@ struct Model {
     num_arrived: usize,
     num_answered: usize,
     longest_wait: Duration,
-    decisions: Vec<Decision>,
+    decisions: Vec<Rescale>,
 }
 
 fn config(change: impl FnOnce(&mut config::Autoscaler)) -> Config {
@@ -134,7 +134,7 @@ impl Model {
         }
         for pair in self.decisions.windows(2) {
             let after = (pair[1].at - pair[0].at).as_millis() as u64;
-            let is_up = |it: &Decision| it.to > it.from;
+            let is_up = |it: &Rescale| it.to > it.from;
             match (is_up(&pair[0]), is_up(&pair[1]), pair[1].cause) {
                 (true, false, Cause::Idle) => assert!(after >= config.idle_ms, "{pair:?}"),
                 (true, false, _) => assert!(after >= config.downscale_delay_ms, "{pair:?}"),
@@ -182,7 +182,7 @@ fn a_ramp_is_followed_up_and_down_without_a_step_back() {
     model.run(1800, |at| rate(5.0 * (1.0 - at / 1800.0)));
     model.run(600, |_| 0.0);
     model.check();
-    let reversals = |pair: &&[Decision]| (pair[0].to > pair[0].from) != (pair[1].to > pair[1].from);
+    let reversals = |pair: &&[Rescale]| (pair[0].to > pair[0].from) != (pair[1].to > pair[1].from);
     assert_eq!(model.decisions.windows(2).filter(reversals).count(), 1, "{:?}", model.decided());
     assert_eq!(model.decisions.iter().map(|it| it.to).max(), Some(5), "{:?}", model.decided());
     assert_eq!(model.autoscaler.wanted(), 1);
@@ -210,7 +210,7 @@ fn a_sawtooth_within_the_downscale_delay_is_answered_once() {
     let mut model = Model::new(|_| {});
     model.run(4 * 3600, |at| rate(3.7 * (at % 120.0) / 120.0));
     model.check();
-    let is_up = |decision: &Decision| decision.to > decision.from;
+    let is_up = |decision: &Rescale| decision.to > decision.from;
     let has_risen = !model.decisions.is_empty() && model.decisions.iter().all(is_up);
     assert!(has_risen, "{:?}", model.decided());
     let last = model.decisions.last().unwrap().at;

@@ -8,9 +8,9 @@ use super::blobs::Unfinished;
 use super::files::{KeepError, Purpose, StoredFile, finish};
 use super::job::End;
 use super::journal::Trouble;
-use super::line::Place;
+use super::line::LineId;
 use super::reading::{Entries, Entry, Unusable};
-use super::records::{BatchJob, State};
+use super::records::{BatchJob, JobState};
 use super::runner::{Runner, Stopped};
 use super::{new_id, now_s};
 
@@ -27,12 +27,12 @@ impl Runner {
         }
         let num_done = record.num_completed + record.num_failed;
         let end = match record.state {
-            State::Cancelling => End::Cancelled,
+            JobState::Cancelling => End::Cancelled,
             _ if num_done == record.num_lines => End::Completed,
             _ => End::Expired,
         };
         while self.inner.journal.settle(self.make(&record, end).await).await?.is_none() {}
-        info!(batch = id, end = State::from(end).name(), num_done, "a batch job has ended");
+        info!(batch = id, end = JobState::from(end).name(), num_done, "a batch job has ended");
         // Whoever deleted the input meanwhile wanted its bytes gone; if they can't go now, they do
         // at the next start.
         let _ = self.inner.files.sweep(&record.input_hash).await;
@@ -171,7 +171,7 @@ impl Making {
                 Ok(asks) => Some(asks.custom_id),
                 Err(wrong) => wrong.custom_id,
             };
-            let place = Place { batch: self.batch, line: entry.number };
+            let place = LineId { batch: self.batch, line: entry.number };
             self.error.write_all(place.ended(custom_id.as_deref(), code, message).as_bytes())?;
             self.error.write_all(b"\n")?;
         }

@@ -58,7 +58,7 @@ pub(crate) enum End {
 
 /// What became of a try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Trouble {
+pub(crate) enum Setback {
     /// There is no pipeline, no place, or its tenant has used up its tokens: the line stands where
     /// it stood. Where it is known how long that takes, so long.
     Later(Option<Duration>),
@@ -68,7 +68,7 @@ pub(crate) enum Trouble {
 
 #[derive(Debug)]
 pub(crate) struct Job {
-    config: config::Batch,
+    config: config::Jobs,
     num_lines: u32,
     done: Numbers,
     // In the order in which they are computed.
@@ -88,7 +88,7 @@ pub(crate) struct Job {
 impl Job {
     /// A job of so many lines, of which `done` are durable.
     pub(crate) fn new(
-        config: &config::Batch,
+        config: &config::Jobs,
         num_lines: u32,
         done: Numbers,
         deadline: Instant,
@@ -151,12 +151,12 @@ impl Job {
 
     /// A try was in vain. Whether the line is tried again; otherwise it has failed for good, and is
     /// [`answered`](Self::answered) with that.
-    pub(crate) fn tries_again(&mut self, mut line: Line, trouble: Trouble, now: Instant) -> bool {
+    pub(crate) fn tries_again(&mut self, mut line: Line, trouble: Setback, now: Instant) -> bool {
         // Whoever has had enough, or no time left, doesn't try.
         let wait = match trouble {
-            Trouble::Later(wait) => wait,
-            Trouble::Lost if line.num_tries >= self.config.max_line_retries => return false,
-            Trouble::Lost => {
+            Setback::Later(wait) => wait,
+            Setback::Lost if line.num_tries >= self.config.max_line_retries => return false,
+            Setback::Lost => {
                 line.num_tries += 1;
                 None
             }

@@ -4,8 +4,8 @@ use super::*;
 
 const NUM_LINES: u32 = 9;
 
-fn config() -> config::Batch {
-    config::Batch { window_lines: 4, max_commit_rows: 2, ..config::Batch::default() }
+fn config() -> config::Jobs {
+    config::Jobs { window_lines: 4, max_commit_rows: 2, ..config::Jobs::default() }
 }
 
 fn line(number: u32) -> Line {
@@ -73,8 +73,8 @@ fn run(journal: &mut Journal, cut: Cut, computed: &mut [u32]) -> Option<End> {
         }
         if let Some(line) = computing.pop() {
             let trouble = match line.number % 4 {
-                1 if line.num_tries == 0 => Some(Trouble::Lost),
-                2 if computed[line.number as usize - 1] == 1 => Some(Trouble::Later(None)),
+                1 if line.num_tries == 0 => Some(Setback::Lost),
+                2 if computed[line.number as usize - 1] == 1 => Some(Setback::Later(None)),
                 _ => None,
             };
             match trouble {
@@ -153,7 +153,7 @@ fn what_waits_for_a_place_is_tried_for_ever_and_what_is_lost_a_few_times() {
     let mut pauses = Vec::new();
     for _ in 0..100 {
         let line = job.next(now).expect("it is tried again");
-        assert!(job.tries_again(line, Trouble::Later(None), now));
+        assert!(job.tries_again(line, Setback::Later(None), now));
         assert_eq!(job.next(now), None);
         pauses.push((job.next_timer(now) - now).as_millis());
         now = job.next_timer(now);
@@ -164,16 +164,16 @@ fn what_waits_for_a_place_is_tried_for_ever_and_what_is_lost_a_few_times() {
     assert_eq!(pauses, [250, 500, 1000, 2000, 4000, 8000, 15_000, 15_000]);
     let line = job.next(now).unwrap();
     // Who says how long it takes is asked no sooner.
-    assert!(job.tries_again(line, Trouble::Later(Some(Duration::from_secs(7))), now));
+    assert!(job.tries_again(line, Setback::Later(Some(Duration::from_secs(7))), now));
     let num_retries = config().max_line_retries;
     for _ in 0..num_retries {
         now = job.next_timer(now);
         let line = job.next(now).unwrap();
-        assert!(job.tries_again(line, Trouble::Lost, now));
+        assert!(job.tries_again(line, Setback::Lost, now));
     }
     now = job.next_timer(now);
     let line = job.next(now).unwrap();
-    assert!(!job.tries_again(line, Trouble::Lost, now));
+    assert!(!job.tries_again(line, Setback::Lost, now));
     job.answered();
     job.committed(&[1]);
     assert_eq!(job.ended(), Some(End::Completed));

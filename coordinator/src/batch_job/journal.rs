@@ -51,7 +51,7 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// Starts the task that writes; it ends with the last clone.
-    pub(crate) fn start(records: Records, config: &config::Batch, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn start(records: Records, config: &config::Jobs, metrics: Arc<Metrics>) -> Self {
         let (waiting, queue) = mpsc::unbounded_channel();
         let disk = Arc::new(watch::Sender::new(Disk::Fine));
         let retry = Duration::from_millis(config.retry_ms.max(1));
@@ -158,7 +158,7 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(self, mut queue: mpsc::UnboundedReceiver<Waiting>, config: config::Batch) {
+    async fn run(self, mut queue: mpsc::UnboundedReceiver<Waiting>, config: config::Jobs) {
         let wait = Duration::from_millis(config.commit_wait_ms);
         while let Some(first) = queue.recv().await {
             let mut group = vec![first];

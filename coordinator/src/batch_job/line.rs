@@ -133,14 +133,14 @@ struct Failure<'a> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct LineId {
     /// The job's number.
     pub batch: i64,
     /// From 1 on.
     pub line: u32,
 }
 
-impl Place {
+impl LineId {
     /// In the file of answers: the body of a response.
     pub(crate) fn answered(self, custom_id: &str, body: String) -> String {
         self.responded(custom_id, 200, body)
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_openais_form() {
-        let place = Place { batch: 3, line: 17 };
+        let place = LineId { batch: 3, line: 17 };
         let parsed = |text: String| serde_json::from_str::<Value>(&text).unwrap();
         let answered = parsed(place.answered("a", "{\"x\":1}".into()));
         let id = "batch_req_0000000300000011";

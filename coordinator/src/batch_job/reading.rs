@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use super::Inner;
 use super::input::{Lines, RawLine};
 use super::job::{Line, Numbers};
-use super::line::{Asks, Place, Wrong};
+use super::line::{Asks, LineId, Wrong};
 use super::records::{BatchJob, Outcome};
-use super::row_plan::{Format, RowPlan};
+use super::row_plan::{RowFormat, RowPlan};
 use super::runner::Cancel;
 use super::window;
 
@@ -83,7 +83,7 @@ impl Entries {
                     Unusable::Nothing(problem("invalid_rows", &cause.message, None))
                 })?;
                 match plan.format {
-                    Format::Csv => {
+                    RowFormat::Csv => {
                         let records =
                             rows::csv::Records::open(file, max_bytes).map_err(unusable)?;
                         if let Some(why) = plan.problem(records.header()) {
@@ -91,7 +91,7 @@ impl Entries {
                         }
                         Form::Csv(Box::new((plan, records)))
                     }
-                    Format::Jsonl => {
+                    RowFormat::Jsonl => {
                         let records = rows::jsonl::Records::new(file, max_bytes, 0, 0);
                         Form::Jsonl(Box::new((plan, records)))
                     }
@@ -192,7 +192,7 @@ pub(super) fn look(
         };
         num_wrong += 1;
         let (batch, line) = (job.number, entry.number);
-        let text = Place { batch, line }.wrong(&wrong);
+        let text = LineId { batch, line }.wrong(&wrong);
         note(Outcome { batch, line, is_failed: true, text, num_tokens: [0; 3] });
     }
     if num == 0 {
@@ -206,14 +206,14 @@ fn problem(code: &str, message: &str, line: Option<u32>) -> Value {
     json!({"code": code, "message": message, "param": null, "line": line})
 }
 
-pub(super) struct Source {
+pub(super) struct WindowSource {
     entries: Entries,
     done: Numbers,
     max_lines: usize,
     max_bytes: usize,
 }
 
-impl Source {
+impl WindowSource {
     /// At the beginning of a job's input; lines that are `done` are passed over.
     pub(super) fn open(inner: &Inner, job: &BatchJob, done: Numbers) -> io::Result<Self> {
         Ok(Self {

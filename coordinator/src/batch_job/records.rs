@@ -10,7 +10,7 @@ use super::{Page, now_s};
 use crate::store::{Store, StoreError};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum JobState {
     /// Its lines are looked at, or it waits for its turn.
     Validating,
     /// Its input isn't one.
@@ -29,7 +29,7 @@ pub(crate) enum State {
     Cancelled,
 }
 
-impl State {
+impl JobState {
     const ALL: [Self; 8] = [
         Self::Validating,
         Self::Failed,
@@ -75,7 +75,7 @@ impl State {
     }
 }
 
-impl From<End> for State {
+impl From<End> for JobState {
     fn from(end: End) -> Self {
         match end {
             End::Completed => Self::Completed,
@@ -107,7 +107,7 @@ pub(crate) struct BatchJob {
     pub metadata: Option<Map<String, Value>>,
     /// Seconds that its files are kept.
     pub output_expires_s: Option<i64>,
-    pub state: State,
+    pub state: JobState,
     /// Why it has failed.
     pub errors: Option<Value>,
     /// Answers.
@@ -126,11 +126,11 @@ pub(crate) struct BatchJob {
     pub created_s: i64,
     pub expires_s: i64,
     /// When it came to each state that it came to.
-    pub since_s: Vec<(State, i64)>,
+    pub since_s: Vec<(JobState, i64)>,
 }
 
 impl BatchJob {
-    pub(crate) fn since(&self, state: State) -> Option<i64> {
+    pub(crate) fn since(&self, state: JobState) -> Option<i64> {
         self.since_s.iter().find(|(it, _)| *it == state).map(|(_, at)| *at)
     }
 
@@ -141,7 +141,7 @@ impl BatchJob {
             Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
         };
         let mut since_s = Vec::new();
-        for state in State::ALL {
+        for state in JobState::ALL {
             let Some(column) = state.column() else { continue };
             since_s.extend(row.try_get::<Option<i64>, _>(column)?.map(|at| (state, at)));
         }
@@ -157,7 +157,10 @@ impl BatchJob {
             completion_window: row.try_get("completion_window")?,
             metadata: json("metadata")?.and_then(|it| it.as_object().cloned()),
             output_expires_s: row.try_get("output_expires_s")?,
-            state: State::ALL.into_iter().find(|it| it.name() == state).unwrap_or(State::Failed),
+            state: JobState::ALL
+                .into_iter()
+                .find(|it| it.name() == state)
+                .unwrap_or(JobState::Failed),
             errors: json("errors")?,
             output_file: row.try_get("output_file")?,
             error_file: row.try_get("error_file")?,
@@ -292,8 +295,8 @@ impl Records {
     pub(crate) async fn advance(
         &self,
         number: i64,
-        from: &'static [State],
-        to: State,
+        from: &'static [JobState],
+        to: JobState,
         num_lines: Option<u32>,
     ) -> Result<bool, StoreError> {
         self.store
@@ -323,7 +326,7 @@ impl Records {
         self.store
             .write(move |database| {
                 Box::pin(async move {
-                    let mut query = set(State::Failed);
+                    let mut query = set(JobState::Failed);
                     query.push(", num_failed = 0, errors = ").push_bind(errors.to_string());
                     query.push(" WHERE number = ").push_bind(number);
                     query.build().execute(&mut *database).await?;
@@ -429,7 +432,7 @@ impl Records {
 }
 
 /// The beginning of a change to a state.
-fn set(state: State) -> QueryBuilder<Sqlite> {
+fn set(state: JobState) -> QueryBuilder<Sqlite> {
     let mut query = QueryBuilder::new("UPDATE batches SET status = ");
     query.push_bind(state.name());
     if let Some(column) = state.column() {

@@ -15,14 +15,14 @@ use crate::openai::{ApiError, Style};
 
 /// How rows lie in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum RowFormat {
     /// Comma-separated values under a header.
     Csv,
     /// A JSON object on each line.
     Jsonl,
 }
 
-impl Format {
+impl RowFormat {
     const ALL: [(&str, Self); 2] = [("csv", Self::Csv), ("jsonl", Self::Jsonl)];
 
     fn of(name: &str) -> Option<Self> {
@@ -39,7 +39,7 @@ impl Format {
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowPlan {
     /// How they lie in the input, and in the output.
-    pub format: Format,
+    pub format: RowFormat,
     answers: Answers,
     body: Part,
 }
@@ -69,7 +69,7 @@ pub fn complete(said: Value, filename: &str, style: Style, model: &str) -> Resul
         return Err(ApiError::invalid("rows", "rows must be an object with a template"));
     };
     if said.get("format").is_none_or(Value::is_null) {
-        let format = filename.rsplit_once('.').and_then(|(_, end)| Format::of(end));
+        let format = filename.rsplit_once('.').and_then(|(_, end)| RowFormat::of(end));
         let format = format.ok_or_else(|| {
             let message = "the file's name ends neither in .csv nor in .jsonl: say rows.format";
             ApiError::invalid("rows.format", message)
@@ -104,7 +104,7 @@ impl RowPlan {
             let message = format!("unknown field rows.{shown}; remove it");
             return Err(ApiError::invalid("rows", message).code("unknown_parameter"));
         }
-        let format = said["format"].as_str().and_then(Format::of);
+        let format = said["format"].as_str().and_then(RowFormat::of);
         let format = format
             .ok_or_else(|| ApiError::invalid("rows.format", "rows.format must be csv or jsonl"))?;
         let wrong = |message: String| ApiError::invalid("rows.template", message);
@@ -174,10 +174,10 @@ impl RowPlan {
     /// When it can't be written.
     pub(crate) fn write_header(&self, out: &mut impl Write, columns: &[String]) -> io::Result<()> {
         match self.format {
-            Format::Csv => {
+            RowFormat::Csv => {
                 rows::csv::write(out, columns.iter().cloned().chain(self.answer_columns()))
             }
-            Format::Jsonl => Ok(()),
+            RowFormat::Jsonl => Ok(()),
         }
     }
 
@@ -189,8 +189,8 @@ impl RowPlan {
         let answered: Map<String, Value> = serde_json::from_str(answered)?;
         row.extend(answered);
         match self.format {
-            Format::Csv => rows::csv::write(out, row.values().map(text_of)),
-            Format::Jsonl => {
+            RowFormat::Csv => rows::csv::write(out, row.values().map(text_of)),
+            RowFormat::Jsonl => {
                 serde_json::to_writer(&mut *out, &row)?;
                 out.write_all(b"\n")
             }

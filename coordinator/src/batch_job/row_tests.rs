@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
-use super::records::State;
+use super::records::JobState;
 use super::row_plan::complete;
 use super::testing::{Bench, Rule, says};
 use super::*;
@@ -29,7 +29,7 @@ async fn rows_of_a_csv_file_come_out_with_their_answers_and_what_is_none_is_told
     let plan = rows(json!({"template": "{{ text }} {{text}}"}), "in.CSV");
     let id = bench.hand_in_rows(input.as_bytes(), 3600, plan.clone()).await;
     let job = bench.finish(&id).await;
-    assert_eq!((job.state, job.num_lines, job.num_completed), (State::Completed, 5, 2));
+    assert_eq!((job.state, job.num_lines, job.num_completed), (JobState::Completed, 5, 2));
     let output = bench.text(job.output_file.as_ref()).await;
     let lines: Vec<_> = output.split('\n').collect();
     assert_eq!(lines[0], "id,text,answer");
@@ -90,7 +90,7 @@ async fn rows_of_json_lines_get_the_columns_of_their_schema() {
     plan["template"].as_object_mut().unwrap().remove("response_format");
     let id = bench.hand_in_rows(input.join("\n").as_bytes(), 3600, Some(plan)).await;
     let job = bench.finish(&id).await;
-    assert_eq!((job.state, job.num_completed, job.num_failed), (State::Completed, 1, 3));
+    assert_eq!((job.state, job.num_completed, job.num_failed), (JobState::Completed, 1, 3));
     let output = bench.text(job.output_file.as_ref()).await;
     let text = "a text that is long enough for it, word by word";
     assert_eq!(output, json!({"n": 1, "t": text, "age": 7}).to_string() + "\n");
@@ -120,7 +120,7 @@ async fn a_job_over_rows_that_is_cut_off_goes_on_and_one_that_is_cancelled_names
     let bench = open(dir.path(), rule).await;
     let id_again = bench.hand_in_rows(input.as_bytes(), 3600, bench.get(&id).await.rows).await;
     let job = bench.finish(&id).await;
-    assert_eq!((job.state, job.num_completed), (State::Completed, 4));
+    assert_eq!((job.state, job.num_completed), (JobState::Completed, 4));
     let output = bench.text(job.output_file.as_ref()).await;
     let texts: Vec<_> = output.lines().map(|line| line.split(',').next().unwrap()).collect();
     assert_eq!(texts, ["text", "a", "b", "c", "d"]);
@@ -128,7 +128,7 @@ async fn a_job_over_rows_that_is_cut_off_goes_on_and_one_that_is_cancelled_names
     let number = bench.get(&id_again).await.number;
     assert!(bench.jobs.cancel(number).await.unwrap());
     let job = bench.finish(&id_again).await;
-    assert_eq!(job.state, State::Cancelled);
+    assert_eq!(job.state, JobState::Cancelled);
     let error = bench.lines(job.error_file.as_ref()).await;
     assert_eq!(error[0]["error"]["code"], "batch_cancelled");
     assert_eq!(error.len() + job.num_completed as usize, 4);
@@ -148,7 +148,7 @@ async fn rows_that_are_none_fail_their_job_with_the_reason() {
         let plan = rows(json!({"template": "{{ text }}"}), "in.csv");
         let id = bench.hand_in_rows(input.as_bytes(), 3600, plan).await;
         let job = bench.finish(&id).await;
-        assert_eq!((job.state, job.num_completed), (State::Failed, 0), "{input}");
+        assert_eq!((job.state, job.num_completed), (JobState::Failed, 0), "{input}");
         let errors = job.errors.unwrap();
         assert!(errors["data"][0]["message"].as_str().unwrap().contains(why), "{errors}");
     }
@@ -156,7 +156,7 @@ async fn rows_that_are_none_fail_their_job_with_the_reason() {
     let plan = rows(json!({"template": "{{ text }}"}), "in.csv");
     let id = bench.hand_in_rows(b"", 3600, plan).await;
     assert!(bench.jobs.cancel(bench.get(&id).await.number).await.unwrap());
-    assert_eq!(bench.finish(&id).await.state, State::Cancelled);
+    assert_eq!(bench.finish(&id).await.state, JobState::Cancelled);
 }
 
 #[test]

@@ -13,12 +13,12 @@ use serde_json::json;
 use tokio::sync::{Notify, mpsc};
 use tracing::info;
 
-use super::job::{End, Job, Line, Trouble};
+use super::job::{End, Job, Line, Setback};
 use super::journal::Disk;
 use super::line::{self, style_of};
 use super::places::Place;
-use super::reading::{self, Found, Source};
-use super::records::{BatchJob, Outcome, State};
+use super::reading::{self, Found, WindowSource};
+use super::records::{BatchJob, JobState, Outcome};
 use super::row_plan::RowPlan;
 use super::{Inner, now_s};
 use crate::completion::{Asked, Origin, Terms};
@@ -70,9 +70,9 @@ pub(super) struct Runner {
 impl Runner {
     pub(super) async fn run(self) -> Result<(), Stopped> {
         let mut end = match self.record.state {
-            State::Validating if !self.validate().await? => return Ok(()),
-            State::Validating | State::InProgress => Some(self.compute().await?),
-            State::Cancelling => Some(End::Cancelled),
+            JobState::Validating if !self.validate().await? => return Ok(()),
+            JobState::Validating | JobState::InProgress => Some(self.compute().await?),
+            JobState::Cancelling => Some(End::Cancelled),
             _ => None,
         };
         // Whoever cancelled it at the last moment was told so, and it is.
@@ -80,7 +80,7 @@ impl Runner {
             end = Some(End::Cancelled);
         }
         if let Some(End::Completed | End::Expired) = end {
-            self.advance(&[State::InProgress], State::Finalizing, None).await?;
+            self.advance(&[JobState::InProgress], JobState::Finalizing, None).await?;
         }
         self.finish().await
     }
@@ -118,15 +118,15 @@ impl Runner {
                 return Ok(false);
             }
         };
-        self.advance(&[State::Validating], State::InProgress, Some(num_lines)).await?;
+        self.advance(&[JobState::Validating], JobState::InProgress, Some(num_lines)).await?;
         info!(batch = self.record.id, num_lines, num_wrong, "a batch job begins");
         Ok(true)
     }
 
     async fn advance(
         &self,
-        from: &'static [State],
-        to: State,
+        from: &'static [JobState],
+        to: JobState,
         num_lines: Option<u32>,
     ) -> Result<(), Stopped> {
         let Inner { records, journal, .. } = &*self.inner;
@@ -147,7 +147,7 @@ impl Runner {
         let deadline = Instant::now() + left;
         let num_lines = u32::try_from(counted).unwrap_or(u32::MAX);
         let mut job = Job::new(config, num_lines, done.clone(), deadline);
-        let mut source = Some(Source::open(&self.inner, &self.record, done)?);
+        let mut source = Some(WindowSource::open(&self.inner, &self.record, done)?);
         let mut reading = None;
         let plan = self.record.rows.as_ref().and_then(|rows| RowPlan::parse(rows).ok());
         let style = style_of(&self.record.endpoint).unwrap_or(Style::Completion);
@@ -248,7 +248,7 @@ impl Runner {
         answer: Result<Answer, ApiError>,
     ) -> Option<Outcome> {
         let (number, custom_id) = (line.number, line.asks.custom_id.clone());
-        let place = line::Place { batch: self.record.number, line: number };
+        let place = line::LineId { batch: self.record.number, line: number };
         let (is_failed, text, num_tokens) = match answer {
             Ok(answer) => {
                 let num = [
@@ -278,15 +278,15 @@ impl Runner {
 }
 
 /// Whether a line may be tried again after this. Whatever is its own fault stays so.
-fn trouble(error: &ApiError) -> Option<Trouble> {
+fn trouble(error: &ApiError) -> Option<Setback> {
     match (error.status, error.code) {
         (429, _) => {
             let wait = error.retry_after.map(|seconds| Duration::from_secs(seconds.into()));
-            Some(Trouble::Later(wait))
+            Some(Setback::Later(wait))
         }
         // The job's own deadline: it looks at the clock itself.
-        (503, _) | (_, Some("deadline_exceeded")) => Some(Trouble::Later(None)),
-        (500, Some("answer_lost") | None) => Some(Trouble::Lost),
+        (503, _) | (_, Some("deadline_exceeded")) => Some(Setback::Later(None)),
+        (500, Some("answer_lost") | None) => Some(Setback::Lost),
         _ => None,
     }
 }
@@ -299,15 +299,15 @@ mod tests {
 
     #[test]
     fn only_what_may_pass_is_tried_again() {
-        let later = |seconds| Some(Trouble::Later(Some(Duration::from_secs(seconds))));
+        let later = |seconds| Some(Setback::Later(Some(Duration::from_secs(seconds))));
         let lost = RequestError::NoPipeline { waited_s: 9, cause: "x".into() };
-        let cases: [(ApiError, Option<Trouble>); 10] = [
-            (SubmitError::QueueFull { max: 1 }.into(), Some(Trouble::Later(None))),
-            (SubmitError::NoPipeline("x".into()).into(), Some(Trouble::Later(None))),
-            (lost.into(), Some(Trouble::Later(None))),
-            (RequestError::ShuttingDown.into(), Some(Trouble::Later(None))),
+        let cases: [(ApiError, Option<Setback>); 10] = [
+            (SubmitError::QueueFull { max: 1 }.into(), Some(Setback::Later(None))),
+            (SubmitError::NoPipeline("x".into()).into(), Some(Setback::Later(None))),
+            (lost.into(), Some(Setback::Later(None))),
+            (RequestError::ShuttingDown.into(), Some(Setback::Later(None))),
             (OverQuota::Requests { limit: 1, wait_s: 60 }.into(), later(60)),
-            (ApiError::internal("x").code("answer_lost"), Some(Trouble::Lost)),
+            (ApiError::internal("x").code("answer_lost"), Some(Setback::Lost)),
             (RequestError::StepFailed("x".into()).into(), None),
             (RequestError::Cancelled.into(), None),
             (SubmitError::TooLarge { needed: 2, held: 1 }.into(), None),

@@ -22,7 +22,7 @@ use crate::testing::inbox;
 pub(crate) async fn opened(
     completions: &Arc<Completions>,
     keys: &Arc<Keys>,
-    batch: config::Batch,
+    batch: config::Jobs,
 ) -> (BatchJobs, tempfile::TempDir) {
     let data = tempfile::tempdir().unwrap();
     let store = Store::open(data.path()).await.unwrap();
@@ -127,7 +127,7 @@ impl Bench {
             completion_window: "24h".into(),
             metadata: None,
             output_expires_s: Some(3600),
-            state: State::Validating,
+            state: JobState::Validating,
             errors: None,
             output_file: None,
             error_file: None,

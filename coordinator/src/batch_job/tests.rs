@@ -31,7 +31,7 @@ async fn every_line_is_answered_in_the_order_of_the_input_or_told_why_not() {
     ];
     let id = bench.hand_in(input.concat().as_bytes(), 3600).await;
     let job = bench.finish(&id).await;
-    assert_eq!((job.state, job.num_lines, job.num_completed), (State::Completed, 6, 3));
+    assert_eq!((job.state, job.num_lines, job.num_completed), (JobState::Completed, 6, 3));
     assert_eq!((job.num_failed, job.num_tokens[1], job.num_tokens[2]), (3, 3, 3));
     let output = bench.lines(job.output_file.as_ref()).await;
     assert_eq!(ids(&output), ["z", "y", "a"]);
@@ -67,13 +67,13 @@ async fn an_input_that_is_none_fails_its_job_with_the_reason() {
     for (input, code) in [("", "empty_file"), ("\n \n", "empty_file"), (&many, "too_many_lines")] {
         let id = bench.hand_in(input.as_bytes(), 3600).await;
         let job = bench.finish(&id).await;
-        assert_eq!((job.state, job.num_completed), (State::Failed, 0));
+        assert_eq!((job.state, job.num_completed), (JobState::Failed, 0));
         assert_eq!(job.errors.unwrap()["data"][0]["code"], code);
         assert!(job.output_file.is_none() && job.error_file.is_none());
     }
     let three: String = (0..3).map(|n| line(&n.to_string(), "x") + "\n").collect();
     let id = bench.hand_in(three.as_bytes(), 3600).await;
-    assert_eq!(bench.finish(&id).await.state, State::Completed);
+    assert_eq!(bench.finish(&id).await.state, JobState::Completed);
 }
 
 /// Goal: what is done stays, and what isn't is named. Method: of four lines one is never answered;
@@ -83,13 +83,13 @@ async fn cancelled_and_late_jobs_keep_what_is_done_and_name_the_rest() {
     let rule: Rule = |request, _| is_long(request).then(|| says(request));
     let input = [line("a", LONG), line("b", "x"), "{".into(), line("c", LONG)];
     for (seconds, expected, code) in
-        [(3600, State::Cancelled, "batch_cancelled"), (2, State::Expired, "batch_expired")]
+        [(3600, JobState::Cancelled, "batch_cancelled"), (2, JobState::Expired, "batch_expired")]
     {
         let dir = tempfile::tempdir().unwrap();
         let bench = Bench::open(dir.path(), rule, |_| {}).await;
         let id = bench.hand_in(input.join("\n").as_bytes(), seconds).await;
         let running = tokio::spawn(bench.jobs.clone().run());
-        if expected == State::Cancelled {
+        if expected == JobState::Cancelled {
             while bench.get(&id).await.num_completed < 2 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -190,7 +190,7 @@ fn a_job_that_is_cut_off_wherever_it_waits_makes_the_same_files() {
         runtime.block_on(async {
             let bench = Bench::open(dir, |request, _| Some(says(request)), small).await;
             let job = bench.get(id).await;
-            assert_eq!((job.state, job.num_completed, job.num_failed), (State::Completed, 6, 1));
+            assert_eq!((job.state, job.num_completed, job.num_failed), (JobState::Completed, 6, 1));
             let output = bench.lines(job.output_file.as_ref()).await;
             let error = bench.lines(job.error_file.as_ref()).await;
             // The input, and the two files: nothing is left of what was begun.
@@ -243,7 +243,7 @@ async fn a_full_disk_holds_jobs_up_until_there_is_space() {
     assert!(held_up.state.is_open() && held_up.num_completed < 400);
     let job = bench.finish(&id).await;
     running.abort();
-    assert_eq!((job.state, job.num_completed), (State::Completed, 400));
+    assert_eq!((job.state, job.num_completed), (JobState::Completed, 400));
     assert_eq!(bench.lines(job.output_file.as_ref()).await.len(), 400);
     assert_eq!(bench.jobs.disk(), Disk::Fine);
 }
@@ -262,7 +262,7 @@ async fn a_job_that_two_run_at_once_has_every_line_and_every_file_once() {
     one.unwrap();
     other.unwrap();
     let job = bench.get(&id).await;
-    assert_eq!((job.state, job.num_completed, job.num_failed), (State::Completed, 40, 0));
+    assert_eq!((job.state, job.num_completed, job.num_failed), (JobState::Completed, 40, 0));
     let output = bench.lines(job.output_file.as_ref()).await;
     let expected: Vec<_> = (0..40).map(|n| format!("id-{n}")).collect();
     assert_eq!(ids(&output), expected);
@@ -294,12 +294,12 @@ async fn tenants_take_turns_with_jobs_too() {
     while bench.num_computed.load(Ordering::SeqCst) < 2 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(bench.get(&ids[0]).await.state, State::InProgress);
-    assert_eq!(bench.get(&other).await.state, State::InProgress);
-    assert_eq!(bench.get(&ids[1]).await.state, State::Validating);
+    assert_eq!(bench.get(&ids[0]).await.state, JobState::InProgress);
+    assert_eq!(bench.get(&other).await.state, JobState::InProgress);
+    assert_eq!(bench.get(&ids[1]).await.state, JobState::Validating);
     // What is cancelled need not wait for its turn.
     assert!(bench.jobs.cancel(bench.get(&ids[2]).await.number).await.unwrap());
-    while bench.get(&ids[2]).await.state != State::Cancelled {
+    while bench.get(&ids[2]).await.state != JobState::Cancelled {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     running.abort();

@@ -19,7 +19,7 @@ use minijinja::{Environment, Error, ErrorKind};
 use protocol::config::Http;
 use serde_json::{Map, Value};
 
-use crate::parser::Format;
+use crate::parser::AnswerFormat;
 
 /// A model's chat template, compiled. One that can't be used says so when it is asked to render:
 /// completions do without.
@@ -29,7 +29,7 @@ pub struct ChatTemplate {
     special: Map<String, Value>,
     max_bytes: usize,
     text: String,
-    format: Format,
+    format: AnswerFormat,
 }
 
 /// Why messages can't be rendered.
@@ -60,7 +60,7 @@ impl ChatTemplate {
             special,
             max_bytes,
             text: template.to_owned(),
-            format: Format::of_template(template),
+            format: AnswerFormat::of_template(template),
         })
     }
 
@@ -90,7 +90,7 @@ impl ChatTemplate {
     }
 
     /// How its model writes reasoning and calls.
-    pub fn format(&self) -> Format {
+    pub fn format(&self) -> AnswerFormat {
         self.format
     }
 

@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use protocol::message::{Progress, StageFailed};
+use protocol::message::{LoadProgress, StageFailed};
 use protocol::{Blame, Epoch, NodeId, PipelineId, StageEcho, StageId};
 
 use super::{Action, Cluster, Returning};
@@ -224,7 +224,7 @@ impl Cluster {
         }
     }
 
-    pub(super) fn progress(&mut self, progress: Progress, now: Instant) {
+    pub(super) fn progress(&mut self, progress: LoadProgress, now: Instant) {
         let pipeline = self.pipeline_of(progress.id);
         if pipeline.is_some_and(|pipeline| pipeline.has_moved(&progress, now)) {
             self.actions.push(Action::Publish);

@@ -11,7 +11,7 @@ use crate::history::{Decision, Story};
 use crate::queue::Waits;
 use crate::request::{Priority, Tenant};
 use crate::sequence::Sequence;
-use crate::snapshot::{Fill, Group, OpenRequest, Pipeline, Snapshot, Wanted};
+use crate::snapshot::{Fill, Group, OpenRequest, ShownPipeline, Snapshot, SnapshotQuery};
 
 /// Groups of the queue that are told, those that wait for longest first.
 const MAX_GROUPS: usize = 100;
@@ -37,7 +37,7 @@ struct Waiting<'a> {
 
 impl Cluster {
     /// The scheduler's part of a snapshot.
-    pub fn seen(&self, wanted: &Wanted, now: Instant) -> Snapshot {
+    pub fn seen(&self, wanted: &SnapshotQuery, now: Instant) -> Snapshot {
         let mut snapshot = Snapshot { num_requests: self.history.num_open(), ..Default::default() };
         let mut running: HashMap<RequestId, Running> = HashMap::new();
         for (stage, lane) in self.lanes() {
@@ -51,7 +51,11 @@ impl Cluster {
             snapshot.load.running += load.running;
             snapshot.load.used_blocks += load.used_blocks;
             snapshot.load.blocks += load.blocks;
-            snapshot.pipelines.push(Pipeline { pipeline: id, load, ..Pipeline::default() });
+            snapshot.pipelines.push(ShownPipeline {
+                pipeline: id,
+                load,
+                ..ShownPipeline::default()
+            });
             for sequence in lane.running() {
                 let of = running.entry(sequence.request_id()).or_default();
                 if of.pipelines.last() != Some(&id) {

@@ -13,11 +13,11 @@ use crate::status::{NodeStatus, Status};
 
 /// How full the cluster is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
+pub struct ClusterLoad {
     /// Sequences that wait, by priority, lowest first.
     pub num_waiting: [usize; Priority::ALL.len()],
     /// What runs, over all pipelines.
-    pub lanes: lane::Load,
+    pub lanes: lane::LaneLoad,
 }
 
 impl Cluster {
@@ -39,15 +39,15 @@ impl Cluster {
     }
 
     /// How full the cluster is.
-    pub fn load(&self) -> Load {
-        let mut lanes = lane::Load::default();
+    pub fn load(&self) -> ClusterLoad {
+        let mut lanes = lane::LaneLoad::default();
         for lane in self.pipelines.values().filter_map(|pipeline| pipeline.lane.as_ref()) {
             let load = lane.load();
             lanes.num_running += load.num_running;
             lanes.num_used_blocks += load.num_used_blocks;
             lanes.num_blocks += load.num_blocks;
         }
-        Load { num_waiting: Priority::ALL.map(|it| self.queue.num_waiting(it)), lanes }
+        ClusterLoad { num_waiting: Priority::ALL.map(|it| self.queue.num_waiting(it)), lanes }
     }
 
     /// Nodes and pipelines as they are now.

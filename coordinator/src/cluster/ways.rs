@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use protocol::message::{Fetching, Measure, Ways as Measured};
+use protocol::message::{FetchProgress, Measure, Ways as Measured};
 use protocol::{NodeId, Peer};
 
 use super::{Action, Cluster};
@@ -108,7 +108,7 @@ impl Cluster {
         self.actions.push(Action::Publish);
     }
 
-    pub(super) fn fetching(&mut self, fetching: Fetching) {
+    pub(super) fn fetching(&mut self, fetching: FetchProgress) {
         if self.is_current(fetching.node, fetching.session) {
             self.known.fetches(fetching);
             self.actions.push(Action::Publish);

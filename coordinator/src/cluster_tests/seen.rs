@@ -1,6 +1,6 @@
 use super::*;
 use crate::request::{Priority, Request};
-use crate::snapshot::{Snapshot, Wanted};
+use crate::snapshot::{Snapshot, SnapshotQuery};
 
 /// One place, and so many requests of so many tenants.
 fn crowd(num: u64, num_tenants: u64) -> Test {
@@ -20,14 +20,14 @@ fn crowd(num: u64, num_tenants: u64) -> Test {
     test
 }
 
-fn look(test: &Test, wanted: Wanted) -> Snapshot {
+fn look(test: &Test, wanted: SnapshotQuery) -> Snapshot {
     test.cluster.seen(&wanted, test.now)
 }
 
 #[test]
 fn a_look_tells_of_each_tenant_and_priority_whoever_waits_longest_first() {
     let test = crowd(9, 3);
-    let seen = look(&test, Wanted::default());
+    let seen = look(&test, SnapshotQuery::default());
     assert_eq!((seen.load.running, seen.load.waiting, seen.num_requests), (1, 8, 9));
     let running: Vec<_> = seen.requests.iter().filter(|it| it.state == "running").collect();
     let [running] = &running[..] else { panic!("{running:?}") };
@@ -39,7 +39,8 @@ fn a_look_tells_of_each_tenant_and_priority_whoever_waits_longest_first() {
     assert!(seen.queue.iter().all(|group| group.why.contains("scheduler.max_num_seqs")));
     let of = |seen: &Snapshot| seen.requests.iter().map(|it| it.id.clone()).collect::<Vec<_>>();
     let all = of(&seen);
-    let newest = look(&test, Wanted { num_requests: 2, newest: true, ..Wanted::default() });
+    let newest =
+        look(&test, SnapshotQuery { num_requests: 2, newest: true, ..SnapshotQuery::default() });
     assert_eq!(of(&newest), [all[8].clone(), all[7].clone()]);
 }
 
@@ -49,7 +50,7 @@ fn a_look_tells_of_each_tenant_and_priority_whoever_waits_longest_first() {
 fn a_look_at_ten_thousand_requests_of_a_thousand_tenants_is_bounded() {
     let test = crowd(10_000, 1000);
     let began = Instant::now();
-    let seen = look(&test, Wanted::default());
+    let seen = look(&test, SnapshotQuery::default());
     let took = began.elapsed();
     let bytes = serde_json::to_string(&seen).unwrap().len();
     println!("a look takes {took:?}, as text it has {bytes} bytes");

@@ -1,6 +1,6 @@
 //! Of whom nodes get weights, and the ways between them.
 
-use protocol::message::{Fetching, Measure, Ways};
+use protocol::message::{FetchProgress, Measure, Ways};
 use protocol::{LinkSpeed, NodeId, StagePlan};
 
 use super::*;
@@ -84,7 +84,7 @@ fn ways_between_nodes_are_measured_and_decide_the_order() {
 fn what_a_node_fetches_is_shown_while_it_does() {
     let mut test = Test::new(two_stages);
     test.join(1, 1000);
-    let fetching = Fetching {
+    let fetching = FetchProgress {
         node: NodeId(1),
         session: SessionId(1),
         is_warming: false,
@@ -93,10 +93,10 @@ fn what_a_node_fetches_is_shown_while_it_does() {
         num_sources: 2,
     };
     let shown = |test: &Test| test.cluster.status().nodes[0].fetching;
-    test.handle(Input::Fetching(Fetching { session: SessionId(2), ..fetching }));
+    test.handle(Input::Fetching(FetchProgress { session: SessionId(2), ..fetching }));
     assert_eq!(shown(&test), None);
     test.handle(Input::Fetching(fetching));
     assert_eq!(shown(&test), Some(fetching));
-    test.handle(Input::Fetching(Fetching { of_bytes: 0, ..fetching }));
+    test.handle(Input::Fetching(FetchProgress { of_bytes: 0, ..fetching }));
     assert_eq!(shown(&test), None);
 }

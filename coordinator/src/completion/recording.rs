@@ -7,7 +7,7 @@ use futures::FutureExt;
 
 use super::{Asked, Completion, Completions, Origin};
 use crate::completion::clock::Clock;
-use crate::durable::{Durables, Kept, Log, Record};
+use crate::durable::{Durables, KeptRequest, Log, Record};
 use crate::events::Heard;
 use crate::keys::Access;
 use crate::openai::{ApiError, Context, Parsed, Style};
@@ -21,7 +21,10 @@ impl Completions {
     ///
     /// # Errors
     /// When it isn't any more: the configuration is another.
-    pub(crate) async fn parse_again(self: &Arc<Self>, kept: &Kept) -> Result<Parsed, ApiError> {
+    pub(crate) async fn parse_again(
+        self: &Arc<Self>,
+        kept: &KeptRequest,
+    ) -> Result<Parsed, ApiError> {
         let (style, seed) = (kept.style, Some(kept.seed()));
         let parse =
             move |body: &[u8], context: Context<'_>| style.parse(body, Context { seed, ..context });

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use protocol::RequestId;
 use tokio::sync::watch;
 
-use super::record::{self, Kept, Record};
+use super::record::{self, KeptRequest, Record};
 use crate::openai::{Answer, ApiError, Parsed};
 use crate::request::{Resumed, Tenant};
 use crate::tokenizer::Tokenizer;
@@ -16,7 +16,7 @@ const MAX_AT_ONCE: usize = 64;
 /// A durable answer as far as it is on the disk.
 #[derive(Debug)]
 pub(crate) struct Log {
-    kept: Kept,
+    kept: KeptRequest,
     parsed: Parsed,
     records: Mutex<Vec<Record>>,
     // How many there are.
@@ -45,7 +45,7 @@ pub(crate) enum Next {
 
 impl Log {
     /// Of what was asked, and what was made of it; so much was said already.
-    pub(crate) fn new(kept: Kept, parsed: Parsed, records: Vec<Record>) -> Self {
+    pub(crate) fn new(kept: KeptRequest, parsed: Parsed, records: Vec<Record>) -> Self {
         let has_ended = records.last().is_some_and(Record::ends);
         let stand = Stand { num_records: records.len(), has_ended, broken_off: None };
         Self { kept, parsed, records: Mutex::new(records), news: watch::Sender::new(stand) }
@@ -71,7 +71,7 @@ impl Log {
 
     /// The answer before anything was said.
     pub(crate) fn answer(&self, model: &str, tokenizer: &Arc<Tokenizer>) -> Answer {
-        let Kept { style, id, created, fingerprint, .. } = &self.kept;
+        let KeptRequest { style, id, created, fingerprint, .. } = &self.kept;
         let tokenizer = Arc::clone(tokenizer);
         let answer =
             Answer::new(*style, id.0, model.into(), fingerprint.clone(), &self.parsed, tokenizer);

@@ -197,7 +197,7 @@ pub(super) fn so_far(records: &[Record]) -> Resumed {
 /// What was asked: the body as it came, and what was made of it that may be made otherwise at
 /// another time.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Kept {
+pub(crate) struct KeptRequest {
     pub style: Style,
     /// The request's body, as it came: it is read again after a restart.
     pub body: Vec<u8>,
@@ -229,7 +229,7 @@ type KeptWritten = (
     (String, u32, u8, Option<i64>),
 );
 
-impl Kept {
+impl KeptRequest {
     /// Of a body of one prompt, and the answer that is begun to it.
     pub(crate) fn new(
         (style, body): (Style, &[u8]),

@@ -10,7 +10,7 @@ use protocol::config::Http;
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::parser::{CallFormat, Format, Parser, Said};
+use crate::parser::{AnswerFormat, CallFormat, Parser, Said};
 use crate::request::{Constraint, Going, Request};
 use crate::sequence::Sequence;
 use crate::testing::request;
@@ -177,7 +177,7 @@ fn calls_are_written_as_they_are_read() {
             let mut num_added = 0;
             for _ in 0..20 {
                 let text = model.answer(&Source::Calls(calls.clone()));
-                let format = Format { reasons: false, calls: Some(format) };
+                let format = AnswerFormat { reasons: false, calls: Some(format) };
                 let mut parser = Parser::new(format, tools.clone().into(), "");
                 let mut said = parser.push(&text);
                 said.extend(parser.finish());
@@ -267,7 +267,7 @@ fn text_is_free_until_a_call_begins() {
                 }
             }
             let text = model.tokenizer.decode(&tokens, false);
-            let format = Format { reasons: false, calls: Some(format) };
+            let format = AnswerFormat { reasons: false, calls: Some(format) };
             let mut parser = Parser::new(format, tools.clone().into(), "");
             let mut said = parser.push(&text);
             said.extend(parser.finish());

@@ -15,7 +15,7 @@ use super::paging::{listed, page};
 use super::{ApiResult, ApiState, body, storage};
 use crate::batch_job::files::Purpose;
 use crate::batch_job::line::{ENDPOINTS, style_of};
-use crate::batch_job::records::{BatchJob, State as JobState};
+use crate::batch_job::records::{BatchJob, JobState};
 use crate::batch_job::row_plan::complete;
 use crate::batch_job::{BatchJobs, new_id, now_s};
 use crate::openai::{ApiError, Fields, Style};

@@ -13,7 +13,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 
 use super::{ApiState, error, health, ui};
-use crate::keys::{Access, Limits, OverQuota, Refusal, Scope};
+use crate::keys::{Access, KeyRefusal, Limits, OverQuota, Scope};
 use crate::openai::ApiError;
 use crate::request::Tenant;
 
@@ -79,10 +79,10 @@ pub(super) fn identify(state: &ApiState, request: &mut Request) -> Result<Caller
     };
     let access = state.keys.access(secret(request.headers())).map_err(|refusal| {
         state.metrics.refused(match refusal {
-            Refusal::Missing => "no_key",
-            Refusal::Unknown => "unknown_key",
-            Refusal::Expired(_) => "expired_key",
-            Refusal::Revoked(_) => "revoked_key",
+            KeyRefusal::Missing => "no_key",
+            KeyRefusal::Unknown => "unknown_key",
+            KeyRefusal::Expired(_) => "expired_key",
+            KeyRefusal::Revoked(_) => "revoked_key",
         });
         let mut response = error::told(refusal.into(), error::style_of(request.uri().path()));
         let scheme = HeaderValue::from_static("Bearer");

@@ -13,10 +13,10 @@ use futures::stream;
 use serde_json::Value;
 
 use super::{ApiResult, ApiState};
-use crate::batch_job::records::{BatchJob, State as JobState};
+use crate::batch_job::records::{BatchJob, JobState};
 use crate::batch_job::{Order, Page, now_s};
 use crate::openai::ApiError;
-use crate::snapshot::{Job, Snapshot, Wanted};
+use crate::snapshot::{ShownJob, Snapshot, SnapshotQuery};
 
 /// Between two events of the stream.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -70,8 +70,8 @@ fn no_store(mut response: Response) -> Response {
     response
 }
 
-fn wanted(query: &str) -> Result<Wanted, ApiError> {
-    let mut wanted = Wanted::default();
+fn wanted(query: &str) -> Result<SnapshotQuery, ApiError> {
+    let mut wanted = SnapshotQuery::default();
     for field in query.split('&').filter(|field| !field.is_empty()) {
         let (name, value) = field.split_once('=').unwrap_or((field, ""));
         let number = || {
@@ -99,7 +99,7 @@ fn wanted(query: &str) -> Result<Wanted, ApiError> {
 }
 
 /// A snapshot, and what is seen by whoever sees it. None while the scheduler doesn't answer.
-async fn look(state: &ApiState, wanted: Wanted) -> Option<(Snapshot, crate::recent::Seen)> {
+async fn look(state: &ApiState, wanted: SnapshotQuery) -> Option<(Snapshot, crate::recent::Seen)> {
     let mut snapshot = state.engine.look(move |cluster, now| cluster.seen(&wanted, now)).await?;
     let (status, now) = (state.engine.status(), Instant::now());
     let seen = {
@@ -120,7 +120,7 @@ async fn look(state: &ApiState, wanted: Wanted) -> Option<(Snapshot, crate::rece
 }
 
 /// None, where they can't be read now: the rest is worth looking at all the same.
-async fn jobs(state: &ApiState) -> Vec<Job> {
+async fn jobs(state: &ApiState) -> Vec<ShownJob> {
     let records = state.jobs.records();
     let page = Page { limit: ENDED_JOBS, after: None, order: Order::Descending };
     let (open, newest) = (records.open().await, records.list(None, &page).await);
@@ -129,11 +129,11 @@ async fn jobs(state: &ApiState) -> Vec<Job> {
     open.chain(ended).map(|job| describe(&job, now_s())).collect()
 }
 
-fn describe(job: &BatchJob, now: i64) -> Job {
+fn describe(job: &BatchJob, now: i64) -> ShownJob {
     let error = job.errors.as_ref().map(|errors| &errors["data"][0]["message"]);
     let finalized = [JobState::Completed, JobState::Failed, JobState::Expired, JobState::Cancelled];
     let ended = finalized.into_iter().find_map(|state| job.since(state));
-    Job {
+    ShownJob {
         id: job.id.clone(),
         tenant: job.tenant.clone(),
         state: job.state.name().into(),

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
-use super::{Key, Limits, Scope, SecretHash, Standing, file, new_secret};
+use super::{Key, KeyStanding, Limits, Scope, SecretHash, file, new_secret};
 use crate::data_dir;
 use crate::request::Priority;
 
@@ -167,7 +167,7 @@ impl Create {
 fn add(keys: &mut Vec<Key>, key: Key, now: Timestamp) -> Result<()> {
     let name = &key.name;
     match keys.iter().position(|known| known.name == *name) {
-        Some(at) if keys[at].standing(now) == Standing::Valid => {
+        Some(at) if keys[at].standing(now) == KeyStanding::Valid => {
             bail!("there is a key {name} already: choose another name, or revoke that one first")
         }
         Some(at) => keys[at] = key,

@@ -12,7 +12,7 @@ use transport::ticks;
 
 use super::bucket::{Left, Taken};
 use super::quota::Quota;
-use super::{Key, Limits, OverQuota, Scope, SecretHash, Standing, file};
+use super::{Key, KeyStanding, Limits, OverQuota, Scope, SecretHash, file};
 use crate::request::{Priority, Request, Tenant};
 use crate::stamp::Stamp;
 
@@ -149,7 +149,7 @@ impl Drop for Reserved {
 
 /// Why nobody is let in by a key, or without one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
+pub(crate) enum KeyRefusal {
     /// There is none.
     #[error(
         "this server needs an API key: send it as `Authorization: Bearer KEY`, or as `x-api-key`"
@@ -233,21 +233,21 @@ impl Keys {
     ///
     /// # Errors
     /// When it allows nothing.
-    pub(crate) fn access(&self, secret: Option<&str>) -> Result<Arc<Access>, Refusal> {
+    pub(crate) fn access(&self, secret: Option<&str>) -> Result<Arc<Access>, KeyRefusal> {
         let found = match &*self.ring.read().unwrap_or_else(PoisonError::into_inner) {
             None => return Ok(self.anybody()),
             Some(keys) => {
-                let secret = secret.ok_or(Refusal::Missing)?;
+                let secret = secret.ok_or(KeyRefusal::Missing)?;
                 if secret.len() > MAX_SECRET_CHARS {
-                    return Err(Refusal::Unknown);
+                    return Err(KeyRefusal::Unknown);
                 }
-                keys.get(&SecretHash::of(secret)).cloned().ok_or(Refusal::Unknown)?
+                keys.get(&SecretHash::of(secret)).cloned().ok_or(KeyRefusal::Unknown)?
             }
         };
         let Some(key) = &found.key else { return Ok(found) };
         match (key.standing(Timestamp::now()), key.expires, key.revoked) {
-            (Standing::Expired, Some(at), _) => Err(Refusal::Expired(at)),
-            (Standing::Revoked, _, Some(at)) => Err(Refusal::Revoked(at)),
+            (KeyStanding::Expired, Some(at), _) => Err(KeyRefusal::Expired(at)),
+            (KeyStanding::Revoked, _, Some(at)) => Err(KeyRefusal::Revoked(at)),
             _ => Ok(found),
         }
     }
@@ -328,9 +328,9 @@ mod tests {
         write(&path, &[key("anna", "sk-anna")]);
         keys.look();
         assert!(keys.are_needed());
-        assert_eq!(keys.access(None).unwrap_err(), Refusal::Missing);
-        assert_eq!(keys.access(Some("whatever")).unwrap_err(), Refusal::Unknown);
-        assert_eq!(keys.access(Some(&"x".repeat(1000))).unwrap_err(), Refusal::Unknown);
+        assert_eq!(keys.access(None).unwrap_err(), KeyRefusal::Missing);
+        assert_eq!(keys.access(Some("whatever")).unwrap_err(), KeyRefusal::Unknown);
+        assert_eq!(keys.access(Some(&"x".repeat(1000))).unwrap_err(), KeyRefusal::Unknown);
         let anna = keys.access(Some("sk-anna")).unwrap();
         assert_eq!((&*anna.tenant, anna.name.as_deref()), ("anna", Some("anna")));
         assert!(anna.is_for(Scope::Inference) && !anna.is_for(Scope::Metrics));
@@ -338,12 +338,12 @@ mod tests {
         // A file that is lost opens no door.
         fs::remove_file(&path).unwrap();
         keys.look();
-        assert_eq!(keys.access(None).unwrap_err(), Refusal::Missing);
+        assert_eq!(keys.access(None).unwrap_err(), KeyRefusal::Missing);
         keys.access(Some("sk-anna")).unwrap();
         // Nor does one without keys.
         write(&path, &[]);
         keys.look();
-        assert_eq!(keys.access(Some("sk-anna")).unwrap_err(), Refusal::Unknown);
+        assert_eq!(keys.access(Some("sk-anna")).unwrap_err(), KeyRefusal::Unknown);
     }
 
     #[test]
@@ -358,18 +358,18 @@ mod tests {
         let revoked = Key { revoked: Some(now), ..anna };
         write(&path, &[revoked.clone(), bert.clone()]);
         keys.look();
-        assert_eq!(keys.access(Some("sk-a")).unwrap_err(), Refusal::Revoked(now));
+        assert_eq!(keys.access(Some("sk-a")).unwrap_err(), KeyRefusal::Revoked(now));
         keys.access(Some("sk-b")).unwrap();
 
         fs::write(&path, "[[key]]\nname = \"anna\"\n").unwrap();
         keys.look();
-        assert_eq!(keys.access(Some("sk-a")).unwrap_err(), Refusal::Revoked(now));
+        assert_eq!(keys.access(Some("sk-a")).unwrap_err(), KeyRefusal::Revoked(now));
         keys.access(Some("sk-b")).unwrap();
         Keys::open(&path).unwrap_err();
 
         write_anew(&path, &[revoked, Key { expires: Some(now), ..bert }]);
         keys.look();
-        assert_eq!(keys.access(Some("sk-b")).unwrap_err(), Refusal::Expired(now));
+        assert_eq!(keys.access(Some("sk-b")).unwrap_err(), KeyRefusal::Expired(now));
     }
 
     fn write_anew(path: &Path, keys: &[Key]) {

@@ -7,7 +7,7 @@ use protocol::config::RunAhead;
 use protocol::{RequestId, TokenId};
 
 use super::*;
-use crate::request::{Constraint, Going, NextTokens, Priority, Request, Wanted};
+use crate::request::{Constraint, Going, NextTokens, Priority, Request, WantedMasks};
 use crate::testing::{Pipeline, request, scheduler};
 
 const VOCAB: u32 = 128;
@@ -72,7 +72,7 @@ impl Constraint for Spelled {
 }
 
 /// Samples what is allowed; where all is, the token at position p is 64 + p.
-fn sampled(batch: &Batch, Wanted(wanted): &Wanted) -> Sampled {
+fn sampled(batch: &Batch, WantedMasks(wanted): &WantedMasks) -> Sampled {
     let mut outputs: Vec<SliceOutput> = Pipeline::sampled(batch).outputs;
     for output in &mut outputs {
         output.token = output.token.map(|_| TokenId(64 + output.position % 64));
@@ -101,12 +101,12 @@ fn constrained(id: u64, prompt: u32, num_choices: u32, length: usize) -> Request
 }
 
 /// Steps that are under way, with masks that are yet to be made, once it is known of what.
-type Steps = VecDeque<(StepId, Batch, Option<Wanted>)>;
+type Steps = VecDeque<(StepId, Batch, Option<WantedMasks>)>;
 
 fn fill(pipeline: &mut Pipeline, steps: &mut Steps) {
     while let Some(awaits) = pipeline.step_awaits() {
         let (step, batch) = pipeline.steps.pop_back().unwrap();
-        steps.push_back((step, batch, (!awaits).then(Wanted::default)));
+        steps.push_back((step, batch, (!awaits).then(WantedMasks::default)));
     }
     while let Some((step, wanted)) = pipeline.lane.settled() {
         let (.., place) = steps.iter_mut().find(|(it, ..)| *it == step).unwrap();
@@ -138,7 +138,7 @@ fn each_choice_keeps_to_it_by_itself_and_ends_where_it_does() {
         let (mut num_masks, mut num_ahead) = (0, 0);
         loop {
             fill(&mut pipeline, &mut steps);
-            let Some((_, batch, Some(Wanted(wanted)))) = steps.front() else { break };
+            let Some((_, batch, Some(WantedMasks(wanted)))) = steps.front() else { break };
             for (slice, _) in wanted {
                 num_masks += 1;
                 num_ahead += usize::from(matches!(batch.slices[*slice].input, Input::SampledBy(_)));

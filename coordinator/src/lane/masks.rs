@@ -6,7 +6,7 @@ use std::sync::Arc;
 use protocol::{Input, SequenceId, Slice, StepId};
 
 use super::Lane;
-use crate::request::{NextTokens, Wanted};
+use crate::request::{NextTokens, WantedMasks};
 use crate::sequence::Sequence;
 
 /// What the masks of a step hang on, until they are all to be had.
@@ -45,7 +45,7 @@ impl Lane {
 
     /// A step of which all masks can be made now, once. Whoever has ended, or gave way, needs none:
     /// nobody hears what is sampled for it.
-    pub fn settled(&mut self) -> Option<(StepId, Wanted)> {
+    pub fn settled(&mut self) -> Option<(StepId, WantedMasks)> {
         for at in 0..self.steps.len() {
             let Some(mut awaited) = self.steps[at].awaited.take() else { continue };
             awaited.missing.retain(|Missing { slice, sequence, num_tokens }| {
@@ -59,7 +59,7 @@ impl Lane {
             });
             if awaited.missing.is_empty() {
                 awaited.wanted.sort_unstable_by_key(|(slice, _)| *slice);
-                return Some((self.steps[at].step, Wanted(awaited.wanted)));
+                return Some((self.steps[at].step, WantedMasks(awaited.wanted)));
             }
             self.steps[at].awaited = Some(awaited);
         }

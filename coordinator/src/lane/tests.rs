@@ -28,7 +28,7 @@ fn a_request_runs_to_its_length() {
     let events = pipeline.run();
     assert_eq!(pipeline.tokens(&events, 1, 0), [105, 106, 107]);
     assert_eq!(pipeline.finished(&events), [(1, 0, FinishReason::Length)]);
-    assert_eq!(pipeline.lane.load(), Load { num_blocks: 64, ..Load::default() });
+    assert_eq!(pipeline.lane.load(), LaneLoad { num_blocks: 64, ..LaneLoad::default() });
 }
 
 #[test]

@@ -37,10 +37,10 @@ use batches::Batches;
 pub(crate) use batches::OpenJobs;
 use latency::Latency;
 use nodes::Nodes;
-use scaling::Scaling;
-use scheduling::Scheduling;
+use scaling::ScalingSeries;
+use scheduling::SchedulingSeries;
 use stages::StageMetrics;
-pub(crate) use stages::{StepReport, Ways};
+pub(crate) use stages::{StepReport, StepWays};
 pub(crate) use text::{OPEN_METRICS, PLAIN, wants_plain};
 
 type Float = Gauge<f64, AtomicU64>;
@@ -100,8 +100,8 @@ pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     errors: Family<KindLabels, Counter>,
     choices: Family<FinishLabels, Counter>,
-    scheduling: Scheduling,
-    scaling: Scaling,
+    scheduling: SchedulingSeries,
+    scaling: ScalingSeries,
     batches: Batches,
     waiting: Gauge,
     queue_wait: Histogram,
@@ -148,8 +148,8 @@ impl Metrics {
             requests: Family::default(),
             errors: Family::default(),
             choices: Family::default(),
-            scheduling: Scheduling::default(),
-            scaling: Scaling::default(),
+            scheduling: SchedulingSeries::default(),
+            scaling: ScalingSeries::default(),
             batches: Batches::default(),
             waiting: Gauge::default(),
             queue_wait: seconds(),
@@ -314,7 +314,7 @@ impl Metrics {
         }
         self.step.observe(step.duration.as_secs_f64());
         self.batch_tokens.observe(step.num_tokens as f64);
-        let ways = Ways::of(step);
+        let ways = StepWays::of(step);
         self.stages.step(step, ways.as_ref());
         self.recent().step(step, ways.as_ref());
     }

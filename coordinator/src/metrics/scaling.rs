@@ -13,7 +13,7 @@ struct DirectionLabels {
 
 /// Gauges for whoever brings nodes, and counters of what was decided.
 #[derive(Debug, Default)]
-pub(super) struct Scaling {
+pub(super) struct ScalingSeries {
     tokens_in_flight: Gauge,
     pipelines: Gauge,
     pipelines_wanted: Gauge,
@@ -21,7 +21,7 @@ pub(super) struct Scaling {
     decisions: Family<DirectionLabels, Counter>,
 }
 
-impl Scaling {
+impl ScalingSeries {
     pub(super) fn register(&self, ours: &mut Registry) {
         let gauges = [
             ("tokens_in_flight", "Tokens of what runs and waits", &self.tokens_in_flight),

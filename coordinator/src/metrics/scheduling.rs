@@ -17,7 +17,7 @@ struct ClassLabels {
 }
 
 #[derive(Debug)]
-pub(super) struct Scheduling {
+pub(super) struct SchedulingSeries {
     queue_depth: Family<ClassLabels, Gauge>,
     // Of each priority: set whenever anything happens, so not looked up.
     depths: [Gauge; Priority::ALL.len()],
@@ -28,7 +28,7 @@ pub(super) struct Scheduling {
     prefix_misses: Family<ReasonLabels, Counter>,
 }
 
-impl Default for Scheduling {
+impl Default for SchedulingSeries {
     fn default() -> Self {
         let queue_depth = Family::<ClassLabels, Gauge>::default();
         let depth = |priority: Priority| {
@@ -46,7 +46,7 @@ impl Default for Scheduling {
     }
 }
 
-impl Scheduling {
+impl SchedulingSeries {
     pub(super) fn register(&self, ours: &mut Registry) {
         let help = "Sequences that wait, by priority";
         ours.register("queue_depth", help, self.queue_depth.clone());

@@ -52,7 +52,7 @@ pub(crate) struct StepReport<'a> {
 
 /// What the stages of a step don't know of: the network, and the coordinator's own part. Seconds.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Ways {
+pub(crate) struct StepWays {
     /// Round trips of the ways to each stage in order, and back to the coordinator.
     pub rtts: Vec<f64>,
     /// What the network took on each of them.
@@ -67,7 +67,7 @@ pub(crate) struct Ways {
     pub num_bytes: u64,
 }
 
-impl Ways {
+impl StepWays {
     /// Of a step, if all of its way was seen.
     pub(crate) fn of(step: &StepReport<'_>) -> Option<Self> {
         let Trip { away, sent, decode, num_bytes } = step.trip?;
@@ -202,7 +202,7 @@ impl StageMetrics {
         *self.recent.lock().unwrap_or_else(PoisonError::into_inner) = Recent::default();
     }
 
-    pub(super) fn step(&self, step: &StepReport<'_>, ways: Option<&Ways>) {
+    pub(super) fn step(&self, step: &StepReport<'_>, ways: Option<&StepWays>) {
         let micros = |micros: u32| f64::from(micros) / 1e6;
         for timing in step.timings {
             let at = Labels { stage: Place::Stage(timing.stage.0) };
@@ -225,7 +225,7 @@ impl StageMetrics {
     }
 
     /// What the stages don't know of: the network, and the coordinator's own part.
-    fn ways(&self, step: &StepReport<'_>, ways: &Ways) {
+    fn ways(&self, step: &StepReport<'_>, ways: &StepWays) {
         let at = Labels { stage: Place::Coordinator };
         self.serialise.get_or_create(&at).observe(ways.serialise);
         self.send.get_or_create(&at).observe(ways.send);
@@ -299,7 +299,7 @@ mod tests {
     fn counted(steps: &[StepReport<'_>]) -> String {
         let (stages, mut registry) = (StageMetrics::new(), Registry::with_prefix("autoglm"));
         stages.register(&mut registry);
-        steps.iter().for_each(|step| stages.step(step, Ways::of(step).as_ref()));
+        steps.iter().for_each(|step| stages.step(step, StepWays::of(step).as_ref()));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         text

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::keys::{OverQuota, Refusal};
+use crate::keys::{KeyRefusal, OverQuota};
 use crate::request::{RequestError, SubmitError};
 
 /// An error on its way to a client.
@@ -134,8 +134,8 @@ impl From<OverQuota> for ApiError {
     }
 }
 
-impl From<Refusal> for ApiError {
-    fn from(refusal: Refusal) -> Self {
+impl From<KeyRefusal> for ApiError {
+    fn from(refusal: KeyRefusal) -> Self {
         Self::malformed(refusal.to_string()).status(401).code("invalid_api_key")
     }
 }
@@ -208,8 +208,8 @@ mod tests {
                 Some("key_limit_exceeded"),
                 false,
             ),
-            (Refusal::Missing.into(), 401, Some("invalid_api_key"), false),
-            (Refusal::Unknown.into(), 401, Some("invalid_api_key"), false),
+            (KeyRefusal::Missing.into(), 401, Some("invalid_api_key"), false),
+            (KeyRefusal::Unknown.into(), 401, Some("invalid_api_key"), false),
         ];
         for (error, status, code, retry) in table {
             assert_eq!(

@@ -8,7 +8,7 @@ use super::fields::wrong;
 use super::{ApiError, Context, Fields, structured};
 use crate::chat_template::ChatTemplate;
 use crate::grammar::{Calls, Or};
-use crate::parser::{CallFormat, Format, Parser, Tools};
+use crate::parser::{AnswerFormat, CallFormat, Parser, Tools};
 
 /// What a chat asks for beside messages.
 #[derive(Debug, Default)]
@@ -50,7 +50,7 @@ pub(crate) struct Reading {
 impl Reading {
     /// Of an answer that is nothing but text.
     pub(crate) fn plain() -> Self {
-        let parser = Parser::new(Format::default(), Tools::default(), "");
+        let parser = Parser::new(AnswerFormat::default(), Tools::default(), "");
         Self { parser, parallel: true, hides_reasoning: false }
     }
 }

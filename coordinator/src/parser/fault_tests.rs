@@ -87,7 +87,7 @@ fn in_lines(name: &str, arguments: &[(&str, &str)]) -> String {
 /// What was reported, and what stands in its place.
 struct Fault {
     name: &'static str,
-    format: Format,
+    format: AnswerFormat,
     has_tools: bool,
     prompt_end: &'static str,
     text: String,

@@ -2,7 +2,7 @@
 
 /// What may be in an answer beside text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Format {
+pub struct AnswerFormat {
     /// Whether `<think>` and `</think>` enclose reasoning.
     pub reasons: bool,
     /// How tools are called.
@@ -32,7 +32,7 @@ impl CallFormat {
     }
 }
 
-impl Format {
+impl AnswerFormat {
     /// The format of answers to prompts that `template` renders.
     pub fn of_template(template: &str) -> Self {
         let has = |text: &str| template.contains(text);

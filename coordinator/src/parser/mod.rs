@@ -19,7 +19,7 @@ use call::{Call, Step};
 use held::Held;
 
 pub(crate) use arguments::is_text;
-pub(crate) use format::{CallFormat, Format};
+pub(crate) use format::{AnswerFormat, CallFormat};
 
 /// The schemas of the arguments of the tools that may be called, by name.
 pub(crate) type Tools = Arc<Map<String, Value>>;
@@ -39,7 +39,7 @@ pub(crate) enum Said {
 /// Reads one answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Parser {
-    format: Format,
+    format: AnswerFormat,
     tools: Tools,
     state: State,
     held: Held,
@@ -72,7 +72,7 @@ const END_OF_CALL: &str = "</tool_call>";
 impl Parser {
     /// A parser of answers in `format` to a prompt that ends with `prompt_end`. Without `tools`
     /// nothing is a call, whatever it looks like.
-    pub(crate) fn new(format: Format, tools: Tools, prompt_end: &str) -> Self {
+    pub(crate) fn new(format: AnswerFormat, tools: Tools, prompt_end: &str) -> Self {
         let thinks = format.reasons && prompt_end.trim_end().ends_with(THINK);
         let state = if thinks { State::Reasoning } else { State::Start };
         let held = Held::default();

@@ -2,9 +2,12 @@ use super::*;
 use proptest::prelude::*;
 use serde_json::json;
 
-pub(super) const GLM45: Format = Format { reasons: true, calls: Some(CallFormat::KeysAndValues) };
-pub(super) const GLM4: Format = Format { reasons: false, calls: Some(CallFormat::NameThenJson) };
-pub(super) const HERMES: Format = Format { reasons: true, calls: Some(CallFormat::Json) };
+pub(super) const GLM45: AnswerFormat =
+    AnswerFormat { reasons: true, calls: Some(CallFormat::KeysAndValues) };
+pub(super) const GLM4: AnswerFormat =
+    AnswerFormat { reasons: false, calls: Some(CallFormat::NameThenJson) };
+pub(super) const HERMES: AnswerFormat =
+    AnswerFormat { reasons: true, calls: Some(CallFormat::Json) };
 
 fn tools() -> Tools {
     let weather = json!({"type": "object", "properties": {
@@ -39,7 +42,7 @@ impl Whole {
 }
 
 fn read_pieces<'a>(
-    format: Format,
+    format: AnswerFormat,
     tools: &Tools,
     prompt_end: &str,
     pieces: impl IntoIterator<Item = &'a str>,
@@ -54,7 +57,7 @@ fn read_pieces<'a>(
 }
 
 /// What `text` says: the same whole, sign by sign, and cut in two at every place.
-pub(super) fn read(format: Format, tools: &Tools, prompt_end: &str, text: &str) -> Whole {
+pub(super) fn read(format: AnswerFormat, tools: &Tools, prompt_end: &str, text: &str) -> Whole {
     let whole = read_pieces(format, tools, prompt_end, [text]);
     let signs = text.char_indices().map(|(at, sign)| &text[at..at + sign.len_utf8()]);
     assert_eq!(read_pieces(format, tools, prompt_end, signs), whole, "sign by sign: {text}");
@@ -134,7 +137,7 @@ fn thoughts_may_quote_a_call_and_begin_one_too_early() {
 fn without_tools_and_tags_an_answer_stays_as_it_is() {
     let none = Tools::default();
     for text in ["  \n a\n\n b \n", PARIS, "\n", "", "</think>", "a <think>b</think>", "<thi"] {
-        for format in [GLM45, GLM4, HERMES, Format::default()] {
+        for format in [GLM45, GLM4, HERMES, AnswerFormat::default()] {
             assert_eq!(read(format, &none, "", text), said("", text, &[]), "{text:?}");
         }
     }
@@ -237,12 +240,12 @@ fn answers_of_hermes_are_json_in_tags() {
 
 #[test]
 fn the_format_is_in_the_template() {
-    let of = Format::of_template;
+    let of = AnswerFormat::of_template;
     assert_eq!(of("<|user|>{{x}}<think></think> <tool_call><arg_key>"), GLM45);
     assert_eq!(of("[gMASK]<sop><|observation|>"), GLM4);
     assert_eq!(of("<|im_start|> <tool_call> </think>"), HERMES);
     assert_eq!(of("<|im_start|>").calls, Some(CallFormat::Json));
-    assert_eq!(of("{{ messages }}"), Format::default());
+    assert_eq!(of("{{ messages }}"), AnswerFormat::default());
 }
 
 fn text() -> impl Strategy<Value = String> {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use protocol::StageTiming;
 
-use crate::metrics::{StepReport, Ways};
+use crate::metrics::{StepReport, StepWays};
 use crate::snapshot::{StageTime, StepTime};
 
 /// How much of the past the means speak of, in seconds of the pipeline at work.
@@ -30,7 +30,7 @@ struct Stage {
 }
 
 impl Parts {
-    pub(super) fn step(&mut self, step: &StepReport<'_>, ways: Option<&Ways>) {
+    pub(super) fn step(&mut self, step: &StepReport<'_>, ways: Option<&StepWays>) {
         // Steps return in the order in which they began: each adds what is new of its time.
         let active = self
             .ended

@@ -77,7 +77,7 @@ fn a_pipelines_steps_are_told_as_a_mean_of_its_last_seconds() {
             ..StageTiming::default()
         };
         let timings = [timing(0, 400 * millis), timing(1, 200 * millis)];
-        let ways = Ways { transfers: vec![0.001, 0.002, 0.0005], ..Ways::default() };
+        let ways = StepWays { transfers: vec![0.001, 0.002, 0.0005], ..StepWays::default() };
         for number in 1..=num {
             let duration = Duration::from_millis(millis.into());
             let ended = from + duration * number;
@@ -119,7 +119,7 @@ fn what_is_kept_has_a_fixed_size_and_a_token_costs_next_to_nothing() {
     let token = began.elapsed();
     let began = Instant::now();
     let timings = [StageTiming { compute_us: 9000, wait_us: 500, ..StageTiming::default() }; 2];
-    let ways = Ways { transfers: vec![0.001, 0.002, 0.0005], ..Ways::default() };
+    let ways = StepWays { transfers: vec![0.001, 0.002, 0.0005], ..StepWays::default() };
     for number in 0..NUM {
         let ended = start + Duration::from_millis(10) * number;
         lock().step(

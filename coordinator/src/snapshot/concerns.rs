@@ -1,7 +1,7 @@
 //! What an operator may have to do something about, read off a snapshot: what waits, why it is
 //! slow, what broke.
 
-use super::{Concern, EventKind, Group, Level, Node, Pipeline, Snapshot};
+use super::{Concern, EventKind, Group, Level, ShownNode, ShownPipeline, Snapshot};
 
 /// Losses that are this old are history.
 const NEWS_MS: u64 = 10 * 60 * 1000;
@@ -96,10 +96,10 @@ pub(super) fn is_open(state: &str) -> bool {
     ["validating", "in_progress", "finalizing", "cancelling"].contains(&state)
 }
 
-fn of_pipeline(it: &Pipeline, say: &mut impl FnMut(Level, String, String)) {
+fn of_pipeline(it: &ShownPipeline, say: &mut impl FnMut(Level, String, String)) {
     let number = it.pipeline;
     if matches!(&*it.state, "loading" | "linking") {
-        let sum = |of: fn(&super::Stage) -> u64| it.stages.iter().map(of).sum::<u64>();
+        let sum = |of: fn(&super::ShownStage) -> u64| it.stages.iter().map(of).sum::<u64>();
         let (loaded, all) = (sum(|stage| stage.memory_bytes), sum(|stage| stage.of_bytes));
         let what = match (loaded * 100).checked_div(all) {
             Some(percent) if it.state == "loading" => format!("is loading: {percent} %"),
@@ -147,8 +147,8 @@ fn of_pipeline(it: &Pipeline, say: &mut impl FnMut(Level, String, String)) {
     }
 }
 
-fn of_node(it: &Node, say: &mut impl FnMut(Level, String, String)) {
-    let Node { node, hostname, state, cause, duty, .. } = it;
+fn of_node(it: &ShownNode, say: &mut impl FnMut(Level, String, String)) {
+    let ShownNode { node, hostname, state, cause, duty, .. } = it;
     let name = if hostname.is_empty() { node.clone() } else { format!("{node} ({hostname})") };
     let back = format!("autoglm node uncordon {node} takes it back");
     match &**state {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use protocol::NodeId;
 
-use super::{Node, Pipeline, Scaling, Snapshot, Stage};
+use super::{ShownNode, ShownPipeline, ShownScaling, ShownStage, Snapshot};
 use crate::duty::Duty;
 use crate::recent::Recent;
 use crate::status::{NodeStatus, PipelineStatus, StageState, StageStatus, Status};
@@ -19,7 +19,7 @@ impl Snapshot {
         self.ready = status.is_ready();
         self.waiting_for.clone_from(&status.waiting_for);
         self.fingerprint.clone_from(&status.system_fingerprint);
-        self.scaling = status.scaling.as_ref().map(|scaling| Scaling {
+        self.scaling = status.scaling.as_ref().map(|scaling| ShownScaling {
             wanted: scaling.wanted,
             min: scaling.min,
             max: scaling.max,
@@ -33,7 +33,7 @@ impl Snapshot {
                 held.entry(stage.node).or_default().push((pipeline.pipeline.0, stage));
             }
         }
-        let pipelines = status.pipelines.iter().map(|it| Pipeline {
+        let pipelines = status.pipelines.iter().map(|it| ShownPipeline {
             time: recent.step_time(it.pipeline).filter(|_| it.is_ready()),
             ..self.pipeline(it, &known)
         });
@@ -63,7 +63,7 @@ impl Snapshot {
         self.nodes.sort_by_key(|node| node.state != "lost");
     }
 
-    fn pipeline(&self, it: &PipelineStatus, known: &HashMap<NodeId, &NodeStatus>) -> Pipeline {
+    fn pipeline(&self, it: &PipelineStatus, known: &HashMap<NodeId, &NodeStatus>) -> ShownPipeline {
         let has = |state| it.stages.iter().any(|stage| stage.state == state);
         let state = match () {
             () if it.is_draining => "draining",
@@ -75,7 +75,7 @@ impl Snapshot {
             let adapters = &known.get(&stage.node)?.memory_bytes;
             adapters.get(stage.adapter_number as usize).copied()
         };
-        let stage = |stage: &StageStatus| Stage {
+        let stage = |stage: &StageStatus| ShownStage {
             node: stage.node.to_string(),
             hostname: stage.hostname.clone(),
             adapter: stage.adapter.clone(),
@@ -89,7 +89,7 @@ impl Snapshot {
         };
         // How full they are is known already, of whoever schedules.
         let seen = self.pipelines.iter().find(|seen| seen.pipeline == it.pipeline.0);
-        Pipeline {
+        ShownPipeline {
             pipeline: it.pipeline.0,
             state: state.into(),
             load: seen.map(|seen| seen.load).unwrap_or_default(),
@@ -106,18 +106,18 @@ fn absent(
     duty: Duty,
     quarantined: Option<&String>,
     lost: Option<&(Duration, &str)>,
-) -> Node {
+) -> ShownNode {
     let (state, cause) = match (quarantined, lost) {
         (Some(cause), _) => ("quarantined", cause.clone()),
         (None, Some((ago, cause))) => ("lost", format!("{} s ago: {cause}", ago.as_secs())),
         (None, None) => ("absent", String::new()),
     };
-    Node {
+    ShownNode {
         node: node.to_string(),
         state: state.into(),
         duty: duty.name().into(),
         cause,
-        ..Node::default()
+        ..ShownNode::default()
     }
 }
 
@@ -126,7 +126,7 @@ fn describe(
     held: &[(u32, &StageStatus)],
     duty: Duty,
     quarantined: Option<String>,
-) -> Node {
+) -> ShownNode {
     let serves = held.iter().all(|(_, stage)| stage.state == StageState::Serving);
     let state = match duty {
         Duty::Active if quarantined.is_some() => "quarantined",
@@ -139,7 +139,7 @@ fn describe(
     let loading = loading.map(|(_, stage)| [stage.memory_bytes, stage.of_bytes]);
     let loading = loading.reduce(|sum, it| [sum[0] + it[0], sum[1] + it[1]]);
     let fetching = node.fetching.map(|it| [it.num_bytes, it.of_bytes]);
-    Node {
+    ShownNode {
         node: node.node.to_string(),
         hostname: node.hostname.clone(),
         state: state.into(),

@@ -11,7 +11,7 @@ use protocol::Address;
 use serde_json::json;
 use transport::Authority;
 
-use super::{Standing, Token};
+use super::{TokenRecord, TokenStanding};
 use crate::admission::DEFAULT_POOL;
 use crate::data_dir::{self, DataDir};
 use crate::keys::command::{life, table};
@@ -146,7 +146,7 @@ impl Create {
         out: &mut impl Write,
     ) -> Result<()> {
         let secret = transport::Token::new(authority)?;
-        let token = Token {
+        let token = TokenRecord {
             id: secret.id().to_owned(),
             name: self.name.unwrap_or_else(|| secret.id().to_owned()),
             pool: self.pool,
@@ -157,7 +157,8 @@ impl Create {
             expires: now.checked_add(self.ttl).context("--ttl is too far away")?,
             revoked: None,
         };
-        let is_taken = |it: &Token| it.name == token.name && it.standing(now) == Standing::Valid;
+        let is_taken =
+            |it: &TokenRecord| it.name == token.name && it.standing(now) == TokenStanding::Valid;
         if store.tokens().await?.iter().any(is_taken) {
             bail!("there is a token {} already: choose another --name, or revoke it", token.name);
         }
@@ -173,7 +174,7 @@ impl Create {
             shown["command"] = command.into();
             writeln!(out, "{shown:#}")?;
         } else {
-            let Token { name, pool, max_uses, expires, .. } = &token;
+            let TokenRecord { name, pool, max_uses, expires, .. } = &token;
             eprintln!(
                 "token {name}: for {max_uses} node(s) of pool {pool}, until {expires:.0}; on the \
                  other machine run:"
@@ -226,7 +227,7 @@ fn own_addresses() -> Result<Vec<IpAddr>> {
     Ok(found)
 }
 
-fn as_json(token: &Token, now: Timestamp) -> serde_json::Value {
+fn as_json(token: &TokenRecord, now: Timestamp) -> serde_json::Value {
     json!({
         "id": token.id,
         "name": token.name,
@@ -240,7 +241,7 @@ fn as_json(token: &Token, now: Timestamp) -> serde_json::Value {
     })
 }
 
-fn list(tokens: &[Token], now: Timestamp, out: &mut impl Write) -> Result<()> {
+fn list(tokens: &[TokenRecord], now: Timestamp, out: &mut impl Write) -> Result<()> {
     let rows = tokens.iter().map(|token| {
         [
             token.name.clone(),

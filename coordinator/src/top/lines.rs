@@ -6,7 +6,7 @@ use ratatui::style::{Color, Style, Stylize};
 use ratatui::text::{Line, Span};
 
 use crate::placement::Size;
-use crate::snapshot::{EventKind, Level, Pipeline, Point, Snapshot};
+use crate::snapshot::{EventKind, Level, Point, ShownPipeline, Snapshot};
 
 /// What begins with a line of its name.
 pub(super) const PARTS: [&str; 6] =
@@ -132,7 +132,7 @@ fn pipelines_said(it: &Snapshot) -> String {
     }
 }
 
-fn of_pipeline(it: &Pipeline) -> Vec<Line<'static>> {
+fn of_pipeline(it: &ShownPipeline) -> Vec<Line<'static>> {
     let load = it.load;
     let used = load.used_blocks as f64 / load.blocks.max(1) as f64;
     let time = it.time.as_ref().map_or("no step yet".to_owned(), |time| {

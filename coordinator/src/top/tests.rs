@@ -1,13 +1,17 @@
 use super::*;
 use crate::snapshot::{
-    Concern, EventKind, Fill, Group, Happened, Level, Node, Pipeline, Point, Stage,
+    Concern, EventKind, Fill, Group, Happened, Level, Point, ShownNode, ShownPipeline, ShownStage,
 };
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 
 fn snapshot() -> Snapshot {
-    let stage =
-        Stage { node: "a1".into(), layers: [0, 12], state: "serving".into(), ..Stage::default() };
+    let stage = ShownStage {
+        node: "a1".into(),
+        layers: [0, 12],
+        state: "serving".into(),
+        ..ShownStage::default()
+    };
     let point = |number| Point {
         number,
         took_ms: 10_000,
@@ -27,12 +31,14 @@ fn snapshot() -> Snapshot {
         ready: true,
         concerns: vec![Concern { level: Level::Warn, what: "7 wait".into(), hint: "9 run".into() }],
         load: Fill { running: 4, waiting: 7, used_blocks: 3, blocks: 4 },
-        pipelines: vec![Pipeline {
+        pipelines: vec![ShownPipeline {
             state: "serving".into(),
             stages: vec![stage],
-            ..Pipeline::default()
+            ..ShownPipeline::default()
         }],
-        nodes: (0..100).map(|it| Node { node: format!("node-{it}"), ..Node::default() }).collect(),
+        nodes: (0..100)
+            .map(|it| ShownNode { node: format!("node-{it}"), ..ShownNode::default() })
+            .collect(),
         queue: vec![group],
         points: (0..3).map(point).collect(),
         events: vec![lost],

@@ -1,6 +1,6 @@
 //! Grouped-query attention: queries, keys and values, the cache, what heads attend to, and back.
 
-use checkpoint::{Gqa, Matrix, Row, Vector};
+use checkpoint::{Gqa, Matrix, ScratchRow, Vector};
 use shaders::attention;
 use shaders::copy_blocks::BoundCopyBlocks;
 use shaders::inputs::StepShape;
@@ -70,7 +70,8 @@ impl BoundGqa {
         let Shared { gpu, inputs, scratch, .. } = *shared;
         let AttentionKernels { gqa, copy_blocks, rotary, .. } = shared.attention;
         let attention = gqa.as_ref().expect("a model with such layers has their kernels");
-        let (queries, attended) = (scratch.row(Row::Queries), scratch.row(Row::Attended));
+        let (queries, attended) =
+            (scratch.row(ScratchRow::Queries), scratch.row(ScratchRow::Attended));
         let product =
             |operand, weights, output| shared.kernels.matmul.bind(gpu, operand, weights, output);
         let qkv = Qkv { bias: weights.bias.as_ref(), inputs, rotary, cache, queries };
@@ -82,14 +83,14 @@ impl BoundGqa {
                 x,
                 &weights.qkv,
                 match &weights.norms {
-                    Some(_) => Output::Store(scratch.row(Row::Unnormed)),
+                    Some(_) => Output::Store(scratch.row(ScratchRow::Unnormed)),
                     None => Output::Qkv(qkv),
                 },
             )?,
             qk_norm: match &weights.norms {
                 Some(norms) => {
                     let norms = (norms, shared.model.rms_norm_eps);
-                    Some(BoundQkNorm::new(gpu, scratch.row(Row::Unnormed), norms, qkv)?)
+                    Some(BoundQkNorm::new(gpu, scratch.row(ScratchRow::Unnormed), norms, qkv)?)
                 }
                 None => None,
             },

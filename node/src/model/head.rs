@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use checkpoint::{Checkpoint, Matrix, ModelConfig, Row, Vector};
+use checkpoint::{Checkpoint, Matrix, ModelConfig, ScratchRow, Vector};
 use protocol::{Batch, HiddenRow, Masks, SliceOutput, StageLimits, Step};
 use shaders::error::GpuError;
 use shaders::gather_rows::BoundGatherRows;
@@ -80,7 +80,7 @@ impl Head {
         limits: &StageLimits,
         weights: &HeadWeights,
     ) -> Result<Self, StageError> {
-        let hidden = scratch.row(Row::Hidden);
+        let hidden = scratch.row(ScratchRow::Hidden);
         let rows = gpu.alloc_vec4s(MAX_ROWS * model.hidden_size)?;
         let logits = gpu.alloc_f32(MAX_ROWS * model.vocab_size)?;
         let norm = Norm { weight: &weights.norm, eps: model.rms_norm_eps };

@@ -1,6 +1,6 @@
 //! The choice of the positions that a layer with latent attention attends to.
 
-use checkpoint::{Index, Matrix, ModelConfig, Row, Vector};
+use checkpoint::{Index, Matrix, ModelConfig, ScratchRow, Vector};
 use shaders::copy_blocks::BoundCopyBlocks;
 use shaders::index::{BoundIndex, IndexShape, IndexTensors};
 use shaders::inputs::StepShape;
@@ -65,7 +65,8 @@ impl BoundIndexer {
         let choice = attention.choice.as_ref().expect("such a model has what is chosen");
         let copy_blocks = attention.index_blocks.as_ref().expect("such a model has such caches");
         let [queries, keys, heads] =
-            [Row::IndexQueries, Row::IndexKeys, Row::IndexWeights].map(|row| scratch.row(row));
+            [ScratchRow::IndexQueries, ScratchRow::IndexKeys, ScratchRow::IndexWeights]
+                .map(|row| scratch.row(row));
         let product = |operand, weights: &WeightMatrix, out| {
             kernels.matmul.bind(gpu, operand, weights, Output::Store(out))
         };

@@ -1,7 +1,7 @@
 //! Latent attention: the rows that queries, and keys and values, are made of; the cache, what heads
 //! attend to in it, and back.
 
-use checkpoint::{Matrix, Mla, Row, Vector};
+use checkpoint::{Matrix, Mla, ScratchRow, Vector};
 use shaders::copy_blocks::BoundCopyBlocks;
 use shaders::inputs::StepShape;
 use shaders::kernel::Pass;
@@ -91,9 +91,12 @@ impl BoundMla {
         let Shared { gpu, inputs, scratch, .. } = *shared;
         let Mla { kv_lora_rank, value_dim, .. } = weights.spec;
         let eps = Mla::NORM_EPS;
-        let (query_latent, latent) = (scratch.row(Row::QueryLatent), scratch.row(Row::Latent));
-        let (head_queries, queries) = (scratch.row(Row::HeadQueries), scratch.row(Row::Queries));
-        let (attends, attended) = (scratch.row(Row::LatentAttended), scratch.row(Row::Attended));
+        let (query_latent, latent) =
+            (scratch.row(ScratchRow::QueryLatent), scratch.row(ScratchRow::Latent));
+        let (head_queries, queries) =
+            (scratch.row(ScratchRow::HeadQueries), scratch.row(ScratchRow::Queries));
+        let (attends, attended) =
+            (scratch.row(ScratchRow::LatentAttended), scratch.row(ScratchRow::Attended));
         let product =
             |operand, weights, output| shared.kernels.matmul.bind(gpu, operand, weights, output);
         let norm = Norm { weight: &weights.query_norm, eps };

@@ -1,6 +1,6 @@
 //! The MLP of a layer, and a SiLU-gated one that all tokens have.
 
-use checkpoint::{Matrix, Mlp, Row};
+use checkpoint::{Matrix, Mlp, ScratchRow};
 use shaders::inputs::StepShape;
 use shaders::kernel::Pass;
 use shaders::matmul::{BoundMatmul, Operand, Output};
@@ -93,7 +93,7 @@ impl BoundDense {
         output: Output<'_>,
     ) -> Result<Self, StageError> {
         let Shared { gpu, kernels, scratch, .. } = *shared;
-        let gated = scratch.row(Row::Gated);
+        let gated = scratch.row(ScratchRow::Gated);
         let matmul = &kernels.matmul;
         Ok(Self {
             gate_up: matmul.bind(gpu, x, &weights.gate_up, Output::Swiglu(gated))?,

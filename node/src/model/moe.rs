@@ -1,7 +1,7 @@
 //! A mixture of experts: each token's are chosen, multiplied with, and added up; another MLP, which
 //! all tokens have, may follow.
 
-use checkpoint::{Matrix, Mlp, ModelConfig, Moe, Row, Vector};
+use checkpoint::{Matrix, Mlp, ModelConfig, Moe, ScratchRow, Vector};
 use shaders::experts::{BoundExperts, ExpertShape, ExpertTensors};
 use shaders::inputs::StepShape;
 use shaders::kernel::Pass;
@@ -79,9 +79,10 @@ impl BoundMoe {
         let Output::Residual { residual, out } = output else {
             panic!("no model normalises what experts give");
         };
-        let logits = scratch.row(Row::Router);
-        let (gated, given) = (scratch.row(Row::ExpertsGated), scratch.row(Row::Experts));
-        let mixed = weights.shared.as_ref().map(|_| scratch.row(Row::Mixed));
+        let logits = scratch.row(ScratchRow::Router);
+        let (gated, given) =
+            (scratch.row(ScratchRow::ExpertsGated), scratch.row(ScratchRow::Experts));
+        let mixed = weights.shared.as_ref().map(|_| scratch.row(ScratchRow::Mixed));
         let tensors = ExpertTensors {
             logits,
             bias: &weights.bias,

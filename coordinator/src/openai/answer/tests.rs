@@ -3,7 +3,7 @@ use crate::events::More;
 use crate::openai::testing::Served;
 use crate::openai::tools::Reading;
 use crate::openai::{parse_chat, parse_completion, parse_messages, parse_responses};
-use crate::parser::{CallFormat, Format, Parser};
+use crate::parser::{AnswerFormat, CallFormat, Parser};
 use crate::testing::sentencepiece;
 use protocol::TokenLogprob;
 
@@ -253,7 +253,7 @@ fn an_offset_counts_characters_of_the_text_whatever_spells_them() {
 }
 
 fn reading(parallel: bool) -> Reading {
-    let format = Format { reasons: true, calls: Some(CallFormat::KeysAndValues) };
+    let format = AnswerFormat { reasons: true, calls: Some(CallFormat::KeysAndValues) };
     let tools = json!({"add": {}, "now": {}}).as_object().unwrap().clone();
     let parser = Parser::new(format, Arc::new(tools), "<think>");
     Reading { parser, parallel, hides_reasoning: false }

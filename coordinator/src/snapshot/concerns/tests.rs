@@ -1,5 +1,5 @@
 use super::*;
-use crate::snapshot::{Fill, Happened, Job, Point, Stage, StageTime, StepTime};
+use crate::snapshot::{Fill, Happened, Point, ShownJob, ShownStage, StageTime, StepTime};
 
 fn told(mut snapshot: Snapshot) -> Vec<(Level, String)> {
     snapshot.find_concerns();
@@ -14,25 +14,25 @@ fn quiet() -> Snapshot {
     let stage = |compute_ms| StageTime { compute_ms, ..StageTime::default() };
     let time =
         StepTime { step_ms: 20.0, stages: vec![stage(9.0), stage(8.0)], ..StepTime::default() };
-    let pipeline = Pipeline {
+    let pipeline = ShownPipeline {
         state: "serving".into(),
         time: Some(time),
         predicted_token_ms: 20.0,
         measured_token_ms: Some(22.0),
-        ..Pipeline::default()
+        ..ShownPipeline::default()
     };
-    let node = Node {
+    let node = ShownNode {
         node: "a1".into(),
         hostname: "left".into(),
         state: "serving".into(),
         duty: "active".into(),
-        ..Node::default()
+        ..ShownNode::default()
     };
     Snapshot {
         ready: true,
         load: Fill { running: 4, waiting: 2, used_blocks: 90, blocks: 100 },
         queue: vec![Group { priority: "offline".into(), oldest_ms: 60_000, ..Group::default() }],
-        jobs: vec![Job { state: "in_progress".into(), left_s: 60, ..Job::default() }],
+        jobs: vec![ShownJob { state: "in_progress".into(), left_s: 60, ..ShownJob::default() }],
         pipelines: vec![pipeline],
         nodes: vec![node],
         points: vec![Point { ended: 3, ..Point::default() }],
@@ -71,7 +71,7 @@ fn every_trouble_is_told_with_its_cause() {
         (
             |it| {
                 it.pipelines[0].state = "loading".into();
-                let stage = Stage { memory_bytes: 3, of_bytes: 4, ..Stage::default() };
+                let stage = ShownStage { memory_bytes: 3, of_bytes: 4, ..ShownStage::default() };
                 it.pipelines[0].stages = vec![stage];
             },
             Level::Info,
