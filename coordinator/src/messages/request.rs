@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::openai::{ApiError, wrong};
+use crate::openai::{ApiError, Places, wrong};
 
 /// Fields that both have, under these names.
 const SAME: [(&str, &str); 7] = [
@@ -15,13 +15,16 @@ const SAME: [(&str, &str); 7] = [
     ("thinking", "thinking"),
 ];
 
-/// The chat's fields. What this server doesn't know is left out: clients send what their newest
-/// version has, and ask a server for it by header.
+/// The chat's fields, and where its messages and tools come from. What this server doesn't know is
+/// left out: clients send what their newest version has, and ask a server for it by header.
 ///
 /// # Errors
 /// When a message isn't what it should be.
-pub(crate) fn chat(mut body: Map<String, Value>, counts_only: bool) -> Result<Value, ApiError> {
-    let mut chat = Map::new();
+pub(crate) fn chat(
+    mut body: Map<String, Value>,
+    counts_only: bool,
+) -> Result<(Value, Places), ApiError> {
+    let (mut chat, mut places) = (Map::new(), Places::default());
     // The suffix is how a client says that the context is long.
     let model = match body.remove("model") {
         Some(Value::String(name)) => name.trim_end_matches("[1m]").into(),
@@ -41,7 +44,7 @@ pub(crate) fn chat(mut body: Map<String, Value>, counts_only: bool) -> Result<Va
         }
     }
     if let Some(tools) = body.remove("tools") {
-        chat.insert("tools".into(), self::tools(tools)?);
+        chat.insert("tools".into(), self::tools(tools, &mut places.tools)?);
     }
     if let Some(choice) = body.remove("tool_choice") {
         let single = choice["disable_parallel_tool_use"] == true;
@@ -64,12 +67,15 @@ pub(crate) fn chat(mut body: Map<String, Value>, counts_only: bool) -> Result<Va
         None | Some(Value::Null) => {}
         Some(system) => {
             messages.push(json!({"role": "system", "content": text(&system, "system")?}));
+            places.messages.push("system".into());
         }
     }
     match body.remove("messages") {
         Some(Value::Array(given)) => {
             for (number, one) in given.iter().enumerate() {
-                message(one, &format!("messages[{number}]"), &mut messages)?;
+                let place = format!("messages[{number}]");
+                message(one, &place, &mut messages)?;
+                places.messages.resize(messages.len(), place);
             }
         }
         other => {
@@ -77,18 +83,21 @@ pub(crate) fn chat(mut body: Map<String, Value>, counts_only: bool) -> Result<Va
         }
     }
     chat.insert("messages".into(), messages.into());
-    Ok(Value::Object(chat))
+    Ok((Value::Object(chat), places))
 }
 
 /// What a chat calls the fields that have other names here.
 pub(crate) const NAMES: [(&str, &str); 3] =
     [("stop", "stop_sequences"), (".function.parameters", ".input_schema"), (".function.", ".")];
 
-fn tools(tools: Value) -> Result<Value, ApiError> {
+fn tools(tools: Value, places: &mut Vec<String>) -> Result<Value, ApiError> {
     let Value::Array(tools) = tools else { return Err(wrong("tools", "a list of tools", &tools)) };
     let tools = tools.iter().enumerate().filter_map(|(number, tool)| {
         // Tools of other types are computed by Anthropic, not by the client.
         let is_client = tool["type"].is_null() || tool["type"] == "custom";
+        if is_client {
+            places.push(format!("tools[{number}]"));
+        }
         is_client.then(|| match &tool["name"] {
             Value::String(name) => {
                 let mut function = json!({
@@ -193,7 +202,7 @@ mod tests {
     use super::*;
 
     fn read(body: Value) -> Result<Value, ApiError> {
-        chat(body.as_object().unwrap().clone(), false)
+        chat(body.as_object().unwrap().clone(), false).map(|(chat, _)| chat)
     }
 
     #[test]
@@ -244,6 +253,39 @@ mod tests {
             ],
         });
         assert_eq!(read(body).unwrap(), expected);
+    }
+
+    /// The system's prompt is a message before all others, each result of a tool is one of its own,
+    /// and a chat has only the client's tools.
+    #[test]
+    fn what_is_wrong_with_a_chats_message_or_tool_is_said_of_ours() {
+        let result = |id: &str| json!({"type": "tool_result", "tool_use_id": id, "content": "1"});
+        let text = json!({"type": "text", "text": "Go on."});
+        let body = json!({
+            "model": "m", "max_tokens": 1, "system": "Be brief.",
+            "tools": [{"type": "web_search_20250305", "name": "web_search"}, {"name": "Read"}],
+            "messages": [
+                {"role": "user", "content": "Hi"},
+                {"role": "user", "content": [result("a"), result("b"), text]},
+                {"role": "assistant", "content": "Yes."},
+            ],
+        });
+        let (_, places) = chat(body.as_object().unwrap().clone(), false).unwrap();
+        let of = |place: &str| {
+            let error = ApiError::invalid(place, format!("{place} is wrong"));
+            let error = error.renamed(&NAMES, &places);
+            assert_eq!(error.message, format!("{} is wrong", error.param.as_ref().unwrap()));
+            error.param.unwrap()
+        };
+        assert_eq!(of("messages[0].content"), "system");
+        assert_eq!(of("messages[1].role"), "messages[0].role");
+        for number in 2..5 {
+            assert_eq!(of(&format!("messages[{number}].content")), "messages[1].content");
+        }
+        assert_eq!(of("messages[5]"), "messages[2]");
+        assert_eq!(of("messages[6]"), "messages[6]");
+        assert_eq!(of("tools[0].function.name"), "tools[1].name");
+        assert_eq!(of("messages"), "messages");
     }
 
     #[test]

@@ -28,9 +28,9 @@ pub(crate) fn parse(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiErro
 /// # Errors
 /// When the body asks for what this server or this model can't do.
 pub(crate) fn parse_messages(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
-    let body = crate::messages::chat(object(body)?, false)?;
+    let (body, places) = crate::messages::chat(object(body)?, false)?;
     let parsed = parse_fields(Fields::of(body), context);
-    Ok(read(parsed.map_err(|error| error.renamed(&crate::messages::NAMES))?))
+    Ok(read(parsed.map_err(|error| error.renamed(&crate::messages::NAMES, &places))?))
 }
 
 /// The request of a body of `/v1/responses`.
@@ -40,7 +40,8 @@ pub(crate) fn parse_messages(body: &[u8], context: Context<'_>) -> Result<Parsed
 pub(crate) fn parse_responses(body: &[u8], context: Context<'_>) -> Result<Parsed, ApiError> {
     let chat = crate::responses::chat(object(body)?)?;
     let parsed = parse_fields(Fields::of(chat.body), context);
-    let mut parsed = read(parsed.map_err(|it| crate::responses::named(it, &chat.places))?);
+    let renamed = |it: ApiError| it.renamed(&crate::responses::NAMES, &chat.places);
+    let mut parsed = read(parsed.map_err(renamed)?);
     parsed.options.repeated = Arc::new(chat.repeated);
     Ok(parsed)
 }
@@ -50,12 +51,12 @@ pub(crate) fn parse_responses(body: &[u8], context: Context<'_>) -> Result<Parse
 /// # Errors
 /// When there is none.
 pub(crate) fn count_messages(body: &[u8], context: Context<'_>) -> Result<usize, ApiError> {
-    let body = crate::messages::chat(object(body)?, true)?;
+    let (body, places) = crate::messages::chat(object(body)?, true)?;
     let mut fields = Fields::of(body);
     super::check_model(&mut fields, context)?;
     let prompt = Asked::take(&mut fields)
         .and_then(|asked| prompt_of_messages(&mut fields, &asked, context))
-        .map_err(|error| error.renamed(&crate::messages::NAMES))?;
+        .map_err(|error| error.renamed(&crate::messages::NAMES, &places))?;
     Ok(prompt.tokens.len())
 }
 

@@ -46,10 +46,18 @@ impl ApiError {
         Self::invalid("model", message).status(404).code("model_not_found")
     }
 
-    /// About a chat's field by the name that it has in another API: the first of `names`, pairs of
-    /// a chat's and that one's, that the field begins with or, where a dot comes first, contains.
-    pub(crate) fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+    /// About a chat's field by the name that it has in another API: an element by where that comes
+    /// from, and by the first of `names`, pairs of a chat's and that one's, that the field begins
+    /// with or, where a dot comes first, contains.
+    pub(crate) fn renamed(mut self, names: &[(&str, &str)], places: &Places) -> Self {
         let Some(param) = &mut self.param else { return self };
+        let mut rename = |param: &mut String, chat: &str, theirs: &str| {
+            *param = param.replacen(chat, theirs, 1);
+            self.message = self.message.replacen(chat, theirs, 1);
+        };
+        if let Some((chat, theirs)) = places.find(param) {
+            rename(param, &chat, theirs);
+        }
         for (chat, theirs) in names {
             let is_of = if chat.starts_with('.') {
                 param.contains(chat)
@@ -59,8 +67,7 @@ impl ApiError {
                     .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
             };
             if is_of {
-                *param = param.replacen(chat, theirs, 1);
-                self.message = self.message.replacen(chat, theirs, 1);
+                rename(param, chat, theirs);
             }
         }
         self
@@ -98,6 +105,28 @@ impl ApiError {
             "param": self.param,
             "code": self.code,
         }})
+    }
+}
+
+/// Where the elements of a chat's lists come from in a body of another API.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    /// Of each message.
+    pub(crate) messages: Vec<String>,
+    /// Of each tool.
+    pub(crate) tools: Vec<String>,
+}
+
+impl Places {
+    /// What a field of an element begins with, and what it begins with there.
+    fn find(&self, param: &str) -> Option<(String, &str)> {
+        [("messages", &self.messages), ("tools", &self.tools)].into_iter().find_map(|(list, of)| {
+            let (number, _) = param.strip_prefix(list)?.strip_prefix('[')?.split_once(']')?;
+            let place = of.get(number.parse::<usize>().ok()?)?;
+            // Whatever is no element is a text.
+            let content = if place.ends_with(']') { "" } else { ".content" };
+            Some((format!("{list}[{number}]{content}"), place.as_str()))
+        })
     }
 }
 

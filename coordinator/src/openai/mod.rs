@@ -27,7 +27,7 @@ pub(crate) use chat::prompt_of_messages;
 pub(crate) use chat::{count_messages, parse as parse_chat, parse_messages, parse_responses};
 pub(crate) use completions::parse as parse_completion;
 pub(crate) use embeddings::{Embedding, parse as parse_embeddings};
-pub(crate) use error::ApiError;
+pub(crate) use error::{ApiError, Places};
 pub(crate) use fields::Fields;
 pub(crate) use fields::wrong;
 pub(crate) use infill::parse as parse_infill;

@@ -4,5 +4,5 @@
 mod request;
 mod stream;
 
-pub(crate) use request::{chat, named};
+pub(crate) use request::{NAMES, chat};
 pub(crate) use stream::{Stream, response};

@@ -3,7 +3,7 @@
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
-use crate::openai::{ApiError, wrong};
+use crate::openai::{ApiError, Places, wrong};
 
 /// Fields that both have, under these names.
 const SAME: [(&str, &str); 13] = [
@@ -55,8 +55,8 @@ pub(crate) struct Chat {
     /// The chat's fields.
     pub(crate) body: Value,
     pub(crate) repeated: Map<String, Value>,
-    /// Where each message comes from, or begins.
-    pub(crate) places: Vec<String>,
+    /// Where each message comes from, or begins, and each tool.
+    pub(crate) places: Places,
 }
 
 /// The chat of a body.
@@ -102,8 +102,9 @@ pub(crate) fn chat(mut body: Map<String, Value>) -> Result<Chat, ApiError> {
             chat.insert("response_format".into(), schema);
         }
     }
+    let mut places = Places::default();
     if let Some(tools) = body.remove("tools") {
-        chat.insert("tools".into(), self::tools(tools)?);
+        chat.insert("tools".into(), self::tools(tools, &mut places.tools)?);
     }
     match body.remove("tool_choice") {
         None | Some(Value::Null) => {}
@@ -115,25 +116,25 @@ pub(crate) fn chat(mut body: Map<String, Value>) -> Result<Chat, ApiError> {
             chat.insert("tool_choice".into(), choice);
         }
     }
-    let (mut messages, mut places) = (Vec::new(), Vec::new());
+    let mut messages = Vec::new();
     match body.remove("instructions") {
         None | Some(Value::Null) => {}
         Some(Value::String(text)) => {
             messages.push(json!({"role": "system", "content": text}));
-            places.push("instructions".to_owned());
+            places.messages.push("instructions".to_owned());
         }
         Some(other) => return Err(wrong("instructions", "a string", &other)),
     }
     match body.remove("input") {
         Some(Value::String(text)) => {
             messages.push(json!({"role": "user", "content": text}));
-            places.push("input".to_owned());
+            places.messages.push("input".to_owned());
         }
         Some(Value::Array(items)) => {
             for (number, item) in items.iter().enumerate() {
                 let place = format!("input[{number}]");
                 self::item(item, &place, &mut messages)?;
-                places.resize(messages.len(), place);
+                places.messages.resize(messages.len(), place);
             }
         }
         None | Some(Value::Null) => {}
@@ -152,7 +153,7 @@ pub(crate) fn chat(mut body: Map<String, Value>) -> Result<Chat, ApiError> {
 }
 
 /// What a chat calls the fields that have other names here.
-const NAMES: [(&str, &str); 6] = [
+pub(crate) const NAMES: [(&str, &str); 6] = [
     ("response_format.json_schema", "text.format"),
     ("response_format", "text.format"),
     ("messages", "input"),
@@ -160,24 +161,6 @@ const NAMES: [(&str, &str); 6] = [
     ("reasoning_effort", "reasoning.effort"),
     (".function.", "."),
 ];
-
-/// An error about a chat's field by the name that the field has here, and about one of its messages
-/// by where that comes from.
-pub(crate) fn named(mut error: ApiError, places: &[String]) -> ApiError {
-    let param = error.param.clone().unwrap_or_default();
-    let number = param.strip_prefix("messages[").and_then(|it| it.split_once(']'));
-    let number = number.and_then(|(number, _)| number.parse::<usize>().ok());
-    let Some((number, place)) = number.and_then(|number| Some((number, places.get(number)?)))
-    else {
-        return error.renamed(&NAMES);
-    };
-    // Whatever is no item is a text.
-    let content = if place.ends_with(']') { "" } else { ".content" };
-    let theirs = format!("messages[{number}]{content}");
-    error.message = error.message.replacen(&theirs, place, 1);
-    error.param = Some(param.replacen(&theirs, place, 1));
-    error
-}
 
 /// A field that is an object, if it is there.
 fn object(body: &mut Map<String, Value>, name: &str) -> Result<Option<Value>, ApiError> {
@@ -188,10 +171,12 @@ fn object(body: &mut Map<String, Value>, name: &str) -> Result<Option<Value>, Ap
     }
 }
 
-fn tools(tools: Value) -> Result<Value, ApiError> {
+fn tools(tools: Value, places: &mut Vec<String>) -> Result<Value, ApiError> {
     let Value::Array(tools) = tools else { return Err(wrong("tools", "a list of tools", &tools)) };
     // Tools of other types run at OpenAI's: models that know nothing of them do without.
-    let functions = tools.iter().filter(|tool| tool["type"] == "function").map(|tool| {
+    let functions = tools.iter().enumerate().filter(|(_, tool)| tool["type"] == "function");
+    let functions = functions.map(|(number, tool)| {
+        places.push(format!("tools[{number}]"));
         let mut function = json!({
             "name": tool["name"],
             "description": tool["description"].as_str().unwrap_or_default(),
@@ -347,27 +332,29 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_a_chats_field_is_said_of_ours() {
-        let text = "response_format.json_schema.schema must be an object";
-        let error = named(ApiError::invalid("response_format.json_schema.schema", text), &[]);
-        assert_eq!(error.param.as_deref(), Some("text.format.schema"));
-        assert_eq!(error.message, "text.format.schema must be an object");
-        let error = named(ApiError::invalid("temperature", "temperature is too high"), &[]);
-        assert_eq!(error.param.as_deref(), Some("temperature"));
-        let error =
-            named(ApiError::invalid("tools[0].function.name", "tools[0].function.name is 7"), &[]);
-        assert_eq!(error.param.as_deref(), Some("tools[0].name"));
-        assert_eq!(error.message, "tools[0].name is 7");
-        let error =
-            named(ApiError::invalid("max_tokens_of_others", "max_tokens_of_others is 7"), &[]);
-        assert_eq!(error.message, "max_tokens_of_others is 7");
+        for (chats, ours) in [
+            ("response_format.json_schema.schema", "text.format.schema"),
+            ("temperature", "temperature"),
+            ("max_tokens", "max_output_tokens"),
+            ("max_tokens_of_others", "max_tokens_of_others"),
+            ("tools[0].function.name", "tools[0].name"),
+        ] {
+            let error = ApiError::invalid(chats, format!("{chats} is wrong"));
+            let error = error.renamed(&NAMES, &Places::default());
+            assert_eq!(error.message, format!("{ours} is wrong"));
+            assert_eq!(error.param.as_deref(), Some(ours));
+        }
         // Instructions are a message before all items, and items of one answer are one message.
         let item = |role: &str| json!({"role": role, "content": "Hi"});
         let thought = json!({"type": "reasoning", "summary": []});
         let input = json!([item("user"), thought, item("assistant"), item("user")]);
-        let body = json!({"model": "m", "instructions": "Be brief.", "input": input});
+        let tools = json!([{"type": "web_search"}, {"type": "function", "name": "shell"}]);
+        let body =
+            json!({"model": "m", "instructions": "Be brief.", "input": input, "tools": tools});
         let places = chat(body.as_object().unwrap().clone()).unwrap().places;
         let of = |place: &str| {
-            let error = named(ApiError::invalid(place, format!("{place} is wrong")), &places);
+            let error = ApiError::invalid(place, format!("{place} is wrong"));
+            let error = error.renamed(&NAMES, &places);
             assert_eq!(error.message, format!("{} is wrong", error.param.as_ref().unwrap()));
             error.param.unwrap()
         };
@@ -375,6 +362,7 @@ mod tests {
         assert_eq!(of("messages[3]"), "input[3]");
         assert_eq!(of("messages[0].content"), "instructions");
         assert_eq!(of("messages"), "input");
+        assert_eq!(of("tools[0].function.name"), "tools[1].name");
     }
 
     #[test]
