@@ -353,6 +353,12 @@ async fn a_thousand_nodes_and_ten_thousand_requests_are_as_smooth_as_four() {
         PATIENCE,
     );
     keep(&mut browser, "large");
+    // Where there is room for no mark there is none, and not all of them.
+    for (width, is_narrow) in [("60px", true), ("", false)] {
+        browser.eval(&format!("document.querySelector('.lane').style.width = '{width}'"));
+        let num = "document.querySelectorAll('.lane .mark').length";
+        browser.wait(&format!("({num} === 0) === {is_narrow}"), PATIENCE);
+    }
     assert_eq!(browser.complaints, [] as [String; 0]);
     // What one panel can't show keeps none of the others from it.
     browser.eval("document.querySelector('#nodes-note').remove()");

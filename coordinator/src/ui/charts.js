@@ -206,8 +206,9 @@ export class Timeline {
     }
     this.axis.replaceChildren(...ticks);
     // Marks are made anew when there are others; otherwise they only move.
-    const most = Math.floor((width - GUTTER) / APART);
-    this.inLane = this.events.filter((event) => event.at > from).slice(-most);
+    const most = Math.max(0, Math.floor((width - GUTTER) / APART));
+    const all = this.events.filter((event) => event.at > from);
+    this.inLane = all.slice(Math.max(0, all.length - most));
     const key = [this.inLane.length, this.inLane[0]?.number, this.inLane.at(-1)?.number, this.chosen].join();
     if (key !== this.laneKey) {
       this.laneKey = key;
