@@ -34,7 +34,7 @@ async fn made(WantedMasks(wanted): WantedMasks) -> Masks {
             part.iter().filter_map(mask).collect::<Vec<_>>()
         })
     });
-    // What panicked is as one that can't say.
+    // Nothing is missing but at the process' end: who can't say what may come tells so.
     let found: Vec<_> =
         join_all(parts).await.into_iter().flat_map(Result::unwrap_or_default).collect();
     let masks: Vec<_> = found.iter().map(|(slice, mask)| (*slice, &mask[..])).collect();

@@ -1,5 +1,6 @@
 //! Where an answer stands in its grammar.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use llguidance::Matcher;
@@ -59,10 +60,13 @@ impl std::fmt::Debug for Matching {
 }
 
 impl Matching {
-    /// Finds out which tokens may come next.
+    /// Finds out which tokens may come next. It never panics: whoever asks has others' masks in
+    /// hand, and an answer whose mask is lost without a word would keep to nothing.
     fn look(&mut self) -> Result<&[u32], String> {
         if self.found.is_none() {
-            self.found = Some(self.compute());
+            let computed = catch_unwind(AssertUnwindSafe(|| self.compute()));
+            let panicked = |_| Err("a mask could not be computed: that panicked".to_owned());
+            self.found = Some(computed.unwrap_or_else(panicked));
         }
         self.found.as_ref().expect("it was just found").as_deref().map_err(Clone::clone)
     }
@@ -189,5 +193,27 @@ impl Constraint for Kept {
 
     fn copy(&self) -> Box<dyn Constraint> {
         Box::new(self.apart())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Source, Vocabulary};
+    use super::*;
+
+    #[test]
+    fn an_answer_whose_mask_panics_fails_and_takes_nobody_along() {
+        let words: Vec<_> = ["a", "b", ""].map(|word| word.as_bytes().to_vec()).into();
+        let vocabulary = Vocabulary::of(&words, &[TokenId(2)]).unwrap();
+        let source = Source::Choice(vec!["ab".into()]);
+        let compiled = vocabulary.compile(&source, Begins::First, &Default::default());
+        let mut kept = compiled.unwrap();
+        assert_eq!(kept.next().unwrap().mask(), Some(vec![1]));
+        kept.push(TokenId(0)).unwrap();
+        // More than any memory holds.
+        kept.matching().num_words = usize::MAX;
+        assert_eq!(kept.next().unwrap().mask(), None);
+        assert!(kept.end().unwrap_err().contains("panicked"));
+        assert!(kept.push(TokenId(1)).unwrap_err().contains("panicked"));
     }
 }
