@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::future::pending;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -15,7 +16,7 @@ use protocol::{
     Batch, Blame, Body, Carried, Failed, Frame, Masks, Sampled, StagePlan, StageTiming, Step,
     StepId,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tracing::warn;
 use transport::Sent;
 
@@ -111,7 +112,7 @@ fn ended(plan: &StagePlan, coordinator: &Outlet, next: Option<&Outlet>) -> Ended
 type Ended = Pin<Box<dyn Future<Output = Over> + Send>>;
 
 /// A way by which a step's masks come.
-type Awaited = (oneshot::Sender<Masks>, oneshot::Receiver<Masks>);
+type Awaited = (SyncSender<Masks>, Receiver<Masks>);
 
 /// Why no more frames can be taken, and whose fault it is.
 pub(crate) type Over = (String, Blame);
@@ -275,7 +276,7 @@ impl Courier<'_> {
                 step.masks = masks;
                 None
             }
-            None => Some(oneshot::channel()),
+            None => Some(sync_channel(1)),
         }
     }
 

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -71,7 +72,7 @@ enum Job {
     Step {
         id: StageId,
         step: Box<Step>,
-        masks: Option<oneshot::Receiver<Masks>>,
+        masks: Option<Receiver<Masks>>,
         since: Instant,
         reply: oneshot::Sender<Result<Computed, StageError>>,
     },
@@ -143,7 +144,7 @@ impl DeviceThread {
         &self,
         id: StageId,
         step: Step,
-        masks: Option<oneshot::Receiver<Masks>>,
+        masks: Option<Receiver<Masks>>,
     ) -> Result<Computed, StageError> {
         let (reply, answer) = oneshot::channel();
         let step = Box::new(step);
@@ -301,7 +302,6 @@ impl Worker {
                     let (wait, handoff) = (free - since, free.elapsed());
                     let output = match self.stages.get_mut(&id) {
                         Some(stage) => {
-                            let masks = masks.map(|it| move || it.blocking_recv().ok());
                             let output = stage.masked_step(&self.gpu, &step, masks);
                             output.map(|output| (output, stage.times()))
                         }

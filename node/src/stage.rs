@@ -2,6 +2,7 @@
 //! embedding and the head.
 
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -25,6 +26,10 @@ use crate::memory::{cache_bytes, input_limits, num_blocks, stage_bytes};
 use crate::model::head::Head;
 use crate::model::{AttentionKernels, Kernels, Layer, LayerCache, Scratch, Shared, kv_format};
 use crate::sequences::Sequences;
+
+/// How long masks are waited for with the adapter in hand: mostly they are there before the layers
+/// are computed.
+const MASKS_PATIENCE: Duration = Duration::from_millis(1);
 
 /// What a loaded stage holds.
 #[derive(Clone, Debug)]
@@ -240,11 +245,11 @@ impl Stage {
     /// # Errors
     /// When the batch is wrong, and nothing of it is taken in; or when the device fails.
     pub fn step(&mut self, gpu: &Gpu, step: &Step) -> Result<StepOutput, StageError> {
-        self.masked_step(gpu, step, None::<fn() -> Option<Masks>>)
+        self.masked_step(gpu, step, None)
     }
 
     /// The same, where the head's masks are yet to come: all layers are under way when they are
-    /// asked for.
+    /// waited for. Where they take longer, others have their turns on the adapter meanwhile.
     ///
     /// # Errors
     /// As [`step`](Self::step), and when no masks come.
@@ -252,7 +257,7 @@ impl Stage {
         &mut self,
         gpu: &Gpu,
         step: &Step,
-        awaited: Option<impl FnOnce() -> Option<Masks>>,
+        awaited: Option<Receiver<Masks>>,
     ) -> Result<StepOutput, StageError> {
         let start = Instant::now();
         let Step { batch, hidden, masks, .. } = step;
@@ -301,12 +306,18 @@ impl Stage {
         if let (Some(head), Some(awaited)) = (&mut self.head, awaited) {
             turn = Some(gpu.turn());
             let nothing = || (self.scratch.row(ScratchRow::Hidden), 0..0);
-            // The head's is waited for, which comes behind it.
-            let _ = self.ahead.submit(gpu, &self.pass, nothing())?;
+            let layers = self.ahead.submit(gpu, &self.pass, nothing())?;
             if is_decode {
                 self.ahead.encode(gpu, &self.pass, nothing())?;
             }
-            let masks = awaited().ok_or(StageError::NoMasks)?;
+            let mut came = awaited.recv_timeout(MASKS_PATIENCE);
+            if let Err(RecvTimeoutError::Timeout) = came {
+                gpu.wait(layers, |_| ())?;
+                drop(turn.take());
+                came = awaited.recv().map_err(RecvTimeoutError::from);
+                turn = Some(gpu.turn());
+            }
+            let masks = came.map_err(|_| StageError::NoMasks)?;
             self.sequences.check_masks(batch, &masks)?;
             head.mask(&masks);
             self.pass.clear();
@@ -418,3 +429,7 @@ fn fill(step: &mut StepInputs, batch: &Batch, sequences: &Sequences) {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "stage_tests.rs"]
+mod tests;
