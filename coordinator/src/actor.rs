@@ -287,6 +287,7 @@ impl State {
                     let StageId { pipeline, stage, .. } = plan.id;
                     let layers = plan.layers;
                     info!(%node, %pipeline, %stage, %layers, "stage placed");
+                    self.arguments.stages.place(node, plan.id);
                     let mut plan = *plan;
                     if let (Some(next), Some((session, _))) =
                         (&mut plan.next, self.nodes.get(&node))

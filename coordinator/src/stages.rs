@@ -19,6 +19,8 @@ pub(crate) struct Stages {
     // The newest of each node.
     connections: DashMap<NodeId, (SessionId, Connection)>,
     arrived: Notify,
+    // Where stages were placed last: whoever links one is to be that node.
+    placed: DashMap<(PipelineId, StageIndex), (Epoch, NodeId)>,
     // By the stage's name on the link: the last has one for masks.
     links: DashMap<(PipelineId, StageIndex), Link>,
     trips: Arc<Trips>,
@@ -45,11 +47,24 @@ impl Stages {
         Self {
             connections: DashMap::new(),
             arrived: Notify::new(),
+            placed: DashMap::new(),
             links: DashMap::new(),
             trips: Arc::default(),
             max_buffered_frames: config.max_buffered_frames as usize,
             connect_timeout: Duration::from_millis(config.connect_timeout_ms),
         }
+    }
+
+    /// A stage is this node's from now on: it may link it, and nobody else.
+    pub(crate) fn place(&self, node: NodeId, stage: StageId) {
+        self.placed.insert((stage.pipeline, stage.stage), (stage.epoch, node));
+    }
+
+    /// Whether a stage is this node's; none when it is of another epoch, or nobody's.
+    fn is_of(&self, node: NodeId, stage: StageId) -> Option<bool> {
+        let placed = self.placed.get(&(stage.pipeline, stage.stage))?;
+        let (epoch, of) = *placed;
+        (epoch == stage.epoch).then_some(of == node)
     }
 
     /// A node's data connection, over which it gets pieces of `weights`: `tell` hears which stages
@@ -74,6 +89,19 @@ impl Stages {
         tokio::spawn(transport::serve_pieces(connection.clone(), weights));
         let cause = loop {
             match transport::accept_frames(&connection).await {
+                Ok((stage, _)) if self.is_of(node, stage) == Some(false) => {
+                    let StageId { pipeline, epoch, stage } = stage;
+                    let cause = format!(
+                        "it linked stage {stage} of pipeline {pipeline}, epoch {epoch}, which is \
+                         another node's"
+                    );
+                    warn!(%node, cause, "a node is cut off");
+                    break cause;
+                }
+                // Late: whatever it says is of no more interest.
+                Ok((stage, _)) if self.is_of(node, stage).is_none() => {
+                    debug!(%node, stage = %stage.stage, epoch = %stage.epoch, "a link of no stage");
+                }
                 Ok((stage, frames)) => {
                     let (tell, trips) = (tell.clone(), Arc::clone(&self.trips));
                     tokio::spawn(async move {
@@ -275,6 +303,52 @@ mod tests {
                 told.lock().unwrap().iter().map(|it| (it.stage, it.step.0)).collect();
             assert_eq!(told, [(own, 0)]);
             tokio::time::timeout(wait, link.ended()).await.expect("its sender hears that it ended");
+        }
+    }
+
+    struct NoWeights;
+
+    impl transport::PieceSource for NoWeights {
+        async fn give(&self, _: protocol::Ask) -> Result<bytes::Bytes, String> {
+            Err("none".into())
+        }
+    }
+
+    /// Goal: nobody speaks for a stage of another node. Method: two nodes link a stage that is one
+    /// of them's; what is said of another epoch is late, and no reason to cut anybody off.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_that_links_anothers_stage_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Authority::load_or_create(dir.path()).unwrap().coordinator_identity(1);
+        let (config, local) = (Transport::default(), ([127, 0, 0, 1], 0).into());
+        let endpoint = Endpoint::bind(local, Some(identity.unwrap()), &config).unwrap();
+        let stages = Arc::new(Stages::new(&config));
+        let epoch = |counter| Epoch { start: 1, counter };
+        let stage = StageId { pipeline: PipelineId(3), epoch: epoch(2), stage: StageIndex(1) };
+        stages.place(NodeId(1), stage);
+        let wait = Duration::from_secs(60);
+        for node in [2, 1].map(NodeId) {
+            let dial = endpoint.dial(endpoint.local_addr(), Purpose::Data, PeerName::Coordinator);
+            let (dialled, accepted) = tokio::join!(dial, endpoint.accept());
+            let (dialled, Some(Incoming::Data(accepted))) = (dialled.unwrap(), accepted) else {
+                panic!();
+            };
+            let (stages, (told, mut hears)) = (Arc::clone(&stages), mpsc::unbounded_channel());
+            let tell = move |input| told.send(input).unwrap();
+            tokio::spawn(async move {
+                stages.serve(node, accepted, Arc::new(NoWeights), tell).await;
+            });
+            let old = StageId { epoch: epoch(1), ..stage };
+            let _late = transport::open_frames(&dialled, old).await.unwrap();
+            let _link = transport::open_frames(&dialled, stage).await.unwrap();
+            if node == NodeId(1) {
+                let heard = tokio::time::timeout(wait, hears.recv()).await.unwrap();
+                assert!(matches!(heard, Some(Input::Linked(of, it)) if (of, it) == (node, stage)));
+            } else {
+                let cause = tokio::time::timeout(wait, dialled.closed()).await.unwrap();
+                assert!(cause.contains("which is another node's"), "{cause}");
+                assert!(hears.recv().await.is_none(), "the core hears nothing of it");
+            }
         }
     }
 

@@ -21,7 +21,7 @@ use crate::courier;
 use crate::device_thread::{DeviceThread, ReportProgress};
 use crate::error::StageError;
 use crate::fetch::Given;
-use crate::links::{Arrived, Inlet, Links};
+use crate::links::{Arrived, Bringer, Inlet, Links};
 use crate::progress::{Bar, FetchReport, PROGRESS_INTERVAL};
 use crate::stage::Held;
 use crate::weights::WeightStore;
@@ -238,8 +238,10 @@ impl Actor for StageActor {
         myself: ActorRef<StageMsg>,
         (node, plan): Self::Arguments,
     ) -> Result<StageActorState, ActorProcessingErr> {
-        let inlet = node.links.open(plan.id);
-        let also = plan.also_hears().map(|name| node.links.open(name).frames);
+        let by = |is_it| if is_it { Bringer::Coordinator } else { Bringer::Stage };
+        let inlet = node.links.open(plan.id, by(plan.embeds()));
+        let also = plan.also_hears();
+        let also = also.map(|name| node.links.open(name, by(plan.samples())).frames);
         let loading = load(Arc::clone(&node), Arc::clone(&plan));
         let mut task = JoinSet::new();
         task.spawn(async move {

@@ -39,9 +39,25 @@ pub(crate) struct Inlet {
     pub frames: mpsc::Receiver<Arrived>,
 }
 
+/// Who brings frames to a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bringer {
+    /// Steps to the first stage, masks to the last.
+    Coordinator,
+    /// Another stage, on whichever node.
+    Stage,
+}
+
+impl Bringer {
+    fn is(self, peer: PeerName) -> bool {
+        (self == Self::Coordinator) == (peer == PeerName::Coordinator)
+    }
+}
+
 /// Where a link that isn't there yet will bring its frames.
 #[derive(Debug)]
 struct Inbox {
+    by: Bringer,
     linked: oneshot::Sender<()>,
     frames: mpsc::Sender<Arrived>,
 }
@@ -99,10 +115,10 @@ impl Links {
     }
 
     /// The inlet of a stage, until [`close`](Self::close).
-    pub(crate) fn open(&self, stage: StageId) -> Inlet {
+    pub(crate) fn open(&self, stage: StageId, by: Bringer) -> Inlet {
         let (sender, frames) = mpsc::channel(self.max_buffered_frames);
         let (linked, is_linked) = oneshot::channel();
-        self.inboxes.insert(stage, Inbox { linked, frames: sender });
+        self.inboxes.insert(stage, Inbox { by, linked, frames: sender });
         Inlet { linked: is_linked, frames }
     }
 
@@ -123,11 +139,12 @@ impl Links {
                     return;
                 }
             };
-            match self.inboxes.remove(&stage) {
+            match self.inboxes.remove_if(&stage, |_, inbox| inbox.by.is(connection.peer())) {
                 Some((_, inbox)) => {
                     tokio::spawn(pump(stage, frames, inbox.link()));
                 }
-                // Fencing: whoever still speaks of an old epoch is not heard, nor is a second link.
+                // Fencing: whoever still speaks of an old epoch is not heard, nor is a second link, nor
+                // who isn't the one that brings what it is for.
                 None => debug!(stage = %stage.stage, epoch = %stage.epoch, "link to no stage"),
             }
         }
@@ -356,6 +373,40 @@ mod tests {
         connect(&other, &own, 1).await;
     }
 
+    /// Goal: no neighbour gives steps as if it were the coordinator, nor the other way round.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stage_is_linked_by_whoever_brings_its_frames() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::load_or_create(dir.path()).unwrap();
+        let (config, local) = (Transport::default(), ([127, 0, 0, 1], 0).into());
+        let bind = |identity| Endpoint::bind(local, Some(identity), &config).unwrap();
+        let own = bind(authority.node_identity(NodeId(1), "a").unwrap());
+        let coordinator = bind(authority.coordinator_identity(1).unwrap());
+        let neighbour = bind(authority.node_identity(NodeId(2), "a").unwrap());
+        let mut dialled = Vec::new();
+        let mut links = None;
+        for from in [&coordinator, &neighbour] {
+            let name = PeerName::Node(NodeId(1));
+            let dial = from.dial(own.local_addr(), Purpose::Data, name);
+            let (connection, accepted) = tokio::join!(dial, own.accept());
+            let Some(Incoming::Data(accepted)) = accepted else { panic!() };
+            let new = || Arc::new(Links::new(NodeId(1), own.clone(), accepted.clone(), &config));
+            tokio::spawn(Arc::clone(links.get_or_insert_with(new)).serve(accepted));
+            dialled.push(connection.unwrap());
+        }
+        let links = links.unwrap();
+        let stages = [(0, Bringer::Coordinator, 0), (1, Bringer::Stage, 1)];
+        for (stage, by, from) in stages {
+            let id = StageId { stage: StageIndex(stage), ..StageId::default() };
+            let mut inlet = links.open(id, by);
+            let wrong = transport::open_frames(&dialled[1 - from], id).await.unwrap();
+            soon(wrong.ended()).await;
+            assert!(inlet.linked.try_recv().is_err(), "stage {stage} has its inbox still");
+            let _right = transport::open_frames(&dialled[from], id).await.unwrap();
+            soon(inlet.linked).await.unwrap();
+        }
+    }
+
     /// Goal: whoever is at either end of a link hears of its end, also while nothing is sent.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_stage_has_one_link_and_both_its_ends_hear_when_it_ends() {
@@ -376,14 +427,14 @@ mod tests {
         let id = |stage| StageId { pipeline: PipelineId(3), epoch, stage: StageIndex(stage) };
 
         // From another process.
-        let mut inlet = links.open(id(0));
+        let mut inlet = links.open(id(0), Bringer::Coordinator);
         let link = transport::open_frames(&dialled, id(0)).await.unwrap();
         soon(inlet.linked).await.unwrap();
         let second = transport::open_frames(&dialled, id(0)).await.unwrap();
         soon(second.ended()).await;
         drop(link);
         assert!(soon(inlet.frames.recv()).await.is_none());
-        let inlet = links.open(id(1));
+        let inlet = links.open(id(1), Bringer::Coordinator);
         let link = transport::open_frames(&dialled, id(1)).await.unwrap();
         soon(inlet.linked).await.unwrap();
         let ended = link.ended();
@@ -391,14 +442,14 @@ mod tests {
         assert_eq!(soon(ended).await.to_string(), "the connection is closed: closed by this side");
 
         // Within this one.
-        let mut inlet = links.open(id(2));
+        let mut inlet = links.open(id(2), Bringer::Coordinator);
         let peer = Peer { node, addr };
         let link = links.to_stage(peer, id(2)).await.unwrap();
         soon(inlet.linked).await.unwrap();
         assert!(links.to_stage(peer, id(2)).await.is_err());
         drop(link);
         assert!(soon(inlet.frames.recv()).await.is_none());
-        let inlet = links.open(id(3));
+        let inlet = links.open(id(3), Bringer::Coordinator);
         let link = links.to_stage(peer, id(3)).await.unwrap();
         drop(inlet);
         assert_eq!(soon(link.ended()).await, STAGE_GONE);
