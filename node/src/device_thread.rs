@@ -234,8 +234,8 @@ impl DeviceThread {
 struct Worker {
     gpu: Gpu,
     kernels: Kernels,
-    // The model's files stay mapped while anything of them is on the adapter.
-    files: HashMap<(PathBuf, Quantize), Arc<Checkpoint>>,
+    // Those whose parts come one by one, until all of them are loaded.
+    files: Option<((PathBuf, Quantize), Checkpoint)>,
     stages: HashMap<StageId, Stage>,
     kept: KeptWeights,
     // What stages and kept weights may take together.
@@ -271,7 +271,7 @@ impl Worker {
     }
 
     fn new(gpu: Gpu, kernels: Kernels, memory_bytes: u64) -> Self {
-        let (files, stages, kept) = (HashMap::new(), HashMap::new(), KeptWeights::new());
+        let (files, stages, kept) = (None, HashMap::new(), KeptWeights::new());
         Self { gpu, kernels, files, stages, kept, memory_bytes }
     }
 
@@ -334,9 +334,7 @@ impl Worker {
                 Job::Unload(id) => drop(self.stages.remove(&id)),
                 Job::Tidy(max_idle) => {
                     self.kept.tidy(Instant::now(), max_idle);
-                    if self.kept.is_empty() {
-                        self.files.clear();
-                    }
+                    self.files = None;
                 }
                 Job::Stop => return,
             }
@@ -383,22 +381,14 @@ impl Worker {
 
     fn bring(&mut self, plan: &StagePlan, part: usize) -> Result<(), StageError> {
         self.drop_older(plan);
-        let (files, free) = (self.files(plan)?, self.free());
-        Stage::bring(&self.gpu, &files, plan, part, (&mut self.kept, free))
-    }
-
-    /// The model's files.
-    fn files(&mut self, plan: &StagePlan) -> Result<Arc<Checkpoint>, StageError> {
-        let quantize = quantize(plan.quantize);
-        let model = (PathBuf::from(&plan.model_path), quantize);
-        Ok(match self.files.get(&model) {
-            Some(files) => Arc::clone(files),
-            None => {
-                let files = Arc::new(Checkpoint::open(&model.0)?.quantized(quantize));
-                self.files.insert(model, Arc::clone(&files));
-                files
-            }
-        })
+        let (model, free) = (model_of(plan), self.free());
+        let files = match self.files.take() {
+            Some((known, files)) if known == model => files,
+            _ => open(&model)?,
+        };
+        let brought = Stage::bring(&self.gpu, &files, plan, part, (&mut self.kept, free));
+        self.files = Some((model, files));
+        brought
     }
 
     /// Bytes beside the stages that are here.
@@ -412,13 +402,24 @@ impl Worker {
         plan: &StagePlan,
         progress: &mut dyn FnMut(Loading),
     ) -> Result<Stage, StageError> {
-        let (files, free) = (self.files(plan)?, self.free());
+        // Anew: others may have taken their place since.
+        self.files = None;
+        let (files, free) = (open(&model_of(plan))?, self.free());
         let kept = (&mut self.kept, free);
         let stage = Stage::load_missing(&self.gpu, &self.kernels, &files, plan, kept, progress)?;
         // Loading compiled them all.
         self.gpu.save_kernels();
         Ok(stage)
     }
+}
+
+/// Where a plan's model is, and what is made of it.
+fn model_of(plan: &StagePlan) -> (PathBuf, Quantize) {
+    (PathBuf::from(&plan.model_path), quantize(plan.quantize))
+}
+
+fn open((path, quantize): &(PathBuf, Quantize)) -> Result<Checkpoint, StageError> {
+    Ok(Checkpoint::open(path)?.quantized(*quantize))
 }
 
 /// The other end of a handle without an adapter: when it is dropped, the adapter is lost.

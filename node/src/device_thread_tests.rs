@@ -56,6 +56,39 @@ async fn an_adapter_that_does_not_answer_is_given_up_and_its_thread_ends() {
     device.stop().await;
 }
 
+/// Goal: a model that took another's place at its path is loaded as what it is. Method: the second
+/// differs in one byte of a layer.
+#[test]
+fn files_that_took_the_place_of_others_are_read() {
+    let gpu = match Gpu::open_with(None, GpuOptions::default()) {
+        Ok(gpu) => gpu,
+        Err(cause) => return println!("skipped: no adapter ({cause})"),
+    };
+    let kernels = Kernels::new(&gpu).unwrap();
+    let mut worker = Worker::new(gpu, kernels, 1 << 30);
+    let dir = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(plan().model_path).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+    }
+    let mut load = || {
+        let files = Checkpoint::open(dir.path()).unwrap();
+        let plan = crate::kept::tests::plan(&files, 1..2);
+        let model_path = dir.path().to_string_lossy().into_owned();
+        let plan = StagePlan { model_path, memory_bytes: 1 << 30, ..plan };
+        worker.load_stage(&plan, &mut |_| ()).unwrap();
+        let ranges = files.ranges(checkpoint::Part::Layer(1)).unwrap();
+        (plan.digests, files.files().unwrap()[ranges[0].0].path.clone(), ranges[0].1.clone())
+    };
+    let (digests, path, range) = load();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[range.start as usize] ^= 1;
+    let other = dir.path().join("other");
+    std::fs::write(&other, bytes).unwrap();
+    std::fs::rename(other, path).unwrap();
+    assert_ne!(load().0, digests);
+}
+
 #[test]
 fn every_way_to_compute_products_has_a_report_of_its_own() {
     let class = |products| {
