@@ -142,8 +142,16 @@ impl UdpPoller for Room {
             if !self.socket.is_full.load(Relaxed) {
                 return Poll::Ready(Ok(()));
             }
-            let handle = self.socket.socket.get_ref().try_clone()?;
-            self.awaited = Some(listening(handle, Interest::WRITABLE)?);
+            let handle = self.socket.socket.get_ref().try_clone();
+            match handle.and_then(|handle| listening(handle, Interest::WRITABLE)) {
+                Ok(awaited) => self.awaited = Some(awaited),
+                // A process that has as many files open as it may: an error here would leave the
+                // connection without anybody who moves it, so this is tried until there is room.
+                Err(_) => {
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
         }
         let awaited = self.awaited.as_ref().expect("just made");
         ready!(awaited.poll_write_ready(context))?.retain_ready();
