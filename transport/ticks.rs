@@ -124,6 +124,21 @@ mod tests {
         }
     }
 
+    /// By its default settings. Where a process is heard and hears nothing, it counts from the first
+    /// sign of life that nobody answers.
+    #[test]
+    fn a_way_that_is_cut_in_one_direction_is_given_up_within_two_seconds() {
+        let config = protocol::config::Transport::default();
+        let [keep_alive, idle] =
+            [config.keep_alive_ms, config.idle_timeout_ms].map(Duration::from_millis);
+        let begin = Instant::now();
+        for heard in (0..1000).map(|millis| begin + MS * millis) {
+            let sign = due(Some(begin), heard, heard + keep_alive);
+            let given_up = due(Some(begin), sign, sign + idle);
+            assert!(given_up - heard <= MS * 2000, "{:?}", given_up - heard);
+        }
+    }
+
     #[test]
     fn those_of_one_period_are_woken_together() {
         let begin = Instant::now();

@@ -367,7 +367,7 @@ mod tests {
             ("[model]\nlabels = [\"rack\"]", "model.labels = rack: must be KEY=VALUE"),
             ("[model]\npools = [\"\"]", "model.pools = : must be names of pools"),
             ("[coordinator]\nlocal_nodes = 129", "transport.max_connections = 256: must be at lea"),
-            ("[transport]\nkeep_alive_ms = 900", "transport.idle_timeout_ms = 1500: must be at le"),
+            ("[transport]\nkeep_alive_ms = 900", "transport.idle_timeout_ms = 1400: must be at le"),
             (
                 "[autoscaler]\nmin_pipelines = 5",
                 "autoscaler.min_pipelines = 5: must be at most autoscaler.max_pipelines",

@@ -12,7 +12,8 @@ pub struct Transport {
     /// Milliseconds between two signs of life on an idle control connection. Others give one in two
     /// thirds of `idle_timeout_ms`.
     pub keep_alive_ms: u64,
-    /// Milliseconds of silence after which the other side counts as dead.
+    /// Milliseconds of silence after which the other side counts as dead; to whoever gives signs of
+    /// life it is silent from the first that it doesn't answer.
     pub idle_timeout_ms: u64,
     /// Milliseconds that dialling and joining may take.
     pub connect_timeout_ms: u64,
@@ -43,7 +44,7 @@ impl Default for Transport {
     fn default() -> Self {
         Self {
             keep_alive_ms: 500,
-            idle_timeout_ms: 1500,
+            idle_timeout_ms: 1400,
             connect_timeout_ms: 5000,
             max_frame_bytes: 256 << 20,
             max_buffered_frames: 16,

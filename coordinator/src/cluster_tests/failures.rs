@@ -94,7 +94,7 @@ fn without_a_spare_it_is_awaited_whether_the_neighbour_is_gone() {
     let stage = *test.connects.last().unwrap();
     test.handle(Input::LinkLost { stage, cause: "cut".into() });
     // A sign of life after which there may be silence.
-    test.wait(Duration::from_millis(1950));
+    test.wait(Duration::from_millis(1850));
     assert!(placed(&test).is_empty(), "the first may be gone");
     test.wait(Duration::from_millis(100));
     assert_eq!(placed(&test).len(), 2, "it isn't");
