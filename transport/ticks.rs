@@ -31,7 +31,7 @@ pub fn begin() {
     BEGIN.get_or_init(Instant::now);
 }
 
-/// Lets `period` pass, or a little more.
+/// Lets `period` pass since the last of its times, or a little more: the first of them comes sooner.
 pub async fn pass(period: Duration) {
     match BEGIN.get() {
         // Those of one period are together, whenever each of them began.
