@@ -31,7 +31,7 @@ pub fn begin() {
     BEGIN.get_or_init(Instant::now);
 }
 
-/// Lets `period` pass since the last of its times, or a little more: the first of them comes sooner.
+/// Lets `period` pass since the last of its times, or a little more; the first comes sooner.
 pub async fn pass(period: Duration) {
     match BEGIN.get() {
         // Those of one period are together, whenever each of them began.
@@ -124,8 +124,8 @@ mod tests {
         }
     }
 
-    /// By its default settings. Where a process is heard and hears nothing, it counts from the first
-    /// sign of life that nobody answers.
+    /// By its default settings. Where a process is heard and hears nothing, it counts from the
+    /// first sign of life that nobody answers.
     #[test]
     fn a_way_that_is_cut_in_one_direction_is_given_up_within_two_seconds() {
         let config = protocol::config::Transport::default();

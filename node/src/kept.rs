@@ -73,11 +73,6 @@ impl KeptWeights {
         Self { parts: HashMap::new(), wanted: Vec::new() }
     }
 
-    /// Whether nothing is kept.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.parts.is_empty()
-    }
-
     /// The parts of a plan: what is missing is loaded, after comparing the files with what the
     /// coordinator has, once there is room for it: of what else is kept no more stays than
     /// `others_bytes`.
@@ -371,7 +366,7 @@ pub(crate) mod tests {
         kept.tidy(now + second, second);
         assert_eq!(kept.parts.len(), 1, "layer 3 is wanted");
         kept.shrink(&[], 0);
-        assert!(kept.is_empty());
+        assert!(kept.parts.is_empty());
     }
 
     /// Goal: what came early is taken by whoever loads the rest, and nothing is there twice.

@@ -143,8 +143,8 @@ impl Links {
                 Some((_, inbox)) => {
                     tokio::spawn(pump(stage, frames, inbox.link()));
                 }
-                // Fencing: whoever still speaks of an old epoch is not heard, nor is a second link, nor
-                // who isn't the one that brings what it is for.
+                // Fencing: whoever still speaks of an old epoch is not heard, nor is a second
+                // link, nor one of somebody else than it is for.
                 None => debug!(stage = %stage.stage, epoch = %stage.epoch, "link to no stage"),
             }
         }
