@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::architecture::{HUGGING_FACE, Layout, RowOrder};
-use crate::quantize::{int4_group, int8_group};
+use crate::quantize::{int4_row, int8_group};
 use crate::quants::decode_row;
 use crate::*;
 
@@ -248,7 +248,7 @@ fn matrices_of_several_types_and_roundings() {
         let rounded = model.open().unwrap().quantized(quantize);
         let view = rounded.matrix(Matrix::Down(1)).unwrap();
         assert_eq!(view.format(), format);
-        let group = if format == Format::Int8 { int8_group } else { int4_group };
+        let group = if format == Format::Int8 { int8_group } else { int4_row };
         let expected = exact.chunks(32).flat_map(|values| {
             let mut out = vec![0; format.row_bytes(32)];
             group(values, &mut out).unwrap();

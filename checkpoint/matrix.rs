@@ -14,7 +14,7 @@ use crate::levels;
 use crate::mapped::Mapped;
 use crate::order::{Heads, Order};
 use crate::packed::{Side, write_group};
-use crate::quantize::{int4_group, int8_group};
+use crate::quantize::{int4_row, int8_group};
 use crate::quants::decode_row;
 use crate::tensors::{Piece, Weights};
 
@@ -322,15 +322,14 @@ impl<'a> MatrixView<'a> {
                 }
             }
             Format::F16 => scratch.write_f16(out)?,
-            Format::Int8 | Format::Int4 => {
-                let int8 = self.format == Format::Int8;
-                let group = if int8 { int8_group } else { int4_group };
+            Format::Int8 => {
                 let group_bytes = out.len() / self.cols.div_ceil(GROUP);
                 let groups = scratch.f32.chunks(GROUP);
                 for (values, out) in groups.zip(out.chunks_exact_mut(group_bytes)) {
-                    group(values, out)?;
+                    int8_group(values, out)?;
                 }
             }
+            Format::Int4 => int4_row(&scratch.f32, out)?,
             _ => unreachable!("such rows are those of their file"),
         }
         Ok(())
