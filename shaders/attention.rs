@@ -187,7 +187,12 @@ impl BoundAttention {
         let tiles_of_heads = num_heads / variant.queries;
         let Some((beside, num_partitions)) = self.beside(variant, step) else {
             let tiles = num_tokens.div_ceil(variant.tokens);
-            return pass.dispatch(bound, &params, [tiles_of_heads, variant.workgroups(), tiles]);
+            let grid = match variant.is_cooperative() {
+                // A tile has a workgroup for each sequence that its tokens may be of.
+                true => [tiles_of_heads, variant.tokens, tiles],
+                false => [tiles_of_heads / params.num_kv_heads, tiles, params.num_kv_heads],
+            };
+            return pass.dispatch(bound, &params, grid);
         };
         beside.record(pass, (num_tokens, num_partitions), tiles_of_heads, |first_token| Params {
             first_token,

@@ -72,10 +72,19 @@ fn attend_{ROWS}(first: u32, last: u32, first_head: u32, partitions: vec2<u32>, 
         let end = min((nth + 1u) * {PARTITION}u, last_position + 1u);
         for (var start = nth * {PARTITION}u; start < end; start += {STEP}u) {
             // Each lane scores every LANES-th position; those after its own take no part.
+//! if ONE_BLOCK
+            // A software driver reads a buffer lane by lane.
+            let blocks = inputs[table + min(start / {BLOCK}u + lane, last_position / {BLOCK}u)];
+//! end
 //! for u in 0..KEYS
             let key_{u} = start + {u}u * {LANES}u + lane;
             let row_{u} = min(key_{u}, last_position);
-            let head_{u} = inputs[table + row_{u} / {BLOCK}u] * params.num_kv_heads + kv_head;
+//! if ONE_BLOCK
+            let block_{u} = subgroupBroadcast(blocks, {u}u * {LANES}u / {BLOCK}u);
+//! else
+            let block_{u} = inputs[table + row_{u} / {BLOCK}u];
+//! end
+            let head_{u} = block_{u} * params.num_kv_heads + kv_head;
             let key_at_{u} = head_{u} * {KEY_VEC4S}u * {BLOCK}u + row_{u} % {BLOCK}u;
             let value_at_{u} = (head_{u} * {BLOCK}u + row_{u} % {BLOCK}u) * {VALUE_VEC4S}u;
 //! for t in 0..ROWS

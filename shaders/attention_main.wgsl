@@ -3,15 +3,19 @@
 
 @compute @workgroup_size({LANES})
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    // Heads that share keys and values follow each other, so that caches still hold those.
-    let first_head = workgroup.x * {QUERIES}u;
-    let first = params.first_token + workgroup.z * {TOKENS}u;
-    let last = min(first + {TOKENS}u, params.num_tokens) - 1u;
-    // Side by side, a workgroup has a partition; else all of them, one after another.
-    var partitions = vec2<u32>(0u, 0xffffffffu);
-    if (params.num_partitions > 0u) {
-        partitions = vec2<u32>(workgroup.y, workgroup.y + 1u);
+    // Side by side, a workgroup has a partition; else all of them, one after another. Those that
+    // read the same follow each other, so that caches still hold it: heads of one kv head, and then
+    // tokens, whose sequences may have blocks in common.
+    var first_head = workgroup.x * {QUERIES}u;
+    var tile = workgroup.z;
+    var partitions = vec2<u32>(workgroup.y, workgroup.y + 1u);
+    if (params.num_partitions == 0u) {
+        first_head += workgroup.z * (params.num_heads / params.num_kv_heads);
+        tile = workgroup.y;
+        partitions = vec2<u32>(0u, 0xffffffffu);
     }
+    let first = params.first_token + tile * {TOKENS}u;
+    let last = min(first + {TOKENS}u, params.num_tokens) - 1u;
 //! if TILED
     // Never the lone tokens of decoding, nor those of two sequences.
     var together = last > first;
