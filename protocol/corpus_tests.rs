@@ -367,7 +367,7 @@ fn the_version_before_is_spoken_as_it_was() {
 
 /// Goal: what was added to a report is heard, and to whoever knows less nothing of it is said.
 #[test]
-fn the_limit_of_a_cache_is_told_with_and_without_what_is_held() {
+fn what_was_added_to_a_report_is_told_with_and_without_what_is_held() {
     for held in [Vec::new(), report().held] {
         let mut said = NodeReport { held, ..report() };
         let before = codec::encode(&said);
@@ -375,5 +375,12 @@ fn the_limit_of_a_cache_is_told_with_and_without_what_is_held() {
         let bytes = codec::encode(&said);
         assert!(bytes.starts_with(&before) && bytes.len() > before.len());
         assert_eq!(codec::decode::<NodeReport>(&bytes).unwrap(), said);
+        for max_cache_bytes in [None, Some(1 << 30)] {
+            said.adapters[0].max_cache_bytes = max_cache_bytes;
+            said.adapters[0].speed.narrow = Narrow { int8_ps: 162.0, int4_ps: 0.0 };
+            let bytes = codec::encode(&said);
+            assert!(bytes.starts_with(&before) && bytes.len() > before.len());
+            assert_eq!(codec::decode::<NodeReport>(&bytes).unwrap(), said);
+        }
     }
 }

@@ -35,7 +35,7 @@ pub use masks::Masks;
 pub use node::{AdapterReport, HeldParts, NodeReport};
 pub use pieces::{Ask, Extent, FileManifest, Manifest, PieceId, PieceSet};
 pub use plan::{LayerRange, Peer, StageEcho, StageLimits, StagePlan};
-pub use speed::{LinkSpeed, Speed};
+pub use speed::{LinkSpeed, Narrow, Speed};
 pub use timing::StageTiming;
 pub use trace::{SpanId, TraceContext, TraceId};
 

@@ -7,7 +7,7 @@ use bincode::{Decode, Encode};
 use std::net::SocketAddr;
 
 use crate::config::Quantize;
-use crate::{Digest, LayerRange, ModelId, NodeId, SessionId, Speed, codec};
+use crate::{Digest, LayerRange, ModelId, Narrow, NodeId, SessionId, Speed, codec};
 
 /// What a node reports when it joins.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,8 +69,9 @@ pub struct AdapterReport {
     pub speed: Speed,
 }
 
-/// In the order in which fields were added; what is held and the caches' limits come last, and only
-/// where there are any: without them the message is what wire version 4 says.
+/// In the order in which fields were added; what is held, the caches' limits and what narrow
+/// weights take come last, and only as far as there are any: without them the message is what wire
+/// version 4 says.
 impl Encode for NodeReport {
     fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
         let Self { node, session, hostname, pid, data_addr, pool, labels, adapters, held } = self;
@@ -82,11 +83,16 @@ impl Encode for NodeReport {
         (node, session, hostname, pid, data_addr, devices).encode(encoder)?;
         (pool, labels, speeds).encode(encoder)?;
         let max_cache: Vec<_> = adapters.iter().map(|it| it.max_cache_bytes).collect();
-        match (held.is_empty(), max_cache.iter().all(Option::is_none)) {
-            (true, true) => Ok(()),
-            (false, true) => held.encode(encoder),
-            (_, false) => (held, max_cache).encode(encoder),
+        let narrow: Vec<_> = adapters.iter().map(|it| it.speed.narrow).collect();
+        let has_times = narrow.iter().any(|it| *it != Narrow::default());
+        let has_limits = has_times || max_cache.iter().any(Option::is_some);
+        if has_limits || !held.is_empty() {
+            held.encode(encoder)?;
         }
+        if has_limits {
+            max_cache.encode(encoder)?;
+        }
+        if has_times { narrow.encode(encoder) } else { Ok(()) }
     }
 }
 
@@ -97,9 +103,12 @@ impl Decode<()> for NodeReport {
         let (pool, labels, speeds): (_, _, Vec<Speed>) = Decode::decode(decoder)?;
         let held = codec::added(decoder)?;
         let max_cache: Vec<Option<u64>> = codec::added(decoder)?;
+        let narrow: Vec<Narrow> = codec::added(decoder)?;
         let (mut speeds, mut max_cache) = (speeds.into_iter(), max_cache.into_iter());
+        let mut narrow = narrow.into_iter();
         let adapter = |(name, driver, memory_bytes, fingerprint)| {
-            let speed = speeds.next().unwrap_or_default();
+            let narrow = narrow.next().unwrap_or_default();
+            let speed = Speed { narrow, ..speeds.next().unwrap_or_default() };
             let max_cache_bytes = max_cache.next().flatten();
             AdapterReport { name, driver, memory_bytes, max_cache_bytes, fingerprint, speed }
         };

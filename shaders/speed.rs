@@ -13,8 +13,12 @@ use crate::weights::{Format, RowOrder, WeightMatrix};
 /// What the probe finds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Speed {
-    /// Bytes of weights a second that products of one row read.
+    /// Bytes of weights a second that products of one row read, where a weight has two bytes.
     pub weight_bytes_per_s: f64,
+    /// Picoseconds of a weight of a byte in such products.
+    pub int8_ps: f64,
+    /// Of half a byte.
+    pub int4_ps: f64,
     /// Multiply-adds a second in products of many rows.
     pub multiply_adds_per_s: f64,
     /// Microseconds of a kernel that has next to nothing to do.
@@ -23,11 +27,13 @@ pub struct Speed {
     pub step_us: f64,
 }
 
-/// The format of the weights: that in which most models come.
-const FORMAT: Format = Format::Bf16;
+/// Formats of weights, those in which most models come: what a weight takes doesn't follow from its
+/// bytes, where decoding it takes longer than reading it.
+const FORMATS: [Format; 3] = [Format::Bf16, Format::Int8, Format::Int4];
 
-/// Times that each thing is done: the least counts, which nothing disturbed.
-const TRIES: usize = 5;
+/// Times that each thing is done: the least counts, which nothing disturbed. Each is short, so that
+/// on a machine that does other things as well some go through in one piece.
+const TRIES: usize = 15;
 
 /// Kernels of a pass that tells what one costs.
 const NUM_KERNELS: usize = 64;
@@ -47,10 +53,10 @@ impl Extent {
     fn within(gpu: &Gpu, max_bytes: u64) -> Self {
         let is_cpu = gpu.caps().is_cpu;
         let (matrix, most, product) = match is_cpu {
-            true => ((2048, 2048), 2, (1024, 1024, 64)),
+            true => ((2048, 2048), 2, (1024, 512, 32)),
             false => ((4096, 8192), 8, (4096, 8192, 512)),
         };
-        let bytes = FORMAT.row_bytes(matrix.0) as u64 * matrix.1 as u64;
+        let bytes = FORMATS[0].row_bytes(matrix.0) as u64 * matrix.1 as u64;
         match (max_bytes / 2 / bytes) as usize {
             0 => Self { matrix: (1024, 512), num_matrices: 1, product: (1024, 512, 64) },
             num => Self { matrix, num_matrices: num.min(most), product },
@@ -88,19 +94,20 @@ fn processors(gpu: &Gpu) -> String {
 
 fn probe(gpu: &Gpu, matmul: &Matmul, max_bytes: u64) -> Result<Speed, GpuError> {
     let Extent { matrix, num_matrices, product } = Extent::within(gpu, max_bytes);
-    let bytes = (FORMAT.row_bytes(matrix.0) * matrix.1 * num_matrices) as f64;
-    let one_row: Vec<_> = (0..num_matrices)
-        .map(|_| Product::new(gpu, matmul, matrix, 1))
-        .collect::<Result<_, _>>()?;
-    let read = least(gpu, &|pass| one_row.iter().for_each(|it| it.bound.record(pass, 1)))?;
-    drop(one_row);
+    let read = |format: Format| {
+        let one_row: Vec<_> = (0..num_matrices)
+            .map(|_| Product::new(gpu, matmul, format, matrix, 1))
+            .collect::<Result<_, GpuError>>()?;
+        least(gpu, &|pass| one_row.iter().for_each(|it| it.bound.record(pass, 1)))
+    };
+    let [bf16, int8, int4] = FORMATS.map(read);
 
     let (cols, rows, num_rows) = product;
-    let many_rows = Product::new(gpu, matmul, (cols, rows), num_rows)?;
+    let many_rows = Product::new(gpu, matmul, FORMATS[0], (cols, rows), num_rows)?;
     let multiplied = least(gpu, &|pass| many_rows.bound.record(pass, num_rows))?;
     drop(many_rows);
 
-    let small = Product::new(gpu, matmul, (64, 64), 1)?;
+    let small = Product::new(gpu, matmul, FORMATS[0], (64, 64), 1)?;
     let repeated =
         |num: usize| least(gpu, &|pass| (0..num).for_each(|_| small.bound.record(pass, 1)));
     let (one, many) = (repeated(1)?, repeated(NUM_KERNELS + 1)?);
@@ -111,8 +118,13 @@ fn probe(gpu: &Gpu, matmul: &Matmul, max_bytes: u64) -> Result<Speed, GpuError> 
         let time = time.as_secs_f64();
         (time - step - kernel * num as f64).max(time / 10.0)
     };
+    let num_weights = (matrix.0 * matrix.1 * num_matrices) as f64;
+    let bytes = (FORMATS[0].row_bytes(matrix.0) * matrix.1 * num_matrices) as f64;
+    let weight_ps = |time| own(time, num_matrices) / num_weights * 1e12;
     Ok(Speed {
-        weight_bytes_per_s: bytes / own(read, num_matrices),
+        weight_bytes_per_s: bytes / own(bf16?, num_matrices),
+        int8_ps: weight_ps(int8?),
+        int4_ps: weight_ps(int4?),
         multiply_adds_per_s: (cols * rows * num_rows) as f64 / own(multiplied, 1),
         kernel_us: kernel * 1e6,
         step_us: step * 1e6,
@@ -129,11 +141,12 @@ impl Product {
     fn new(
         gpu: &Gpu,
         matmul: &Matmul,
+        format: Format,
         (cols, rows): (usize, usize),
         num_rows: usize,
     ) -> Result<Self, GpuError> {
-        let row = FORMAT.encode(cols, &vec![0.5; cols]);
-        let format = (FORMAT, RowOrder::Plain);
+        let row = format.encode(cols, &vec![0.5; cols]);
+        let format = (format, RowOrder::Plain);
         let weights = WeightMatrix::upload(gpu, (rows, cols), format, |_, bytes| {
             for one in bytes.chunks_mut(row.len()) {
                 one.copy_from_slice(&row);
@@ -164,23 +177,25 @@ fn least(gpu: &Gpu, record: &dyn Fn(&mut Pass)) -> Result<Duration, GpuError> {
 
 impl std::fmt::Display for Speed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { weight_bytes_per_s, multiply_adds_per_s, kernel_us, step_us } = self;
-        write!(f, "{weight_bytes_per_s:e} {multiply_adds_per_s:e} {kernel_us} {step_us}")
+        let Self { weight_bytes_per_s, int8_ps, int4_ps, multiply_adds_per_s, .. } = self;
+        let Self { kernel_us, step_us, .. } = self;
+        write!(f, "{weight_bytes_per_s:e} {int8_ps} {int4_ps} {multiply_adds_per_s:e} ")?;
+        write!(f, "{kernel_us} {step_us}")
     }
 }
 
 impl Speed {
     fn parse(text: &str) -> Option<Self> {
         let numbers: Result<Vec<f64>, _> = text.split(' ').map(str::parse).collect();
-        match numbers.ok()?.as_slice() {
-            &[weight_bytes_per_s, multiply_adds_per_s, kernel_us, step_us]
-                if [weight_bytes_per_s, multiply_adds_per_s].iter().all(|it| *it > 0.0)
-                    && [kernel_us, step_us].iter().all(|it| it.is_finite() && *it >= 0.0) =>
-            {
-                Some(Self { weight_bytes_per_s, multiply_adds_per_s, kernel_us, step_us })
-            }
-            _ => None,
-        }
+        let [weight_bytes_per_s, int8_ps, int4_ps, multiply_adds_per_s, kernel_us, step_us] =
+            numbers.ok()?.try_into().ok()?;
+        let rates = [weight_bytes_per_s, int8_ps, int4_ps, multiply_adds_per_s];
+        let times = [kernel_us, step_us];
+        let is_possible = rates.iter().all(|it| it.is_finite() && *it > 0.0)
+            && times.iter().all(|it| it.is_finite() && *it >= 0.0);
+        let speed =
+            Self { weight_bytes_per_s, int8_ps, int4_ps, multiply_adds_per_s, kernel_us, step_us };
+        is_possible.then_some(speed)
     }
 }
 
@@ -193,12 +208,16 @@ mod tests {
     fn what_was_measured_is_read_back() {
         let speed = Speed {
             weight_bytes_per_s: 3.5e12,
+            int8_ps: 0.25,
+            int4_ps: 0.125,
             multiply_adds_per_s: 1.25e9,
             kernel_us: 4.5,
             step_us: 0.0,
         };
         assert_eq!(Speed::parse(&speed.to_string()), Some(speed));
-        for wrong in ["", "1 2 3", "1 2 3 -4", "0 1 1 1", "NaN 1 1 1", "1 2 3 4 5"] {
+        for wrong in
+            ["", "1 2 3 4 5", "1 2 3 4 5 -6", "0 1 1 1 1 1", "NaN 1 1 1 1 1", "1 1 1 1 1 1 1"]
+        {
             assert_eq!(Speed::parse(wrong), None, "{wrong}");
         }
     }

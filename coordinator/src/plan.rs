@@ -54,7 +54,8 @@ pub struct Arguments {
     pipelines: Option<u32>,
     /// Nodes that need not be there: how many of which memory, as in 4x24GB or 2x24GiB,1x80GiB,
     /// or a TOML file with a [[node]] for each kind (name, count, memory, pool, labels,
-    /// weight_bytes_per_s, multiply_adds_per_s, kernel_us, step_us, host_us, rtt_us, bytes_per_s)
+    /// weight_bytes_per_s, int8_ps, int4_ps, multiply_adds_per_s, kernel_us, step_us, host_us,
+    /// rtt_us, bytes_per_s)
     /// [default: those that have joined the server].
     #[arg(long, value_name = "NODES|FILE")]
     nodes: Option<String>,

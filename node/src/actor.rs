@@ -9,7 +9,7 @@ use protocol::message::{
     COORDINATOR_GROUP, CoordinatorMsg, LoadProgress, Loading, NODE_GROUP, NodeMsg, Sources,
     StageFailed, Unload, Ways, Wire,
 };
-use protocol::{Blame, HeldParts, NodeReport, StageEcho, StageId, StagePlan};
+use protocol::{Blame, HeldParts, Narrow, NodeReport, StageEcho, StageId, StagePlan};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent, pg};
 use telemetry::Tracer;
 use tokio::sync::{Notify, mpsc};
@@ -63,7 +63,10 @@ impl Node {
                 report.held.extend(held.map(|held| HeldParts { adapter, ..held }));
             }
         } else {
-            report.adapters.iter_mut().for_each(|it| it.max_cache_bytes = None);
+            for adapter in &mut report.adapters {
+                adapter.max_cache_bytes = None;
+                adapter.speed.narrow = Narrow::default();
+            }
         }
         report
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use checkpoint::{Checkpoint, Quantize};
 use protocol::message::Loading;
-use protocol::{AdapterReport, HeldParts, Masks, Speed, StageId, StagePlan, Step};
+use protocol::{AdapterReport, HeldParts, Masks, Narrow, Speed, StageId, StagePlan, Step};
 use shaders::gpu::Gpu;
 use shaders::products::Wanted;
 use shaders::speed;
@@ -262,6 +262,7 @@ impl Worker {
             fingerprint,
             speed: Speed {
                 weight_bytes_per_s: speed.weight_bytes_per_s,
+                narrow: Narrow { int8_ps: speed.int8_ps, int4_ps: speed.int4_ps },
                 multiply_adds_per_s: speed.multiply_adds_per_s,
                 kernel_us: speed.kernel_us,
                 step_us: speed.step_us,

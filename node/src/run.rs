@@ -149,7 +149,8 @@ async fn open_devices(
             adapter = report.name,
             driver = report.driver,
             memory_mib = report.memory_bytes >> 20,
-            weights_gb_s = format!("{:.1}", report.speed.weight_bytes_per_s / 1e9),
+            // Of two bytes each.
+            weights_gb_s = format!("{:.1}", 2e-9 / report.speed.one_row_s(2.0, 1.0)),
             class = %report.fingerprint,
             "adapter ready"
         );

@@ -265,8 +265,10 @@ impl<'a> Costs<'a> {
         let bandwidth = speed.weight_bytes_per_s;
         let fixed = (speed.step_us + f64::from(num_kernels) * speed.kernel_us) / 1e6;
         let of = |rows: f64| {
-            let products = (read_bytes as f64 / bandwidth)
-                .max(rows * multiply_adds as f64 / speed.multiply_adds_per_s);
+            let one_row = speed.one_row_s(read_bytes as f64, multiply_adds as f64);
+            // What many take at least; one was measured.
+            let many_rows = rows * multiply_adds as f64 / speed.multiply_adds_per_s;
+            let products = if rows > 1.0 { one_row.max(many_rows) } else { one_row };
             fixed + products + rows * kv_bytes as f64 / bandwidth
         };
         match row_share {

@@ -62,10 +62,10 @@ fn classes(costs: &Costs<'_>, num_stages: usize) -> Vec<Class> {
             break;
         }
     }
-    let speed = |place: &usize| costs.places[*place].speed.weight_bytes_per_s;
+    let takes = |place: &usize| costs.compute(*place, 0..1, 1.0);
     for class in &mut found {
         // Stable: those alike stay in the order in which they came.
-        class.sort_by(|a, b| speed(b).total_cmp(&speed(a)));
+        class.sort_by(|a, b| takes(a).total_cmp(&takes(b)));
     }
     found
 }
@@ -89,6 +89,8 @@ fn grouped(costs: &Costs<'_>, unlike: f64) -> Vec<Class> {
         };
         near(one.memory as f64, other.memory as f64)
             && near(one.speed.weight_bytes_per_s, other.speed.weight_bytes_per_s)
+            && near(one.speed.narrow.int8_ps, other.speed.narrow.int8_ps)
+            && near(one.speed.narrow.int4_ps, other.speed.narrow.int4_ps)
             && near(one.speed.step_us, other.speed.step_us)
             && near(one.speed.kernel_us, other.speed.kernel_us)
             && same_ways()

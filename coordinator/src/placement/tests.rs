@@ -2,7 +2,7 @@
 
 use checkpoint::PartCost;
 use proptest::prelude::*;
-use protocol::LinkSpeed;
+use protocol::{LinkSpeed, Narrow};
 
 use super::*;
 
@@ -426,6 +426,7 @@ fn a_part_that_asks_for_more_products_takes_longer_with_many_rows() {
     let model = ModelCost { layers: vec![part; 2], ..ModelCost::default() };
     let speed = Speed {
         weight_bytes_per_s: 1e3,
+        narrow: Narrow::default(),
         multiply_adds_per_s: 1e9,
         kernel_us: 100.0,
         step_us: 1000.0,
@@ -434,5 +435,11 @@ fn a_part_that_asks_for_more_products_takes_longer_with_many_rows() {
     let stage = Placed { place: 0, layers: layers(0..2) };
     let seconds = |rows| predict::step_seconds(&model, &place, stage, rows);
     assert!((seconds(1.0) - 0.022).abs() < 1e-9);
+    assert!((seconds(100.0) - 0.202).abs() < 1e-9);
+    // What narrow weights take counts for one row; many are as fast as before.
+    let narrow = Narrow { int8_ps: 9e3, int4_ps: 6e3 };
+    let place = Place { speed: Speed { narrow, ..speed }, ..place };
+    let seconds = |rows| predict::step_seconds(&model, &place, stage, rows);
+    assert!((seconds(1.0) - 0.014).abs() < 1e-9);
     assert!((seconds(100.0) - 0.202).abs() < 1e-9);
 }

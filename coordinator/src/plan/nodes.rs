@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use protocol::size::parse_size;
-use protocol::{AdapterReport, Digest, LinkSpeed, NodeId, NodeReport, SessionId, Speed};
+use protocol::{AdapterReport, Digest, LinkSpeed, Narrow, NodeId, NodeReport, SessionId, Speed};
 use serde::{Deserialize, Deserializer};
 
 /// A longer file is none of ours.
@@ -35,6 +35,10 @@ pub struct NodeSpec {
     pub labels: BTreeMap<String, String>,
     /// As in [`Speed`].
     pub weight_bytes_per_s: Option<f64>,
+    /// As in [`Narrow`].
+    pub int8_ps: Option<f64>,
+    /// As in [`Narrow`].
+    pub int4_ps: Option<f64>,
     /// As in [`Speed`].
     pub multiply_adds_per_s: Option<f64>,
     /// As in [`Speed`].
@@ -91,6 +95,8 @@ impl NodeSpec {
             row_share: None,
             max_cache_bytes: None,
             weight_bytes_per_s: Some(ASSUMED.weight_bytes_per_s),
+            int8_ps: None,
+            int4_ps: None,
             multiply_adds_per_s: Some(ASSUMED.multiply_adds_per_s),
             kernel_us: Some(ASSUMED.kernel_us),
             step_us: Some(ASSUMED.step_us),
@@ -107,6 +113,10 @@ impl NodeSpec {
         let default = Speed::default();
         let speed = Speed {
             weight_bytes_per_s: self.weight_bytes_per_s.unwrap_or(default.weight_bytes_per_s),
+            narrow: Narrow {
+                int8_ps: self.int8_ps.unwrap_or(0.0),
+                int4_ps: self.int4_ps.unwrap_or(0.0),
+            },
             multiply_adds_per_s: self.multiply_adds_per_s.unwrap_or(default.multiply_adds_per_s),
             kernel_us: self.kernel_us.unwrap_or(default.kernel_us),
             step_us: self.step_us.unwrap_or(default.step_us),
@@ -143,12 +153,17 @@ impl NodeSpec {
 }
 
 /// What nodes are taken for that are named by their memory alone: nobody has measured them.
-pub(super) const ASSUMED: Speed =
-    Speed { weight_bytes_per_s: 500e9, multiply_adds_per_s: 10e12, kernel_us: 5.0, step_us: 50.0 };
+pub(super) const ASSUMED: Speed = Speed {
+    weight_bytes_per_s: 500e9,
+    narrow: Narrow { int8_ps: 0.0, int4_ps: 0.0 },
+    multiply_adds_per_s: 10e12,
+    kernel_us: 5.0,
+    step_us: 50.0,
+};
 
 /// That, in words.
 pub(super) fn assumption() -> String {
-    let Speed { weight_bytes_per_s, multiply_adds_per_s, kernel_us, step_us } = ASSUMED;
+    let Speed { weight_bytes_per_s, multiply_adds_per_s, kernel_us, step_us, .. } = ASSUMED;
     let LinkSpeed { rtt_us, bytes_per_s } = LinkSpeed::default();
     format!(
         "each node reads {:.0} GB/s of weights, does {:.0} T multiply-adds a second, takes \
@@ -280,6 +295,8 @@ pub(super) fn of_server(text: &str) -> Result<Vec<NodeSpec>> {
                 pool: node.pool.clone(),
                 labels: node.labels.clone(),
                 weight_bytes_per_s: Some(speed.weight_bytes_per_s),
+                int8_ps: Some(speed.narrow.int8_ps),
+                int4_ps: Some(speed.narrow.int4_ps),
                 multiply_adds_per_s: Some(speed.multiply_adds_per_s),
                 kernel_us: Some(speed.kernel_us),
                 step_us: Some((speed.step_us + extra_us).max(0.0)),
