@@ -56,7 +56,8 @@ impl Extent {
             true => ((2048, 2048), 2, (1024, 512, 32)),
             false => ((4096, 8192), 8, (4096, 8192, 512)),
         };
-        let bytes = FORMATS[0].row_bytes(matrix.0) as u64 * matrix.1 as u64;
+        let bytes =
+            FORMATS.map(|it| it.row_bytes(matrix.0) as u64).iter().sum::<u64>() * matrix.1 as u64;
         match (max_bytes / 2 / bytes) as usize {
             0 => Self { matrix: (1024, 512), num_matrices: 1, product: (1024, 512, 64) },
             num => Self { matrix, num_matrices: num.min(most), product },
@@ -94,23 +95,31 @@ fn processors(gpu: &Gpu) -> String {
 
 fn probe(gpu: &Gpu, matmul: &Matmul, max_bytes: u64) -> Result<Speed, GpuError> {
     let Extent { matrix, num_matrices, product } = Extent::within(gpu, max_bytes);
-    let read = |format: Format| {
-        let one_row: Vec<_> = (0..num_matrices)
-            .map(|_| Product::new(gpu, matmul, format, matrix, 1))
-            .collect::<Result<_, GpuError>>()?;
-        least(gpu, &|pass| one_row.iter().for_each(|it| it.bound.record(pass, 1)))
+    let products = |format: Format| {
+        let product = |_| Product::new(gpu, matmul, format, matrix, 1);
+        (0..num_matrices).map(product).collect::<Result<Vec<_>, GpuError>>()
     };
-    let [bf16, int8, int4] = FORMATS.map(read);
-
+    let [bf16, int8, int4] = FORMATS.map(products);
+    let (bf16, int8, int4) = (bf16?, int8?, int4?);
     let (cols, rows, num_rows) = product;
     let many_rows = Product::new(gpu, matmul, FORMATS[0], (cols, rows), num_rows)?;
-    let multiplied = least(gpu, &|pass| many_rows.bound.record(pass, num_rows))?;
-    drop(many_rows);
-
     let small = Product::new(gpu, matmul, FORMATS[0], (64, 64), 1)?;
-    let repeated =
-        |num: usize| least(gpu, &|pass| (0..num).for_each(|_| small.bound.record(pass, 1)));
-    let (one, many) = (repeated(1)?, repeated(NUM_KERNELS + 1)?);
+
+    let pass = |products: &mut dyn Iterator<Item = &Product>, num_rows: usize| {
+        let mut pass = Pass::new();
+        products.for_each(|it| it.bound.record(&mut pass, num_rows));
+        pass
+    };
+    let small_kernels = |num: usize| pass(&mut std::iter::repeat_n(&small, num), 1);
+    let passes = [
+        pass(&mut bf16.iter(), 1),
+        pass(&mut int8.iter(), 1),
+        pass(&mut int4.iter(), 1),
+        pass(&mut std::iter::once(&many_rows), num_rows),
+        small_kernels(1),
+        small_kernels(NUM_KERNELS + 1),
+    ];
+    let [bf16, int8, int4, multiplied, one, many] = least(gpu, &passes)?;
     let kernel = many.saturating_sub(one).as_secs_f64() / NUM_KERNELS as f64;
     let step = (one.as_secs_f64() - kernel).max(0.0);
     // What is left of a pass is the products' own.
@@ -122,9 +131,9 @@ fn probe(gpu: &Gpu, matmul: &Matmul, max_bytes: u64) -> Result<Speed, GpuError> 
     let bytes = (FORMATS[0].row_bytes(matrix.0) * matrix.1 * num_matrices) as f64;
     let weight_ps = |time| own(time, num_matrices) / num_weights * 1e12;
     Ok(Speed {
-        weight_bytes_per_s: bytes / own(bf16?, num_matrices),
-        int8_ps: weight_ps(int8?),
-        int4_ps: weight_ps(int4?),
+        weight_bytes_per_s: bytes / own(bf16, num_matrices),
+        int8_ps: weight_ps(int8),
+        int4_ps: weight_ps(int4),
         multiply_adds_per_s: (cols * rows * num_rows) as f64 / own(multiplied, 1),
         kernel_us: kernel * 1e6,
         step_us: step * 1e6,
@@ -161,16 +170,19 @@ impl Product {
     }
 }
 
-/// The least of some tries, after one that lets the driver compile what is recorded.
-fn least(gpu: &Gpu, record: &dyn Fn(&mut Pass)) -> Result<Duration, GpuError> {
-    let mut pass = Pass::new();
-    record(&mut pass);
-    gpu.run(&pass)?;
-    let mut least = Duration::MAX;
+/// The least of some tries of each, after one that lets the driver compile what is recorded. They
+/// are tried in turns: whatever disturbs one for a while leaves others of its tries alone.
+fn least<const N: usize>(gpu: &Gpu, passes: &[Pass; N]) -> Result<[Duration; N], GpuError> {
+    for pass in passes {
+        gpu.run(pass)?;
+    }
+    let mut least = [Duration::MAX; N];
     for _ in 0..TRIES {
-        let began = Instant::now();
-        gpu.run(&pass)?;
-        least = least.min(began.elapsed());
+        for (pass, least) in passes.iter().zip(&mut least) {
+            let began = Instant::now();
+            gpu.run(pass)?;
+            *least = began.elapsed().min(*least);
+        }
     }
     Ok(least)
 }
