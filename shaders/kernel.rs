@@ -347,6 +347,20 @@ impl Pass {
         self.dispatches.push(Dispatch { bound: bound.clone(), params, workgroups });
     }
 
+    /// The same on a grid of `workgroups` in x and y, of which there may be more in y than a grid
+    /// has: `params` are those of the dispatch that begins with a row.
+    pub fn dispatch_rows<P: Pod>(
+        &mut self,
+        bound: &Bound,
+        [columns, rows]: [u32; 2],
+        params: impl Fn(u32) -> P,
+    ) {
+        for first in (0..rows).step_by(MAX_WORKGROUPS as usize) {
+            let rows = MAX_WORKGROUPS.min(rows - first);
+            self.dispatch(bound, &params(first), [columns, rows, 1]);
+        }
+    }
+
     /// Has a driver that compiles a kernel when it is first dispatched do that, and nothing else.
     pub(crate) fn touch(&mut self, bound: &Bound) {
         let params = [0; MAX_PARAMS_BYTES];
@@ -374,7 +388,7 @@ impl Pass {
 const MAX_PARAMS_BYTES: usize = 128;
 
 /// Vulkan guarantees as much in each dimension.
-pub(crate) const MAX_WORKGROUPS: u32 = 65_535;
+const MAX_WORKGROUPS: u32 = 65_535;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Dispatch {

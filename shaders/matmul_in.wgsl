@@ -25,6 +25,7 @@ struct Params {
     chosen_at: u32,      // ROUTED: in routes
     sorted_at: u32,      // ROUTED: in routes
     parts_at: u32,       // ROUTED: in routes
+    first_part: u32,     // of this dispatch
 //! end
 }
 

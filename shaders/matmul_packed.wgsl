@@ -22,7 +22,7 @@ fn main(
     let group = local / {LANES}u;
     let tile = workgroup.x / {STRIPS}u;
 //! if STACKED
-    let part = part_of(p, workgroup.y);
+    let part = part_of(p, p.first_part + workgroup.y);
     let stored_tile = part.matrix * p.matrix_tiles + tile - p.first_tile;
     // Less than none is more than all.
     if (part.count == 0u || stored_tile >= p.num_tiles) {

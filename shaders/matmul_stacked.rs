@@ -31,6 +31,7 @@ pub(crate) struct StackedParams {
     chosen_at: u32,
     sorted_at: u32,
     parts_at: u32,
+    first_part: u32,
 }
 
 /// Which rows of x go with which matrices.
@@ -168,7 +169,8 @@ impl BoundStacked {
                 ..*params
             };
             let strips = params.matrix_tiles * variant.strips();
-            pass.dispatch(bound, &params, [strips, step.num_parts(), 1]);
+            let of = |first_part| StackedParams { first_part, ..params };
+            pass.dispatch_rows(bound, [strips, step.num_parts()], of);
         }
     }
 
@@ -184,7 +186,8 @@ impl BoundStacked {
             assert!(num_rows * num_matrices as usize <= self.max_pairs, "a batch fits its stage");
             let strips = params.matrix_tiles * variant.strips();
             let num_parts = (num_rows as u32).div_ceil(variant.rows()) * num_matrices;
-            pass.dispatch(bound, &params, [strips, num_parts, 1]);
+            let of = |first_part| StackedParams { first_part, ..params };
+            pass.dispatch_rows(bound, [strips, num_parts], of);
         }
     }
 }

@@ -28,7 +28,7 @@ fn params_are_the_shader_s() {
             for source in own.chain([on_gpu]) {
                 testing::assert_kernel(&source);
                 let last = source.params_bytes as usize;
-                assert_eq!(last, offset_of!(StackedParams, parts_at) + 4);
+                assert_eq!(last, offset_of!(StackedParams, first_part) + 4);
             }
         }
     }
@@ -235,4 +235,27 @@ fn heads_are_multiplied_with_their_own_matrices() {
             }
         }
     }
+}
+
+/// As those of a batch of 8,192 tokens are of 128 heads. Method: they are computed in two halves
+/// that a grid has room for, too.
+#[test]
+fn there_may_be_more_parts_than_a_grid_has() {
+    let Some(gpu) = testing::gpu() else { return };
+    let (num_heads, num_rows) = (128, 8200);
+    let (weights, _) = stack(&gpu, num_heads, (4, 4), (Format::F32, RowOrder::Plain), 7);
+    let x = Random::new(8).normal(num_rows * num_heads * 4);
+    let product = |x: &[f32]| {
+        let (x, out) = (gpu.upload_vec4s(x).unwrap(), gpu.alloc_vec4s(x.len()).unwrap());
+        let (how, to) = (Rows::Heads { x_stride: 4, out_stride: 4 }, Output::Vec4s(&out));
+        let bound = BoundStacked::new(&gpu, Operand::from(&x), &weights, how, to).unwrap();
+        let mut pass = Pass::new();
+        bound.record_heads(&mut pass, x.len() / num_heads / 4);
+        gpu.run(&pass).unwrap();
+        (gpu.read_f32(&out).unwrap(), pass.dispatches().len())
+    };
+    let (whole, num_dispatches) = product(&x);
+    assert!(num_dispatches > 1, "there are too few parts");
+    let halves = x.chunks(x.len() / 2).flat_map(|half| product(half).0).collect::<Vec<_>>();
+    assert_bits_eq(&whole, &halves);
 }

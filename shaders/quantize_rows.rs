@@ -11,7 +11,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::error::GpuError;
 use crate::gpu::Gpu;
-use crate::kernel::{Bound, Kernel, KernelSource, MAX_WORKGROUPS, Pass};
+use crate::kernel::{Bound, Kernel, KernelSource, Pass};
 use crate::matmul::Operand;
 use crate::tensor::Tensor;
 use crate::weights::GROUP;
@@ -117,12 +117,9 @@ impl BoundQuantizeRows {
     /// Takes in the first `num_rows` rows, which the caller knows to fit. A batch has more of them
     /// than a grid may, where each token has a row for each of its experts.
     pub(crate) fn record(&self, pass: &mut Pass, num_rows: usize) {
-        let (strips, num_rows) = (self.params.num_groups.div_ceil(self.lanes), num_rows as u32);
-        for first_row in (0..num_rows).step_by(MAX_WORKGROUPS as usize) {
-            let rows = MAX_WORKGROUPS.min(num_rows - first_row);
-            let params = Params { first_row, ..self.params };
-            pass.dispatch(&self.bound, &params, [strips, rows, 1]);
-        }
+        let strips = self.params.num_groups.div_ceil(self.lanes);
+        let of = |first_row| Params { first_row, ..self.params };
+        pass.dispatch_rows(&self.bound, [strips, num_rows as u32], of);
     }
 }
 
