@@ -74,14 +74,10 @@ impl ChatTemplate {
         self.text.contains("tools")
     }
 
-    /// Whether it has something for a role: it names it, or writes roles as they are.
-    pub(crate) fn knows_role(&self, role: &str) -> bool {
-        let writes = |(at, found): (usize, &str)| {
-            let rest = self.text[at + found.len()..].trim_start_matches(['\'', '"', ']', ' ']);
-            rest.starts_with("}}") || rest.starts_with(['+', '~', '|'])
-        };
-        let is_named = !role.is_empty() && self.text.contains(role);
-        is_named || self.text.match_indices("role").any(writes)
+    /// Whether it asks for a role by its name.
+    pub(crate) fn names_role(&self, role: &str) -> bool {
+        !role.is_empty()
+            && ['\'', '"'].iter().any(|quote| self.text.contains(&format!("{quote}{role}{quote}")))
     }
 
     /// Whether it may ask whether there is something: one that doesn't would write `None`.

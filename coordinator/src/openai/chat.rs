@@ -139,7 +139,6 @@ pub(crate) fn prompt_of_messages(
         let message = "this model has no chat template; use /v1/completions";
         return Err(ApiError::invalid("messages", message).code("no_chat_template"));
     };
-    check_roles(&parsed, template)?;
     let render = |messages: &mut Value| {
         if !template.knows_developers() {
             call_developers_system(messages);
@@ -158,6 +157,7 @@ pub(crate) fn prompt_of_messages(
         }
         (rendered, _) => rendered?,
     };
+    check_roles(&parsed, template, &text)?;
     check_length(&text, "messages", context)?;
     // The template has written the special tokens itself.
     let tokens = context
@@ -199,16 +199,23 @@ fn has_text_arguments(messages: &Value) -> bool {
     calls.any(|call| call["function"]["arguments"].is_string())
 }
 
-/// A message of which the template knows nothing would be left out of the prompt.
-fn check_roles(messages: &Value, template: &ChatTemplate) -> Result<(), ApiError> {
+/// A message of which the template knows nothing is left out of what it writes.
+fn check_roles(messages: &Value, template: &ChatTemplate, text: &str) -> Result<(), ApiError> {
+    // Messages stand there in their order: none is looked for twice in the same place.
+    let mut rest = text;
     for (number, message) in messages.as_array().into_iter().flatten().enumerate() {
         let role = message["role"].as_str().unwrap_or_default();
         let is_usual = ["system", "developer", "user", "assistant", "tool"].contains(&role);
-        if !is_usual && !template.knows_role(role) {
+        if is_usual || template.names_role(role) {
+            continue;
+        }
+        let content = message["content"].as_str().unwrap_or_default().trim();
+        let Some((_, after)) = rest.split_once(content) else {
             let field = format!("messages[{number}].role");
             let expected = "system, developer, user, assistant or tool";
             return Err(wrong(&field, expected, &role.into()));
-        }
+        };
+        rest = after;
     }
     Ok(())
 }
@@ -383,6 +390,34 @@ mod tests {
             {"role": "user", "content": parts},
         ]);
         assert_eq!(rendered(&served, messages), text);
+    }
+
+    #[test]
+    fn a_message_that_the_template_leaves_out_is_refused() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/templates");
+        let file = |name| std::fs::read_to_string(folder.join(name)).unwrap();
+        let writes = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}";
+        for (template, role, is_shown) in [
+            // Names that stand somewhere in the text, too.
+            (file("glm45.jinja"), "observation", false),
+            (file("glm45.jinja"), "content", false),
+            (file("glm45.jinja"), "", false),
+            (file("glm53.jinja"), "observation", true),
+            // It writes roles, but only some.
+            (file("chatml.jinja"), "robot", false),
+            (writes.into(), "robot", true),
+        ] {
+            let messages = json!([
+                {"role": "user", "content": "Hi"},
+                {"role": role, "content": "It rains."},
+            ]);
+            let body = json!({"model": "m", "messages": messages});
+            let served = with_template(&template);
+            let parsed = parse(body.to_string().as_bytes(), served.context());
+            let param = parsed.err().map(|error| error.param.unwrap());
+            let expected = (!is_shown).then(|| "messages[1].role".to_owned());
+            assert_eq!(param, expected, "{role} of {template}");
+        }
     }
 
     #[test]
