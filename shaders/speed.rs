@@ -7,6 +7,7 @@ use crate::error::GpuError;
 use crate::gpu::Gpu;
 use crate::kernel::Pass;
 use crate::matmul::{BoundMatmul, Matmul, Operand, Output};
+use crate::quantize_rows::QuantizedRows;
 use crate::tensor::Tensor;
 use crate::weights::{Format, RowOrder, WeightMatrix};
 
@@ -164,7 +165,9 @@ impl Product {
         })?;
         let x = gpu.upload_vec4s(&vec![0.25; cols * num_rows])?;
         let out = gpu.alloc_f32(rows * num_rows)?;
-        let operand = Operand { x: &x, norm: None, quantized: None };
+        // Only packed dot products of integer weights use it.
+        let quantized = QuantizedRows::new(gpu, num_rows, cols)?;
+        let operand = Operand { x: &x, norm: None, quantized: Some(&quantized) };
         let bound = matmul.bind(gpu, operand, &weights, Output::Store(&out))?;
         Ok(Self { bound, _out: out })
     }
