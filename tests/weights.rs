@@ -205,7 +205,8 @@ async fn a_node_gets_layers_from_a_node_that_has_them() {
     let mut second = cluster.join(dirs[1].path(), &["--no-local-files"]);
     cluster.serving(2, Duration::from_secs(180)).await;
     let line = second.wait_for(FETCHED, Duration::from_secs(60));
-    assert!(!line.contains("from_nodes=0 ") && line.contains("num_sources=2"), "{line}");
+    // Who was late often enough is asked no more, and isn't counted then.
+    assert!(!line.contains("from_nodes=0 "), "{line}");
     // The way between them is measured, and each shows it.
     let start = Instant::now();
     loop {
