@@ -34,10 +34,9 @@ impl Plan {
         let labelled = [input, &self.labels.columns()].concat();
         let mapped = self.template.iter().flat_map(Template::needs).map(|name| ("--map", name));
         let kept = self.columns.iter().flatten().map(|name| ("--columns", name.as_str()));
-        let missing = |(_, name): &(&str, &str)| !is_in(input, name);
-        let mut mapped = mapped.filter(|(_, name)| !is_in(&labelled, name));
-        let mut wanted = kept.chain(id.map(|name| ("--id", name)));
-        if let Some((flag, name)) = mapped.next().or_else(|| wanted.find(missing)) {
+        let of_labelled = mapped.chain(kept).filter(|(_, name)| !is_in(&labelled, name));
+        let of_input = id.map(|name| ("--id", name)).filter(|(_, name)| !is_in(input, name));
+        if let Some((flag, name)) = of_labelled.chain(of_input).next() {
             let names: Vec<_> = input.iter().map(|it| it.name.as_str()).collect();
             let names = names.join(", ");
             return Some(format!("{flag} names a column {name:?}, the input has {names}"));

@@ -218,6 +218,7 @@ async fn the_model_labels_rows_and_those_of_other_labels_are_dropped() {
     let mut trial = Trial::new(dir.path(), &input, &output);
     trial.clean = "label = [{ column = 'tone', question = '{{ text }}', values = ['good', 'bad'],
         keep = ['good'] }]";
+    trial.columns = Some(vec!["text".into(), "tone".into()]);
     // The stub says the question, in which the values stand behind the text.
     trial.run(Stub::new(9)).await.unwrap();
     let written = std::fs::read_to_string(&output).unwrap();

@@ -329,6 +329,13 @@ impl Checkpoint {
         Ok(sum.end())
     }
 
+    /// A hash of the configuration, as far as an answer depends on it.
+    pub fn config_digest(&self) -> Digest {
+        let mut sum = Sum::new("autoglm config 1");
+        sum.config(&self.config);
+        sum.end()
+    }
+
     /// A hash of everything that an answer depends on: configuration, tokenizer and template, and
     /// the digests of all parts. A model without a tokenizer has one too.
     ///

@@ -242,7 +242,7 @@ fn all(version: u16) -> BTreeMap<String, (Vec<u8>, Said)> {
         report.held.clear();
     }
     let peer = Peer { node, addr: ([10, 0, 0, 7], 7001).into() };
-    let sources = Sources { model: ModelId([7; 16]), nodes: vec![peer] };
+    let sources = Sources { model: ModelId([7; 16]), config: Digest([9; 32]), nodes: vec![peer] };
     let measure = Measure { nodes: vec![peer], num_bytes: 1 << 21, timeout_ms: 2000 };
     let way = LinkSpeed { rtt_us: 250.0, bytes_per_s: 1e9 };
     let ways = Ways { node, session, ways: vec![(NodeId(13), way)] };

@@ -9,8 +9,8 @@ use ractor_cluster::RactorClusterMessage;
 
 use crate::codec::{self, CodecError};
 use crate::{
-    Blame, Epoch, LinkSpeed, ModelId, NodeId, NodeReport, Peer, PipelineId, SessionId, StageEcho,
-    StageId, StagePlan,
+    Blame, Digest, Epoch, LinkSpeed, ModelId, NodeId, NodeReport, Peer, PipelineId, SessionId,
+    StageEcho, StageId, StagePlan,
 };
 use bincode::de::Decoder;
 use bincode::enc::Encoder;
@@ -94,11 +94,14 @@ impl CoordinatorMsg {
     }
 }
 
-/// Nodes that have pieces of a model.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+/// Of what files a node can load a model: its own, if they are the same, or pieces that others
+/// have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Sources {
-    /// The model that it belongs to.
+    /// Which model.
     pub model: ModelId,
+    /// What its configuration hashes to, of which a plan's digests say nothing.
+    pub config: Digest,
     /// Whoever is told is not among them; which pieces each has, it says itself.
     pub nodes: Vec<Peer>,
 }

@@ -121,7 +121,7 @@ pub struct StageLimits {
 pub struct StageEcho {
     /// Who answers.
     pub node: NodeId,
-    /// Of which pipeline and generation; the echo repeats it.
+    /// Of which pipeline and generation, as the plan said.
     pub id: StageId,
     /// The model's hash.
     pub model: ModelId,

@@ -120,7 +120,7 @@ impl Answers {
 /// The whole number that a float is, where it says each digit of it.
 fn whole(cell: &Value) -> Option<i64> {
     const MAX: f64 = (1_u64 << 53) as f64;
-    let number = cell.as_f64().filter(|number| cell.is_f64() && number.abs() <= MAX)?;
+    let number = cell.as_f64().filter(|number| cell.is_f64() && number.abs() < MAX)?;
     (number.fract() == 0.0).then_some(number as i64)
 }
 

@@ -6,7 +6,8 @@
 
 use crate::attention::{INPUTS, Params};
 use crate::attention_variant::{
-    Exchange, GPU_PARTITION, Order, PARTS_OF_STATE, STORE, Variant, Within, largest_divisor,
+    CHAINS_OF_ROWS, Exchange, GPU_PARTITION, Order, PARTS_OF_STATE, STORE, Variant, Within,
+    largest_divisor,
 };
 use crate::gpu::Caps;
 use crate::inputs::BLOCK_TOKENS;
@@ -86,7 +87,7 @@ pub(crate) fn source(
         KvFormat::F16 => INPUTS.replace(" cache ", " vec4<f16> "),
     };
     let kernel = include_str!("attention_cooperative.wgsl");
-    let template = [kernel, STORE, PARTS_OF_STATE, &inputs].concat();
+    let template = [kernel, CHAINS_OF_ROWS, STORE, PARTS_OF_STATE, &inputs].concat();
     let kv = if format == KvFormat::F16 { " f16" } else { "" };
     let name = format!("attention{kv} {head_vec4s} {}", variant.name());
     KernelSource::declared::<Params>(name, &template, false, &constants)

@@ -164,17 +164,7 @@ fn main(
             sh_chain[i] = sum;
         }
         workgroupBarrier();
-        for (var row = local; row < {ROWS}u; row += {LANES}u) {
-            let most = most_of(row);
-            var weight = 0.0;
-            for (var chain = 0u; chain < {CHAINS}u; chain++) {
-                weight += sh_chain[row * {CHAINS}u + chain];
-            }
-            let state = sh_state[row].xy;
-            let factors = merge_factors(state.x, most);
-            sh_state[row] =
-                vec4<f32>(merged(state, vec2<f32>(most, weight), factors), factors);
-        }
+        merge_rows(local, {ROWS}u);
 
         // Each subgroup has every SUBGROUPS-th matrix of columns; past the last one it is the last.
 //! for j in 0..COLUMNS
@@ -257,14 +247,6 @@ fn attends(first: u32, own: u32) -> vec4<bool> {
 fn scores_at(row: u32, column: u32) -> vec4<f32> {
     let at = row * {OUT_STRIDE}u + column;
     return vec4<f32>(sh_out[at], sh_out[at + 1u], sh_out[at + 2u], sh_out[at + 3u]);
-}
-
-fn most_of(row: u32) -> f32 {
-    var most = LEAST;
-    for (var chain = 0u; chain < {CHAINS}u; chain++) {
-        most = max(most, sh_most[row * {CHAINS}u + chain]);
-    }
-    return most;
 }
 
 // The vec4 numbered `i` of a workgroup's rows, where a token has it.

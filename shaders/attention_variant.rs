@@ -172,12 +172,12 @@ impl Variant {
             ("AT_ONCE", largest_divisor(key_vec4s, (LOADS_AT_ONCE / keys).max(1))),
             ("VALUES_AT_ONCE", VALUES_AT_ONCE),
         ];
-        let kernel = match step_keys {
-            Some(_) => include_str!("attention.wgsl"),
-            None => include_str!("attention_wide.wgsl"),
+        let (kernel, chains) = match step_keys {
+            Some(_) => (include_str!("attention.wgsl"), ""),
+            None => (include_str!("attention_wide.wgsl"), CHAINS_OF_ROWS),
         };
-        let template =
-            [kernel, include_str!("attention_main.wgsl"), STORE, PARTS_OF_STATE, INPUTS].concat();
+        let main = include_str!("attention_main.wgsl");
+        let template = [kernel, main, chains, STORE, PARTS_OF_STATE, INPUTS].concat();
         let kv = if format == KvFormat::F16 { " f16" } else { "" };
         let name = format!(
             "attention{kv} {key_vec4s} lanes{lanes} keys{keys} tokens{tokens} queries{queries} \
@@ -201,6 +201,10 @@ impl Variant {
 
 /// Where what is found goes: to append to kernels that have partitions.
 pub(crate) const STORE: &str = include_str!("attention_store.wgsl");
+
+/// How what lanes found of a row's positions is put together: to append to kernels where several
+/// share a row.
+pub(crate) const CHAINS_OF_ROWS: &str = include_str!("attention_chains.wgsl");
 
 /// What is known of some positions, and how it is merged: to append to kernels that do.
 pub(crate) const PARTS_OF_STATE: &str = include_str!("attention_parts.wgsl");

@@ -124,17 +124,7 @@ fn attend_{ROWS}(first: u32, last: u32, first_head: u32, partitions: vec2<u32>, 
             sh_chain[i] = sum;
         }
         workgroupBarrier();
-        for (var row = lane; row < {ROWS}u * {QUERIES}u; row += {LANES}u) {
-            let most = most_of(row);
-            var weight = 0.0;
-            for (var chain = 0u; chain < {CHAINS}u; chain++) {
-                weight += sh_chain[row * {CHAINS}u + chain];
-            }
-            let state = sh_state[row].xy;
-            let factors = merge_factors(state.x, most);
-            sh_state[row] =
-                vec4<f32>(merged(state, vec2<f32>(most, weight), factors), factors);
-        }
+        merge_rows(lane, {ROWS}u * {QUERIES}u);
 
         // Of positions past the last one weights are zero, and values those of the last.
         let count = min({PARTITION}u, last_position + 1u - start);
@@ -236,11 +226,3 @@ fn attend_{ROWS}(first: u32, last: u32, first_head: u32, partitions: vec2<u32>, 
     workgroupBarrier();
 }
 //! end
-
-fn most_of(row: u32) -> f32 {
-    var most = LEAST;
-    for (var chain = 0u; chain < {CHAINS}u; chain++) {
-        most = max(most, sh_most[row * {CHAINS}u + chain]);
-    }
-    return most;
-}

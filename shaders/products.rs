@@ -13,9 +13,9 @@ pub enum Products {
     /// In f32.
     #[default]
     Plain,
-    /// With f16 and bf16 weights by cooperative matrices (tensor cores), with operands rounded to
-    /// f16; with integer ones by packed dot products where those are an instruction; with others in
-    /// f32.
+    /// With f16 and bf16 weights, and of attention, by cooperative matrices (tensor cores), with
+    /// operands rounded to f16; with integer ones by packed dot products where those are an
+    /// instruction; with others in f32.
     Cooperative,
     /// With integer weights by dot products of four bytes, with x rounded to eight bits
     /// ([`crate::quantize_rows`]); with others in f32.

@@ -59,7 +59,10 @@ impl Extent {
         };
         let bytes =
             FORMATS.map(|it| it.row_bytes(matrix.0) as u64).iter().sum::<u64>() * matrix.1 as u64;
-        match (max_bytes / 2 / bytes) as usize {
+        // Many rows, and what becomes of them, lie beside all others.
+        let (cols, rows, num_rows) = product;
+        let aside = FORMATS[0].row_bytes(cols) * rows + 4 * num_rows * (cols + rows);
+        match ((max_bytes / 2).saturating_sub(aside as u64) / bytes) as usize {
             0 => Self { matrix: (1024, 512), num_matrices: 1, product: (1024, 512, 64) },
             num => Self { matrix, num_matrices: num.min(most), product },
         }

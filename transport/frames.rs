@@ -94,6 +94,8 @@ impl FrameSender {
             let max = self.max_bytes;
             return Err(FrameError::TooLong { bytes: num_bytes, max }.into());
         }
+        // Before, too: a long one may wait for whoever is no more there.
+        self.connection.sent();
         self.flush().await?;
         self.unsent = pieces;
         self.flush().await?;

@@ -63,6 +63,10 @@ pub(crate) async fn until_nobody_listens(connection: &quinn::Connection, looks: 
     while connection.close_reason().is_none() {
         let is_silent = looks.is_silent(connection, &mut num_heard).await;
         if is_silent && is_refused(connection.remote_address(), *patience).await {
+            // Whoever was heard meanwhile is there, whatever refuses.
+            if connection.stats().udp_rx.datagrams != num_heard {
+                connection.closed().await;
+            }
             return;
         }
     }

@@ -14,6 +14,7 @@ use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, UdpPoller};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tracing::debug;
 
 use crate::ticks::Timer;
 
@@ -101,7 +102,12 @@ impl AsyncUdpSocket for Socket {
                     return Poll::Ready(Ok(num));
                 }
                 Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
-                Err(cause) => return Poll::Ready(Err(cause)),
+                // Reading it has cleared it; handed on, it would end every connection.
+                Err(cause) => {
+                    debug!(%cause, "a socket can't be read now");
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
             }
         }
     }

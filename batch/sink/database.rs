@@ -72,24 +72,35 @@ impl Table {
         });
         let columns = columns.collect::<Vec<_>>().join(", ");
         let create = format!("CREATE TABLE IF NOT EXISTS {} ({columns})", self.quoted_table());
-        // Nothing is inserted, and all is looked at that inserting needs.
+        // Nothing is inserted, and all is looked at that inserting needs, no more.
         let (table, names, end) = (self.quoted_table(), self.names(), self.on_conflict());
-        let nothing =
-            format!("INSERT INTO {table} ({names}) SELECT {names} FROM {table} WHERE false {end}");
-        let what = format!(
-            "its columns must be {names} at least, and {} its primary key or have a unique index",
-            self.quoted(&self.id)
-        );
+        let none = match self.dialect {
+            Dialect::Postgres => format!("json_populate_recordset(NULL::{table}, '[]')"),
+            _ => format!("{table} WHERE false"),
+        };
+        let nothing = format!("INSERT INTO {table} ({names}) SELECT {names} FROM {none} {end}");
+        let explained = |cause: sqlx::Error| {
+            let is_of_columns = is_of_columns(&cause);
+            let cause = anyhow::Error::from(cause);
+            if !is_of_columns {
+                return cause;
+            }
+            let id = self.quoted(&self.id);
+            cause.context(format!(
+                "its columns must be {names} at least, and {id} its primary key or have a unique \
+                 index"
+            ))
+        };
         match self.database.insert(database) {
             Connection::Sqlite(it) => {
                 sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut **it).await?;
                 let tried = sqlx::raw_sql(AssertSqlSafe(nothing)).execute(&mut **it).await;
-                tried.context(what)?;
+                tried.map_err(explained)?;
             }
             Connection::Postgres(it) => {
                 sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut **it).await?;
                 let tried = sqlx::raw_sql(AssertSqlSafe(nothing)).execute(&mut **it).await;
-                tried.context(what)?;
+                tried.map_err(explained)?;
             }
             Connection::Mysql(it) => {
                 let create = format!("{create} DEFAULT CHARACTER SET utf8mb4");
@@ -245,6 +256,13 @@ impl Table {
         self.kept = self.next;
         Ok(())
     }
+}
+
+/// Whether a statement names columns that aren't there, or an id that isn't unique: by PostgreSQL's
+/// codes, and SQLite's for errors in statements. Who may write, or must wait, is another matter.
+fn is_of_columns(cause: &sqlx::Error) -> bool {
+    let code = cause.as_database_error().and_then(|it| it.code());
+    code.is_some_and(|code| ["42703", "42P10", "1"].contains(&&*code))
 }
 
 /// The server makes of a text what its column is.

@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use protocol::message::{NODE_GROUP, NodeMsg, Sources, Unload, Wire};
+use protocol::message::{NODE_GROUP, NodeMsg, Unload, Wire};
 use protocol::{NodeId, NodeReport, Peer, RequestId, SessionId, StageId, StagePlan};
 use ractor::{
     Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent, pg, pg::GroupChangeMessage,
@@ -381,8 +381,9 @@ impl State {
 
     /// Says of whom a node can get weights beside this process.
     fn name_sources(&self, node: NodeId, plan: &StagePlan) {
-        let nodes = self.seen_by(node, self.arguments.cluster.sources(node, plan));
-        self.cast(node, NodeMsg::Sources(Sources { model: plan.model, nodes }.into()));
+        let mut sources = self.arguments.cluster.sources(node, plan);
+        sources.nodes = self.seen_by(node, sources.nodes);
+        self.cast(node, NodeMsg::Sources(sources.into()));
     }
 
     /// Other nodes, with the addresses at which this one reaches them.

@@ -28,6 +28,7 @@ fn model() -> Model {
         id: ModelId([7; 16]),
         path: "/models/m".into(),
         cost: ModelCost { activations: 1, ..ModelCost::of_bytes(&[10; 4], 10, 10) },
+        config: Digest([8; 32]),
         digests: (0..6).map(|i| Digest([i; 32])).collect(),
         hidden_size: 64,
         max_model_len: 128,

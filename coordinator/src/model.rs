@@ -19,6 +19,8 @@ pub struct Model {
     pub path: String,
     /// What its parts weigh.
     pub cost: ModelCost,
+    /// The digest of its configuration.
+    pub config: Digest,
     /// Digests of its embedding, of each layer, of its head.
     pub digests: Vec<Digest>,
     /// Values of a token's row between two stages.
@@ -66,6 +68,7 @@ pub fn describe(
     Ok(Model {
         id: ModelId::of(Digest(files.model_digest()?)),
         path: path.to_string_lossy().into_owned(),
+        config: Digest(files.config_digest()),
         digests: parts.map(|part| files.digest(part).map(Digest)).collect::<Result<_, _>>()?,
         ..outline(files.config(), |part| files.cost(part), config)?
     })
@@ -106,6 +109,7 @@ pub(crate) fn outline(
             row_bytes: (model.row_values() + model.side_words()) as u64 * ELEMENT_BYTES,
             activations,
         },
+        config: Digest::default(),
         digests: vec![Digest::default(); model.num_layers() + 2],
         hidden_size: model.row_values() as u32,
         max_model_len,

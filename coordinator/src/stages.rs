@@ -89,31 +89,36 @@ impl Stages {
         tokio::spawn(transport::serve_pieces(connection.clone(), weights));
         let cause = loop {
             match transport::accept_frames(&connection).await {
-                Ok((stage, _)) if self.is_of(node, stage) == Some(false) => {
-                    let StageId { pipeline, epoch, stage } = stage;
-                    let cause = format!(
-                        "it linked stage {stage} of pipeline {pipeline}, epoch {epoch}, which is \
-                         another node's"
-                    );
-                    warn!(%node, cause, "a node is cut off");
-                    break cause;
-                }
-                // Late: whatever it says is of no more interest.
-                Ok((stage, _)) if self.is_of(node, stage).is_none() => {
-                    debug!(%node, stage = %stage.stage, epoch = %stage.epoch, "a link of no stage");
-                }
-                Ok((stage, frames)) => {
-                    let (tell, trips) = (tell.clone(), Arc::clone(&self.trips));
-                    tokio::spawn(async move {
-                        tell(Input::Linked(node, stage));
-                        let cause = pump(stage, frames, &trips, &tell).await;
-                        let StageId { epoch, stage: number, .. } = stage;
-                        debug!(%node, stage = %number, %epoch, cause, "a link has ended");
-                        let cause =
-                            format!("the link from stage {number} on node {node} ended: {cause}");
-                        tell(Input::LinkLost { stage, cause });
-                    });
-                }
+                // Asked once: stages are placed meanwhile.
+                Ok((stage, frames)) => match self.is_of(node, stage) {
+                    Some(false) => {
+                        let StageId { pipeline, epoch, stage } = stage;
+                        let cause = format!(
+                            "it linked stage {stage} of pipeline {pipeline}, epoch {epoch}, which \
+                             is another node's"
+                        );
+                        warn!(%node, cause, "a node is cut off");
+                        break cause;
+                    }
+                    // Late: whatever it says is of no more interest.
+                    None => {
+                        let StageId { epoch, stage, .. } = stage;
+                        debug!(%node, %stage, %epoch, "a link of no stage");
+                    }
+                    Some(true) => {
+                        let (tell, trips) = (tell.clone(), Arc::clone(&self.trips));
+                        tokio::spawn(async move {
+                            tell(Input::Linked(node, stage));
+                            let cause = pump(stage, frames, &trips, &tell).await;
+                            let StageId { epoch, stage: number, .. } = stage;
+                            debug!(%node, stage = %number, %epoch, cause, "a link has ended");
+                            let cause = format!(
+                                "the link from stage {number} on node {node} ended: {cause}"
+                            );
+                            tell(Input::LinkLost { stage, cause });
+                        });
+                    }
+                },
                 Err(cause) => break cause.to_string(),
             }
         };

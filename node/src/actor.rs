@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::message::{
-    COORDINATOR_GROUP, CoordinatorMsg, LoadProgress, Loading, NODE_GROUP, NodeMsg, Sources,
-    StageFailed, Unload, Ways, Wire,
+    COORDINATOR_GROUP, CoordinatorMsg, LoadProgress, Loading, NODE_GROUP, NodeMsg, StageFailed,
+    Unload, Ways, Wire,
 };
 use protocol::{Blame, HeldParts, Narrow, NodeReport, StageEcho, StageId, StagePlan};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent, pg};
@@ -133,9 +133,7 @@ impl Actor for NodeActor {
                     }
                 });
             }
-            NodeMsg::Sources(Wire(Ok(Sources { model, nodes }))) => {
-                state.node.links.set_sources(model, nodes);
-            }
+            NodeMsg::Sources(Wire(Ok(sources))) => state.node.links.set_sources(sources),
             NodeMsg::Measure(Wire(Ok(measure))) => {
                 let node = Arc::clone(&state.node);
                 tokio::spawn(async move {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use protocol::message::Measure;
-use protocol::{Frame, LinkSpeed, ModelId, NodeId, Peer, StageId, StagePlan};
+use protocol::message::{Measure, Sources};
+use protocol::{Frame, LinkSpeed, NodeId, Peer, StageId, StagePlan};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 use transport::{
@@ -83,8 +83,8 @@ pub(crate) struct Links {
     // a new session has another address. Those that nobody uses are closed: each costs signs of
     // life.
     peers: Mutex<Vec<(Peer, Connection)>>,
-    // Who else has pieces of a model, as the coordinator said last.
-    sources: Mutex<(ModelId, Vec<Peer>)>,
+    // Of what files a model can be loaded, as the coordinator said last.
+    sources: Mutex<Sources>,
     max_buffered_frames: usize,
     max_pieces: usize,
 }
@@ -144,15 +144,15 @@ impl Links {
                     tokio::spawn(pump(stage, frames, inbox.link()));
                 }
                 // Fencing: whoever still speaks of an old epoch is not heard, nor is a second
-                // link, nor one of somebody else than it is for.
+                // link, nor the coordinator in a node's place.
                 None => debug!(stage = %stage.stage, epoch = %stage.epoch, "link to no stage"),
             }
         }
     }
 
-    /// These nodes have pieces of a model: they are asked for them, too, from now on.
-    pub(crate) fn set_sources(&self, model: ModelId, peers: Vec<Peer>) {
-        *self.sources.lock().unwrap_or_else(PoisonError::into_inner) = (model, peers);
+    /// Of what files a model can be loaded from now on.
+    pub(crate) fn set_sources(&self, sources: Sources) {
+        *self.sources.lock().unwrap_or_else(PoisonError::into_inner) = sources;
     }
 
     /// The plan, with files that hold what it needs. What comes from others goes to the device
@@ -167,14 +167,16 @@ impl Links {
         device: Option<&DeviceThread>,
         progress: &mut (dyn FnMut(Given) + Send),
     ) -> Result<Provided, StageError> {
-        let (model, peers) = self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let told = self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let told = Some(told).filter(|it| it.model == plan.model);
+        let config = told.as_ref().map(|it| it.config);
         let sources = OpenSources {
             coordinator: self.coordinator.clone(),
-            nodes: if model == plan.model { peers } else { Vec::new() },
+            nodes: told.map(|it| it.nodes).unwrap_or_default(),
             links: Arc::clone(self),
             max_pieces: self.max_pieces,
         };
-        let provided = weights.provide(plan, sources, device, progress).await;
+        let provided = weights.provide(plan, config, sources, device, progress).await;
         self.tidy();
         provided
     }

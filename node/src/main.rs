@@ -74,10 +74,10 @@ struct Arguments {
     /// How products are computed, each a device class of its own. plain: in f32. packed-dot: of
     /// integer weights by packed int8 dot products (dp4a), with activations rounded to eight bits,
     /// of others in f32. cooperative-matrix: of f16 and bf16 weights by cooperative matrices
-    /// (tensor cores), with operands rounded to f16 and sums in f32; of integer ones by packed dot
-    /// products where the adapter has an instruction for them; of others in f32. Refused where the
-    /// adapter can't. auto: packed-dot where the adapter has that instruction and computes it
-    /// right, else plain.
+    /// (tensor cores), with operands rounded to f16 and sums in f32, and so attention, whatever
+    /// the weights are; of integer ones by packed dot products where the adapter has an instruction
+    /// for them; of others in f32. Refused where the adapter can't. auto: packed-dot where the
+    /// adapter has that instruction and computes it right, else plain.
     #[arg(
         long,
         value_name = "auto|plain|cooperative-matrix|packed-dot",

@@ -313,6 +313,9 @@ impl Stage {
             let mut came = awaited.recv_timeout(MASKS_PATIENCE);
             if let Err(RecvTimeoutError::Timeout) = came {
                 gpu.wait(layers, |_| ())?;
+                came = awaited.try_recv().map_err(|_| RecvTimeoutError::Timeout);
+            }
+            if let Err(RecvTimeoutError::Timeout) = came {
                 drop(turn.take());
                 came = awaited.recv().map_err(RecvTimeoutError::from);
                 turn = Some(gpu.turn());

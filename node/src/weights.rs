@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use checkpoint::{Checkpoint, Part};
 use protocol::pieces::MAX_MANIFEST_BYTES;
-use protocol::{Ask, Manifest, ModelId, PieceId, StagePlan, codec};
+use protocol::{Ask, Digest, Manifest, ModelId, PieceId, StagePlan, codec};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::spawn_blocking;
 use tracing::info;
@@ -47,22 +47,23 @@ impl WeightStore {
         Self { cache: Arc::new(cache), uses_local_files, fetched: Mutex::default() }
     }
 
-    /// The plan, with the path of files that hold what it needs. They stay as long as what is
-    /// returned does. Of what is fetched each part goes to `device` as soon as it is here, while
-    /// others are on their way.
+    /// The plan, with the path of files that hold what it needs, and whose configuration hashes to
+    /// `config`, where that was said. They stay as long as what is returned does. Of what is
+    /// fetched each part goes to `device` as soon as it is here, while others are on their way.
     ///
     /// # Errors
     /// When the files are no use here, and no source gives what is missing.
     pub(crate) async fn provide(
         &self,
         mut plan: StagePlan,
+        config: Option<Digest>,
         sources: OpenSources,
         device: Option<&DeviceThread>,
         progress: &mut (dyn FnMut(Given) + Send),
     ) -> Result<Provided, StageError> {
         if self.uses_local_files && Path::new(&plan.model_path).exists() {
             let local = plan.clone();
-            match run(move || is_here(&local)).await? {
+            match run(move || is_here(&local, config)).await? {
                 Ok(()) => return Ok(Provided { plan, _files: None }),
                 Err(cause) => info!(%cause, "the model's files are fetched"),
             }
@@ -89,6 +90,7 @@ impl WeightStore {
         };
         run(move || {
             let files = Checkpoint::open(&model.path())?;
+            check_config(&files, &plan, config)?;
             parts(&plan).into_iter().try_for_each(|part| is_covered(&model, &files, part))?;
             Ok(Provided { plan, _files: Some(model) })
         })
@@ -208,8 +210,23 @@ fn is_covered(model: &CachedModel, files: &Checkpoint, part: Part) -> Result<(),
     Ok(())
 }
 
-fn is_here(plan: &StagePlan) -> Result<(), StageError> {
-    check_files(&Checkpoint::open(Path::new(&plan.model_path))?, plan)
+fn is_here(plan: &StagePlan, config: Option<Digest>) -> Result<(), StageError> {
+    let files = Checkpoint::open(Path::new(&plan.model_path))?;
+    check_config(&files, plan, config)?;
+    check_files(&files, plan)
+}
+
+/// The digests of a plan say nothing of how its parts are computed with.
+fn check_config(
+    files: &Checkpoint,
+    plan: &StagePlan,
+    config: Option<Digest>,
+) -> Result<(), StageError> {
+    if config.is_none_or(|it| it == Digest(files.config_digest())) {
+        return Ok(());
+    }
+    let (path, part) = (plan.model_path.clone(), "its configuration".into());
+    Err(StageError::OtherModel { path, part })
 }
 
 async fn run<T: Send + 'static>(
@@ -247,5 +264,25 @@ mod tests {
         assert_eq!(awaited.came(&[piece(0)]), [0, 2]);
         assert_eq!(awaited.came(&[piece(0)]), none, "each is told once");
         assert_eq!(awaited.came(&[piece(3)]), [1]);
+    }
+
+    #[test]
+    fn files_of_the_same_weights_and_another_configuration_are_another_models() {
+        let glass = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["config.json", "model.safetensors"] {
+            std::fs::copy(Path::new(glass).join(name), dir.path().join(name)).unwrap();
+        }
+        let files = Checkpoint::open(dir.path()).unwrap();
+        let config = Digest(files.config_digest());
+        let model_path = dir.path().to_string_lossy().into_owned();
+        let plan = StagePlan { model_path, ..crate::kept::tests::plan(&files, 1..3) };
+        is_here(&plan, Some(config)).unwrap();
+        let path = dir.path().join("config.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("10000.0", "20000.0")).unwrap();
+        is_here(&plan, None).unwrap();
+        let cause = is_here(&plan, Some(config)).unwrap_err().to_string();
+        assert!(cause.contains("its configuration differs"), "{cause}");
     }
 }

@@ -70,7 +70,12 @@ impl Runner {
                 }
                 Ok::<_, io::Error>(making)
             });
-            making = written.await.map_err(io::Error::other)??;
+            let written = written.await.map_err(|cause| match cause.try_into_panic() {
+                // Of this job, which stops for now; the disk is as it was.
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(cause) => io::Error::other(cause),
+            });
+            making = written??;
             if is_last {
                 break;
             }

@@ -80,9 +80,25 @@ impl ChatTemplate {
             && ['\'', '"'].iter().any(|quote| self.text.contains(&format!("{quote}{role}{quote}")))
     }
 
-    /// Whether it may ask whether there is something: one that doesn't would write `None`.
+    /// Whether it asks whether a message's content is none: one that doesn't would write `None`.
     pub(crate) fn knows_none(&self) -> bool {
-        self.text.contains("none")
+        let is_name = |it: char| it.is_alphanumeric() || it == '_';
+        self.text.match_indices("content").any(|(at, found)| {
+            let (before, after) = (&self.text[..at], &self.text[at + found.len()..]);
+            // Behind a quote and a bracket, where it isn't an attribute.
+            let after = after.trim_start_matches(|it: char| "'\")]".contains(it));
+            let mut words = after.split_whitespace();
+            let asks = match words.next() {
+                Some("is") => {
+                    words.next().map(|word| if word == "not" { words.next() } else { Some(word) })
+                }
+                Some("==" | "!=") => Some(words.next()),
+                _ => None,
+            };
+            let word = asks.flatten().unwrap_or_default();
+            let of_none = ["none", "None"].iter().any(|it| word.starts_with(it));
+            of_none && !before.ends_with(is_name)
+        })
     }
 
     /// How its model writes reasoning and calls.

@@ -2,13 +2,15 @@
 
 use std::cmp::Reverse;
 
+use protocol::message::Sources;
 use protocol::{NodeId, Peer, StagePlan};
 
 use super::Cluster;
 
 impl Cluster {
-    /// Nodes that have most of what a node needs for a stage, `coordinator.max_sources` at most.
-    pub fn sources(&self, node: NodeId, plan: &StagePlan) -> Vec<Peer> {
+    /// Of what a node can load a stage: the nodes that have most of what it needs,
+    /// `coordinator.max_sources` at most.
+    pub fn sources(&self, node: NodeId, plan: &StagePlan) -> Sources {
         let num_parts = self.model.cost.layers.len() + 2;
         let needed = parts(plan, num_parts);
         let mut found = Vec::new();
@@ -25,7 +27,8 @@ impl Cluster {
         // Who ask at the same time don't all ask the same.
         found.sort_by_key(|(num, peer)| (Reverse(*num), peer.node.0.wrapping_sub(node.0)));
         found.truncate(self.config.coordinator.max_sources as usize);
-        found.into_iter().map(|(_, peer)| peer).collect()
+        let nodes = found.into_iter().map(|(_, peer)| peer).collect();
+        Sources { model: plan.model, config: self.model.config, nodes }
     }
 }
 

@@ -6,7 +6,7 @@ use protocol::{LinkSpeed, NodeId, StagePlan};
 use super::*;
 
 fn named(test: &Test, (node, plan): &(NodeId, StagePlan)) -> Vec<u64> {
-    test.cluster.sources(*node, plan).iter().map(|peer| peer.node.0).collect()
+    test.cluster.sources(*node, plan).nodes.iter().map(|peer| peer.node.0).collect()
 }
 
 /// Goal: whoever loads is told of all that have, or are getting, some of the same, most first, and
@@ -27,7 +27,7 @@ fn a_node_is_told_of_those_who_have_its_layers() {
         assert_eq!(named(&test, other), [one.0.0]);
         assert_eq!(named(&test, one), [other.0.0]);
     }
-    let peer = test.cluster.sources(second[0].0, &second[0].1)[0];
+    let peer = test.cluster.sources(second[0].0, &second[0].1).nodes[0];
     assert_eq!(peer.addr, ([127, 0, 0, 1], 9000 + peer.node.0 as u16).into());
     // All of it: each has half, and two are the most that are named.
     let (node, plan) = &second[0];

@@ -88,8 +88,12 @@ pub(super) async fn create(
         expires_s: created_s + asked.window_s,
         since_s: Vec::new(),
     };
-    jobs.records().insert(job.clone()).await.map_err(failed)?;
-    jobs.changed();
+    // Whoever asked may be gone before it is written, and is looked at all the same.
+    let (inserting, of_jobs) = (job.clone(), jobs.clone());
+    let inserting = tokio::spawn(async move {
+        of_jobs.records().insert(inserting).await.inspect(|_| of_jobs.changed())
+    });
+    inserting.await.map_err(|cause| ApiError::internal(cause.to_string()))?.map_err(failed)?;
     Ok(Json(describe(&state, &job)).into_response())
 }
 

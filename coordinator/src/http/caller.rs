@@ -15,18 +15,12 @@ use axum::response::Response;
 use super::{ApiState, error, health, ui};
 use crate::keys::{Access, KeyRefusal, Limits, OverQuota, Scope};
 use crate::openai::ApiError;
-use crate::request::Tenant;
 
 /// Who asks, and what they may.
 #[derive(Clone, Debug)]
 pub(super) struct Caller(pub(super) Arc<Access>);
 
 impl Caller {
-    #[allow(dead_code, reason = "for handlers that show requests")]
-    pub(super) fn tenant(&self) -> &Tenant {
-        &self.0.tenant
-    }
-
     /// Says what is left, in OpenAI's headers, where something is limited.
     pub(super) fn tell_limits(&self, headers: &mut HeaderMap) {
         if self.0.limits == Limits::default() {

@@ -139,6 +139,8 @@ pub(crate) fn prompt_of_messages(
         let message = "this model has no chat template; use /v1/completions";
         return Err(ApiError::invalid("messages", message).code("no_chat_template"));
     };
+    // As they were asked for: what is prepared may have a further one before them.
+    let unusual = has_unusual_roles(&parsed, template).then(|| parsed.clone());
     let render = |messages: &mut Value| {
         if !template.knows_developers() {
             call_developers_system(messages);
@@ -157,7 +159,9 @@ pub(crate) fn prompt_of_messages(
         }
         (rendered, _) => rendered?,
     };
-    check_roles(&parsed, template, &text)?;
+    if let Some(messages) = unusual {
+        check_roles(&messages, template, &text)?;
+    }
     check_length(&text, "messages", context)?;
     // The template has written the special tokens itself.
     let tokens = context
@@ -199,23 +203,33 @@ fn has_text_arguments(messages: &Value) -> bool {
     calls.any(|call| call["function"]["arguments"].is_string())
 }
 
+/// Whether the template may know nothing of a message's role.
+fn is_unusual(message: &Value, template: &ChatTemplate) -> bool {
+    let role = message["role"].as_str().unwrap_or_default();
+    let is_usual = ["system", "developer", "user", "assistant", "tool"].contains(&role);
+    !is_usual && !template.names_role(role)
+}
+
+fn has_unusual_roles(messages: &Value, template: &ChatTemplate) -> bool {
+    messages.as_array().into_iter().flatten().any(|message| is_unusual(message, template))
+}
+
 /// A message of which the template knows nothing is left out of what it writes.
 fn check_roles(messages: &Value, template: &ChatTemplate, text: &str) -> Result<(), ApiError> {
-    // Messages stand there in their order: none is looked for twice in the same place.
+    // Messages stand there in their order: none is looked for in the place of one before it.
     let mut rest = text;
     for (number, message) in messages.as_array().into_iter().flatten().enumerate() {
-        let role = message["role"].as_str().unwrap_or_default();
-        let is_usual = ["system", "developer", "user", "assistant", "tool"].contains(&role);
-        if is_usual || template.names_role(role) {
-            continue;
-        }
         let content = message["content"].as_str().unwrap_or_default().trim();
-        let Some((_, after)) = rest.split_once(content) else {
-            let field = format!("messages[{number}].role");
-            let expected = "system, developer, user, assistant or tool";
-            return Err(wrong(&field, expected, &role.into()));
-        };
-        rest = after;
+        match rest.split_once(content) {
+            Some((_, after)) => rest = after,
+            None if is_unusual(message, template) => {
+                let field = format!("messages[{number}].role");
+                let expected = "system, developer, user, assistant or tool";
+                return Err(wrong(&field, expected, &message["role"]));
+            }
+            // Written otherwise than it was given.
+            None => {}
+        }
     }
     Ok(())
 }
@@ -407,16 +421,38 @@ mod tests {
             (file("chatml.jinja"), "robot", false),
             (writes.into(), "robot", true),
         ] {
-            let messages = json!([
-                {"role": "user", "content": "Hi"},
-                {"role": role, "content": "It rains."},
-            ]);
-            let body = json!({"model": "m", "messages": messages});
-            let served = with_template(&template);
-            let parsed = parse(body.to_string().as_bytes(), served.context());
-            let param = parsed.err().map(|error| error.param.unwrap());
             let expected = (!is_shown).then(|| "messages[1].role".to_owned());
-            assert_eq!(param, expected, "{role} of {template}");
+            let served = with_template(&template);
+            // One before it may say the same, and one may be put before both.
+            let tools = json!([{"type": "function", "function": {"name": "now"}}]);
+            for (before, tools) in [("Hi", json!([])), ("It rains.", json!([])), ("Hi", tools)] {
+                let messages = json!([
+                    {"role": "user", "content": before},
+                    {"role": role, "content": "It rains."},
+                ]);
+                let body = json!({"model": "m", "messages": messages, "tools": tools});
+                let parsed = parse(body.to_string().as_bytes(), served.context());
+                let param = parsed.err().map(|error| error.param.unwrap());
+                assert_eq!(param, expected, "{role} after {before} of {template}");
+            }
+        }
+    }
+
+    #[test]
+    fn content_that_is_none_is_empty_where_the_template_does_not_ask() {
+        let of_thoughts = "{% if m.reasoning_content is not none %}{% endif %}";
+        for (asks, says) in [
+            ("{% if m.content is none %}-{% else %}+{% endif %}", "-"),
+            ("{% if m['content'] is not none %}+{% else %}-{% endif %}", "-"),
+            ("{% if m.get('content') != none %}+{% else %}-{% endif %}", "-"),
+            (of_thoughts, "[]"),
+            ("{{ 'none' }}", "none[]"),
+        ] {
+            let last = if says == "-" { "" } else { "[{{ m.content }}]" };
+            let text = format!("{{% for m in messages %}}{asks}{last}{{% endfor %}}");
+            let calls = json!([{"function": {"name": "now", "arguments": "{}"}}]);
+            let messages = json!([{"role": "assistant", "content": null, "tool_calls": calls}]);
+            assert_eq!(rendered(&with_template(&text), messages), says, "{text}");
         }
     }
 

@@ -47,8 +47,8 @@ impl ApiError {
     }
 
     /// About a chat's field by the name that it has in another API: an element by where that comes
-    /// from, and by the first of `names`, pairs of a chat's and that one's, that the field begins
-    /// with or, where a dot comes first, contains.
+    /// from, and by each of `names`, pairs of a chat's and that one's, that the field begins with
+    /// or, where a dot comes first, contains.
     pub(crate) fn renamed(mut self, names: &[(&str, &str)], places: &Places) -> Self {
         let Some(param) = &mut self.param else { return self };
         let mut rename = |param: &mut String, chat: &str, theirs: &str| {

@@ -110,7 +110,8 @@ impl Call {
                 let named = match tag {
                     "" => None,
                     // The tag between name and key is missing.
-                    END_OF_KEY => begins_with_name(name, tools),
+                    // As long as where it comes token by token.
+                    END_OF_KEY if read.len() <= MAX_NAME => begins_with_name(name, tools),
                     OPENING | END_OF_VALUE => is_name(name, tools, true).then_some((name, "")),
                     _ => is_name(name, tools, must_exist).then_some((name, "")),
                 };
@@ -246,13 +247,16 @@ impl Keys {
                 read.push_str(&text);
                 match tag {
                     None => return Step::Waits,
-                    Some(1) => {
+                    Some(1) if read.trim().is_empty() => {
                         said.push(Said::Arguments(self.object.end().into()));
                         return Step::Ended;
                     }
                     Some(0) => {}
-                    // The tag before the value is missing.
-                    Some(_) => {
+                    // The tag before the value is missing, or both are.
+                    Some(tag) => {
+                        if tag == 1 {
+                            held.put_back(CLOSING);
+                        }
                         held.put_back(END_OF_VALUE);
                         held.put_back(read.strip_prefix('\n').unwrap_or(read));
                     }

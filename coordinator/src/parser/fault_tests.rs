@@ -274,6 +274,11 @@ fn faults() -> Vec<Fault> {
             said("", "", &[("edit", r#"{"old":"a  b","line":1}"#)]),
         ),
         fault(
+            "a value that has no tags is lost",
+            "<tool_call>run_in_terminal<arg_key>command</arg_key>ls -l</tool_call>",
+            said("", "", &[("run_in_terminal", terminal)]),
+        ),
+        fault(
             "a tag without a beginning becomes part of the name",
             "<tool_call>now</arg_value></tool_call>",
             said("", "", &[("now", "{}")]),

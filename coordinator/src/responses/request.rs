@@ -241,9 +241,10 @@ fn item(item: &Value, place: &str, messages: &mut Vec<Value>) -> Result<(), ApiE
                 content => text(content, &format!("{place}.content"))?,
             };
             if role == "assistant" {
-                let answer = answer(messages);
-                let before = answer["content"].as_str().unwrap_or_default();
-                answer["content"] = format!("{before}{content}").into();
+                match &mut answer(messages)["content"] {
+                    Value::String(before) => before.push_str(&content),
+                    nothing => *nothing = content.into(),
+                }
             } else {
                 messages.push(json!({"role": role, "content": content}));
             }

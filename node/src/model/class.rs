@@ -83,6 +83,10 @@ impl Kernels {
         if gpu.caps().products != Products::Plain {
             add(Form::Layer(on_device(files.matrix(Matrix::LmHead)?.format()), heads, kv));
         }
+        // Attention by matrices is compared where nothing else is rounded to eight bits.
+        if gpu.caps().products == Products::Cooperative {
+            add(Form::Layer(Format::F16, heads, kv));
+        }
         for layer in 0..model.num_layers() {
             for weight in files.part(Part::Layer(layer))? {
                 let Weight::Matrix(matrix) = weight else { continue };
