@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use protocol::Digest;
-use shaders::GpuError;
+use shaders::error::GpuError;
 use shaders::gpu::{Gpu, GpuOptions};
 use shaders::kv_cache::KvFormat;
 use shaders::matmul::Products;
