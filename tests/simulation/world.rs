@@ -433,6 +433,7 @@ fn model(max_model_len: u32) -> Model {
         id: ModelId([7; 16]),
         path: "/models/virtual".into(),
         cost: ModelCost { activations: 1, ..ModelCost::of_bytes(&[10; 8], 10, 10) },
+        config: Digest::default(),
         digests: (0..10).map(|i| Digest([i; 32])).collect(),
         hidden_size: HIDDEN_SIZE,
         max_model_len,
