@@ -79,17 +79,13 @@ impl Table {
             _ => format!("{table} WHERE false"),
         };
         let nothing = format!("INSERT INTO {table} ({names}) SELECT {names} FROM {none} {end}");
-        let explained = |cause: sqlx::Error| {
-            let is_of_columns = is_of_columns(&cause);
-            let cause = anyhow::Error::from(cause);
-            if !is_of_columns {
-                return cause;
-            }
-            let id = self.quoted(&self.id);
-            cause.context(format!(
-                "its columns must be {names} at least, and {id} its primary key or have a unique \
-                 index"
-            ))
+        let what = format!(
+            "its columns must be {names} at least, and {} its primary key or have a unique index",
+            self.quoted(&self.id)
+        );
+        let explained = |cause: sqlx::Error| match is_of_columns(&cause) {
+            true => anyhow::Error::from(cause).context(what),
+            false => cause.into(),
         };
         match self.database.insert(database) {
             Connection::Sqlite(it) => {
