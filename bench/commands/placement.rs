@@ -45,8 +45,9 @@ pub(crate) struct PlacementArguments {
         default_value = "1,1x128,1x128"
     )]
     nodes: Vec<Kind>,
-    /// What each node may take, as a share of what the model takes on one.
-    #[arg(long, value_name = "SHARE", default_value = "0.7")]
+    /// What each node may take, as a share of what the model is said to take on one: a software
+    /// driver takes up to an eighth more, in whole rows of images.
+    #[arg(long, value_name = "SHARE", default_value = "0.85")]
     memory: f64,
     /// Shapes: a number of stages, cut as placement decides, or the layers of each, as in 8/8/8.
     /// The first, a stage on each node, is measured before the others are planned; then all of
