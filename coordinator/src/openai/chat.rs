@@ -423,8 +423,9 @@ mod tests {
         ] {
             let expected = (!is_shown).then(|| "messages[1].role".to_owned());
             let served = with_template(&template);
-            // One before it may say the same, and one may be put before both.
+            // One before it may say the same, and one with tools may be put before both.
             let tools = json!([{"type": "function", "function": {"name": "now"}}]);
+            let tools = if template == writes { json!([]) } else { tools };
             for (before, tools) in [("Hi", json!([])), ("It rains.", json!([])), ("Hi", tools)] {
                 let messages = json!([
                     {"role": "user", "content": before},
