@@ -136,7 +136,8 @@ impl State {
             }
             let (id, stages) = (pipeline.pipeline, pipeline.stages.len());
             info!(pipeline = %id, stages, "the pipeline serves");
-            self.of_pipeline(EventKind::Serves, id, format!("with {stages} stages"));
+            let word = if stages == 1 { "stage" } else { "stages" };
+            self.of_pipeline(EventKind::Serves, id, format!("with {stages} {word}"));
             if let Some(classes) = pipeline.mixed_classes() {
                 warn!(
                     classes,
