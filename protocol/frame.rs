@@ -138,6 +138,16 @@ pub enum Blame {
     Before,
     /// The stage after it is gone, or can't be reached; after the last it is the first.
     Next,
+    /// The plan's: the stage takes so many bytes more than it may. Said of stages that don't load,
+    /// since wire version 5.
+    Memory(u64),
+}
+
+impl Blame {
+    /// The wire version since which it is said.
+    pub fn since(self) -> u16 {
+        if matches!(self, Self::Memory(_)) { 5 } else { 4 }
+    }
 }
 
 /// Why bytes are not a frame.

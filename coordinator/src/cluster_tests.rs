@@ -382,6 +382,30 @@ fn a_load_goes_on_as_long_as_bytes_or_kernels_come() {
     assert!(test.cluster.status().waiting_for.contains("load_timeout_ms"));
 }
 
+/// Goal: what a stage takes beyond what was planned is no reason to try the same for ever. Method:
+/// a node's stage lacks memory, and the other has room for more.
+#[test]
+fn a_stage_that_takes_more_than_was_planned_is_given_less() {
+    let mut test = Test::new(two_stages);
+    test.join(1, 41);
+    test.join(2, 41);
+    test.wait(Duration::from_secs(1));
+    let num_layers = |test: &Test, node| {
+        let mut plans = test.plans.iter().rev();
+        let (_, plan) = plans.find(|(it, _)| *it == node).unwrap();
+        (plan.layers.len(), plan.memory_bytes)
+    };
+    let (node, id) = (test.plans[0].0, test.plans[0].1.id);
+    let other = NodeId(3 - node.0);
+    assert_eq!([node, other].map(|it| num_layers(&test, it)), [(2, 41), (2, 41)]);
+    let (cause, blame) = ("too large".into(), Blame::Memory(11));
+    test.handle(Input::Failed(StageFailed { node, id, cause, blame }));
+    test.wait(Duration::from_secs(5));
+    assert_eq!([node, other].map(|it| num_layers(&test, it)), [(1, 41), (3, 41)]);
+    test.load();
+    assert!(test.cluster.status().pipelines[0].is_ready());
+}
+
 #[test]
 fn a_load_that_fails_again_and_again_is_tried_less_and_less_often() {
     let mut test = Test::new(two_stages);

@@ -44,6 +44,8 @@ pub(crate) struct Known {
     held: HashMap<Adapter, Vec<bool>>,
     // What nodes get from others now.
     fetching: HashMap<NodeId, FetchProgress>,
+    // Bytes that stages took there beyond what they were planned to.
+    shortage: HashMap<Adapter, u64>,
     slowness: HashMap<Adapter, Slowness>,
     // Seconds that a node's host takes of a step.
     hosts: HashMap<NodeId, Mean>,
@@ -217,6 +219,7 @@ impl Known {
                     let mut place = place(report, adapter)?;
                     let at = (report.node, adapter);
                     let class = report.adapters[adapter as usize].fingerprint;
+                    place.memory = place.memory.saturating_sub(self.shortage(at));
                     place.row_share = self.row_share(at, class);
                     place.speed = self.correction(at, class).of(place.speed);
                     place.host_s = self.host_s(report.node);
@@ -226,6 +229,18 @@ impl Known {
                 .collect::<Vec<_>>()
         };
         nodes.iter().flat_map(|report| of(report)).collect()
+    }
+
+    /// Bytes of an adapter that no stage is planned to take: others took so many more than they
+    /// were planned to.
+    pub(crate) fn shortage(&self, at: Adapter) -> u64 {
+        self.shortage.get(&at).copied().unwrap_or(0)
+    }
+
+    /// A stage took so many bytes more than it might.
+    pub(crate) fn lacked(&mut self, at: Adapter, num_bytes: u64) {
+        let shortage = self.shortage.entry(at).or_default();
+        *shortage = shortage.saturating_add(num_bytes);
     }
 
     /// How an adapter's steps differ from what its probe said; where none was measured, as those of
@@ -365,6 +380,7 @@ impl Known {
     /// A node is gone, with whatever it held. How fast it was is remembered.
     pub(crate) fn forget(&mut self, node: NodeId) {
         self.held.retain(|(held_by, _), _| *held_by != node);
+        self.shortage.retain(|(of, _), _| *of != node);
         self.fetching.remove(&node);
         self.links.forget(node);
     }

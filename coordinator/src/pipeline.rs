@@ -10,7 +10,7 @@ use protocol::{
 };
 
 use crate::cluster::Action;
-use crate::known::{Known, Measured};
+use crate::known::{Candidate, Known, Measured};
 use crate::lane::{Capacity, Lane, Scheduled};
 use crate::model::Model;
 use crate::placement::predict::Prediction;
@@ -72,7 +72,8 @@ impl Pipeline {
         let place_of = |stage: usize| &candidates[cut[stage].place];
         let memory = |stage: &Placed| {
             let shared_by = cut.iter().filter(|other| other.place == stage.place).count();
-            places[stage.place].memory / shared_by as u64
+            let Candidate { peer, adapter, place } = &candidates[stage.place];
+            (place.memory + known.shortage((peer.node, *adapter))) / shared_by as u64
         };
         let max_num_seqs = config.scheduler.max_num_seqs as usize;
         let predicted = Prediction::new(&model.cost, &places, &known.links, &cut, max_num_seqs);

@@ -213,9 +213,9 @@ pub(crate) struct StageActor;
 /// Local messages of [`StageActor`], from its own tasks.
 #[derive(Debug, ractor_cluster::RactorMessage)]
 pub(crate) enum StageMsg {
-    /// The stage is loaded, or can't be.
-    Loaded(Result<Held, StageError>),
-    /// A link or the device is gone, and whose fault it is.
+    /// The stage is loaded.
+    Loaded(Held),
+    /// It can't be loaded, or a link or the device is gone, and whose fault it is.
     Broken(String, Blame),
 }
 
@@ -244,10 +244,13 @@ impl Actor for StageActor {
         let also = plan.also_hears();
         let also = also.map(|name| node.links.open(name, by(plan.samples())).frames);
         let loading = load(Arc::clone(&node), Arc::clone(&plan));
+        let wire_version = node.gate.wire_version;
         let mut task = JoinSet::new();
         task.spawn(async move {
-            let loaded = loading.await;
-            let _ = myself.cast(StageMsg::Loaded(loaded));
+            let _ = myself.cast(match loading.await {
+                Ok(held) => StageMsg::Loaded(held),
+                Err(cause) => StageMsg::Broken(cause.to_string(), blame(&cause, wire_version)),
+            });
         });
         Ok(StageActorState { node, plan, inlets: Some((inlet, also)), task })
     }
@@ -259,7 +262,7 @@ impl Actor for StageActor {
         state: &mut StageActorState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            StageMsg::Loaded(Ok(held)) => {
+            StageMsg::Loaded(held) => {
                 let echo = echo(&state.node, &state.plan, &held);
                 info!(
                     stage = %echo.id.stage,
@@ -276,7 +279,6 @@ impl Actor for StageActor {
                 });
                 state.node.gate.tell(CoordinatorMsg::Ready(echo.into())).await;
             }
-            StageMsg::Loaded(Err(cause)) => myself.stop(Some(cause.to_string())),
             StageMsg::Broken(cause, blame) => {
                 // Its supervisor wouldn't know whose fault it was.
                 let failed = failed(&state.node, state.plan.id, cause.clone(), blame);
@@ -345,6 +347,15 @@ fn echo(node: &Node, plan: &StagePlan, held: &Held) -> StageEcho {
         memory_bytes: held.memory_bytes,
         fingerprint: held.fingerprint,
     }
+}
+
+/// Whose fault it is that a stage doesn't load, as far as it can be said in this wire version.
+fn blame(cause: &StageError, wire_version: u16) -> Blame {
+    let blame = match *cause {
+        StageError::TooLarge { missing, .. } => Blame::Memory(missing),
+        _ => Blame::Own,
+    };
+    if blame.since() <= wire_version { blame } else { Blame::Own }
 }
 
 fn failed(node: &Node, id: StageId, cause: String, blame: Blame) -> StageFailed {

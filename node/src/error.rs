@@ -28,11 +28,11 @@ pub enum StageError {
     BadPlan(String),
     /// The stage takes more memory than it may.
     #[error(
-        "the stage needs {needed} bytes without a KV cache and may take {allowed}; {missing} bytes \
-         are missing: raise --max-memory or add nodes"
+        "the stage needs {needed} bytes with a KV cache for one sequence and may take {allowed}; \
+         {missing} bytes are missing: raise --max-memory or add nodes"
     )]
     TooLarge {
-        /// Weights and scratch.
+        /// Weights, scratch and the shortest KV cache.
         needed: u64,
         /// The plan's limit.
         allowed: u64,

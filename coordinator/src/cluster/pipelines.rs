@@ -277,6 +277,14 @@ impl Cluster {
 
     pub(super) fn stage_failed(&mut self, failed: &StageFailed, now: Instant) {
         let cause = format!("stage {} on node {}: {}", failed.id.stage, failed.node, failed.cause);
+        let pipeline = self.pipelines.get(&failed.id.pipeline);
+        let pipeline = pipeline.filter(|it| it.epoch == failed.id.epoch);
+        if let Blame::Memory(num_bytes) = failed.blame
+            && let Some(stage) = pipeline.and_then(|it| it.stages.get(failed.id.stage.index()))
+        {
+            // The next placement gives it less.
+            self.known.lacked((stage.node, stage.plan.adapter), num_bytes);
+        }
         self.stage_gone(failed.id, &cause, failed.blame, now);
     }
 
@@ -292,7 +300,7 @@ impl Cluster {
     pub(super) fn stage_gone(&mut self, id: StageId, cause: &str, blame: Blame, now: Instant) {
         let Some(node) = self.node_of(id, blame) else { return };
         match blame {
-            Blame::Own => {
+            Blame::Own | Blame::Memory(_) => {
                 self.trust.avoid(node, now, now);
                 if self.pipelines[&id.pipeline].is_ready() {
                     self.node_failed(node, cause, now);
@@ -313,7 +321,7 @@ impl Cluster {
         let pipeline = self.pipelines.get(&id.pipeline).filter(|it| it.epoch == id.epoch)?;
         let num_stages = pipeline.stages.len();
         let away = match blame {
-            Blame::Own => 0,
+            Blame::Own | Blame::Memory(_) => 0,
             Blame::Before => num_stages - 1,
             Blame::Next => 1,
         };
