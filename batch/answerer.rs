@@ -134,8 +134,13 @@ impl Server {
                 Ok(said) => match read(&said) {
                     Ok(answer) => return Ok(answer),
                     Err((failed, wait)) => match failed {
-                        // Then this row is no worse than all others that wait.
-                        Failed::Request(_) if said.status == 504 && self.until.is_some() => {
+                        // Then this row is no worse than all others that wait, unless it said
+                        // itself how long it may take.
+                        Failed::Request(_)
+                            if said.status == 504
+                                && self.until.is_some()
+                                && !request.body.contains_key("max_time_ms") =>
+                        {
                             return Err(Failed::Server("the window has ended".into()));
                         }
                         failed @ Failed::Request(_) => return Err(failed),
@@ -143,7 +148,7 @@ impl Server {
                             return Err(failed);
                         }
                         Failed::Server(why) => {
-                            num_failures += u32::from(said.status == 500);
+                            num_failures += u32::from(matches!(said.status, 500 | 504));
                             if num_failures == MAX_FAILURES {
                                 // It may be this request's fault, which others needn't wait for.
                                 return Err(Failed::Request(why));
@@ -160,7 +165,8 @@ impl Server {
                 let seconds = self.patience.as_secs();
                 return Err(Failed::Server(format!("{why}; it was so for {seconds} s")));
             }
-            tokio::time::sleep(wait.unwrap_or(pause).min(LONGEST_PAUSE)).await;
+            // One that says 0 would be asked without any rest.
+            tokio::time::sleep(wait.unwrap_or_default().max(pause).min(LONGEST_PAUSE)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
@@ -177,6 +183,8 @@ fn read(said: &Said) -> Result<Value, (Failed, Option<Duration>)> {
             // What is full, out of order or away now may be better soon; who may not ask, or asks
             // for what isn't there, never gets more by asking again.
             let failed = match status {
+                // It is a proxy's, unless the server says that the time was up.
+                504 if body["error"]["code"] != "deadline_exceeded" => Failed::Server(why),
                 401 | 403 | 408 | 425 | 429 | 500 | 502 | 503 => Failed::Server(why),
                 _ => Failed::Request(why),
             };
@@ -216,7 +224,7 @@ impl ServerTokens {
 }
 
 impl Tokens for ServerTokens {
-    fn count(&mut self, text: &str) -> Result<usize> {
+    fn count(&mut self, text: &str) -> Result<Option<usize>> {
         let body = json!({"model": self.model, "prompt": text, "add_special_tokens": false});
         let body = serde_json::to_vec(&body)?;
         let (since, mut pause) = (Instant::now(), FIRST_PAUSE);
@@ -226,7 +234,11 @@ impl Tokens for ServerTokens {
                 Ok(said) => {
                     let body: Value = serde_json::from_slice(&said.body).unwrap_or_default();
                     if let Some(count) = body["count"].as_u64() {
-                        return Ok(usize::try_from(count)?);
+                        return Ok(Some(usize::try_from(count)?));
+                    }
+                    // The server takes no bodies of that length.
+                    if said.status == 413 {
+                        return Ok(None);
                     }
                     let why =
                         format!("{} answers {}: {}", self.server.url, said.status, message(&body));
@@ -279,10 +291,14 @@ mod tests {
     #[tokio::test]
     async fn what_may_help_later_is_tried_again_and_what_never_helps_is_not() {
         let good = json!({"choices": [{"text": "b"}]});
-        let script = vec![(503, error("full")), (429, error("slow")), (200, good.clone())];
+        let away = (504, Value::Null);
+        let script = vec![(503, error("full")), away, (429, error("slow")), (200, good.clone())];
         let (server, asked) = scripted(script).await;
+        let start = Instant::now();
         assert_eq!(server.answer(&request()).await, Ok(good));
-        assert_eq!(asked.lock().unwrap().len(), 3);
+        assert_eq!(asked.lock().unwrap().len(), 4);
+        // The tests' servers say that they may be asked again at once.
+        assert!(start.elapsed() >= FIRST_PAUSE * (1 + 2 + 4), "{:?}", start.elapsed());
 
         let (server, asked) = scripted(vec![(400, error("too long"))]).await;
         let said = server.answer(&request()).await.unwrap_err();
@@ -312,12 +328,18 @@ mod tests {
             "{said:?}"
         );
 
-        let (mut server, asked) = scripted(vec![(504, error("late"))]).await;
+        let late = json!({"error": {"message": "late", "code": "deadline_exceeded"}});
+        let (mut server, asked) = scripted(vec![(504, late.clone()), (504, late)]).await;
         server.until = Some(Instant::now() + Duration::from_secs(3600));
         let ended = Failed::Server("the window has ended".into());
         assert_eq!(server.answer(&request()).await, Err(ended.clone()));
         let millis = asked.lock().unwrap()[0]["max_time_ms"].as_u64().unwrap();
         assert!((3_500_000..=3_600_000).contains(&millis), "{millis}");
+        // A row whose own time was up has nothing to do with the others'.
+        let mut own = request();
+        own.body.insert("max_time_ms".into(), 5.into());
+        let said = Failed::Request("the server answers 504: late".into());
+        assert_eq!(server.answer(&own).await, Err(said));
         server.until = Some(Instant::now());
         assert_eq!(server.answer(&request()).await, Err(ended));
     }
@@ -325,13 +347,16 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_server_counts_tokens_and_names_its_model() {
         let models = json!({"data": [{"id": "glm"}]});
-        let script = vec![(200, models), (500, Value::Null), (200, json!({"count": 7}))];
+        let counted = (200, json!({"count": 7}));
+        let script = vec![(200, models), (500, Value::Null), counted, (413, Value::Null)];
         let (server, asked) = scripted(script).await;
         let model = server.model().await.unwrap();
         assert_eq!(model, "glm");
         let mut tokens = ServerTokens::new(server, model, Handle::current());
-        let counted = tokio::task::spawn_blocking(move || tokens.count("a b")).await.unwrap();
-        assert_eq!(counted.unwrap(), 7);
+        let counted = tokio::task::spawn_blocking(move || {
+            [tokens.count("a b").unwrap(), tokens.count("a b, and so on").unwrap()]
+        });
+        assert_eq!(counted.await.unwrap(), [Some(7), None]);
         assert_eq!(asked.lock().unwrap()[2]["prompt"], "a b");
         let (server, _) = scripted(vec![(200, json!({"data": [{"id": "a"}, {"id": "b"}]}))]).await;
         let said = server.model().await.unwrap_err().to_string();

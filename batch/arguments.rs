@@ -10,6 +10,7 @@ use hyper::Method;
 use rows::answers::{Answers, answer_columns};
 use serde_json::{Map, Value};
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use crate::address::{Address, Direction, Format};
 use crate::answerer::{Answerer, Server, ServerTokens};
@@ -164,6 +165,16 @@ impl Arguments {
             }
             std::fs::remove_file(journal::done(&journal))?;
         }
+        // Another process may still be at it, so a run looks again when no other can be.
+        let mut ended = Vec::new();
+        if let Address::File(path, _) = &output
+            && !self.overwrite
+        {
+            ended.push(path.clone());
+        }
+        if self.resume {
+            ended.push(journal::done(&journal));
+        }
         let http = Http::new()?;
         let runtime = Handle::current();
         let objects = Objects::new(http.clone(), runtime.clone());
@@ -217,6 +228,7 @@ impl Arguments {
             rows_together: self.rows_together,
             method: self.http_method.clone(),
             key: self.output_key.clone(),
+            stop: CancellationToken::new(),
         };
         let columns = self.columns.clone();
         let rejects = match &output {
@@ -236,6 +248,7 @@ impl Arguments {
             rejects,
             purpose,
             begin: if self.resume { Begin::Resume } else { Begin::Anew },
+            ended,
             reading,
             writing,
         };

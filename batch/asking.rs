@@ -41,6 +41,10 @@ impl Plan {
             let names = names.join(", ");
             return Some(format!("{flag} names a column {name:?}, the input has {names}"));
         }
+        let mut labels = input.len()..labelled.len();
+        if let Some(at) = labels.find(|at| is_in(&labelled[..*at], &labelled[*at].name)) {
+            return Some(label_taken(&labelled[at].name));
+        }
         self.template.as_ref().filter(|template| !template.is_lines())?;
         let mut others = self.layout(Some(input.to_vec()))?;
         let answers = self.answers.columns();
@@ -66,6 +70,10 @@ impl Plan {
         }
         Some(columns)
     }
+}
+
+fn label_taken(name: &str) -> String {
+    format!("there is a column {name:?} already: give the label's column another name")
 }
 
 /// Asks for rows.
@@ -105,6 +113,10 @@ impl Asking {
     async fn answer(&self, row: u64, cells: &mut Cells) -> Result<(), Refused> {
         let Plan { template, answers, labels, defaults, columns } = &self.plan;
         let failed = |why| Refused::Row(State::Failed, why);
+        // Of rows that each say their own columns it is known only now.
+        if let Some(label) = labels.columns().iter().find(|it| cells.contains_key(&it.name)) {
+            return Err(failed(label_taken(&label.name)));
+        }
         for index in 0..labels.len() {
             let request = labels.request(index, cells, defaults).map_err(failed)?;
             let answer = self.send(&request).await?;

@@ -22,11 +22,11 @@ use rows::row::Cells;
 
 /// Counts the tokens of a text, as the model that is asked would.
 pub trait Tokens: Send {
-    /// How many there are.
+    /// How many there are; none where they are too many to be counted.
     ///
     /// # Errors
     /// When nobody can tell.
-    fn count(&mut self, text: &str) -> Result<usize>;
+    fn count(&mut self, text: &str) -> Result<Option<usize>>;
 }
 
 /// The file that `--clean` names.
@@ -244,7 +244,10 @@ impl Cleaner {
             return Ok(Some(format!("it has fewer than {min} tokens")));
         }
         let tokens = self.tokens.as_mut().context("nobody counts tokens")?;
-        let num = tokens.count(text)?;
+        let Some(num) = tokens.count(text)? else {
+            let why = || format!("it has too many tokens to be counted, more than {max}");
+            return Ok((max < usize::MAX).then(why));
+        };
         Ok(match num {
             _ if num < min => Some(format!("it has {num} tokens, fewer than {min}")),
             _ if num > max => Some(format!("it has {num} tokens, more than {max}")),
@@ -282,12 +285,12 @@ mod tests {
 
     use super::*;
 
-    /// A token for each word.
+    /// A token for each word, of which it counts a few.
     struct Words;
 
     impl Tokens for Words {
-        fn count(&mut self, text: &str) -> Result<usize> {
-            Ok(text.split_whitespace().count())
+        fn count(&mut self, text: &str) -> Result<Option<usize>> {
+            Ok(Some(text.split_whitespace().count()).filter(|num| *num < 6))
         }
     }
 
@@ -326,6 +329,7 @@ mod tests {
         assert_eq!(said("x"), "it has fewer than 2 tokens");
         assert_eq!(said("word"), "it has 1 tokens, fewer than 2");
         assert_eq!(said("a b c d e"), "it has 5 tokens, more than 4");
+        assert_eq!(said("a b c d e f"), "it has too many tokens to be counted, more than 4");
         let dropped = cleaner.clean(0, &mut Cells::new()).unwrap();
         assert_eq!(dropped.unwrap(), "it has no column \"text\"");
     }

@@ -108,6 +108,8 @@ pub(crate) struct Resumed {
     pub counts: Counts,
     /// The name of the run.
     pub job: String,
+    /// Whether there was none to go on with.
+    pub is_new: bool,
 }
 
 /// Whether an earlier run is gone on with.
@@ -137,6 +139,10 @@ impl Journal {
             "{} holds an unfinished run: --resume goes on with it; delete the file to begin anew",
             path.display()
         );
+        if !exists {
+            // What an earlier run saw, whose journal somebody deleted, says nothing of this one's.
+            remove_rest(path);
+        }
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -171,7 +177,7 @@ impl Journal {
             let job = format!("{:032x}", u128::from_le_bytes(bytes));
             self.set_fact("job", &job).await?;
             self.set_fact("purpose", &serde_json::to_string(purpose)?).await?;
-            return Ok(Resumed { job, ..Resumed::default() });
+            return Ok(Resumed { job, is_new: true, ..Resumed::default() });
         };
         let known: Purpose = serde_json::from_str(&known)?;
         for name in known.keys().chain(purpose.keys()) {
@@ -199,7 +205,7 @@ impl Journal {
         }
         let job = self.fact("job").await?.context("the run has no name")?;
         let done = done.into_iter().map(i64::cast_unsigned).collect();
-        Ok(Resumed { position, done, kept, counts, job })
+        Ok(Resumed { position, done, kept, counts, job, is_new: false })
     }
 
     /// Writes rows, and until where all are done with. They are on the disk when this returns.
@@ -256,14 +262,19 @@ impl Journal {
         }
         self.database.close().await?;
         fs::remove_file(&self.path)?;
-        for name in ["", ".seen", ".seen-ids"] {
-            for end in ["", "-wal", "-shm"] {
-                let _ = fs::remove_file(beside(&self.path, &format!("{name}{end}")));
-            }
-        }
+        remove_rest(&self.path);
         let _ = fs::remove_file(beside(&self.path, ".lock"));
         drop(self.lock);
         Ok(())
+    }
+}
+
+/// Removes what lies beside a journal that is gone.
+fn remove_rest(path: &Path) {
+    for name in ["", ".seen", ".seen-ids"] {
+        for end in ["", "-wal", "-shm"] {
+            let _ = fs::remove_file(beside(path, &format!("{name}{end}")));
+        }
     }
 }
 
@@ -371,12 +382,36 @@ mod tests {
         assert!(said.to_string().contains("another model"), "{said}");
         let (journal, resumed) = Journal::open(&path, &purpose("a"), Begin::Resume).await.unwrap();
         let counts = Counts { answered: 1, failed: 1, dropped: 1, unreadable: 0 };
-        let expected = Resumed { position, done: vec![2, 3], kept: 1, counts, job: first.job };
+        let (done, job) = (vec![2, 3], first.job);
+        let expected = Resumed { position, done, kept: 1, counts, job, is_new: false };
         assert_eq!(resumed, expected);
         let rows = journal.reader().await.unwrap().rows(1, 4).await.unwrap();
         assert_eq!(rows, [record(2, State::Failed), record(3, State::Dropped)]);
         journal.remove(false).await.unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    /// As the end of its process does.
+    async fn close(journal: Journal) {
+        journal.database.close().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_was_seen_is_gone_with_the_journal_that_somebody_deletes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let (journal, _) = Journal::open(&path, &purpose("a"), Begin::Anew).await.unwrap();
+        close(journal).await;
+        let seen = [".seen", ".seen-ids", ".seen-ids-wal"].map(|end| beside(&path, end));
+        let are_there = || seen.each_ref().map(|it| it.exists());
+        seen.iter().for_each(|it| fs::write(it, "rows").unwrap());
+        let (journal, _) = Journal::open(&path, &purpose("a"), Begin::Resume).await.unwrap();
+        assert_eq!(are_there(), [true; 3]);
+        close(journal).await;
+        fs::remove_file(&path).unwrap();
+        let (_journal, resumed) = Journal::open(&path, &purpose("a"), Begin::Anew).await.unwrap();
+        assert!(resumed.is_new);
+        assert_eq!(are_there(), [false; 3]);
     }
 
     #[tokio::test]

@@ -55,7 +55,15 @@ async fn execute(arguments: Arguments) -> Result<()> {
     });
     let interrupted = async {
         match tokio::signal::ctrl_c().await {
-            Ok(()) => anyhow!("interrupted; --resume goes on"),
+            Ok(()) => {
+                // Who says it again waits for nothing: what is done is in the journal.
+                tokio::spawn(async {
+                    if tokio::signal::ctrl_c().await.is_ok() {
+                        std::process::exit(130);
+                    }
+                });
+                anyhow!("interrupted; --resume goes on")
+            }
             Err(cause) => anyhow!("no signal can be waited for: {cause}"),
         }
     };

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use object_store::{
 use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, Length};
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use crate::http::Http;
 
@@ -23,6 +25,8 @@ use crate::http::Http;
 const PART_BYTES: usize = 16 << 20;
 /// How often reading begins again at the same byte. Each request is also repeated beneath.
 const MAX_TRIES: u32 = 5;
+/// How long a store may take to hear that what it has is of no use.
+const ABORT: Duration = Duration::from_secs(10);
 
 /// Where objects are: as the environment says it, by the names that Amazon's tools use
 /// (`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`…).
@@ -69,7 +73,7 @@ impl Objects {
     /// # Errors
     /// When it isn't there.
     pub(crate) fn object(&self, bucket: &str, key: &str) -> Result<Object> {
-        let (store, path) = (Arc::new(self.store(bucket)?), Path::from(key));
+        let (store, path) = (Arc::new(self.store(bucket)?), path_of(key)?);
         let meta = self.runtime.block_on(store.head(&path));
         let meta = meta.with_context(|| format!("can't read s3://{bucket}/{key}"))?;
         Ok(Object { store, meta, runtime: self.runtime.clone() })
@@ -84,17 +88,37 @@ impl Objects {
         Ok(format!("{} {}", meta.size, meta.e_tag.unwrap_or_default()))
     }
 
-    /// Begins to write an object, which is there when it is complete.
+    /// Begins to write an object, which is there when it is complete; waits until `stop`.
     ///
     /// # Errors
     /// When the store doesn't take it.
-    pub(crate) fn writer(&self, bucket: &str, key: &str) -> Result<ObjectWriter> {
-        let (store, path) = (self.store(bucket)?, Path::from(key));
-        let upload = self.runtime.block_on(store.put_multipart(&path));
+    pub(crate) fn writer(
+        &self,
+        bucket: &str,
+        key: &str,
+        stop: &CancellationToken,
+    ) -> Result<ObjectWriter> {
+        let (store, path) = (self.store(bucket)?, path_of(key)?);
+        let upload = wait(&self.runtime, stop, store.put_multipart(&path));
         let upload = upload.with_context(|| format!("can't write s3://{bucket}/{key}"))?;
-        let (runtime, is_complete) = (self.runtime.clone(), false);
-        Ok(ObjectWriter { upload, runtime, part: Vec::new(), is_complete })
+        let (runtime, stop, is_complete) = (self.runtime.clone(), stop.clone(), false);
+        Ok(ObjectWriter { upload, runtime, stop, part: Vec::new(), is_complete })
     }
+}
+
+/// The key as it is written: the library's other way would make another of some characters.
+fn path_of(key: &str) -> Result<Path> {
+    Path::parse(key).with_context(|| format!("{key:?} is no key that can be asked for"))
+}
+
+/// Waits for what a store is asked, until nobody wants it any more.
+fn wait<T>(
+    runtime: &Handle,
+    stop: &CancellationToken,
+    asked: impl Future<Output = object_store::Result<T>>,
+) -> io::Result<T> {
+    let said = runtime.block_on(stop.run_until_cancelled(asked));
+    said.ok_or_else(|| io::Error::other("the run stops"))?.map_err(io::Error::other)
 }
 
 /// An object to be read. One that is replaced meanwhile is an error, not a mixture.
@@ -215,6 +239,7 @@ impl ChunkReader for Object {
 pub(crate) struct ObjectWriter {
     upload: Box<dyn MultipartUpload>,
     runtime: Handle,
+    stop: CancellationToken,
     part: Vec<u8>,
     is_complete: bool,
 }
@@ -222,14 +247,13 @@ pub(crate) struct ObjectWriter {
 impl ObjectWriter {
     fn send(&mut self) -> io::Result<()> {
         let part = std::mem::take(&mut self.part);
-        self.runtime.block_on(self.upload.put_part(part.into())).map_err(io::Error::other)
+        wait(&self.runtime, &self.stop, self.upload.put_part(part.into()))
     }
 
     /// The object is there, all of it, when this returns.
     pub(crate) fn complete(mut self) -> io::Result<()> {
         self.send()?;
-        let runtime = self.runtime.clone();
-        runtime.block_on(self.upload.complete()).map_err(io::Error::other)?;
+        wait(&self.runtime, &self.stop, self.upload.complete())?;
         self.is_complete = true;
         Ok(())
     }
@@ -254,7 +278,34 @@ impl Drop for ObjectWriter {
         if !self.is_complete {
             // What a store keeps of it costs money; one that can't be told keeps it for a while.
             let runtime = self.runtime.clone();
-            let _ = runtime.block_on(self.upload.abort());
+            let abort = async { tokio::time::timeout(ABORT, self.upload.abort()).await };
+            let _ = runtime.block_on(abort);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::testing::serve;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_key_is_asked_for_as_it_is_written() {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&asked);
+        let url = serve(move |head, _| {
+            kept.lock().unwrap().push(head.uri.path().to_owned());
+            (404, String::new())
+        });
+        let mut objects = Objects::new(Http::new().unwrap(), Handle::current());
+        objects.endpoint = Some(url.await);
+        let said = tokio::task::spawn_blocking(move || {
+            objects.tag("data", "a/#1 ~[50%].csv").unwrap_err();
+            format!("{:#}", objects.tag("data", "a//b.csv").unwrap_err())
+        });
+        assert!(said.await.unwrap().contains("\"a//b.csv\" is no key"));
+        assert_eq!(*asked.lock().unwrap(), ["/data/a/%231%20~%5B50%25%5D.csv"]);
     }
 }

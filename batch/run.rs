@@ -58,6 +58,8 @@ pub struct Job {
     pub purpose: Purpose,
     /// Whether it may go on.
     pub begin: Begin,
+    /// Files that say, where there is nothing to go on with, that nothing is left to do either.
+    pub ended: Vec<PathBuf>,
     /// What sources are opened with.
     pub reading: Reading,
     /// What sinks are opened with; the run fills in its own name.
@@ -97,6 +99,13 @@ pub async fn run(
     interrupted: impl Future<Output = Error> + Send + 'static,
 ) -> Result<Counts> {
     let (mut journal, resumed) = Journal::open(&job.journal, &job.purpose, job.begin).await?;
+    // Only now nobody else can be about to make them.
+    if resumed.is_new
+        && let Some(path) = job.ended.iter().find(|path| path.exists())
+    {
+        journal.remove(false).await.context("the journal can't be removed")?;
+        bail!("{} is there already: another process has just ended this run", path.display());
+    }
     progress.resume(resumed.counts);
     let tells_nothing = !matches!(job.output, Address::File(..));
     let ended = run_with(&mut journal, resumed, job, answerer, &progress, interrupted).await;
@@ -154,6 +163,7 @@ async fn run_with(
     let (kept_sender, mut kept) = watch::channel(kept);
     let mut writing = job.writing;
     writing.job = resumed.job.clone();
+    writing.stop = stop.token.clone();
     let writer = Writer {
         output: job.output,
         layout: job.plan.layout(columns),

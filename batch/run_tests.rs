@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use rows::answers::{Answers, answer_columns};
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::journal::{Begin, Counts};
 use crate::progress::Progress;
-use crate::run::run;
+use crate::run::{Job, run};
 use crate::testing::{Stub, Trial, interrupted, serve, sqlite};
 
 fn path(folder: &Path, name: &str) -> String {
@@ -55,6 +56,10 @@ async fn rows_are_cleaned_asked_and_written_in_order_and_rejects_are_told() {
     assert_eq!(told, expected);
     // Input, output and rejects: nothing else is left.
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+    // Where all rows have answers nothing tells of others, not even of those before.
+    std::fs::write(&input, "id,text\n1,one\n").unwrap();
+    trial.run(Stub::new(9)).await.unwrap();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
 }
 
 /// Goal: wherever a run ends, one that goes on ends as if nothing had been. Method: a server that
@@ -143,6 +148,29 @@ async fn another_that_holds_the_journal_is_an_error_and_so_is_an_unfinished_run(
     trial.run(Stub::new(99)).await.unwrap();
 }
 
+/// Goal: who looked while another was about to end a run doesn't begin it again. Method: an output
+/// that is there when the journal is opened.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_another_has_just_ended_is_not_begun_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (path(dir.path(), "in.csv"), path(dir.path(), "out.csv"));
+    std::fs::write(&input, numbers(300)).unwrap();
+    let mut trial = Trial::new(dir.path(), &input, &output);
+    trial.template = Some("{{ text }}");
+    let again = |stub: Arc<Stub>| {
+        let job = Job { ended: vec![output.clone().into()], ..trial.job(Begin::Resume) };
+        run(job, stub, Arc::new(Progress::default()), std::future::pending())
+    };
+    again(Stub::new(200)).await.unwrap_err();
+    // An unfinished run is gone on with, whatever is there.
+    std::fs::write(&output, "old").unwrap();
+    assert_eq!(again(Stub::new(u64::MAX)).await.unwrap().answered, 300);
+    let said = again(Stub::new(u64::MAX)).await.unwrap_err().to_string();
+    assert!(said.contains("another process has just ended this run"), "{said}");
+    assert_eq!(std::fs::read_to_string(&output).unwrap().lines().count(), 301);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+}
+
 /// Goal: nothing is asked where every row would fail for the same reason.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn columns_that_the_input_lacks_or_has_already_are_named_before_anything_is_asked() {
@@ -152,11 +180,16 @@ async fn columns_that_the_input_lacks_or_has_already_are_named_before_anything_i
     let trial =
         || Trial { template: Some("{{ text }}"), ..Trial::new(dir.path(), &input, &output) };
     let taken = Answers::Text("text".into());
+    let label_text = "label = [{ column = 'text', question = '{{ text }}', values = ['word'] }]";
+    let tone_twice = "label = [{ column = 'tone', question = '{{ text }}', values = ['word'] },
+        { column = 'tone', question = '{{ id }}', values = ['word'] }]";
     for (trial, expected) in [
         (Trial { id: Some("no"), ..trial() }, "--id names a column \"no\", the input has id, text"),
         (Trial { columns: Some(vec!["id".into(), "x".into()]), ..trial() }, "--columns names a"),
         (Trial { map: vec!["user=txt".into()], ..trial() }, "--map names a column \"txt\""),
         (Trial { answers: taken.clone(), ..trial() }, "\"text\" already: --answer-column"),
+        (Trial { clean: label_text, ..trial() }, "\"text\" already: give the label's column"),
+        (Trial { clean: tone_twice, ..trial() }, "\"tone\" already: give the label's column"),
     ] {
         let stub = Stub::new(u64::MAX);
         let said = trial.run(stub.clone()).await.unwrap_err().to_string();
@@ -171,6 +204,11 @@ async fn columns_that_the_input_lacks_or_has_already_are_named_before_anything_i
     let clean = "label = [{ column = 'tone', question = '{{ text }}', values = ['word'] }]";
     let labelled = Trial { clean, map: vec!["user=tone".into()], ..trial() };
     assert_eq!(labelled.run(Stub::new(99)).await.unwrap().answered, 3);
+    // Of lines that each name their own columns only those fail that have it.
+    let lines = path(dir.path(), "in.jsonl");
+    std::fs::write(&lines, "{\"text\": \"word\", \"tone\": 1}\n{\"text\": \"word\"}\n").unwrap();
+    let counts = Trial { clean, input: lines, ..trial() }.run(Stub::new(99)).await.unwrap();
+    assert_eq!((counts.answered, counts.failed), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -313,6 +351,37 @@ async fn a_server_that_fails_gets_each_row_under_one_key() {
     }
     ids.sort_unstable();
     assert_eq!(ids, (0..30).collect::<Vec<_>>());
+}
+
+/// Goal: who interrupts a run needn't wait for a server that is out of order, which gets its rows
+/// when the run goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_is_interrupted_waits_for_no_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = path(dir.path(), "in.csv");
+    std::fs::write(&input, numbers(30)).unwrap();
+    let (is_up, num_taken) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (up, taken) = (is_up.clone(), num_taken.clone());
+    let url = serve(move |_, _| {
+        if !up.load(SeqCst) {
+            return (503, String::new());
+        }
+        taken.fetch_add(1, SeqCst);
+        (200, String::new())
+    });
+    let url = url.await;
+    let mut trial = Trial::new(dir.path(), &input, &url);
+    trial.template = Some("{{ text }}");
+    let (job, progress) = (trial.job(Begin::Resume), Arc::new(Progress::default()));
+    let stopped = run(job, Stub::new(u64::MAX), progress, async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        interrupted()
+    });
+    let stopped = tokio::time::timeout(Duration::from_secs(60), stopped).await.expect("it ends");
+    assert_eq!(stopped.unwrap_err().to_string(), "interrupted");
+    is_up.store(true, SeqCst);
+    assert_eq!(trial.run(Stub::new(u64::MAX)).await.unwrap().answered, 30);
+    assert_eq!(num_taken.load(SeqCst), 30);
 }
 
 proptest! {

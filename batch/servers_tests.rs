@@ -223,12 +223,25 @@ async fn table_to_table_and_back(
     assert_eq!(read(&csv).lines().count(), 2001);
 
     // A table where rows wouldn't be found again is refused.
-    ask(dialect, url, "CREATE TABLE loose (id integer, text text)").await;
     std::fs::write(&csv, "id,text\n1,a\n").unwrap();
-    let mut loose = Trial::new(dir.path(), &csv, &format!("{url}?table=loose"));
-    loose.id = Some("id");
-    let said = format!("{:#}", loose.run(Stub::new(0)).await.unwrap_err());
-    assert!(said.contains("unique"), "{said}");
+    for (table, index) in [("loose", ""), ("pairs", ", UNIQUE (id, text)")] {
+        let create = format!("CREATE TABLE {table} (id integer, text varchar(9){index})");
+        ask(dialect, url, &create).await;
+        let mut loose = Trial::new(dir.path(), &csv, &format!("{url}?table={table}"));
+        loose.id = Some("id");
+        let said = format!("{:#}", loose.run(Stub::new(0)).await.unwrap_err());
+        assert!(said.contains("unique"), "{said}");
+    }
+    // Ids that differ in capitals or in a space at the end are different ones.
+    std::fs::write(&csv, "id,text\na,1\n\"a \",2\nA,3\n").unwrap();
+    // The journal of what was refused is not this one's.
+    let of_spaces = tempfile::tempdir().unwrap();
+    let mut spaces = Trial::new(of_spaces.path(), &csv, &format!("{url}?table=spaces"));
+    spaces.id = Some("id");
+    spaces.run(Stub::new(0)).await.unwrap();
+    let out = format!("{url}?query=SELECT id, text FROM spaces ORDER BY text");
+    Trial::new(dir.path(), &out, &again).run(Stub::new(0)).await.unwrap();
+    assert_eq!(read(&again), "id,text\na,1\na ,2\nA,3\n");
     // As is a query that fails halfway, after what it said.
     let lines = dir.path().join("half.jsonl").display().to_string();
     let fails = match dialect {

@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use hyper::Method;
 use rows::row::{Cells, Column};
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use crate::address::{Address, Format};
 use crate::http::Http;
@@ -60,6 +61,18 @@ pub struct Writing {
     pub method: Method,
     /// What its key is, if it wants one.
     pub key: Option<String>,
+    /// When nobody waits for what is written any more; the run fills in its own.
+    pub stop: CancellationToken,
+}
+
+impl Writing {
+    /// Waits for a network, until the run stops.
+    ///
+    /// # Errors
+    /// When it stops first. What was on its way then is written again by a run that goes on.
+    pub(crate) fn wait<T>(&self, what: impl Future<Output = T>) -> Result<T> {
+        self.runtime.block_on(self.stop.run_until_cancelled(what)).context("the run stops")
+    }
 }
 
 /// When the columns of the output must be known.
@@ -100,7 +113,8 @@ pub(crate) fn open(
     let (target, format) = match address {
         Address::File(path, format) => (Target::File(Whole::create(path)?), *format),
         Address::Object { bucket, key, format } => {
-            (Target::Object(Box::new(writing.objects.writer(bucket, key)?)), *format)
+            let object = writing.objects.writer(bucket, key, &writing.stop)?;
+            (Target::Object(Box::new(object)), *format)
         }
         Address::Database { dialect, url, what } => {
             let sink = database::Table::open(*dialect, url, what, columns, kept, writing)?;

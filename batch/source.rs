@@ -146,6 +146,10 @@ pub(crate) enum Input {
 impl Input {
     /// Passes over what was read before.
     fn skip(&mut self, num: u64) -> io::Result<()> {
+        if num == 0 {
+            // A pipe that has a name is read from its start, and can't be sought in.
+            return Ok(());
+        }
         match self {
             Self::File(file) => file.seek(SeekFrom::Current(num.cast_signed())).map(drop),
             Self::Object(object) => {
@@ -226,5 +230,27 @@ mod testing {
 
     pub(super) fn bytes(text: &[u8]) -> Input {
         Input::Bytes(io::Cursor::new(text.to_vec()))
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::io::Write as _;
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+    use crate::testing::reading;
+
+    #[test]
+    fn what_can_not_be_sought_in_is_read_from_its_start() {
+        let (_runtime, reading) = reading();
+        for (format, text) in [(Format::Jsonl, "{\"a\":1}\n"), (Format::Json, "[{\"a\":1}]")] {
+            let (pipe, mut writer) = io::pipe().unwrap();
+            writer.write_all(text.as_bytes()).unwrap();
+            drop(writer);
+            let input = Input::File(OwnedFd::from(pipe).into());
+            let mut source = of_bytes(input, format, &Position::default(), &reading).unwrap();
+            assert_eq!(testing::said(&source.next().unwrap().unwrap()), r#"{"a":1}"#);
+        }
     }
 }

@@ -11,6 +11,10 @@ use serde_json::{Map, Value, json};
 /// Instructions that one template may take: loops end.
 const FUEL: u64 = 1_000_000;
 
+/// Fields that say what another one says, which the server takes only one of.
+const TWINS: [(&str, &str); 2] =
+    [("service_tier", "priority"), ("max_tokens", "max_completion_tokens")];
+
 /// A request to the server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
@@ -140,6 +144,10 @@ impl Template {
     pub fn request(&self, row: u64, cells: &Cells) -> Result<Request, String> {
         let mut request = self.body(cells)?;
         for (field, value) in &self.defaults {
+            let mut twins = TWINS.iter().filter(|(one, _)| one == field);
+            if twins.any(|(_, twin)| request.body.contains_key(*twin)) {
+                continue;
+            }
             request.body.entry(field.clone()).or_insert_with(|| value.clone());
         }
         if !request.body.contains_key("seed") {
@@ -310,6 +318,18 @@ mod tests {
             "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}";
         let said = body(&Template::parse(endless, false).unwrap(), json!({})).unwrap_err();
         assert!(said.contains("fuel"), "{said}");
+    }
+
+    #[test]
+    fn a_body_says_once_who_goes_first_and_how_long_an_answer_may_be() {
+        let defaults = cells(json!({"model": "glm", "service_tier": "batch", "max_tokens": 9}));
+        let template = Template::lines().with_defaults(defaults);
+        let said = |own: Value| body(&template, json!({"body": own})).unwrap();
+        let own = json!({"prompt": "a", "priority": 1, "max_completion_tokens": 5, "model": "b"});
+        assert_eq!(said(own.clone()), own);
+        let expected =
+            json!({"prompt": "a", "model": "glm", "service_tier": "batch", "max_tokens": 9});
+        assert_eq!(said(json!({"prompt": "a"})), expected);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use serde_json::{Map, Value, json};
 use sqlx::Connection as _;
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
+use tokio_util::sync::CancellationToken;
 
 use crate::address::{Address, Direction};
 use crate::answerer::{Answerer, Failed};
@@ -160,6 +161,7 @@ impl Trial {
             journal,
             purpose: Purpose::new(),
             begin,
+            ended: Vec::new(),
             reading: Reading {
                 max_row_bytes: 1 << 20,
                 runtime: runtime.clone(),
@@ -174,6 +176,7 @@ impl Trial {
                 rows_together: self.rows_together,
                 method: Method::POST,
                 key: None,
+                stop: CancellationToken::new(),
             },
         }
     }
@@ -206,7 +209,8 @@ impl Trial {
     }
 }
 
-/// A server that answers every request by its head and body, with a status and a text.
+/// A server that answers every request by its head and body, with a status and a text, and that
+/// says that it may be asked again at once.
 pub(crate) async fn serve(
     answer: impl FnMut(&Parts, &[u8]) -> (u16, String) + Send + 'static,
 ) -> String {
@@ -223,6 +227,7 @@ pub(crate) async fn serve(
                     let body = body.collect().await.unwrap().to_bytes();
                     let (status, text) = (answer.lock().unwrap())(&head, &body);
                     let answer = hyper::Response::builder().status(status);
+                    let answer = answer.header("retry-after", "0");
                     Ok::<_, Infallible>(answer.body(Full::new(Bytes::from(text))).unwrap())
                 }
             });

@@ -1,7 +1,8 @@
 //! The thread that writes: rows of the journal go to the sink, in the order of the input, and a
 //! file tells of those that don't.
 
-use std::io::Write as _;
+use std::fs;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -50,6 +51,9 @@ impl Writer {
             let (before, is_all) = *self.settled.borrow_and_update();
             while next < before {
                 for record in self.rows(next, before)? {
+                    if self.writing.stop.is_cancelled() {
+                        break;
+                    }
                     next = record.row + 1;
                     if record.state != State::Answered {
                         rejects.write(&record)?;
@@ -59,6 +63,10 @@ impl Writer {
                 }
                 if sink.kept() > kept {
                     self.kept.send_replace(sink.kept());
+                }
+                // All that is done is in the journal, and written by a run that goes on.
+                if self.writing.stop.is_cancelled() {
+                    return Ok(());
                 }
             }
             if is_all {
@@ -92,6 +100,7 @@ impl Writer {
         let (before, _) = *self.settled.borrow();
         let mut next = 0;
         while next < before {
+            ensure!(!self.writing.stop.is_cancelled(), "the run stops");
             for record in self.rows(next, before)? {
                 next = record.row + 1;
                 if record.state == State::Answered {
@@ -123,6 +132,16 @@ impl Rejects<'_> {
     }
 
     fn finish(self) -> Result<()> {
-        self.file.map_or(Ok(()), Whole::complete)
+        match self.file {
+            Some(file) => file.complete(),
+            // That of an earlier run tells of none of these rows.
+            None => match fs::remove_file(self.path) {
+                Err(cause) if cause.kind() != ErrorKind::NotFound => {
+                    let path = self.path.display();
+                    Err(cause).with_context(|| format!("can't remove {path}, which is old"))
+                }
+                _ => Ok(()),
+            },
+        }
     }
 }

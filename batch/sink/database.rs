@@ -12,8 +12,10 @@ use super::{Sink, Writing};
 use crate::address::Dialect;
 use crate::database::{Connection, is_gone};
 
-/// Rows of one transaction, and values of one statement, of which SQLite takes 32,766.
+/// Rows and bytes of one transaction, and values of one statement, of which SQLite takes 32,766;
+/// MariaDB takes 16 MiB.
 const MAX_ROWS: usize = 500;
+const MAX_BYTES: usize = 2 << 20;
 const MAX_VALUES: usize = 30_000;
 /// How long a database may be away.
 const MAX_AWAY: Duration = Duration::from_secs(300);
@@ -29,6 +31,7 @@ pub(super) struct Table {
     writing: Writing,
     database: Option<Connection>,
     rows: Vec<Cells>,
+    num_bytes: usize,
     next: u64,
     kept: u64,
 }
@@ -47,18 +50,28 @@ impl Table {
             .clone()
             .context("rows are found again in a table by one of their columns: --id says which")?;
         let (url, columns, writing) = (url.to_owned(), columns.to_vec(), writing.clone());
-        let (table, rows, database) = (table.to_owned(), Vec::new(), None);
-        let mut sink =
-            Self { dialect, url, table, columns, id, writing, database, rows, next: 0, kept };
+        let mut sink = Self {
+            dialect,
+            url,
+            table: table.to_owned(),
+            columns,
+            id,
+            writing,
+            database: None,
+            rows: Vec::new(),
+            num_bytes: 0,
+            next: 0,
+            kept,
+        };
         if sink.columns.is_empty() {
             // There were no rows.
             return Ok(sink);
         }
         let has_id = sink.columns.iter().any(|column| column.name == sink.id);
         ensure!(has_id, "the rows have no column {:?}, which --id names", sink.id);
-        let runtime = sink.writing.runtime.clone();
-        runtime
-            .block_on(sink.prepare())
+        let writing = sink.writing.clone();
+        writing
+            .wait(sink.prepare())?
             .with_context(|| format!("rows can't be written to the table {}", sink.table))?;
         Ok(sink)
     }
@@ -101,18 +114,22 @@ impl Table {
             Connection::Mysql(it) => {
                 let create = format!("{create} DEFAULT CHARACTER SET utf8mb4");
                 sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut **it).await?;
-                // It would insert a row twice without a word.
+                // It would insert a row twice without a word, also where the index is of several
+                // columns, one of which is null; or it would take the place of another, where
+                // the index is of the first characters only.
                 let query = "SELECT count(*) FROM information_schema.statistics
                     WHERE table_schema = coalesce(?, database()) AND table_name = ?
-                    AND column_name = ? AND non_unique = 0 AND seq_in_index = 1";
+                    AND non_unique = 0 GROUP BY index_name HAVING count(*) = 1
+                    AND min(column_name = ?) = 1 AND count(sub_part) = 0";
                 let (schema, table) = match self.table.split_once('.') {
                     Some((schema, table)) => (Some(schema), table),
                     None => (None, self.table.as_str()),
                 };
                 let query = sqlx::query_scalar::<_, i64>(query);
                 let query = query.bind(schema).bind(table).bind(&self.id);
-                let found = query.fetch_one(&mut **it).await?;
-                ensure!(found > 0, "its column {:?} has no unique index", self.id);
+                let found = query.fetch_optional(&mut **it).await?;
+                let why = "has no unique index of its own";
+                ensure!(found.is_some(), "its column {:?} {why}", self.id);
             }
         }
         Ok(())
@@ -125,10 +142,9 @@ impl Table {
             (_, Kind::Int) => "BIGINT",
             (Dialect::Sqlite, Kind::Float) => "REAL",
             (_, Kind::Float) => "DOUBLE PRECISION",
-            // An index has a longest text; capitals and spaces make another id.
-            (Dialect::Mysql, _) if column.name == self.id => {
-                "VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
-            }
+            // An index has a longest text; capitals and spaces make another id, and no comparison
+            // of texts that both MariaDB and MySQL have minds spaces at their ends.
+            (Dialect::Mysql, _) if column.name == self.id => "VARBINARY(1020)",
             (Dialect::Mysql, _) => "LONGTEXT",
             (_, _) => "TEXT",
         };
@@ -238,17 +254,18 @@ impl Table {
             return Ok(());
         }
         let (since, mut pause) = (Instant::now(), FIRST_PAUSE);
-        let runtime = self.writing.runtime.clone();
-        while let Err(cause) = runtime.block_on(self.write_once()) {
+        let writing = self.writing.clone();
+        while let Err(cause) = writing.wait(self.write_once())? {
             let gone = cause.downcast_ref::<sqlx::Error>().is_some_and(is_gone);
             if !gone || since.elapsed() > MAX_AWAY {
                 let table = &self.table;
                 return Err(cause.context(format!("rows can't be written to the table {table}")));
             }
-            std::thread::sleep(pause);
+            writing.wait(async { tokio::time::sleep(pause).await })?;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
         self.rows.clear();
+        self.num_bytes = 0;
         self.kept = self.next;
         Ok(())
     }
@@ -275,9 +292,10 @@ impl Sink for Table {
         if let Err(name) = check_known(&self.columns, &cells) {
             bail!("row {} has a column {name:?}, which the table has not", row + 1);
         }
+        self.num_bytes += cells.values().map(|cell| text_of(cell).len()).sum::<usize>();
         self.rows.push(cells);
         self.next = row + 1;
-        if self.rows.len() == MAX_ROWS {
+        if self.rows.len() == MAX_ROWS || self.num_bytes >= MAX_BYTES {
             self.send()?;
         }
         Ok(())
@@ -289,5 +307,33 @@ impl Sink for Table {
 
     fn finish(mut self: Box<Self>) -> Result<()> {
         self.send()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::journal::Begin;
+    use crate::testing::{Trial, reading};
+
+    #[test]
+    fn rows_that_are_long_are_sent_before_they_are_many() {
+        let (runtime, _) = reading();
+        let dir = tempfile::tempdir().unwrap();
+        let trial = Trial { id: Some("id"), ..Trial::new(dir.path(), "in.csv", "out.csv") };
+        let writing = {
+            let _entered = runtime.enter();
+            trial.job(Begin::Anew).writing
+        };
+        let url = format!("sqlite:{}", dir.path().join("a.db").display());
+        let columns = [Column::new("id", Kind::Int), Column::new("list", Kind::Text)];
+        let mut table = Table::open(Dialect::Sqlite, &url, "t", &columns, 0, &writing).unwrap();
+        for row in 0..5 {
+            let cells = json!({"id": row, "list": ["x".repeat(MAX_BYTES / 2)]});
+            table.write(row, cells.as_object().unwrap().clone()).unwrap();
+        }
+        assert_eq!(table.kept(), 4);
     }
 }

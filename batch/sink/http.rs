@@ -58,8 +58,7 @@ impl HttpSink {
         };
         let (since, mut pause) = (Instant::now(), FIRST_PAUSE);
         loop {
-            let runtime = &self.writing.runtime;
-            let said = runtime.block_on(self.writing.http.ask(asked.clone(), LIMIT));
+            let said = self.writing.wait(self.writing.http.ask(asked.clone(), LIMIT))?;
             let (why, wait) = match said {
                 Ok(said) if (200..300).contains(&said.status) => break,
                 Ok(said) => {
@@ -76,7 +75,9 @@ impl HttpSink {
             if since.elapsed() > MAX_AWAY {
                 bail!("{why}, for {} s now", MAX_AWAY.as_secs());
             }
-            std::thread::sleep(wait.unwrap_or(pause).min(MAX_AWAY / 2));
+            // One that says 0 would be asked without any rest.
+            let wait = wait.unwrap_or_default().max(pause).min(MAX_AWAY / 2);
+            self.writing.wait(async { tokio::time::sleep(wait).await })?;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
         self.lines.clear();

@@ -16,8 +16,8 @@ pub(super) struct Folder {
     root: PathBuf,
     /// What is to be looked at, the next at the front. Only directories on the way are listed.
     left: VecDeque<PathBuf>,
-    /// The newest file that an earlier run read.
-    behind: Option<PathBuf>,
+    /// The newest file that an earlier run read: the bytes of its name.
+    behind: Option<Vec<u8>>,
     max_bytes: usize,
     rows: u64,
 }
@@ -27,7 +27,7 @@ impl Folder {
         Self {
             root: root.to_owned(),
             left: VecDeque::from([root.to_owned()]),
-            behind: (at.rows > 0).then(|| root.join(&at.mark)),
+            behind: (at.rows > 0).then(|| bytes_of(&at.mark)),
             max_bytes: reading.max_row_bytes,
             rows: at.rows,
         }
@@ -53,13 +53,18 @@ impl Folder {
                 inside.sort();
                 inside.into_iter().rev().for_each(|path| self.left.push_front(path));
             } else if kind.is_file() {
-                let done = self.behind.as_ref().is_some_and(|behind| path <= *behind);
-                if !done {
+                let name = self.name(&path).as_os_str().as_encoded_bytes();
+                let behind = self.behind.as_deref();
+                if !behind.is_some_and(|behind| parts(name).le(parts(behind))) {
                     return Ok(Some(path));
                 }
             }
         }
         Ok(None)
+    }
+
+    fn name<'a>(&self, path: &'a Path) -> &'a Path {
+        path.strip_prefix(&self.root).unwrap_or(path)
     }
 
     fn text(&self, path: &Path) -> Result<Result<String, Unreadable>> {
@@ -86,15 +91,38 @@ impl Source for Folder {
     fn next(&mut self) -> Result<Option<Item>> {
         let Some(path) = self.next_file()? else { return Ok(None) };
         let text = self.text(&path)?;
-        let name = path.strip_prefix(&self.root).unwrap_or(&path).to_string_lossy().into_owned();
+        let name = self.name(&path);
+        let (mark, name) = (mark_of(name), name.to_string_lossy().into_owned());
         self.rows += 1;
-        let after = Position { rows: self.rows, mark: name.clone(), ..Position::default() };
+        let after = Position { rows: self.rows, mark, ..Position::default() };
         let cells = text.map(|text| {
             let cells = [("file", name), ("text", text)];
             cells.map(|(name, text)| (name.to_owned(), Value::String(text))).into_iter().collect()
         });
         Ok(Some(Item { cells: cells as Result<Cells, _>, line: 0, after }))
     }
+}
+
+/// A name as a position keeps it: one that is no text as a character for each of its bytes, behind
+/// one that no name has.
+fn mark_of(name: &Path) -> String {
+    let bytes = name.as_os_str().as_encoded_bytes();
+    name.to_str().map_or_else(
+        || std::iter::once('\0').chain(bytes.iter().map(|byte| char::from(*byte))).collect(),
+        str::to_owned,
+    )
+}
+
+/// The bytes of the name that a position keeps.
+fn bytes_of(mark: &str) -> Vec<u8> {
+    let characters = mark.strip_prefix('\0').map(str::chars);
+    let bytes = characters.and_then(|it| it.map(|it| u8::try_from(it).ok()).collect());
+    bytes.unwrap_or_else(|| mark.into())
+}
+
+/// What paths are ordered by.
+fn parts(name: &[u8]) -> impl Iterator<Item = &[u8]> {
+    name.split(|byte| std::path::is_separator(char::from(*byte)))
 }
 
 #[cfg(test)]
@@ -127,5 +155,25 @@ mod tests {
         assert_eq!(said[3], r#"{"file":"b.txt","text":"dot"}"#);
         assert!(said[4].contains("longer than 1000 bytes"), "{said:?}");
         assert_eq!(said.len(), 5);
+    }
+
+    /// Other systems have no such names.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn files_whose_names_are_no_text_are_read_once() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        for name in [&b"\x80"[..], b"\x81/1", "é".as_bytes(), b"\xff", b"z"] {
+            let path = dir.path().join(std::ffi::OsStr::from_bytes(name));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "text").unwrap();
+        }
+        let (_runtime, reading) = reading();
+        let items = read_all(|at| {
+            let kept = serde_json::to_string(at).unwrap();
+            let at = serde_json::from_str(&kept).unwrap();
+            Box::new(Folder::open(dir.path(), &at, &reading)) as _
+        });
+        assert_eq!(items.len(), 5);
     }
 }

@@ -73,6 +73,7 @@ fn job(folder: &Path) -> Job {
         rejects: folder.join("rejects"),
         purpose: Purpose::new(),
         begin: Begin::Anew,
+        ended: Vec::new(),
         reading: Reading {
             max_row_bytes: 16 << 20,
             runtime: runtime.clone(),
@@ -87,6 +88,7 @@ fn job(folder: &Path) -> Job {
             rows_together: 1,
             method: hyper::Method::POST,
             key: None,
+            stop: tokio_util::sync::CancellationToken::new(),
         },
     }
 }
