@@ -37,8 +37,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use protocol::config::{self, Config};
 use sqlx::{QueryBuilder, Sqlite};
-use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tracing::{error, warn};
 use transport::ticks;
@@ -143,6 +143,21 @@ impl BatchJobs {
         self.inner.changed.notify_one();
     }
 
+    /// A new job is kept, and then looked at, whether or not whoever made it waits for that. Until
+    /// then the `names` of blobs are held, so that nobody takes its input away.
+    pub(crate) fn insert(
+        &self,
+        job: BatchJob,
+        names: OwnedMutexGuard<()>,
+    ) -> JoinHandle<Result<(), StoreError>> {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let inserted = this.records().insert(job).await;
+            drop(names);
+            inserted.inspect(|()| this.changed())
+        })
+    }
+
     /// A job is cancelled, unless it is at its end. Whether it is.
     ///
     /// # Errors
@@ -187,11 +202,13 @@ impl BatchJobs {
             tokio::select! {
                 () = self.inner.changed.notified() => {}
                 Some(ended) = jobs.join_next() => {
-                    if let Err(cause) = ended {
+                    if let Err(cause) = &ended {
                         error!(%cause, "a batch job has stopped unexpectedly: it goes on soon");
                     }
                     // Whatever is wrong with one that stopped, it isn't tried in a tight loop.
-                    continue_after(&self.inner).await;
+                    if !ended.unwrap_or(false) {
+                        continue_after(&self.inner).await;
+                    }
                 }
                 () = ticks::pass(pause) => {}
             }
@@ -210,8 +227,8 @@ impl BatchJobs {
     }
 
     /// Begins those whose turn it is: what is cancelled or late at once, of the others so many,
-    /// those of the tenant first of which the fewest run.
-    fn begin(&self, open: Vec<BatchJob>, jobs: &mut JoinSet<()>) {
+    /// those of the tenant first of which the fewest run. Each says whether it came to its end.
+    fn begin(&self, open: Vec<BatchJob>, jobs: &mut JoinSet<bool>) {
         let mut running = self.inner.running();
         let mut waiting: Vec<_> =
             open.into_iter().filter(|job| !running.contains_key(&job.number)).collect();
@@ -236,9 +253,11 @@ impl BatchJobs {
                 let _running = Running { inner: Arc::clone(&inner), number };
                 let id = record.id.clone();
                 let runner = Runner { inner, record: Arc::new(record), cancel };
-                if let Err(cause) = runner.run().await {
+                let ended = runner.run().await;
+                if let Err(cause) = &ended {
                     warn!(batch = id, %cause, "a batch job can't go on now");
                 }
+                ended.is_ok()
             });
         }
     }

@@ -2,20 +2,34 @@
 
 use std::io::{self, BufWriter, Write};
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::blobs::Unfinished;
 use super::files::{KeepError, Purpose, StoredFile, finish};
 use super::job::End;
 use super::journal::Trouble;
 use super::line::LineId;
-use super::reading::{Entries, Entry, Unusable};
+use super::reading::{Entries, Entry, UNREADABLE};
 use super::records::{BatchJob, JobState};
 use super::runner::{Runner, Stopped};
 use super::{new_id, now_s};
 
 /// Lines that are taken from the store at once.
 const PAGE: u32 = 256;
+
+/// Why a job's files aren't made now.
+enum NotMade {
+    /// Its input can't be read: its own trouble, which says nothing of the disk.
+    Input(io::Error),
+    /// They can't be kept.
+    Files(KeepError),
+}
+
+impl<E: Into<KeepError>> From<E> for NotMade {
+    fn from(cause: E) -> Self {
+        Self::Files(cause.into())
+    }
+}
 
 impl Runner {
     /// Makes the files of a job and ends it: all at once, or it is done again.
@@ -31,7 +45,26 @@ impl Runner {
             _ if num_done == record.num_lines => End::Completed,
             _ => End::Expired,
         };
-        while self.inner.journal.settle(self.make(&record, end).await).await?.is_none() {}
+        let mut lost: Option<String> = None;
+        loop {
+            let made = match self.make(&record, end, lost.clone()).await {
+                Err(NotMade::Input(cause)) if self.gives_up(&cause) => {
+                    warn!(batch = id, %cause, "a batch job ends without its input");
+                    let num_left = record.num_lines - num_done;
+                    lost = Some(format!(
+                        "the input can't be read any more ({cause}): here are answers only, and \
+                         {num_left} lines have none"
+                    ));
+                    continue;
+                }
+                Err(NotMade::Input(cause)) => return Err(cause.into()),
+                Err(NotMade::Files(cause)) => Err(cause),
+                Ok(()) => Ok(()),
+            };
+            if self.inner.journal.settle(made).await?.is_some() {
+                break;
+            }
+        }
         info!(batch = id, end = JobState::from(end).name(), num_done, "a batch job has ended");
         // Whoever deleted the input meanwhile wanted its bytes gone; if they can't go now, they do
         // at the next start.
@@ -39,21 +72,27 @@ impl Runner {
         Ok(())
     }
 
-    async fn make(&self, record: &BatchJob, end: End) -> Result<(), KeepError> {
+    /// Makes the files, of durable lines only where it is said that the input is `lost`.
+    async fn make(&self, record: &BatchJob, end: End, lost: Option<String>) -> Result<(), NotMade> {
+        if record.num_lines == 0 {
+            // It was cancelled before its lines were counted: it has none, and no files of them.
+            self.inner.records.end(record.number, end, None, None).await?;
+            return Ok(());
+        }
         let files = &self.inner.files;
-        let input = match end {
-            End::Completed if record.rows.is_none() => None,
-            _ => match Entries::open(&self.inner, record) {
-                Ok(entries) => Some(entries),
-                // It was cancelled before anybody looked at it.
-                Err(Unusable::Nothing(_)) => None,
-                Err(Unusable::Input(cause)) => return Err(cause.into()),
-            },
+        let is_whole = end == End::Completed && record.rows.is_none();
+        let input = match is_whole || lost.is_some() {
+            true => None,
+            false => Some(
+                Entries::open(&self.inner, record).map_err(|cause| NotMade::Input(cause.into()))?,
+            ),
         };
         let mut making = Making {
             output: BufWriter::new(files.blobs.begin()?),
             error: BufWriter::new(files.blobs.begin()?),
             input,
+            lost,
+            is_over_rows: record.rows.is_some(),
             batch: record.number,
             end,
             last: 0,
@@ -68,7 +107,7 @@ impl Runner {
                 if is_last {
                     making.rest()?;
                 }
-                Ok::<_, io::Error>(making)
+                Ok::<_, NotMade>(making)
             });
             let written = written.await.map_err(|cause| match cause.try_into_panic() {
                 // Of this job, which stops for now; the disk is as it was.
@@ -80,9 +119,14 @@ impl Runner {
                 break;
             }
         }
+        // Rows are written as they were read; errors are OpenAI's lines always.
+        let format = match (&record.rows, &making.lost) {
+            (Some(rows), None) => rows["format"].as_str().unwrap_or("jsonl"),
+            _ => "jsonl",
+        };
         let _names = files.blobs.names.lock().await;
-        let output = self.keep(record, "output", making.output).await?;
-        let error = self.keep(record, "error", making.error).await?;
+        let output = self.keep(record, &format!("output.{format}"), making.output).await?;
+        let error = self.keep(record, "error.jsonl", making.error).await?;
         self.inner.records.end(record.number, end, output, error).await?;
         Ok(())
     }
@@ -91,7 +135,7 @@ impl Runner {
     async fn keep(
         &self,
         record: &BatchJob,
-        what: &str,
+        name: &str,
         bytes: BufWriter<Unfinished>,
     ) -> Result<Option<StoredFile>, KeepError> {
         let bytes = bytes.into_inner().map_err(|cause| cause.into_error())?;
@@ -100,16 +144,11 @@ impl Runner {
             return Ok(None);
         }
         let created_s = now_s();
-        // Rows are written as they were read; errors are OpenAI's lines always.
-        let format = match (&record.rows, what) {
-            (Some(rows), "output") => rows["format"].as_str().unwrap_or("jsonl"),
-            _ => "jsonl",
-        };
         Ok(Some(StoredFile {
             id: new_id("file-")?,
             tenant: record.tenant.clone(),
             purpose: Purpose::BatchOutput,
-            filename: format!("{}_{what}.{format}", record.id),
+            filename: format!("{}_{name}", record.id),
             num_bytes,
             hash: finish(bytes).await?,
             created_s,
@@ -123,6 +162,9 @@ struct Making {
     error: BufWriter<Unfinished>,
     // Where some lines have no outcome, or are rows.
     input: Option<Entries>,
+    // Where it can't be read any more: what is said of that.
+    lost: Option<String>,
+    is_over_rows: bool,
     batch: i64,
     end: End,
     last: u32,
@@ -131,7 +173,7 @@ struct Making {
 }
 
 impl Making {
-    fn page(&mut self, page: Vec<(u32, bool, String)>) -> io::Result<()> {
+    fn page(&mut self, page: Vec<(u32, bool, String)>) -> Result<(), NotMade> {
         for (number, is_failed, text) in page {
             let entry = self.unanswered(number)?;
             let rows = self.input.as_ref().and_then(Entries::rows);
@@ -144,6 +186,14 @@ impl Making {
                     plan.write(&mut self.output, entry.cells, &text)?;
                 }
                 _ => {
+                    // An answer whose row can't be read is called by the row's line.
+                    let text = match self.is_over_rows && !is_failed {
+                        true => {
+                            let place = LineId { batch: self.batch, line: number };
+                            place.answered(&format!("line-{number}"), text)
+                        }
+                        false => text,
+                    };
                     let file = if is_failed { &mut self.error } else { &mut self.output };
                     file.write_all(text.as_bytes())?;
                     file.write_all(b"\n")?;
@@ -154,21 +204,28 @@ impl Making {
         Ok(())
     }
 
-    fn rest(&mut self) -> io::Result<()> {
+    fn rest(&mut self) -> Result<(), NotMade> {
         self.unanswered(u32::MAX)?;
+        if let Some(message) = &self.lost {
+            // It is of no line.
+            let text = LineId { batch: self.batch, line: 0 }.ended(None, UNREADABLE, message);
+            self.error.write_all(text.as_bytes())?;
+            self.error.write_all(b"\n")?;
+        }
         self.output.flush()?;
-        self.error.flush()
+        self.error.flush()?;
+        Ok(())
     }
 
     /// Lines before this one that the job's end came before; what stands in this one, where that
     /// is known.
-    fn unanswered(&mut self, before: u32) -> io::Result<Option<Entry>> {
+    fn unanswered(&mut self, before: u32) -> Result<Option<Entry>, NotMade> {
         let (code, message) = match self.end {
             End::Cancelled => ("batch_cancelled", "the batch was cancelled before this line"),
             _ => ("batch_expired", "this line was not computed before the batch expired"),
         };
         while let Some(input) = &mut self.input {
-            let Some(entry) = input.next_entry()? else { break };
+            let Some(entry) = input.next_entry().map_err(NotMade::Input)? else { break };
             if entry.number >= before {
                 return Ok(Some(entry));
             }

@@ -218,6 +218,11 @@ impl Job {
         if self.done.len() == self.num_lines { Some(End::Completed) } else { self.end }
     }
 
+    /// Whether nothing more of it will be known.
+    pub(crate) fn is_known(&self) -> bool {
+        self.has_read_all && self.waiting.is_empty() && self.num_computing == 0
+    }
+
     /// When it has something to do, if nothing else happens.
     pub(crate) fn next_timer(&self, now: Instant) -> Instant {
         let resumes = self.resumes.filter(|at| *at > now);

@@ -43,8 +43,8 @@ type Waiting = (Outcome, mpsc::UnboundedSender<Vec<u32>>);
 /// Whoever has results hands them in here; clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Journal {
-    // Unbounded: each job bounds what it has here.
-    waiting: mpsc::UnboundedSender<Waiting>,
+    // Unbounded: each job bounds what it has here. None: what came before waits for nothing more.
+    waiting: mpsc::UnboundedSender<Option<Waiting>>,
     disk: Arc<watch::Sender<Disk>>,
     retry: Duration,
 }
@@ -63,7 +63,12 @@ impl Journal {
     /// A result that is to become durable; `told` hears of it.
     pub(crate) fn record(&self, outcome: Outcome, told: mpsc::UnboundedSender<Vec<u32>>) {
         // Where nobody writes any more nobody is told.
-        let _ = self.waiting.send((outcome, told));
+        let _ = self.waiting.send(Some((outcome, told)));
+    }
+
+    /// What was recorded becomes durable at once: whoever has recorded it has nothing more.
+    pub(crate) fn flush(&self) {
+        let _ = self.waiting.send(None);
     }
 
     /// Waits until these results are durable, on a thread that may: how many never will be, since
@@ -72,6 +77,7 @@ impl Journal {
         let mut num_open = outcomes.len();
         let (told, mut heard) = mpsc::unbounded_channel();
         outcomes.into_iter().for_each(|outcome| self.record(outcome, told.clone()));
+        self.flush();
         // Only those who write can tell: their end is heard, too.
         drop(told);
         while let Some(numbers) = heard.blocking_recv() {
@@ -158,14 +164,16 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(self, mut queue: mpsc::UnboundedReceiver<Waiting>, config: config::Jobs) {
+    async fn run(self, mut queue: mpsc::UnboundedReceiver<Option<Waiting>>, config: config::Jobs) {
         let wait = Duration::from_millis(config.commit_wait_ms);
         while let Some(first) = queue.recv().await {
+            // What should have been written at once has been.
+            let Some(first) = first else { continue };
             let mut group = vec![first];
             let full = config.max_commit_rows as usize;
             let gather = async {
                 while group.len() < full
-                    && let Some(next) = queue.recv().await
+                    && let Some(Some(next)) = queue.recv().await
                 {
                     group.push(next);
                 }

@@ -26,6 +26,16 @@ pub(super) enum Found {
     Cancelled,
 }
 
+/// What is said of an input that can't be read, and won't be.
+pub(super) const UNREADABLE: &str = "input_unreadable";
+
+impl Found {
+    pub(super) fn unreadable(cause: &io::Error) -> Self {
+        let message = format!("the input can't be read any more ({cause}); hand it in again");
+        Self::Nothing(problem(UNREADABLE, &message, None))
+    }
+}
+
 /// What stands in one line of a job's input, or in the lines of one row.
 pub(super) struct Entry {
     /// The first of these lines, from 1 on.

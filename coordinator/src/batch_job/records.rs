@@ -1,5 +1,7 @@
 //! What is known of each job, whatever becomes of the process.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{QueryBuilder, Row as _, Sqlite};
@@ -318,7 +320,7 @@ impl Records {
             .await
     }
 
-    /// A job whose input is none has failed.
+    /// A job whose input is none has failed, unless somebody has cancelled it meanwhile.
     ///
     /// # Errors
     /// When it can't be written.
@@ -328,8 +330,11 @@ impl Records {
                 Box::pin(async move {
                     let mut query = set(JobState::Failed);
                     query.push(", num_failed = 0, errors = ").push_bind(errors.to_string());
-                    query.push(" WHERE number = ").push_bind(number);
-                    query.build().execute(&mut *database).await?;
+                    query.push(" WHERE number = ").push_bind(number).push(" AND status = ");
+                    query.push_bind(JobState::Validating.name());
+                    if query.build().execute(&mut *database).await?.rows_affected() == 0 {
+                        return Ok(());
+                    }
                     delete_outcomes(database, number).await
                 })
             })
@@ -352,6 +357,8 @@ impl Records {
             .write(move |database| {
                 Box::pin(async move {
                     let mut query = set(end.into());
+                    // Where nobody has counted its lines none of them has failed.
+                    query.push(", num_failed = min(num_failed, num_lines)");
                     let files = [("output_file", &output), ("error_file", &error)];
                     for (column, file) in files {
                         if let Some(file) = file {
@@ -381,8 +388,17 @@ impl Records {
         self.store
             .write(move |database| {
                 Box::pin(async move {
+                    let mut counts = BTreeMap::<i64, [i64; 5]>::new();
                     for outcome in outcomes {
-                        record(database, outcome).await?;
+                        let Outcome { batch, is_failed, num_tokens: [a, b, c], .. } = outcome;
+                        if insert(database, outcome).await? {
+                            let more = [i64::from(!is_failed), i64::from(is_failed), a, b, c];
+                            let counts = counts.entry(batch).or_default();
+                            counts.iter_mut().zip(more).for_each(|(num, more)| *num += more);
+                        }
+                    }
+                    for (batch, more) in counts {
+                        count(database, batch, more).await?;
                     }
                     Ok(())
                 })
@@ -445,29 +461,32 @@ fn result_id(batch: i64, line: u32) -> i64 {
     batch << 32 | i64::from(line)
 }
 
-async fn record(database: &mut SqliteConnection, outcome: Outcome) -> Result<(), sqlx::Error> {
-    let Outcome { batch, line, is_failed, text, num_tokens } = outcome;
+/// Writes a line down, unless it is durable already. Whether it was written.
+async fn insert(database: &mut SqliteConnection, outcome: Outcome) -> Result<bool, sqlx::Error> {
+    let Outcome { batch, line, is_failed, text, .. } = outcome;
     // A job that has ended has its files, and forgets its results: one that comes late is none.
     let mut insert = QueryBuilder::new("INSERT OR IGNORE INTO results SELECT ");
     let mut values = insert.separated(", ");
     values.push_bind(result_id(batch, line)).push_bind(is_failed).push_bind(text);
     insert.push(" FROM batches WHERE number = ").push_bind(batch).push(" AND ").push(OPEN);
-    if insert.build().execute(&mut *database).await?.rows_affected() == 0 {
-        return Ok(());
-    }
-    sqlx::query(
+    Ok(insert.build().execute(database).await?.rows_affected() > 0)
+}
+
+/// So many more lines of a job are answered, and have failed; their tokens.
+async fn count(
+    database: &mut SqliteConnection,
+    batch: i64,
+    more: [i64; 5],
+) -> Result<(), sqlx::Error> {
+    let mut query = sqlx::query(
         "UPDATE batches SET num_completed = num_completed + ?, num_failed = num_failed + ?,
          num_prompt_tokens = num_prompt_tokens + ?, num_cached_tokens = num_cached_tokens + ?,
          num_generated_tokens = num_generated_tokens + ? WHERE number = ?",
-    )
-    .bind(i64::from(!is_failed))
-    .bind(i64::from(is_failed))
-    .bind(num_tokens[0])
-    .bind(num_tokens[1])
-    .bind(num_tokens[2])
-    .bind(batch)
-    .execute(database)
-    .await?;
+    );
+    for num in more {
+        query = query.bind(num);
+    }
+    query.bind(batch).execute(database).await?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::records::JobState;
 use super::row_plan::complete;
-use super::testing::{Bench, Rule, says};
+use super::testing::{Bench, Rule, ids, says};
 use super::*;
 use crate::openai::Style;
 use crate::request::Event;
@@ -132,6 +132,26 @@ async fn a_job_over_rows_that_is_cut_off_goes_on_and_one_that_is_cancelled_names
     let error = bench.lines(job.error_file.as_ref()).await;
     assert_eq!(error[0]["error"]["code"], "batch_cancelled");
     assert_eq!(error.len() + job.num_completed as usize, 4);
+}
+
+/// Goal: answers outlast the rows that they are of. Method: the only row is answered when the bytes
+/// of the input go.
+#[tokio::test]
+async fn answers_whose_rows_are_gone_are_called_by_the_lines_of_these() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = open(dir.path(), |request, _| Some(says(request))).await;
+    let plan = rows(json!({"template": "{{ text }}"}), "in.csv");
+    let id = bench.hand_in_rows(b"text\na\n", 3600, plan).await;
+    let job = bench.counted(&id, 1).await;
+    bench.record(job.number, 2, false, json!({"answer": "b"}).to_string()).await;
+    bench.jobs.files().blobs.remove(&job.input_hash).unwrap();
+    let job = bench.finish(&id).await;
+    assert_eq!((job.state, job.num_completed), (JobState::Completed, 1));
+    let output = bench.lines(job.output_file.as_ref()).await;
+    assert_eq!(ids(&output), ["line-2"]);
+    assert_eq!(output[0]["response"]["body"], json!({"answer": "b"}));
+    let file = bench.jobs.files().get(job.output_file.as_ref().unwrap()).await.unwrap().unwrap();
+    assert_eq!(file.filename, format!("{id}_output.jsonl"));
 }
 
 #[tokio::test]

@@ -68,10 +68,19 @@ pub(super) struct Runner {
 }
 
 impl Runner {
-    pub(super) async fn run(self) -> Result<(), Stopped> {
+    pub(super) async fn run(mut self) -> Result<(), Stopped> {
+        // What was known of it when its turn came may be old: it may have ended since, and whoever
+        // cancelled it before it was known to run told nobody.
+        let record = self.inner.records.get(&self.record.id).await?;
+        let Some(record) = record.filter(|record| record.state.is_open()) else { return Ok(()) };
+        self.record = Arc::new(record);
         let mut end = match self.record.state {
             JobState::Validating if !self.validate().await? => return Ok(()),
-            JobState::Validating | JobState::InProgress => Some(self.compute().await?),
+            JobState::Validating | JobState::InProgress => match self.compute().await {
+                // Nothing more of it can be computed.
+                Err(Stopped::Input(cause)) if self.gives_up(&cause) => Some(End::Expired),
+                end => Some(end?),
+            },
             JobState::Cancelling => Some(End::Cancelled),
             _ => None,
         };
@@ -83,6 +92,11 @@ impl Runner {
             self.advance(&[JobState::InProgress], JobState::Finalizing, None).await?;
         }
         self.finish().await
+    }
+
+    /// Whether an input that can't be read isn't tried again: it is gone, or its job's time is up.
+    pub(super) fn gives_up(&self, cause: &io::Error) -> bool {
+        cause.kind() == io::ErrorKind::NotFound || self.record.expires_s <= now_s()
     }
 
     /// Looks at every line; the job fails if its input is none. Whether it goes on.
@@ -102,7 +116,11 @@ impl Runner {
             num_lost += inner.journal.keep(open);
             Ok::<_, io::Error>((found, num_lost))
         });
-        let (found, num_lost) = looked.await.map_err(io::Error::other)??;
+        let looked = looked.await.unwrap_or_else(|cause| Err(io::Error::other(cause)));
+        let (found, num_lost) = match looked {
+            Err(cause) if self.gives_up(&cause) => (Found::unreadable(&cause), 0),
+            looked => looked?,
+        };
         if num_lost > 0 {
             return Err(Stopped::Disk);
         }
@@ -196,6 +214,9 @@ impl Runner {
                     if let Some(outcome) = self.take(&mut job, plan.as_ref(), line, answer) {
                         job.answered();
                         journal.record(outcome, told.clone());
+                        if job.is_known() {
+                            journal.flush();
+                        }
                     }
                 }
                 Some(numbers) = heard.recv() => job.committed(&numbers),

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use super::files::{Purpose, StoredFile};
+use super::records::Outcome;
 use super::*;
 use crate::actor::Msg;
 use crate::completion::Parsing;
@@ -141,6 +142,20 @@ impl Bench {
         };
         self.jobs.records().insert(job).await.unwrap();
         id
+    }
+
+    /// As it is once so many lines of it have been counted.
+    pub(super) async fn counted(&self, id: &str, num_lines: u32) -> BatchJob {
+        let (number, records) = (self.get(id).await.number, self.jobs.records());
+        let (from, to) = (&[JobState::Validating], JobState::InProgress);
+        assert!(records.advance(number, from, to, Some(num_lines)).await.unwrap());
+        self.get(id).await
+    }
+
+    /// A line of a job is durable.
+    pub(super) async fn record(&self, batch: i64, line: u32, is_failed: bool, text: String) {
+        let outcome = Outcome { batch, line, is_failed, text, num_tokens: [3, 2, 1] };
+        self.jobs.records().record(vec![outcome]).await.unwrap();
     }
 
     pub(super) async fn get(&self, id: &str) -> BatchJob {

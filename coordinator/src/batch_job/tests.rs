@@ -8,6 +8,9 @@ use std::task::{Context, Poll};
 
 use serde_json::{Value, json};
 
+use super::job::End;
+use super::line::LineId;
+use super::records::Outcome;
 use super::runner::Stopped;
 use super::testing::{Bench, LONG, Rule, ids, is_long, line, says};
 use super::*;
@@ -317,4 +320,169 @@ async fn a_job_whose_lines_are_looked_at_stops_where_nothing_is_written_any_more
     ended.await.unwrap_err();
     let stopped = tokio::time::timeout(Duration::from_secs(60), runner.run()).await;
     assert!(matches!(stopped, Ok(Err(Stopped::Disk))), "{stopped:?}");
+}
+
+/// Goal: what was known of a job when its turn came isn't relied on. Method: runners that know it
+/// as it was before it was cancelled, and before it ended.
+#[tokio::test]
+async fn a_job_that_was_cancelled_or_ended_before_it_is_taken_up_computes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::open(dir.path(), |request, _| Some(says(request)), |_| {}).await;
+    let id = bench.hand_in(line("a", "x").as_bytes(), 3600).await;
+    let number = bench.counted(&id, 1).await.number;
+    for runner in [bench.runner(&id).await, bench.runner(&id).await] {
+        let is_first = bench.jobs.cancel(number).await.unwrap();
+        assert_eq!(is_first, bench.get(&id).await.state == JobState::Cancelling);
+        runner.run().await.unwrap();
+        assert_eq!(bench.get(&id).await.state, JobState::Cancelled);
+    }
+    assert_eq!(bench.num_computed.load(Ordering::SeqCst), 0);
+}
+
+/// Goal: of a job that is cancelled before its lines are counted, neither counts nor files speak of
+/// any. Method: one that is none was found already, and then the input turns out to be none.
+#[tokio::test]
+async fn a_job_that_is_cancelled_before_its_lines_are_counted_has_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::open(dir.path(), |request, _| Some(says(request)), |_| {}).await;
+    let id = bench.hand_in(format!("{{\n{}", line("a", "x")).as_bytes(), 3600).await;
+    let number = bench.get(&id).await.number;
+    bench.record(number, 1, true, "{}".into()).await;
+    assert!(bench.jobs.cancel(number).await.unwrap());
+    bench.jobs.records().fail(number, json!(null)).await.unwrap();
+    let job = bench.finish(&id).await;
+    assert_eq!((job.state, job.num_lines, job.num_failed), (JobState::Cancelled, 0, 0));
+    assert_eq!((job.output_file, job.error_file), (None, None));
+}
+
+/// Goal: an input that is gone ends its own job, with what is durable, and holds up no other.
+/// Method: of two lines one is durable when the bytes go.
+#[tokio::test]
+async fn a_job_whose_input_is_gone_ends_with_what_is_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::open(dir.path(), |request, _| Some(says(request)), |_| {}).await;
+    for (name, expected) in [("a", JobState::Expired), ("b", JobState::Cancelled)] {
+        let input = [line(name, "x"), line("rest", "x")].join("\n");
+        let id = bench.hand_in(input.as_bytes(), 3600).await;
+        let job = bench.counted(&id, 2).await;
+        let text = LineId { batch: job.number, line: 1 }.answered(name, "{}".into());
+        bench.record(job.number, 1, false, text).await;
+        bench.jobs.files().blobs.remove(&job.input_hash).unwrap();
+        if expected == JobState::Cancelled {
+            assert!(bench.jobs.cancel(job.number).await.unwrap());
+        }
+        let job = bench.finish(&id).await;
+        assert_eq!((job.state, job.num_completed), (expected, 1));
+        assert_eq!(ids(&bench.lines(job.output_file.as_ref()).await), [name]);
+        let error = bench.lines(job.error_file.as_ref()).await;
+        assert_eq!(ids(&error), ["none"]);
+        assert_eq!(error[0]["error"]["code"], "input_unreadable");
+        let said = error[0]["error"]["message"].as_str().unwrap();
+        assert!(said.ends_with("1 lines have none"), "{said}");
+    }
+    let id = bench.hand_in(line("c", "x").as_bytes(), 3600).await;
+    bench.jobs.files().blobs.remove(&bench.get(&id).await.input_hash).unwrap();
+    let job = bench.finish(&id).await;
+    assert_eq!(job.state, JobState::Failed);
+    assert_eq!(job.errors.unwrap()["data"][0]["code"], "input_unreadable");
+    assert_eq!((bench.jobs.disk(), bench.num_computed.load(Ordering::SeqCst)), (Disk::Fine, 0));
+}
+
+/// Goal: an input that can't be read holds up no other job, and its own until its time is up.
+/// Method: folders stand where the bytes of two jobs should, of one that has been looked at and of
+/// one that hasn't.
+#[tokio::test]
+async fn an_input_that_cannot_be_read_is_tried_again_as_long_as_there_is_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::open(dir.path(), |request, _| Some(says(request)), |_| {}).await;
+    let counted = bench.hand_in(line("a", "x").as_bytes(), 3600).await;
+    bench.counted(&counted, 1).await;
+    let unseen = bench.hand_in(line("b", "x").as_bytes(), 3600).await;
+    for id in [&counted, &unseen] {
+        let path = bench.jobs.files().blobs.path(&bench.get(id).await.input_hash);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(path).unwrap();
+    }
+    let other = bench.hand_in(line("c", "x").as_bytes(), 3600).await;
+    assert_eq!(bench.finish(&other).await.state, JobState::Completed);
+    assert!(bench.get(&counted).await.state.is_open() && bench.get(&unseen).await.state.is_open());
+    let late = bench.store.write(|database| {
+        Box::pin(async move {
+            sqlx::query("UPDATE batches SET expires_s = 0").execute(database).await?;
+            Ok(())
+        })
+    });
+    late.await.unwrap();
+    let job = bench.finish(&counted).await;
+    assert_eq!((job.state, job.output_file.is_none()), (JobState::Expired, true));
+    assert_eq!(bench.lines(job.error_file.as_ref()).await[0]["error"]["code"], "input_unreadable");
+    assert_eq!(bench.finish(&unseen).await.state, JobState::Failed);
+    assert_eq!(bench.jobs.disk(), Disk::Fine);
+}
+
+/// Goal: the bytes of a job's input stay until the job is kept. Method: whoever makes it doesn't
+/// wait for that.
+#[tokio::test]
+async fn the_names_of_blobs_are_held_until_a_job_is_kept_whoever_has_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::open(dir.path(), |request, _| Some(says(request)), |_| {}).await;
+    let id = bench.hand_in(b"{}", 3600).await;
+    let job = BatchJob { id: "batch_another".into(), ..bench.get(&id).await };
+    let names = Arc::clone(&bench.jobs.files().blobs.names);
+    drop(bench.jobs.insert(job, Arc::clone(&names).lock_owned().await));
+    assert!(names.try_lock().is_err());
+    let _names = names.lock().await;
+    assert!(bench.jobs.records().get("batch_another").await.unwrap().is_some());
+}
+
+/// Goal: a job's last results wait for no others. Method: nobody waits so long.
+#[tokio::test]
+async fn the_last_results_of_a_job_are_durable_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let change = |config: &mut Config| config.batch.commit_wait_ms = 3_600_000;
+    let bench = Bench::open(dir.path(), |request, _| Some(says(request)), change).await;
+    let input = [line("a", "x"), "{".into(), line("b", LONG)].join("\n");
+    let id = bench.hand_in(input.as_bytes(), 3600).await;
+    let job = bench.finish(&id).await;
+    assert_eq!((job.state, job.num_completed), (JobState::Completed, 2));
+}
+
+/// Goal: a group changes each of its jobs once, by what is new. Method: the rows that SQLite has
+/// changed are counted.
+#[tokio::test]
+async fn results_of_a_group_are_counted_once_for_each_job() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::open(dir.path(), |request, _| Some(says(request)), |_| {}).await;
+    let jobs = [bench.hand_in(b"{}", 3600).await, bench.hand_in(b"{}", 3600).await];
+    let (one, other) = (bench.counted(&jobs[0], 9).await, bench.counted(&jobs[1], 9).await);
+    let (one, other, records) = (one.number, other.number, bench.jobs.records());
+    let outcome = |batch, line, is_failed| {
+        let text = "{}".to_owned();
+        Outcome { batch, line, is_failed, text, num_tokens: [3, 2, 1] }
+    };
+    let num_changes = async || {
+        let query = bench.store.write(|database| {
+            Box::pin(async move {
+                let query = sqlx::query_scalar("SELECT total_changes()");
+                let num: i64 = query.fetch_one(database).await?;
+                Ok(num)
+            })
+        });
+        query.await.unwrap()
+    };
+    let before = num_changes().await;
+    let lines =
+        [(one, 1, false), (other, 1, true), (one, 2, false), (one, 1, true), (one, 3, true)];
+    let group = lines.map(|(batch, line, is_failed)| outcome(batch, line, is_failed));
+    records.record(group.into()).await.unwrap();
+    // Four lines that are new, and two jobs.
+    assert_eq!(num_changes().await - before, 6);
+    let job = bench.get(&jobs[0]).await;
+    assert_eq!((job.num_completed, job.num_failed, job.num_tokens), (2, 1, [9, 6, 3]));
+    let job = bench.get(&jobs[1]).await;
+    assert_eq!((job.num_completed, job.num_failed, job.num_tokens), (0, 1, [3, 2, 1]));
+    records.end(one, End::Cancelled, None, None).await.unwrap();
+    let before = num_changes().await;
+    records.record(vec![outcome(one, 4, false)]).await.unwrap();
+    assert_eq!(num_changes().await, before, "what comes too late is none");
 }

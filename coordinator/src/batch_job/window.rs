@@ -59,11 +59,11 @@ pub(crate) fn order<'a>(bodies: impl Iterator<Item = &'a str>) -> Vec<usize> {
     leaves.sort_by(|one, other| one.prompt.cmp(&other.prompt).then(one.at.cmp(&other.at)));
     let mut branches: Vec<Branch> = Vec::new();
     for (number, leaf) in leaves.iter().enumerate() {
-        let num_shared = match number.checked_sub(1) {
-            None => 0,
-            Some(before) => leaf.num_shared(&leaves[before]),
-        };
-        if number == 0 || num_shared < MIN_SHARED_BYTES {
+        let before = number.checked_sub(1).map(|before| leaf.num_shared(&leaves[before]));
+        // Whoever begins a branch computes its prompt whole: what is shared with another branch is
+        // too little to count on, and is counted for neither.
+        let num_shared = before.filter(|num| *num >= MIN_SHARED_BYTES).unwrap_or(0);
+        if num_shared == 0 {
             branches.push(Branch { start: number, ..Branch::default() });
         }
         let branch = branches.last_mut().expect("the first leaf begins one");
@@ -143,6 +143,15 @@ mod tests {
             body("b", "2", 50),
         ];
         assert_eq!(order_of(&bodies), [1, 4, 3, 0, 2]);
+    }
+
+    /// What short prompts begin with alike says nothing of what they compute.
+    #[test]
+    fn of_short_prompts_the_longest_answers_go_first_also_where_some_are_the_same() {
+        let prompts = ["a cat was", "a cat was", "a cat was", "down a cat", "down a cat"];
+        let body = |(prompt, tokens)| json!({"prompt": prompt, "max_tokens": tokens});
+        let bodies: Vec<_> = prompts.into_iter().zip([16, 64, 20, 60, 30]).map(body).collect();
+        assert_eq!(order_of(&bodies), [1, 3, 2, 4, 0]);
     }
 
     #[test]

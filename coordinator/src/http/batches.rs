@@ -47,7 +47,7 @@ pub(super) async fn create(
         return Err(ApiError { retry_after: Some(60), ..error });
     }
     // Whoever deletes the file meanwhile finds that its bytes are needed, or it isn't found here.
-    let _names = jobs.files().blobs.names.lock().await;
+    let names = Arc::clone(&jobs.files().blobs.names).lock_owned().await;
     let input = jobs.files().get(&asked.input_file).await.map_err(failed)?;
     let input = input.filter(|file| caller.may_see(&file.tenant)).ok_or_else(|| {
         let message = "there is no such file; hand it in at /v1/files first";
@@ -88,11 +88,7 @@ pub(super) async fn create(
         expires_s: created_s + asked.window_s,
         since_s: Vec::new(),
     };
-    // Whoever asked may be gone before it is written, and is looked at all the same.
-    let (inserting, of_jobs) = (job.clone(), jobs.clone());
-    let inserting = tokio::spawn(async move {
-        of_jobs.records().insert(inserting).await.inspect(|_| of_jobs.changed())
-    });
+    let inserting = jobs.insert(job.clone(), names);
     inserting.await.map_err(|cause| ApiError::internal(cause.to_string()))?.map_err(failed)?;
     Ok(Json(describe(&state, &job)).into_response())
 }
