@@ -127,7 +127,7 @@ async fn a_stages_part_of_files_of_every_form_travels_bit_for_bit() {
             };
             let cache = Cache::open(&folder.join(stage.to_string()), u64::MAX).unwrap();
             let needed = manifest.needed(&plan).unwrap();
-            let model = cache.model(&manifest, &needed).unwrap();
+            let model = cache.model(&manifest, &needed, None).unwrap();
             for piece in needed {
                 let ask = Ask::Piece(id, piece, manifest.digest(piece).unwrap());
                 assert!(model.keep(piece, &source.give(ask).await.unwrap()).unwrap());

@@ -16,6 +16,9 @@ use protocol::{Digest, Manifest, PieceId, PieceSet, codec};
 /// The record: eight bytes for each piece, in the order in which they came.
 const RECORD: &str = ".pieces";
 
+/// What is to become the record.
+const NEW_RECORD: &str = ".pieces-new";
+
 /// Pieces between two times that they are made to last.
 const SYNC_EVERY: usize = 32;
 
@@ -65,8 +68,9 @@ impl Cache {
         Ok(Self { dir: dir.to_owned(), max_bytes, opened, _lock: lock })
     }
 
-    /// A model's files, after room was made for `needed` of it. They stay until the last handle is
-    /// gone.
+    /// A model's files, after room was made for what is missing of `needed`: other models give way
+    /// first, then what isn't needed of this one. They stay until the last handle is gone; `last`
+    /// is the caller's own of what it asked for before, and is in nobody's way.
     ///
     /// # Errors
     /// One sentence, when they don't fit or can't be made.
@@ -74,15 +78,19 @@ impl Cache {
         &self,
         manifest: &Manifest,
         needed: &BTreeSet<PieceId>,
+        last: Option<Arc<CachedModel>>,
     ) -> Result<Arc<CachedModel>, String> {
-        self.open_model(manifest, needed).map_err(|cause| trouble(&self.dir, &cause))
+        self.open_model(manifest, needed, last).map_err(|cause| trouble(&self.dir, &cause))
     }
 
     fn open_model(
         &self,
         manifest: &Manifest,
         needed: &BTreeSet<PieceId>,
+        last: Option<Arc<CachedModel>>,
     ) -> io::Result<Arc<CachedModel>> {
+        // What was verified of it is not verified again; of another model nothing is needed now.
+        let last = last.filter(|it| it.manifest == *manifest && it.dir.exists());
         let name = Digest(*blake3::hash(&codec::encode(manifest)).as_bytes()).to_string();
         let mut models = self.models()?;
         let own = models.iter().position(|model| name_of(model).starts_with(&name));
@@ -97,12 +105,29 @@ impl Cache {
         };
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         opened.retain(|it| it.strong_count() > 0);
-        let in_use = opened.iter().filter_map(Weak::upgrade).map(|it| it.dir.clone());
-        let in_use = in_use.filter(|it| *it != dir).collect();
-        self.make_room(manifest.num_bytes(needed).max(used(&dir)), models, &in_use)?;
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        let model = Arc::new(CachedModel::open(dir, manifest.clone())?);
-        opened.push(Arc::downgrade(&model));
+        let all: Vec<_> = opened.iter().filter_map(Weak::upgrade).collect();
+        let in_use: BTreeSet<_> =
+            all.iter().map(|it| it.dir.clone()).filter(|it| *it != dir).collect();
+        let known = last.or_else(|| all.iter().find(|it| it.dir == dir).cloned());
+        drop(all);
+        let model = match known {
+            Some(model) => model,
+            None => {
+                DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+                let model = Arc::new(CachedModel::open(dir, manifest.clone())?);
+                opened.push(Arc::downgrade(&model));
+                model
+            }
+        };
+        model.touch()?;
+        let bytes = || manifest.num_bytes(&model.missing(needed)).saturating_add(used(&model.dir));
+        let kept: u64 = in_use.iter().map(|dir| used(dir)).sum();
+        // Nobody else reads it: what a stage that is loading needs isn't taken away.
+        let is_own = Arc::strong_count(&model) == 1;
+        if is_own && bytes().saturating_add(kept) > self.max_bytes {
+            model.keep_only(needed)?;
+        }
+        self.make_room(bytes(), models, &in_use)?;
         Ok(model)
     }
 
@@ -172,11 +197,55 @@ impl CachedModel {
         let record = OpenOptions::new().append(true).create(true).open(&path)?;
         // Half an entry may be left of a process that was killed.
         record.set_len(recorded.len() as u64 / 8 * 8)?;
-        // Also says when the model was used last.
-        record.set_modified(std::time::SystemTime::now())?;
         let (held, unsynced) = Default::default();
         let state = Mutex::new(State { record, held, unverified, unsynced });
         Ok(Self { dir, manifest, files, state })
+    }
+
+    /// It is used now: the record's time says so.
+    fn touch(&self) -> io::Result<()> {
+        self.state().record.set_modified(std::time::SystemTime::now())
+    }
+
+    /// Those of which nothing is here.
+    fn missing(&self, needed: &BTreeSet<PieceId>) -> BTreeSet<PieceId> {
+        let state = self.state();
+        let is_here = |it: &&PieceId| !state.held.contains(it) && !state.unverified.contains(it);
+        needed.iter().filter(is_here).copied().collect()
+    }
+
+    /// Gives the disk back all pieces but these. The record forgets them first: what it names is
+    /// there, whenever this is cut short.
+    fn keep_only(&self, needed: &BTreeSet<PieceId>) -> io::Result<()> {
+        let mut state = self.state();
+        self.sync(&mut state)?;
+        let State { held, unverified, .. } = &mut *state;
+        for pieces in [held, unverified] {
+            pieces.retain(|piece| needed.contains(piece));
+        }
+        let left = entries(state.held.union(&state.unverified));
+        let (path, new) = (self.dir.join(RECORD), self.dir.join(NEW_RECORD));
+        let mut record = OpenOptions::new().append(true).create(true).open(&new)?;
+        record.set_len(0)?;
+        record.write_all(&left)?;
+        record.sync_data()?;
+        fs::rename(&new, &path)?;
+        File::open(&self.dir)?.sync_all()?;
+        state.record = record;
+        let size = u64::from(self.manifest.piece_bytes);
+        for (number, (file, of)) in self.files.iter().zip(&self.manifest.files).enumerate() {
+            let is_needed =
+                |index: u64| needed.contains(&PieceId { file: number as u32, index: index as u32 });
+            let (mut at, end) = (0, of.num_bytes.div_ceil(size));
+            while at < end {
+                let until = (at..end).find(|index| is_needed(*index)).unwrap_or(end);
+                if until > at {
+                    punch(file, at * size..(until * size).min(of.num_bytes))?;
+                }
+                at = until + 1;
+            }
+        }
+        Ok(())
     }
 
     /// What its files hold.
@@ -272,8 +341,7 @@ impl CachedModel {
         for file in files {
             self.files[file as usize].sync_data()?;
         }
-        let entry = |piece: &PieceId| [piece.file.to_le_bytes(), piece.index.to_le_bytes()];
-        let entries: Vec<_> = state.unsynced.iter().flat_map(entry).flatten().collect();
+        let entries = entries(&state.unsynced);
         state.record.write_all(&entries)?;
         state.record.sync_data()?;
         state.unsynced.clear();
@@ -287,6 +355,28 @@ impl CachedModel {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What is recorded of pieces.
+fn entries<'a>(pieces: impl IntoIterator<Item = &'a PieceId>) -> Vec<u8> {
+    let entry = |piece: &PieceId| [piece.file.to_le_bytes(), piece.index.to_le_bytes()];
+    pieces.into_iter().flat_map(entry).flatten().collect()
+}
+
+/// Makes a hole of these bytes: the disk has them back.
+#[cfg(target_os = "linux")]
+fn punch(file: &File, bytes: Range<u64>) -> io::Result<()> {
+    use nix::fcntl::{FallocateFlags, fallocate};
+    let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let [start, len] = [bytes.start, bytes.end - bytes.start].map(i64::try_from);
+    let [start, len] = [start, len].map(|it| it.map_err(io::Error::other));
+    Ok(fallocate(file, mode, start?, len?)?)
+}
+
+/// There is no call for it: a cache that is full of one model stays so.
+#[cfg(not(target_os = "linux"))]
+fn punch(_: &File, _: Range<u64>) -> io::Result<()> {
+    Ok(())
 }
 
 /// What is wrong with the disk, and what would be right.

@@ -43,7 +43,8 @@ fn held(model: &CachedModel) -> Vec<u32> {
 fn a_piece_that_was_damaged_on_disk_is_not_there_any_more() {
     let (dir, bytes) = (tempfile::tempdir().unwrap(), bytes(0));
     let manifest = manifest(&bytes);
-    let open = || Cache::open(dir.path(), 1 << 20).unwrap().model(&manifest, &pieces()).unwrap();
+    let open =
+        || Cache::open(dir.path(), 1 << 20).unwrap().model(&manifest, &pieces(), None).unwrap();
     let model = open();
     keep(&model, &bytes, &[0, 1, 2, 4]);
     assert_eq!(held(&model), [0, 1, 2, 4]);
@@ -73,7 +74,7 @@ fn a_piece_that_was_damaged_on_disk_is_not_there_any_more() {
 fn a_hole_is_never_covered() {
     let (dir, bytes) = (tempfile::tempdir().unwrap(), bytes(0));
     let cache = Cache::open(dir.path(), 1 << 20).unwrap();
-    let model = cache.model(&manifest(&bytes), &pieces()).unwrap();
+    let model = cache.model(&manifest(&bytes), &pieces(), None).unwrap();
     keep(&model, &bytes, &[0, 1, 3, 4]);
     let covers = |range| model.covers(OsStr::new("a.safetensors"), range);
     let (two, three) = (2 * PIECE as u64, 3 * PIECE as u64);
@@ -92,7 +93,7 @@ fn a_model_in_use_makes_no_room_for_another() {
     let open = |seed: u8| {
         let bytes = bytes(seed);
         let needed = BTreeSet::from([piece(0), piece(1)]);
-        let model = cache.model(&manifest(&bytes), &needed)?;
+        let model = cache.model(&manifest(&bytes), &needed, None)?;
         keep(&model, &bytes, &[0, 1]);
         // Whose turn it is goes by the clock of the disk.
         std::thread::sleep(std::time::Duration::from_millis(20));
@@ -111,6 +112,58 @@ fn a_model_in_use_makes_no_room_for_another() {
     drop((one, three));
     let _five = open(5).unwrap();
     assert!(!is_there(&first) && is_there(&four.path()));
+}
+
+/// Goal: a cache of a limited size goes on whichever layers of its model move, and what it gave
+/// back is fetched anew when it is needed again.
+#[cfg(target_os = "linux")]
+#[test]
+fn pieces_that_are_not_needed_give_way_to_others_of_the_same_model() {
+    let (dir, bytes) = (tempfile::tempdir().unwrap(), bytes(0));
+    let manifest = manifest(&bytes);
+    let set = |indices: &[u32]| indices.iter().copied().map(piece).collect::<BTreeSet<_>>();
+    let max = 5 * PIECE as u64;
+    let cache = Cache::open(dir.path(), max).unwrap();
+    let open = |indices: &[u32], last| cache.model(&manifest, &set(indices), last);
+    let mut last = open(&[0, 1], None).unwrap();
+    keep(&last, &bytes, &[0, 1]);
+    for indices in [[0, 2], [1, 2], [3, 4], [0, 1]] {
+        last = open(&indices, Some(last)).unwrap();
+        keep(&last, &bytes, &indices);
+        last = open(&indices, Some(last)).unwrap();
+        assert!(used(&last.dir) <= max, "{indices:?}: {}", used(&last.dir));
+        assert!(last.missing(&set(&indices)).is_empty());
+    }
+    assert!(used(&last.dir) > 2 * PIECE as u64, "what fits stays");
+    // Whoever loads from it needs what it has.
+    let reads = Arc::clone(&last);
+    let said = open(&[2, 3, 4], Some(last)).unwrap_err();
+    assert!(said.contains("--cache-size"), "{said}");
+    drop(reads);
+    let last = open(&[2, 3, 4], None).unwrap();
+    assert_eq!(held(&last).iter().filter(|it| **it < 2).count(), 0);
+    keep(&last, &bytes, &[2, 3, 4]);
+    drop(last);
+    // What a process finds that starts is what is recorded.
+    drop(cache);
+    let cache = Cache::open(dir.path(), max).unwrap();
+    let model = cache.model(&manifest, &set(&[2, 3]), None).unwrap();
+    assert_eq!(held(&model), [2, 3, 4]);
+}
+
+/// Goal: the model that was loaded last doesn't keep the next one out.
+#[test]
+fn the_last_model_makes_room_for_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), 24 << 10).unwrap();
+    let mut last = None;
+    for seed in 1..4 {
+        let bytes = bytes(seed);
+        let model = cache.model(&manifest(&bytes), &pieces(), last.take()).unwrap();
+        keep(&model, &bytes, &[0, 1, 2]);
+        last = Some(model);
+    }
+    assert_eq!(cache.models().unwrap().len(), 1);
 }
 
 #[test]

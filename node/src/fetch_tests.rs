@@ -156,7 +156,7 @@ impl World {
         let manifest = manifest(&self.giver.bytes);
         let needed: BTreeSet<_> = (0..NUM_PIECES).map(|index| PieceId { file: 0, index }).collect();
         let cache = Cache::open(&self.dir.path().join("cache"), u64::MAX).unwrap();
-        let model = cache.model(&manifest, &needed).unwrap();
+        let model = cache.model(&manifest, &needed, None).unwrap();
         let sources = OpenSources { coordinator, nodes, links, max_pieces: 4 };
         let mut last = Given::default();
         let mut progress = |given: Given, _: &[PieceId]| last = given;

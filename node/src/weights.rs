@@ -104,15 +104,11 @@ impl WeightStore {
         needed: &BTreeSet<PieceId>,
     ) -> Result<Arc<CachedModel>, StageError> {
         let mut fetched = self.fetched.lock().await;
-        if let Some((known, model)) = &*fetched
-            && *known == id
-            && *model.manifest() == manifest
-        {
-            return Ok(Arc::clone(model));
-        }
+        // Held no longer: it may be what is in the way.
+        let last = fetched.take().map(|(_, model)| model);
         // Removing what is in the way may take long, and frames are not to wait for it.
         let (cache, needed) = (Arc::clone(&self.cache), needed.clone());
-        let model = run(move || cache.model(&manifest, &needed)).await?;
+        let model = run(move || cache.model(&manifest, &needed, last)).await?;
         let model = model.map_err(StageError::Weights)?;
         *fetched = Some((id, Arc::clone(&model)));
         Ok(model)
@@ -129,10 +125,11 @@ impl PieceSource for WeightStore {
         let fetched = self.fetched.lock().await.clone();
         let model = fetched.filter(|(known, _)| *known == id).map(|(_, model)| model);
         let model = model.ok_or_else(|| format!("nothing of model {id} is here"))?;
-        let Ask::Piece(_, piece, digest) = ask else {
-            return Ok(codec::encode(&model.held()).into());
-        };
         let read = spawn_blocking(move || {
+            let Ask::Piece(_, piece, digest) = ask else {
+                // Waits while the disk takes what came: signs of life must not.
+                return Ok(codec::encode(&model.held()));
+            };
             if model.manifest().digest(piece) != Some(digest) || !model.holds(piece) {
                 return Err("the piece isn't here".to_owned());
             }
