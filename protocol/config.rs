@@ -212,8 +212,8 @@ pub struct Coordinator {
     /// How much faster the slowest stage must become, as a share, before nodes of which a pipeline
     /// is made again give up layers that they hold.
     pub recut_gain: f64,
-    /// Proofs of join tokens that may fail within a minute, of one address: the next are not looked
-    /// at.
+    /// Proofs of join tokens that may fail within a minute, of one address or of one /64 of IPv6:
+    /// whoever fails after them is to try again later. A good token is good all the time.
     pub max_failed_proofs: u32,
     /// Bytes that are sent to a node that joins, to measure the way to it, and between nodes. 0:
     /// none are, and all ways are taken for alike.

@@ -8,6 +8,7 @@ use ractor::{BytesConvertable, RpcReplyPort};
 use ractor_cluster::RactorClusterMessage;
 
 use crate::codec::{self, CodecError};
+use crate::node::MAX_MEMORY_BYTES;
 use crate::{
     Blame, Digest, Epoch, LinkSpeed, ModelId, NodeId, NodeReport, Peer, PipelineId, SessionId,
     StageEcho, StageId, StagePlan,
@@ -220,6 +221,21 @@ pub struct Loading {
     pub fetched_bytes: u64,
     /// Bytes that have to; 0 while nothing is fetched.
     pub fetch_bytes: u64,
+}
+
+impl Loading {
+    /// It, with no more bytes of each kind than any adapter has: it came over a network.
+    pub fn bounded(self) -> Self {
+        let bytes = |num: u64| num.min(MAX_MEMORY_BYTES);
+        Self {
+            checked_bytes: bytes(self.checked_bytes),
+            loaded_bytes: bytes(self.loaded_bytes),
+            total_bytes: bytes(self.total_bytes),
+            fetched_bytes: bytes(self.fetched_bytes),
+            fetch_bytes: bytes(self.fetch_bytes),
+            ..self
+        }
+    }
 }
 
 /// What is fetched comes last, and only while something is: without it the message is what it

@@ -9,6 +9,20 @@ use std::net::SocketAddr;
 use crate::config::Quantize;
 use crate::{Digest, LayerRange, ModelId, Narrow, NodeId, SessionId, Speed, codec};
 
+/// More than any adapter has: whoever says more is taken at so much, so that it can be added up.
+pub(crate) const MAX_MEMORY_BYTES: u64 = 1 << 50;
+
+/// Most adapters of a node: a placement compares all that there are.
+const MAX_ADAPTERS: usize = 64;
+
+const MAX_LABELS: usize = 64;
+
+/// Longest key or value of a label.
+const MAX_LABEL_BYTES: usize = 1024;
+
+/// What is shown of a name. Drivers make up theirs.
+const MAX_NAME_CHARS: usize = 256;
+
 /// What a node reports when it joins.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeReport {
@@ -69,6 +83,47 @@ pub struct AdapterReport {
     pub speed: Speed,
 }
 
+impl NodeReport {
+    /// Puts up with no more of it than there is room for, since it came over a network: names for
+    /// people are cut, and no adapter has more memory than any has.
+    ///
+    /// # Errors
+    /// When it names more than a node may have: what, and how much would be right.
+    pub fn bound(&mut self) -> Result<(), String> {
+        let (node, num_adapters, num_labels) = (self.node, self.adapters.len(), self.labels.len());
+        for name in [&mut self.hostname, &mut self.pool] {
+            cut(name);
+        }
+        if num_adapters > MAX_ADAPTERS {
+            return Err(format!(
+                "node {node} has {num_adapters} adapters, more than the {MAX_ADAPTERS} that a node \
+                 may have: start several with some of them each"
+            ));
+        }
+        let labels = self.labels.iter().flat_map(|(key, value)| [key, value]);
+        let longest = labels.map(String::len).max().unwrap_or(0);
+        if num_labels > MAX_LABELS || longest > MAX_LABEL_BYTES {
+            return Err(format!(
+                "node {node} has {num_labels} labels of up to {longest} bytes: {MAX_LABELS} of \
+                 {MAX_LABEL_BYTES} are the most that it may have"
+            ));
+        }
+        for adapter in &mut self.adapters {
+            cut(&mut adapter.name);
+            cut(&mut adapter.driver);
+            adapter.memory_bytes = adapter.memory_bytes.min(MAX_MEMORY_BYTES);
+        }
+        self.held.retain(|held| (held.adapter as usize) < num_adapters);
+        Ok(())
+    }
+}
+
+fn cut(name: &mut String) {
+    if let Some((end, _)) = name.char_indices().nth(MAX_NAME_CHARS) {
+        name.truncate(end);
+    }
+}
+
 /// In the order in which fields were added; what is held, the caches' limits and what narrow
 /// weights take come last, and only as far as there are any: without them the message is what wire
 /// version 4 says.
@@ -114,5 +169,50 @@ impl Decode<()> for NodeReport {
         };
         let adapters = devices.into_iter().map(adapter).collect();
         Ok(Self { node, session, hostname, pid, data_addr, pool, labels, adapters, held })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_taken_of_a_report_than_there_is_room_for() {
+        let adapter = AdapterReport {
+            name: "\u{fc}".repeat(1000),
+            driver: "driver".into(),
+            memory_bytes: u64::MAX,
+            max_cache_bytes: None,
+            fingerprint: Digest::default(),
+            speed: Speed::default(),
+        };
+        let held = |adapter| HeldParts { adapter, ..HeldParts::default() };
+        let report = NodeReport {
+            node: NodeId(7),
+            session: SessionId(1),
+            hostname: "h".repeat(1000),
+            pid: 1,
+            data_addr: ([127, 0, 0, 1], 1).into(),
+            pool: String::new(),
+            labels: vec![("zone".into(), "a".into()); MAX_LABELS],
+            adapters: vec![adapter.clone(); MAX_ADAPTERS],
+            held: vec![held(63), held(64)],
+        };
+        let mut bound = report.clone();
+        bound.bound().unwrap();
+        assert_eq!((bound.hostname.len(), bound.held.len()), (MAX_NAME_CHARS, 1));
+        assert_eq!(bound.adapters[0].name.len(), 2 * MAX_NAME_CHARS, "no character is cut in two");
+        let memory = bound.adapters.iter().map(|it| it.memory_bytes);
+        assert_eq!(memory.sum::<u64>(), MAX_ADAPTERS as u64 * MAX_MEMORY_BYTES);
+
+        let long = ("zone".into(), "a".repeat(MAX_LABEL_BYTES + 1));
+        for (mut wrong, expected) in [
+            (NodeReport { adapters: vec![adapter; 65], ..report.clone() }, "has 65 adapters"),
+            (NodeReport { labels: vec![long.clone(); 65], ..report.clone() }, "has 65 labels"),
+            (NodeReport { labels: vec![long], ..report }, "1 labels of up to 1025 bytes"),
+        ] {
+            let said = wrong.bound().unwrap_err();
+            assert!(said.contains(expected) && said.contains("node 0000000000000007"), "{said}");
+        }
     }
 }

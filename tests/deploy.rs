@@ -182,12 +182,25 @@ fn every_configuration_in_deploy_is_read() {
         assert!(!config.model.path.as_os_str().is_empty());
         assert_eq!(config.coordinator.data_dir, Path::new("/var/lib/autoglm"), "{file}");
     }
-    // A pod gets longer than running answers do.
-    let drain_s = Config::default().coordinator.drain_timeout_ms / 1000;
-    for file in ["kubernetes/coordinator.yaml", "kubernetes/nodes.yaml"] {
+}
+
+/// Who is told to end is killed only when it should have ended long ago.
+#[test]
+fn every_stop_takes_longer_than_what_it_waits_for() {
+    let answers_s = Config::default().coordinator.drain_timeout_ms / 1000;
+    let help = succeeds(Command::new(binary("autoglm-node")).arg("--help"));
+    let drain = words(&help).skip_while(|word| *word != "--drain-timeout");
+    let drain_s = drain.skip_while(|word| *word != "default").nth(1).unwrap();
+    let drain_s: u64 = drain_s.parse().unwrap();
+    for (file, key, awaited_s) in [
+        ("kubernetes/coordinator.yaml", "terminationGracePeriodSeconds: ", answers_s),
+        ("kubernetes/nodes.yaml", "terminationGracePeriodSeconds: ", drain_s),
+        ("systemd/autoglm.service", "TimeoutStopSec=", answers_s),
+        ("systemd/autoglm-node.service", "TimeoutStopSec=", drain_s),
+    ] {
         let text = read(file);
-        let grace = text.split_once("terminationGracePeriodSeconds: ").unwrap().1;
-        let grace: u64 = grace.lines().next().unwrap().parse().unwrap();
-        assert!(grace > 2 * drain_s, "{file}: {grace} s");
+        let limit = text.split_once(key).unwrap().1.lines().next().unwrap();
+        let limit: u64 = limit.parse().unwrap();
+        assert!(limit >= awaited_s + 20, "{file}: {limit} s, and it waits for {awaited_s} s");
     }
 }

@@ -13,8 +13,12 @@ use coordinator::chat_template::ChatTemplate;
 use coordinator::openai::Style;
 use coordinator::tokenizer::Tokenizer;
 use protocol::config::Http;
-use protocol::message::{Leaving, LoadProgress, StageFailed, Unload};
-use protocol::{Config, Frame, NodeReport, StageEcho, StagePlan, codec};
+use protocol::message::{
+    Drain, FetchProgress, Leaving, LoadProgress, Measure, Sources, StageFailed, Unload, Ways,
+};
+use protocol::{
+    Ask, Config, Frame, LayerRange, Manifest, NodeReport, PieceSet, StageEcho, StagePlan, codec,
+};
 use rows::Record;
 use tempfile::TempDir;
 
@@ -53,14 +57,40 @@ fn message(bytes: &[u8]) {
             }
         };
     }
-    match kind % 7 {
+    match kind % 15 {
         0 => read!(StagePlan),
         1 => read!(NodeReport),
         2 => read!(StageEcho),
         3 => read!(StageFailed),
         4 => read!(LoadProgress),
         5 => read!(Unload),
-        _ => read!(Leaving),
+        6 => read!(Leaving),
+        7 => read!(Drain),
+        8 => read!(FetchProgress),
+        9 => read!(Measure),
+        10 => read!(Sources),
+        11 => read!(Ways),
+        12 => read!(Ask),
+        13 => read!(PieceSet),
+        _ => {
+            read!(Manifest);
+            manifest(bytes);
+        }
+    }
+}
+
+/// What a node asks for that is to load all of it.
+fn manifest(bytes: &[u8]) {
+    let Ok(manifest) = codec::decode::<Manifest>(bytes) else { return };
+    if manifest.check().is_err() {
+        return;
+    }
+    let end = manifest.parts.len().saturating_sub(2) as u32;
+    let layers = LayerRange { first: 0, end };
+    let plan = StagePlan { num_stages: 1, layers, ..StagePlan::default() };
+    if let Ok(needed) = manifest.needed(&plan) {
+        let all = manifest.files.iter().map(|file| file.num_bytes).sum::<u64>();
+        assert!(manifest.num_bytes(&needed) <= all);
     }
 }
 

@@ -68,6 +68,18 @@ pub enum TransportError {
     Control(String),
 }
 
+impl TransportError {
+    /// Whether the other side did what none of ours does: it is to be cut off. A frame of which the
+    /// end is missing is what somebody leaves who drops a link.
+    pub fn breaks_protocol(&self) -> bool {
+        match self {
+            Self::Frame(FrameError::Truncated { .. }) => false,
+            Self::Frame(_) | Self::Message(_) | Self::TooLong(_) | Self::Silent(_) => true,
+            _ => false,
+        }
+    }
+}
+
 /// Why a node can't join.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
@@ -140,6 +152,25 @@ impl From<ReadExactError> for TransportError {
         match cause {
             ReadExactError::ReadError(cause) => cause.into(),
             ReadExactError::FinishedEarly(_) => Self::Closed("the stream ended early".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_drops_a_link_breaks_no_protocol() {
+        let dropped = FrameError::Truncated { held: 1, promised: 2 };
+        assert!(!TransportError::from(dropped).breaks_protocol());
+        assert!(!TransportError::Closed("it has ended".into()).breaks_protocol());
+        for breach in [
+            FrameError::TooLong { bytes: 2, max: 1 }.into(),
+            CodecError::Trailing(1).into(),
+            TransportError::TooLong(1 << 20),
+        ] {
+            assert!(breach.breaks_protocol(), "{breach}");
         }
     }
 }

@@ -279,6 +279,31 @@ fn what_each_version_says_at_the_door_stays_as_it_is() {
     assert_eq!(OLDEST_WIRE_VERSION, 4, "a file of a version that is spoken no more serves nobody");
 }
 
+/// Goal: nothing that is said at the door does harm to whoever reads it. Method: what each version
+/// says, with its end missing or a byte of it changed.
+#[test]
+fn whatever_is_said_at_the_door_is_read_or_refused() {
+    let read = |bytes: &[u8]| {
+        if let Ok(hello) = codec::decode::<Hello>(bytes) {
+            let _ = certs::requested_key(&hello.certificate_request);
+        }
+        if let Ok(Answer::Welcome(welcome)) = codec::decode(bytes) {
+            let _ = Transport::hear(&welcome.transport);
+        }
+    };
+    for (_, mut said) in [4, 5].into_iter().flat_map(said) {
+        for at in 0..said.len() {
+            read(&said[..at]);
+            let was = said[at];
+            for byte in 0..=u8::MAX {
+                said[at] = byte;
+                read(&said);
+            }
+            said[at] = was;
+        }
+    }
+}
+
 /// Goal: nodes and coordinators of both versions meet. Method: each of them in each version joins,
 /// and both connections agree on the older of the two; two nodes agree on theirs in the same way.
 #[tokio::test]

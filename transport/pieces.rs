@@ -67,7 +67,7 @@ pub async fn ask(
         }
         Ok(bytes)
     };
-    within(connection, asked).await
+    within(connection, ask, asked).await
 }
 
 /// Answers what the other side asks until the connection closes. How many answers are under way
@@ -76,8 +76,7 @@ pub async fn serve_pieces(connection: Connection, source: Arc<impl PieceSource>)
     while let Ok((sender, receiver)) = connection.connection.accept_bi().await {
         let (connection, source) = (connection.clone(), Arc::clone(&source));
         tokio::spawn(async move {
-            let answered = answer(&connection, sender, receiver, &*source);
-            if let Err(cause) = within(&connection, answered).await {
+            if let Err(cause) = answer(&connection, sender, receiver, &*source).await {
                 tracing::debug!(peer = %connection.peer(), %cause, "a piece is not sent");
             }
         });
@@ -92,26 +91,40 @@ async fn answer(
 ) -> Result<(), TransportError> {
     let asked = connection.limits.greeting(read_message(&mut receiver)).await?;
     sender.set_priority(PRIORITY).ok();
-    match source.give(asked).await {
-        Ok(bytes) => {
-            write_message(&mut sender, &Answer::Bytes(bytes.len() as u64)).await?;
-            sender.write_chunk(bytes).await?;
+    let answered = async {
+        let given = tokio::select! {
+            given = source.give(asked) => given,
+            // Whoever asked doesn't wait for it any more.
+            _ = sender.stopped() => return Ok(()),
+        };
+        match given {
+            Ok(bytes) => {
+                write_message(&mut sender, &Answer::Bytes(bytes.len() as u64)).await?;
+                sender.write_chunk(bytes).await?;
+            }
+            Err(cause) => {
+                let cause = cause.chars().take(MAX_CAUSE_CHARS).collect();
+                write_message(&mut sender, &Answer::None(cause)).await?;
+            }
         }
-        Err(cause) => {
-            let cause = cause.chars().take(MAX_CAUSE_CHARS).collect();
-            write_message(&mut sender, &Answer::None(cause)).await?;
-        }
-    }
-    let _ = sender.finish();
-    // What it holds counts until it is there.
-    let _ = sender.stopped().await;
-    Ok(())
+        let _ = sender.finish();
+        // What it holds counts until it is there.
+        let _ = sender.stopped().await;
+        Ok(())
+    };
+    within(connection, &asked, answered).await
 }
 
+/// A manifest may take longer: at first the model's files are to be hashed, however large they are.
+/// Who loads a model has a limit for all of it.
 async fn within<T>(
     connection: &Connection,
+    ask: &Ask,
     what: impl Future<Output = Result<T, TransportError>>,
 ) -> Result<T, TransportError> {
+    if let Ask::Manifest(_) = ask {
+        return what.await;
+    }
     let timeout_ms = connection.limits.piece_timeout_ms;
     tokio::time::timeout(Duration::from_millis(timeout_ms), what)
         .await
@@ -161,6 +174,38 @@ mod tests {
             assert!(none.to_string().contains("not here"), "{none}");
             serving.abort();
         }
+    }
+
+    /// Hashes the model for longer than a piece may take, or for ever.
+    struct Hashing;
+
+    impl PieceSource for Hashing {
+        async fn give(&self, ask: Ask) -> Result<Bytes, String> {
+            if ask == Ask::Manifest(ModelId([1; 16])) {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            Ok(Bytes::from_static(b"hashed"))
+        }
+    }
+
+    /// Goal: the first load of a large model goes on when the model is hashed, and one that was
+    /// given up before holds nothing up. Method: a place for one answer at a time.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_manifest_is_waited_for_as_long_as_somebody_wants_it() {
+        let config = Transport { piece_timeout_ms: 100, max_pieces: 1, ..Transport::default() };
+        let pair = Pair::new(&config).await;
+        let (dialled, accepted) = pair.connect(Purpose::Data).await;
+        tokio::spawn(serve_pieces(accepted, Arc::new(Hashing)));
+        let error = ask(&dialled, &piece(1), 10).await.unwrap_err();
+        assert!(matches!(error, TransportError::Slow(100)), "{error}");
+        let within = async |milliseconds, model| {
+            let limit = Duration::from_millis(milliseconds);
+            tokio::time::timeout(limit, ask(&dialled, &Ask::Manifest(model), 10)).await.ok()
+        };
+        assert!(within(200, ModelId([1; 16])).await.is_none());
+        let hashed = within(60_000, ModelId::default()).await.expect("it is waited for");
+        assert_eq!(hashed.unwrap(), b"hashed");
     }
 
     #[tokio::test]

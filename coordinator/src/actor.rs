@@ -200,7 +200,8 @@ async fn ask_for_report(actor: ActorCell, coordinator: ActorRef<Msg>) {
                 return;
             }
             Some(Wire(Err(cause))) => {
-                warn!(%cause, "a node's report is malformed");
+                // Its session is ended soon, as of one that doesn't say who it is.
+                warn!(actor = %actor.id(), %cause, "a node's report is malformed");
                 return;
             }
             None => warn!(actor = %actor.id(), "a node doesn't say who it is; it is asked again"),
@@ -233,7 +234,8 @@ impl State {
             debug!(%node, %session, "a node speaks of a session that is over");
             return;
         }
-        if let Err(cause) = self.arguments.sessions.correct(&mut report) {
+        let bound = report.bound();
+        if let Err(cause) = bound.and_then(|()| self.arguments.sessions.correct(&mut report)) {
             warn!(%node, hostname = report.hostname, cause, "a node can't be used");
             self.arguments.sessions.end(&HashSet::from([node]), &cause);
             return;
@@ -445,23 +447,27 @@ mod tests {
     use crate::cluster_tests::Test;
     use crate::testing::inbox;
 
-    /// Readiness stays green while another pipeline serves: what is lost counts all the same.
-    #[tokio::test]
-    async fn each_lost_pipeline_counts() {
-        let (myself, _inbox) = inbox().await;
-        let metrics = Arc::new(Metrics::new("m", &protocol::config::Metrics::default()));
+    fn state() -> State {
         let arguments = Arguments {
             cluster: Test::new(|_| {}).cluster,
             stages: Arc::new(Stages::new(&protocol::config::Transport::default())),
             sessions: Arc::default(),
             status: watch::channel(Arc::default()).0,
             staffing: watch::Sender::default(),
-            metrics: Arc::clone(&metrics),
+            metrics: Arc::new(Metrics::new("m", &protocol::config::Metrics::default())),
             store: None,
             tracer: Tracer::default(),
         };
         let (clients, nodes, revoked) = Default::default();
-        let mut state = State { arguments, clients, nodes, revoked };
+        State { arguments, clients, nodes, revoked }
+    }
+
+    /// Readiness stays green while another pipeline serves: what is lost counts all the same.
+    #[tokio::test]
+    async fn each_lost_pipeline_counts() {
+        let (myself, _inbox) = inbox().await;
+        let mut state = state();
+        let metrics = Arc::clone(&state.arguments.metrics);
         for number in 0..2 {
             let (pipeline, cause) = (protocol::PipelineId(number), "killed".to_owned());
             let moved = Action::Moved { pipeline, cause, num_sequences: 3 };
@@ -469,5 +475,23 @@ mod tests {
             let counted = format!("autoglm_pipeline_lost_total {}\n", number + 1);
             assert!(metrics.text().contains(&counted), "{}", metrics.text());
         }
+    }
+
+    /// Goal: no node's word takes the coordinator's memory or time, or overflows what it adds up.
+    #[tokio::test]
+    async fn no_node_joins_that_has_more_than_any() {
+        let (myself, _inbox) = inbox().await;
+        let mut state = state();
+        let (node, session) = (NodeId(1), SessionId(1));
+        state.handle(Input::Connected { node, session, wire_version: 5 }, &myself);
+        let report = Test::report(1, u64::MAX, session);
+        let mut join = |adapters| {
+            let report = NodeReport { adapters, ..report.clone() };
+            state.join(Remote::new(myself.get_cell()), report, &myself);
+            state.arguments.cluster.status().nodes
+        };
+        assert_eq!(join(vec![report.adapters[0].clone(); 15_000]).len(), 0);
+        let joined = join(vec![report.adapters[0].clone(); 2]);
+        assert!(joined[0].memory_bytes.iter().try_fold(0u64, |a, b| a.checked_add(*b)).is_some());
     }
 }

@@ -2,7 +2,7 @@
 //! gets another certificate for itself, unless it is revoked.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ pub(crate) const DEFAULT_POOL: &str = "default";
 /// Within this time failed proofs count.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Addresses whose failed proofs are counted. With more at once nobody's proof is looked at.
+/// Addresses whose failed proofs are counted. Of more at once, whoever fails is to wait.
 const MAX_COUNTED: usize = 1024;
 
 /// Why a node may not join.
@@ -66,8 +66,11 @@ pub(crate) enum JoinRefusal {
     /// A node of this id is connected.
     #[error("node {0} is connected already; a second one of its id may not join")]
     Connected(NodeId),
-    /// Too many proofs have failed.
-    #[error("too many proofs from this address have failed within a minute; try again later")]
+    /// It proves nothing, after too many others.
+    #[error(
+        "too many proofs have failed within a minute, this one among them: try again later, with \
+         a join token that is known here"
+    )]
     TooMany,
     /// What is kept can't be read or written.
     #[error(transparent)]
@@ -144,20 +147,17 @@ impl Admission {
             // Its certificate names it and nobody else.
             return belongs("its certificate", pool);
         }
-        let ip = applicant.addr.ip();
-        if !self.failures().may_try(ip, Instant::now()) {
-            return Err(JoinRefusal::TooMany);
-        }
         let id = applicant.token().unwrap_or_default();
         let token = if id == LOCAL_TOKEN { None } else { self.store.token(id).await? };
         let key = match &token {
             Some(token) => Some(&token.key),
             None => Some(&self.local).filter(|_| id == LOCAL_TOKEN),
         };
-        // Whoever proves nothing isn't told which tokens there are.
+        // Whoever proves nothing isn't told which tokens there are. Every proof is looked at, since
+        // nobody guesses a secret: a good one may come from where many have failed.
         if !key.is_some_and(|key| applicant.knows(key)) {
-            self.failures().note(ip, Instant::now());
-            return Err(JoinRefusal::NoToken);
+            let may_fail = self.failures().note(applicant.addr.ip(), Instant::now());
+            return Err(if may_fail { JoinRefusal::NoToken } else { JoinRefusal::TooMany });
         }
         let connected = || match self.connected.contains_key(&node) && !applicant.is_trial {
             // Whoever knows a token could otherwise take over the prompts of a node that serves.
@@ -202,27 +202,30 @@ struct Failures {
 }
 
 impl Failures {
-    /// Whether a proof from there is looked at.
-    fn may_try(&mut self, ip: IpAddr, now: Instant) -> bool {
-        let is_recent = |since: &Instant| now.saturating_duration_since(*since) < MINUTE;
-        match self.of.get(&ip) {
-            Some((since, num)) if is_recent(since) => *num < self.max,
-            Some(_) => true,
-            None => {
-                if self.of.len() >= MAX_COUNTED {
-                    self.of.retain(|_, (since, _)| is_recent(since));
-                }
-                self.of.len() < MAX_COUNTED
+    /// A proof from there has failed. Whether no more have within a minute than may.
+    fn note(&mut self, ip: IpAddr, now: Instant) -> bool {
+        let ip = network(ip);
+        let is_recent = |since: Instant| now.saturating_duration_since(since) < MINUTE;
+        if self.of.len() >= MAX_COUNTED && !self.of.contains_key(&ip) {
+            self.of.retain(|_, (since, _)| is_recent(*since));
+            if self.of.len() >= MAX_COUNTED {
+                return false;
             }
         }
-    }
-
-    fn note(&mut self, ip: IpAddr, now: Instant) {
         let (since, num) = self.of.entry(ip).or_insert((now, 0));
-        if now.saturating_duration_since(*since) >= MINUTE {
+        if !is_recent(*since) {
             (*since, *num) = (now, 0);
         }
-        *num += 1;
+        *num = num.saturating_add(1);
+        *num <= self.max
+    }
+}
+
+/// What is counted as one address: in a network of IPv6 anybody has as many as there are.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),
+        IpAddr::V4(_) => ip,
     }
 }
 
@@ -246,24 +249,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_whose_proofs_fail_is_not_looked_at_for_a_minute() {
+    fn who_fails_too_often_is_told_to_wait_and_no_flood_is_counted_whole() {
         let mut failures = Failures { max: 3, of: HashMap::new() };
         let ip = |number: u32| IpAddr::from(number.to_be_bytes());
         let now = Instant::now();
-        for _ in 0..3 {
-            assert!(failures.may_try(ip(1), now));
-            failures.note(ip(1), now);
+        for number in 0..5 {
+            assert_eq!(failures.note(ip(1), now), number < 3);
         }
-        assert!(!failures.may_try(ip(1), now + MINUTE / 2) && failures.may_try(ip(2), now));
-        assert!(failures.may_try(ip(1), now + MINUTE));
-        failures.note(ip(1), now + MINUTE);
-        assert!(failures.may_try(ip(1), now + MINUTE), "it counts anew");
-        for number in 0..10_000 {
-            if failures.may_try(ip(number), now + MINUTE) {
-                failures.note(ip(number), now + MINUTE);
-            }
-        }
+        assert!(!failures.note(ip(1), now + MINUTE / 2) && failures.note(ip(2), now));
+        let now = now + MINUTE;
+        assert!(failures.note(ip(1), now), "it counts anew");
+        let v6 = |network: u16, host: u16| IpAddr::from([0xfd00, 0, 0, network, 0, 0, 0, host]);
+        let of_one: Vec<_> = (0..4).map(|host| failures.note(v6(1, host), now)).collect();
+        assert_eq!(of_one, [true, true, true, false], "its machines are counted as one");
+        assert!(failures.note(v6(2, 0), now));
+        let num_counted = (0..10_000).filter(|it| failures.note(ip(*it), now)).count();
         assert_eq!(failures.of.len(), MAX_COUNTED);
-        assert!(failures.may_try(ip(20_000), now + 3 * MINUTE));
+        assert!(num_counted < MAX_COUNTED, "{num_counted}");
+        assert!(failures.note(ip(20_000), now + 2 * MINUTE));
     }
 }

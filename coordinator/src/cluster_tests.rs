@@ -107,7 +107,7 @@ impl Test {
         self.handle(Input::Joined(Self::report(node, memory_bytes, session)));
     }
 
-    fn report(node: u64, memory_bytes: u64, session: SessionId) -> NodeReport {
+    pub(crate) fn report(node: u64, memory_bytes: u64, session: SessionId) -> NodeReport {
         let adapter = AdapterReport {
             name: "card".into(),
             driver: "driver".into(),
@@ -380,6 +380,23 @@ fn a_load_goes_on_as_long_as_bytes_or_kernels_come() {
         test.handle(Input::Progress(LoadProgress { id, loading }));
     }
     assert!(test.cluster.status().waiting_for.contains("load_timeout_ms"));
+}
+
+/// Goal: what nodes say of their loading can be added up, whatever it is.
+#[test]
+fn no_stage_says_of_more_bytes_than_any_adapter_has() {
+    let mut test = Test::new(two_stages);
+    test.join(1, 1000);
+    test.join(2, 1000);
+    let id = test.plans[0].1.id;
+    let loading = Loading { loaded_bytes: u64::MAX, total_bytes: u64::MAX, ..Loading::default() };
+    test.handle(Input::Progress(LoadProgress { id, loading }));
+    let (node, plan) = test.plans[1].clone();
+    test.handle(Input::Ready(StageEcho { memory_bytes: u64::MAX, ..echo(node, &plan) }));
+    for stage in &test.cluster.status().pipelines[0].stages {
+        let said = [stage.memory_bytes, stage.of_bytes];
+        assert!(stage.memory_bytes > 0 && said.iter().all(|it| *it <= 1 << 50), "{said:?}");
+    }
 }
 
 /// Goal: what a stage takes beyond what was planned is no reason to try the same for ever. Method:

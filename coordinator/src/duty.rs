@@ -91,6 +91,11 @@ impl Duties {
         self.relieved.get(&node).map_or(Duty::Active, |it| it.duty)
     }
 
+    /// Whether a node itself said that it goes, so that it won't serve again in this session.
+    pub(crate) fn is_leaving(&self, node: NodeId) -> bool {
+        self.relieved.get(&node).is_some_and(|it| it.session.is_some())
+    }
+
     /// Those that aren't active.
     pub(crate) fn relieved(&self) -> impl Iterator<Item = (NodeId, Duty)> {
         self.relieved.iter().map(|(node, it)| (*node, it.duty))

@@ -159,6 +159,7 @@ async fn a_node_that_asks_again_uses_its_token_once() {
     door.started.stop().await;
 }
 
+/// Goal: whoever tries on and on is told to wait, and keeps nobody out who has a good token.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_whose_proofs_fail_again_and_again_waits() {
     let door = Door::open(3).await;
@@ -168,6 +169,7 @@ async fn an_address_whose_proofs_fail_again_and_again_waits() {
         assert_eq!(error.is_final(), number < 3, "{error}");
         assert_eq!(error.to_string().contains("too many proofs"), number >= 3, "{error}");
     }
+    door.lets_in().await;
     door.started.stop().await;
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use protocol::config::Quantize;
 use protocol::message::FetchProgress;
 use protocol::{
-    Digest, HeldParts, ModelId, NodeId, NodeReport, Peer, Speed, StagePlan, StageTiming,
+    Digest, HeldParts, LayerRange, ModelId, NodeId, NodeReport, Peer, Speed, StagePlan, StageTiming,
 };
 
 use crate::pipeline::Stage;
@@ -42,6 +42,8 @@ const MAX_HOST_S: f64 = 10.0;
 pub(crate) struct Known {
     pub(crate) links: Links,
     held: HashMap<Adapter, Vec<bool>>,
+    // What idle adapters were asked last to keep ready: whatever else they hold goes in time.
+    asked: HashMap<Adapter, LayerRange>,
     // What nodes get from others now.
     fetching: HashMap<NodeId, FetchProgress>,
     // Bytes that stages took there beyond what they were planned to.
@@ -346,13 +348,15 @@ impl Known {
         }
     }
 
-    /// Whether a node holds all of that.
-    pub(crate) fn holds(&self, node: NodeId, plan: &StagePlan, num_layers: usize) -> bool {
-        let Some(held) = self.held.get(&(node, plan.adapter)) else { return false };
-        let (first, end) = (plan.layers.first as usize, plan.layers.end as usize);
-        (held[0] || !plan.embeds())
-            && (held[num_layers + 1] || !plan.samples())
-            && held[first + 1..=end].iter().all(|it| *it)
+    /// An idle node is to keep this ready. Whether it is to be asked: it wasn't, or for something
+    /// else.
+    pub(crate) fn ask(&mut self, node: NodeId, plan: &StagePlan) -> bool {
+        self.asked.insert((node, plan.adapter), plan.layers) != Some(plan.layers)
+    }
+
+    /// A node has other things to do than to keep anything ready.
+    pub(crate) fn unask(&mut self, node: NodeId) {
+        self.asked.retain(|(of, _), _| *of != node);
     }
 
     /// A node gets weights from others, or has got them.
@@ -382,6 +386,7 @@ impl Known {
         self.held.retain(|(held_by, _), _| *held_by != node);
         self.shortage.retain(|(of, _), _| *of != node);
         self.fetching.remove(&node);
+        self.unask(node);
         self.links.forget(node);
     }
 

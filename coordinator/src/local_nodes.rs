@@ -49,6 +49,9 @@ pub(crate) struct LocalNodes {
     is_scaled: bool,
     recipe: Box<dyn Fn(u32) -> Recipe + Send>,
     ended: Hear,
+    // Of starts of others, and when the next is tried, if that is for such a reason.
+    backoff: Backoff,
+    retry_at: Option<Instant>,
 }
 
 /// Called for each child that ends unasked.
@@ -115,6 +118,8 @@ impl LocalNodes {
             is_scaled: false,
             recipe: Box::new(recipe),
             ended: Arc::new(ended),
+            backoff: Backoff::default(),
+            retry_at: None,
         }
     }
 
@@ -153,7 +158,7 @@ impl LocalNodes {
                     }
                 }
                 Ok(()) = self.wanted.changed() => self.adjust(),
-                else => std::future::pending().await,
+                () = due(self.retry_at) => self.adjust(),
             }
         }
     }
@@ -173,20 +178,35 @@ impl LocalNodes {
             info!(index = kept.index, num_nodes, "a local node is of no more use: it ends");
             kept.stop.cancel();
         }
+        self.retry_at = None;
         for _ in num_staying..num_nodes {
             if let Err(cause) = self.add() {
-                let cause = format!("another local node can't be started: {cause:#}");
+                self.backoff.failed();
+                let pause = self.backoff.pause();
+                self.retry_at = Some(Instant::now() + pause);
+                let cause = format!(
+                    "another local node can't be started, it is tried again in {pause:?}: {cause:#}"
+                );
                 warn!(cause);
                 (self.ended)(Ended { pid: None, cause });
                 return;
             }
         }
+        self.backoff.reset();
     }
 
     /// Asks the children to end, and makes sure that they do.
     pub(crate) async fn stop(mut self) {
         self.stop.cancel();
         while self.keepers.join_next().await.is_some() {}
+    }
+}
+
+/// Resolves then, or never.
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -377,6 +397,14 @@ mod tests {
         (nodes, heard)
     }
 
+    async fn pass(nodes: &mut LocalNodes, milliseconds: u64) {
+        let passed = tokio::time::sleep(Duration::from_millis(milliseconds));
+        tokio::select! {
+            () = nodes.abandoned() => panic!("nobody is abandoned"),
+            () = passed => {}
+        }
+    }
+
     /// Goal: as many children as are wanted, of which only idle ones end, and in time. Method: as
     /// nodes they end when their input does, one of them late; more are wanted meanwhile.
     #[tokio::test]
@@ -395,13 +423,6 @@ mod tests {
             let pids = nodes.kept.iter().map(|kept| kept.pid.load(Ordering::Relaxed));
             pids.collect::<Vec<_>>()
         };
-        async fn pass(nodes: &mut LocalNodes, milliseconds: u64) {
-            let passed = tokio::time::sleep(Duration::from_millis(milliseconds));
-            tokio::select! {
-                () = nodes.abandoned() => panic!("nobody is abandoned"),
-                () = passed => {}
-            }
-        }
         wants(3, &[]);
         pass(&mut nodes, 50).await;
         let three = pids(&nodes);
@@ -426,6 +447,27 @@ mod tests {
             pass(&mut nodes, 50).await;
         }
         assert_eq!(pids(&nodes), [last, new], "of those that are idle as many as are too many");
+        nodes.stop().await;
+    }
+
+    /// Goal: what hinders a start for a while isn't for ever. Method: a program that comes late.
+    #[tokio::test]
+    async fn another_child_that_cannot_be_started_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let binary = dir.path().join("sh");
+        let (ended, mut heard) = mpsc::unbounded_channel();
+        let (want, wanted) = watch::channel(Staffing::default());
+        let (shell, late) = (shell("cat > /dev/null"), binary.clone());
+        let recipe = move |index| Recipe { binary: late.clone(), ..shell(index) };
+        let mut nodes = LocalNodes::new(recipe, wanted, move |it| drop(ended.send(it)));
+        nodes.is_scaled = true;
+        want.send_replace(Staffing { num_nodes: 1, ..Staffing::default() });
+        pass(&mut nodes, 50).await;
+        let said = heard.recv().await.unwrap().cause;
+        assert!(said.contains("it is tried again in 1s: can't start"), "{said}");
+        std::os::unix::fs::symlink("/bin/sh", binary).unwrap();
+        pass(&mut nodes, 2000).await;
+        assert_eq!(nodes.kept.len(), 1);
         nodes.stop().await;
     }
 

@@ -209,9 +209,10 @@ impl Pipeline {
         let Some(stage) = stage.filter(|stage| stage.echo.is_none()) else {
             return false;
         };
-        let moved = stage.loading != progress.loading;
+        let loading = progress.loading.bounded();
+        let moved = stage.loading != loading;
         if moved {
-            stage.loading = progress.loading;
+            stage.loading = loading;
             self.last_progress = now;
         }
         moved

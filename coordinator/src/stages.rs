@@ -107,9 +107,17 @@ impl Stages {
                     }
                     Some(true) => {
                         let (tell, trips) = (tell.clone(), Arc::clone(&self.trips));
+                        let connection = connection.clone();
                         tokio::spawn(async move {
                             tell(Input::Linked(node, stage));
-                            let cause = pump(stage, frames, &trips, &tell).await;
+                            let cause = match pump(stage, frames, &trips, &tell).await {
+                                Ok(cause) => cause,
+                                Err(cause) => {
+                                    warn!(%node, cause, "a node is cut off");
+                                    connection.close(&cause);
+                                    cause
+                                }
+                            };
                             let StageId { epoch, stage: number, .. } = stage;
                             debug!(%node, stage = %number, %epoch, cause, "a link has ended");
                             let cause = format!(
@@ -119,7 +127,12 @@ impl Stages {
                         });
                     }
                 },
-                Err(cause) => break cause.to_string(),
+                Err(cause) => {
+                    if cause.breaks_protocol() {
+                        warn!(%node, %cause, "a node is cut off");
+                    }
+                    break cause.to_string();
+                }
             }
         };
         debug!(%node, cause, "data connection closed");
@@ -218,22 +231,25 @@ impl Stages {
     }
 }
 
-/// Hands on what a stage sends; why nothing more comes. It speaks for itself alone.
+/// Hands on what a stage sends; why nothing more comes.
+///
+/// # Errors
+/// How its node breaks the protocol: a stage speaks for itself alone.
 async fn pump(
     stage: StageId,
     mut frames: FrameReceiver,
     trips: &Trips,
     tell: &impl Fn(Input),
-) -> String {
+) -> Result<String, String> {
+    let StageId { stage: number, epoch, .. } = stage;
     loop {
         match frames.recv().await {
             Ok(Some(Received { frame, .. })) if frame.stage != stage => {
-                let StageId { pipeline, epoch, stage: number } = frame.stage;
-                let cause = format!(
-                    "it brought a frame of stage {number} of pipeline {pipeline}, epoch {epoch}"
-                );
-                warn!(stage = %stage.stage, epoch = %stage.epoch, cause, "a link is refused");
-                return cause;
+                let StageId { pipeline, epoch: of, stage } = frame.stage;
+                return Err(format!(
+                    "stage {number} of epoch {epoch} brought a frame of stage {stage} of pipeline \
+                     {pipeline}, epoch {of}"
+                ));
             }
             Ok(Some(Received { frame, num_bytes, at, decode })) => {
                 if let Body::Sampled(_) = frame.body {
@@ -241,12 +257,11 @@ async fn pump(
                 }
                 tell(Input::Frame(frame));
             }
-            Ok(None) => return "the stage has let it go".into(),
-            Err(cause @ TransportError::Closed(_)) => return cause.to_string(),
-            Err(cause) => {
-                warn!(%cause, "a stage's frames can't be read");
-                return cause.to_string();
+            Ok(None) => return Ok("the stage has let it go".into()),
+            Err(cause) if cause.breaks_protocol() => {
+                return Err(format!("what stage {number} sent can't be read: {cause}"));
             }
+            Err(cause) => return Ok(cause.to_string()),
         }
     }
 }
@@ -300,7 +315,7 @@ mod tests {
             let trips = Trips::default();
             let pumped = pump(own, frames, &trips, &tell);
             let wait = Duration::from_secs(60);
-            let cause = tokio::time::timeout(wait, pumped).await.unwrap();
+            let cause = tokio::time::timeout(wait, pumped).await.unwrap().unwrap_err();
             let StageId { pipeline, epoch, stage } = other;
             let named = format!("a frame of stage {stage} of pipeline {pipeline}, epoch {epoch}");
             assert!(cause.contains(&named), "{cause}");
@@ -357,6 +372,46 @@ mod tests {
                 assert!(hears.recv().await.is_none(), "the core hears nothing of it");
             }
         }
+    }
+
+    /// Goal: who sends what can't be read is cut off and named. Method: a frame longer than any of
+    /// ours.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_whose_frames_cannot_be_read_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::load_or_create(dir.path()).unwrap();
+        let theirs = Transport { idle_timeout_ms: 60_000, ..Transport::default() };
+        let config = Transport { max_frame_bytes: 1 << 10, ..theirs.clone() };
+        let local = ([127, 0, 0, 1], 0).into();
+        let own = authority.coordinator_identity(1).unwrap();
+        let own = Endpoint::bind(local, Some(own), &config).unwrap();
+        let node = authority.node_identity(NodeId(1), "a").unwrap();
+        let node = Endpoint::bind(local, Some(node), &theirs).unwrap();
+        let dial = node.dial(own.local_addr(), Purpose::Data, PeerName::Coordinator);
+        let (dialled, accepted) = tokio::join!(dial, own.accept());
+        let (dialled, Some(Incoming::Data(accepted))) = (dialled.unwrap(), accepted) else {
+            panic!();
+        };
+        let epoch = Epoch { start: 1, counter: 2 };
+        let stage = StageId { pipeline: PipelineId(3), epoch, stage: StageIndex(1) };
+        let (stages, (told, mut hears)) = (Stages::new(&config), mpsc::unbounded_channel());
+        stages.place(NodeId(1), stage);
+        let tell = move |input| told.send(input).unwrap();
+        tokio::spawn(async move {
+            stages.serve(NodeId(1), accepted, Arc::new(NoWeights), tell).await;
+        });
+        let mut link = transport::open_frames(&dialled, stage).await.unwrap();
+        let hidden = (0..1000).map(|_| 0.0f32).collect();
+        let body = Body::Step(Step { hidden, ..Step::default() });
+        let frame = Frame { model: Default::default(), stage, step: StepId(0), body };
+        // The end of it may find the link closed.
+        let _ = link.send(&frame).await;
+        let wait = Duration::from_secs(60);
+        let cause = tokio::time::timeout(wait, dialled.closed()).await.unwrap();
+        assert!(cause.contains("what stage 1 sent can't be read: frame of"), "it said: {cause}");
+        assert!(matches!(hears.recv().await, Some(Input::Linked(..))));
+        let Some(Input::LinkLost { cause, .. }) = hears.recv().await else { panic!() };
+        assert!(cause.contains("on node 0000000000000001 ended: what stage 1 sent"), "{cause}");
     }
 
     /// A link that carries nothing takes so many frames; one more is its end.

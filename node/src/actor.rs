@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use protocol::message::{
     COORDINATOR_GROUP, CoordinatorMsg, LoadProgress, Loading, NODE_GROUP, NodeMsg, StageFailed,
     Unload, Ways, Wire,
@@ -14,7 +15,7 @@ use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent, pg}
 use telemetry::Tracer;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use transport::Remote;
 
 use crate::courier;
@@ -32,6 +33,10 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(100);
 /// The wire version since which a node tells what it holds, and what its caches may take.
 const HELD_SINCE: u16 = 5;
 
+/// After a failure to keep weights ready; it doubles with each.
+const WARM_PAUSE: Duration = Duration::from_secs(1);
+const MAX_WARM_PAUSE: Duration = Duration::from_secs(600);
+
 /// How long stages may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -47,7 +52,7 @@ pub(crate) struct Node {
     pub weights: Arc<WeightStore>,
     /// Where spans of traced steps go.
     pub tracer: Tracer,
-    /// Hears that the node holds nothing any more, and may go.
+    /// Hears that the node holds nothing any more, and may go: until it is to load again.
     pub released: Arc<Notify>,
     /// The way to the coordinator's actor.
     pub gate: Gate,
@@ -76,6 +81,8 @@ impl Node {
 pub(crate) struct NodeState {
     node: Arc<Node>,
     stages: HashMap<StageId, (ActorRef<StageMsg>, Arc<StagePlan>)>,
+    // What is to be kept ready on an adapter, by its number, until a stage comes there.
+    warming: HashMap<u32, JoinSet<()>>,
 }
 
 impl Actor for NodeActor {
@@ -90,7 +97,7 @@ impl Actor for NodeActor {
     ) -> Result<NodeState, ActorProcessingErr> {
         // Never by name: the death of a remote actor would unregister a local one of that name.
         pg::join(NODE_GROUP.to_owned(), vec![myself.get_cell()]);
-        Ok(NodeState { node, stages: HashMap::new() })
+        Ok(NodeState { node, stages: HashMap::new(), warming: HashMap::new() })
     }
 
     async fn handle(
@@ -105,6 +112,9 @@ impl Actor for NodeActor {
                 if state.stages.contains_key(&plan.id) {
                     return Ok(());
                 }
+                // That it might go was said when nothing was to come any more.
+                let _ = state.node.released.notified().now_or_never();
+                state.warming.remove(&plan.adapter);
                 let (stage, layers) = (plan.id.stage, plan.layers);
                 info!(%stage, %layers, model = %plan.model, "loading");
                 let arguments = (Arc::clone(&state.node), Arc::clone(&plan));
@@ -113,25 +123,10 @@ impl Actor for NodeActor {
                 state.stages.insert(plan.id, (actor, plan));
             }
             NodeMsg::Warm(Wire(Ok(plan))) => {
-                let Some(device) = state.node.devices.get(plan.adapter as usize).cloned() else {
-                    return Ok(());
-                };
-                let node = Arc::clone(&state.node);
-                tokio::spawn(async move {
-                    let layers = plan.layers;
-                    let warmed = async {
-                        let mut report = FetchReport::new(&node, true);
-                        let mut given = |given| report.set(given);
-                        let provided =
-                            node.links.provide(&node.weights, plan, None, &mut given).await?;
-                        drop(report);
-                        device.warm(provided.plan.clone()).await
-                    };
-                    match warmed.await {
-                        Ok(()) => info!(%layers, "layers are kept ready"),
-                        Err(cause) => warn!(%layers, %cause, "layers can't be kept ready"),
-                    }
-                });
+                let (adapter, mut task) = (plan.adapter, JoinSet::new());
+                task.spawn(keep_ready(Arc::clone(&state.node), plan));
+                // Ends with what was asked before.
+                state.warming.insert(adapter, task);
             }
             NodeMsg::Sources(Wire(Ok(sources))) => state.node.links.set_sources(sources),
             NodeMsg::Measure(Wire(Ok(measure))) => {
@@ -307,6 +302,31 @@ impl Actor for StageActor {
     }
 }
 
+/// Keeps the weights of a stage to come on its adapter. The coordinator counts on it, and doesn't
+/// hear when it fails: it is tried until it is done.
+async fn keep_ready(node: Arc<Node>, plan: StagePlan) {
+    let Some(device) = node.devices.get(plan.adapter as usize) else { return };
+    let (layers, mut pause) = (plan.layers, WARM_PAUSE);
+    loop {
+        let warmed = async {
+            let mut report = FetchReport::new(&node, true);
+            let mut given = |given| report.set(given);
+            let provided = node.links.provide(&node.weights, plan.clone(), None, &mut given);
+            let provided = provided.await?;
+            drop(report);
+            device.warm(provided.plan.clone()).await
+        };
+        match warmed.await {
+            Ok(()) => return info!(%layers, "layers are kept ready"),
+            // One that was dropped goes when its last step is done.
+            Err(cause @ StageError::Busy) => debug!(%layers, %cause, "layers aren't ready yet"),
+            Err(cause) => warn!(%layers, %cause, ?pause, "layers aren't ready: tried again"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(MAX_WARM_PAUSE);
+    }
+}
+
 async fn load(node: Arc<Node>, plan: Arc<StagePlan>) -> Result<Held, StageError> {
     let device = node
         .devices
@@ -386,5 +406,90 @@ impl Gate {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         warn!("the coordinator's actor doesn't appear: a message to it is lost");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use protocol::config::Transport;
+    use protocol::{ModelId, NodeId, SessionId};
+    use transport::{Authority, Endpoint, PeerName, Purpose};
+
+    use super::*;
+    use crate::cache::Cache;
+
+    async fn soon<T>(what: impl Future<Output = T>) -> T {
+        tokio::time::timeout(Duration::from_secs(60), what).await.expect("it takes too long")
+    }
+
+    /// The actor of a node with this adapter, whose coordinator says nothing.
+    async fn acting(dir: &Path, device: DeviceThread) -> (ActorRef<NodeMsg>, Arc<Node>) {
+        let identity = Authority::load_or_create(dir).unwrap().coordinator_identity(1);
+        let (config, local) = (Transport::default(), ([127, 0, 0, 1], 0).into());
+        let endpoint = Endpoint::bind(local, Some(identity.unwrap()), &config).unwrap();
+        let dial = endpoint.dial(endpoint.local_addr(), Purpose::Data, PeerName::Coordinator);
+        let (coordinator, _) = tokio::join!(dial, endpoint.accept());
+        let report = NodeReport {
+            node: NodeId(1),
+            session: SessionId(1),
+            hostname: "here".into(),
+            pid: 1,
+            data_addr: endpoint.local_addr(),
+            pool: String::new(),
+            labels: Vec::new(),
+            adapters: vec![device.report.clone()],
+            held: Vec::new(),
+        };
+        let cache = Cache::open(&dir.join("cache"), 0).unwrap();
+        let node = Arc::new(Node {
+            links: Arc::new(Links::new(report.node, endpoint, coordinator.unwrap(), &config)),
+            report,
+            devices: vec![device],
+            weights: Arc::new(WeightStore::new(cache, true)),
+            tracer: Tracer::default(),
+            released: Arc::default(),
+            gate: Gate { wire_version: protocol::WIRE_VERSION },
+        });
+        let (actor, _) = Actor::spawn(None, NodeActor, Arc::clone(&node)).await.unwrap();
+        (actor, node)
+    }
+
+    /// Goal: a node that was drained and serves again doesn't go in the middle of an answer.
+    /// Method: what its actor hears when it may go, then has a stage, then may go.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_placed_on_a_node_takes_back_that_it_may_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let (actor, node) = acting(dir.path(), DeviceThread::fake().0).await;
+        let may_go = async |messages: Vec<NodeMsg>| {
+            messages.into_iter().for_each(|message| actor.cast(message).unwrap());
+            // It answers when it has heard those.
+            let report = |reply| NodeMsg::Report(().into(), reply);
+            Remote::new(actor.get_cell()).ask(report, Duration::from_secs(60)).await.unwrap();
+            node.released.notified().now_or_never().is_some()
+        };
+        let (release, plan) = (|| NodeMsg::Release(().into()), StagePlan::default());
+        assert!(may_go(vec![release()]).await);
+        assert!(!may_go(vec![release(), NodeMsg::Load(plan.into())]).await);
+        assert!(may_go(vec![release()]).await);
+        actor.stop_and_wait(None, None).await.unwrap();
+    }
+
+    /// Goal: what the coordinator takes for ready is, in the end. Method: an adapter on which the
+    /// stage before is still there, and one that fails.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_cannot_be_kept_ready_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (device, mut thread) = DeviceThread::fake();
+        let (actor, _node) = acting(dir.path(), device).await;
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/glass-en");
+        let files = checkpoint::Checkpoint::open(Path::new(path)).unwrap();
+        let plan = crate::kept::tests::plan(&files, 1..2);
+        let plan = StagePlan { model_path: path.into(), model: ModelId([7; 16]), ..plan };
+        actor.cast(NodeMsg::Warm(plan.into())).unwrap();
+        soon(thread.warms(Err(StageError::Busy))).await;
+        soon(thread.warms(Ok(()))).await;
+        actor.stop_and_wait(None, None).await.unwrap();
     }
 }

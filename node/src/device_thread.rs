@@ -151,11 +151,10 @@ impl DeviceThread {
         self.ask(Job::Step { id, step, masks, since: Instant::now(), reply }, answer).await
     }
 
-    /// Loads weights that are kept for a stage to come, and proves its kernels, unless another
-    /// stage is here.
+    /// Loads weights that are kept for a stage to come, and proves its kernels.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
+    /// As [`load`](Self::load), and while another stage is here.
     pub(crate) async fn warm(&self, plan: StagePlan) -> Result<(), StageError> {
         let (reply, answer) = oneshot::channel();
         self.ask(Job::Warm { plan: Box::new(plan), part: None, reply }, answer).await
@@ -373,7 +372,7 @@ impl Worker {
     fn warm(&mut self, plan: &StagePlan) -> Result<(), StageError> {
         // Whoever serves meanwhile has other things to do.
         if !self.stages.is_empty() {
-            return Ok(());
+            return Err(StageError::Busy);
         }
         let warmed = self.load_stage(plan, &mut |_| ()).map(drop);
         self.kept.want(plan);
@@ -445,6 +444,17 @@ impl DeviceThread {
         let (thread, held, is_alone) = Default::default();
         let device = Self { jobs, thread, fault, held, is_alone, report };
         (device, FakeThread { queue })
+    }
+}
+
+#[cfg(test)]
+impl FakeThread {
+    /// What is asked for next is to be kept ready: this comes of it.
+    pub(crate) async fn warms(&mut self, outcome: Result<(), StageError>) {
+        let Some(Job::Warm { reply, .. }) = self.queue.recv().await else {
+            panic!("something else is asked for");
+        };
+        let _ = reply.send(outcome);
     }
 }
 

@@ -39,6 +39,9 @@ pub enum StageError {
         /// The difference, with room for one sequence.
         missing: u64,
     },
+    /// What is kept ready for later has to wait.
+    #[error("a stage is on the adapter")]
+    Busy,
     /// A batch that the kernels can't take.
     #[error(transparent)]
     Inputs(#[from] shaders::inputs::BadInputs),

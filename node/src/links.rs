@@ -133,7 +133,10 @@ impl Links {
             let (stage, frames) = match transport::accept_frames(&connection).await {
                 Ok(accepted) => accepted,
                 Err(cause) => {
-                    debug!(%cause, "data connection closed");
+                    match cause.breaks_protocol() {
+                        true => warn!(peer = %connection.peer(), %cause, "a peer is cut off"),
+                        false => debug!(%cause, "data connection closed"),
+                    }
                     // No link is accepted on it any more, so it must not look as if it stood.
                     connection.close(&cause.to_string());
                     return;
@@ -141,7 +144,7 @@ impl Links {
             };
             match self.inboxes.remove_if(&stage, |_, inbox| inbox.by.is(connection.peer())) {
                 Some((_, inbox)) => {
-                    tokio::spawn(pump(stage, frames, inbox.link()));
+                    tokio::spawn(pump(stage, frames, inbox.link(), connection.clone()));
                 }
                 // Fencing: whoever still speaks of an old epoch is not heard, nor is a second
                 // link, nor the coordinator in a node's place.
@@ -305,7 +308,13 @@ impl Outlet {
 
 const STAGE_GONE: &str = "the stage is gone";
 
-async fn pump(stage: StageId, mut frames: transport::FrameReceiver, inbox: mpsc::Sender<Arrived>) {
+/// Hands on what a link brings. Whoever breaks the protocol loses the connection with it.
+async fn pump(
+    stage: StageId,
+    mut frames: transport::FrameReceiver,
+    inbox: mpsc::Sender<Arrived>,
+    connection: Connection,
+) {
     loop {
         match frames.recv().await {
             Ok(Some(Received { frame, num_bytes, at, decode })) => {
@@ -315,12 +324,14 @@ async fn pump(stage: StageId, mut frames: transport::FrameReceiver, inbox: mpsc:
                 }
             }
             Ok(None) => return,
-            Err(cause @ TransportError::Closed(_)) => {
-                debug!(%cause, "a link has ended");
+            Err(cause) if cause.breaks_protocol() => {
+                let (peer, stage) = (connection.peer(), stage.stage);
+                warn!(%peer, %stage, %cause, "a peer is cut off");
+                connection.close(&format!("what was sent to stage {stage} can't be read: {cause}"));
                 return;
             }
             Err(cause) => {
-                warn!(stage = %stage.stage, %cause, "frames can't be read");
+                debug!(%cause, "a link has ended");
                 return;
             }
         }
@@ -330,7 +341,7 @@ async fn pump(stage: StageId, mut frames: transport::FrameReceiver, inbox: mpsc:
 #[cfg(test)]
 mod tests {
     use protocol::config::Transport;
-    use protocol::{Epoch, PipelineId, StageIndex};
+    use protocol::{Body, Epoch, PipelineId, StageIndex, Step};
     use transport::{Authority, Incoming};
 
     use super::*;
@@ -407,6 +418,39 @@ mod tests {
             let _right = transport::open_frames(&dialled[from], id).await.unwrap();
             soon(inlet.linked).await.unwrap();
         }
+    }
+
+    /// Goal: whoever sends what can't be read is heard no more. Method: a frame longer than any of
+    /// ours.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_neighbour_whose_frames_cannot_be_read_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::load_or_create(dir.path()).unwrap();
+        let theirs = Transport::default();
+        let config = Transport { max_frame_bytes: 1 << 10, ..theirs.clone() };
+        let bind = |node: u64, config| {
+            let identity = authority.node_identity(NodeId(node), "a").unwrap();
+            Endpoint::bind(([127, 0, 0, 1], 0).into(), Some(identity), config).unwrap()
+        };
+        let (own, neighbour) = (bind(1, &config), bind(2, &theirs));
+        let dial = neighbour.dial(own.local_addr(), Purpose::Data, PeerName::Node(NodeId(1)));
+        let (dialled, accepted) = tokio::join!(dial, own.accept());
+        let (dialled, Some(Incoming::Data(accepted))) = (dialled.unwrap(), accepted) else {
+            panic!();
+        };
+        let links = Arc::new(Links::new(NodeId(1), own, accepted.clone(), &config));
+        let stage = StageId { stage: StageIndex(1), ..StageId::default() };
+        let mut inlet = links.open(stage, Bringer::Stage);
+        tokio::spawn(links.serve(accepted));
+        let mut link = transport::open_frames(&dialled, stage).await.unwrap();
+        let hidden = (0..1000).map(|_| 0.0f32).collect();
+        let body = Body::Step(Step { hidden, ..Step::default() });
+        let (model, step) = Default::default();
+        // The end of it may find the link closed.
+        let _ = link.send(&Frame { model, stage, step, body }).await;
+        let cause = soon(dialled.closed()).await;
+        assert!(cause.contains("what was sent to stage 1 can't be read: frame of"), "{cause}");
+        assert!(soon(inlet.frames.recv()).await.is_none());
     }
 
     /// Goal: whoever is at either end of a link hears of its end, also while nothing is sent.

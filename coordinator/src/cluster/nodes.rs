@@ -99,9 +99,12 @@ impl Cluster {
     /// Nodes that have joined and aren't left out, by what they did or are, or by what somebody
     /// said.
     pub(super) fn usable(&self) -> impl Iterator<Item = &NodeReport> {
-        let is_active = |node| self.duties.of(node) == Duty::Active && !self.trust.is_out(node);
-        let suits = |it: &NodeReport| unsuited(&self.config.model, it).is_none();
-        self.members.joined().iter().filter(move |it| is_active(it.node) && suits(it))
+        self.members.joined().iter().filter(move |it| self.is_usable(it))
+    }
+
+    pub(super) fn is_usable(&self, it: &NodeReport) -> bool {
+        let is_active = self.duties.of(it.node) == Duty::Active && !self.trust.is_out(it.node);
+        is_active && unsuited(&self.config.model, it).is_none()
     }
 
     /// Those of them that are in no pipeline.

@@ -101,7 +101,8 @@ impl Cluster {
 
     /// The nodes of a pipeline that is gone drop its stages.
     pub(super) fn unload(&mut self, pipeline: &Pipeline, now: Instant) {
-        self.last_change = now;
+        // Its nodes may do together with those that were too few without them.
+        (self.last_change, self.misplaced) = (now, None);
         let id = pipeline.id;
         let joined = self.members.joined().iter().map(|known| known.node);
         let holding = joined.filter(|node| pipeline.is_on(*node));
@@ -201,6 +202,7 @@ impl Cluster {
             Ok(pipeline) => {
                 self.num_plans += 1;
                 for stage in &pipeline.stages {
+                    self.known.unask(stage.node);
                     self.actions.push(Action::Load(stage.node, Box::new(stage.plan.clone())));
                 }
                 self.pipelines.insert(id, pipeline);
@@ -247,6 +249,7 @@ impl Cluster {
         pipeline.last_progress = now;
         self.known.hold(stage.node, &stage.plan, self.model.cost.layers.len());
         stage.loading.loaded_bytes = echo.memory_bytes;
+        stage.loading = stage.loading.bounded();
         stage.echo = Some(echo);
         if pipeline.is_loaded() {
             self.actions.push(Action::Connect(pipeline.stages[0].node, id.first()));

@@ -4,6 +4,8 @@
 use std::cmp::Reverse;
 use std::time::Instant;
 
+use protocol::NodeReport;
+
 use super::{Action, Cluster};
 use crate::autoscaler::{Autoscaler, Observation};
 use crate::pipeline::Pipeline;
@@ -25,9 +27,9 @@ pub(super) struct Scaling {
 pub struct Staffing {
     /// Pipelines that are wanted.
     pub num_pipelines: usize,
-    /// Nodes that they take.
+    /// Nodes that they take, and as many more as are here and may serve nothing.
     pub num_nodes: usize,
-    /// Nodes that have joined.
+    /// Nodes that have joined, without those that have said that they go.
     pub num_joined: usize,
     /// Nodes that are of no use to any pipeline that is wanted.
     pub idle: Vec<Idle>,
@@ -169,7 +171,12 @@ impl Cluster {
         let idle =
             idle.into_iter().map(|node| Idle { pid: node.pid, hostname: node.hostname.clone() });
         let idle = idle.collect();
-        let num_joined = joined.len();
+        let stays = |it: &&NodeReport| !self.duties.is_leaving(it.node);
+        let serves = |it: &NodeReport| self.kept().any(|pipeline| pipeline.is_on(it.node));
+        let num_joined = joined.iter().filter(stays).count();
+        // An operator may take them back, so they aren't given up: others come in their place.
+        let useless = joined.iter().filter(stays).filter(|it| !self.is_usable(it) && !serves(it));
+        let num_useless = if num_pipelines > 0 { useless.count() } else { 0 };
         let newest = self.pipelines.values().max_by_key(|pipeline| pipeline.epoch);
         let nodes_each =
             newest.map(|newest| joined.iter().filter(|it| newest.is_on(it.node)).count());
@@ -177,7 +184,10 @@ impl Cluster {
         let num_local = self.num_local(num_pipelines);
         let Some(scaling) = &mut self.scaling else { return };
         scaling.nodes_each = nodes_each.unwrap_or(scaling.nodes_each).max(1);
-        let num_nodes = if has_local { num_local } else { num_pipelines * scaling.nodes_each };
+        let num_nodes = match has_local {
+            true => num_local,
+            false => num_pipelines * scaling.nodes_each + num_useless,
+        };
         let staffing = Staffing { num_pipelines, num_nodes, num_joined, idle };
         if scaling.staffing != staffing {
             scaling.staffing = staffing.clone();

@@ -7,7 +7,8 @@ use super::{Action, Cluster};
 use crate::pipeline::Pipeline;
 
 impl Cluster {
-    /// Asks idle nodes for what they don't keep yet, once everything that is wanted serves.
+    /// Asks idle nodes to keep what they weren't asked for yet, once everything that is wanted
+    /// serves. They try until they can.
     pub(super) fn warm_spares(&mut self) {
         if self.is_stopping || !self.pipelines.values().all(Pipeline::is_ready) {
             return;
@@ -22,7 +23,8 @@ impl Cluster {
         }
         let num_layers = self.model.cost.layers.len();
         for (node, plan) in wanted {
-            if !self.known.holds(node, &plan, num_layers) {
+            // Also one that holds it already: what it isn't asked to keep it drops after a while.
+            if self.known.ask(node, &plan) {
                 self.known.hold(node, &plan, num_layers);
                 self.actions.push(Action::Warm(node, Box::new(plan)));
             }

@@ -1,6 +1,7 @@
 //! Nodes that fail: what they leave is placed at once, over nodes that there is no reason to avoid.
 
 use super::*;
+use crate::duty::Duty;
 
 fn lose(test: &mut Test, node: u64) {
     let (node, session) = (NodeId(node), SessionId(node));
@@ -38,6 +39,25 @@ fn spares_keep_ready_what_they_have_room_for() {
     test.load();
     test.join_in(2, 1000, 22);
     assert_eq!(warmed(&test).last(), Some(&(2, 0, 4, 6)));
+}
+
+/// Goal: what an idle node holds doesn't go, however it came there. Method: nodes with room for one
+/// stage take turns.
+#[test]
+fn whoever_is_free_again_is_asked_to_keep_what_it_holds() {
+    let mut test = Test::new(two_stages);
+    (1..=3).for_each(|node| test.join(node, 50));
+    test.load();
+    let mut expected = warmed(&test);
+    assert_eq!(expected, [(3, 0, 2, 3)]);
+    for (node, others) in [(1, [3, 2]), (3, [1, 2])] {
+        test.handle(Input::Duty(NodeId(node), Duty::Draining));
+        assert_eq!(placed(&test), others, "the spare alone holds too little");
+        test.load();
+        test.handle(Input::Duty(NodeId(node), Duty::Active));
+        expected.push((node, 0, 2, 3));
+        assert_eq!(warmed(&test), expected);
+    }
 }
 
 fn placed(test: &Test) -> Vec<u64> {

@@ -3,6 +3,7 @@
 use super::*;
 
 use crate::cluster::Staffing;
+use crate::duty::Duty;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -164,4 +165,28 @@ fn the_last_pipeline_goes_and_comes_back_for_the_first_request() {
     test.load();
     test.answer_all();
     assert_eq!(test.tokens(10), [104, 105]);
+}
+
+/// Goal: as many nodes as the pipelines take can serve. Method: one that an operator cordons before
+/// anything is on it, and later when it serves; one that goes by itself.
+#[test]
+fn others_are_brought_for_nodes_that_may_serve_nothing() {
+    let mut test = scaled(|config| config.autoscaler.min_pipelines = 2);
+    let said = |test: &mut Test| {
+        test.pass(1);
+        test.load();
+        test.pass(1);
+        let Staffing { num_nodes, num_joined, .. } = test.staffing();
+        (test.serving(), num_nodes, num_joined)
+    };
+    let set = |test: &mut Test, duty| test.handle(Input::Duty(NodeId(2), duty));
+    set(&mut test, Duty::Cordoned);
+    (1..=2).for_each(|node| test.join(node, 1000));
+    assert_eq!(said(&mut test), (1, 3, 2));
+    set(&mut test, Duty::Active);
+    assert_eq!(said(&mut test), (2, 2, 2));
+    set(&mut test, Duty::Cordoned);
+    assert_eq!(said(&mut test), (2, 2, 2), "it serves what it has");
+    test.handle(Input::Drain { node: NodeId(1), session: SessionId(1) });
+    assert_eq!(said(&mut test), (1, 2, 1), "another is to come, and none for one that goes");
 }

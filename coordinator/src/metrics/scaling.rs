@@ -23,11 +23,13 @@ pub(super) struct ScalingSeries {
 
 impl ScalingSeries {
     pub(super) fn register(&self, ours: &mut Registry) {
+        let nodes = "Nodes that there are to be: what the autoscaler's pipelines take, and as many \
+                     more as may serve nothing";
         let gauges = [
             ("tokens_in_flight", "Tokens of what runs and waits", &self.tokens_in_flight),
             ("pipelines", "Pipelines that serve", &self.pipelines),
             ("pipelines_wanted", "Pipelines that the autoscaler wants", &self.pipelines_wanted),
-            ("nodes_wanted", "Nodes that the autoscaler's pipelines take", &self.nodes_wanted),
+            ("nodes_wanted", nodes, &self.nodes_wanted),
         ];
         for (name, help, gauge) in gauges {
             ours.register(name, help, gauge.clone());
