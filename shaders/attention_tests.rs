@@ -80,12 +80,13 @@ fn params_are_the_shader_s() {
         });
         let narrow = narrow.concat().into_iter().chain(orders(32));
         let of_orders = narrow.flat_map(|narrow| variants(shape, narrow));
-        for variant in of_orders.chain(Variant::plain(gpu_caps(), shape)) {
+        for (number, variant) in of_orders.chain(Variant::plain(gpu_caps(), shape)).enumerate() {
             // GPUs have no images.
             let layouts: &[bool] = if variant.lanes > 16 { &[false] } else { &[false, true] };
-            for (images, format) in
-                layouts.iter().flat_map(|it| KvFormat::ALL.map(|format| (*it, format)))
-            {
+            let caches = layouts.iter().flat_map(|it| KvFormat::ALL.map(|format| (*it, format)));
+            // A cache is read by the same text whatever a head is: each for one shape, then in turn.
+            let (first, step) = if shape == SMALL { (0, 1) } else { (number % 2, 3) };
+            for (images, format) in caches.skip(first).step_by(step) {
                 let source = variant.source(shape, format, images);
                 testing::assert_kernel(&source);
                 testing::assert_params(

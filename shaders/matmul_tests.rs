@@ -62,10 +62,11 @@ fn forms(format: Format) -> impl Iterator<Item = Form> {
 #[test]
 fn params_are_the_shader_s() {
     let gpu = Class::gpu();
-    for (format, images) in testing::formats_and_layouts() {
-        // What becomes of a product is the same text whatever the weights are.
-        let step = if format == Format::Int4Zero || format.unit().is_some() { 5 } else { 1 };
-        for form in forms(format).step_by(step) {
+    for (number, (format, images)) in testing::formats_and_layouts().enumerate() {
+        // What becomes of a product is the same text whatever the weights are: all of it for one
+        // format, of others in turn.
+        let (first, step) = if format == Format::Bf16 { (0, 1) } else { (number % 5, 5) };
+        for form in forms(format).skip(first).step_by(step) {
             let order = |variant: &Variant| Order { chunked: variant.groups > 1, norm_lanes: 8 };
             let sources = variants().into_iter();
             let sources = sources.map(|variant| variant.source(form, order(&variant), images));

@@ -1,6 +1,8 @@
 //! What the tests of all kernels share.
 
+use std::cell::RefCell;
 use std::num::NonZero;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -169,7 +171,8 @@ pub(crate) fn assert_bits_eq(actual: &[f32], expected: &[f32]) {
 /// Needs no adapter.
 #[track_caller]
 pub(crate) fn assert_kernel(source: &KernelSource) {
-    let (module, _) = parse(source);
+    let parsed = parse(source);
+    let module = &parsed.0;
     let mut bindings: Vec<(u32, Access)> = Vec::new();
     for (_, variable) in module.global_variables.iter() {
         let Some(binding) = &variable.binding else { continue };
@@ -229,7 +232,8 @@ pub(crate) fn workgroup_bytes(source: &KernelSource) -> u32 {
 /// of the launcher's.
 #[track_caller]
 pub(crate) fn assert_params(source: &KernelSource, fields: &[(&str, usize)]) {
-    let (module, _) = parse(source);
+    let parsed = parse(source);
+    let module = &parsed.0;
     let params = module
         .types
         .iter()
@@ -249,7 +253,23 @@ pub(crate) fn assert_params(source: &KernelSource, fields: &[(&str, usize)]) {
     assert_eq!(params.1, source.params_bytes, "{}", source.name);
 }
 
-fn parse(source: &KernelSource) -> (naga::Module, naga::valid::ModuleInfo) {
+type Parsed = Rc<(naga::Module, naga::valid::ModuleInfo)>;
+
+/// A kernel, read and checked, which for some takes a tenth of a second: the last of a thread isn't
+/// read again.
+fn parse(source: &KernelSource) -> Parsed {
+    thread_local!(static LAST: RefCell<Option<(String, Parsed)>> = const { RefCell::new(None) });
+    LAST.with_borrow_mut(|last| match last {
+        Some((wgsl, parsed)) if *wgsl == source.wgsl => Rc::clone(parsed),
+        _ => {
+            let parsed = Rc::new(parse_anew(source));
+            *last = Some((source.wgsl.clone(), Rc::clone(&parsed)));
+            parsed
+        }
+    })
+}
+
+fn parse_anew(source: &KernelSource) -> (naga::Module, naga::valid::ModuleInfo) {
     let module = naga::front::wgsl::parse_str(&source.wgsl)
         .unwrap_or_else(|error| panic!("{}: {}", source.name, error.emit_to_string(&source.wgsl)));
     let capabilities = naga::valid::Capabilities::IMMEDIATES
@@ -268,9 +288,9 @@ fn parse(source: &KernelSource) -> (naga::Module, naga::valid::ModuleInfo) {
 /// Asserts that a driver that takes SPIR-V is handed some, which naga makes without complaint.
 #[track_caller]
 pub(crate) fn assert_spirv(source: &KernelSource) {
-    let (module, info) = parse(source);
+    let parsed = parse(source);
     let options = naga::back::spv::Options::default();
-    let words = naga::back::spv::write_vec(&module, &info, &options, None);
+    let words = naga::back::spv::write_vec(&parsed.0, &parsed.1, &options, None);
     assert!(words.is_ok_and(|words| !words.is_empty()), "{}", source.name);
 }
 
