@@ -84,7 +84,7 @@ fn params_are_the_shader_s() {
             // GPUs have no images.
             let layouts: &[bool] = if variant.lanes > 16 { &[false] } else { &[false, true] };
             let caches = layouts.iter().flat_map(|it| KvFormat::ALL.map(|format| (*it, format)));
-            // A cache is read by the same text whatever a head is: each for one shape, then in turn.
+            // A cache is read by the same text for all heads: each for one shape, then in turn.
             let (first, step) = if shape == SMALL { (0, 1) } else { (number % 2, 3) };
             for (images, format) in caches.skip(first).step_by(step) {
                 let source = variant.source(shape, format, images);

@@ -90,6 +90,7 @@ impl Tokenizer {
             }
         };
         let decoder = serde_json::to_value(tokenizer.get_decoder()).unwrap_or_default();
+        check_decoder(&decoder)?;
         let bytes = mentions(&decoder, "ByteLevel").then(byte_alphabet);
         let pieces = Pieces::of(&tokenizer, bytes.as_ref());
         let is_plain = decoder["type"] == "ByteLevel" || (is_spaces(&decoder) && !pieces.has_lone);
@@ -240,6 +241,21 @@ fn check_template(post_processor: &Value) -> Result<(), TokenizerError> {
     Ok(())
 }
 
+/// Nothing may be stripped at the end of texts: of one that is shorter than that, or that was
+/// stripped whole at its beginning, the library can't, and panics, as fuzzing found.
+fn check_decoder(decoder: &Value) -> Result<(), TokenizerError> {
+    decoder["decoders"].as_array().into_iter().flatten().try_for_each(check_decoder)?;
+    match decoder["stop"].as_u64() {
+        Some(stop) if stop > 0 && decoder["type"] == "Strip" => {
+            Err(TokenizerError::Unusable(format!(
+                "its decoder strips {stop} characters at the end of a text, which may have fewer: \
+                 a Strip is known whose \"stop\" is 0"
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Bytes of text that a token can stand for, at most. Only where each byte of a text is one of a
 /// token there is such a bound: nothing is cut off, put together, passed over or unknown. Composing
 /// characters makes a text shorter, to a third at most; SentencePiece's spaces make it longer.
@@ -342,6 +358,19 @@ mod tests {
             let refused = refused.unwrap_err().to_string();
             assert!(refused.contains(says), "{refused}");
         }
+    }
+
+    #[test]
+    fn nothing_is_stripped_at_the_end_of_a_text() {
+        let decoder = |start, stop| {
+            let strip = serde_json::json!({
+                "type": "Strip", "content": " ", "start": start, "stop": stop,
+            });
+            serde_json::json!({"type": "Sequence", "decoders": [{"type": "Fuse"}, strip]})
+        };
+        assert!(check_decoder(&decoder(1, 0)).is_ok());
+        let refused = check_decoder(&decoder(1, 2)).unwrap_err().to_string();
+        assert!(refused.contains("strips 2 characters"), "{refused}");
     }
 
     #[test]
