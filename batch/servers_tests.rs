@@ -240,7 +240,7 @@ async fn table_to_table_and_back(
     spaces.id = Some("id");
     spaces.run(Stub::new(0)).await.unwrap();
     let out = format!("{url}?query=SELECT id, text FROM spaces ORDER BY text");
-    Trial::new(dir.path(), &out, &again).run(Stub::new(0)).await.unwrap();
+    Trial::new(of_spaces.path(), &out, &again).run(Stub::new(0)).await.unwrap();
     assert_eq!(read(&again), "id,text\na,1\na ,2\nA,3\n");
     // As is a query that fails halfway, after what it said.
     let lines = dir.path().join("half.jsonl").display().to_string();
@@ -252,7 +252,8 @@ async fn table_to_table_and_back(
         "{url}?query=WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9) \
          SELECT i, {fails} AS f FROM n"
     );
-    let said = Trial::new(dir.path(), &query, &lines).run(Stub::new(0)).await.unwrap_err();
+    let said = Trial::new(of_spaces.path(), &query, &lines).run(Stub::new(0)).await;
+    let said = said.unwrap_err();
     let said = format!("{said:#}");
     assert!(said.contains("the query failed after"), "{said}");
     assert!(!Path::new(&lines).exists());
