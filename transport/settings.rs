@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::config::Transport;
+use quinn::congestion::CubicConfig;
 use quinn::{
     AckFrequencyConfig, AsyncUdpSocket, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
     TransportConfig, VarInt,
@@ -16,6 +17,11 @@ use crate::socket::Socket;
 /// quinn sends batches of ten segments, and UDP caps a batch at 64 KiB: larger packets stall.
 /// On links with smaller ones discovery stops where the path does.
 const MAX_PACKET_BYTES: u16 = 6500;
+
+/// Ten packets, as RFC 9002 (7.2) has it: quinn counts them with the size that packets begin with,
+/// and two of ours would fill that. A connection that is closed while its window is full doesn't
+/// say why: quinn-proto (up to 0.11.19) sends nothing more then.
+const FIRST_WINDOW_BYTES: u64 = 10 * MAX_PACKET_BYTES as u64;
 
 /// Bursts of activations fit the socket's buffers.
 pub(crate) const SOCKET_BUFFER_BYTES: usize = 4 << 20;
@@ -118,9 +124,12 @@ fn keep_alive(purpose: Purpose, config: &Transport) -> Duration {
 fn common(config: &Transport, window: u32) -> TransportConfig {
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(MAX_PACKET_BYTES);
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(FIRST_WINDOW_BYTES);
     let mut transport = TransportConfig::default();
     transport
         .mtu_discovery_config(Some(discovery))
+        .congestion_controller_factory(Arc::new(congestion))
         .initial_rtt(FIRST_RTT)
         // One link may fill the connection's window; that one is the limit.
         .stream_receive_window(VarInt::from_u32(config.data_window_bytes))
