@@ -3,6 +3,7 @@
 // Requests and text.
 pub mod chat_template;
 pub mod grammar;
+mod guard;
 mod infill;
 mod messages;
 pub mod openai;

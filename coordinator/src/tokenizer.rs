@@ -15,6 +15,7 @@ use pieces::Pieces;
 use walked::Walked;
 
 use crate::grammar::Vocabulary;
+use crate::guard::guarded;
 
 /// A model's tokenizer.
 pub struct Tokenizer {
@@ -77,7 +78,9 @@ impl Tokenizer {
         };
         // Of what is no JSON the library takes parts for granted, and may panic, as fuzzing found.
         serde_json::from_slice::<Walked>(json).map_err(|cause| unusable(cause.into()))?;
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(unusable)?;
+        // As it may of parts that contradict each other.
+        let read = || tokenizers::Tokenizer::from_bytes(json).map_err(anyhow::Error::from_boxed);
+        let mut tokenizer = guarded(read).map_err(TokenizerError::Unusable)?;
         let post_processor = serde_json::to_value(tokenizer.get_post_processor());
         check_template(&post_processor.unwrap_or_default())?;
         // Whole texts in, whole texts out: limits are checked elsewhere.

@@ -19,6 +19,7 @@ use minijinja::{Environment, Error, ErrorKind};
 use protocol::config::Http;
 use serde_json::{Map, Value};
 
+use crate::guard::guarded;
 use crate::parser::AnswerFormat;
 
 /// A model's chat template, compiled. One that can't be used says so when it is asked to render:
@@ -132,11 +133,14 @@ impl ChatTemplate {
         variables.insert("add_generation_prompt".into(), add_generation_prompt.into());
         let variables = python::value_of(&Value::Object(variables));
         let template = environment.get_template(engine::NAME);
-        let rendered =
-            template.and_then(|found| found.render_captured_to(variables, &mut out).map(drop));
+        // Of some formats that texts are put into the library makes a panic, as fuzzing found.
+        let rendered = guarded(|| {
+            Ok(template.and_then(|found| found.render_captured_to(variables, &mut out).map(drop)))
+        });
         if out.is_full {
             return Err(TemplateError::TooLarge(self.max_bytes));
         }
+        let rendered = rendered.map_err(TemplateError::Refused)?;
         rendered.map_err(|cause| TemplateError::Refused(told(&cause)))?;
         String::from_utf8(out.bytes).map_err(|cause| TemplateError::Refused(cause.to_string()))
     }

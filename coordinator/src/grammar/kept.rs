@@ -106,7 +106,7 @@ impl Matching {
 }
 
 fn said(cause: impl std::fmt::Display) -> String {
-    super::sentence(&cause.to_string())
+    crate::guard::sentence(&cause.to_string())
 }
 
 impl Kept {

@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 
 use llguidance::api::{GrammarInit, ParserLimits};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
-use llguidance::{Logger, Matcher, ParserFactory, panic_utils};
+use llguidance::{Logger, Matcher, ParserFactory};
 use protocol::TokenId;
 use protocol::config::Http;
 
@@ -22,6 +22,7 @@ pub(crate) use self::calls::{Calls, Or};
 pub use self::kept::Begins;
 pub(crate) use self::kept::Kept;
 pub use self::source::Source;
+use crate::guard::guarded;
 use crate::tokenizer::Tokenizer;
 
 /// A vocabulary, as grammars look at it: made once, which takes a while where it is large.
@@ -71,7 +72,7 @@ impl Vocabulary {
     pub fn of(words: &[Vec<u8>], ends: &[TokenId]) -> Result<Self, String> {
         let vocab_size = words.len() as u32;
         let ends: Vec<_> = ends.iter().map(|end| end.0).filter(|end| *end < vocab_size).collect();
-        let made = panic_utils::catch_unwind(|| {
+        let made = guarded(|| {
             // A model without an end: its last token would be one, were it sampled.
             let end = ends.first().copied().unwrap_or(vocab_size.saturating_sub(1));
             let trie = TokTrie::from(&TokRxInfo::new(vocab_size, end), words);
@@ -79,7 +80,7 @@ impl Vocabulary {
             let tokens: TokEnv = std::sync::Arc::new(ApproximateTokEnv::new(trie));
             ParserFactory::new(&tokens, InferenceCapabilities::default(), &slices())
         });
-        let mut factory = made.map_err(|cause| sentence(&cause.to_string()))?;
+        let mut factory = made?;
         factory.quiet();
         let num_words = vocab_size.div_ceil(32) as usize;
         Ok(Self { factory, num_words, compiled: Mutex::default() })
@@ -122,23 +123,14 @@ impl Vocabulary {
             verbose_errors: false,
             ..ParserLimits::default()
         };
-        let made = panic_utils::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let made = guarded(|| {
             self.factory.create_parser_from_init_ext(
                 GrammarInit::Serialized(grammar),
                 Logger::new(0, 0),
                 InferenceCapabilities::default(),
                 limits,
             )
-        }));
-        let parser = made.map_err(|cause| sentence(&format!("{cause:#}")))?;
-        Kept::new(Matcher::new(Ok(parser)), begins, self.num_words)
+        });
+        Kept::new(Matcher::new(Ok(made?)), begins, self.num_words)
     }
-}
-
-/// What the library says, as one line without its own trace, and without a full stop.
-fn sentence(cause: &str) -> String {
-    const MAX_CHARS: usize = 300;
-    let line = cause.split("\n<").next().unwrap_or_default();
-    let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
-    line.trim_end_matches('.').chars().take(MAX_CHARS).collect()
 }
