@@ -87,6 +87,13 @@ pub enum Direction {
 }
 
 impl Address {
+    /// Whether its rows may be others, or stand elsewhere, when they are read again, so that only
+    /// those before a position are known by their numbers. A file or an object says by itself that
+    /// it has changed.
+    pub(crate) fn may_change(&self) -> bool {
+        matches!(self, Self::Folder(_) | Self::Database { .. })
+    }
+
     /// Reads what `--input` or `--output` says; `format` overrules a file's name.
     ///
     /// # Errors

@@ -148,14 +148,22 @@ impl Arguments {
             );
         }
         let journal = self.journal.clone().unwrap_or_else(|| beside_output(&self.output, &output));
-        if let Address::File(path, _) = &output
-            && path.exists()
-            && !self.overwrite
-            && !journal.exists()
-        {
-            let path = path.display();
-            ensure!(self.resume, "{path} is there already: --overwrite takes its place");
-            return Ok(Prepared::Nothing(format!("{path} is there: nothing to resume")));
+        if let Address::Folder(folder) = &input {
+            let file = if let Address::File(path, _) = &output { Some(path) } else { None };
+            if let Some(path) = file.into_iter().chain([&journal]).find(|it| lies_in(it, folder)) {
+                let (path, folder) = (path.display(), folder.display());
+                bail!(
+                    "{path} would lie in {folder}, of which every file is a row: --output, or \
+                     --journal, must name another directory"
+                );
+            }
+        }
+        let http = Http::new()?;
+        let runtime = Handle::current();
+        let objects = Objects::new(http.clone(), runtime.clone());
+        if !self.overwrite && !journal.exists() && is_there(&output, &objects).await {
+            ensure!(self.resume, "{output} is there already: --overwrite takes its place");
+            return Ok(Prepared::Nothing(format!("{output} is there: nothing to resume")));
         }
         if journal::done(&journal).exists() && !journal.exists() {
             if self.resume {
@@ -175,9 +183,6 @@ impl Arguments {
         if self.resume {
             ended.push(journal::done(&journal));
         }
-        let http = Http::new()?;
-        let runtime = Handle::current();
-        let objects = Objects::new(http.clone(), runtime.clone());
         let until = self.window.map(|window| Instant::now() + window);
         let (server, key) = (&self.server, self.api_key.clone());
         let server = Server::new(http.clone(), server, key, until, self.patience)?;
@@ -265,10 +270,7 @@ impl Arguments {
             return Ok((None, String::new()));
         }
         let (template, text) = match &self.template {
-            Some(path) => {
-                let template = Template::read(path)?;
-                (template, std::fs::read_to_string(path)?)
-            }
+            Some(path) => Template::read(path)?,
             None if self.map.is_empty() => (Template::lines(), String::new()),
             None => (Template::columns(&self.map)?, self.map.join("\n")),
         };
@@ -316,6 +318,16 @@ impl Arguments {
     }
 }
 
+/// Whether there is a file or an object of which a run would take the place. A table takes rows
+/// beside others; a store that can't be asked says so when it is written to.
+async fn is_there(output: &Address, objects: &Objects) -> bool {
+    match output {
+        Address::File(path, _) => path.exists(),
+        Address::Object { .. } => state_of(output, objects).await.is_ok(),
+        _ => false,
+    }
+}
+
 /// What says that a file is still the one that an earlier run read.
 async fn state_of(input: &Address, objects: &Objects) -> Result<String> {
     Ok(match input {
@@ -332,9 +344,19 @@ async fn state_of(input: &Address, objects: &Objects) -> Result<String> {
             let (objects, bucket, key) = (objects.clone(), bucket.clone(), key.clone());
             tokio::task::spawn_blocking(move || objects.tag(&bucket, &key)).await??
         }
-        // Each says by itself when it isn't as it was.
+        // A query says by itself when it isn't as it was; of a directory what is behind the newest
+        // file is read.
         _ => String::new(),
     })
+}
+
+/// Whether a file, which needn't be there yet, is or will be one of a directory.
+fn lies_in(path: &Path, folder: &Path) -> bool {
+    let parent = path.parent().filter(|it| !it.as_os_str().is_empty());
+    match (parent.unwrap_or(Path::new(".")).canonicalize(), folder.canonicalize()) {
+        (Ok(parent), Ok(folder)) => parent.starts_with(folder),
+        _ => false,
+    }
 }
 
 /// The journal's place: an output that is no file has a name of its own in this directory.
@@ -377,6 +399,7 @@ fn duration(text: &str) -> Result<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::serve;
 
     #[test]
     fn a_duration_is_a_number_with_its_unit() {
@@ -384,6 +407,37 @@ mod tests {
         assert_eq!(duration("90s").unwrap(), Duration::from_secs(90));
         for wrong in ["", "5", "m", "1w", "0s", "99999d", "-1h"] {
             assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_output_is_not_one_of_the_files_that_are_read() {
+        let (texts, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::create_dir(texts.path().join("more")).unwrap();
+        let path = |dir: &Path, name: &str| dir.join(name).display().to_string();
+        let inside = path(texts.path(), "more/../out.csv");
+        let (outside, journal) = (path(other.path(), "out.csv"), path(texts.path(), "more/j"));
+        let input = texts.path().display().to_string();
+        for (output, more) in [(&inside, vec![]), (&outside, vec!["--journal", &journal])] {
+            let arguments = ["batch", "--input", &input, "--output", output, "--map", "user=text"];
+            let arguments = Arguments::parse_from(arguments.into_iter().chain(more));
+            let said = arguments.prepare().await.err().unwrap().to_string();
+            assert!(said.contains("of which every file is a row"), "{said}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_object_that_is_there_is_seen_as_a_file_is() {
+        let url = serve(|head, _| match head.uri.path() {
+            "/data/old.csv" => (200, "rows".into()),
+            _ => (404, String::new()),
+        });
+        let mut objects = Objects::new(Http::new().unwrap(), Handle::current());
+        objects.endpoint = Some(url.await);
+        for (name, expected) in [("old", true), ("new", false)] {
+            let address = format!("s3://data/{name}.csv");
+            let output = Address::parse(&address, None, Direction::Output).unwrap();
+            assert_eq!(is_there(&output, &objects).await, expected, "{address}");
         }
     }
 

@@ -28,14 +28,22 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Why no row of these columns can be asked for so, though each would be tried.
-    pub(crate) fn problem(&self, input: &[Column], id: Option<&str>) -> Option<String> {
+    /// Why no row of these columns can be asked for so, though each would be tried; `cleaned` are
+    /// those that cleaning names.
+    pub(crate) fn problem(
+        &self,
+        input: &[Column],
+        id: Option<&str>,
+        cleaned: &[String],
+    ) -> Option<String> {
         let is_in = |columns: &[Column], name: &str| columns.iter().any(|it| it.name == name);
         let labelled = [input, &self.labels.columns()].concat();
         let mapped = self.template.iter().flat_map(Template::needs).map(|name| ("--map", name));
         let kept = self.columns.iter().flatten().map(|name| ("--columns", name.as_str()));
         let of_labelled = mapped.chain(kept).filter(|(_, name)| !is_in(&labelled, name));
-        let of_input = id.map(|name| ("--id", name)).filter(|(_, name)| !is_in(input, name));
+        let cleaned = cleaned.iter().map(|name| ("the file of --clean", name.as_str()));
+        let of_input = id.map(|name| ("--id", name)).into_iter().chain(cleaned);
+        let of_input = of_input.filter(|(_, name)| !is_in(input, name));
         if let Some((flag, name)) = of_labelled.chain(of_input).next() {
             let names: Vec<_> = input.iter().map(|it| it.name.as_str()).collect();
             let names = names.join(", ");

@@ -6,6 +6,7 @@ mod label;
 mod near;
 mod seen;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 
@@ -18,7 +19,7 @@ use unicode_normalization::{UnicodeNormalization as _, is_nfc_quick};
 pub(crate) use label::{Label, Labels};
 pub(crate) use seen::Seen;
 
-use rows::row::Cells;
+use rows::row::{Cells, text_of};
 
 /// Counts the tokens of a text, as the model that is asked would.
 pub trait Tokens: Send {
@@ -99,6 +100,11 @@ impl Declared {
     /// Whether somebody must count tokens.
     pub(crate) fn counts_tokens(&self) -> bool {
         self.min_tokens.is_some() || self.max_tokens.is_some()
+    }
+
+    /// The columns that are looked at; none: all.
+    pub(crate) fn columns(&self) -> &[String] {
+        &self.columns
     }
 
     /// What the model is asked for.
@@ -188,18 +194,24 @@ impl Cleaner {
         if let Some(missing) = self.columns.iter().find(|name| !cells.contains_key(*name)) {
             return Ok(Some(format!("it has no column {missing:?}")));
         }
-        for (name, cell) in cells.iter_mut() {
-            if (self.columns.is_empty() || self.columns.contains(name))
-                && let Value::String(text) = cell
-            {
-                self.change(text);
+        let is_named = !self.columns.is_empty();
+        let is_wanted = |name: &String| !is_named || self.columns.contains(name);
+        for (_, cell) in cells.iter_mut().filter(|(name, _)| is_wanted(name)) {
+            // A number whose column is named is redacted as the text that it is.
+            if is_named && cell.is_number() {
+                let text = cell.to_string();
+                if self.redact.iter().any(|(pattern, _)| pattern.is_match(&text)) {
+                    *cell = Value::String(text);
+                }
             }
+            self.change(cell);
         }
-        let texts = cells.iter().filter_map(|(name, cell)| {
-            let is_wanted = self.columns.is_empty() || self.columns.contains(name);
-            cell.as_str().filter(|_| is_wanted)
+        // Numbers count only where their column is named; what is null is an empty text, so that
+        // the others stay in their places.
+        let texts = cells.iter().filter(|(name, cell)| {
+            is_wanted(name) && (is_named || !(cell.is_number() || cell.is_boolean()))
         });
-        let texts: Vec<&str> = texts.collect();
+        let texts: Vec<Cow<'_, str>> = texts.map(|(_, cell)| text_of(cell)).collect();
         for pattern in &self.drop {
             if texts.iter().any(|text| pattern.is_match(text)) {
                 return Ok(Some(format!("it matches {:?}", pattern.as_str())));
@@ -213,10 +225,24 @@ impl Cleaner {
         if let Some(why) = self.wrong_length(&text)? {
             return Ok(Some(why));
         }
+        // Rows without any text have nothing in which they could be the same.
+        if texts.is_empty() {
+            return Ok(None);
+        }
         self.duplicate(row, &text)
     }
 
-    fn change(&self, text: &mut String) {
+    /// Changes a text, or those in a list or an object, such as the messages of a body.
+    fn change(&self, cell: &mut Value) {
+        match cell {
+            Value::String(text) => self.change_text(text),
+            Value::Array(cells) => cells.iter_mut().for_each(|cell| self.change(cell)),
+            Value::Object(cells) => cells.values_mut().for_each(|cell| self.change(cell)),
+            _ => {}
+        }
+    }
+
+    fn change_text(&self, text: &mut String) {
         let is_composed = is_nfc_quick(text.chars());
         if self.nfc && is_composed != unicode_normalization::IsNormalized::Yes {
             *text = text.nfc().collect();
@@ -332,6 +358,47 @@ mod tests {
         assert_eq!(said("a b c d e f"), "it has too many tokens to be counted, more than 4");
         let dropped = cleaner.clean(0, &mut Cells::new()).unwrap();
         assert_eq!(dropped.unwrap(), "it has no column \"text\"");
+    }
+
+    #[test]
+    fn cells_that_are_no_texts_are_looked_at_where_their_column_is_named() {
+        let (runtime, _) = crate::testing::reading();
+        let dir = tempfile::tempdir().unwrap();
+        let cleaner = |columns: &str| {
+            let declared = r"drop_empty = true
+                duplicates = 'exact'
+                redact = [{ pattern = '\d{9}', with = '_' }]";
+            let declared: Declared = toml::from_str(&format!("{columns}\n{declared}")).unwrap();
+            let path = dir.path().join(format!("seen{}", columns.len()));
+            let seen = Seen::open(&path, runtime.handle().clone()).unwrap();
+            Cleaner::new(&declared, None, Some(seen)).unwrap()
+        };
+        let mut named = cleaner("columns = ['a', 'b']");
+        for (row, (cells, expected)) in [
+            (json!({"a": 1, "b": null}), None),
+            (json!({"a": null, "b": 1}), None),
+            (json!({"a": {"c": ["x 123456789"]}, "b": 123456789}), None),
+            (json!({"a": 1, "b": null}), Some("it is the same as row 1")),
+            (json!({"a": null, "b": null}), Some("it is empty")),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let mut cells = cells.as_object().unwrap().clone();
+            let said = named.clean(row as u64, &mut cells).unwrap();
+            assert_eq!(said.as_deref(), expected, "row {row}");
+            if row == 2 {
+                assert_eq!(Value::Object(cells), json!({"a": {"c": ["x _"]}, "b": "_"}));
+            }
+        }
+        // Where none is named, rows are as alike as their texts.
+        let mut all = cleaner("");
+        let mut said =
+            |row, cells: Value| all.clean(row, &mut cells.as_object().unwrap().clone()).unwrap();
+        assert_eq!(said(0, json!({"id": 1, "a": "x", "b": null})), None);
+        assert_eq!(said(1, json!({"id": 2, "a": null, "b": "x"})), None);
+        let same = said(2, json!({"id": 3, "a": "x", "b": null}));
+        assert_eq!(same.as_deref(), Some("it is the same as row 1"));
     }
 
     #[test]

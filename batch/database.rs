@@ -110,18 +110,25 @@ fn sqlite_cell(row: &SqliteRow, index: usize) -> sqlx::Result<Value> {
 }
 
 fn postgres_cell(row: &PgRow, index: usize) -> sqlx::Result<Value> {
-    let kind = kind_of_postgres(row.column(index).type_info().name());
-    Ok(cell_of(row.try_get_unchecked::<Option<String>, _>(index)?, kind))
+    let name = row.column(index).type_info().name();
+    let text = row.try_get_unchecked::<Option<String>, _>(index)?;
+    Ok(cell_of(text, name, kind_of_postgres(name)))
 }
 
 fn mysql_cell(row: &MySqlRow, index: usize) -> sqlx::Result<Value> {
-    let kind = kind_of_mysql(row.column(index).type_info().name());
-    Ok(cell_of(row.try_get_unchecked::<Option<String>, _>(index)?, kind))
+    let name = row.column(index).type_info().name();
+    let text = row.try_get_unchecked::<Option<String>, _>(index)?;
+    Ok(cell_of(text, name, kind_of_mysql(name)))
 }
 
-/// What can't be read as its kind stays text.
-fn cell_of(text: Option<String>, kind: Kind) -> Value {
+/// What a server says of a value whose type has this name. What can't be read as its kind stays
+/// text.
+fn cell_of(text: Option<String>, name: &str, kind: Kind) -> Value {
     let Some(text) = text else { return Value::Null };
+    if matches!(name, "JSON" | "JSONB") {
+        // A template names what is in it, and a column of its type takes it as it was.
+        return serde_json::from_str(&text).unwrap_or(Value::String(text));
+    }
     let read = match kind {
         Kind::Bool => match text.as_str() {
             "t" | "1" | "true" => Some(Value::Bool(true)),

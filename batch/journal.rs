@@ -168,7 +168,11 @@ impl Journal {
         Ok(())
     }
 
-    async fn resumed(&mut self, purpose: &Purpose) -> Result<Resumed> {
+    /// Where the run goes on, if it is of this purpose.
+    ///
+    /// # Errors
+    /// When it isn't, or that can't be read.
+    pub(crate) async fn resumed(&mut self, purpose: &Purpose) -> Result<Resumed> {
         let Some(known) = self.fact("purpose").await? else {
             let mut bytes = [0; 16];
             File::open("/dev/urandom")
@@ -231,6 +235,16 @@ impl Journal {
             insert.bind(serde_json::to_string(position)?).execute(&mut *transaction).await?;
         }
         transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Forgets all rows from this one on: they are done again.
+    ///
+    /// # Errors
+    /// When that can't be written.
+    pub(crate) async fn forget_from(&mut self, row: u64) -> Result<()> {
+        let delete = sqlx::query("DELETE FROM rows WHERE row >= ?").bind(row.cast_signed());
+        delete.execute(&mut self.database).await?;
         Ok(())
     }
 

@@ -7,6 +7,7 @@ pub mod arguments;
 pub mod asking;
 pub mod clean;
 mod database;
+mod guard;
 pub mod http;
 pub mod journal;
 pub mod object;

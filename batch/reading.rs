@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use anyhow::Result;
-use rows::row::{Cells, text_of};
+use rows::row::{Cells, memory_of, text_of};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
@@ -60,10 +60,8 @@ impl Reader {
         loop {
             let read = match self.source.next() {
                 Ok(Some(item)) => {
-                    let bytes = item.cells.as_ref().map_or(0, |cells| {
-                        cells.values().map(|cell| cell.as_str().map_or(16, str::len)).sum()
-                    });
-                    num_bytes += bytes;
+                    let cells = item.cells.as_ref();
+                    num_bytes += cells.map_or(0, |it| it.values().map(memory_of).sum::<usize>());
                     let (row, line, after) = (self.next, item.line, item.after);
                     let what = self.sort(row, line, item.cells)?;
                     self.next += 1;

@@ -98,13 +98,18 @@ pub async fn run(
     progress: Arc<Progress>,
     interrupted: impl Future<Output = Error> + Send + 'static,
 ) -> Result<Counts> {
-    let (mut journal, resumed) = Journal::open(&job.journal, &job.purpose, job.begin).await?;
+    let (mut journal, mut resumed) = Journal::open(&job.journal, &job.purpose, job.begin).await?;
     // Only now nobody else can be about to make them.
     if resumed.is_new
         && let Some(path) = job.ended.iter().find(|path| path.exists())
     {
         journal.remove(false).await.context("the journal can't be removed")?;
         bail!("{} is there already: another process has just ended this run", path.display());
+    }
+    if job.input.may_change() && !resumed.is_new {
+        // Behind its position a row may be another now: nothing of it has been written yet.
+        journal.forget_from(resumed.position.rows).await?;
+        resumed = journal.resumed(&job.purpose).await?;
     }
     progress.resume(resumed.counts);
     let tells_nothing = !matches!(job.output, Address::File(..));
@@ -138,7 +143,7 @@ async fn run_with(
         id: job.id,
         seen: beside(&job.journal, ".seen"),
     };
-    let id = input.id.clone();
+    let (id, cleaned) = (input.id.clone(), input.clean.columns().to_vec());
     let (position, kept) = (resumed.position.clone(), resumed.kept);
     let reader = {
         let (ahead, progress, runtime) = (ahead.clone(), progress.clone(), runtime.clone());
@@ -155,7 +160,9 @@ async fn run_with(
         reader.await?;
         return stop.check();
     };
-    if let Some(why) = columns.as_ref().and_then(|it| job.plan.problem(it, id.as_deref())) {
+    if let Some(columns) = &columns
+        && let Some(why) = job.plan.problem(columns, id.as_deref(), &cleaned)
+    {
         bail!("{why}");
     }
 
@@ -296,7 +303,13 @@ impl Input {
     ) -> Result<Reader> {
         let opened = source::open(&self.address, &resumed.position, &self.reading);
         let source = opened.with_context(|| format!("{}", self.address))?;
-        let seen = |end| Seen::open(&beside(&self.seen, end), runtime.clone());
+        let seen = |end| {
+            let mut seen = Seen::open(&beside(&self.seen, end), runtime.clone())?;
+            if self.address.may_change() {
+                seen.forget_from(resumed.position.rows)?;
+            }
+            Ok::<_, Error>(seen)
+        };
         let texts = if self.clean.compares() { Some(seen("")?) } else { None };
         let ids = match self.id {
             Some(column) => Some((column, seen("-ids")?)),

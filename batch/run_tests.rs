@@ -7,13 +7,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use proptest::prelude::*;
 use rows::answers::{Answers, answer_columns};
 use serde_json::{Value, json};
 
+use crate::answerer::{Answerer, Failed};
 use crate::journal::{Begin, Counts};
 use crate::progress::Progress;
 use crate::run::{Job, run};
+use crate::template::Request;
 use crate::testing::{Stub, Trial, interrupted, serve, sqlite};
 
 fn path(folder: &Path, name: &str) -> String {
@@ -171,6 +174,47 @@ async fn a_run_that_another_has_just_ended_is_not_begun_again() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
 }
 
+/// Is gone once it is asked for a slow row, and has answered all others until then.
+struct Slow;
+
+impl Answerer for Slow {
+    fn answer<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<Value, Failed>> {
+        Box::pin(async move {
+            if request.body["messages"][0]["content"] == "slow" {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                return Err(Failed::Server("the server is gone".into()));
+            }
+            let stub = Stub::new(1);
+            stub.answer(request).await
+        })
+    }
+}
+
+/// Goal: a row is known by its number only where no other can have that number now. Method: a file
+/// that comes to a directory before those that were answered out of their order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_that_gets_a_file_while_a_run_rests_is_read_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (path(dir.path(), "texts"), path(dir.path(), "out.jsonl"));
+    let write = |name: &str| std::fs::write(dir.path().join("texts").join(name), name).unwrap();
+    std::fs::create_dir(&input).unwrap();
+    ["slow", "v", "w"].into_iter().for_each(write);
+    let mut trial = Trial::new(dir.path(), &input, &output);
+    trial.template = Some("{{ text }}");
+    trial.clean = "columns = ['text']\nduplicates = 'near'";
+    trial.columns = Some(vec!["file".into()]);
+    let said = trial.run(Arc::new(Slow)).await.unwrap_err().to_string();
+    assert!(said.contains("gone"), "{said}");
+    write("u");
+    let counts = trial.run(Stub::new(u64::MAX)).await.unwrap();
+    assert_eq!(counts, Counts { answered: 4, ..Counts::default() });
+    let written = std::fs::read_to_string(&output).unwrap();
+    let expected = [("slow", "SLOW"), ("u", "U"), ("v", "V"), ("w", "W")];
+    let expected =
+        expected.map(|(file, answer)| json!({"file": file, "answer": answer}).to_string() + "\n");
+    assert_eq!(written, expected.concat());
+}
+
 /// Goal: nothing is asked where every row would fail for the same reason.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn columns_that_the_input_lacks_or_has_already_are_named_before_anything_is_asked() {
@@ -180,6 +224,7 @@ async fn columns_that_the_input_lacks_or_has_already_are_named_before_anything_i
     let trial =
         || Trial { template: Some("{{ text }}"), ..Trial::new(dir.path(), &input, &output) };
     let taken = Answers::Text("text".into());
+    let clean_typo = "columns = ['id', 'txt']";
     let label_text = "label = [{ column = 'text', question = '{{ text }}', values = ['word'] }]";
     let tone_twice = "label = [{ column = 'tone', question = '{{ text }}', values = ['word'] },
         { column = 'tone', question = '{{ id }}', values = ['word'] }]";
@@ -187,6 +232,7 @@ async fn columns_that_the_input_lacks_or_has_already_are_named_before_anything_i
         (Trial { id: Some("no"), ..trial() }, "--id names a column \"no\", the input has id, text"),
         (Trial { columns: Some(vec!["id".into(), "x".into()]), ..trial() }, "--columns names a"),
         (Trial { map: vec!["user=txt".into()], ..trial() }, "--map names a column \"txt\""),
+        (Trial { clean: clean_typo, ..trial() }, "--clean names a column \"txt\""),
         (Trial { answers: taken.clone(), ..trial() }, "\"text\" already: --answer-column"),
         (Trial { clean: label_text, ..trial() }, "\"text\" already: give the label's column"),
         (Trial { clean: tone_twice, ..trial() }, "\"tone\" already: give the label's column"),

@@ -175,7 +175,7 @@ async fn ask(dialect: Dialect, url: &str, query: &str) -> Vec<String> {
 /// middle. Method: rows so long that they can't all be under way when it is, and a sink of the same
 /// database.
 async fn table_to_table_and_back(
-    server: Server,
+    server: Arc<Mutex<Server>>,
     dialect: Dialect,
     url: &str,
     statements: &[&str],
@@ -192,7 +192,6 @@ async fn table_to_table_and_back(
     trial.id = Some("id");
     trial.ahead = 64;
     trial.columns = Some(["id", "n", "t", "b", "d"].map(str::to_owned).into());
-    let server = Arc::new(Mutex::new(server));
     let stub = Stub::new(u64::MAX);
     let killing =
         Killing { stub: stub.clone(), server: Arc::clone(&server), killed: AtomicBool::new(false) };
@@ -274,7 +273,34 @@ async fn postgres_gives_and_takes_rows_though_it_is_killed() {
     let same = "SELECT count(*)::text FROM source JOIN answers USING (id)
         WHERE upper(source.t) = answer AND source.t = answers.t AND source.n::text = answers.n
         AND source.b = answers.b AND source.d::text = answers.d";
+    let server = Arc::new(Mutex::new(server));
+    json_stays_json(&url).await;
     table_to_table_and_back(server, Dialect::Postgres, &url, &statements, same).await;
+}
+
+/// Goal: a template names what is in a JSON column, and such a column of the target takes it as it
+/// was.
+async fn json_stays_json(url: &str) {
+    let dialect = Dialect::Postgres;
+    for statement in [
+        "CREATE TABLE documents (id integer PRIMARY KEY, said jsonb)",
+        r#"INSERT INTO documents VALUES (1, '{"who": {"name": "Ann"}, "tags": [1, null, "é"]}'),
+           (2, '"a text"'), (3, 'null'), (4, NULL)"#,
+        "CREATE TABLE copies (id integer PRIMARY KEY, said jsonb, answer text)",
+    ] {
+        ask(dialect, url, statement).await;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let source = format!("{url}?query=SELECT id, said FROM documents ORDER BY id");
+    let mut trial = Trial::new(dir.path(), &source, &format!("{url}?table=copies"));
+    trial.template = Some("{% if id == 1 %}{{ said.who.name }}{% else %}{{ id }}{% endif %}");
+    trial.id = Some("id");
+    trial.run(Stub::new(u64::MAX)).await.unwrap();
+    let same = "SELECT count(*)::text FROM documents JOIN copies USING (id)
+        WHERE copies.said IS NOT DISTINCT FROM NULLIF(documents.said, 'null')";
+    assert_eq!(ask(dialect, url, same).await, ["\"4\""]);
+    let first = "SELECT answer FROM copies WHERE id = 1";
+    assert_eq!(ask(dialect, url, first).await, ["\"ANN\""]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -293,6 +319,7 @@ async fn mariadb_gives_and_takes_rows_though_it_is_killed() {
     let same = "SELECT count(*) FROM source JOIN answers USING (id)
         WHERE BINARY upper(source.t) = BINARY answer AND BINARY source.t = BINARY answers.t
         AND source.n = answers.n AND source.b = answers.b AND source.d = answers.d";
+    let server = Arc::new(Mutex::new(server));
     table_to_table_and_back(server, Dialect::Mysql, &url, &statements, same).await;
 }
 

@@ -8,6 +8,8 @@ use minijinja::{Environment, UndefinedBehavior};
 use rows::row::Cells;
 use serde_json::{Map, Value, json};
 
+use crate::guard::guarded;
+
 /// Instructions that one template may take: loops end.
 const FUEL: u64 = 1_000_000;
 
@@ -62,15 +64,17 @@ impl Template {
     }
 
     /// Reads a template: a body (`.json`) whose texts are templates, or else one of what the user
-    /// says.
+    /// says; and its text, of which a byte-order mark is no part.
     ///
     /// # Errors
     /// When it can't be read, or is none.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub fn read(path: &Path) -> Result<(Self, String)> {
         let name = path.display();
         let text = fs::read_to_string(path).with_context(|| format!("can't read {name}"))?;
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         let is_body = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("json"));
-        Self::parse(&text, is_body).with_context(|| format!("{name} is no template"))
+        let template = Self::parse(text, is_body).with_context(|| format!("{name} is no template"));
+        Ok((template?, text.to_owned()))
     }
 
     /// Reads the text of one.
@@ -143,6 +147,9 @@ impl Template {
     /// When the row can't be asked so, with the reason.
     pub fn request(&self, row: u64, cells: &Cells) -> Result<Request, String> {
         let mut request = self.body(cells)?;
+        if request.body.get("stream").is_some_and(|stream| *stream == true) {
+            return Err("its \"stream\" is true: the answer is read whole, take it away".into());
+        }
         for (field, value) in &self.defaults {
             let mut twins = TWINS.iter().filter(|(one, _)| one == field);
             if twins.any(|(_, twin)| request.body.contains_key(*twin)) {
@@ -196,16 +203,20 @@ impl Template {
 
     fn render(&self, name: &str, cells: &Cells) -> Result<String, String> {
         let template = self.environment.get_template(name).map_err(|cause| cause.to_string())?;
-        template
-            .render(minijinja::value::Serde(cells))
+        guarded(|| Ok(template.render(minijinja::value::Serde(cells))?))
             .map_err(|cause| format!("the template can't be filled: {cause}"))
     }
 }
 
-/// A column that a row lacks is a mistake, never an empty text.
+/// A column that a row lacks is a mistake, never an empty text; one that is null is one, as it is
+/// in every file of texts.
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_formatter(|out, state, value| match value.is_none() {
+        true => Ok(()),
+        false => minijinja::escape_formatter(out, state, value),
+    });
     environment.set_fuel(Some(FUEL));
     environment
 }
@@ -311,6 +322,8 @@ mod tests {
         assert_eq!(said, expected);
         let said = body(&template, json!({"n": 2})).unwrap_err();
         assert!(said.contains("undefined"), "{said}");
+        let said = body(&template, json!({"n": 2, "t": null})).unwrap();
+        assert_eq!(said["messages"][1]["content"], "2 times ");
         for (wrong, is_body) in [("{{ a", false), ("{}", true), ("no", true)] {
             assert!(Template::parse(wrong, is_body).is_err(), "{wrong}");
         }
@@ -318,6 +331,19 @@ mod tests {
             "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}";
         let said = body(&Template::parse(endless, false).unwrap(), json!({})).unwrap_err();
         assert!(said.contains("fuel"), "{said}");
+    }
+
+    #[test]
+    fn a_mark_of_the_byte_order_is_no_part_of_a_template() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in [("a.txt", "{{ t }}"), ("a.json", r#"{"prompt": "{{ t }}"}"#)] {
+            let path = dir.path().join(name);
+            fs::write(&path, format!("\u{feff}{text}")).unwrap();
+            let (template, read) = Template::read(&path).unwrap();
+            let said = body(&template, json!({"t": "x"})).unwrap();
+            assert!(said["prompt"] == "x" || said["messages"][0]["content"] == "x", "{said}");
+            assert_eq!(read, text);
+        }
     }
 
     #[test]
@@ -364,6 +390,7 @@ mod tests {
             ("url", json!("/v1/embeddings"), "can't be asked"),
             ("method", json!("GET"), "POST"),
             ("body", json!(null), "--template"),
+            ("body", json!({"prompt": "x", "stream": true}), "\"stream\""),
         ] {
             let mut wrong = cells(line.clone());
             wrong.insert(field.into(), value);

@@ -38,6 +38,11 @@ impl<R: Read> Records<R> {
         if let Err(bad) = header {
             bail!("the header can't be read: {}", bad.why);
         }
+        let is_last = !this.raw.ends_with(b"\n");
+        ensure!(
+            !(is_last && crate::lines::without_end(&this.raw).contains(&b'\r')),
+            "its lines end in carriage returns alone: save it with line feeds (\\n)"
+        );
         this.header = this.fields.texts().context("the header is no UTF-8")?;
         for (index, name) in this.header.iter().enumerate() {
             ensure!(
@@ -304,11 +309,16 @@ mod tests {
 
     #[test]
     fn a_header_that_can_not_be_is_refused() {
-        for (text, word) in [(&b""[..], "no header"), (b"a,b,a\n1,2,3\n", "two columns")] {
+        for (text, word) in [
+            (&b""[..], "no header"),
+            (b"a,b,a\n1,2,3\n", "two columns"),
+            (b"a,b\r1,2\r", "carriage returns alone"),
+        ] {
             let opened = Records::open(text, 100);
             let said = opened.err().unwrap().to_string();
             assert!(said.contains(word), "{said}");
         }
+        assert_eq!(Records::open(&b"a,b\r"[..], 100).unwrap().header(), ["a", "b"]);
     }
 
     proptest! {

@@ -74,6 +74,17 @@ pub fn text_of(cell: &Value) -> Cow<'_, str> {
     }
 }
 
+/// Bytes that a cell takes in memory, about, with all that is in it.
+pub fn memory_of(cell: &Value) -> usize {
+    let inside = match cell {
+        Value::String(text) => text.len(),
+        Value::Array(cells) => cells.iter().map(memory_of).sum(),
+        Value::Object(cells) => cells.iter().map(|(name, cell)| name.len() + memory_of(cell)).sum(),
+        _ => 0,
+    };
+    size_of::<Value>() + inside
+}
+
 /// Adds to the columns what a row has: new names, wider kinds.
 pub fn widen(columns: &mut Vec<Column>, cells: &Cells) {
     for (place, (name, cell)) in cells.iter().enumerate() {
@@ -127,5 +138,13 @@ mod tests {
         // No column of 64 bits with a sign holds it.
         assert_eq!(Kind::of(&json!(u64::MAX)), Kind::Text);
         assert_eq!(check_known(&columns, &cells(json!({"d": 1, "e": 2}))), Err("e".into()));
+    }
+
+    #[test]
+    fn a_cell_takes_what_all_in_it_takes() {
+        let long = "x".repeat(1000);
+        for cell in [json!(long), json!([[long]]), json!({"a": {"b": [1, long]}})] {
+            assert!((1000..1500).contains(&memory_of(&cell)), "{}", memory_of(&cell));
+        }
     }
 }

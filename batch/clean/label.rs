@@ -6,6 +6,7 @@ use rows::row::{Cells, Column, Kind};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::guard::guarded;
 use crate::template::{Request, single};
 
 /// Tokens that a label may take.
@@ -73,7 +74,7 @@ impl Labels {
     ) -> Result<Request, String> {
         let (label, question) = &self.0[index];
         let row = minijinja::value::Serde(cells);
-        let question = question.get_template("0").and_then(|template| template.render(row));
+        let question = guarded(|| Ok(question.get_template("0")?.render(row)?));
         let question = question.map_err(|cause| {
             format!("the question of {:?} can't be asked: {cause}", label.column)
         })?;
@@ -83,6 +84,8 @@ impl Labels {
         body.insert("messages".into(), json!([{"role": "user", "content": text}]));
         body.insert("temperature".into(), 0.into());
         body.insert("max_tokens".into(), MAX_TOKENS.into());
+        // Thoughts would take all of them.
+        body.insert("chat_template_kwargs".into(), json!({"enable_thinking": false}));
         Ok(Request { path: "/v1/chat/completions".into(), body })
     }
 
@@ -100,7 +103,7 @@ impl Labels {
         let said = answer["choices"][0]["message"]["content"].as_str().unwrap_or_default();
         let lower = said.to_lowercase();
         let found = label.values.iter().filter_map(|value| {
-            let place = lower.find(&value.to_lowercase())?;
+            let place = find_word(&lower, &value.to_lowercase())?;
             // Where one value begins as another, the longer is meant.
             Some((place, usize::MAX - value.len(), value))
         });
@@ -114,6 +117,19 @@ impl Labels {
         let drop = !label.keep.is_empty() && !label.keep.contains(value);
         Ok(drop.then(|| format!("the model labels it {}: {value}", label.column)))
     }
+}
+
+/// Where a word stands that is no part of another: "no" is not in "not sure". Scripts without
+/// capitals may have no spaces, so there each character is one.
+fn find_word(text: &str, word: &str) -> Option<usize> {
+    let joins = |it: Option<char>| it.is_some_and(|it| it.is_lowercase() || it.is_ascii_digit());
+    let is_alone = |(place, found): &(usize, &str)| {
+        let (before, after) = (&text[..*place], &text[place + found.len()..]);
+        let begins = joins(before.chars().next_back()) && joins(word.chars().next());
+        let goes_on = joins(word.chars().next_back()) && joins(after.chars().next());
+        !begins && !goes_on
+    };
+    text.match_indices(word).find(is_alone).map(|(place, _)| place)
 }
 
 #[cfg(test)]
@@ -142,5 +158,20 @@ mod tests {
         assert_eq!(take("It is bad"), Ok((json!("bad"), true)));
         assert!(take("who knows").unwrap_err().contains("none of"));
         assert!(labels.request(0, &Cells::new(), &Map::new()).is_err());
+    }
+
+    #[test]
+    fn a_value_is_a_word_of_its_own() {
+        for (text, word, place) in [
+            ("not sure, i know", "no", None),
+            ("unknown: no.", "no", Some(9)),
+            ("female", "male", None),
+            ("10 or 1", "1", Some(6)),
+            ("**no**", "no", Some(2)),
+            ("\u{5f88}\u{597d}\u{5417}", "\u{597d}", Some(3)),
+            ("c++?", "c++", Some(0)),
+        ] {
+            assert_eq!(find_word(text, word), place, "{text}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions as _, QueryBuilder, Row as _, Sqlite};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, QueryBuilder, Row as _, Sqlite};
 use tokio::runtime::Handle;
 
 use super::near::Signature;
@@ -19,8 +19,10 @@ const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS signatures (row INTEGER PRIMARY KEY, signature BLOB);
 ";
 
-/// Rows with a band in common that are compared; of more the first.
+/// Rows that are compared, of those with a band in common: first those with the most. Of each band
+/// the first rows are looked at, so that one that all rows share costs no more than another.
 const MAX_COMPARED: i64 = 64;
+const MAX_OF_BAND: i64 = 256;
 
 /// A file of what was seen.
 pub(crate) struct Seen {
@@ -84,16 +86,17 @@ impl Seen {
         let (runtime, database) = (self.runtime.clone(), &mut self.database);
         let found = runtime.block_on(async {
             let mut query = QueryBuilder::<Sqlite>::new(
-                "SELECT row, signature FROM signatures WHERE row IN
-                 (SELECT row FROM bands WHERE band IN (",
+                "SELECT row, signature FROM signatures WHERE row IN (SELECT row FROM (",
             );
-            let mut list = query.separated(", ");
-            for band in &bands {
-                list.push_bind(*band);
+            for (index, band) in bands.iter().enumerate() {
+                query.push(if index == 0 { "" } else { " UNION ALL " });
+                query.push("SELECT row FROM (SELECT row FROM bands WHERE band = ");
+                query.push_bind(*band).push(" AND row < ").push_bind(row);
+                query.push(" ORDER BY row LIMIT ").push_bind(MAX_OF_BAND).push(")");
             }
-            query.push(") AND row < ").push_bind(row).push(") ORDER BY row LIMIT ");
-            let candidates =
-                query.push_bind(MAX_COMPARED).build().fetch_all(&mut *database).await?;
+            query.push(") GROUP BY row ORDER BY count(*) DESC, row LIMIT ");
+            query.push_bind(MAX_COMPARED).push(") ORDER BY row");
+            let candidates = query.build().fetch_all(&mut *database).await?;
             for candidate in candidates {
                 let bytes: Vec<u8> = candidate.try_get(1)?;
                 let other = Signature::from_bytes(&bytes);
@@ -112,6 +115,20 @@ impl Seen {
             Ok(None)
         })?;
         Ok(found.map(i64::cast_unsigned))
+    }
+
+    /// Forgets what rows from this one on were: they may be others now.
+    ///
+    /// # Errors
+    /// When that can't be written.
+    pub(crate) fn forget_from(&mut self, row: u64) -> Result<()> {
+        self.begin()?;
+        for table in ["same", "bands", "signatures"] {
+            let delete = AssertSqlSafe(format!("DELETE FROM {table} WHERE row >= ?"));
+            let delete = sqlx::query(delete).bind(row.cast_signed());
+            self.runtime.block_on(delete.execute(&mut self.database))?;
+        }
+        self.keep()
     }
 
     fn begin(&mut self) -> Result<()> {
@@ -168,5 +185,26 @@ mod tests {
         assert_eq!(seen.near(2, &long, 0.8).unwrap(), None, "it is itself");
         assert_eq!(seen.near(3, &format!("{long} more"), 0.8).unwrap(), Some(2));
         assert_eq!(seen.exact(6, "b").unwrap(), None);
+        // Rows that are others now.
+        seen.forget_from(1).unwrap();
+        assert_eq!(seen.exact(1, "b").unwrap(), None);
+        assert_eq!(seen.near(3, &long, 0.8).unwrap(), None);
+        assert_eq!(seen.exact(4, "a").unwrap(), Some(0));
+    }
+
+    #[test]
+    fn a_text_is_compared_with_the_likeliest_of_many_that_share_a_part() {
+        let (runtime, _) = reading();
+        let dir = tempfile::tempdir().unwrap();
+        let mut seen = Seen::open(&dir.path().join("seen"), runtime.handle().clone()).unwrap();
+        let shared: String = (0..40).map(|n| format!("word{n} ")).collect();
+        let of = |row: u64| {
+            let own = (0..16).map(|n| format!("{} ", (row * 16 + n) * 7919 % 99_991));
+            shared.clone() + &own.collect::<String>()
+        };
+        for row in 0..120 {
+            assert_eq!(seen.near(row, &of(row), 0.95).unwrap(), None);
+        }
+        assert_eq!(seen.near(120, &format!("{} ", of(110)), 0.95).unwrap(), Some(110));
     }
 }

@@ -106,6 +106,12 @@ impl Sink for HttpSink {
         }
         if let Some(id) = &self.writing.id {
             self.id = cells.get(id).map(text_of).unwrap_or_default().into_owned();
+            // Rows of one address would each take the place of the one before.
+            ensure!(
+                !(self.id.is_empty() && self.url.contains("{id}")),
+                "row {} has no {id:?}, which {{id}} in the address takes: --columns must keep it",
+                row + 1
+            );
         }
         self.lines.push(serde_json::to_vec(&cells)?);
         self.next = row + 1;
@@ -121,5 +127,29 @@ impl Sink for HttpSink {
 
     fn finish(mut self: Box<Self>) -> Result<()> {
         self.send()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::journal::Begin;
+    use crate::testing::{Trial, reading};
+
+    #[test]
+    fn rows_without_the_id_that_their_address_takes_are_not_sent() {
+        let (runtime, _) = reading();
+        let dir = tempfile::tempdir().unwrap();
+        let trial = Trial { id: Some("id"), ..Trial::new(dir.path(), "in.csv", "out.csv") };
+        let writing = {
+            let _entered = runtime.enter();
+            trial.job(Begin::Anew).writing
+        };
+        let mut sink = HttpSink::open("http://127.0.0.1:9/{id}", 0, &writing).unwrap();
+        let cells = json!({"text": "kept"}).as_object().unwrap().clone();
+        let said = sink.write(0, cells).unwrap_err().to_string();
+        assert!(said.contains("\"id\", which {id} in the address"), "{said}");
     }
 }

@@ -9,7 +9,7 @@ use parquet::data_type::ByteArray;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::Type;
-use rows::row::{Cells, Column, Kind, check_known, text_of};
+use rows::row::{Cells, Column, Kind, check_known, memory_of, text_of};
 use serde_json::Value;
 
 use super::{Sink, Target};
@@ -94,8 +94,7 @@ impl Sink for Parquet {
         if let Err(name) = check_known(&self.columns, &cells) {
             bail!("row {} has a column {name:?}, which the file has not", row + 1);
         }
-        self.num_bytes +=
-            cells.values().map(|cell| cell.as_str().map_or(8, str::len)).sum::<usize>();
+        self.num_bytes += cells.values().map(memory_of).sum::<usize>();
         self.rows.push(cells);
         if self.rows.len() == MAX_ROWS || self.num_bytes >= MAX_BYTES {
             self.write_group()?;
@@ -108,5 +107,25 @@ impl Sink for Parquet {
             self.write_group()?;
         }
         self.writer.into_inner().context("the file can't be ended")?.complete()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::sink::Whole;
+
+    #[test]
+    fn rows_whose_cells_hold_much_are_written_before_they_are_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Target::File(Whole::create(&dir.path().join("a.parquet")).unwrap());
+        let mut sink = Parquet::open(target, &[Column::new("a", Kind::Text)]).unwrap();
+        for row in 0..3 {
+            let cells = json!({"a": {"b": ["x".repeat(MAX_BYTES / 2)]}});
+            sink.write(row, cells.as_object().unwrap().clone()).unwrap();
+        }
+        assert_eq!(sink.rows.len(), 1);
     }
 }

@@ -43,7 +43,7 @@ impl Folder {
                 continue;
             }
             let kind = fs::metadata(&path).with_context(|| format!("{}", path.display()))?;
-            if kind.is_dir() {
+            if kind.is_dir() && !self.leads_back(&path) {
                 let named = || format!("can't list {}", path.display());
                 let entries = fs::read_dir(&path).with_context(named)?;
                 let mut inside = Vec::new();
@@ -61,6 +61,14 @@ impl Folder {
             }
         }
         Ok(None)
+    }
+
+    /// Whether it is a link to a directory that holds it, which would be read again and again.
+    fn leads_back(&self, path: &Path) -> bool {
+        let holding = path.ancestors().skip(1).take_while(|it| it.starts_with(&self.root));
+        let mut holding = holding.filter_map(|it| it.canonicalize().ok());
+        path.is_symlink()
+            && path.canonicalize().is_ok_and(|real| holding.any(|it| it.starts_with(&real)))
     }
 
     fn name<'a>(&self, path: &'a Path) -> &'a Path {
@@ -155,6 +163,22 @@ mod tests {
         assert_eq!(said[3], r#"{"file":"b.txt","text":"dot"}"#);
         assert!(said[4].contains("longer than 1000 bytes"), "{said:?}");
         assert_eq!(said.len(), 5);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_that_leads_back_is_not_followed() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("b")).unwrap();
+        ["a", "b/1"].into_iter().for_each(|it| fs::write(dir.path().join(it), "text").unwrap());
+        symlink("..", dir.path().join("b/back")).unwrap();
+        symlink("b", dir.path().join("c")).unwrap();
+        let (_runtime, reading) = reading();
+        let items = read_all(|at| Box::new(Folder::open(dir.path(), at, &reading)) as _);
+        let said: Vec<_> = items.iter().map(said).collect();
+        assert_eq!(said.len(), 3, "{said:?}");
+        assert_eq!(said[2], r#"{"file":"c/1","text":"text"}"#);
     }
 
     /// Other systems have no such names.

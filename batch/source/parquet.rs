@@ -1,17 +1,17 @@
 //! Parquet: rows of one row group after the other, read as they are wanted.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use anyhow::{Context as _, Result, anyhow};
-use parquet::basic::{ConvertedType, LogicalType, Type as Physical};
+use anyhow::{Context as _, Result};
+use parquet::basic::{ConvertedType, LogicalType, TimeUnit, Type as Physical};
 use parquet::file::reader::{ChunkReader, FileReader, SerializedFileReader};
 use parquet::record::Field;
 use parquet::record::reader::{ReaderIter, TreeBuilder};
 use parquet::schema::types::Type;
+use rows::Unreadable;
 use rows::row::{Cells, Column, Kind};
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 use super::{Item, Position, Source, share_of};
+use crate::guard::guarded;
 
 /// Rows whose values are decoded together.
 const ROWS_TOGETHER: usize = 1024;
@@ -19,6 +19,8 @@ const ROWS_TOGETHER: usize = 1024;
 pub(super) struct Parquet {
     file: Box<dyn FileReader>,
     columns: Vec<Column>,
+    /// Which of them are times in nanoseconds.
+    are_nanos: Vec<bool>,
     total: u64,
     /// The row group that is read next, and the rows of the one before.
     group: usize,
@@ -33,8 +35,10 @@ impl Parquet {
         let fields = metadata.schema_descr().root_schema().get_fields();
         let columns = fields.iter().map(|field| Column::new(field.name(), kind_of(field)));
         let (columns, total) = (columns.collect(), metadata.num_rows().cast_unsigned());
-        let file = Box::new(file);
-        let mut parquet = Self { file, columns, total, group: 0, rows_of_group: None, rows: 0 };
+        let are_nanos = fields.iter().map(|field| is_nanos(field)).collect();
+        let (file, rows_of_group) = (Box::new(file), None);
+        let mut parquet =
+            Self { file, columns, are_nanos, total, group: 0, rows_of_group, rows: 0 };
         parquet.pass_to(at.rows)?;
         Ok(parquet)
     }
@@ -83,30 +87,26 @@ impl Source for Parquet {
 
     fn next(&mut self) -> Result<Option<Item>> {
         let row = self.rows;
-        let cells = guarded(|| {
-            let Some(fields) = self.next_row()? else { return Ok(None) };
-            let cells = fields.into_iter().map(|(name, field)| (name, cell_of(field)));
-            Ok(Some(cells.collect::<Cells>()))
-        });
-        let cells = cells.with_context(|| format!("row {} can't be read", row + 1))?;
-        let Some(cells) = cells else { return Ok(None) };
+        let fields = guarded(|| self.next_row());
+        let fields = fields.with_context(|| format!("row {} can't be read", row + 1))?;
+        let Some(fields) = fields else { return Ok(None) };
         self.rows += 1;
         let after = Position { rows: self.rows, ..Position::default() };
-        Ok(Some(Item { cells: Ok(cells), line: 0, after }))
+        let cells = fields.into_iter().zip(&self.are_nanos);
+        let cells = cells.map(|((name, field), is_nanos)| match field {
+            Field::Long(nanos) if *is_nanos => (name, time_of(nanos)),
+            field => (name, cell_of(field)),
+        });
+        // The row is there: only what its values say may be wrong.
+        let cells = guarded(|| Ok(cells.collect::<Cells>())).map_err(|_| {
+            Unreadable::new("it has a date, a time or a decimal that is out of range", b"")
+        });
+        Ok(Some(Item { cells, line: 0, after }))
     }
 
     fn share(&self) -> Option<f64> {
         share_of(self.rows, Some(self.total))
     }
-}
-
-/// The library panics on some files that are broken; that is their fault, not ours.
-fn guarded<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
-        let said = panic.downcast_ref::<String>().map(String::as_str);
-        let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown");
-        Err(anyhow!("the file is broken: {said}"))
-    })
 }
 
 fn kind_of(field: &Type) -> Kind {
@@ -137,9 +137,81 @@ fn kind_of(field: &Type) -> Kind {
     }
 }
 
+fn is_nanos(field: &Type) -> bool {
+    let logical = field.get_basic_info().logical_type_ref();
+    matches!(logical, Some(LogicalType::Timestamp(time)) if time.unit == TimeUnit::NANOS)
+}
+
+/// A time as the library tells those of other units; of this one it says the number.
+fn time_of(nanos: i64) -> Value {
+    let time = Field::TimestampMicros(nanos.div_euclid(1000)).to_json_value();
+    match (time.as_str(), nanos.rem_euclid(1000)) {
+        (Some(text), rest @ 1..) => text.replacen(" +", &format!("{rest:03} +"), 1).into(),
+        _ => time,
+    }
+}
+
 fn cell_of(field: Field) -> Value {
     match field {
         Field::Str(text) => Value::String(text),
+        // With the digits that it has: of 64 bits 0.1 would be 0.10000000149011612.
+        Field::Float(number) => {
+            let number = number.to_string().parse::<f64>().ok().and_then(Number::from_f64);
+            number.map_or(Value::Null, Value::Number)
+        }
         other => other.to_json_value(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use parquet::basic::Repetition;
+    use parquet::data_type::Int64Type;
+    use parquet::file::writer::SerializedFileWriter;
+    use serde_json::json;
+
+    use super::super::testing::{read_all, said};
+    use super::*;
+
+    /// A file with a column of times.
+    fn times(unit: TimeUnit, times: &[i64]) -> Bytes {
+        let field = Type::primitive_type_builder("t", Physical::INT64)
+            .with_repetition(Repetition::REQUIRED)
+            .with_logical_type(Some(LogicalType::timestamp(true, unit)));
+        let fields = vec![Arc::new(field.build().unwrap())];
+        let schema = Type::group_type_builder("row").with_fields(fields).build().unwrap();
+        let writer = SerializedFileWriter::new(Vec::<u8>::new(), Arc::new(schema), Arc::default());
+        let mut writer = writer.unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(times, None, None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.into_inner().unwrap().into()
+    }
+
+    #[test]
+    fn times_are_told_in_every_unit_and_one_that_is_none_costs_its_row() {
+        let read = |file: Bytes| {
+            let items = read_all(|at| Box::new(Parquet::open(file.clone(), at).unwrap()) as _);
+            items.iter().map(said).collect::<Vec<_>>()
+        };
+        let told = read(times(TimeUnit::NANOS, &[-1, 1_700_000_000_000_005_000]));
+        assert_eq!(told[0], r#"{"t":"1969-12-31 23:59:59.999999999 +00:00"}"#);
+        assert_eq!(told[1], r#"{"t":"2023-11-14 22:13:20.000005 +00:00"}"#);
+        let told = read(times(TimeUnit::MICROS, &[i64::MAX, 0]));
+        assert!(told[0].contains("out of range"), "{told:?}");
+        assert_eq!(told[1], r#"{"t":"1970-01-01 00:00:00.000000 +00:00"}"#);
+    }
+
+    #[test]
+    fn a_number_of_32_bits_has_no_more_digits_than_it_had() {
+        assert_eq!(cell_of(Field::Float(0.1)), json!(0.1));
+        assert_eq!(cell_of(Field::Float(-2.0)).to_string(), "-2.0");
+        assert_eq!(cell_of(Field::Float(f32::MAX)), json!(3.4028235e38));
+        assert_eq!(cell_of(Field::Float(f32::NAN)), Value::Null);
     }
 }
