@@ -230,6 +230,12 @@ impl BatchJobs {
     /// those of the tenant first of which the fewest run. Each says whether it came to its end.
     fn begin(&self, open: Vec<BatchJob>, jobs: &mut JoinSet<bool>) {
         let mut running = self.inner.running();
+        // Whoever cancelled it may have gone before it was told.
+        for job in open.iter().filter(|job| job.state == JobState::Cancelling) {
+            if let Some((_, cancel)) = running.get(&job.number) {
+                cancel.cancel();
+            }
+        }
         let mut waiting: Vec<_> =
             open.into_iter().filter(|job| !running.contains_key(&job.number)).collect();
         while !waiting.is_empty() && self.disk().problem().is_none() {

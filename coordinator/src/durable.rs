@@ -53,6 +53,14 @@ struct Entry {
 }
 
 impl Entry {
+    /// One that nobody writes any more, although it has not ended, takes up no place for ever: it
+    /// is kept as long as if it ended now.
+    fn look(&mut self, now_ms: i64) {
+        if self.ended_ms.is_none() && self.log.strong_count() == 0 {
+            self.ended_ms = Some(now_ms);
+        }
+    }
+
     /// Whether it is kept no longer.
     fn is_over(&self, config: &config::Durable, now_ms: i64) -> bool {
         let is_past = |since: Option<i64>, max: u64| {
@@ -236,6 +244,7 @@ impl Durables {
         }
         let max = self.0.as_ref().map_or(0, |shared| shared.config.max_resume_wait_ms);
         let completion = completions.resume(Arc::clone(&log), resumed);
+        log.go_on();
         let patience = Some(Duration::from_millis(max));
         tokio::spawn(completion.record(self.clone(), patience, ()));
         Ok(())
@@ -273,6 +282,7 @@ impl Shared {
         let is_over = |entry: &Entry| entry.is_over(&self.config, now_ms);
         let old: Vec<_> = {
             let mut entries = self.entries();
+            entries.values_mut().for_each(|entry| entry.look(now_ms));
             let old = entries.iter().filter(|(_, entry)| is_over(entry)).map(|(id, _)| *id);
             let old = old.collect();
             entries.retain(|_, entry| !is_over(entry));
@@ -305,8 +315,18 @@ impl Shared {
         let left = kept.deadline_ms.map(|deadline| deadline.saturating_sub(now_ms()).max(0));
         let deadline = left.map(|left| std::time::Instant::now() + millis(left));
         parsed.requests.iter_mut().for_each(|request| request.deadline = deadline);
-        Ok(Some(Log::new(kept, parsed, records)))
+        let log = Log::new(kept, parsed, records);
+        // Whoever wrote it has gone: what it hasn't, nobody waits for.
+        log.break_off(resting());
+        Ok(Some(log))
     }
+}
+
+/// Of an answer that nobody goes on with for now.
+fn resting() -> ApiError {
+    let message = "the answer was broken off, and is gone on with when the server starts again: \
+                   come back then, or ask anew";
+    ApiError::unavailable(message, "durable_unavailable")
 }
 
 fn unwritten(cause: &StoreError) -> ApiError {

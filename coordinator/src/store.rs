@@ -88,8 +88,10 @@ impl fmt::Debug for Store {
 
 /// Does something to the database, where there is a transaction to do it in, and keeps its answer
 /// until it is told how that was written.
-type Deed =
-    Box<dyn for<'c> FnOnce(Option<&'c mut SqliteConnection>) -> BoxFuture<'c, Answer> + Send>;
+type Deed = Box<dyn for<'c> FnOnce(Option<&'c mut SqliteConnection>) -> Doing<'c> + Send>;
+
+/// What a deed says when it is done, and why it failed, where it did.
+type Doing<'c> = BoxFuture<'c, (Answer, Option<NotWritten>)>;
 
 /// Tells whoever waits whether it was written, and why not.
 type Answer = Box<dyn FnOnce(Result<(), NotWritten>) + Send>;
@@ -105,6 +107,12 @@ enum NotWritten {
 
 impl From<sqlx::Error> for NotWritten {
     fn from(cause: sqlx::Error) -> Self {
+        Self::from(&cause)
+    }
+}
+
+impl From<&sqlx::Error> for NotWritten {
+    fn from(cause: &sqlx::Error) -> Self {
         // SQLite's numbers: a write, a flush of a file and one of its folder, a file system that
         // says that it is damaged. A disk that is only full says something else.
         const BROKEN: [&str; 4] = ["778", "1034", "1290", "8458"];
@@ -170,6 +178,8 @@ impl Store {
                     Some(database) => Some(within(database, deed).await),
                     None => None,
                 };
+                let failed =
+                    done.as_ref().and_then(|done| done.as_ref().err()).map(NotWritten::from);
                 let answer: Answer = Box::new(move |written| {
                     let written = match (written, done) {
                         (Ok(()), Some(done)) => done.map_err(StoreError::Failed),
@@ -183,7 +193,7 @@ impl Store {
                     // Whoever asked may have gone.
                     let _ = answer.send(written);
                 });
-                answer
+                (answer, failed)
             })
         });
         self.deeds.send(deed).await.map_err(|_| StoreError::Ended)?;
@@ -303,10 +313,28 @@ async fn together(
         Ok(transaction) => transaction,
         Err(cause) => return refused(cause.into(), deeds, answers).await,
     };
+    let mut ended = None;
     for deed in deeds {
-        answers.push(deed(Some(&mut transaction)).await);
+        let there = ended.is_none().then_some(&mut *transaction);
+        let (answer, failed) = deed(there).await;
+        answers.push(answer);
+        // A full disk ends the transaction of all of them, not its deed alone: whatever came next
+        // would be written although all are told that nothing is.
+        if let Some(cause) = failed
+            && is_over(&mut transaction).await
+        {
+            ended = Some(cause);
+        }
     }
-    Ok(transaction.commit().await?)
+    match ended {
+        None => Ok(transaction.commit().await?),
+        Some(cause) => Err(cause),
+    }
+}
+
+/// Whether a transaction has ended by itself: only then there may be another.
+fn is_over(transaction: &mut SqliteConnection) -> BoxFuture<'_, bool> {
+    Box::pin(async move { sqlx::raw_sql("BEGIN").execute(transaction).await.is_ok() })
 }
 
 /// None of them is done.
@@ -316,7 +344,7 @@ async fn refused(
     answers: &mut Vec<Answer>,
 ) -> Result<(), NotWritten> {
     for deed in deeds {
-        answers.push(deed(None).await);
+        answers.push(deed(None).await.0);
     }
     Err(cause)
 }
@@ -417,6 +445,31 @@ mod tests {
         half.await.unwrap_err();
         assert_eq!(store.fact("half").await.unwrap(), None);
         assert_eq!(store.fact("7").await.unwrap().as_deref(), Some("here"));
+    }
+
+    /// Goal: what a full disk ends in the middle is nobody's, as everybody is told. Method: the
+    /// connection may have no more pages, and the second of three deeds needs some.
+    #[tokio::test]
+    async fn a_full_disk_undoes_all_that_share_a_transaction() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let run = |sql: &'static str| {
+            store.write(move |database| {
+                Box::pin(async move {
+                    sqlx::raw_sql(sql).execute(database).await?;
+                    Ok(())
+                })
+            })
+        };
+        run("PRAGMA max_page_count = 1").await.unwrap();
+        let large = run("INSERT INTO facts VALUES ('large', hex(zeroblob(50000)))");
+        let (before, after) = (add(&store, "before"), add(&store, "after"));
+        let told = futures::future::join3(before, large, after).await;
+        assert!(told.0.is_err() && told.1.is_err() && told.2.is_err(), "{told:?}");
+        for name in ["before", "large", "after"] {
+            assert_eq!(store.fact(name).await.unwrap(), None, "{name}");
+        }
+        add(&store, "next").await.unwrap();
     }
 
     #[tokio::test]

@@ -83,24 +83,30 @@ impl Files {
         Ok(this)
     }
 
-    /// Keeps what was written: it is on the disk when this returns.
+    /// Keeps what was written: it is on the disk when this returns. Whoever goes away meanwhile
+    /// changes nothing: a name that is known has its bytes.
     ///
     /// # Errors
     /// When it can't be.
     pub(crate) async fn keep(
         &self,
         bytes: Unfinished,
-        what: impl FnOnce(u64, String) -> StoredFile,
+        what: impl FnOnce(u64, String) -> StoredFile + Send + 'static,
     ) -> Result<StoredFile, KeepError> {
-        let num_bytes = bytes.num_bytes();
-        let _names = self.blobs.names.lock().await;
-        let hash = finish(bytes).await?;
-        let file = what(num_bytes, hash);
-        let kept = file.clone();
-        self.store
-            .write(move |database| Box::pin(async move { insert(database, &kept).await }))
-            .await?;
-        Ok(file)
+        let this = self.clone();
+        // Dropped in the middle, it would let the names go while they are still written.
+        let kept = tokio::spawn(async move {
+            let num_bytes = bytes.num_bytes();
+            let _names = this.blobs.names.lock().await;
+            let hash = finish(bytes).await?;
+            let file = what(num_bytes, hash);
+            let kept = file.clone();
+            this.store
+                .write(move |database| Box::pin(async move { insert(database, &kept).await }))
+                .await?;
+            Ok(file)
+        });
+        kept.await.map_err(io::Error::other)?
     }
 
     /// The file of this name, unless its time is up.
@@ -151,15 +157,20 @@ impl Files {
     /// # Errors
     /// When it can't be.
     pub(crate) async fn delete(&self, file: &StoredFile) -> Result<(), KeepError> {
-        let id = file.id.clone();
-        let delete = self.store.write(move |database| {
-            Box::pin(async move {
-                sqlx::query("DELETE FROM files WHERE id = ?").bind(id).execute(database).await?;
-                Ok(())
-            })
+        let (this, id, hash) = (self.clone(), file.id.clone(), file.hash.clone());
+        // Dropped in the middle, it would leave bytes that nobody knows.
+        let deleted = tokio::spawn(async move {
+            let delete = this.store.write(move |database| {
+                Box::pin(async move {
+                    let delete = sqlx::query("DELETE FROM files WHERE id = ?").bind(id);
+                    delete.execute(database).await?;
+                    Ok(())
+                })
+            });
+            delete.await?;
+            this.sweep(&hash).await
         });
-        delete.await?;
-        self.sweep(&file.hash).await
+        deleted.await.map_err(io::Error::other)?
     }
 
     /// Forgets those whose time is up.
@@ -247,8 +258,9 @@ mod tests {
     async fn keep(files: &Files, id: &str, bytes: &[u8], expires_s: Option<i64>) -> StoredFile {
         let mut blob = files.blobs.begin().unwrap();
         blob.write_all(bytes).unwrap();
-        let what = |num_bytes, hash| StoredFile {
-            id: id.into(),
+        let id = id.to_owned();
+        let what = move |num_bytes, hash| StoredFile {
+            id,
             tenant: "lab".into(),
             purpose: Purpose::Batch,
             filename: "a.jsonl".into(),
@@ -299,6 +311,40 @@ mod tests {
         };
         let files = open(dir.path()).await;
         assert_eq!(files.blobs.all().unwrap(), [known.hash]);
+    }
+
+    /// Goal: who disconnects while a file is kept leaves a file that is whole. Method: the future
+    /// is dropped after its first look, while the bytes are flushed.
+    #[tokio::test]
+    async fn a_file_is_kept_though_nobody_waits_for_it_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = open(dir.path()).await;
+        let names = files.blobs.names.lock().await;
+        let waiting = keep(&files, "a", b"x", None);
+        assert!(futures::poll!(std::pin::pin!(waiting)).is_pending());
+        drop(names);
+        let start = std::time::Instant::now();
+        while files.get("a").await.unwrap().is_none() {
+            assert!(start.elapsed() < std::time::Duration::from_secs(60), "it is never kept");
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        let file = files.get("a").await.unwrap().unwrap();
+        assert!(files.blobs.read(&file.hash).is_ok());
+    }
+
+    /// Goal: who disconnects while a file is deleted leaves no bytes behind. Method: the future is
+    /// dropped after its first look, while the name is written.
+    #[tokio::test]
+    async fn bytes_of_a_file_are_gone_though_nobody_waits_for_that_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = open(dir.path()).await;
+        let file = keep(&files, "a", b"x", None).await;
+        assert!(futures::poll!(std::pin::pin!(files.delete(&file))).is_pending());
+        let start = std::time::Instant::now();
+        while !files.blobs.all().unwrap().is_empty() {
+            assert!(start.elapsed() < std::time::Duration::from_secs(60), "they stay");
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
     }
 
     #[tokio::test]

@@ -149,6 +149,11 @@ impl Job {
         (self.num_pauses, self.resumes) = (0, None);
     }
 
+    /// A line was read that is no request; it isn't durable yet.
+    pub(crate) fn found_wrong(&mut self) {
+        self.num_open += 1;
+    }
+
     /// A try was in vain. Whether the line is tried again; otherwise it has failed for good, and is
     /// [`answered`](Self::answered) with that.
     pub(crate) fn tries_again(&mut self, mut line: Line, trouble: Setback, now: Instant) -> bool {

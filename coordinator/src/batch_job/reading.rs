@@ -201,9 +201,7 @@ pub(super) fn look(
             Err(wrong) => wrong,
         };
         num_wrong += 1;
-        let (batch, line) = (job.number, entry.number);
-        let text = LineId { batch, line }.wrong(&wrong);
-        note(Outcome { batch, line, is_failed: true, text, num_tokens: [0; 3] });
+        note(outcome(job.number, entry.number, &wrong));
     }
     if num == 0 {
         let message = "the input has no lines; give it one request a line";
@@ -212,11 +210,28 @@ pub(super) fn look(
     Ok(Found::Lines { num, num_wrong })
 }
 
+/// What is to be durable of a line that is no request.
+fn outcome(batch: i64, line: u32, wrong: &Wrong) -> Outcome {
+    let text = LineId { batch, line }.wrong(wrong);
+    Outcome { batch, line, is_failed: true, text, num_tokens: [0; 3] }
+}
+
 fn problem(code: &str, message: &str, line: Option<u32>) -> Value {
     json!({"code": code, "message": message, "param": null, "line": line})
 }
 
+/// Lines that are read at once.
+pub(super) struct Window {
+    /// In the order in which they are best computed.
+    pub(super) lines: Vec<Line>,
+    /// Those that are no requests any more: they were counted by another release, or under another
+    /// configuration.
+    pub(super) wrong: Vec<Outcome>,
+    pub(super) is_last: bool,
+}
+
 pub(super) struct WindowSource {
+    batch: i64,
     entries: Entries,
     done: Numbers,
     max_lines: usize,
@@ -227,6 +242,7 @@ impl WindowSource {
     /// At the beginning of a job's input; lines that are `done` are passed over.
     pub(super) fn open(inner: &Inner, job: &BatchJob, done: Numbers) -> io::Result<Self> {
         Ok(Self {
+            batch: job.number,
             entries: Entries::open(inner, job)?,
             done,
             max_lines: inner.config.window_lines as usize,
@@ -234,10 +250,10 @@ impl WindowSource {
         })
     }
 
-    /// The next lines, in the order in which they are best computed, and whether they are the last.
-    pub(super) fn window(mut self) -> io::Result<(Self, Vec<Line>, bool)> {
-        let (mut read, mut num_bytes, mut is_last) = (Vec::new(), 0, false);
-        while read.len() < self.max_lines && num_bytes < self.max_bytes {
+    /// The next lines.
+    pub(super) fn window(mut self) -> io::Result<(Self, Window)> {
+        let (mut read, mut wrong, mut num_bytes, mut is_last) = (Vec::new(), Vec::new(), 0, false);
+        while read.len() + wrong.len() < self.max_lines && num_bytes < self.max_bytes {
             let Some(Entry { number, asks, .. }) = self.entries.next_entry()? else {
                 is_last = true;
                 break;
@@ -245,13 +261,40 @@ impl WindowSource {
             if self.done.contains(number) {
                 continue;
             }
-            // Those that are no requests are durable as what they are.
-            let Ok(asks) = asks else { continue };
-            num_bytes += asks.body.len();
-            read.push(Some(Line { number, asks, num_tries: 0 }));
+            match asks {
+                Ok(asks) => {
+                    num_bytes += asks.body.len();
+                    read.push(Some(Line { number, asks, num_tries: 0 }));
+                }
+                Err(cause) => wrong.push(outcome(self.batch, number, &cause)),
+            }
         }
         let order = window::order(read.iter().flatten().map(|line| line.asks.body.as_str()));
         let lines = order.into_iter().filter_map(|at| read[at].take()).collect();
-        Ok((self, lines, is_last))
+        Ok((self, Window { lines, wrong, is_last }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::config::Config;
+
+    use super::super::records::JobState;
+    use super::super::testing::{Bench, line, says};
+
+    /// Goal: a line that isn't a request any more holds up its job no longer than others. Method:
+    /// the lines were counted when they might be longer.
+    #[tokio::test]
+    async fn a_line_that_was_a_request_when_it_was_counted_is_told_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let change = |config: &mut Config| config.batch.max_line_bytes = 200;
+        let bench = Bench::open(dir.path(), |request, _| Some(says(request)), change).await;
+        let input = [line("a", "x"), line("b", &"x".repeat(200))].join("\n");
+        let id = bench.hand_in(input.as_bytes(), 3600).await;
+        bench.counted(&id, 2).await;
+        let job = bench.finish(&id).await;
+        assert_eq!((job.state, job.num_completed, job.num_failed), (JobState::Completed, 1, 1));
+        let error = bench.lines(job.error_file.as_ref()).await;
+        assert_eq!(error[0]["error"]["code"], "line_too_long");
     }
 }

@@ -120,7 +120,7 @@ pub(crate) struct BatchJob {
     pub num_lines: i64,
     /// Those that are answered.
     pub num_completed: i64,
-    /// Those that can't be.
+    /// Those that can't be; none before they are counted.
     pub num_failed: i64,
     /// Tokens of prompts, those of them that need not be computed, tokens of answers.
     pub num_tokens: [i64; 3],
@@ -168,7 +168,7 @@ impl BatchJob {
             error_file: row.try_get("error_file")?,
             num_lines: row.try_get("num_lines")?,
             num_completed: row.try_get("num_completed")?,
-            num_failed: row.try_get("num_failed")?,
+            num_failed: row.try_get::<i64, _>("num_failed")?.min(row.try_get("num_lines")?),
             num_tokens: [
                 row.try_get("num_prompt_tokens")?,
                 row.try_get("num_cached_tokens")?,

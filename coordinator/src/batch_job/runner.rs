@@ -17,7 +17,7 @@ use super::job::{End, Job, Line, Setback};
 use super::journal::Disk;
 use super::line::{self, style_of};
 use super::places::Place;
-use super::reading::{self, Found, WindowSource};
+use super::reading::{self, Found, Window, WindowSource};
 use super::records::{BatchJob, JobState, Outcome};
 use super::row_plan::RowPlan;
 use super::{Inner, now_s};
@@ -200,9 +200,17 @@ impl Runner {
                     if reading.is_some() =>
                 {
                     reading = None;
-                    let (from, lines, is_last) = window.map_err(io::Error::other)??;
+                    let (from, window) = window.map_err(io::Error::other)??;
+                    let Window { lines, wrong, is_last } = window;
                     source = Some(from);
                     job.read(lines, is_last);
+                    for outcome in wrong {
+                        job.found_wrong();
+                        journal.record(outcome, told.clone());
+                    }
+                    if job.is_known() {
+                        journal.flush();
+                    }
                 }
                 place = places.take(&self.record.tenant), if wants_place && is_ready => {
                     if let Some(line) = job.next(now) {
@@ -314,9 +322,30 @@ fn trouble(error: &ApiError) -> Option<Setback> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{Bench, line};
     use super::*;
     use crate::keys::OverQuota;
     use crate::request::{RequestError, SubmitError};
+
+    /// Goal: a job that is cancelled computes no more, whether or not whoever cancelled it came to
+    /// tell it. Method: it is told nothing, and its line is never answered.
+    #[tokio::test]
+    async fn a_job_hears_of_its_cancel_from_the_store_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let bench = Bench::open(dir.path(), |_, _| None, |_| {}).await;
+        let id = bench.hand_in(line("a", "x").as_bytes(), 3600).await;
+        let number = bench.get(&id).await.number;
+        let cancel = async {
+            while bench.num_computed.load(Ordering::SeqCst) == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let (from, to) = (&[JobState::InProgress], JobState::Cancelling);
+            bench.jobs.records().advance(number, from, to, None).await
+        };
+        let (job, cancelled) = tokio::join!(bench.finish(&id), cancel);
+        assert!(cancelled.unwrap());
+        assert_eq!(job.state, JobState::Cancelled);
+    }
 
     #[test]
     fn only_what_may_pass_is_tried_again() {

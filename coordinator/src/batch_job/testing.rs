@@ -103,10 +103,10 @@ impl Bench {
     ) -> String {
         let mut blob = self.jobs.files().blobs.begin().unwrap();
         blob.write_all(bytes).unwrap();
-        let (tenant, created_s) = ("".to_owned(), now_s());
-        let what = |num_bytes, hash| StoredFile {
+        let created_s = now_s();
+        let what = move |num_bytes, hash| StoredFile {
             id: new_id("file-").unwrap(),
-            tenant: tenant.clone(),
+            tenant: String::new(),
             purpose: Purpose::Batch,
             filename: "in.jsonl".into(),
             num_bytes,
@@ -119,7 +119,7 @@ impl Bench {
         let job = BatchJob {
             number: 0,
             id: id.clone(),
-            tenant,
+            tenant: String::new(),
             key_name: None,
             endpoint: "/v1/completions".into(),
             input_file: input.id,

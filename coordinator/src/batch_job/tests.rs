@@ -348,6 +348,7 @@ async fn a_job_that_is_cancelled_before_its_lines_are_counted_has_none() {
     let id = bench.hand_in(format!("{{\n{}", line("a", "x")).as_bytes(), 3600).await;
     let number = bench.get(&id).await.number;
     bench.record(number, 1, true, "{}".into()).await;
+    assert_eq!(bench.get(&id).await.num_failed, 0, "of none");
     assert!(bench.jobs.cancel(number).await.unwrap());
     bench.jobs.records().fail(number, json!(null)).await.unwrap();
     let job = bench.finish(&id).await;

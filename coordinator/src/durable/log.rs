@@ -99,6 +99,11 @@ impl Log {
         self.news.send_modify(|stand| stand.broken_off = Some(cause));
     }
 
+    /// Somebody adds to it again.
+    pub(super) fn go_on(&self) {
+        self.news.send_modify(|stand| stand.broken_off = None);
+    }
+
     /// What comes after the first `num` records, once there is something.
     pub(crate) async fn after(&self, num: usize) -> Next {
         let mut news = self.news.subscribe();

@@ -36,8 +36,14 @@ struct Error {
 /// Words by which errors are called: those that are kept are of this release, or of none.
 const KINDS: [&str; 4] =
     ["server_error", "service_unavailable", "timeout", "invalid_request_error"];
-const CODES: [&str; 5] =
-    ["no_pipeline", "deadline_exceeded", "step_failed", "cancelled", "model_changed"];
+const CODES: [&str; 6] = [
+    "no_pipeline",
+    "deadline_exceeded",
+    "step_failed",
+    "off_grammar",
+    "cancelled",
+    "model_changed",
+];
 
 /// How it lies on the disk: its kind, a number, tokens, logprobs and a text.
 type Written = (u8, u64, Vec<TokenId>, Vec<Logprobs>, String);
@@ -320,6 +326,7 @@ mod tests {
     use protocol::TokenLogprob;
 
     use super::*;
+    use crate::request::RequestError;
 
     fn logprobs(token: u32) -> Logprobs {
         let chosen = TokenLogprob { token: TokenId(token), logprob: -0.1 };
@@ -371,6 +378,21 @@ mod tests {
             assert!(read(&write(&records)[..cut]).is_err(), "{cut} bytes");
         }
         assert!(read(&codec::encode(&vec![(8_u8, 0_u64, (), (), "")])).is_err());
+    }
+
+    #[test]
+    fn why_there_is_no_answer_has_the_same_name_again() {
+        for error in [
+            RequestError::NoPipeline { waited_s: 9, cause: "x".into() },
+            RequestError::DeadlineExceeded("x"),
+            RequestError::StepFailed("x".into()),
+            RequestError::OffGrammar("x".into()),
+            RequestError::Cancelled,
+        ] {
+            let error = ApiError { retry_after: None, ..error.into() };
+            let mut again = read(&write(&[Record::failed(&error)])).unwrap();
+            assert_eq!(again.remove(0).heard(), Err(error));
+        }
     }
 
     #[test]

@@ -235,3 +235,27 @@ async fn places_are_given_back_by_those_that_end_are_read_or_refused() {
     let refused = none.ask(json!({}), Ok(())).await.err().unwrap();
     assert!(refused.message.contains("durable.max_requests = 0"), "{refused}");
 }
+
+/// Goal: an answer that is broken off holds up no reader, and no place for ever. Method: whoever
+/// writes it goes; somebody comes back, and time passes.
+#[tokio::test]
+async fn an_answer_that_nobody_writes_says_so_and_gives_its_place_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let keep = |it: &mut config::Durable| {
+        (it.max_requests, it.keep_ms) = (1, 1000);
+    };
+    let mut coordinator = Coordinator::start(dir.path(), keep).await;
+    let (completion, asked, _teller) = coordinator.ask(json!({}), Ok(())).await.unwrap();
+    drop(completion);
+    let found = coordinator.durables().find(asked.id, &coordinator.completions).await;
+    let log = found.unwrap().expect("it is kept");
+    let next = tokio::time::timeout(Duration::from_secs(60), log.after(0)).await;
+    assert!(matches!(next, Ok(Next::BrokenOff(_))), "{next:?}");
+    drop(log);
+    let (shared, now) = (coordinator.durables().0.clone().unwrap(), now_ms());
+    for (at, num_kept) in [(now, 1), (now + 999, 1), (now + 1000, 0)] {
+        shared.drop_old(at).await;
+        assert_eq!(shared.entries().len(), num_kept);
+    }
+    coordinator.ask(json!({}), Ok(())).await.unwrap();
+}

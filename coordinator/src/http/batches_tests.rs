@@ -91,6 +91,7 @@ async fn what_is_no_file_for_a_batch_is_refused_by_name_and_leaves_nothing() {
         (form(&[batch], None), 400, "file"),
         (form(&[batch, ("wibble", "1")], Some("x")), 400, "wibble"),
         (form(&[batch, ("expires_after[seconds]", "9")], Some("x")), 400, "expires_after"),
+        (form(&[batch, ("expires_after[anchor]", "created_at")], Some("x")), 400, "expires_after"),
         (form(&[batch], Some(&"x".repeat(21))), 413, "file"),
     ] {
         let refused = upload(&server, &form).await;
@@ -128,6 +129,11 @@ async fn a_batch_is_made_shown_listed_and_cancelled() {
     let next = format!("/v1/batches?limit=1&after={}", second["id"].as_str().unwrap());
     assert_eq!(server.get(&next).await.json()["data"][0]["id"], made["id"]);
     assert_eq!(server.get("/v1/batches?limit=0").await.status, 400);
+    let end = format!("/v1/batches?after={}", made["id"].as_str().unwrap());
+    assert_eq!(server.get(&end).await.json()["data"], json!([]));
+    for gone in ["/v1/batches?after=batch_x", "/v1/files?after=file-x"] {
+        assert_eq!(server.get(gone).await.status, 404, "{gone}");
+    }
     let cancelled = server.post(&format!("{path}/cancel"), &json!({})).await;
     assert_eq!((cancelled.status, &cancelled.json()["status"]), (200, &json!("cancelling")));
     assert_eq!(server.get("/v1/batches/batch_x").await.status, 404);

@@ -64,7 +64,7 @@ pub(super) async fn upload(
     let created_s = now_s();
     let id = new_id("file-").map_err(|cause| ApiError::internal(cause.to_string()))?;
     let tenant = caller.0.tenant.to_string();
-    let what = |num_bytes, hash| StoredFile {
+    let what = move |num_bytes, hash| StoredFile {
         id,
         tenant,
         purpose,
@@ -123,8 +123,10 @@ impl Form {
                 }
             }
         }
-        if anchor.is_some_and(|anchor| anchor != "created_at") {
-            let message = "expires_after[anchor] must be created_at";
+        let lacks_seconds = anchor.is_some() && this.expires_s.is_none();
+        if lacks_seconds || anchor.is_some_and(|anchor| anchor != "created_at") {
+            let message =
+                "expires_after[anchor] must be created_at, and needs expires_after[seconds]";
             return Err(ApiError::invalid("expires_after", message));
         }
         Ok(this)
@@ -212,6 +214,10 @@ pub(super) async fn list(
             found.map_err(|cause| storage::failed(&state.jobs, &cause))?
         }
     };
+    if let (true, Some(after)) = (found.is_empty(), &page.after) {
+        // Behind what isn't there is nothing: whoever goes on there would take it for the end.
+        find(&state, &caller, Ok(Path(after.clone()))).await?;
+    }
     Ok(Json(listed(found, &page, describe)).into_response())
 }
 
