@@ -23,6 +23,11 @@ impl Backoff {
         self.failures = 0;
     }
 
+    /// Whether more than one has failed in a row.
+    pub(crate) fn has_repeated(&self) -> bool {
+        self.failures > 1
+    }
+
     pub(crate) fn pause(&self) -> Duration {
         let doublings = self.failures.saturating_sub(1).min(16);
         if self.failures == 0 {

@@ -44,9 +44,16 @@ pub(crate) struct Duties {
 struct Relieved {
     duty: Duty,
     since: Instant,
-    // Of a node that asked for it itself: in its next one it is active again.
+    // Of a node that asked for it itself: in its next one it is what it was.
     session: Option<SessionId>,
+    was_cordoned: bool,
     is_released: bool,
+}
+
+impl Relieved {
+    fn new(duty: Duty, since: Instant) -> Self {
+        Self { duty, since, session: None, was_cordoned: false, is_released: false }
+    }
 }
 
 impl Duties {
@@ -56,8 +63,7 @@ impl Duties {
         if duty == Duty::Active {
             self.relieved.remove(&node);
         } else if before != duty {
-            let relieved = Relieved { duty, since: now, session: None, is_released: false };
-            self.relieved.insert(node, relieved);
+            self.relieved.insert(node, Relieved::new(duty, now));
         } else if let Some(relieved) = self.relieved.get_mut(&node) {
             // From now on it is the operator's, who is to take it back.
             relieved.session = None;
@@ -70,20 +76,22 @@ impl Duties {
         if self.of(node) == Duty::Draining {
             return false;
         }
-        // A cordon is the operator's, and is there when the node comes back.
         let was_cordoned = self.of(node) == Duty::Cordoned;
-        let session = (!was_cordoned).then_some(session);
-        let (duty, is_released) = (Duty::Draining, false);
-        self.relieved.insert(node, Relieved { duty, since: now, session, is_released });
+        let relieved = Relieved::new(Duty::Draining, now);
+        self.relieved.insert(node, Relieved { session: Some(session), was_cordoned, ..relieved });
         true
     }
 
     /// A node's session is over.
     pub(crate) fn left(&mut self, node: NodeId, session: SessionId) {
-        if self.relieved.get(&node).is_some_and(|it| it.session == Some(session)) {
-            self.relieved.remove(&node);
-        } else if let Some(relieved) = self.relieved.get_mut(&node) {
-            relieved.is_released = false;
+        let Some(relieved) = self.relieved.get_mut(&node) else { return };
+        relieved.is_released = false;
+        if relieved.session == Some(session) {
+            // A cordon is the operator's, and is there when the node comes back.
+            match relieved.was_cordoned {
+                true => *relieved = Relieved::new(Duty::Cordoned, relieved.since),
+                false => drop(self.relieved.remove(&node)),
+            }
         }
     }
 

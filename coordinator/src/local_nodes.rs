@@ -170,11 +170,12 @@ impl LocalNodes {
         let Staffing { num_nodes, idle, .. } = self.wanted.borrow_and_update().clone();
         let staying = self.kept.iter().filter(|kept| !kept.stop.is_cancelled());
         let num_staying = staying.clone().count();
-        let is_idle = |kept: &&Kept| {
-            let pid = kept.pid.load(Ordering::Relaxed);
-            idle.iter().any(|it: &Idle| it.pid == pid)
-        };
-        for kept in staying.filter(is_idle).take(num_staying.saturating_sub(num_nodes)) {
+        let pid = |kept: &Kept| kept.pid.load(Ordering::Relaxed);
+        // First of all those that have ended and are to be started again.
+        let (ended, running): (Vec<_>, Vec<_>) = staying.partition(|kept| pid(kept) == 0);
+        let is_idle = |kept: &&Kept| idle.iter().any(|it: &Idle| it.pid == pid(kept));
+        let useless = ended.into_iter().chain(running.into_iter().filter(is_idle));
+        for kept in useless.take(num_staying.saturating_sub(num_nodes)) {
             info!(index = kept.index, num_nodes, "a local node is of no more use: it ends");
             kept.stop.cancel();
         }
@@ -447,6 +448,29 @@ mod tests {
             pass(&mut nodes, 50).await;
         }
         assert_eq!(pids(&nodes), [last, new], "of those that are idle as many as are too many");
+        nodes.stop().await;
+    }
+
+    /// Goal: no child is started again and again that nobody wants. Method: one that ends at once,
+    /// beside one that is idle.
+    #[tokio::test]
+    async fn a_child_that_keeps_ending_goes_before_one_that_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ended, mut heard) = mpsc::unbounded_channel();
+        let (want, wanted) = watch::channel(Staffing::default());
+        // Whoever comes first ends.
+        let script =
+            format!("mkdir {}/first 2>/dev/null && exit 1; cat > /dev/null", dir.path().display());
+        let mut nodes = LocalNodes::new(shell(&script), wanted, move |it| drop(ended.send(it)));
+        nodes.is_scaled = true;
+        nodes.add().unwrap();
+        heard.recv().await.unwrap();
+        nodes.add().unwrap();
+        let pid = nodes.kept[1].pid.load(Ordering::Relaxed);
+        let idle = vec![Idle { pid, hostname: "here".into() }];
+        want.send_replace(Staffing { num_nodes: 1, idle, ..Staffing::default() });
+        pass(&mut nodes, 500).await;
+        assert_eq!(nodes.kept.iter().map(|it| it.index).collect::<Vec<_>>(), [1]);
         nodes.stop().await;
     }
 

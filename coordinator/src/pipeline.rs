@@ -175,10 +175,14 @@ impl Pipeline {
         })
     }
 
-    /// The node of the first stage that is loaded and that nobody has linked.
-    pub(crate) fn unlinked(&self) -> Option<NodeId> {
-        let unlinked = self.stages.iter().find(|stage| !stage.is_linked)?;
-        self.is_loaded().then_some(unlinked.node)
+    /// The nodes that it waits for, until it is ready: those of stages that aren't loaded, then
+    /// that of the first that nobody has linked.
+    pub(crate) fn awaited(&self) -> Vec<NodeId> {
+        let unlinked = self.stages.iter().filter(|stage| !stage.is_linked);
+        match self.is_loaded() {
+            true => unlinked.take(1).map(|stage| stage.node).collect(),
+            false => unlinked.filter(|it| it.echo.is_none()).map(|it| it.node).collect(),
+        }
     }
 
     /// Whether every stage has said what it holds.

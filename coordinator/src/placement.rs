@@ -118,6 +118,8 @@ pub enum PlacementError {
         most: Size,
         /// Nodes of that size that would hold it, or what else would help.
         num_nodes: String,
+        /// How many those are, if any number does.
+        fewest: Option<usize>,
     },
 }
 
@@ -245,6 +247,7 @@ fn too_small(model: &ModelCost, places: &[Place], num_stages: usize) -> Placemen
     let held = memory.iter().take(num_stages).sum();
     let most = memory[0];
     let cache = model.cache_bytes(&model.of(0..model.layers.len()), model.least_cache_tokens);
+    let fewest = fewest_stages(model, most);
     PlacementError::TooSmall {
         needed: Size(needed),
         cache: Size(cache),
@@ -255,8 +258,9 @@ fn too_small(model: &ModelCost, places: &[Place], num_stages: usize) -> Placemen
             Some(missing) => format!("{} are missing; ", Size(missing)),
         },
         most: Size(most),
-        num_nodes: fewest_stages(model, most)
+        num_nodes: fewest
             .map_or("no number of nodes: one part is larger".into(), |n| format!("{n} nodes")),
+        fewest,
     }
 }
 

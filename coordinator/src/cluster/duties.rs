@@ -48,9 +48,15 @@ impl Cluster {
     /// won't, and lets those nodes go that hold nothing any more.
     pub(super) fn retire(&mut self, now: Instant) {
         let patience = Duration::from_millis(self.config.coordinator.load_timeout_ms);
-        let awaits_others = self.may_place() || self.kept().any(|pipeline| !pipeline.is_ready());
-        let has_waited =
-            |since: Instant| !awaits_others || now.saturating_duration_since(since) >= patience;
+        let loading = self.kept().filter(|pipeline| !pipeline.is_ready());
+        let moved = loading.map(|pipeline| pipeline.last_progress).max();
+        let awaits_others = self.may_place() || moved.is_some();
+        // A large model takes its time: as long as it comes, unless a load has failed already.
+        let moved = moved.filter(|_| self.backoff.pause().is_zero());
+        let has_waited = |since: Instant| {
+            let since = moved.map_or(since, |moved| moved.max(since));
+            !awaits_others || now.saturating_duration_since(since) >= patience
+        };
         let over: Vec<(PipelineId, NodeId)> = self
             .duties
             .draining()

@@ -112,13 +112,28 @@ impl Cluster {
         self.usable().filter(|it| !self.pipelines.values().any(|of| of.is_on(it.node)))
     }
 
-    /// Free nodes that a pipeline may be made of: without those that are to be avoided, where there
-    /// are enough others. None while one that is needed may turn out to be gone.
-    pub(super) fn trusted(&self, now: Instant) -> Option<Vec<&NodeReport>> {
+    /// How many of those that are waited for are here: also local ones that are left out for what
+    /// they did or somebody said, since nobody comes in their place.
+    pub(super) fn num_here(&self) -> usize {
+        let suited =
+            self.members.joined().iter().filter(|it| unsuited(&self.config.model, it).is_none());
+        let is_local = |it: &NodeReport| it.data_addr.ip().to_canonical().is_loopback();
+        suited.filter(|it| self.is_usable(it) || is_local(it)).count()
+    }
+
+    /// Free nodes that a pipeline may be made of: if it `avoids` any, without those that are to be
+    /// avoided, where there are enough others: as many as there are stages or, where nobody has
+    /// said how many, any once loads fail again and again. None while one that is needed may turn
+    /// out to be gone.
+    pub(super) fn trusted(&self, avoids: bool, now: Instant) -> Option<Vec<&NodeReport>> {
         let (avoided, mut trusted): (Vec<_>, Vec<_>) =
             self.free().partition(|it| self.trust.is_avoided(it.node, now));
         let num_stages = self.config.coordinator.num_stages();
-        if avoided.is_empty() || (num_stages > 0 && trusted.len() >= num_stages) {
+        let are_enough = match num_stages {
+            0 => self.backoff.has_repeated() && !trusted.is_empty(),
+            _ => trusted.len() >= num_stages,
+        };
+        if avoided.is_empty() || (avoids && are_enough) {
             return Some(trusted);
         }
         if avoided.iter().any(|it| self.trust.may_be_gone(it.node, now)) {

@@ -23,12 +23,12 @@ impl Cluster {
         self.give_up_returning(now);
         let stuck = |pipeline: &Pipeline| {
             let cause = pipeline.is_stuck(&self.config, now)?;
-            Some((pipeline.id, pipeline.unlinked(), cause))
+            Some((pipeline.id, pipeline.awaited(), cause))
         };
         let stuck: Vec<_> = self.pipelines.values().filter_map(stuck).collect();
-        for (id, unlinked, cause) in stuck {
-            // Nobody reaches it: another may do better.
-            unlinked.into_iter().for_each(|node| self.trust.avoid(node, now, now));
+        for (id, awaited, cause) in stuck {
+            // They hang, or nobody reaches them: others may do better.
+            awaited.into_iter().for_each(|node| self.trust.avoid(node, now, now));
             self.lose_pipeline(id, &cause, now);
         }
         self.end_drained(now);
@@ -74,6 +74,8 @@ impl Cluster {
         if pipeline.lane.is_none() {
             self.backoff.failed();
         } else {
+            // It had loaded: whatever failed since then were loads of others.
+            self.backoff.reset();
             let num_sequences = self.evict(&mut pipeline, cause, now);
             let cause = cause.to_owned();
             self.actions.push(Action::Moved { pipeline: id, cause, num_sequences });
@@ -126,10 +128,11 @@ impl Cluster {
         let expected = self.num_expected();
         let all_here = expected > 0 && self.usable().count() >= expected;
         let settle = Duration::from_millis(self.config.coordinator.settle_ms);
-        let settled = !self.has_local_nodes() && quiet >= settle;
+        let awaits_local = self.has_local_nodes() && self.num_here() < expected;
+        let settled = !awaits_local && quiet >= settle;
         if quiet >= self.backoff.pause() && (all_here || settled || are_back) {
             for num_missing in (1..=num_missing).rev() {
-                if !self.place(num_missing, now) && self.places_fewest() {
+                if !self.place(num_missing, true, now) && self.places_fewest() {
                     break;
                 }
             }
@@ -150,12 +153,14 @@ impl Cluster {
     }
 
     /// Makes a pipeline of free nodes, and says whether there are some for one: as many as are left
-    /// for one of `num_missing`, or, where placement decides, the fewest that hold the model.
-    fn place(&mut self, num_missing: usize, now: Instant) -> bool {
+    /// for one of `num_missing`, or, where placement decides, the fewest that hold the model. It
+    /// `avoids` those that there is reason to, where the others do.
+    fn place(&mut self, num_missing: usize, avoids: bool, now: Instant) -> bool {
         let epoch = Epoch { start: self.start, counter: self.num_plans + 1 };
         let is_new = |id: &PipelineId| !self.pipelines.contains_key(id);
         let id = (0..).map(PipelineId).find(is_new).expect("ids outnumber pipelines");
-        let Some(mut free) = self.trusted(now) else { return false };
+        let Some(mut free) = self.trusted(avoids, now) else { return false };
+        let leaves_out = free.len() < self.free().count();
         // Nodes of one pipeline stay together.
         free.sort_by_key(|it| self.returning.place_of(it.node));
         let keep = match self.are_back() {
@@ -209,7 +214,12 @@ impl Cluster {
                 self.actions.push(Action::Publish);
                 true
             }
+            // The others are enough by their number, and too small.
+            Err(_) if leaves_out => self.place(num_missing, false, now),
             Err(error) => {
+                if let Some(PlacementError::TooSmall { fewest: Some(fewest), .. }) = &error {
+                    self.too_few(*fewest);
+                }
                 // The same nodes hold no more when they are asked again.
                 self.misplaced = Some(self.last_change);
                 let may_idle = fewest && !self.pipelines.is_empty();

@@ -107,6 +107,8 @@ impl Cluster {
             if has_changed {
                 self.actions.push(Action::Observed(seen));
             }
+            // Where a node is taken back that was drained, what was to take its place is too much.
+            self.drain_surplus(now);
             return;
         };
         if self.is_stopping {
@@ -158,6 +160,16 @@ impl Cluster {
             seen.longest_wait = seen.longest_wait.max(wait.unwrap_or_default());
         }
         seen
+    }
+
+    /// The model doesn't fit on the free nodes. So many adapters as the largest of them hold it:
+    /// their nodes are to come, where nobody has said how many a pipeline takes.
+    pub(super) fn too_few(&mut self, num_adapters: usize) {
+        let most = self.free().map(|it| it.adapters.len()).max().unwrap_or(0).max(1);
+        let is_open = self.config.coordinator.num_stages() == 0 && self.pipelines.is_empty();
+        if let Some(scaling) = self.scaling.as_mut().filter(|_| is_open) {
+            scaling.nodes_each = scaling.nodes_each.max(num_adapters.div_ceil(most));
+        }
     }
 
     /// Says how many nodes there are to be, when that or who could go has changed.

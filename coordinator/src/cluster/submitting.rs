@@ -28,8 +28,9 @@ impl Cluster {
         if requests.iter().all(|request| request.resumed.is_some()) {
             return Ok(());
         }
-        // Whoever comes while a lost pipeline is replaced waits like those who were there.
-        if !self.has_served {
+        // Whoever comes while a lost pipeline is replaced waits like those who were there, and so
+        // does whoever wakes a cluster that fell asleep before anything served, or comes then.
+        if !self.has_served && !self.is_asleep() && self.unserved_since.is_none() {
             return Err(SubmitError::NoPipeline(self.waiting_for()));
         }
         let max = self.config.scheduler.max_queued_requests;

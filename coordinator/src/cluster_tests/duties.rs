@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use protocol::message::{LoadProgress, Loading};
 use protocol::{NodeId, SessionId};
 
 use super::Test;
@@ -120,4 +121,66 @@ fn an_operators_word_outlives_the_session() {
     test.wait(Duration::from_secs(3));
     assert!(test.plans.is_empty());
     assert_eq!(released(&mut test), [1], "told again, since it is another session");
+}
+
+/// Goal: a large model takes the time that it takes. Method: what is to take a drained node's place
+/// loads for longer than it may be still.
+#[test]
+fn a_drained_node_serves_as_long_as_what_takes_its_place_loads() {
+    let mut test = cluster(1);
+    test.join(1, 1000);
+    test.load();
+    test.join(2, 1000);
+    set(&mut test, 1, Duty::Draining);
+    assert_eq!(placed(&mut test), [2]);
+    let id = test.plans[0].1.id;
+    for loaded_bytes in 1..5 {
+        test.wait(Duration::from_secs(100));
+        let loading = Loading { loaded_bytes, total_bytes: 9, ..Loading::default() };
+        test.handle(Input::Progress(LoadProgress { id, loading }));
+        assert!(test.is_ready());
+    }
+    assert_eq!(released(&mut test), [0; 0]);
+    test.load();
+    test.wait(Duration::from_millis(100));
+    assert_eq!((test.is_ready(), released(&mut test)), (true, vec![1]));
+}
+
+#[test]
+fn what_was_to_take_a_drained_nodes_place_goes_when_that_is_taken_back() {
+    let mut test = cluster(1);
+    test.join(1, 1000);
+    test.load();
+    test.join(2, 1000);
+    set(&mut test, 1, Duty::Draining);
+    assert_eq!(placed(&mut test), [2]);
+    set(&mut test, 1, Duty::Active);
+    test.wait(Duration::from_millis(100));
+    let pipelines = test.cluster.status().pipelines;
+    assert_eq!((pipelines.len(), pipelines[0].stages[0].node), (1, NodeId(1)));
+    assert!(test.is_ready());
+}
+
+#[test]
+fn a_cordoned_node_that_ends_by_itself_is_cordoned_when_it_is_back() {
+    let mut test = cluster(1);
+    test.join(1, 1000);
+    set(&mut test, 1, Duty::Cordoned);
+    test.handle(Input::Drain { node: NodeId(1), session: SessionId(1) });
+    assert_eq!(test.cluster.status().relieved, [(NodeId(1), Duty::Draining)]);
+    test.handle(Input::Lost { node: NodeId(1), session: SessionId(1), cause: "left".into() });
+    test.join_in(1, 1000, 2);
+    assert_eq!(test.cluster.status().relieved, [(NodeId(1), Duty::Cordoned)]);
+}
+
+/// Nobody comes in the place of a local node that is here.
+#[test]
+fn a_local_node_that_is_relieved_is_not_waited_for() {
+    let mut test = Test::new(|config| config.coordinator.local_nodes = 2);
+    (1..=2).for_each(|node| test.join(node, 1000));
+    assert_eq!(placed(&mut test), [1, 2]);
+    test.load();
+    set(&mut test, 2, Duty::Draining);
+    test.wait(Duration::from_secs(3));
+    assert_eq!(placed(&mut test), [1]);
 }

@@ -215,3 +215,74 @@ fn local_spares_are_not_waited_for() {
     test.handle(Input::Exited { pid: Some(1), cause: "killed".into() });
     assert_eq!(placed(&test), [3, 2]);
 }
+
+/// Goal: nobody is given up for others that are enough by their number, and too small. Method: a
+/// spare that holds no stage, and a node of which nothing is heard for a moment.
+#[test]
+fn whoever_is_avoided_is_needed_where_the_others_are_too_small() {
+    let mut test = Test::new(two_stages);
+    (1..=2).for_each(|node| test.join(node, 50));
+    test.load();
+    test.join(3, 20);
+    let stage = *test.connects.last().unwrap();
+    test.handle(Input::LinkLost { stage, cause: "cut".into() });
+    test.wait(Duration::from_secs(1));
+    assert!(placed(&test).is_empty(), "the first may be gone");
+    test.wait(Duration::from_secs(1));
+    assert_eq!(placed(&test), [1, 2], "it isn't");
+}
+
+#[test]
+fn whoever_hangs_while_it_loads_is_avoided() {
+    let mut test = Test::new(two_stages);
+    (1..=3).for_each(|node| test.join(node, 1000));
+    let (node, plan) = test.plans[0].clone();
+    assert_eq!(placed(&test), [1, 2]);
+    test.plans.clear();
+    test.handle(Input::Ready(echo(node, &plan)));
+    test.wait(Duration::from_secs(121));
+    test.wait(Duration::from_secs(2));
+    assert_eq!(placed(&test), [1, 3]);
+}
+
+/// Goal: a node that loads nothing holds up no pipeline but its own. Method: its loads fail until
+/// there are long pauses, then the other pipeline is lost.
+#[test]
+fn whatever_is_lost_does_not_wait_for_the_loads_of_others() {
+    let mut test = Test::new(|config| {
+        (config.coordinator.stages, config.coordinator.pipelines) = (1, 2);
+    });
+    (1..=2).for_each(|node| test.join(node, 1000));
+    let (node, plan) = test.plans.remove(0);
+    test.handle(Input::Ready(echo(node, &plan)));
+    test.handle(Input::Linked(node, plan.id));
+    for _ in 0..5 {
+        let (node, plan) = test.plans.pop().unwrap();
+        let cause = "a damaged file".into();
+        test.handle(Input::Failed(StageFailed { node, id: plan.id, cause, blame: Blame::Own }));
+        test.wait(Duration::from_secs(60));
+    }
+    test.plans.clear();
+    test.handle(Input::LinkLost { stage: plan.id, cause: "cut".into() });
+    test.wait(Duration::from_secs(2));
+    assert_eq!(placed(&test), [1]);
+}
+
+/// Goal: a node that can load nothing doesn't hold up the others, where they do without it.
+#[test]
+fn whoever_fails_to_load_again_is_left_out_where_the_others_hold_the_model() {
+    let mut test = Test::new(|_| {});
+    (1..=3).for_each(|node| test.join(node, 1000));
+    for _ in 0..2 {
+        test.wait(Duration::from_secs(3));
+        assert_eq!(placed(&test).len(), 3);
+        let plans = std::mem::take(&mut test.plans);
+        let (node, plan) = plans.into_iter().find(|(node, _)| *node == NodeId(2)).unwrap();
+        let cause = "a damaged disk".into();
+        test.handle(Input::Failed(StageFailed { node, id: plan.id, cause, blame: Blame::Own }));
+    }
+    test.wait(Duration::from_secs(3));
+    assert_eq!(placed(&test), [1, 3]);
+    test.load();
+    assert!(test.is_ready());
+}

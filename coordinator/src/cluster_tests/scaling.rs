@@ -190,3 +190,37 @@ fn others_are_brought_for_nodes_that_may_serve_nothing() {
     test.handle(Input::Drain { node: NodeId(1), session: SessionId(1) });
     assert_eq!(said(&mut test), (1, 2, 1), "another is to come, and none for one that goes");
 }
+
+/// Goal: whoever asks wakes a cluster that sleeps, whatever it did before. Method: no node comes
+/// until it sleeps; two requests, of which the second finds it awake.
+#[test]
+fn a_cluster_that_fell_asleep_before_anything_served_is_woken() {
+    let mut test = scaled(|config| config.autoscaler.min_pipelines = 0);
+    test.pass(1);
+    assert!(matches!(test.submit(1), Err(SubmitError::NoPipeline(_))), "it isn't up yet");
+    test.pass(21);
+    assert!(test.cluster.status().scaling.unwrap().is_asleep);
+    test.submit(2).unwrap();
+    assert_eq!(test.staffing().num_nodes, 1);
+    test.submit(3).unwrap();
+    test.join(1, 1000);
+    test.pass(1);
+    test.load();
+    test.answer_all();
+    (2..=3).for_each(|id| assert_eq!(test.tokens(id), [104, 105], "request {id}"));
+}
+
+/// Goal: a model that no single node holds is placed where nodes are brought one order at a time.
+/// Method: the first shows how many of its kind it takes.
+#[test]
+fn as_many_nodes_are_to_come_as_hold_the_model() {
+    let mut test = scaled(|_| {});
+    test.join(1, 31);
+    test.pass(1);
+    assert_eq!(test.staffing().num_nodes, 2);
+    test.join(2, 31);
+    test.pass(1);
+    test.load();
+    test.pass(1);
+    assert_eq!((test.serving(), test.staffing().num_nodes), (1, 2));
+}
