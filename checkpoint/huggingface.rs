@@ -14,7 +14,7 @@ use crate::config::{
 };
 use crate::error::CheckpointError;
 use crate::fp8::{Scaling, scaling};
-use crate::mapped::{Mapped, read_small};
+use crate::mapped::{Mapped, is_named, read_small};
 use crate::safetensors;
 use crate::spec::{Attention, Dense, Gqa, Index, LayerSpec, Mla, Mlp, Moe};
 use crate::tensors::Tensors;
@@ -408,13 +408,13 @@ fn first_token(fields: &Value, key: &str) -> Result<Option<u32>, Refused> {
 /// Maps the weight files and reads their headers. `scaling` is what the configuration says.
 pub(crate) fn tensors(dir: &Path, scaling: Option<Scaling>) -> Result<Tensors, CheckpointError> {
     let single = dir.join(SINGLE);
-    if single.exists() {
+    if is_named(&single) {
         let mapped = Mapped::open(&single)?;
         let by_name = safetensors::read(&mapped, 0)?;
         return Ok(Tensors { path: single, files: vec![mapped], by_name, scaling });
     }
     let index_path = dir.join(INDEX);
-    if !index_path.exists() {
+    if !is_named(&index_path) {
         return Err(CheckpointError::NotAModel {
             path: dir.to_owned(),
             reason: format!("it holds {CONFIG} and neither {SINGLE} nor {INDEX}"),

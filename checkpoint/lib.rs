@@ -123,13 +123,14 @@ impl Checkpoint {
     /// If there is no model, if it is damaged, if it asks for something that is not computed
     /// here, or if a tensor that the architecture needs is missing or has another shape.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        mapped::check_link(path)?;
         if !path.exists() {
             return Err(CheckpointError::NotFound { path: path.to_owned() });
         }
         if !path.is_dir() {
             return Self::open_file(path);
         }
-        if path.join("config.json").exists() {
+        if mapped::is_named(&path.join("config.json")) {
             return Self::open_directory(path);
         }
         let mut ggufs = Vec::new();

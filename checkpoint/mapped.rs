@@ -21,6 +21,7 @@ impl Mapped {
     /// Maps a file. Refuses everything but regular files: opening a pipe would wait for ever.
     pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
         let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+        check_link(path)?;
         if !fs::metadata(path).map_err(io)?.is_file() {
             return Err(CheckpointError::NotAModel {
                 path: path.to_owned(),
@@ -44,9 +45,31 @@ impl Mapped {
     }
 }
 
+/// Whether there is something of this name, be it a link that leads nowhere.
+pub(crate) fn is_named(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+/// Refuses a link that leads nowhere: whoever lists its directory sees a file. Hugging Face's cache
+/// is made of links, and often only a part of it is copied, or mounted into a container.
+pub(crate) fn check_link(path: &Path) -> Result<(), CheckpointError> {
+    match fs::read_link(path) {
+        Ok(target) if !path.exists() => Err(CheckpointError::NotAModel {
+            path: path.to_owned(),
+            reason: format!(
+                "it is a link to {}, which isn't there: mount or copy all of the cache that it is \
+                 in, or what its links lead to (cp -rL)",
+                target.display()
+            ),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Reads a small file whole, or says that it is too large to be what it should be.
 pub(crate) fn read_small(path: &Path, max_bytes: u64) -> Result<Vec<u8>, CheckpointError> {
     let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+    check_link(path)?;
     if !fs::metadata(path).map_err(io)?.is_file() {
         return Err(io(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")));
     }

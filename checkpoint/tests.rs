@@ -450,6 +450,27 @@ fn directories_that_are_no_models() {
     }
 }
 
+/// Goal: who mounts one folder of Hugging Face's cache hears what is missing. Method: each file in
+/// turn is a link that leads nowhere, opened by its directory and by its own name.
+#[cfg(unix)]
+#[test]
+fn links_that_lead_nowhere_are_named_with_where_they_lead() {
+    let dir = Copied::new();
+    for name in ["config.json", INDEX, SHARD] {
+        let (path, away) = (dir.path(name), dir.path("away"));
+        fs::rename(&path, &away).unwrap();
+        std::os::unix::fs::symlink("../../blobs/abc", &path).unwrap();
+        for opened in [dir.0.path(), &path] {
+            let said = Checkpoint::open(opened).unwrap_err().to_string();
+            let expected = format!("{name} is not a model: it is a link to ../../blobs/abc, which");
+            assert!(said.contains(&expected), "{said}");
+        }
+        fs::remove_file(&path).unwrap();
+        fs::rename(&away, &path).unwrap();
+    }
+    dir.open().unwrap();
+}
+
 #[test]
 fn shards_that_are_truncated_or_of_another_type() {
     let dir = Copied::new();

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -214,15 +215,12 @@ impl Endpoint {
         match tokio::time::timeout(timeout, connecting).await {
             Ok(Ok(connection)) => Ok(connection),
             Err(_) | Ok(Err(quinn::ConnectionError::TimedOut)) => Err(no_answer()),
-            Ok(Err(cause)) if is_distrust(&cause) => {
-                Err(TransportError::Stranger { addr, cause: reason(&cause) })
-            }
             Ok(Err(cause)) if code(&cause) == Some(NO_COMMON_PROTOCOL) => Err(dial(format!(
                 "it speaks no wire version that this process does ({}): install the same release \
                  on both",
                 spoken::range(self.newest)
             ))),
-            Ok(Err(cause)) => Err(dial(reason(&cause))),
+            Ok(Err(cause)) => Err(distrust(addr, &cause).unwrap_or_else(|| dial(reason(&cause)))),
         }
     }
 
@@ -236,10 +234,18 @@ impl Endpoint {
 /// QUIC's number for TLS' alert that nothing of what is offered is spoken.
 const NO_COMMON_PROTOCOL: u64 = 0x178;
 
-/// Whether a certificate was not taken, by whichever side.
-fn is_distrust(cause: &quinn::ConnectionError) -> bool {
-    // QUIC's numbers for the alerts of TLS, of which these are about certificates.
-    code(cause).is_some_and(|code| (0x12a..=0x133).contains(&code))
+/// QUIC's numbers for TLS' alerts about certificates, and for the one about a certificate's time.
+const DISTRUST: RangeInclusive<u64> = 0x12a..=0x133;
+const OTHER_TIME: u64 = 0x12d;
+
+/// That a certificate was not taken, by whichever side, if that is why a connection ended.
+pub(crate) fn distrust(addr: SocketAddr, cause: &quinn::ConnectionError) -> Option<TransportError> {
+    let code = code(cause).filter(|code| DISTRUST.contains(code))?;
+    let cause = reason(cause);
+    Some(match code {
+        OTHER_TIME => TransportError::OtherTime { addr, cause },
+        _ => TransportError::Stranger { addr, cause },
+    })
 }
 
 /// By what QUIC's own end of a connection is called.

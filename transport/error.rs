@@ -39,6 +39,17 @@ pub enum TransportError {
         /// What TLS says.
         cause: String,
     },
+    /// A certificate's time is over, or hasn't begun, by the clock of whoever looks at it.
+    #[error(
+        "the clocks of this machine and of {addr} differ (set both), or one of the two slept and \
+         is about to get another certificate: {cause}"
+    )]
+    OtherTime {
+        /// The address.
+        addr: SocketAddr,
+        /// What TLS says.
+        cause: String,
+    },
     /// The connection or stream has ended.
     #[error("the connection is closed: {0}")]
     Closed(String),

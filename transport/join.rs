@@ -15,7 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::certs::{self, Authority, Identity, NodeKey};
 use crate::connection::{PeerName, Shown, canonical};
-use crate::endpoint::{Endpoint, Purpose};
+use crate::endpoint::{Endpoint, Purpose, distrust};
 use crate::error::{JoinError, TransportError};
 use crate::frames::{read_message, write_message};
 use crate::spoken::{self, JOIN};
@@ -148,7 +148,11 @@ impl Joining<'_> {
         let exchanged = tokio::time::timeout(timeout, exchange).await.map_err(|_| {
             TransportError::Dial { addr, cause: "it took too long to answer".into() }
         })?;
-        let (send, receive, answer) = exchanged?;
+        // Whether it takes this node's certificate shows only now: see `Endpoint::dial`.
+        let (send, receive, answer) = exchanged.map_err(|cause| {
+            let ended = connection.close_reason();
+            ended.and_then(|ended| distrust(addr, &ended)).unwrap_or(cause)
+        })?;
         Ok((Line { endpoint, connection, send, receive }, answer))
     }
 }

@@ -151,6 +151,24 @@ async fn a_member_renews_its_own_certificate_and_no_other() {
     }
 }
 
+/// Goal: clocks that differ are told from another cluster, by either end. Method: a member whose
+/// certificate is over in the coordinator's eyes, and a coordinator whose is in a node's.
+#[tokio::test]
+async fn a_certificate_that_is_over_by_one_of_two_clocks_is_said_to_be() {
+    let (coordinator, authority, dir) = coordinator(&Transport::default());
+    let (token, config) = (token(&authority, &dir), Transport::default());
+    let mut old = authority.old_coordinator_identity();
+    let by_member = renew(coordinator.local_addr(), NODE, &old, (&config, WIRE_VERSION)).await;
+    old.chain.push(authority.certificate().into());
+    let slept = Endpoint::bind(loopback(), Some(old), &config).unwrap();
+    let by_stranger = join(slept.local_addr(), NODE, &token, &config).await;
+    for error in [by_member.unwrap_err(), by_stranger.unwrap_err()] {
+        let is_told = matches!(error, JoinError::Transport(TransportError::OtherTime { .. }));
+        assert!(is_told && !error.is_final(), "{error}");
+        assert!(error.to_string().contains("certificate expired"), "{error}");
+    }
+}
+
 #[tokio::test]
 async fn a_node_that_is_refused_for_now_may_ask_again() {
     let (coordinator, authority, dir) = coordinator(&Transport::default());

@@ -11,8 +11,9 @@ use crate::endpoint::Endpoint;
 /// Between two tries, and between two certificates however short their lives are.
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 60_000 });
 
-/// Between two looks at the clock.
-const LONGEST_SLEEP: Duration = Duration::from_secs(600);
+/// Between two looks at the clock. A machine that slept past the end of its certificate lets nobody
+/// in, and gets in nowhere, until the next one.
+const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 
 impl Endpoint {
     /// Replaces the identity by what `renew` gives whenever two thirds of its life are over.
@@ -24,7 +25,7 @@ impl Endpoint {
     {
         loop {
             let Some(identity) = self.identity() else { return };
-            // Looked at again and again: a machine that slept meanwhile has another clock.
+            // Looked at again and again: tokio's time stands still while the machine sleeps.
             let renew_in = identity.renew_in();
             tokio::time::sleep(renew_in.min(LONGEST_SLEEP)).await;
             if renew_in > LONGEST_SLEEP {

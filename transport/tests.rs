@@ -202,6 +202,25 @@ async fn a_certificate_is_renewed_when_most_of_its_life_is_over() {
     assert!(!endpoint.identity().unwrap().renew_in().is_zero());
 }
 
+/// Goal: a coordinator that slept past its certificate's end lets nodes in soon after. Method: time
+/// passes between two looks at the clock, and the certificate is an old one meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_slept_past_the_end_of_its_certificate_has_another_soon() {
+    let (endpoint, authority, _dir) = coordinator(&Transport::default());
+    let old = authority.old_coordinator_identity();
+    let slept = async {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        endpoint.replace_identity(old).unwrap();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    };
+    let renew = async |_| authority.coordinator_identity(1).map_err(|cause| cause.to_string());
+    tokio::select! {
+        () = endpoint.clone().keep_renewed(&renew) => panic!("it never ends"),
+        () = slept => {}
+    }
+    assert!(endpoint.identity().unwrap().is_valid());
+}
+
 #[tokio::test]
 async fn an_address_that_is_taken_is_named() {
     let (taken, _authority, _dir) = coordinator(&Transport::default());

@@ -288,7 +288,12 @@ impl Worker {
             let may_change = !matches!(job, Job::Step { .. } | Job::Unload(_));
             match job {
                 Job::Load { plan, mut progress, reply } => {
-                    let loaded = self.load(&plan, &mut progress);
+                    // One that was given up must not keep the next one waiting, or the process.
+                    let mut is_awaited = |loading| {
+                        progress(loading);
+                        !reply.is_closed()
+                    };
+                    let loaded = self.load(&plan, &mut is_awaited);
                     if let Err(cause) = &loaded {
                         warn!(stage = %plan.id.stage, %cause, "stage not loaded");
                         lost = cause.loses_adapter().then(|| cause.to_string());
@@ -325,7 +330,7 @@ impl Worker {
                 Job::Warm { plan, part, reply } => {
                     let warmed = match part {
                         Some(part) => self.bring(&plan, part),
-                        None => self.warm(&plan),
+                        None => self.warm(&plan, &mut |_| !reply.is_closed()),
                     };
                     let failed = warmed.as_ref().err();
                     lost = failed.filter(|it| it.loses_adapter()).map(ToString::to_string);
@@ -355,7 +360,7 @@ impl Worker {
     fn load(
         &mut self,
         plan: &StagePlan,
-        progress: &mut ReportProgress,
+        progress: &mut dyn FnMut(Loading) -> bool,
     ) -> Result<Held, StageError> {
         self.drop_older(plan);
         let stage = self.load_stage(plan, progress)?;
@@ -369,12 +374,16 @@ impl Worker {
         self.stages.retain(|id, _| id.pipeline != plan.id.pipeline || id.epoch >= plan.id.epoch);
     }
 
-    fn warm(&mut self, plan: &StagePlan) -> Result<(), StageError> {
+    fn warm(
+        &mut self,
+        plan: &StagePlan,
+        progress: &mut dyn FnMut(Loading) -> bool,
+    ) -> Result<(), StageError> {
         // Whoever serves meanwhile has other things to do.
         if !self.stages.is_empty() {
             return Err(StageError::Busy);
         }
-        let warmed = self.load_stage(plan, &mut |_| ()).map(drop);
+        let warmed = self.load_stage(plan, progress).map(drop);
         self.kept.want(plan);
         warmed
     }
@@ -400,7 +409,7 @@ impl Worker {
     fn load_stage(
         &mut self,
         plan: &StagePlan,
-        progress: &mut dyn FnMut(Loading),
+        progress: &mut dyn FnMut(Loading) -> bool,
     ) -> Result<Stage, StageError> {
         // Anew: others may have taken their place since.
         self.files = None;

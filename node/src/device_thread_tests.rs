@@ -56,6 +56,42 @@ async fn an_adapter_that_does_not_answer_is_given_up_and_its_thread_ends() {
     device.stop().await;
 }
 
+/// Goal: a load that was given up, as when a node is to end or is placed anew, holds up nothing
+/// behind it. Method: two layers, of which nobody waits any more for the second.
+#[tokio::test]
+async fn a_load_that_nobody_waits_for_ends_with_the_part_that_it_is_at() {
+    let gpu = match Gpu::open_with(None, GpuOptions::default()) {
+        Ok(gpu) => gpu,
+        Err(cause) => return println!("skipped: no adapter ({cause})"),
+    };
+    let kernels = Kernels::new(&gpu).unwrap();
+    let worker = Worker::new(gpu, kernels, 1 << 30);
+    let (jobs, queue) = mpsc::channel(16);
+    let held = Arc::<Mutex<Vec<HeldParts>>>::default();
+    let shown = Arc::clone(&held);
+    let thread = std::thread::spawn(move || worker.run(queue, (&OnceLock::new(), &shown)));
+    let (other, _) = DeviceThread::fake();
+    let thread = Arc::new(Mutex::new(Some(thread)));
+    let device = DeviceThread { jobs, thread, held, ..other };
+    let files = Checkpoint::open(std::path::Path::new(&plan().model_path)).unwrap();
+    let layers = crate::kept::tests::plan(&files, 1..3);
+    let plan = StagePlan { model_path: plan().model_path, memory_bytes: 1 << 30, ..layers };
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let (go, going) = std::sync::mpsc::channel::<()>();
+    let progress = Box::new(move |_: Loading| {
+        let _ = tell.send(());
+        let _ = going.recv();
+    });
+    tokio::select! {
+        loaded = device.load(plan, progress) => panic!("{loaded:?}"),
+        _ = told.recv() => {}
+    }
+    drop(go);
+    device.stop().await;
+    let layers = vec![protocol::LayerRange { first: 1, end: 2 }];
+    assert_eq!(device.held(), [HeldParts { layers, ..HeldParts::default() }]);
+}
+
 /// Goal: a model that took another's place at its path is loaded as what it is. Method: the second
 /// differs in one byte of a layer.
 #[test]
@@ -76,7 +112,7 @@ fn files_that_took_the_place_of_others_are_read() {
         let plan = crate::kept::tests::plan(&files, 1..2);
         let model_path = dir.path().to_string_lossy().into_owned();
         let plan = StagePlan { model_path, memory_bytes: 1 << 30, ..plan };
-        worker.load_stage(&plan, &mut |_| ()).unwrap();
+        worker.load_stage(&plan, &mut |_| true).unwrap();
         let ranges = files.ranges(checkpoint::Part::Layer(1)).unwrap();
         (plan.digests, files.files().unwrap()[ranges[0].0].path.clone(), ranges[0].1.clone())
     };

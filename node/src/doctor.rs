@@ -14,10 +14,11 @@ use shaders::adapters::{AdapterDetails, Adapters};
 use shaders::matmul::Products;
 use shaders::products::Wanted;
 use transport::Token;
+use transport::doctor::reach::Reach;
 use transport::doctor::{machine, reach};
 
 use crate::devices;
-use crate::joining::find_token;
+use crate::joining::{check_reachable, find_token};
 use crate::proven::{Prove, Proven};
 use crate::run;
 
@@ -143,8 +144,18 @@ impl Arguments {
         }
         let node = NodeId(u64::from_le_bytes(id));
         let seen = reach::look(coordinator, node, token, &Transport::default()).await;
-        reach::judge(coordinator, &seen)
+        let mut findings = reach::judge(coordinator, &seen);
+        findings.extend(judge_address(&seen));
+        findings
     }
+}
+
+/// By some addresses a node could talk to its coordinator, and not to its neighbours.
+fn judge_address(seen: &Reach) -> Option<Finding> {
+    let Reach::Passed(addr, _) = seen else { return None };
+    let cause = check_reachable(addr.ip(), None).err()?;
+    let remedy = "join by another address of the coordinator, or with --advertise";
+    Some(Finding::warn("reach", cause.to_string(), remedy))
 }
 
 /// A node takes the first of several ways that leads in: the others are only to improve.
@@ -333,6 +344,16 @@ mod tests {
         assert!(lines[1].0 == Severity::Fail && lines[1].1.contains("none of"), "{lines:?}");
         let lines = said(vec![old], Some("no such thing"));
         assert!(lines[1].0 == Severity::Fail, "{lines:?}");
+    }
+
+    #[test]
+    fn a_way_that_no_neighbour_could_go_is_told() {
+        let rtt = Duration::from_millis(1);
+        let trial = transport::Trial { clock_ahead_ms: 0, rtt, upload: 1e9, download: 1e9 };
+        let judged = |addr: &str| judge_address(&Reach::Passed(addr.parse().unwrap(), trial));
+        assert_eq!(judged("[fd00::1]:7000"), None);
+        let told = judged("[fe80::1%2]:7000").unwrap();
+        assert!(told.severity == Severity::Warn && told.found.contains("one link only"), "{told}");
     }
 
     #[test]

@@ -42,6 +42,9 @@ pub enum StageError {
     /// What is kept ready for later has to wait.
     #[error("a stage is on the adapter")]
     Busy,
+    /// Whoever asked for the stage is gone, or wants another by now.
+    #[error("nobody waits for the stage any more")]
+    Unwanted,
     /// A batch that the kernels can't take.
     #[error(transparent)]
     Inputs(#[from] shaders::inputs::BadInputs),

@@ -67,6 +67,8 @@ struct Shared {
 enum Trouble {
     /// The source's fault: others may do better.
     There(String),
+    /// It took too long, be it the source's fault or that of the way to it.
+    Slow(String),
     /// Ours: nobody can do better.
     Here(String),
 }
@@ -166,9 +168,22 @@ impl Shared {
         max_pieces: usize,
         tell: mpsc::Sender<Came>,
     ) {
-        let source = self.fetching().add(None);
+        let mut source = self.fetching().add(None);
         self.changed.notify_waiters();
-        let asked = self.draw(source, &coordinator, max_pieces, &tell, false).await;
+        let mut asked = self.draw(source, &coordinator, max_pieces, &tell, false).await;
+        // On a narrow way all that are asked for at once are late, and one by one they aren't.
+        if max_pieces > 1
+            && let Err(Trouble::Slow(cause)) = asked
+        {
+            warn!(cause, "pieces are asked for one by one from now on");
+            {
+                let mut fetching = self.fetching();
+                fetching.gone(source);
+                source = fetching.add(None);
+            }
+            self.changed.notify_waiters();
+            asked = self.draw(source, &coordinator, 1, &tell, false).await;
+        }
         self.left(Some(source), &coordinator.peer().to_string(), asked, &tell).await;
     }
 
@@ -219,7 +234,7 @@ impl Shared {
         }
         match asked {
             Ok(()) => {}
-            Err(Trouble::There(cause)) => {
+            Err(Trouble::There(cause) | Trouble::Slow(cause)) => {
                 warn!(source = name, cause, "a source of weights is asked no more");
                 let mut causes = self.causes.lock().unwrap_or_else(PoisonError::into_inner);
                 causes.insert(format!("{name}: {cause}"));
@@ -297,7 +312,10 @@ impl Shared {
         let num_bytes = range.end - range.start;
         let ask = Ask::Piece(self.id, piece, digest);
         let bytes = transport::ask(source, &ask, num_bytes as usize).await;
-        let bytes = bytes.map_err(|cause| Trouble::There(cause.to_string()))?;
+        let bytes = bytes.map_err(|cause| match cause {
+            TransportError::Slow(_) => Trouble::Slow(cause.to_string()),
+            _ => Trouble::There(cause.to_string()),
+        })?;
         let model = Arc::clone(&self.model);
         let kept = spawn_blocking(move || model.keep(piece, &bytes)).await;
         match kept.map_err(|cause| Trouble::Here(cause.to_string()))? {

@@ -29,6 +29,8 @@ enum Manner {
     Hangs,
     /// It has nothing of this model.
     Empty,
+    /// The way to it is so narrow that of several pieces at once none comes in time.
+    Narrow,
 }
 
 /// Gives pieces of one file.
@@ -37,6 +39,8 @@ struct Giver {
     manner: Manner,
     num_given: AtomicUsize,
     endpoint: Endpoint,
+    // Held once by each piece that is on its way.
+    way: Arc<()>,
 }
 
 impl PieceSource for Giver {
@@ -53,6 +57,12 @@ impl PieceSource for Giver {
             Manner::Lies if number >= 8 => return Ok(vec![0; PIECE_BYTES].into()),
             Manner::Dies if number >= 8 => self.endpoint.close("killed").await,
             Manner::Hangs if number >= 8 => std::future::pending().await,
+            Manner::Narrow => {
+                let _on_its_way = Arc::clone(&self.way);
+                while Arc::strong_count(&self.way) > 2 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
             _ => tokio::time::sleep(Duration::from_millis(1)).await,
         }
         let (index, manifest) = (piece.index as usize, manifest(&self.bytes));
@@ -86,16 +96,21 @@ struct World {
     coordinator: SocketAddr,
     giver: Arc<Giver>,
     token: Token,
+    config: Transport,
     dir: tempfile::TempDir,
 }
 
 impl World {
     fn new(manner: Manner) -> Self {
+        Self::with(manner, quick())
+    }
+
+    fn with(manner: Manner, config: Transport) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::load_or_create(dir.path()).unwrap();
         let token = Token::load_or_create(&dir.path().join("join.token"), &authority).unwrap();
         let identity = authority.coordinator_identity(1).unwrap();
-        let (local, config) = (([127, 0, 0, 1], 0).into(), quick());
+        let (local, all) = (([127, 0, 0, 1], 0).into(), config.clone());
         let endpoint = Endpoint::bind(local, Some(identity), &config).unwrap();
         let coordinator = endpoint.local_addr();
         let giver = Arc::new(giver(manner, endpoint.clone()));
@@ -115,21 +130,21 @@ impl World {
                 }
             }
         });
-        Self { coordinator, giver, token, dir }
+        Self { coordinator, giver, token, config: all, dir }
     }
 
     async fn join(&self, node: u64) -> Endpoint {
-        let (key, config) = (NodeKey::new().unwrap(), quick());
+        let (key, config) = (NodeKey::new().unwrap(), &self.config);
         let joining = Joining {
             coordinator: self.coordinator,
             node: NodeId(node),
             key: &key,
             pool: "",
-            config: &config,
+            config,
             newest: WIRE_VERSION,
         };
         let joined = joining.by_token(&self.token).await.unwrap();
-        Endpoint::bind(([127, 0, 0, 1], 0).into(), Some(joined.identity), &config).unwrap()
+        Endpoint::bind(([127, 0, 0, 1], 0).into(), Some(joined.identity), config).unwrap()
     }
 
     /// Another node that gives pieces.
@@ -149,10 +164,10 @@ impl World {
     /// A node fetches all pieces, from the coordinator and from these: what came of it, and what
     /// is in its cache.
     async fn fetch(&self, nodes: Vec<Peer>) -> (Result<Fetched, StageError>, Vec<u8>) {
-        let (endpoint, config) = (self.join(1).await, quick());
+        let (endpoint, config) = (self.join(1).await, &self.config);
         let name = PeerName::Coordinator;
         let coordinator = endpoint.dial(self.coordinator, Purpose::Data, name).await.unwrap();
-        let links = Arc::new(Links::new(NodeId(1), endpoint, coordinator.clone(), &config));
+        let links = Arc::new(Links::new(NodeId(1), endpoint, coordinator.clone(), config));
         let manifest = manifest(&self.giver.bytes);
         let needed: BTreeSet<_> = (0..NUM_PIECES).map(|index| PieceId { file: 0, index }).collect();
         let cache = Cache::open(&self.dir.path().join("cache"), u64::MAX).unwrap();
@@ -172,7 +187,8 @@ impl World {
 
 fn giver(manner: Manner, endpoint: Endpoint) -> Giver {
     let bytes = (0..NUM_PIECES as usize * PIECE_BYTES).map(|at| (at / 7 + at / 5000) as u8);
-    Giver { bytes: bytes.collect(), manner, num_given: AtomicUsize::new(0), endpoint }
+    let (num_given, way) = (AtomicUsize::new(0), Arc::default());
+    Giver { bytes: bytes.collect(), manner, num_given, endpoint, way }
 }
 
 /// Goal: bytes really come from other nodes. Method: what each source gave is counted by itself.
@@ -229,4 +245,15 @@ async fn nodes_give_what_the_coordinator_fails_to() {
     for expected in ["pieces are missing", "other bytes", "0d0a"] {
         assert!(said.contains(expected), "{said}");
     }
+}
+
+/// Goal: a model comes to a node behind a narrow way, too. Method: a coordinator of whose pieces
+/// none comes in time while another is on its way.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_come_in_time_at_once_comes_one_by_one() {
+    let config = Transport { piece_timeout_ms: 1000, ..quick() };
+    let world = World::with(Manner::Narrow, config);
+    let (fetched, held) = world.fetch(Vec::new()).await;
+    assert_eq!(fetched.unwrap().left, BTreeSet::new());
+    assert!(held == world.giver.bytes);
 }

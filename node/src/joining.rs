@@ -65,11 +65,7 @@ pub(crate) fn find_token(token: Option<&Token>, file: Option<&Path>, port: u16) 
     }
     let path = match file {
         Some(path) => path.to_owned(),
-        None => {
-            let own = default_data_dir()?.join(format!("coordinator-{port}/join.token"));
-            let system = PathBuf::from(SYSTEM_TOKEN);
-            if !own.exists() && system.exists() { system } else { own }
-        }
+        None => token_file(default_data_dir(), port, Path::new(SYSTEM_TOKEN))?,
     };
     let text = std::fs::read_to_string(&path).with_context(|| {
         format!(
@@ -80,6 +76,17 @@ pub(crate) fn find_token(token: Option<&Token>, file: Option<&Path>, port: u16) 
         )
     })?;
     text.parse().map_err(|cause| anyhow::anyhow!("{}: {cause}", path.display()))
+}
+
+/// Where a token is that nothing names: in the user's own place, or else in the system's.
+fn token_file(own: Result<PathBuf>, port: u16, system: &Path) -> Result<PathBuf> {
+    let own = own.map(|dir| dir.join(format!("coordinator-{port}/join.token")));
+    match own {
+        Ok(own) if own.exists() || !system.exists() => Ok(own),
+        // A service may have no home.
+        _ if system.exists() => Ok(system.to_owned()),
+        _ => own.context("no join token is given: name its file with --token-file"),
+    }
 }
 
 /// Asks the coordinator in until it answers, at each of its addresses in turn.
@@ -169,27 +176,42 @@ async fn ask(
     let (key, pool, newest) = (&papers.key, &options.pool, options.wire_version);
     let joining = Joining { coordinator, node, key, pool, config, newest };
     let kept = Identity::load(&papers.certificate, &papers.key);
-    let stranger = match &kept {
+    let as_member = match &kept {
         None => None,
         Some(identity) => match joining.as_member(identity).await {
             Ok(joined) => return Ok(joined),
-            // It may have been made anew, and then a token may help.
-            Err(JoinError::Transport(cause @ TransportError::Stranger { .. })) => Some(cause),
+            Err(cause) if may_token_help(&cause) => Some(cause),
             Err(cause) => return Err(cause.into()),
         },
     };
-    let token = options.token(coordinator.port()).map_err(|cause| {
-        Failed::Now(stranger.as_ref().map_or_else(|| format!("{cause:#}"), ToString::to_string))
-    })?;
-    joining.by_token(&token).await.map_err(|cause| match stranger {
+    let token = match options.token(coordinator.port()) {
+        Ok(token) => token,
+        Err(cause) => {
+            let no_token = || Failed::Now(format!("{cause:#}"));
+            return Err(as_member.map_or_else(no_token, Failed::from));
+        }
+    };
+    joining.by_token(&token).await.map_err(|cause| match as_member {
         // What it has may still be good, where the right one listens again.
-        Some(stranger) => Failed::Now(format!("{stranger}; and by the token: {cause}")),
-        None => cause.into(),
+        Some(JoinError::Transport(other)) => {
+            Failed::Now(format!("{other}; and by the token: {cause}"))
+        }
+        _ => cause.into(),
     })
 }
 
+/// Whether a token may get a node in whose certificate doesn't: the coordinator may have been made
+/// anew, or the node, which has another id then, or it may be meant for another pool by now.
+fn may_token_help(cause: &JoinError) -> bool {
+    use TransportError::{OtherTime, Stranger};
+    matches!(
+        cause,
+        JoinError::Refused(_) | JoinError::Transport(Stranger { .. } | OtherTime { .. })
+    )
+}
+
 /// Neighbours reach a node where its coordinator sees it.
-fn check_reachable(coordinator: IpAddr, advertise: Option<IpAddr>) -> Result<()> {
+pub(crate) fn check_reachable(coordinator: IpAddr, advertise: Option<IpAddr>) -> Result<()> {
     match coordinator {
         IpAddr::V6(ip) if ip.is_unicast_link_local() && advertise.is_none() => bail!(
             "{ip} is good on one link only, and so is the address at which the coordinator would \
@@ -233,7 +255,68 @@ pub fn label(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
+    use transport::{Authority, Endpoint, Incoming, Verdict};
+
     use super::*;
+
+    /// Goal: a certificate that the coordinator doesn't take is in no token's way. Method: a node
+    /// that has one of pool a, is to be in pool b, and then has another id; and no token at all.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_member_that_is_refused_is_let_in_by_its_token() {
+        let (dir, node) = (tempfile::tempdir().unwrap(), NodeId(1));
+        let authority = Authority::load_or_create(dir.path()).unwrap();
+        let token = Token::load_or_create(&dir.path().join("join.token"), &authority).unwrap();
+        let papers = Papers::open(dir.path()).unwrap();
+        let (config, local) = (Transport::default(), ([127, 0, 0, 1], 0).into());
+        let identity = authority.coordinator_identity(1).unwrap();
+        let endpoint = Endpoint::bind(local, Some(identity), &config).unwrap();
+        let options = crate::session_tests::options(endpoint.local_addr(), token);
+        let serving = tokio::spawn(async move {
+            let (mut pools, mut joined) = (["a", "b", "b"].into_iter(), Vec::new());
+            while let Some(Incoming::Join(request)) = endpoint.accept().await {
+                // It has heard why, whose certificate is another's.
+                let Ok(asking) = request.hear(&config).await else { continue };
+                let verdict = match &asking.applicant.member {
+                    Some(pool) => Verdict::Refused(format!("it is of pool {pool}")),
+                    None => Verdict::Admitted { pool: pools.next().unwrap().into() },
+                };
+                joined.push(verdict.clone());
+                asking.answer(&authority, &config, false, &verdict).await.unwrap();
+                if joined.len() == 5 {
+                    break;
+                }
+            }
+            joined
+        });
+        for node in [node, node, NodeId(2)] {
+            join(&options, node, &papers).await.unwrap();
+        }
+        let none = Options { token: None, token_file: Some(dir.path().join("none")), ..options };
+        let said = join(&none, NodeId(2), &papers).await.unwrap_err().to_string();
+        assert!(said.contains("it is of pool b"), "{said}");
+        let pool = |pool: &str| Verdict::Admitted { pool: pool.into() };
+        let refused = |pool: &str| Verdict::Refused(format!("it is of pool {pool}"));
+        let expected = [pool("a"), refused("a"), pool("b"), pool("b"), refused("b")];
+        assert_eq!(serving.await.unwrap(), expected);
+    }
+
+    #[test]
+    fn who_has_no_home_has_the_systems_token() {
+        let dir = tempfile::tempdir().unwrap();
+        let system = dir.path().join("join.token");
+        let homeless = || Err(anyhow::anyhow!("HOME isn't set"));
+        let at_home = || Ok(dir.path().to_owned());
+        let own = dir.path().join("coordinator-7/join.token");
+        let said = format!("{:#}", token_file(homeless(), 7, &system).unwrap_err());
+        assert!(said.contains("--token-file") && said.contains("HOME"), "{said}");
+        assert_eq!(token_file(at_home(), 7, &system).unwrap(), own);
+        std::fs::write(&system, "").unwrap();
+        assert_eq!(token_file(homeless(), 7, &system).unwrap(), system);
+        assert_eq!(token_file(at_home(), 7, &system).unwrap(), system);
+        std::fs::create_dir(own.parent().unwrap()).unwrap();
+        std::fs::write(&own, "").unwrap();
+        assert_eq!(token_file(at_home(), 7, &system).unwrap(), own);
+    }
 
     #[test]
     fn what_no_neighbour_could_reach_is_refused_with_what_would_be_right() {

@@ -75,17 +75,18 @@ impl KeptWeights {
 
     /// The parts of a plan: what is missing is loaded, after comparing the files with what the
     /// coordinator has, once there is room for it: of what else is kept no more stays than
-    /// `others_bytes`.
+    /// `others_bytes`. `progress` says whether anybody still waits; where nobody does, what was
+    /// loaded by then stays.
     ///
     /// # Errors
-    /// When the files don't hold them, or the adapter has no room.
+    /// When the files don't hold them, the adapter has no room, or nobody waits any more.
     pub(crate) fn load(
         &mut self,
         gpu: &Gpu,
         files: &Checkpoint,
         plan: &StagePlan,
         others_bytes: u64,
-        progress: &mut dyn FnMut(Loading),
+        progress: &mut dyn FnMut(Loading) -> bool,
     ) -> Result<Loaded, StageError> {
         let keys = keys(plan)?;
         let shares_table = plan.embeds() && plan.samples() && files.config().tie_word_embeddings;
@@ -117,7 +118,9 @@ impl KeptWeights {
                 })?,
             });
             so_far.loaded_bytes = before + bytes;
-            progress(so_far);
+            if !progress(so_far) {
+                return Err(StageError::Unwanted);
+            }
         }
         info!(num_parts = parts.len(), num_read, "weights are on the adapter");
         Ok(Loaded { parts, num_bytes: total })
@@ -340,7 +343,7 @@ pub(crate) mod tests {
         let files = glass();
         let mut kept = KeptWeights::new();
         let load = |kept: &mut KeptWeights, layers, others_bytes| {
-            kept.load(&gpu, &files, &plan(&files, layers), others_bytes, &mut |_| ()).unwrap()
+            kept.load(&gpu, &files, &plan(&files, layers), others_bytes, &mut |_| true).unwrap()
         };
         let first = load(&mut kept, 0..2, u64::MAX);
         // It moves by a layer: what both hold is the same memory.
@@ -383,7 +386,7 @@ pub(crate) mod tests {
         }
         let brought = held(&kept);
         assert_eq!(kept.held()[0].layers, [LayerRange { first: 1, end: 2 }]);
-        let loaded = kept.load(&gpu, &files, &plan, u64::MAX, &mut |_| ()).unwrap();
+        let loaded = kept.load(&gpu, &files, &plan, u64::MAX, &mut |_| true).unwrap();
         assert_eq!(brought, Some(Arc::as_ptr(&loaded.parts[1])));
         assert_eq!(kept.parts.len(), 2);
         // What the plan doesn't ask for gives way, as it does for whoever loads all of it.

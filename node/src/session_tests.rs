@@ -1,6 +1,7 @@
 //! A node and a coordinator that is only a door: what ends a session, and that another begins.
 
 use std::future::Pending;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,30 @@ struct Seen {
     _stream: ControlStream,
 }
 
+/// Of a node that joins there, with nothing of its own.
+pub(crate) fn options(coordinator: SocketAddr, token: Token) -> Options {
+    Options {
+        coordinators: vec![coordinator.into()],
+        pool: String::new(),
+        labels: Vec::new(),
+        advertise: None,
+        token: Some(token),
+        token_file: None,
+        data_dir: None,
+        cache_dir: None,
+        cache_size: u64::MAX,
+        no_local_files: false,
+        adapter: None,
+        max_memory: None,
+        products: shaders::matmul::Products::Plain.into(),
+        wire_version: protocol::WIRE_VERSION,
+        exit_with_coordinator: false,
+        drain_timeout: Duration::ZERO,
+        hurry: CancellationToken::new(),
+        tracer: Tracer::default(),
+    }
+}
+
 /// A coordinator's door.
 struct Door {
     sessions: mpsc::Receiver<Seen>,
@@ -48,26 +73,7 @@ impl Door {
         let identity = authority.coordinator_identity(1).unwrap();
         let local = ([127, 0, 0, 1], 0).into();
         let endpoint = Endpoint::bind(local, Some(identity), &Transport::default()).unwrap();
-        let options = Options {
-            coordinators: vec![endpoint.local_addr().into()],
-            pool: String::new(),
-            labels: Vec::new(),
-            advertise: None,
-            token: Some(token),
-            token_file: None,
-            data_dir: None,
-            cache_dir: None,
-            cache_size: u64::MAX,
-            no_local_files: false,
-            adapter: None,
-            max_memory: None,
-            products: shaders::matmul::Products::Plain.into(),
-            wire_version: protocol::WIRE_VERSION,
-            exit_with_coordinator: false,
-            drain_timeout: Duration::ZERO,
-            hurry: CancellationToken::new(),
-            tracer: Tracer::default(),
-        };
+        let options = options(endpoint.local_addr(), token);
         let (seen, sessions) = mpsc::channel(1);
         tokio::spawn(async move {
             let mut settings = settings.into_iter().peekable();

@@ -100,21 +100,26 @@ impl Stage {
         progress: &mut dyn FnMut(Loading),
     ) -> Result<Self, StageError> {
         let mut kept = KeptWeights::new();
-        Self::load_missing(gpu, kernels, files, plan, (&mut kept, u64::MAX), progress)
+        let mut wanted = |loading| {
+            progress(loading);
+            true
+        };
+        Self::load_missing(gpu, kernels, files, plan, (&mut kept, u64::MAX), &mut wanted)
     }
 
     /// Loads what the plan asks for and isn't `kept` already, and keeps it. Of what else is kept no
-    /// more stays than fits into `memory_bytes` beside the stage.
+    /// more stays than fits into `memory_bytes` beside the stage. `progress` says whether anybody
+    /// still waits for it.
     ///
     /// # Errors
-    /// When the files or the adapter don't allow it.
+    /// When the files or the adapter don't allow it, or nobody waits any more.
     pub(crate) fn load_missing(
         gpu: &Gpu,
         kernels: &Kernels,
         files: &Checkpoint,
         plan: &StagePlan,
         (kept, memory_bytes): (&mut KeptWeights, u64),
-        progress: &mut dyn FnMut(Loading),
+        progress: &mut dyn FnMut(Loading) -> bool,
     ) -> Result<Self, StageError> {
         let (num_blocks, stage_bytes) = Self::extent(gpu, files, plan)?;
         let (model, limits) = (files.config(), &plan.limits);

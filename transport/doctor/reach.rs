@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use crate::certs::SKEW;
-use crate::error::JoinError;
+use crate::error::{JoinError, TransportError};
 use crate::resolve;
 use crate::tls::OTHER_COORDINATOR;
 use crate::token::Token;
@@ -31,6 +31,8 @@ const FAR: Duration = Duration::from_millis(20);
 /// Bytes a second, below which activations of a long prompt take longer than computing them:
 /// 100 Mbit.
 const NARROW: f64 = 12.5e6;
+
+const SET_CLOCKS: &str = "set both clocks (timedatectl set-ntp true)";
 
 /// What became of the way to the coordinator.
 #[derive(Debug)]
@@ -207,18 +209,13 @@ fn judge_refusal(cause: &JoinError) -> Finding {
              address",
         );
     }
-    // TLS itself says which of the two times it compared.
-    if found.contains("certificate expired") || found.contains("not valid yet") {
-        return Finding::fail(
-            "clock",
-            format!("the clocks of this machine and the coordinator's differ too much: {found}"),
-            "set both clocks (timedatectl set-ntp true)",
-        );
-    }
     if found.contains("wire version") {
         return Finding::fail("version", found, "install the same release on both machines");
     }
     match cause {
+        JoinError::Transport(TransportError::OtherTime { .. }) => {
+            Finding::fail("clock", found, SET_CLOCKS)
+        }
         JoinError::NotNow(_) => Finding::warn("token", found, "wait, or end the other process"),
         JoinError::Refused(_) => {
             Finding::fail("token", found, "make another token (autoglm token create)")
@@ -233,7 +230,7 @@ fn judge_clock(ahead_ms: i64) -> Finding {
     let seconds = ahead_ms.unsigned_abs() as f64 / 1e3;
     let side = if ahead_ms < 0 { "behind" } else { "ahead of" };
     let found = format!("{seconds:.1} s {side} the coordinator's");
-    let remedy = "set both clocks (timedatectl set-ntp true)";
+    let remedy = SET_CLOCKS;
     match ahead_ms.unsigned_abs() {
         off if off > skew_ms => Finding::fail(check, found + ": certificates won't hold", remedy),
         off if off > skew_ms / 5 => Finding::warn(check, found, remedy),
