@@ -184,6 +184,7 @@ pub async fn throughput(
         let took = start.elapsed().as_secs_f64();
         assert_eq!(job["request_counts"]["completed"], num_lines);
         let rate = job["usage"]["output_tokens"].as_f64().unwrap() / took;
+        eprintln!("round {round}: a job {rate:.0} tokens a second");
         measured.job.extend((round > 0).then_some(rate));
         for (num, rates) in &mut measured.completions {
             let start = Instant::now();
@@ -191,6 +192,7 @@ pub async fn throughput(
             let tokens = answers.buffer_unordered(*num).map(|(answer, _)| num_tokens(&answer));
             let tokens: f64 = tokens.fold(0.0, async |sum, num| sum + num).await;
             let rate = tokens / start.elapsed().as_secs_f64();
+            eprintln!("round {round}: /v1/completions, {num} at once {rate:.0}");
             rates.extend((round > 0).then_some(rate));
         }
     }

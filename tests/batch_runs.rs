@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -189,13 +191,25 @@ fn essences(output: &str) -> Vec<String> {
     output.lines().map(essence).collect()
 }
 
+/// What is run with kills.
+#[derive(Clone, Copy, Debug)]
+pub struct Runs {
+    /// How often the batch is run.
+    pub num: usize,
+    /// How often its coordinator is killed in each run.
+    pub kills_each: usize,
+    /// Lines of the batch.
+    pub num_lines: usize,
+    /// Decides when.
+    pub seed: u64,
+}
+
 /// What runs with kills have shown.
 #[derive(Debug, Default)]
 pub struct Report {
-    pub num_runs: usize,
     pub num_kills: usize,
     pub num_killed_nodes: usize,
-    /// Lines that were durable when the coordinator was killed, of each run.
+    /// Lines that were durable when the coordinator was killed, of each kill.
     pub at_kill: Vec<i64>,
     /// From the kill to the first durable line after it.
     pub recoveries: Vec<Duration>,
@@ -204,9 +218,10 @@ pub struct Report {
 /// How long one of these runs may take: it may be the least of what its machine does.
 const PATIENCE: Duration = Duration::from_secs(7200);
 
-/// Runs a batch again and again, each time with one kill of the coordinator at a random moment, in
-/// a quarter of the runs of a node, too; every output must be that of an undisturbed run.
-pub async fn run_with_kills(options: Options, num_lines: usize, num: usize, seed: u64) -> Report {
+/// Runs a batch again and again, each time with kills of the coordinator at random moments, and at
+/// a quarter of them of a node, too; every output must be that of an undisturbed run.
+pub async fn run_with_kills(options: Options, runs: Runs) -> Report {
+    let num_lines = runs.num_lines;
     let mut cluster = Cluster::start(options.clone()).await;
     let input = lines(&cluster.model().await, num_lines, 16..65);
     let batches = Batches::of(&cluster);
@@ -220,44 +235,46 @@ pub async fn run_with_kills(options: Options, num_lines: usize, num: usize, seed
     let is_named = |(at, it): (usize, &String)| it.starts_with(&format!("\"id-{at}\" 200 null "));
     assert_eq!(expected.len(), num_lines);
     assert!(expected.iter().enumerate().all(is_named), "each line once, answered, in order");
-    let mut report = Report { num_runs: num, ..Report::default() };
-    let mut random = seed;
-    for run in 0..num {
+    let mut report = Report::default();
+    let mut random = StdRng::seed_from_u64(runs.seed);
+    for run in 0..runs.num {
         let start = Instant::now();
-        // SplitMix64.
-        random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (random ^ (random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let share = (mixed >> 40) as f64 / f64::from(1 << 24);
-        let batches = Batches::of(&cluster);
-        let id = batches.create(&file, "24h").await.unwrap();
-        // By lines, not by time: a machine is faster at one moment than at another. A few runs are
-        // cut off before the first line, or after the last.
-        let kill_at = (share * 1.04 * num_lines as f64) as i64 - num_lines as i64 / 50;
-        batches.durable(&id, kill_at.min(num_lines as i64)).await;
-        tokio::time::sleep(Duration::from_millis(mixed % 100)).await;
-        let mut killed_too = "";
-        if run % 4 == 3
-            && let Some(pid) = cluster.node_pids().last().copied()
-            && crate::cluster::is_running(pid)
-        {
-            crate::cluster::signal(pid, "KILL");
-            report.num_killed_nodes += 1;
-            killed_too = " and a node";
+        let id = Batches::of(&cluster).create(&file, "24h").await.unwrap();
+        // By lines, not by time: a machine is faster at one moment than at another. A few kills
+        // come before the first line, or after the last.
+        let margin = num_lines as i64 / 50;
+        let moment = |_| random.random_range(-margin..=num_lines as i64 + margin);
+        let mut moments: Vec<_> = (0..runs.kills_each).map(moment).collect();
+        moments.sort_unstable();
+        for kill_at in moments {
+            let batches = Batches::of(&cluster);
+            batches.durable(&id, kill_at.min(num_lines as i64)).await;
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..100))).await;
+            let mut killed_too = "";
+            if report.num_kills % 4 == 3
+                && let Some(pid) = cluster.node_pids().last().copied()
+                && crate::cluster::is_running(pid)
+            {
+                crate::cluster::signal(pid, "KILL");
+                report.num_killed_nodes += 1;
+                killed_too = " and a node";
+            }
+            let before = batches.get(&id).await.unwrap_or_default();
+            let at_kill = num_durable(&before);
+            report.at_kill.push(at_kill);
+            let killed = Instant::now();
+            cluster = cluster.replace(&options).await;
+            report.num_kills += 1;
+            let mut went_on = String::from("it had ended");
+            if before["status"] != "completed" && at_kill < num_lines as i64 {
+                Batches::of(&cluster).durable(&id, at_kill + 1).await;
+                let recovery = killed.elapsed();
+                went_on = format!("the next durable line after {:.1} s", recovery.as_secs_f64());
+                report.recoveries.push(recovery);
+            }
+            println!("the coordinator{killed_too} killed at {at_kill}, {went_on}");
         }
-        let before = batches.get(&id).await.unwrap_or_default();
-        let at_kill = num_durable(&before);
-        report.at_kill.push(at_kill);
-        let killed = Instant::now();
-        cluster = cluster.replace(&options).await;
-        report.num_kills += 1;
         let batches = Batches::of(&cluster);
-        let mut went_on = String::from("it had ended");
-        if before["status"] != "completed" && at_kill < num_lines as i64 {
-            batches.durable(&id, at_kill + 1).await;
-            let recovery = killed.elapsed();
-            went_on = format!("the next durable line after {:.1} s", recovery.as_secs_f64());
-            report.recoveries.push(recovery);
-        }
         let ended = batches.ended(&id, PATIENCE).await;
         assert_eq!(ended["status"], "completed", "{ended}\n{}", cluster.process.log());
         let counts = &ended["request_counts"];
@@ -266,8 +283,7 @@ pub async fn run_with_kills(options: Options, num_lines: usize, num: usize, seed
         let found = essences(&batches.text(&ended["output_file_id"]).await);
         assert!(found == expected, "run {run} differs: {:?}", first_difference(&found, &expected));
         println!(
-            "run {}: {num_lines} lines, the coordinator{killed_too} killed at {at_kill}, \
-             {went_on}; each custom_id once, identical; {:.0} s",
+            "run {}: {num_lines} lines, each custom_id once, identical; {:.0} s",
             run + 1,
             start.elapsed().as_secs_f64()
         );

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tests::batch_load;
-use tests::batch_runs::{Batches, compared, lines, run_with_kills};
+use tests::batch_runs::{Batches, Runs, compared, lines, run_with_kills};
 use tests::cluster::{Cluster, Options, binary};
 use tests::golden;
 
@@ -68,7 +68,8 @@ async fn the_openai_package_for_node_makes_batches_unmodified() {
 /// does as many as are wanted, with nodes).
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_whose_coordinator_is_killed_answers_every_line_once_and_alike() {
-    let report = run_with_kills(one_node(), 120, 3, 7).await;
+    let runs = Runs { num: 3, kills_each: 1, num_lines: 120, seed: 7 };
+    let report = run_with_kills(one_node(), runs).await;
     assert_eq!(report.num_kills, 3);
 }
 
