@@ -11,9 +11,9 @@
 # helps there; who closes in the middle of a transfer can only wait until it is through. Mended
 # upstream in August 2026, in no release yet.
 #
-# Here the peer acknowledges seldom, so that the window of one connection stays full; that of the
-# other is larger than all that it sends. Seen: "timed out" after 1.8 s, "closed by peer" after
-# 0.0 s.
+# Here packets to the peer are lost for a moment, so that the window of one connection is full when
+# the way is good again; that of the other is larger than all that it sends. Seen: "timed out" after
+# 1.5 s, "closed by peer" after 1 ms.
 #
 # Fails when the behaviour has changed. Needs cargo and a minute.
 set -euo pipefail
@@ -35,27 +35,51 @@ tokio = { version = "1", features = ["rt-multi-thread", "macros", "net", "time"]
 debug = false
 END
 cat >"$folder/src/main.rs" <<'END'
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use quinn::congestion::CubicConfig;
-use quinn::{AckFrequencyConfig, ClientConfig, Endpoint, ServerConfig, TransportConfig};
+use quinn::{ClientConfig, Endpoint, ServerConfig, TransportConfig};
+use tokio::net::UdpSocket;
 
-const MANY_BYTES: usize = 1 << 18;
+/// Passes packets on, those that come back only while the way is not cut.
+async fn relay(to: SocketAddr, is_cut: Arc<AtomicBool>) -> SocketAddr {
+    let near = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    let far = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    let addr = near.local_addr().unwrap();
+    let dialler = Arc::new(std::sync::Mutex::new(None));
+    for is_going in [true, false] {
+        let (near, far) = (near.clone(), far.clone());
+        let (dialler, is_cut) = (dialler.clone(), is_cut.clone());
+        tokio::spawn(async move {
+            let mut bytes = vec![0; 65_536];
+            loop {
+                let (from, onto) = if is_going { (&near, &far) } else { (&far, &near) };
+                let (length, addr) = from.recv_from(&mut bytes).await.unwrap();
+                if is_going {
+                    *dialler.lock().unwrap() = Some(addr);
+                } else if is_cut.load(Ordering::Relaxed) {
+                    continue;
+                }
+                let to = if is_going { to } else { dialler.lock().unwrap().unwrap() };
+                onto.send_to(&bytes[..length], to).await.unwrap();
+            }
+        });
+    }
+    addr
+}
 
 async fn try_with(first_window: u64) -> (String, Duration) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let certificate = made.cert.der().clone();
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
     let transport = || {
-        let mut seldom = AckFrequencyConfig::default();
-        seldom.ack_eliciting_threshold(1000_u32.into());
-        seldom.max_ack_delay(Some(Duration::from_secs(10)));
         let mut congestion = CubicConfig::default();
         congestion.initial_window(first_window);
         let mut transport = TransportConfig::default();
         transport.max_idle_timeout(Some(Duration::from_secs(2).try_into().unwrap()));
-        transport.ack_frequency_config(Some(seldom));
         transport.congestion_controller_factory(Arc::new(congestion));
         Arc::new(transport)
     };
@@ -67,16 +91,19 @@ async fn try_with(first_window: u64) -> (String, Duration) {
     let mut client = ClientConfig::with_root_certificates(Arc::new(roots)).unwrap();
     client.transport_config(transport());
     let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
-    let addr = server.local_addr().unwrap();
-    let dial = endpoint.connect_with(client, addr, "localhost").unwrap();
+    let is_cut = Arc::new(AtomicBool::new(false));
+    let way = relay(server.local_addr().unwrap(), is_cut.clone()).await;
+    let dial = endpoint.connect_with(client, way, "localhost").unwrap();
     let accept = async { server.accept().await.unwrap().await.unwrap() };
     let (dialled, accepted) = tokio::join!(dial, accept);
     let dialled = dialled.unwrap();
-    // Until the peer has been asked to acknowledge seldom.
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // Until nothing of the beginning is under way any more.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    is_cut.store(true, Ordering::Relaxed);
     let mut stream = accepted.open_uni().await.unwrap();
-    let writing = tokio::spawn(async move { stream.write_all(&vec![0; MANY_BYTES]).await });
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let writing = tokio::spawn(async move { stream.write_all(&[0; 1 << 18]).await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    is_cut.store(false, Ordering::Relaxed);
     let closed = Instant::now();
     accepted.close(7_u32.into(), b"go away");
     let cause = dialled.closed().await;
