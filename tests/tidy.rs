@@ -68,7 +68,7 @@ fn libraries_are_named_only_where_they_belong() {
         ("axum::", &["coordinator/src/http", "loadgen/mock/", "bench/tests/"]),
         ("opentelemetry", &["telemetry/"]),
         ("bincode::encode_to_vec", &["protocol/codec.rs"]),
-        ("llguidance::", &["coordinator/src/grammar/"]),
+        ("llguidance::", &["coordinator/src/grammar/", "coordinator/src/guard.rs"]),
         ("ratatui::", &["coordinator/src/top"]),
     ];
     for (path, text) in sources("rs") {
