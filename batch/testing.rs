@@ -127,6 +127,12 @@ impl Trial {
         }
     }
 
+    /// What its sink is opened with, waiting on this runtime.
+    pub(crate) fn writing(&self, runtime: &Runtime) -> Writing {
+        let _entered = runtime.enter();
+        self.job(Begin::Anew).writing
+    }
+
     pub(crate) fn job(&self, begin: Begin) -> Job {
         let runtime = Handle::current();
         let http = Http::new().unwrap();

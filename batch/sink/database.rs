@@ -315,7 +315,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::journal::Begin;
     use crate::testing::{Trial, reading};
 
     #[test]
@@ -323,10 +322,7 @@ mod tests {
         let (runtime, _) = reading();
         let dir = tempfile::tempdir().unwrap();
         let trial = Trial { id: Some("id"), ..Trial::new(dir.path(), "in.csv", "out.csv") };
-        let writing = {
-            let _entered = runtime.enter();
-            trial.job(Begin::Anew).writing
-        };
+        let writing = trial.writing(&runtime);
         let url = format!("sqlite:{}", dir.path().join("a.db").display());
         let columns = [Column::new("id", Kind::Int), Column::new("list", Kind::Text)];
         let mut table = Table::open(Dialect::Sqlite, &url, "t", &columns, 0, &writing).unwrap();

@@ -135,7 +135,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::journal::Begin;
     use crate::testing::{Trial, reading};
 
     #[test]
@@ -143,10 +142,7 @@ mod tests {
         let (runtime, _) = reading();
         let dir = tempfile::tempdir().unwrap();
         let trial = Trial { id: Some("id"), ..Trial::new(dir.path(), "in.csv", "out.csv") };
-        let writing = {
-            let _entered = runtime.enter();
-            trial.job(Begin::Anew).writing
-        };
+        let writing = trial.writing(&runtime);
         let mut sink = HttpSink::open("http://127.0.0.1:9/{id}", 0, &writing).unwrap();
         let cells = json!({"text": "kept"}).as_object().unwrap().clone();
         let said = sink.write(0, cells).unwrap_err().to_string();
